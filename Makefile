@@ -1,0 +1,88 @@
+# Two commands matter: `make demo` and `make test`. Both make the environment they need; nothing is installed outside .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Arguments for pytest, e.g. `make test PYTEST_ARGS="-k ledger -x"`.
+PYTEST_ARGS ?=
+# The tests wait for servers more than they compute, so more of them run at once than a small machine has cores.
+PROCESSES ?= 6
+CODE := consumerkit tests examples benchmarks
+# Directories that exist: a checkout without benchmarks is still checked.
+PRESENT = $(wildcard $(CODE))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check test-unit test-crash test-mutants bench fmt lock clean venv
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime  ## thousands of payments, resends, poison and kills; then the books are checked (under a minute)
+	@$(BIN)/consumerkit demo
+
+test: $(VENV)/.dev  ## every test on a real Kafka and a real PostgreSQL, started here (fifteen to twenty minutes on two cores)
+	@$(BIN)/python -m tests.services --prepare
+	$(BIN)/python -m pytest tests -n $(PROCESSES) --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --doctest-modules --ignore-glob='*/migrations/*' consumerkit
+
+check: $(VENV)/.dev  ## format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(PRESENT)
+	$(BIN)/lint-imports
+
+test-unit: $(VENV)/.dev  ## the tests without any server, in seconds
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+test-crash: $(VENV)/.dev  ## the full fault matrix: every named kill, each transport
+	@$(BIN)/python -m tests.services --prepare
+	$(BIN)/python -m pytest tests/crash tests/integration/test_benchmarks.py --matrix --timeout=1800 $(PYTEST_ARGS)
+
+test-mutants: $(VENV)/.dev  ## the verdict of the crash tests must fail on a product without one of its rules
+	@$(BIN)/python -m tests.services --prepare
+	$(BIN)/python -m pytest tests/crash/test_mutants.py --matrix $(PYTEST_ARGS)
+
+bench: $(VENV)/.bench  ## the same handler in other frameworks and hand-written loops, side by side
+	@$(BIN)/python -m tests.services --prepare
+	$(BIN)/python -m benchmarks
+
+fmt: $(VENV)/.dev  ## format, and repair what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/.dev  ## pin the newest allowed versions, with hashes
+	$(PIP) install uv
+	@for group in demo dev bench; do \
+		case $$group in demo) out=requirements.txt;; *) out=requirements-$$group.txt;; esac; \
+		$(BIN)/uv pip compile pyproject.toml --group $$group --python-version 3.11 --universal --generate-hashes \
+			--no-emit-index-url --no-emit-find-links --no-header --quiet --upgrade -o $$out || exit 1; done
+
+venv: $(VENV)/.dev  ## only make the environment
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find consumerkit tests -name __pycache__ -prune -exec rm -rf {} +
+
+# One environment, filled in steps, so that the demo waits for nothing it does not need.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "consumerkit needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.created requirements.txt pyproject.toml
+	@echo "Installing consumerkit into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	@echo "Installing the development tools into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev requirements-bench.txt
+	@$(PIP) install --require-hashes -r requirements-bench.txt
+	@touch $@

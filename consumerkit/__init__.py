@@ -1,0 +1,101 @@
+"""Idempotent message consumers for Kafka.
+
+A handler's database changes are committed exactly once for each message ID, whatever the broker redelivers, the
+producer sends again or the process does; or the message is among the dead letters, with its reason.
+
+    class CreditAccount(Handler[PaymentCaptured]):
+        name = "credit-account"
+        topic = "payments.captured"
+        message_id = header("message-id")
+        dead_letter = DeadLetter("payments.captured.dlq")
+
+        async def handle(self, event: PaymentCaptured, context: Context) -> None:
+            account = await context.session.get_one(Account, event.account_id, with_for_update=True)
+            account.balance += event.amount
+
+Everything that a user writes with is here; the modules behind it are not part of the interface.
+"""
+
+from consumerkit import outbox
+from consumerkit.brake import Brake
+from consumerkit.codecs import Codec, Json
+from consumerkit.context import BatchContext, Context
+from consumerkit.dead_letter import DeadLetter
+from consumerkit.errors import (
+    ConfigurationError,
+    ConsumerkitError,
+    Defer,
+    Reject,
+    StartError,
+    Unavailable,
+    Undecodable,
+)
+from consumerkit.handler import BatchHandler, Events, Handler, Ordering, Received
+from consumerkit.identity import Identity, coordinates, event_field, event_fields, header, record_timestamp
+from consumerkit.message import Message, TopicPartition
+from consumerkit.outcome import MessageState, Outcome, Reason
+from consumerkit.retry import Retry, Unsatisfied, Wait, chain, exponential, fixed, uniform
+from consumerkit.status import message_status
+from consumerkit.storage.sealing import Sealer
+from consumerkit.storage.status import MessageStatus
+from consumerkit.storage.tables import Tables
+from consumerkit.transports.kafka import Kafka, Sasl
+from consumerkit.transports.tls import Tls
+from consumerkit.worker import Worker
+
+__all__ = [  # noqa: RUF022 - in the order of a contents page
+    # What a user subclasses, and what a handler is given
+    "Handler",
+    "BatchHandler",
+    "Context",
+    "BatchContext",
+    "Received",
+    "Message",
+    "TopicPartition",
+    # Declarations: where the message ID is read
+    "Identity",
+    "header",
+    "event_field",
+    "coordinates",
+    "event_fields",
+    "record_timestamp",
+    # ... what the value becomes
+    "Codec",
+    "Json",
+    "Events",
+    # ... in which order, how often, and then where to
+    "Ordering",
+    "Retry",
+    "Wait",
+    "exponential",
+    "fixed",
+    "uniform",
+    "chain",
+    "Brake",
+    "DeadLetter",
+    # Running: the worker, its broker, its tables; and the outbox for code beside it
+    "Worker",
+    "Kafka",
+    "Sasl",
+    "Tls",
+    "Tables",
+    "Sealer",
+    "outbox",
+    # What became of a message
+    "message_status",
+    "MessageStatus",
+    "MessageState",
+    "Outcome",
+    "Reason",
+    # Errors: raised by handlers and codecs
+    "Reject",
+    "Defer",
+    "Undecodable",
+    "Unavailable",
+    # ... recorded where `on_result` refuses what a handler returned
+    "Unsatisfied",
+    # ... and to whoever starts a worker
+    "ConsumerkitError",
+    "ConfigurationError",
+    "StartError",
+]

@@ -1,0 +1,126 @@
+"""Which database a command works on: a target's, or the one that `--database` names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import typer
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from consumerkit.cli import target as targets
+from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.observability.printable import printable
+from consumerkit.storage.engines import Database
+from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+from consumerkit.worker import Worker
+
+T = TypeVar("T")
+VARIABLE = "CONSUMERKIT_DATABASE"
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        envvar=VARIABLE,
+        help="The database, without a target. A URL with a password is better kept in the variable.",
+        show_default=False,
+    ),
+]
+PrefixOption = Annotated[str, typer.Option(metavar="TEXT", help="With --database: put before each table's name.")]
+SchemaOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="With --database: the tables' schema.", show_default="the connection's"),
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a command's tables are: by a target, or by a URL with prefix and schema."""
+
+    target: str | None
+    url: str | None
+    tables: Tables
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A database with the definitions of our tables in it, and the worker by which it was found, if one was."""
+
+    database: Database
+    tables: Tables
+    worker: Worker | None = None
+
+    async def run(self, work: Callable[[Session, Tables], T]) -> T:
+        """Run work in a transaction of its own; commit unless it raises."""
+        database, tables = self.database, self.tables
+        if database.sync_sessions is None:
+            return await database.run(lambda session: work(session, tables))
+        # Nothing else runs in a command's loop, so it may be blocked; a driver for threads leaves no thread behind.
+        return database.run_blocking(lambda session: work(session, tables))
+
+
+def place(target: str | None, url: str | None, prefix: str = DEFAULT_PREFIX, schema: str | None = None) -> Place:
+    """Choose between a target and a URL, each of which may come from the command line or from its variable.
+
+    What was typed wins over what stands in a variable.
+
+    Raises:
+        ConfigurationError: Both were typed, or there is neither.
+    """
+    if target and url:
+        typed_target = target != os.environ.get(targets.VARIABLE)
+        typed_url = url != os.environ.get(VARIABLE)
+        if typed_target and typed_url:
+            raise ConfigurationError("give either a target or --database, not both")
+        target, url = (target, None) if typed_target else (None, url)
+    if not target and not url:
+        raise ConfigurationError(
+            f"which database? Give a target or --database URL, or set {targets.VARIABLE} or {VARIABLE}"
+        )
+    if target and (prefix != DEFAULT_PREFIX or schema is not None):
+        raise ConfigurationError("--prefix and --schema go with --database; a target's worker has its own tables=")
+    return Place(target, url, Tables(prefix=prefix, schema=schema))
+
+
+@asynccontextmanager
+async def opened(where: Place) -> AsyncIterator[Opened]:
+    """Open a place's database; its troubles become one line.
+
+    Raises:
+        StartError: The database is out of reach, or refuses.
+    """
+    if where.url is not None:
+        found = Opened(Database(where.url), where.tables)
+        async with _closing(found):
+            yield found
+        return
+    assert where.target is not None
+    async with targets.opened(where.target) as worker:
+        found = Opened(worker.database, worker.tables, worker)
+        async with _closing(found):
+            yield found
+
+
+@asynccontextmanager
+async def _closing(found: Opened) -> AsyncIterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # of standard output: the reader has seen enough
+        raise
+    except (SQLAlchemyError, OSError) as error:
+        raise StartError(f"{found.database!r}: {in_one_line(error)}") from error
+    finally:
+        await found.database.dispose()
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what a driver says, without the statement, its parameters and further lines."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    first = next(iter(str(cause).strip().splitlines()), "")
+    return printable(first) or type(cause).__name__

@@ -1,0 +1,134 @@
+"""`consumerkit db`: our tables in the user's database."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.output import complain, print_json, print_table, say
+from consumerkit.cli.prune import prune
+from consumerkit.cli.target import TargetArgument
+from consumerkit.errors import StartError
+from consumerkit.outcome import Outcome
+from consumerkit.storage import dead_letters, ledger, occupancy, outbox
+from consumerkit.storage import schema as our_schema
+from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+
+_TITLES = ("handler", "processed", "latest", "parked", "due", "oldest", "dead IDs", "dead letters by reason")
+
+app = typer.Typer(no_args_is_help=True, help="Make, check, count and prune consumerkit's tables.")
+app.command("prune")(prune)
+
+
+@app.command()
+def upgrade(
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for an empty database; change nothing.")] = False,
+) -> None:
+    """Make the tables, or bring them up to date. Safe to run from several places at once."""
+    asyncio.run(_upgrade(place(target, database, prefix, schema), sql=sql))
+
+
+async def _upgrade(where: Place, *, sql: bool) -> None:
+    async with opened(where) as found:
+        if sql:
+            say(our_schema.upgrade_sql(found.database.dialect_name, found.tables).rstrip())
+            return
+        applied = await found.run(our_schema.apply)
+    say(f"upgraded to revision {applied[-1]}" if applied else "up to date")
+
+
+@app.command()
+def check(
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+) -> None:
+    """Check that the tables are there and of the right version. Exit status 1 if not."""
+    asyncio.run(_check(place(target, database, prefix, schema)))
+
+
+async def _check(where: Place) -> None:
+    async with opened(where) as found:
+        try:
+            await found.run(our_schema.check)
+        except StartError as error:
+            complain(error)
+            raise typer.Exit(1) from None
+    say("up to date")
+
+
+@app.command()
+def stats(
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Count what is in the tables.
+
+    Messages, parked ones and dead letters are counted by handler, the outbox by topic.
+
+    It counts every row, which takes a while in a large ledger and disturbs nobody.
+    """
+    counted = asyncio.run(_counted(place(target, database, prefix, schema)))
+    if as_json:
+        print_json(counted)
+        return
+    rows = [
+        (name, one["processed"], one["latest"], *one["parked"].values(), one["dead"], _reasons(one["dead_letters"]))
+        for name, one in counted["handlers"].items()
+    ]
+    if rows:
+        print_table(_TITLES, rows)
+    else:
+        say("no handler has started on this database yet")
+    say("")
+    if counted["outbox"]:
+        print_table(("outbox topic", "waiting"), list(counted["outbox"].items()))
+    else:
+        say("the outbox is empty")
+
+
+def _reasons(by_reason: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in by_reason.items())
+
+
+async def _counted(where: Place) -> dict[str, Any]:
+    async with opened(where) as found:
+        return await found.run(_count)
+
+
+def _count(session: Session, tables: Tables) -> dict[str, Any]:
+    our_schema.check(session, tables)
+    c = tables.consumers.c
+    handlers: dict[str, Any] = {
+        name: {
+            "processed": 0,
+            "latest": None,
+            "parked": {"messages": 0, "due": 0, "oldest": None},
+            "dead": 0,
+            "dead_letters": {},
+        }
+        for (name,) in session.execute(select(c.name).order_by(c.name))
+    }
+    for name, outcome, count, _oldest, newest in ledger.count_by_outcome(session, tables):
+        if outcome == Outcome.PROCESSED:
+            handlers[name] |= {"processed": count, "latest": newest}
+        elif outcome == Outcome.DEAD:
+            handlers[name]["dead"] = count
+    for name, parked, due, oldest in occupancy.count_by_handler(session, tables):
+        handlers[name]["parked"] = {"messages": parked, "due": due, "oldest": oldest}
+    for name, reason, count in dead_letters.count_by_reason(session, tables):
+        handlers[name]["dead_letters"][reason] = count
+    return {"handlers": handlers, "outbox": outbox.count(session.connection(), tables)}

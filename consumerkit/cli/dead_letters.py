@@ -1,0 +1,217 @@
+"""`consumerkit dead-letters`: what was given up, why, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+from sqlalchemy.orm import Session
+
+from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.letter_actions import add_actions
+from consumerkit.cli.letter_import import import_
+from consumerkit.cli.letter_options import (
+    HandlerOption,
+    JsonLinesOption,
+    LikeOption,
+    ReasonOption,
+    SinceOption,
+    StateOption,
+    UntilOption,
+    selected,
+    states,
+)
+from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
+from consumerkit.cli.target import TargetArgument
+from consumerkit.observability.printable import printable, printable_lines
+from consumerkit.storage import dead_letters, history
+from consumerkit.storage import schema as our_schema
+from consumerkit.storage.sealing import Payload, payload
+from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+
+T = TypeVar("T")
+app = typer.Typer(no_args_is_help=True, help="See to the messages that were given up.")
+
+_PAYLOAD = ("key", "value", "headers")
+
+
+@app.command("list")
+def list_(
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    reason: ReasonOption = None,
+    like: LikeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    state: StateOption = "dead",
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
+    before: Annotated[
+        int | None, typer.Option(metavar="ID", help="Only with a lower ID: pages on.", show_default=False)
+    ] = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """List dead letters, the newest first, without their payloads.
+
+    Unless --state says so, only those still dead.
+    """
+    selection = selected([], handler, reason, like, since, until)
+    wanted = states(state)
+
+    def read(session: Session, tables: Tables) -> list[Any]:
+        return list(dead_letters.listed(session, tables, selection, states=wanted, limit=limit, before=before))
+
+    rows = asyncio.run(_read(place(target, database, prefix, schema), read))
+    if as_json:
+        print_json([as_object(row) for row in rows])
+        return
+    if not rows:
+        say("no dead letters")
+        return
+    told = len(wanted) > 1
+    titles = ("id", "dead since", *(["state"] if told else []), "handler", "reason", "message ID", "redrives", "error")
+    print_table(titles, [_line(row, with_state=told) for row in rows])
+    if len(rows) == limit:
+        say(f"there may be more: --before {rows[-1].id}")
+
+
+def _line(row: Any, *, with_state: bool) -> tuple[object, ...]:
+    error = f"{row.error_type}: {row.error}" if row.error else row.error_type
+    state = [row.state] if with_state else []
+    return (row.id, row.dead_at, *state, row.handler, row.reason, row.message_id, row.redrives, _cut(error))
+
+
+def _cut(text: str, length: int = 100) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+@app.command()
+def groups(
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    reason: ReasonOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Group what is dead by handler, error type and place in the code.
+
+    The largest groups come first.
+
+    `--like ID`, with the ID of any letter of a group, has the other commands choose the group.
+    """
+    selection = selected([], handler, reason, None, since, until)
+    where = place(target, database, prefix, schema)
+    rows = asyncio.run(_read(where, lambda session, tables: list(dead_letters.grouped(session, tables, selection))))
+    if as_json:
+        print_json([as_object(row) for row in rows])
+    elif rows:
+        titles = ("letters", "--like", "handler", "error type", "place", "oldest", "newest")
+        lines = [
+            (row.letters, row.like, row.handler, row.error_type, row.place, row.oldest, row.newest) for row in rows
+        ]
+        print_table(titles, lines)
+    else:
+        say("no dead letters")
+
+
+@app.command()
+def show(
+    id: Annotated[int, typer.Argument(help="The dead letter's ID, as list shows it.", show_default=False)],
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    value: Annotated[bool, typer.Option("--value", help="Show key, headers and value too: the payload.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show one dead letter: where it stood and why it was given up. Its payload is shown only with --value."""
+    where = place(target, database, prefix, schema)
+    row, sealer = asyncio.run(
+        _read(where, lambda session, tables: (dead_letters.shown(session, tables, id), tables.sealer))
+    )
+    if row is None:
+        complain(f"there is no dead letter {id}; consumerkit dead-letters list shows what there is")
+        raise typer.Exit(1)
+    if as_json:
+        print_json(_whole(row, payload(sealer, row) if value else None))
+        return
+    _print_facts(row)
+    _print_history(row)
+    if value:
+        _print_payload(row, payload(sealer, row))
+    elif row.value is not None or row.key is not None:
+        say("payload      not shown; --value shows it")
+    if row.stack:
+        say("\n" + printable_lines(row.stack.rstrip()))
+
+
+def _print_facts(row: Any) -> None:
+    facts = {
+        "id": row.id,
+        "handler": row.handler,
+        "reason": row.reason,
+        "error": f"{row.error_type}: {row.error}" if row.error else row.error_type,
+        "message ID": row.message_id or "(none)",
+        "origin": f"{row.topic}[{row.partition}]@{row.offset} (topic ID {row.topic_id})",
+        "attempts": row.attempts,
+        "first failed": moment(row.first_failed_at) or "(never ran)",
+        "dead since": moment(row.dead_at),
+        "size": f"{row.size} bytes",
+        "state": f"{row.state} since {moment(row.state_at)}" if row.state_at else row.state,
+        "redrives": row.redrives,
+    }
+    if row.place:
+        facts["raised at"] = row.place
+    for name, fact in facts.items():
+        say(f"{name:<12} {printable(str(fact))}")
+
+
+def _print_history(row: Any) -> None:
+    for one in history.load(row.history):
+        of = f", had died of {one['error_type']} ({one['reason']})" if "reason" in one else ""
+        note = f": {one['note']}" if "note" in one else ""
+        what = f"{one['at']} {one['what']} by {one['by']}{of}{note}"
+        say(f"{'history':<12} {printable(what)}")
+
+
+def _print_payload(row: Any, found: Payload) -> None:
+    say(f"{'key':<12} {escaped(row.key)}")
+    for name, content in found.headers:
+        say(f"{'header':<12} {printable(name)}: {escaped(content)}")
+    say(f"{'value':<12} {escaped(found.value)}")
+
+
+def _whole(row: Any, found: Payload | None) -> dict[str, object]:
+    told = as_object(row)
+    digest = told.pop("digest")
+    told["digest"] = None if digest is None else bytes(row.digest).hex()
+    told["history"] = history.load(row.history)
+    fingerprint = told.pop("fingerprint")
+    told["fingerprint"] = None if fingerprint is None else bytes(row.fingerprint).hex()
+    if found is not None:
+        told |= {"headers": [[name, content] for name, content in found.headers], "value": found.value, "sealed": False}
+    else:
+        told = {name: fact for name, fact in told.items() if name not in _PAYLOAD}
+    return told
+
+
+add_actions(app)
+app.command("import")(import_)
+
+
+async def _read(where: Place, read: Callable[[Session, Tables], T]) -> T:
+    async with opened(where) as found:
+
+        def checked(session: Session, tables: Tables) -> T:
+            our_schema.check(session, tables)
+            return read(session, tables)
+
+        return await found.run(checked)

@@ -1,0 +1,297 @@
+"""`consumerkit dead-letters redrive | resolve | discard | export`: what can be done about dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.letter_import import AsTopicOption, ConventionOption
+from consumerkit.cli.letter_options import (
+    AllOption,
+    ByOption,
+    DryRunOption,
+    HandlerOption,
+    JsonLinesOption,
+    LikeOption,
+    ReasonOption,
+    SinceOption,
+    StateOption,
+    UntilOption,
+    WhatArgument,
+    parted,
+    selected,
+    states,
+)
+from consumerkit.cli.letter_topic import FromTopicOption, redrive_topic
+from consumerkit.cli.output import complain, print_json, print_table, say
+from consumerkit.errors import ConfigurationError
+from consumerkit.redrive import (
+    MAX_REDRIVES,
+    Convention,
+    Fate,
+    Letter,
+    Progress,
+    Report,
+    Selection,
+    discard,
+    export,
+    redrive,
+    resolve,
+)
+from consumerkit.storage.engines import Database
+from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+
+SHOWN: Final = 100
+Watch = Callable[[Progress], None]
+Act = Callable[[Database, Tables, Watch | None], Awaitable[Report]]
+NoteOption = Annotated[
+    str, typer.Option(metavar="TEXT", help="What was done, or why nothing will be.", show_default=False)
+]
+
+
+def add_actions(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (_redrive, _resolve, _discard, _export):
+        app.command(command.__name__.removeprefix("_"))(command)
+
+
+def _redrive(
+    what: WhatArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    reason: ReasonOption = None,
+    like: LikeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    everything: AllOption = False,
+    rate: Annotated[
+        float | None, typer.Option(metavar="N", help="At most so many letters a second.", show_default="no limit")
+    ] = None,
+    max_redrives: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Leave letters that were redriven so often already.")
+    ] = MAX_REDRIVES,
+    new_id: Annotated[
+        bool, typer.Option("--new-id", help="Redrive conflicts too, each under a message ID of its own.")
+    ] = False,
+    by: ByOption = None,
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the record.", show_default=False)] = "",
+    from_topic: FromTopicOption = None,
+    convention: ConventionOption = Convention.AUTO,
+    as_topic: AsTopicOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Send dead letters through their handlers again.
+
+    They go in the order of the log. The workers that own their partitions run them, within some seconds. It may be
+    interrupted and run again, or run twice at once: each letter is redriven once. Exit status 1 if letters were left
+    that are still dead.
+    """
+    ids, target = parted(what)
+    if from_topic is not None:
+        if everything or not selected(ids, None, reason, like, since, until).is_everything:
+            raise ConfigurationError(
+                f"--from-topic {from_topic} chooses the letters; of the choices only --handler goes with it"
+            )
+        options = {"by": by, "note": note, "rate": rate, "max_redrives": max_redrives, "new_id": new_id}
+        report = redrive_topic(
+            target,
+            handler,
+            from_topic,
+            options,
+            convention=convention,
+            as_topic=as_topic,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+        if report is not None:
+            _tell(report, as_json=as_json)
+        return
+    selection = _checked(selected(ids, handler, reason, like, since, until), everything)
+
+    def act(found: Database, tables: Tables, watch: Watch | None) -> Awaitable[Report]:
+        return redrive(
+            found,
+            selection,
+            tables=tables,
+            by=by,
+            note=note,
+            rate=rate,
+            max_redrives=max_redrives,
+            new_id=new_id,
+            dry_run=dry_run,
+            watch=watch,
+        )
+
+    _carry_out(target, database, prefix, schema, act, as_json=as_json)
+
+
+def _resolve(
+    note: NoteOption,
+    what: WhatArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    reason: ReasonOption = None,
+    like: LikeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    everything: AllOption = False,
+    by: ByOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Take dead letters off the list that were taken care of.
+
+    Their message IDs count as processed.
+
+    A resend is then a duplicate, and does not do again what the person did.
+    """
+    ids, target = parted(what)
+    selection = _checked(selected(ids, handler, reason, like, since, until), everything)
+
+    def act(found: Database, tables: Tables, watch: Watch | None) -> Awaitable[Report]:
+        return resolve(found, selection, note=note, tables=tables, by=by, dry_run=dry_run, watch=watch)
+
+    _carry_out(target, database, prefix, schema, act, as_json=as_json)
+
+
+def _discard(
+    note: NoteOption,
+    what: WhatArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    reason: ReasonOption = None,
+    like: LikeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    everything: AllOption = False,
+    by: ByOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Take dead letters off the list that nothing will come of. Their message IDs stay dead."""
+    ids, target = parted(what)
+    selection = _checked(selected(ids, handler, reason, like, since, until), everything)
+
+    def act(found: Database, tables: Tables, watch: Watch | None) -> Awaitable[Report]:
+        return discard(found, selection, note=note, tables=tables, by=by, dry_run=dry_run, watch=watch)
+
+    _carry_out(target, database, prefix, schema, act, as_json=as_json)
+
+
+def _export(
+    what: WhatArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    reason: ReasonOption = None,
+    like: LikeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    state: StateOption = "dead",
+) -> None:
+    """Print dead letters whole, payload and all, as JSON lines. Bytes that are not UTF-8 are base64."""
+    ids, target = parted(what)
+    selection, wanted = selected(ids, handler, reason, like, since, until), states(state)
+    where = place(target, database, prefix, schema)
+
+    async def print_all() -> None:
+        async with opened(where) as found:
+            async for letter in export(found.database, selection, tables=found.tables, states=wanted):
+                print_json(letter)
+
+    asyncio.run(print_all())
+
+
+def _checked(selection: Selection, everything: bool) -> Selection:
+    if selection.is_everything and not everything:
+        raise ConfigurationError(
+            "which dead letters? Give IDs, --handler, --reason, --like, --since or --until, or --all"
+        )
+    return selection
+
+
+def _carry_out(
+    target: str | None, url: str | None, prefix: str, schema: str | None, act: Act, *, as_json: bool
+) -> None:
+    where = place(target, url, prefix, schema)
+
+    async def run() -> Report:
+        async with opened(where) as found:
+            with _bar() if sys.stderr.isatty() and not as_json else nullcontext(None) as watch:
+                return await act(found.database, found.tables, watch)
+
+    try:
+        report = asyncio.run(run())
+    except KeyboardInterrupt:
+        complain("interrupted: what was done so far stays done; run the same command again to go on")
+        raise
+    _tell(report, as_json=as_json)
+
+
+def _tell(report: Report, *, as_json: bool) -> None:
+    """Print what became of the letters; exit status 1 if some are still dead."""
+    if as_json:
+        print_json([_as_object(letter) for letter in report.letters])
+    else:
+        _print(report)
+    if report.busy:
+        complain(f"left, since a transaction did not end in time: {', '.join(map(str, report.busy))}; run it again")
+    still_dead = [letter for letter in report.left if letter.fate is not Fate.NOT_DEAD]
+    if not report.dry_run and (still_dead or report.busy):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _bar() -> Iterator[Watch]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("dead letters", total=None)
+
+        def watch(progress: Progress) -> None:
+            bar.update(task, completed=progress.looked_at, total=progress.total, description=str(progress.partition))
+
+        yield watch
+
+
+def _print(report: Report) -> None:
+    if not report.letters:
+        say("no dead letters")
+        return
+    shown = report.letters if report.dry_run else report.left
+    if shown:
+        print_table(("id", "handler", "from", "message ID", "reason", "fate"), [_line(one) for one in shown[:SHOWN]])
+        if len(shown) > SHOWN:
+            say(f"and {len(shown) - SHOWN} more; --json tells all")
+        say("")
+    for fate, count in sorted(report.counts.items()):
+        would = "would be " if report.dry_run and fate.is_done else ""
+        say(f"{count} {would}{fate}" + (f": {fate.way_out}" if fate.way_out else ""))
+
+
+def _line(letter: Letter) -> tuple[object, ...]:
+    at = "" if letter.partition is None else f"{letter.partition}@{letter.offset}"
+    return (letter.id, letter.handler, at, letter.message_id, letter.reason, letter.fate)
+
+
+def _as_object(letter: Letter) -> dict[str, Any]:
+    told = asdict(letter)
+    told["partition"] = None if letter.partition is None else str(letter.partition)
+    return told | {"way_out": letter.fate.way_out}

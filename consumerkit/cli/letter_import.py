@@ -1,0 +1,186 @@
+"""`consumerkit dead-letters import`: from a dead-letter topic, of this or another framework, into the table."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy.exc import SQLAlchemyError
+
+from consumerkit.cli import target as targets
+from consumerkit.cli.database import in_one_line
+from consumerkit.cli.output import print_json, print_table, say
+from consumerkit.cli.target import TargetArgument
+from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.redrive.conventions import Convention
+from consumerkit.redrive.importing import Fate, ImportProgress, ImportReport, Line, Watch, import_letters
+
+HandlerOption = Annotated[
+    str,
+    typer.Option("--handler", metavar="NAME", help="Whose dead letters they become.", show_default=False),
+]
+TopicOption = Annotated[
+    str, typer.Option("--topic", metavar="TOPIC", help="The dead-letter topic.", show_default=False)
+]
+ConventionOption = Annotated[
+    Convention,
+    typer.Option(
+        metavar="NAME",
+        help=f"How its records are written: {', '.join(Convention)}. auto looks at each record's headers.",
+    ),
+]
+AsTopicOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOPIC",
+        help="Which of the handler's topics takes letters whose message stood in another one.",
+        show_default="such letters are left alone",
+    ),
+]
+FromOffsetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[PARTITION:]OFFSET",
+        help="Where to begin, in one partition or in all; can be repeated.",
+        show_default="the oldest record",
+    ),
+]
+T = TypeVar("T")
+_COLUMNS = ("record", "what", "origin", "message ID", "reason", "why")
+
+
+def import_(
+    handler: HandlerOption,
+    topic: TopicOption,
+    target: TargetArgument = None,
+    convention: ConventionOption = Convention.AUTO,
+    as_topic: AsTopicOption = None,
+    from_offset: FromOffsetOption = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who does it, for the record.", show_default="your user name")
+    ] = None,
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the record.", show_default=False)] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what would become of each; change nothing.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="Print at most so many records by themselves.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Import a dead-letter topic for a handler.
+
+    Its records become dead letters of the handler, as if its own worker had given them up, and can be redriven. Reads
+    consumerkit's own records, Spring's (kafka_dlt-*) and Kafka Connect's (__connect.errors.*). The topic stays as
+    it is. What is there already, or was processed since, adds nothing, so this can be interrupted and run again.
+    Records that do not keep to their convention are reported and left alone; exit status 1 if there are any.
+    """
+    call = partial(
+        import_letters,
+        handler=handler,
+        topic=topic,
+        convention=convention,
+        as_topic=as_topic,
+        by=by,
+        note=note,
+        dry_run=dry_run,
+        keep=limit,
+    )
+    report: ImportReport = asyncio.run(imported(targets.given(target), topic, from_offset or (), call, quiet=as_json))
+    print_report(report, topic, as_json=as_json)
+    if report.wants_a_look:
+        raise typer.Exit(1)
+
+
+async def imported(
+    target: str, topic: str, from_offset: Sequence[str], call: Callable[..., Awaitable[T]], *, quiet: bool
+) -> T:
+    """Open a target, and import with it; the database's troubles become one line."""
+    async with targets.opened(target) as worker:
+        try:
+            known = (await worker.transport.topics([topic])).get(topic)
+            offsets = beginnings(from_offset, 0 if known is None else known.partitions)
+            with bar(quiet=quiet) as watch:
+                return await call(worker, offsets=offsets, watch=watch)
+        except (SQLAlchemyError, OSError) as error:
+            why = f"{worker.database!r}: {in_one_line(error)}"
+            raise StartError(f"{why}; what was imported stays, so run this again") from error
+        finally:
+            await worker.database.dispose()
+
+
+def beginnings(given: Sequence[str], partitions: int) -> dict[int, int]:
+    """Return the offsets to begin with, by partition; one without a partition is for all the others.
+
+    Raises:
+        ConfigurationError: One is not a number, or there is no such partition.
+
+    Example:
+        >>> beginnings(["1:7", "40"], 3)
+        {0: 40, 2: 40, 1: 7}
+    """
+    everywhere: dict[int, int] = {}
+    single: dict[int, int] = {}
+    for one in given:
+        partition, _, offset = one.rpartition(":")
+        if not offset.isdecimal() or not (partition.isdecimal() or partition == ""):
+            raise ConfigurationError(f"--from-offset {one!r}: write OFFSET or PARTITION:OFFSET, such as 3:1200")
+        if partition and partitions and int(partition) >= partitions:
+            raise ConfigurationError(f"--from-offset {one!r}: the topic has partitions 0 to {partitions - 1}")
+        if partition:
+            single[int(partition)] = int(offset)
+        else:
+            everywhere = dict.fromkeys(range(partitions), int(offset))
+    return {**{number: at for number, at in everywhere.items() if number not in single}, **single}
+
+
+@contextmanager
+def bar(*, quiet: bool) -> Iterator[Watch | None]:
+    """Show how far an import is, where somebody watches."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("reading", total=None)
+
+        def watch(now: ImportProgress) -> None:
+            progress.update(task, completed=now.read, total=now.total)
+
+        yield watch
+
+
+def print_report(report: ImportReport, topic: str, *, as_json: bool) -> None:
+    """Print what became of the records: the counts, and those that are told of by themselves."""
+    if as_json:
+        counts = {fate.value: count for fate, count in report.counts.items()}
+        lines = [_as_object(line) for line in report.lines]
+        print_json({"dry_run": report.dry_run, "imported": report.imported, "counts": counts, "records": lines})
+        return
+    if report.lines:
+        print_table(_COLUMNS, [_row(line) for line in report.lines])
+    total = sum(report.counts.values())
+    told = ", ".join(f"{report.counts[fate]} {fate.value}" for fate in Fate if report.counts[fate])
+    would = "a dry run, nothing was changed: " if report.dry_run else ""
+    say(f"{would}{total} records of {topic}" + (f": {told}" if told else ""))
+    if report.untold:
+        say(f"{report.untold} more are not shown: --limit {len(report.lines) + report.untold} shows them")
+
+
+def _row(line: Line) -> tuple[object, ...]:
+    return (line.record, line.fate.value, line.origin, line.message_id, line.reason, line.why)
+
+
+def _as_object(line: Line) -> dict[str, object]:
+    told = asdict(line)
+    return {
+        **told,
+        "record": line.record._asdict(),
+        "origin": None if line.origin is None else line.origin._asdict(),
+    }

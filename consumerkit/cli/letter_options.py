@@ -1,0 +1,131 @@
+"""The options by which commands choose dead letters."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from consumerkit.cli import target as targets
+from consumerkit.errors import ConfigurationError
+from consumerkit.outcome import Reason
+from consumerkit.redrive import Selection, State
+
+WhatArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ID|TARGET",
+        help="IDs, as list shows them (also 7-12), and the worker as module:attribute, in any order.",
+        show_default=False,
+    ),
+]
+HandlerOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only this handler's.", show_default=False)]
+ReasonOption = Annotated[
+    Reason | None,
+    typer.Option(metavar="REASON", help=f"Only of this reason: {', '.join(Reason)}.", show_default=False),
+]
+LikeOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="ID",
+        help="Only of the same group of errors as this one: same handler, error type and place.",
+        show_default=False,
+    ),
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Only dead since: 2026-11-25T10:00 (UTC), or ago: 90m, 6h, 2d.", show_default=False
+    ),
+]
+UntilOption = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Only dead before; written as --since is.", show_default=False)
+]
+AllOption = Annotated[bool, typer.Option("--all", help="All of them, where nothing else is said.")]
+ByOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Who does it, for the record.", show_default="your user name")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only tell what would become of each; change nothing.")]
+JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+StateOption = Annotated[str, typer.Option(metavar="STATE", help=f"Only in this state: {', '.join(State)} or all.")]
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parted(what: list[str] | None) -> tuple[list[int], str | None]:
+    """Return the IDs and the target among a command's arguments; the target may come from its variable.
+
+    Raises:
+        ConfigurationError: There is something else, or a second target.
+    """
+    ids: list[int] = []
+    named: list[str] = []
+    for word in what or ():
+        first, _, last = word.partition("-")
+        if first.isdecimal() and (last.isdecimal() or "-" not in word):
+            ids += range(int(first), int(last or first) + 1)
+        else:
+            named.append(word)
+    if len(named) > 1:
+        raise ConfigurationError(f"{named[1]!r} is neither an ID nor the target, which is {named[0]!r}")
+    return ids, named[0] if named else os.environ.get(targets.VARIABLE)
+
+
+def selected(
+    ids: list[int],
+    handler: str | None,
+    reason: Reason | None,
+    like: int | None,
+    since: str | None,
+    until: str | None,
+) -> Selection:
+    """Return what the options choose.
+
+    Raises:
+        ConfigurationError: A time cannot be read.
+    """
+    return Selection(
+        ids=tuple(ids),
+        handler=handler,
+        reason=reason and reason.value,
+        like=like,
+        since=moment_of("--since", since),
+        until=moment_of("--until", until),
+    )
+
+
+def states(name: str) -> tuple[State, ...]:
+    """Return the states that a name means.
+
+    Raises:
+        ConfigurationError: There is no such state.
+    """
+    if name == "all":
+        return tuple(State)
+    try:
+        return (State(name),)
+    except ValueError:
+        raise ConfigurationError(f"--state {name}: use one of {', '.join(State)}, all") from None
+
+
+def moment_of(option: str, text: str | None) -> datetime | None:
+    """Return the time that an option names: a date and time, in UTC unless it says otherwise, or so long ago.
+
+    Raises:
+        ConfigurationError: It cannot be read.
+
+    Example:
+        >>> moment_of("--since", "2026-11-25T10:00")
+        datetime.datetime(2026, 11, 25, 10, 0, tzinfo=datetime.timezone.utc)
+    """
+    if text is None:
+        return None
+    amount, unit = text[:-1], text[-1:]
+    if unit in _UNITS and amount.isdecimal():
+        return datetime.now(UTC) - timedelta(**{_UNITS[unit]: int(amount)})
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(f"{option} {text!r}: write 2026-11-25T10:00, or 90m, 6h, 2d for so long ago") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -1,0 +1,163 @@
+"""`consumerkit message`: what became of one message."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from sqlalchemy.orm import Session
+
+from consumerkit.cli import target as targets
+from consumerkit.cli.database import Opened, Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.output import moment, print_json, say
+from consumerkit.errors import ConfigurationError
+from consumerkit.observability.printable import printable
+from consumerkit.outcome import MessageState
+from consumerkit.status import Asked, address_of, message_status
+from consumerkit.storage import consumers
+from consumerkit.storage import schema as our_schema
+from consumerkit.storage.status import MessageStatus
+from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+
+UNKNOWN_STATUS = 4
+app = typer.Typer(no_args_is_help=True, help="Ask what became of a message.")
+
+
+@app.callback()
+def _group() -> None:
+    """Without this, the only command would be the whole of `consumerkit message`."""
+
+
+@app.command()
+def status(
+    consumer: Annotated[str, typer.Argument(metavar="CONSUMER", help="The handler's name.", show_default=False)],
+    id: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ID...",
+            help="The message ID; each part of one that has several. Of coordinates(): topic-id/partition/offset.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            envvar=targets.VARIABLE,
+            help="The worker, as module:attribute: its handler says how the ID is read.",
+            show_default=False,
+        ),
+    ] = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    topic: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help='The message\'s topic, for handlers with scope="topic".', show_default=False),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Look for a message that is being handled at this moment.")
+    ] = True,
+    result: Annotated[
+        bool, typer.Option("--result", help="Show what the handler returned, too: it is a payload.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell whether a message was processed, is parked, dead or unknown.
+
+    A message may also be in flight. Exit status 4 if unknown.
+
+    With --database instead of a target, one part is taken for one header or field, several for several together.
+    """
+    found = asyncio.run(_status(place(target, database, prefix, schema), consumer, tuple(id), topic, probe=probe))
+    if as_json:
+        print_json(_as_object(found, with_result=result))
+    else:
+        _print(found, with_result=result)
+    if not found.known:
+        raise typer.Exit(UNKNOWN_STATUS)
+
+
+async def _status(where: Place, consumer: str, id: tuple[str, ...], topic: str | None, *, probe: bool) -> MessageStatus:
+    async with opened(where) as there:
+        asked = _handler(there, consumer)
+        address_of(asked, id, topic)
+
+        def look(session: Session, tables: Tables) -> MessageStatus:
+            our_schema.check(session, tables)
+            _check_known(session, tables, consumer)
+            return message_status(session, asked, *id, topic=topic, probe=probe, tables=tables)
+
+        return await there.run(look)
+
+
+def _handler(there: Opened, name: str) -> Asked:
+    """Return the target's handler of this name; the name itself where another target's, or none, is asked for."""
+    declarations = () if there.worker is None else there.worker.declarations
+    return next((declared.handler for declared in declarations if declared.name == name), name)
+
+
+def _check_known(session: Session, tables: Tables, name: str) -> None:
+    known = consumers.names(session.connection(), tables)
+    if name not in known:
+        there_are = f"; there are {', '.join(known)}" if known else ""
+        raise ConfigurationError(f"no handler named {name!r} has started on this database{there_are}")
+
+
+def _print(status: MessageStatus, *, with_result: bool) -> None:
+    say(printable(f"{status.handler}, {status.message_id}: {status.state.value.replace('_', ' ')}"))
+    facts = _facts(status)
+    if status.state is MessageState.PROCESSED:
+        facts["result"] = _result(status.result, shown=with_result)
+    if status.conflicts:
+        letters = ", ".join(map(str, status.conflicts))
+        facts["conflicts"] = f"the same ID came with another payload: dead letters {letters}"
+    for name, fact in facts.items():
+        say(f"{name:<12} {printable(str(fact))}")
+
+
+def _result(result: object, *, shown: bool) -> str:
+    if result is None:
+        return "(none)"
+    return json.dumps(result, ensure_ascii=False) if shown else "not shown; --result shows it"
+
+
+def _facts(status: MessageStatus) -> dict[str, object]:
+    since = moment(status.since)
+    if status.state is MessageState.PROCESSED:
+        return {"processed": since}
+    if status.state is MessageState.IN_FLIGHT:
+        return {"held by": "a transaction that is not committed yet"}
+    if status.state is MessageState.UNKNOWN:
+        return {
+            "in flight": "no" if status.probed else "it cannot be told",
+            "forgotten": "possibly: it may have been handled that long ago"
+            if status.may_be_forgotten
+            else "no: this handler's ledger is complete",
+        }
+    if status.state is MessageState.PARKED:
+        return {
+            "parked since": since,
+            "attempts": status.attempts,
+            "next attempt": moment(status.due_at) or "when what it waits behind is through",
+            "last error": status.error_type or "(never ran)",
+        }
+    if status.letter is None:
+        return {"dead since": since, "dead letter": "(gone)"}
+    return {
+        "dead since": since,
+        "reason": status.reason,
+        "error": status.error_type,
+        "attempts": status.attempts,
+        "dead letter": f"{status.letter}, {status.letter_state}{', holds its key' if status.held else ''}",
+    }
+
+
+def _as_object(status: MessageStatus, *, with_result: bool) -> dict[str, object]:
+    told = asdict(status)
+    if not with_result:
+        del told["result"]
+    return told

@@ -1,0 +1,88 @@
+"""`consumerkit outbox`: what waits to be sent, and giving one message up."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+from sqlalchemy.orm import Session
+
+from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.output import as_object, complain, print_json, print_table, say
+from consumerkit.cli.target import TargetArgument
+from consumerkit.storage import outbox
+from consumerkit.storage import schema as our_schema
+from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+
+T = TypeVar("T")
+app = typer.Typer(no_args_is_help=True, help="Look at what waits to be sent, and give up what cannot be.")
+
+
+@app.command("list")
+def list_(
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    topic: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only what is for this topic.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
+    after: Annotated[int, typer.Option(metavar="ID", help="Only with a higher ID: pages on.", show_default=False)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+) -> None:
+    """List what waits to be sent, the oldest first, without payloads."""
+
+    def read(session: Session, tables: Tables) -> list[Any]:
+        return list(outbox.listed(session, tables, topic=topic, limit=limit, after=after))
+
+    rows = asyncio.run(_run(place(target, database, prefix, schema), read))
+    if as_json:
+        print_json([as_object(row) for row in rows])
+        return
+    if not rows:
+        say("the outbox is empty")
+        return
+    print_table(
+        ("id", "since", "topic", "bytes"), [(row.sequence, row.created_at, row.topic, row.size) for row in rows]
+    )
+    if len(rows) == limit:
+        say(f"there may be more: --after {rows[-1].sequence}")
+
+
+@app.command()
+def discard(
+    id: Annotated[int, typer.Argument(help="The message's ID, as list and the log show it.", show_default=False)],
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Give one message up: it is removed and never sent.
+
+    What waits behind it goes then. Who did it is recorded.
+    """
+    where = place(target, database, prefix, schema)
+    if not yes:
+        typer.confirm(f"message {id} will be lost; discard it?", abort=True)
+    topic = asyncio.run(
+        _run(where, lambda session, tables: outbox.discard(session, tables, id, actor=getpass.getuser()))
+    )
+    if topic is None:
+        complain(f"there is no message {id} in the outbox: it was sent meanwhile, or consumerkit outbox list shows it")
+        raise typer.Exit(1)
+    say(f"discarded message {id} for {topic}")
+
+
+async def _run(where: Place, work: Callable[[Session, Tables], T]) -> T:
+    async with opened(where) as found:
+
+        def checked(session: Session, tables: Tables) -> T:
+            our_schema.check(session, tables)
+            return work(session, tables)
+
+        return await found.run(checked)

@@ -1,0 +1,105 @@
+"""What commands print: tables for people, aligned text for pipes, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
+from consumerkit.observability.printable import printable
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under their columns; control characters are escaped, and nothing is cut where nobody watches."""
+    texts = [[printable(_shown(cell)) for cell in row] for row in rows]
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        _print_aligned(columns, texts)
+        return
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for number, column in enumerate(columns):
+        numeric = all(isinstance(row[number], int) for row in rows)
+        short = numeric or all(isinstance(row[number], datetime | None) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=short, overflow="fold")
+    for row in texts:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _print_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    lines = [list(columns), *map(list, rows)]
+    widths = [max(cell_len(line[number]) for line in lines) for number in range(len(columns))]
+    for line in lines:
+        cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
+        say("  ".join(cells).rstrip())
+
+
+def print_json(value: object) -> None:
+    """Print JSON: one object, or one line for each of a list's."""
+    for item in value if isinstance(value, list) else [value]:
+        say(json.dumps(item, default=_plain))
+
+
+def as_object(row: Any) -> dict[str, object]:
+    """Return a database row as what `print_json` takes."""
+    mapping: Mapping[str, object] = row._mapping  # noqa: SLF001 - SQLAlchemy's public name
+    return dict(mapping)
+
+
+def say(line: str) -> None:
+    """Print one line; characters that the terminal's encoding lacks are escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def complain(error: object) -> None:
+    """Print an error as one line on standard error."""
+    print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+
+
+def exit_code(error: ConsumerkitError) -> int:
+    """Return the exit status for an error: 2 where declarations, the call or the surroundings are wrong, else 1."""
+    return 2 if isinstance(error, ConfigurationError | StartError) else 1
+
+
+def moment(value: datetime | None) -> str:
+    """Return a time as text, in UTC; databases without time zones hold UTC."""
+    if value is None:
+        return ""
+    aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    return aware.isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
+
+
+def escaped(value: bytes | None) -> str:
+    r"""Return a payload for people: text where it is text, all else as escapes.
+
+    Example:
+        >>> print(escaped(b"caf\xc3\xa9 \xff\x1b[2J"))
+        café \xff\x1b[2J
+    """
+    if value is None:
+        return "(none)"
+    return printable(value.decode("utf-8", "backslashreplace"))
+
+
+def _shown(cell: object) -> str:
+    if isinstance(cell, datetime):
+        return moment(cell)
+    return "" if cell is None else str(cell)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return moment(value)
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).decode("utf-8", "backslashreplace")
+    raise TypeError(f"{type(value).__name__} is not JSON")

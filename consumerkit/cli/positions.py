@@ -1,0 +1,121 @@
+"""`consumerkit rewind` and `consumerkit skip`: move a handler's position, on the record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import typer
+
+from consumerkit import positions
+from consumerkit.cli import target as targets
+from consumerkit.cli.output import print_table, say
+from consumerkit.cli.target import TargetArgument
+from consumerkit.errors import ConfigurationError
+from consumerkit.positions import Moved, To
+
+HandlerArgument = Annotated[str, typer.Argument(metavar="HANDLER", help="The handler's name.", show_default=False)]
+TopicOption = Annotated[str, typer.Option(metavar="NAME", help="One of its topics.", show_default=False)]
+PartitionOption = Annotated[
+    list[int] | None,
+    typer.Option(min=0, metavar="N", help="This partition; may be repeated.", show_default="all of them"),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")]
+ByOption = Annotated[str | None, typer.Option(metavar="NAME", help="Who does it.", show_default="the system's user")]
+Move = Callable[[positions.Place], Awaitable[list[Moved]]]
+
+
+def rewind(
+    handler: HandlerArgument,
+    topic: TopicOption,
+    to: Annotated[str, typer.Option(metavar="OFFSET|start", help="Where to go back to.", show_default=False)],
+    target: TargetArgument = None,
+    partition: PartitionOption = None,
+    run_forgotten: Annotated[
+        bool,
+        typer.Option(
+            "--run-forgotten",
+            help="Run what the ledger may have forgotten; without it, that is quarantined as stale.",
+        ),
+    ] = False,
+    dry_run: DryRunOption = False,
+    by: ByOption = None,
+) -> None:
+    """Have a handler read messages again.
+
+    What the ledger remembers is deduplicated and not run again. A running worker follows within seconds.
+    """
+    to_ = _to(to)
+
+    async def move(place: positions.Place) -> list[Moved]:
+        return await positions.rewind(
+            place,
+            handler,
+            topic,
+            to_,
+            partitions=partition or (),
+            run_forgotten=run_forgotten,
+            actor=by,
+            dry_run=dry_run,
+        )
+
+    _run(move, target, dry_run=dry_run)
+
+
+def skip(
+    handler: HandlerArgument,
+    topic: TopicOption,
+    to: Annotated[str, typer.Option(metavar="OFFSET|start|end", help="Where to go on.", show_default=False)],
+    target: TargetArgument = None,
+    partition: PartitionOption = None,
+    dry_run: DryRunOption = False,
+    by: ByOption = None,
+) -> None:
+    """Have a handler pass over messages, or begin with a new topic.
+
+    What is passed over gets no outcome and no dead letter. A topic that was made anew under its name
+    begins where you say. A running worker follows within seconds.
+    """
+    to_ = _to(to)
+
+    async def move(place: positions.Place) -> list[Moved]:
+        return await positions.skip(place, handler, topic, to_, partitions=partition or (), actor=by, dry_run=dry_run)
+
+    _run(move, target, dry_run=dry_run)
+
+
+def _to(given: str) -> To:
+    if given == "start":
+        return "start"
+    if given == "end":
+        return "end"
+    if given.isdecimal():
+        return int(given)
+    raise ConfigurationError(f"--to {given!r}: give an offset, start or end")
+
+
+def _run(move: Move, target: str | None, *, dry_run: bool) -> None:
+    moved = asyncio.run(_moved(move, targets.given(target)))
+    rows = [
+        (str(one.partition), "-" if one.before is None else one.before, one.after, f"{one.log.start} to {one.log.end}")
+        for one in moved
+    ]
+    print_table(("partition", "before", "after", "the log has"), rows)
+    if dry_run:
+        say("nothing was changed")
+
+
+async def _moved(move: Move, target: str) -> list[Moved]:
+    async with targets.opened(target) as worker:
+        try:
+            return await move(
+                positions.Place(
+                    database=worker.database,
+                    dialect=worker.dialect,
+                    tables=worker.tables,
+                    transport=worker.transport,
+                )
+            )
+        finally:
+            await worker.database.dispose()

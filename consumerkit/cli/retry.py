@@ -1,0 +1,228 @@
+"""`consumerkit retry`: what a handler's retry policy comes to."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Annotated, Any
+
+import typer
+
+from consumerkit.cli import target as targets
+from consumerkit.cli.output import print_json, print_table, say
+from consumerkit.declaration import Declaration, declare
+from consumerkit.errors import ConfigurationError
+from consumerkit.handler import AnyHandler, BatchHandler, Handler
+from consumerkit.retry import Retry
+
+app = typer.Typer(no_args_is_help=True, help="See what retry policies come to.")
+
+Bounds = tuple[float, float]
+_COLUMNS = ("attempt", "after a wait of", "since the first failure", "where", "if it fails")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One attempt.
+
+    Attributes:
+        attempt: Its number, from 1.
+        wait: The shortest and the longest wait before it; None before the first.
+        elapsed: The least and the most seconds since the first failure at which it begins; handling takes none.
+        where: "in place" or "parked": how the message waits for it.
+        then: "retry", "dead letter", or "either", where the jitter decides whether the deadline allows another.
+    """
+
+    attempt: int
+    wait: Bounds | None
+    elapsed: Bounds
+    where: str
+    then: str
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The attempts that one policy of a handler gives.
+
+    Attributes:
+        handler: The handler's name.
+        errors: Which errors meet the policy, in words.
+        policy: The policy; None is a dead letter at once.
+        steps: The attempts, the first ones.
+        complete: Whether these are all.
+    """
+
+    handler: str
+    errors: str
+    policy: Retry | None
+    steps: tuple[Step, ...]
+    complete: bool
+
+
+@app.callback()
+def _group() -> None:
+    """Without this, the only command would be the whole of `consumerkit retry`."""
+
+
+@app.command()
+def preview(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TARGET",
+            envvar=targets.VARIABLE,
+            help="A handler's class, a handler, or a worker, as module:attribute.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="This handler only; can be repeated.", show_default=False),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many attempts of each policy.")] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per policy.")] = False,
+) -> None:
+    """Print when a message that always fails is tried again.
+
+    The table ends with what becomes of it then. Waits and times are printed from their shortest to their
+    longest. Handling itself is taken to need no time.
+    """
+    declarations = _chosen(asyncio.run(_declarations(targets.given(target))), only or ())
+    schedules = [one for declared in declarations for one in schedules_of(declared, limit)]
+    if as_json:
+        print_json([_as_object(one) for one in schedules])
+        return
+    for number, one in enumerate(schedules):
+        if number:
+            say("")
+        _print(one)
+
+
+def schedules_of(declared: Declaration, limit: int) -> list[Schedule]:
+    """Return a schedule for each policy of a handler, of at most `limit` attempts each."""
+    found = []
+    for errors, policy in declared.retry.policies():
+        if policy is None:
+            first = Step(1, None, (0.0, 0.0), "in place", "dead letter")
+            found.append(Schedule(declared.name, errors, None, (first,), complete=True))
+            continue
+        steps = tuple(islice(steps_of(policy), limit + 1))
+        found.append(Schedule(declared.name, errors, policy, steps[:limit], complete=len(steps) <= limit))
+    return found
+
+
+def steps_of(policy: Retry) -> Iterator[Step]:
+    """Yield the attempts of a policy without a mapping, where no error asks for a wait of its own.
+
+    With waits of 0 and no `attempts` there is no end of them.
+    """
+    wait: Bounds | None = None
+    low = high = 0.0
+    for attempt in count(1):
+        next_wait = policy.wait.bounds(attempt)
+        then = _then(policy, attempt, low + next_wait[0], high + next_wait[1])
+        where = "in place" if attempt <= policy.in_place else "parked"
+        yield Step(attempt, wait, (low, high), where, then)
+        if then == "dead letter":
+            return
+        wait = next_wait
+        # An attempt beyond the deadline does not begin.
+        most = policy.deadline if policy.deadline is not None else float("inf")
+        low, high = low + wait[0], min(high + wait[1], most)
+
+
+def _then(policy: Retry, attempt: int, earliest: float, latest: float) -> str:
+    if policy.attempts is not None and attempt >= policy.attempts:
+        return "dead letter"
+    if policy.deadline is None or latest <= policy.deadline:
+        return "retry"
+    return "either" if earliest <= policy.deadline else "dead letter"
+
+
+async def _declarations(target: str) -> Sequence[Declaration]:
+    found = targets.load(target)
+    if isinstance(found, type) and issubclass(found, Handler | BatchHandler):
+        return (declare(_made(found, target)),)
+    if isinstance(found, Handler | BatchHandler):
+        return (declare(found),)
+    async with targets.opened(target) as worker:
+        return worker.declarations
+
+
+def _made(kind: type[Any], target: str) -> AnyHandler:
+    """Make a handler of a class that needs no arguments."""
+    way_out = f"give an instance instead, such as {target.partition(':')[0]}:handler"
+    try:
+        inspect.signature(kind).bind()
+    except TypeError as error:
+        raise ConfigurationError(f"target {target!r}: {kind.__name__}() takes arguments ({error}); {way_out}") from None
+    try:
+        made: AnyHandler = kind()
+    except Exception as error:
+        raise ConfigurationError(f"target {target!r}: {kind.__name__}(): {type(error).__name__}: {error}") from error
+    return made
+
+
+def _chosen(declarations: Sequence[Declaration], only: Sequence[str]) -> Sequence[Declaration]:
+    """Return the declarations of these names, in their own order."""
+    names = [declared.name for declared in declarations]
+    for name in only:
+        if name not in names:
+            raise ConfigurationError(f"--only {name!r} names no handler; there are {', '.join(names)}")
+    return [declared for declared in declarations if not only or declared.name in only]
+
+
+def _print(schedule: Schedule) -> None:
+    policy = schedule.policy
+    say(f"{schedule.handler}, errors: {schedule.errors}")
+    rows = [
+        (step.attempt, _seconds(step.wait), _seconds(step.elapsed), step.where, _in_words(step.then))
+        for step in schedule.steps
+    ]
+    print_table(_COLUMNS, rows)
+    if policy is not None and policy.deadline is not None:
+        say(f"no attempt begins later than {_number(policy.deadline)} s after the first failure")
+    if policy is not None and policy.retry_after is not None:
+        say(f"where an error asks for a longer wait than these, it gets it, up to {_number(policy.retry_after_max)} s")
+    if not schedule.complete:
+        say("and so on; --limit N prints more")
+
+
+def _in_words(then: str) -> str:
+    return "retry or dead letter" if then == "either" else then
+
+
+def _seconds(bounds: Bounds | None) -> str:
+    if bounds is None:
+        return ""
+    low, high = map(_number, bounds)
+    return f"{low} s" if low == high else f"{low} - {high} s"
+
+
+def _number(seconds: float) -> str:
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
+
+
+def _as_object(schedule: Schedule) -> dict[str, object]:
+    policy = schedule.policy
+    return {
+        "handler": schedule.handler,
+        "errors": schedule.errors,
+        "attempts": 1 if policy is None else policy.attempts,
+        "deadline": None if policy is None else policy.deadline,
+        "retry_after_max": None if policy is None or policy.retry_after is None else policy.retry_after_max,
+        "schedule": [
+            {
+                "attempt": step.attempt,
+                "wait": step.wait,
+                "elapsed": step.elapsed,
+                "where": step.where,
+                "then": step.then,
+            }
+            for step in schedule.steps
+        ],
+        "complete": schedule.complete,
+    }

@@ -1,0 +1,155 @@
+"""`consumerkit run`: consume until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import typer
+
+from consumerkit.cli import target as targets
+from consumerkit.cli.output import complain, exit_code
+from consumerkit.errors import ConsumerkitError
+from consumerkit.observability.logs import configure
+from consumerkit.supervisor import CLEAN, FAILED, GRACE_EXCEEDED, SAME_REQUEST, Lifeline, Supervisor
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+# Seconds in which the interpreter may end by itself; a thread of a handler that hangs would hold it up for ever.
+_EXIT_WITHIN = 3.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one worker process is to do; `processes` is how many do it, for the budget of database connections."""
+
+    target: str
+    only: Sequence[str]
+    adopt: Sequence[str]
+    processes: int
+
+
+def run(
+    target: targets.TargetArgument = None,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Worker processes.")] = 1,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Run this handler only; can be repeated.", show_default=False),
+    ] = None,
+    adopt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Bind this handler's name anew, where its group or topics have changed; can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    log_format: Annotated[
+        LogFormat, typer.Option(metavar="text|json", help="Lines for people, or JSON lines.")
+    ] = "text",
+    log_level: Annotated[LogLevel, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
+    processes: Annotated[int, typer.Option(hidden=True)] = 1,
+) -> None:
+    """Run the worker until SIGTERM or Ctrl-C.
+
+    The first signal ends fetching; what is in hand is finished or rolled back within the worker's grace. A second one
+    quits at once. Of several worker processes, one that ends is started again.
+
+    Exit status: 0 stopped cleanly, 1 failed, 2 could not start, 3 did not stop within its grace.
+    """
+    configure(log_format, log_level)
+    spec = targets.given(target)
+    if workers > 1:
+        command = [sys.executable, "-m", "consumerkit", "run", spec]
+        command += [f"--only={name}" for name in only or ()] + [f"--adopt={name}" for name in adopt or ()]
+        command += [f"--log-format={log_format}", f"--log-level={log_level}", f"--processes={workers}"]
+        raise typer.Exit(asyncio.run(Supervisor(command, workers).run()))
+    raise typer.Exit(
+        asyncio.run(_consume_or_complain(_Call(spec, only or (), adopt or (), processes), as_log=log_format == "json"))
+    )
+
+
+async def _consume_or_complain(call: _Call, *, as_log: bool) -> int:
+    """Consume; tell of an error here, since the interpreter may not end by itself any more."""
+    code = FAILED
+    try:
+        code = await _consume(call)
+    except ConsumerkitError as error:
+        code = exit_code(error)
+        if as_log:
+            _log.critical("%s", error)
+        else:
+            complain(error)
+    except Exception:  # noqa: BLE001 - the process ends here, and says why
+        _log.exception("the worker failed")
+    finally:
+        _exit_within(_EXIT_WITHIN, code)
+    return code
+
+
+async def _consume(call: _Call) -> int:
+    lifeline = Lifeline()
+    lifeline.hold()
+    stopping = asyncio.Event()
+    _listen(stopping)
+    async with targets.opened(call.target) as worker:
+        worker.processes = call.processes
+        if call.only:
+            worker.only(call.only)
+        if call.adopt:
+            worker.adopt(call.adopt)
+        lifeline.tell_grace(worker.grace)
+        await asyncio.sleep(0)  # lets in a signal that came while the target was being loaded
+        clean = stopping.is_set() or await worker.run(stopping)
+    return CLEAN if clean else GRACE_EXCEEDED
+
+
+def _listen(stopping: asyncio.Event) -> None:
+    """Have the first signal stop the worker, and a second one end the process.
+
+    Where a whole process group is signalled, as by Ctrl-C or systemd, a worker hears it twice: from there and from its
+    supervisor. What follows at once is therefore the same request.
+
+    Nothing is raised from a handler: an exception could surface between any two steps of a transaction. And they are
+    plain handlers, not the loop's, so that a second signal ends the process even while the loop is blocked.
+    """
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    began = 0.0
+
+    def second(number: int, _frame: object) -> None:
+        if time.monotonic() - began > SAME_REQUEST:
+            os._exit(128 + number)
+
+    def first(_number: int, _frame: object) -> None:
+        nonlocal began
+        began = time.monotonic()
+        for number in numbers:
+            signal.signal(number, second)
+        with contextlib.suppress(RuntimeError):  # the loop has ended: so does the process
+            loop.call_soon_threadsafe(stopping.set)
+
+    for number in numbers:
+        signal.signal(number, first)
+
+
+def _exit_within(seconds: float, code: int) -> None:
+    def wait() -> None:
+        time.sleep(seconds)
+        logging.shutdown()
+        os._exit(code)
+
+    threading.Thread(target=wait, daemon=True, name="exit-deadline").start()

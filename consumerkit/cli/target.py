@@ -1,0 +1,155 @@
+"""The target of a command: `module:attribute`, which leads to a `Worker`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, Any
+
+import typer
+
+from consumerkit.errors import ConfigurationError, ConsumerkitError
+from consumerkit.worker import Worker
+
+VARIABLE = "CONSUMERKIT_APP"
+TargetArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="TARGET", envvar=VARIABLE, help="The worker, as module:attribute.", show_default=False),
+]
+_KINDS = "a Worker, a callable that returns one, or an async context manager that yields one"
+
+
+@asynccontextmanager
+async def opened(target: str) -> AsyncIterator[Worker]:
+    """Load a target and have its worker, not started, until the block ends.
+
+    The attribute is a `Worker`, or something that is called without arguments, awaited if need be, and is or returns a
+    `Worker` or an async context manager that yields one; its resources are open within the block.
+
+    Args:
+        target: `module:attribute`; the working directory is searched for the module first.
+
+    Raises:
+        ConfigurationError: There is nothing of that name, or it leads to no `Worker`.
+    """
+    found = await _called(load(target), target)
+    if isinstance(found, AbstractAsyncContextManager) and not isinstance(found, Worker):
+        async with found as yielded:
+            yield _checked(yielded, target)
+    else:
+        yield _checked(found, target)
+
+
+def given(target: str | None) -> str:
+    """Return the target that was given on the command line or in `CONSUMERKIT_APP`.
+
+    Raises:
+        ConfigurationError: None was.
+    """
+    if not target:
+        raise ConfigurationError(f"which worker? Give module:attribute, such as shop.worker:worker, or set {VARIABLE}")
+    return target
+
+
+def load(target: str) -> Any:
+    """Return what `module:attribute` names.
+
+    Raises:
+        ConfigurationError: There is no such module or attribute, or importing the module failed.
+    """
+    module_name, colon, path = target.partition(":")
+    if not colon or not module_name or not path or "/" in module_name or module_name.endswith(".py"):
+        raise ConfigurationError(f"target {target!r}: write module:attribute, such as {_suggestion(target)}")
+    directory = os.getcwd()  # noqa: PTH109 - sys.path holds text
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    found = _imported(module_name, target)
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            hint = _did_you_mean(name, [known for known in dir(found) if not known.startswith("_")])
+            raise ConfigurationError(f"target {target!r}: {module_name} has no attribute {name!r}{hint}") from None
+    return found
+
+
+def _imported(module_name: str, target: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if module_name != missing and not module_name.startswith(f"{missing}."):
+            raise _broken(target, error) from error
+        parent, _, last = missing.rpartition(".")
+        hint = _did_you_mean(last, _siblings(parent))
+        raise ConfigurationError(
+            f"target {target!r}: there is no module {missing!r} here or among the installed packages{hint}"
+        ) from None
+    except ConsumerkitError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _broken(target, error) from error
+
+
+async def _called(found: Any, target: str) -> Any:
+    """Call a factory and await what it returns, as far as needed."""
+    if isinstance(found, type) and issubclass(found, Worker):
+        raise ConfigurationError(f"target {target!r} is the class {found.__name__}; name {_KINDS}")
+    if not isinstance(found, Worker | AbstractAsyncContextManager) and callable(found):
+        try:
+            found = found()
+            if inspect.isawaitable(found):
+                found = await found
+        except ConsumerkitError:
+            raise
+        except Exception as error:
+            raise _broken(target, error) from error
+    return found
+
+
+def _checked(found: Any, target: str) -> Worker:
+    if isinstance(found, Worker):
+        return found
+    if inspect.isasyncgen(found):
+        raise ConfigurationError(
+            f"target {target!r} is a bare async generator; put @contextlib.asynccontextmanager above its def"
+        )
+    raise ConfigurationError(f"target {target!r} leads to a value of type {type(found).__name__}; name {_KINDS}")
+
+
+def _broken(target: str, error: BaseException) -> ConfigurationError:
+    """Tell of an error in the user's own code: its type, its text and the line, which is where to look."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
+    place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}:{error.lineno})"
+    what = str(error.msg if isinstance(error, SyntaxError) else error)
+    return ConfigurationError(f"target {target!r}: {type(error).__name__}: {what}{place}")
+
+
+def _suggestion(target: str) -> str:
+    module, _, attribute = target.partition(":")
+    module = module.removesuffix(".py").strip("./").replace("/", ".") or "shop.worker"
+    return f"{module}:{attribute or 'worker'}"
+
+
+def _siblings(parent: str) -> Iterable[str]:
+    """Modules that could have been meant: in the working directory, or in the package."""
+    try:
+        paths = list(importlib.import_module(parent).__path__) if parent else [os.getcwd()]  # noqa: PTH109
+    except (ImportError, AttributeError):
+        return ()
+    return [module.name for module in pkgutil.iter_modules(paths)]
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

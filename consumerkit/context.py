@@ -1,0 +1,138 @@
+"""What a handler gets besides its event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, NamedTuple
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from typing_extensions import TypeVar
+
+from consumerkit.message import Headers, Message, is_topic_name
+
+S = TypeVar("S", default=AsyncSession)
+
+
+class Publication(NamedTuple):
+    """A message that a handler wants published, once its transaction has committed.
+
+    `id` is None where consumerkit derives one.
+    """
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    id: str | None
+
+
+class Publisher:
+    """Collects what is published within one transaction."""
+
+    __slots__ = ("_encode", "publications")
+
+    def __init__(self, encode: Callable[[object], bytes]) -> None:
+        self._encode = encode
+        self.publications: list[Publication] = []
+
+    def publish(
+        self,
+        topic: str,
+        *,
+        key: str | bytes | None = None,
+        value: object = None,
+        id: str | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+    ) -> None:
+        """Have a message sent to `topic` once, after the transaction has committed; see `Context.publish`."""
+        if not is_topic_name(topic):
+            raise ValueError(f"publish: {topic!r} is not the name of a topic")
+        self.publications.append(
+            Publication(
+                topic,
+                key.encode() if isinstance(key, str) else key,
+                None if value is None else self._encode(value),
+                encoded_headers(headers),
+                id,
+            )
+        )
+
+
+def encoded_headers(headers: Mapping[str, str | bytes] | None) -> Headers:
+    """Return headers given by a user as they go into a record."""
+    if not headers:
+        return ()
+    return tuple((name, value.encode() if isinstance(value, str) else value) for name, value in headers.items())
+
+
+class _Publishes:
+    """The part of a context that publishes."""
+
+    __slots__ = ("_publisher",)
+    _publisher: Publisher
+
+    def publish(
+        self,
+        topic: str,
+        *,
+        key: str | bytes | None = None,
+        value: object = None,
+        id: str | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+    ) -> None:
+        """Publish a message in the handler's own transaction.
+
+        The message is written to the outbox table beside the handler's changes, so it exists exactly if they do; the
+        relay sends it to Kafka, at least once, with the same message ID each time, so that a consumer with a ledger
+        handles it once.
+
+        Args:
+            topic: Where to.
+            key: The record's key; text is sent as UTF-8.
+            value: The record's value, encoded by the handler's codec; bytes are sent as they are, None is a tombstone.
+            id: The message ID, sent as the header `message-id`; derived from this message's own where None.
+            headers: Further headers.
+
+        Raises:
+            TypeError: The value cannot be encoded.
+            ValueError: Kafka has no topics of such a name.
+        """
+        self._publisher.publish(topic, key=key, value=value, id=id, headers=headers)
+
+
+class Context(_Publishes, Generic[S]):
+    """One message's surroundings, passed to `Handler.handle`.
+
+    Attributes:
+        session: The session whose transaction also holds the claim on the message ID. Commit, rollback and close are
+            consumerkit's: a handler that calls them fails.
+        message: The record: key, headers, timestamp and coordinates.
+        message_id: The message ID as text for people.
+        attempt: 1 at first; only failures of the message alone count.
+    """
+
+    __slots__ = ("attempt", "message", "message_id", "session")
+
+    def __init__(self, session: S, message: Message, message_id: str, attempt: int, publisher: Publisher) -> None:
+        self.session = session
+        self.message = message
+        self.message_id = message_id
+        self.attempt = attempt
+        self._publisher = publisher
+
+
+class BatchContext(_Publishes, Generic[S]):
+    """A batch's surroundings, passed to `BatchHandler.handle_batch`.
+
+    Attributes:
+        session: As in `Context`.
+    """
+
+    __slots__ = ("session",)
+
+    def __init__(self, session: S, publisher: Publisher) -> None:
+        self.session = session
+        self._publisher = publisher
+
+
+AnyContext = Context[Any] | BatchContext[Any]

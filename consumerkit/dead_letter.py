@@ -1,0 +1,40 @@
+"""Where a message goes that will not succeed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+HEADER_PREFIX: Final = "consumerkit-dlq-"
+"""Begins the names of the headers that a dead letter has in its topic, besides the message's own."""
+
+BY_REFERENCE: Final = HEADER_PREFIX + "by-reference"
+"""The header of one that came without its value: the message is in the table, and where it stood in the log."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class DeadLetter:
+    """The topic to which dead letters of a handler are published, besides their row in `dead_letters`.
+
+    Args:
+        topic: The dead-letter topic. It must exist, with as many partitions as its source
+            (`consumerkit topics create` makes it), and it must not be among the topics the handler consumes.
+        hold_key: With `Ordering.KEY`, keep later messages of a dead message's key waiting behind it, until it is
+            redriven and succeeds, or a person resolves or discards it. A `conflict` holds none: its ID was processed.
+        resend: What becomes of a message whose ID is dead already, sent again: "skip" counts it, "run" runs it.
+
+    Example:
+        >>> DeadLetter("payments.captured.dlq")
+        DeadLetter(topic='payments.captured.dlq')
+    """
+
+    topic: str
+    hold_key: bool = False
+    resend: Literal["skip", "run"] = "skip"
+
+    def __repr__(self) -> str:
+        said = [f"{name}={getattr(self, name)!r}" for name, usual in _USUAL.items() if getattr(self, name) != usual]
+        return f"DeadLetter({', '.join([f'topic={self.topic!r}', *said])})"
+
+
+_USUAL = {"hold_key": False, "resend": "skip"}

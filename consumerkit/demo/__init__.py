@@ -1,0 +1,1 @@
+"""`consumerkit demo`: payments, resends, poison and kills, and then the books."""

@@ -1,0 +1,72 @@
+"""Kills worker processes with SIGKILL while they are inside a transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from consumerkit.demo.reports import Reports
+from consumerkit.demo.scene import Scene
+from consumerkit.demo.workers import COUNT
+
+# A stopped process that holds SQLite's write lock keeps everyone from it for as long as it is stopped; a running one
+# is done with its transaction sooner than this.
+_SURELY = 0.3
+_BETWEEN = 1.0  # seconds in which the survivors are seen at work
+_ENOUGH = 20  # messages that a process must have brought to an end before it is worth killing
+
+
+class Killer:
+    """Kills worker processes, one after another, each in the middle of its work.
+
+    Args:
+        scene: Where they work.
+        reports: What they report.
+        kills: How many to kill.
+        told: Called with each process that was killed.
+    """
+
+    def __init__(self, scene: Scene, reports: Reports, kills: int, told: Callable[[int], None]) -> None:
+        self._scene = scene
+        self._reports = reports
+        self._kills = kills
+        self._told = told
+        self._next = time.monotonic()
+
+    async def run(self) -> None:
+        """Kill until all kills are done."""
+        while self._kills:
+            await asyncio.sleep(0.02)
+            alive = self._reports.alive()
+            if len(alive) < COUNT or time.monotonic() < self._next:
+                continue
+            for process in alive:
+                if self._reports.done[process] >= _ENOUGH and await self._kill_at_work(process):
+                    self._kills -= 1
+                    self._next = time.monotonic() + _BETWEEN
+                    self._told(process)
+                    break
+
+    async def _kill_at_work(self, process: int) -> bool:
+        """Stop the process where it stands; kill it if that is within a transaction, else let it go on."""
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGSTOP)
+            caught = False
+            try:
+                caught = await self._holds_lock()
+            finally:
+                os.kill(process, signal.SIGKILL if caught else signal.SIGCONT)
+            return caught
+        return False
+
+    async def _holds_lock(self) -> bool:
+        end = time.monotonic() + _SURELY
+        while time.monotonic() < end:
+            if not self._scene.is_being_written():
+                return False
+            await asyncio.sleep(0.002)
+        return True

@@ -1,0 +1,133 @@
+"""The demo itself: send, kill, wait until everything is done."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from consumerkit.demo import workers
+from consumerkit.demo.broker import EmbeddedTransport, Log
+from consumerkit.demo.display import Display, Tally
+from consumerkit.demo.killer import Killer
+from consumerkit.demo.payments import Plan
+from consumerkit.demo.reports import Reports
+from consumerkit.demo.scene import Scene
+from consumerkit.demo.shop import TOPIC
+from consumerkit.errors import ConsumerkitError
+from consumerkit.transports.base import Producer, Record
+
+_A_KILL_TAKES = 5.0  # seconds, with the restart and the rebalance; sending is spread over all of them
+_BURST = 0.05  # seconds between two portions sent
+_TRICKLE = 0.9  # the share that is sent at a steady pace; a kill needs work to interrupt, so the rest is made to last
+_SLOWER = 8
+_QUIET = 30.0  # seconds without any progress after which waiting is pointless
+
+
+class Play:
+    """One performance.
+
+    Args:
+        scene: Where.
+        plan: What is sent.
+        log: The broker's log, seen from outside.
+        kills: How many worker processes to kill.
+        display: Where it is shown.
+    """
+
+    def __init__(self, scene: Scene, plan: Plan, log: Log, kills: int, display: Display) -> None:
+        self._scene = scene
+        self._plan = plan
+        self._log = log
+        self._kills = kills
+        self._display = display
+        self._reports = Reports(scene.reports)
+        self._produced = 0
+        self.killed = 0
+
+    async def run(self) -> None:
+        """Send everything, kill meanwhile, and wait until the workers are done with it, or stand still."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            async with workers.running(self._scene):
+                killing = asyncio.create_task(self._kill())
+                try:
+                    await self._produce(killing)
+                    await self._finished()
+                finally:
+                    killing.cancel()
+        finally:
+            watching.cancel()
+            self._show()
+
+    async def _produce(self, killing: asyncio.Task[None]) -> None:
+        """Send at a steady pace while there is killing to do, and what is left then at once."""
+        records = self._plan.records
+        portion = max(1, int(len(records) * _BURST / (_A_KILL_TAKES * (self._kills + 1))))
+        producer = EmbeddedTransport(self._scene.broker).producer()
+        await producer.start()
+        try:
+            while self._produced < len(records):
+                await self._send(producer, records[self._produced : self._produced + portion])
+                if not killing.done():
+                    slow = self._produced > _TRICKLE * len(records)
+                    await asyncio.wait([killing], timeout=_BURST * (_SLOWER if slow else 1))
+        finally:
+            await producer.stop()
+
+    async def _send(self, producer: Producer, records: Sequence[Record]) -> None:
+        refused = [answer for answer in await producer.send(records) if answer is not None]
+        if refused:
+            raise ConsumerkitError(f"the embedded broker refused a message: {refused[0].message}")
+        self._produced += len(records)
+
+    async def _kill(self) -> None:
+        """Kill as often as wanted, if it can be done in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_A_KILL_TAKES * 3 * (self._kills + 1)):
+                await Killer(self._scene, self._reports, self._kills, self._tell_kill).run()
+
+    def _tell_kill(self, process: int) -> None:
+        self.killed += 1
+        self._display.tell(f"SIGKILL to worker process {process}, in the middle of a transaction")
+
+    async def _finished(self) -> None:
+        """Wait until the group has committed everything, and nothing is parked or in the outbox."""
+        seen, since = None, time.monotonic()
+        while True:
+            partitions = await asyncio.to_thread(self._log.partitions, TOPIC)
+            # What is parked is tried again later, though its offset is committed.
+            waiting = self._scene.number(
+                "SELECT (SELECT count(*) FROM consumerkit_outbox_messages) "
+                "+ (SELECT count(*) FROM consumerkit_parked_messages)"
+            )
+            if not waiting and all(one.committed == one.end for one in partitions):
+                return
+            if seen != (seen := (partitions, waiting, self._tally())):
+                since = time.monotonic()
+            if time.monotonic() - since > _QUIET:
+                self._display.tell(f"nothing has moved for {_QUIET:.0f} s; the workers' log is {self._scene.log}")
+                return
+            await asyncio.sleep(0.2)
+
+    async def _watch(self) -> None:
+        while True:
+            self._show()
+            await asyncio.sleep(0.1)
+
+    def _show(self) -> None:
+        self._reports.read()
+        self._display.update(self._tally())
+
+    def _tally(self) -> Tally:
+        return Tally(
+            total=len(self._plan.records),
+            distinct=self._plan.distinct,
+            produced=self._produced,
+            processed=self._scene.number("SELECT count(*) FROM journal"),
+            skipped=self._reports.skipped,
+            dead=self._scene.number("SELECT count(*) FROM consumerkit_dead_letters"),
+            kills=self.killed,
+            alive=len(self._reports.alive()),
+        )

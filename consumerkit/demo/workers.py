@@ -1,0 +1,53 @@
+"""The demo's worker processes, under a supervisor in a process of its own: it starts again what the demo kills."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from consumerkit.demo.scene import Scene
+from consumerkit.observability.logs import configure
+from consumerkit.supervisor import Backoff, Channel, Lifeline, Supervisor
+
+TARGET = "consumerkit.demo.shop:worker"
+COUNT = 2
+_IMPATIENT = Backoff(first=0.2, most=0.5)
+
+
+@asynccontextmanager
+async def running(scene: Scene) -> AsyncIterator[None]:
+    """Run the worker processes until the block ends, their log in the demo's directory."""
+    with Channel() as channel, scene.log.open("ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "consumerkit.demo.workers",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **scene.environment, **channel.environment},
+            pass_fds=(channel.write_end,),
+            process_group=0,  # Ctrl-C is for the demo, which stops the workers in its own time
+        )
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            await process.wait()
+
+
+def main() -> None:
+    """Keep the worker processes running, until SIGTERM or until the demo is gone."""
+    configure("text", "info")
+    Lifeline().hold()
+    command = [sys.executable, "-m", "consumerkit", "run", TARGET]
+    sys.exit(asyncio.run(Supervisor(command, COUNT, backoff=_IMPATIENT).run()))
+
+
+if __name__ == "__main__":
+    main()

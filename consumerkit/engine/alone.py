@@ -1,0 +1,291 @@
+"""Runs one message by itself: its attempts, and what follows when they are over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Final
+
+from consumerkit.engine import letters
+from consumerkit.engine.item import Item
+from consumerkit.engine.partition import Partition
+from consumerkit.engine.patience import Interrupted
+from consumerkit.engine.runner import Runner
+from consumerkit.errors import Defer, Fenced, Reject
+from consumerkit.outcome import Reason
+from consumerkit.storage.faults import Fault
+from consumerkit.storage.fence import Owners
+from consumerkit.storage.parked import Kind, ParkedMessage
+
+CONVICTED_AFTER: Final = 3
+
+
+class Alone:
+    """Attempts, parks and buries single messages of one lane."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    async def run(self, item: Item) -> None:
+        """Run one message until its outcome is durable, or until it is parked.
+
+        Raises:
+            Interrupted: The lane was told to give up; the message is not finished, unless it was reported so.
+            HandlerHalted: The handler cannot run before a person acts.
+        """
+        suspected = await self._suspect(item)
+        try:
+            await self._run(item)
+        finally:
+            # Whatever became of it, the process has survived it; only what a death leaves behind convicts.
+            if suspected is not None:
+                suspected.suspects.pop(item.message.offset, None)
+
+    async def _run(self, item: Item) -> None:
+        first_failed: float | None = None
+        first_failed_at: datetime | None = None
+        while (error := await self._attempt(item)) is not None:
+            if isinstance(error, Defer):
+                await self._park(item, error, item.attempt - 1, error.seconds, first_failed_at)
+                return
+            first_failed = first_failed or time.monotonic()
+            first_failed_at = first_failed_at or letters.now()
+            wait = self._next_wait(error, item.attempt, time.monotonic() - first_failed)
+            item.token = wait is None and self._runner.gate.spend()
+            if wait is None and not item.token:
+                wait = self._runner.gate.wait
+            self._failed_alone(item, error, wait)
+            if wait is None:
+                await self._bury(item, error, item.attempt, first_failed_at)
+                return
+            if self._runner.gate.braking or item.attempt >= self._runner.declared.retry.in_place:
+                await self._park(item, error, item.attempt, wait, first_failed_at)
+                return
+            await self._wait_in_place(item, error, wait, first_failed_at)
+            item = await self._again(item)
+
+    async def _suspect(self, item: Item) -> Partition | None:
+        """Before a message of an isolated partition runs, write down that it does; after three deaths, bury it.
+
+        Returns:
+            The partition where it was written down.
+        """
+        partition = self._runner.partitions.of(item.message)
+        if partition is None or not partition.isolated or item.dead is not None or item.parking is not None:
+            return None
+        offset = item.message.offset
+        deaths = partition.suspects.get(offset, 0)
+        if deaths >= CONVICTED_AFTER:
+            item.dead = letters.killer(item, deaths)
+            return None
+        partition.suspects[offset] = deaths + 1
+        await self._runner.patience.insist(lambda: self._runner.books.suspect(partition))
+        return partition
+
+    async def _wait_in_place(self, item: Item, error: Exception, wait: float, since: datetime) -> None:
+        """Wait for the next attempt; where the lane must give up meanwhile, park, so that the attempts are kept."""
+        try:
+            await self._runner.patience.pause(wait)
+        except Interrupted:
+            self._runner.patience.resume()
+            await self._park(item, error, item.attempt, wait, since)
+            raise
+
+    async def _again(self, item: Item) -> Item:
+        """Return the item for the next attempt; decoded anew, since the handler may have changed the event."""
+        again = await self._runner.prepare(item.message, item.attempt + 1)
+        assert again is not None
+        return again
+
+    def _failed_alone(self, item: Item, error: Exception, wait: float | None) -> None:
+        self._runner.pace.failed()
+        self._runner.tell.attempt_failed(item, error, wait)
+
+    async def _park(
+        self, item: Item, error: Exception, attempts: int, wait: float, first_failed_at: datetime | None
+    ) -> None:
+        self._runner.gate.failed(item.message)
+        item.parking = letters.parked(item, error, attempts=attempts, wait=wait, first_failed_at=first_failed_at)
+        item.claimed = False
+        await self._attempt(item)
+
+    async def retry(self, parked: ParkedMessage) -> None:
+        """Try a parked message again, and then, one after another, those of its key that waited behind it.
+
+        Raises:
+            Interrupted: As for `run`; what is parked stays so.
+            HandlerHalted: As for `run`.
+        """
+        rows, began = [parked], time.monotonic()
+        while rows and await (self._retried(rows[0]) if len(rows) == 1 else self._drained(rows)):
+            if time.monotonic() - began > self._runner.declared.batch_time and self._runner.books.others_due():
+                # Those would be late. The next of this key was made due in the transaction before, behind them.
+                return
+            rows = await self._runner.books.next_parked(rows[-1])
+            if rows and rows[0].deliveries:
+                # It died in a run before, and must run alone: the watch for what is due hands it out again.
+                return
+
+    async def _drained(self, rows: Sequence[ParkedMessage]) -> bool:
+        """Run messages that waited behind another in one transaction; return whether to look for what is next.
+
+        Where one fails, those before it are run again together, and it by itself.
+        """
+        items = [await self._resumed(row) for row in rows]
+        if any(item.dead is not None for item in items):
+            return await self._one_by_one(rows)
+        group = self._runner.group(items)
+        try:
+            await self._runner.transact(group)
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001 - every error becomes a decision
+            fault = self._runner.fault(group, error)
+            if fault is not Fault.HANDLER:
+                await self._runner.infrastructure(fault, error)
+                return True
+            self._runner.tell.rolled_back(group, error)
+            if group.convicted:
+                return True
+            return await self._one_by_one(rows) if group.current is None else await self._apart(rows, group.current)
+        return True
+
+    async def _apart(self, rows: Sequence[ParkedMessage], at: int) -> bool:
+        if at > 1:
+            return await self._drained(rows[:at])
+        return await self._one_by_one(rows[: at + 1])
+
+    async def _one_by_one(self, rows: Sequence[ParkedMessage]) -> bool:
+        for row in rows:
+            if not await self._retried(row):
+                return False
+        return True
+
+    async def _retried(self, parked: ParkedMessage) -> bool:
+        """Run one attempt of a parked message; return whether it has left the lot."""
+        item = await self._resumed(parked)
+        if item.dead is not None:
+            return await self._retry_dead(item, parked)
+        if parked.deliveries > CONVICTED_AFTER:
+            # The first of these runs, which no other had made suspicious, was not by itself.
+            item.dead = letters.killer(item, parked.deliveries - 1)
+            return await self._retry(item, parked)
+        partition = self._runner.partitions.get((parked.message.topic, parked.message.partition))
+        if partition is None or partition.owner is None:
+            raise Interrupted
+        if not parked.deliveries and parked.id > partition.haunted:
+            # As for a fresh message, a first death is needed before runs are counted.
+            return await self._retry(item, parked)
+        await self._deliver(partition, parked)
+        try:
+            return await self._retry(item, parked)
+        except Interrupted:
+            # The process has survived this run: only what a death leaves behind convicts.
+            with suppress(Exception):
+                await self._runner.books.deliver(partition, parked, begins=False)
+            raise
+
+    async def _retry_dead(self, item: Item, parked: ParkedMessage) -> bool:
+        """Bury a parked message that cannot be handled, if the brake allows it; else it stays."""
+        item.token = self._runner.gate.spend()
+        if not item.token:
+            item.parking, item.dead = letters.held(item, self._runner.gate.wait), None
+        try:
+            return await self._retry(item, parked)
+        finally:
+            self._runner.refund([item])
+
+    async def _deliver(self, partition: Partition, parked: ParkedMessage) -> None:
+        """Write down that a run begins."""
+        owner = partition.owner or b""
+        try:
+            await self._runner.patience.insist(
+                lambda: self._runner.books.deliver(partition, parked, begins=True), unless=(Fenced,)
+            )
+        except Fenced as error:
+            self._runner.books.doubt({partition.name: owner}, error)
+            raise Interrupted from error
+
+    async def _retry(self, item: Item, parked: ParkedMessage) -> bool:
+        error = await self._attempt(item)
+        if error is None:
+            return not item.stays_parked
+        if isinstance(error, Defer):
+            await self._park(item, error, parked.attempts, error.seconds, parked.first_failed_at)
+            return False
+        since = parked.first_failed_at or letters.now()
+        wait = self._next_wait(error, item.attempt, parked.failing_for)
+        poison = self._runner.gate.is_poison(item.message)
+        item.token = wait is None and not poison and self._runner.gate.spend()
+        if wait is None and not poison and not item.token:
+            wait = self._runner.gate.wait
+        self._failed_alone(item, error, wait)
+        if wait is None:
+            await self._bury(item, error, item.attempt, since)
+            return not item.stays_parked
+        await self._park(item, error, item.attempt, wait, since)
+        return False
+
+    async def _resumed(self, parked: ParkedMessage) -> Item:
+        if parked.kind is Kind.RELEASED:
+            released = Item(parked.message)
+            released.parked = parked
+            return released
+        item = await self._runner.prepare(parked.message, parked.attempts + 1)
+        if item is None:
+            item = Item(parked.message, dead=letters.undeclared(parked))
+        if parked.digest is not None:
+            # The claim was made when it was parked, whatever the handler reads its IDs from today.
+            item.digest, item.fingerprint, item.message_id = parked.digest, parked.fingerprint, parked.message_id
+        item.parked = parked
+        item.repeats = parked.kind is Kind.REPEAT
+        return item
+
+    async def _attempt(self, item: Item) -> Exception | None:
+        """Run one transaction for one item, again and again while the fault is not its own.
+
+        Returns:
+            The handler's error, or None when the item is finished.
+        """
+        owners: Owners | None = None
+        while True:
+            group = self._runner.group([item])
+            if owners is not None and group.owners != owners:
+                # Taken anew since the decision was made: what was ahead of it may be gone, or more may be.
+                raise Interrupted
+            owners = group.owners
+            try:
+                await self._runner.transact(group)
+            except Interrupted:
+                raise
+            except Exception as error:  # noqa: BLE001 - every error becomes a decision
+                if group.convicted:
+                    return None
+                fault = self._runner.fault(group, error)
+                if fault is Fault.HANDLER and item.dead is None and item.parking is None:
+                    return error
+                if fault is Fault.HANDLER:
+                    # The dead letter or the parking itself was refused: nothing may be lost, so wait for better days.
+                    fault = Fault.CAPACITY
+                await self._runner.infrastructure(fault, error)
+            else:
+                return None
+
+    def _next_wait(self, error: Exception, attempt: int, elapsed: float) -> float | None:
+        if isinstance(error, Reject):
+            return None
+        return self._runner.declared.retry.next_wait(error, attempt=attempt, elapsed=elapsed)
+
+    async def _bury(self, item: Item, error: Exception, attempts: int, first_failed_at: datetime | None) -> None:
+        reason = Reason.REJECTED if isinstance(error, Reject) else Reason.EXHAUSTED
+        if item.repeats:
+            reason = Reason.FAILED_DUPLICATE
+        item.dead = letters.from_error(item, reason, error, attempts=attempts, first_failed_at=first_failed_at)
+        item.parking = None
+        item.claimed = False
+        try:
+            await self._attempt(item)
+        finally:
+            self._runner.refund([item])

@@ -1,0 +1,122 @@
+"""What an engine does when the broker gives partitions or takes them away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+from consumerkit import events
+from consumerkit.engine.committer import Committer
+from consumerkit.engine.fences import Fences
+from consumerkit.engine.lane import Lane
+from consumerkit.engine.ownership import Ownership
+from consumerkit.engine.partition import Partitions
+from consumerkit.errors import PartitionUnusable
+from consumerkit.event_wait import wait_until_set
+from consumerkit.events import Announcer
+from consumerkit.failpoints import reach
+from consumerkit.message import TopicPartition
+from consumerkit.transports.base import Position
+
+# Twice, for the marks and for giving back: together less than the five seconds that transports allow beyond the drain.
+GIVE_BACK_TIMEOUT: Final = 2.0
+
+
+class Assignments:
+    """Takes partitions on and gives them up; an engine's consumer has it as its `AssignmentListener`.
+
+    Args:
+        handler: The handler's name, for the announcements.
+        partitions: What is assigned.
+        lanes: The engine's.
+        ownership: Takes partitions over.
+        committer: Keeps their positions.
+        fences: The database.
+        announce: Told what happened.
+        progressed: Set when a lane has finished or let go of something.
+        drain_timeout: Seconds in which a revoked partition's messages in hand are finished.
+    """
+
+    def __init__(
+        self,
+        handler: str,
+        partitions: Partitions,
+        lanes: Sequence[Lane],
+        ownership: Ownership,
+        committer: Committer,
+        fences: Fences,
+        announce: Announcer,
+        *,
+        progressed: asyncio.Event,
+        drain_timeout: float,
+    ) -> None:
+        self.drain_timeout = drain_timeout
+        self._handler = handler
+        self._partitions = partitions
+        self._lanes = lanes
+        self._ownership = ownership
+        self._committer = committer
+        self._fences = fences
+        self._announce = announce
+        self._progressed = progressed
+
+    async def assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
+        """Begin with partitions: they are taken over in the background, and nothing of them begins before."""
+        reach("in_on_assign")
+        for name, start in partitions.items():
+            self._ownership.want(self._partitions.add(name, start))
+        self._announce(events.PartitionsAssigned(handler=self._handler, partitions=tuple(partitions)))
+
+    async def revoked(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
+        """Finish the transactions under way, let go of the rest, and return what may be committed."""
+        reach("in_on_revoke")
+        dropped = await self._drain(frozenset(partitions))
+        await self._committer.mark_last(partitions, GIVE_BACK_TIMEOUT)
+        positions = self._committer.positions(partitions)
+        await self._give_back(partitions)
+        self._forget(partitions, dropped, lost=False)
+        return positions
+
+    async def _give_back(self, partitions: Collection[TopicPartition]) -> None:
+        """Leave word that these partitions were not left by a death, unless something of them is still under way."""
+        if any(lane.holds(frozenset(partitions)) for lane in self._lanes):
+            return
+        held = [partition for name in partitions if (partition := self._partitions.get(name)) is not None]
+        # Without a database the next owner counts a death, which alone changes nothing.
+        with suppress(Exception):
+            async with asyncio.timeout(GIVE_BACK_TIMEOUT):
+                await self._fences.give_back(held)
+
+    async def _drain(self, partitions: frozenset[TopicPartition]) -> int:
+        # A lane whose transaction fails meanwhile has its messages back, and must not begin them anew.
+        for name in partitions:
+            if (partition := self._partitions.get(name)) is not None:
+                partition.offsets.leaving = True
+        dropped = sum(lane.drop(partitions) for lane in self._lanes)
+        until = time.monotonic() + self.drain_timeout
+        while any(lane.holds(partitions) for lane in self._lanes) and time.monotonic() < until:
+            self._progressed.clear()
+            for lane in self._lanes:
+                dropped += lane.drop(partitions)
+            await wait_until_set(self._progressed, 0.05)
+        return dropped
+
+    async def lost(self, partitions: Collection[TopicPartition]) -> None:
+        """Forget partitions that belong to somebody else; what is under way ends at the fence."""
+        dropped = sum(lane.drop(frozenset(partitions)) for lane in self._lanes)
+        self._forget(partitions, dropped, lost=True)
+
+    def _forget(self, partitions: Collection[TopicPartition], dropped: int, *, lost: bool) -> None:
+        for name in partitions:
+            self._partitions.pop(name)
+            self._ownership.forget(name)
+        self._announce(
+            events.PartitionsRevoked(handler=self._handler, partitions=tuple(partitions), dropped=dropped, lost=lost)
+        )
+
+    async def failed(self, partition: TopicPartition, error: PartitionUnusable) -> None:
+        """Announce a partition that is not read any further."""
+        self._announce(events.PartitionStopped(handler=self._handler, partition=partition, error=str(error)))

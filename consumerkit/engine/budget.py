@@ -1,0 +1,65 @@
+"""How many bytes of messages may be in hand.
+
+Fetch limits do not bound memory: a record is as large as it is once it is unpacked. So what is in hand is counted, and
+above the budget nothing is fetched; if that lasts, the consumer is paused, and fetched from all the same, since a
+consumer that is not polled leaves its group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from consumerkit.event_wait import wait_until_set
+from consumerkit.message import Message
+from consumerkit.transports.base import Consumer
+
+# What a message object weighs besides its bytes: measured with sys.getsizeof over its parts.
+OVERHEAD: Final = 500
+PAUSE_AFTER: Final = 1.0
+
+
+def cost(message: Message) -> int:
+    """Return what a message counts for."""
+    return message.size + OVERHEAD
+
+
+class Budget:
+    """Counts what is in hand."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_hand = 0
+        self._full_since: float | None = None
+        self._paused = False
+        self._changed = asyncio.Event()
+
+    def took(self, amount: int) -> None:
+        """Take note of fetched messages."""
+        self._in_hand += amount
+
+    def gave_back(self, amount: int) -> None:
+        """Take note of messages that are finished or dropped."""
+        self._in_hand -= amount
+        self._changed.set()
+
+    async def room(self, consumer: Consumer) -> bool:
+        """Return whether to fetch; waits for room a little, pauses the consumer if that lasts, and resumes it."""
+        if self._paused:
+            if self._in_hand <= self._limit // 2:
+                await consumer.resume()
+                self._paused, self._full_since = False, None
+            return True
+        if self._in_hand < self._limit:
+            self._full_since = None
+            return True
+        now = time.monotonic()
+        self._full_since = self._full_since or now
+        if now - self._full_since > PAUSE_AFTER:
+            await consumer.pause()
+            self._paused = True
+            return True
+        self._changed.clear()
+        await wait_until_set(self._changed, PAUSE_AFTER / 4)
+        return False

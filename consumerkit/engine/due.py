@@ -1,0 +1,105 @@
+"""Finds parked messages that are due. What is due is read from the database, so whatever was put there is found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from consumerkit import events
+from consumerkit.engine import letters
+from consumerkit.engine.fences import InTransaction
+from consumerkit.engine.partition import Partitions
+from consumerkit.event_wait import wait_until_set
+from consumerkit.events import Announcer
+from consumerkit.message import TopicPartition
+from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.parking import ParkingLot
+
+AT_ONCE: Final = 100
+SHORTEST_SLEEP: Final = 0.05
+LONGEST_SLEEP: Final = 5.0
+
+
+class DueWatch:
+    """Hands the parked messages of an engine's partitions to their lanes when they are due.
+
+    Args:
+        handler: The handler's name, for the announcements.
+        lot: The parking lot.
+        run: Runs work in a transaction of its own.
+        partitions: What is assigned.
+        announce: Told what happened.
+        give: Called with each message that is due.
+    """
+
+    def __init__(
+        self,
+        handler: str,
+        lot: ParkingLot,
+        run: InTransaction,
+        partitions: Partitions,
+        announce: Announcer,
+        give: Callable[[ParkedMessage], None],
+    ) -> None:
+        self._handler = handler
+        self._lot = lot
+        self._run = run
+        self._partitions = partitions
+        self._announce = announce
+        self._give = give
+        self._given: set[int] = set()
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Have it look again: something was parked, or a partition was taken."""
+        self._wake.set()
+
+    def returned(self, parked: ParkedMessage) -> None:
+        """Take note that a lane is through with a message."""
+        self._given.discard(parked.id)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look for what is due, until cancelled."""
+        failures = 0
+        while True:
+            self._wake.clear()
+            try:
+                sleep = await self._look()
+                failures = 0
+            except Exception as error:  # noqa: BLE001 - announced, and tried again
+                failures += 1
+                sleep = min(LONGEST_SLEEP, 0.5 * 2**failures)
+                described = letters.described(error)
+                self._announce(events.Trouble(handler=self._handler, where="database", error=described, wait=sleep))
+            await wait_until_set(self._wake, sleep)
+
+    async def _look(self) -> float:
+        """Hand out what is due; return for how many seconds there is nothing to do."""
+        names = [partition.name for partition in self._partitions.owned()]
+        if not names or len(self._given) > AT_ONCE:
+            # What is handed out is in memory; when a lane is through with some of it, there is room for more.
+            return LONGEST_SLEEP
+        due, next_due = await self._run(lambda connection: self._read(connection, names))
+        for parked in due:
+            if parked.id not in self._given:
+                self._hand_out(parked)
+        await asyncio.sleep(SHORTEST_SLEEP)
+        return LONGEST_SLEEP if next_due is None else min(LONGEST_SLEEP, max(SHORTEST_SLEEP, next_due))
+
+    def _read(self, connection: Connection, names: list[TopicPartition]) -> Any:
+        due = self._lot.due(connection, names, AT_ONCE, without=self._given)
+        return due, self._lot.next_due(connection, names, without=self._given | {one.id for one in due})
+
+    def _hand_out(self, parked: ParkedMessage) -> None:
+        message = parked.message
+        partition = self._partitions.get((message.topic, message.partition))
+        if partition is None or partition.owner is None:
+            return
+        # Whoever put it there, as a redrive does: it blocks its key from now on.
+        partition.park(message, parked.id)
+        self._given.add(parked.id)
+        self._give(parked)

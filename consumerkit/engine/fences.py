@@ -1,0 +1,184 @@
+"""The database's side of owning partitions: take-overs, marks, and what is written down about runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from consumerkit.engine.partition import Partition
+from consumerkit.engine.placing import Beginning
+from consumerkit.errors import CommitsLost, Fenced
+from consumerkit.message import TopicPartition
+from consumerkit.storage import fence, progress
+from consumerkit.storage.dialects import Dialect
+from consumerkit.storage.fence import Taken
+from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.progress import Lane, Mark, Standing
+from consumerkit.storage.tables import Tables
+from consumerkit.transports.base import PartitionInfo
+
+InTransaction = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Fences:
+    """Writes, for one handler, who owns what and how far it has come."""
+
+    lot: ParkingLot
+    run: InTransaction
+    """Runs work in a transaction of its own, READ COMMITTED: what is parked is read after the wait for the fence."""
+    tokens: dict[TopicPartition, bytes] = field(default_factory=dict)
+    """The tokens that this process wrote last."""
+
+    @property
+    def _place(self) -> tuple[Dialect, Tables, int]:
+        return self.lot.dialect, self.lot.tables, self.lot.consumer
+
+    async def take(
+        self,
+        partition: Partition,
+        place: Callable[[Standing], Beginning],
+        info: PartitionInfo,
+        ago: Callable[[], float],
+        lanes: Sequence[Lane],
+        *,
+        wait: float,
+    ) -> Beginning | None:
+        """Take one partition over.
+
+        Args:
+            partition: Which.
+            place: Decides where to begin, from what the database knows.
+            info: What the broker told.
+            ago: How many seconds ago it did.
+            lanes: Those of this worker.
+            wait: Seconds to wait for transactions of the owner before.
+
+        Returns:
+            Where to begin; None where the wait was too short.
+
+        Raises:
+            PartitionUnusable: By `place`; nothing was changed.
+        """
+
+        def work(connection: Connection) -> tuple[Taken, dict[bytes | None, set[int]], Beginning] | None:
+            dialect, tables, consumer = self._place
+            name, own = partition.name, self.tokens.get(partition.name)
+            taken = fence.take(connection, dialect, tables, consumer, name, wait=wait, own=own)
+            if taken is None:
+                return None
+            begins = place(taken.standing)
+            unharmed = taken.ours and partition.mark is not None and begins.offset >= partition.mark
+            if unharmed and progress.are_kept(connection, tables, consumer, lanes):
+                begins = begins._replace(intact=True)
+            progress.begin(
+                connection,
+                dialect,
+                tables,
+                consumer,
+                name,
+                topic_id=info.topic_id,
+                mark=begins.offset,
+                start=begins.start,
+                end=info.end,
+                ago=ago(),
+            )
+            return taken, self.lot.keys(connection, name), begins
+
+        found = await self.run(work)
+        if found is None:
+            return None
+        taken, parked, begins = found
+        partition.taken(taken, parked, begins, info.end)
+        self.tokens[partition.name] = taken.owner
+        return begins  # type: ignore[no-any-return]
+
+    async def mark(
+        self, partitions: Iterable[Partition], lanes: Callable[[], Sequence[Lane]]
+    ) -> tuple[set[TopicPartition], Sequence[Lane]]:
+        """Write down how far partitions have come.
+
+        Returns:
+            Those that are not ours any more, and the lanes that the database was found to have.
+
+        Raises:
+            CommitsLost: The database does not have all that the lanes made durable.
+        """
+        dialect, tables, consumer = self._place
+        held = [partition for partition in partitions if partition.owner is not None]
+        written: dict[TopicPartition, Mark] = {}
+
+        def marks() -> dict[TopicPartition, Mark]:
+            for one in held:
+                position, owner = one.offsets.position, one.owner
+                if owner is not None and position is not None and one.mark is not None:
+                    written[one.name] = Mark(owner, position, one.mark, max(one.end, one.offsets.next or 0))
+            return written
+
+        def work(connection: Connection) -> tuple[set[TopicPartition], Sequence[Lane]]:
+            # What is fetched after this transaction has begun cannot have been processed before it.
+            dialect.probe(connection)
+            found = marks()
+            # After the marks: what these rest on, even if it was acknowledged while this connection was waited for.
+            known = lanes()
+            if not progress.are_kept(connection, tables, consumer, known):
+                raise CommitsLost("the database has lost transactions that it had acknowledged")
+            return progress.advance(connection, tables, consumer, found), known
+
+        epochs = {one.name: one.offsets.epoch for one in held}
+        gone, known = await self.run(work)
+        for one in held:
+            if one.name in written and one.name not in gone and one.offsets.epoch == epochs[one.name]:
+                one.mark = written[one.name].offset
+        # One that was taken anew meanwhile has another token, of which this says nothing.
+        return {one.name for one in held if one.name in gone and one.owner == written[one.name].owner}, known
+
+    async def give_back(self, partitions: Iterable[Partition]) -> None:
+        """Write down that nothing of these partitions is under way any more."""
+        owners = {partition.name: partition.owner for partition in partitions if partition.owner is not None}
+        _, tables, consumer = self._place
+        if owners:
+            await self.run(lambda connection: fence.give_back(connection, tables, consumer, owners))
+
+    async def end(self, lanes: Sequence[Lane]) -> None:
+        """Take out what is kept about lanes that have ended."""
+        dialect, tables, consumer = self._place
+        await self.run(lambda connection: progress.forget_lanes(connection, dialect, tables, consumer, lanes))
+
+    async def touch(self, lanes: Sequence[Lane]) -> None:
+        """Keep what is known of lanes that have nothing to do."""
+        _, tables, consumer = self._place
+        await self.run(lambda connection: progress.touch_lanes(connection, tables, consumer, lanes))
+
+    async def calm(self, partition: Partition) -> None:
+        """Write down that this owner got further than those that died before it."""
+        _, tables, consumer = self._place
+        if (owner := partition.owner) is not None:
+            await self.run(lambda connection: fence.calm(connection, tables, consumer, partition.name, owner))
+            partition.deaths, partition.suspects = 0, {}
+
+    async def suspect(self, partition: Partition) -> None:
+        """Write down which of a partition's messages run alone, or did when a process died."""
+        _, tables, consumer = self._place
+        owner, suspects = partition.owner or b"", dict(partition.suspects)
+        await self.run(lambda connection: fence.suspect(connection, tables, consumer, partition.name, owner, suspects))
+
+    async def deliver(self, partition: Partition, parked: ParkedMessage, *, begins: bool) -> None:
+        """Write down that a run of a parked message begins, or that the process has survived it.
+
+        Raises:
+            Fenced: The partition is not ours any more.
+        """
+        _, tables, consumer = self._place
+        owners = {partition.name: partition.owner or b""}
+
+        def write(connection: Connection) -> None:
+            if not fence.count_owned(connection, tables, consumer, owners):
+                raise Fenced(f"{partition.name} was taken over")
+            self.lot.deliver(connection, parked, begins=begins)
+
+        await self.run(write)

@@ -1,0 +1,110 @@
+"""Lets lanes work freely, or, while the brake is on, one message at a time at growing intervals."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Final
+
+from consumerkit import events
+from consumerkit.brake import Brake, BrakeState
+from consumerkit.events import Announcer
+from consumerkit.message import Message
+from consumerkit.storage.dead_letters import Origin, origin
+
+REMEMBERED: Final = 20_000
+
+
+class Gate:
+    """The brake of one engine, for all of its lanes.
+
+    Args:
+        handler: The handler's name, for the announcements.
+        policy: See `Brake`.
+        announce: Told when the brake goes on and off.
+    """
+
+    def __init__(self, handler: str, policy: Brake, announce: Announcer) -> None:
+        self._handler = handler
+        self._announce = announce
+        self._state = BrakeState(policy)
+        self._released = asyncio.Event()
+        self._prober: object | None = None
+        self._successes = 0
+        self._failed: dict[Origin, int] = {}
+
+    @property
+    def braking(self) -> bool:
+        """Whether the brake is on."""
+        return self._state.on
+
+    async def enter(self, lane: object, interrupted: asyncio.Event) -> bool:
+        """Wait for this lane's turn; return False where there is none yet, to look again."""
+        state = self._state
+        if not state.on:
+            return True
+        wait = state.next_probe - time.monotonic()
+        if wait <= 0 and self._prober is None:
+            self._prober = lane
+            return True
+        waits = [asyncio.ensure_future(self._released.wait()), asyncio.ensure_future(interrupted.wait())]
+        await asyncio.wait(waits, timeout=max(0.05, wait), return_when=asyncio.FIRST_COMPLETED)
+        for one in waits:
+            one.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*waits)
+        interrupted.clear()
+        return False
+
+    def leave(self, lane: object) -> None:
+        """End a lane's turn."""
+        if self._prober is lane:
+            self._prober = None
+            if self._state.on:
+                self._state.failed_probe(time.monotonic())
+
+    def funded(self, dead: int, good: int) -> int:
+        """See `BrakeState.funded`."""
+        return self._state.funded(dead, good)
+
+    def spend(self) -> bool:
+        """Ask for a dead letter; False means that the message is to stay in the parking lot."""
+        was_on = self._state.on
+        allowed = self._state.spend(time.monotonic())
+        if self._state.on and not was_on:
+            self._released.clear()
+            self._announce(events.BrakeOn(handler=self._handler, wait=self.wait))
+        return allowed
+
+    def refund(self, count: int) -> None:
+        """Take note of dead letters that were asked for and not written."""
+        self._state.refund(count)
+
+    def succeeded(self, count: int, funded: int) -> None:
+        """Take note of messages that were processed; see `BrakeState.succeeded`."""
+        self._successes += count
+        if self._state.succeeded(count, funded):
+            self._released.set()
+            self._announce(events.BrakeOff(handler=self._handler))
+
+    def failed(self, message: Message) -> None:
+        """Take note of a message that failed and will be tried again."""
+        self._failed.pop(origin(message), None)
+        self._failed[origin(message)] = self._successes
+        if len(self._failed) > REMEMBERED:
+            del self._failed[next(iter(self._failed))]
+
+    def is_poison(self, message: Message) -> bool:
+        """Tell whether another message succeeded between this one's last two failures.
+
+        Then it is this message that is wrong: its dead letter costs no token. Else the heads of blocked keys could use
+        up the tokens while what waits behind them is all that could earn more. In an outage nothing succeeds between.
+        """
+        before = self._failed.pop(origin(message), None)
+        return before is not None and self._successes > before
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the next probe."""
+        return max(0.1, self._state.next_probe - time.monotonic())

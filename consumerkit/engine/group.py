@@ -1,0 +1,179 @@
+"""A group: the items of one transaction, and how far it has come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+from pydantic_core import from_json, to_json
+
+from consumerkit.context import BatchContext, Context, Publisher
+from consumerkit.declaration import Declaration
+from consumerkit.engine import letters
+from consumerkit.engine.guard import Guard
+from consumerkit.engine.item import Item, Verdict
+from consumerkit.handler import Received
+from consumerkit.message import TopicPartition
+from consumerkit.storage import outbox
+from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.fence import Owners
+from consumerkit.storage.parking import Place
+from consumerkit.storage.progress import Lane
+
+
+class Group:
+    """The items of one transaction, and how far it has come.
+
+    Attributes:
+        items: In the order of the log; cut short where `batch_time` ran out.
+        owners: By which token we own each of the items' partitions.
+        calms: Those of them that this group gets further than owners that died before.
+        lane: The lane that runs it, as it stands.
+        knows: Tells whether we know of a parked message.
+        careful: Whether to flush and probe after each item, to find out whose failure it is.
+        apart: Whether to flush after each item, since the handler would lose or pass another's changes.
+        current: The index of the item whose code runs, else None.
+        handled: Handler calls made.
+        handling: Whether the user's code runs, or was running when something failed.
+        item_began: When the last item's code began, by the monotonic clock.
+        guard: Watches over the session while the user's code holds it.
+        dead: What was buried, known after `Transaction.close`.
+        sound: Whether the transaction was found in order after the user's code had failed.
+        convicted: Items that were buried since a handler committed their claims by itself.
+        recalled: What the handler returned, as JSON, for messages before this group that items of it repeat.
+        funded: How many of the dead letters are paid by what succeeds in this transaction, instead of by tokens.
+    """
+
+    def __init__(
+        self,
+        items: list[Item],
+        declared: Declaration,
+        owners: Owners | None = None,
+        *,
+        careful: bool = False,
+        apart: bool = False,
+        knows: Callable[[Place], bool] = lambda _: False,
+    ) -> None:
+        self.items = items
+        self.owners: Owners = owners or {}
+        self.calms: dict[TopicPartition, bytes] = {}
+        self.lane: Lane | None = None
+        self.knows = knows
+        self.careful = careful
+        self.apart = apart
+        self.current: int | None = None
+        self.handled = 0
+        self.handling = False
+        self.guard = Guard()
+        self.token = uuid4().hex
+        self.dead: list[DeadMessage] = []
+        self.sound = False
+        self.convicted: list[Item] = []
+        self.funded = 0
+        self.released: list[bytes] = []
+        self.relapsed: list[bytes] = []
+        self.results: dict[bytes, str] = {}
+        self.recalled: dict[bytes, str] = {}
+        self.publications: list[outbox.OutboxMessage] = []
+        self.seconds = 0.0
+        self._declared = declared
+        self._publisher = Publisher(declared.encode)
+        self.item_began = time.monotonic()
+
+    def running(self) -> list[Item]:
+        """Return the items that the handler is to see."""
+        return [item for item in self.items if item.verdict is Verdict.RUN]
+
+    def each(self) -> Iterator[Item]:
+        """Yield the items to handle, as long as `batch_time` lasts; at least one."""
+        began = time.monotonic()
+        limit = began + self._declared.batch_time
+        for index, item in enumerate(self.items):
+            if item.verdict is not Verdict.RUN and item.verdict is not Verdict.REPEAT:
+                continue
+            self.item_began = time.monotonic()
+            if self.handled and self.item_began > limit:
+                self._cut(index)
+                break
+            self.current = index
+            if self.handled:
+                self.guard.next_message()
+            yield item
+            self.current = None
+        self.seconds = time.monotonic() - began
+
+    def _cut(self, index: int) -> None:
+        rest, self.items = self.items[index:], self.items[:index]
+        claimed = [item for item in rest if item.claimed and item.digest is not None]
+        self.released = [item.digest for item in claimed if item.digest and not item.revived]
+        self.relapsed = [item.digest for item in claimed if item.digest and item.revived]
+
+    @contextmanager
+    def whole(self, running: list[Item]) -> Iterator[None]:
+        """Run a batch handler's one call: its failure is a single message's only where it is alone."""
+        began = time.monotonic()
+        self.handled = len(running)
+        self.current = self.items.index(running[0]) if len(running) == 1 else None
+        yield
+        self._take_publications(running[0])
+        self.current = None
+        self.seconds = time.monotonic() - began
+
+    def context(self, item: Item, session: Any) -> Context[Any]:
+        """Return what the handler gets besides the item's event."""
+        return Context(session, item.message, item.message_id, item.attempt, self._publisher)
+
+    def batch_context(self, session: Any) -> BatchContext[Any]:
+        """Return what a batch handler gets besides the events."""
+        return BatchContext(session, self._publisher)
+
+    def received(self, running: list[Item]) -> list[Received[Any]]:
+        """Return the items as a batch handler sees them."""
+        return [Received(i.event, i.message, i.message_id, i.attempt) for i in running]
+
+    def first_result(self, item: Item) -> Any:
+        """Return what `handle` returned for the message that an item repeats: in this group, or before."""
+        digest = item.digest or b""
+        found = self.results.get(digest) or self.recalled.get(digest)
+        return None if found is None else from_json(found)
+
+    def handled_one(self, item: Item, result: object) -> None:
+        """Take what a handler returned and published.
+
+        Raises:
+            Unsatisfied: The handler's `retry` takes the result for a failure.
+        """
+        self.handled += 1
+        if not item.repeats:
+            self._declared.retry.check(result)
+            if result is not None and item.digest is not None:
+                self.results[item.digest] = storable_json(result)
+        if self._publisher.publications:
+            self._take_publications(item)
+
+    def _take_publications(self, item: Item) -> None:
+        made = self._publisher.publications
+        self.publications += [
+            letters.published(one, self._declared.name, letters.source_of(item), ordinal)
+            for ordinal, one in enumerate(made)
+        ]
+        made.clear()
+
+    def count(self, *verdicts: Verdict) -> int:
+        """Return how many items met one of these verdicts."""
+        return sum(item.verdict in verdicts for item in self.items)
+
+
+def storable_json(value: object) -> str:
+    """Return a handler's result as JSON.
+
+    Raises:
+        TypeError: The handler returned something that JSON has no word for.
+    """
+    try:
+        return to_json(value).decode()
+    except ValueError as error:
+        raise TypeError(f"handle returned {type(value).__qualname__}, which cannot be kept as JSON: {error}") from error

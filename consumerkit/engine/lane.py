@@ -1,0 +1,189 @@
+"""A lane: messages that are handled one after another, one transaction at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+
+from consumerkit.engine.gate import Gate
+from consumerkit.engine.partition import CAREFUL_SIZE, Partitions
+from consumerkit.engine.patience import Interrupted
+from consumerkit.engine.pipeline import Pipeline
+from consumerkit.engine.solitude import Solitude
+from consumerkit.message import Message, TopicPartition
+from consumerkit.storage.parked import ParkedMessage
+
+
+class Lane:
+    """Takes what is waiting and runs it; a batch is what is there, never waited for.
+
+    What is due from the parking lot goes first. Messages of a partition that is not ready are set aside, in order.
+
+    Args:
+        pipeline: What runs the messages.
+        interrupted: The event that the pipeline looks at.
+        partitions: What is assigned.
+        gate: The brake.
+        solitude: For messages that may have killed the process.
+        dropped: Called with messages that the lane lets go unfinished.
+        retried: Called with a parked message when the lane is through with it.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        interrupted: asyncio.Event,
+        partitions: Partitions,
+        gate: Gate,
+        solitude: Solitude,
+        dropped: Callable[[Sequence[Message]], None],
+        retried: Callable[[ParkedMessage], None],
+    ) -> None:
+        self.pipeline = pipeline
+        self.waiting: deque[Message] = deque()
+        self._aside: defaultdict[tuple[str, int], deque[Message]] = defaultdict(deque)
+        self._due: deque[ParkedMessage] = deque()
+        self._interrupted = interrupted
+        self._partitions = partitions
+        self._gate = gate
+        self._solitude = solitude
+        self._dropped = dropped
+        self._retried = retried
+        self._unfinished: dict[int, Message] = {}
+        self._retrying: ParkedMessage | None = None
+        self._wake = asyncio.Event()
+        self._fresh_first = False
+        self._stopping = False
+
+    def put(self, message: Message) -> None:
+        """Add a message to what is waiting."""
+        self.waiting.append(message)
+
+    def put_due(self, parked: ParkedMessage) -> None:
+        """Add a parked message that is due."""
+        self._due.append(parked)
+        self._wake.set()
+
+    @property
+    def has_due(self) -> bool:
+        """Whether parked messages that are due wait for their turn."""
+        return bool(self._due)
+
+    def wake(self) -> None:
+        """Have the lane look at what is waiting."""
+        self._wake.set()
+
+    async def work(self) -> None:
+        """Run what is waiting, until `stop`."""
+        while not self._stopping:
+            if not self._due and not self.waiting:
+                self._wake.clear()
+                await self._wake.wait()
+            elif await self._gate.enter(self, self._interrupted):
+                try:
+                    await self._work_once()
+                finally:
+                    self._gate.leave(self)
+
+    async def _work_once(self) -> None:
+        # Due ones first; but a probe must not always be one that failed before, when good ones may be waiting.
+        self._fresh_first = self._gate.braking and bool(self.waiting) and not self._fresh_first
+        if self._due and not self._fresh_first:
+            await self._retry(self._due.popleft())
+        else:
+            await self._turn(self._take(self.pipeline.size()))
+
+    async def _retry(self, parked: ParkedMessage) -> None:
+        self._retrying = parked
+        try:
+            partition = self._partitions.get((parked.message.topic, parked.message.partition))
+            alone = parked.deliveries > 0 or (partition is not None and partition.isolated)
+            async with self._solitude.entered(alone=alone):
+                await self.pipeline.retry(parked)
+        except Interrupted:
+            self._interrupted.clear()
+        finally:
+            self._retrying = None
+            self._retried(parked)
+        await asyncio.sleep(0)
+
+    def _take(self, size: int) -> list[Message]:
+        waiting, partitions = self.waiting, self._partitions
+        taken: list[Message] = []
+        stale: list[Message] = []
+        while waiting and len(taken) < size:
+            message = waiting.popleft()
+            partition = partitions.of(message)
+            if partition is None or partition.offsets.leaving:
+                stale.append(message)
+            elif partition.ready and partition.isolated:
+                # It runs by itself: after what was taken before it.
+                (waiting.appendleft if taken else taken.append)(message)
+                break
+            elif partition.ready:
+                if partition.deaths > 1:
+                    size = min(size, CAREFUL_SIZE)
+                taken.append(message)
+            else:
+                self._aside[partition.name].append(message)
+        if stale:
+            self._dropped(stale)
+        return taken
+
+    def restore(self, partition: TopicPartition) -> None:
+        """Put what was set aside back to the front: the partition is ready again, or given back."""
+        if aside := self._aside.pop(partition, None):
+            self.waiting.extendleft(reversed(aside))
+            self._wake.set()
+
+    async def _turn(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        self._unfinished = {id(message): message for message in messages}
+        first = self._partitions.of(messages[0])
+        try:
+            async with self._solitude.entered(alone=first is not None and first.isolated):
+                again = await self.pipeline.run(messages)
+        except Interrupted:
+            self._interrupted.clear()
+            self.pipeline.forget_plan()
+            again = list(self._unfinished.values())
+        finally:
+            self._unfinished = {}
+        self.waiting.extendleft(reversed(again))
+        # A lane whose handlers never really wait must let the others and the fetching go on.
+        await asyncio.sleep(0)
+
+    def finished(self, messages: Sequence[Message]) -> None:
+        """Take note that messages of the current batch are finished."""
+        for message in messages:
+            self._unfinished.pop(id(message), None)
+
+    def holds(self, partitions: frozenset[TopicPartition]) -> bool:
+        """Tell whether the work under way has messages of these partitions."""
+        held = list(self._unfinished.values())
+        if self._retrying is not None:
+            held.append(self._retrying.message)
+        return any((m.topic, m.partition) in partitions for m in held)
+
+    def drop(self, partitions: frozenset[TopicPartition]) -> int:
+        """Let go of waiting messages of these partitions, and stop waiting for a retry of one; return how many went."""
+        for partition in partitions:
+            self.restore(partition)
+        gone = [m for m in self.waiting if (m.topic, m.partition) in partitions]
+        if gone:
+            self.waiting = deque(m for m in self.waiting if (m.topic, m.partition) not in partitions)
+            self._dropped(gone)
+        for parked in [p for p in self._due if (p.message.topic, p.message.partition) in partitions]:
+            self._due.remove(parked)
+            self._retried(parked)
+        if self.holds(partitions):
+            self._interrupted.set()
+        return len(gone)
+
+    def stop(self) -> None:
+        """Have the lane end after the transaction under way."""
+        self._stopping = True
+        self._interrupted.set()
+        self._wake.set()

@@ -1,0 +1,314 @@
+"""What is written about failures and publications: dead letters, their headers, and errors in words."""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Final
+
+from sqlalchemy.exc import DBAPIError, StatementError
+
+from consumerkit.context import Publication
+from consumerkit.dead_letter import BY_REFERENCE, HEADER_PREFIX
+from consumerkit.engine.item import Item
+from consumerkit.engine.places import place_of
+from consumerkit.errors import ConsumerkitError, Reject
+from consumerkit.message import Headers
+from consumerkit.outcome import Reason
+from consumerkit.redaction import redact
+from consumerkit.storage.dead_letters import DeadMessage, storable
+from consumerkit.storage.faults import Fault, fault_of, sqlstate, was_raised_by_code
+from consumerkit.storage.history import within
+from consumerkit.storage.outbox import OutboxMessage
+from consumerkit.storage.parked import Kind, ParkedMessage
+
+MESSAGE_ID_HEADER: Final = "message-id"
+STACK_BYTES: Final = 8 * 1024
+TEXT_CHARACTERS: Final = 2000
+CAUSES: Final = 10
+
+
+def published(publication: Publication, consumer: str, digest: bytes | None, ordinal: int) -> OutboxMessage:
+    """Return what a handler published, with a message ID that is the same whenever the message is handled again."""
+    name = publication.id
+    if name is None:
+        seed = b"\x00".join((consumer.encode(), digest or b"", str(ordinal).encode()))
+        name = blake2b(seed, digest_size=16).hexdigest()
+    headers = (*publication.headers, (MESSAGE_ID_HEADER, name.encode("utf-8", "surrogatepass")))
+    return OutboxMessage(publication.topic, publication.key, publication.value, headers)
+
+
+def source_of(item: Item) -> bytes | None:
+    """Return what the IDs of an item's publications are derived from: its own ID; with its place, where it repeats one.
+
+    So what is announced again has another ID than at first, and the same one however often this copy is delivered.
+    """
+    if not item.repeats:
+        return item.digest
+    message = item.message
+    place = f"{message.topic_id}/{message.partition}/{message.offset}"
+    return b"\x00".join((item.digest or b"", b"duplicate", place.encode()))
+
+
+def conflict(item: Item) -> DeadMessage:
+    """Return the dead letter of a message whose ID belongs to another payload."""
+    return DeadMessage(
+        message=item.message,
+        digest=item.digest,
+        message_id=item.message_id,
+        reason=Reason.CONFLICT,
+        error_type="Conflict",
+        error="another payload was processed under this message ID; see `fingerprint` if resends differ harmlessly",
+        fingerprint=item.fingerprint,
+    )
+
+
+def from_error(
+    item: Item, reason: Reason, error: BaseException, *, attempts: int, first_failed_at: datetime | None
+) -> DeadMessage:
+    """Return the dead letter of a message that its handler would not take."""
+    return DeadMessage(
+        message=item.message,
+        digest=item.digest,
+        message_id=item.message_id,
+        reason=reason,
+        error_type=error_type(error),
+        error=recorded_text(error),
+        stack=stack_of(error),
+        attempts=attempts,
+        first_failed_at=first_failed_at,
+        fingerprint=item.fingerprint,
+        place=place_of(error),
+    )
+
+
+def killer(item: Item, deaths: int) -> DeadMessage:
+    """Return the dead letter of a message that ran alone each time the process died."""
+    return DeadMessage(
+        message=item.message,
+        digest=item.digest,
+        message_id=item.message_id,
+        reason=Reason.KILLED_PROCESS,
+        error_type="KilledProcess",
+        error=f"the process died {deaths} times while it handled this message and nothing else",
+        attempts=item.attempt - 1,
+        fingerprint=item.fingerprint,
+    )
+
+
+def stale(item: Item) -> DeadMessage:
+    """Return the dead letter of a message that may have been processed: its ID is older than what the ledger keeps."""
+    return DeadMessage(
+        message=item.message,
+        digest=item.digest,
+        message_id=item.message_id,
+        reason=Reason.STALE,
+        error_type="Stale",
+        error="the ledger has no row for it, but has forgotten those of its time: it may have been processed before",
+        fingerprint=item.fingerprint,
+    )
+
+
+def undeclared(parked: ParkedMessage) -> DeadMessage:
+    """Return the dead letter of a parked message whose event type the handler does not declare any more."""
+    return DeadMessage(
+        message=parked.message,
+        digest=parked.digest,
+        message_id=parked.message_id,
+        reason=Reason.UNDECODABLE,
+        error_type="Undecodable",
+        error="its event type was declared when it was parked, and is not any more",
+        attempts=parked.attempts,
+        first_failed_at=parked.first_failed_at,
+        fingerprint=parked.fingerprint,
+    )
+
+
+def parked(
+    item: Item, error: BaseException, *, attempts: int, wait: float, first_failed_at: datetime | None
+) -> ParkedMessage:
+    """Return what to park of a message whose handler failed, or deferred it."""
+    return ParkedMessage(
+        id=item.parked.id if item.parked is not None else 0,
+        message=item.message,
+        digest=item.digest,
+        message_id=item.message_id,
+        fingerprint=item.fingerprint,
+        attempts=attempts,
+        wait=wait,
+        first_failed_at=first_failed_at,
+        error_type=error_type(error),
+        error=recorded_text(error),
+        stack=stack_of(error),
+        kind=_kind(item),
+    )
+
+
+def held(item: Item, wait: float) -> ParkedMessage:
+    """Return what to park of a dead message for which the brake allows no dead letter now."""
+    assert item.dead is not None
+    return ParkedMessage(
+        id=item.parked.id if item.parked is not None else 0,
+        message=item.message,
+        digest=item.digest,
+        message_id=item.message_id or item.dead.message_id or "",
+        fingerprint=item.fingerprint,
+        attempts=item.parked.attempts if item.parked is not None else 0,
+        wait=wait,
+        error_type=item.dead.error_type,
+        error=item.dead.error,
+        kind=_kind(item),
+    )
+
+
+def _kind(item: Item) -> Kind:
+    return Kind.REPEAT if item.repeats else Kind.MESSAGE
+
+
+def behind(item: Item) -> ParkedMessage:
+    """Return what to park of a message that must wait behind another one of its key."""
+    return ParkedMessage(
+        message=item.message, digest=item.digest, message_id=item.message_id, fingerprint=item.fingerprint
+    )
+
+
+def dead_letter(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> OutboxMessage:
+    """Return the record for the dead-letter topic: key, value and headers untouched, and ours added.
+
+    An oversized record goes without its value: its place in the log refers to it. One that was redriven and has died
+    again brings along what it died of before.
+    """
+    message = dead.message
+    facts = {
+        "reason": dead.reason.value,
+        "error-type": dead.error_type,
+        "error-message": dead.error,
+        "stack": dead.stack,
+        "place": dead.place or "",
+        "topic": message.topic,
+        "topic-id": message.topic_id,
+        "partition": str(message.partition),
+        "offset": str(message.offset),
+        "timestamp": str(message.timestamp),
+        "consumer": consumer,
+        "message-id": dead.message_id or "",
+        "attempts": str(dead.attempts),
+        "first-failed-at": (dead.first_failed_at or now).isoformat(timespec="milliseconds"),
+        "last-failed-at": now.isoformat(timespec="milliseconds"),
+        "size": str(message.size),
+    }
+    if dead.redrives:
+        facts |= {"redrives": str(dead.redrives), "history": within(dead.history, STACK_BYTES)}
+    ours: Headers = tuple((HEADER_PREFIX + name, storable(fact).encode()) for name, fact in facts.items())
+    if not dead.keep_value:
+        return OutboxMessage(topic, None, None, (*ours, (BY_REFERENCE, b"true")))
+    return OutboxMessage(topic, message.key, message.value, (*message.headers, *ours))
+
+
+def error_type(error: BaseException) -> str:
+    """Return an error's class, with its module where it is not a builtin."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error's own words, for the dead letter; those of a database without statement and parameters."""
+    if isinstance(error, DBAPIError):
+        state = sqlstate(error)
+        return f"{state}: {_database_text(error)}" if state else _database_text(error)
+    try:
+        return str(error.args[0] if isinstance(error, StatementError) else error)
+    except Exception as trouble:  # noqa: BLE001 - an error's own __str__ may raise anything
+        return f"(its text raised {type(trouble).__name__})"
+
+
+def recorded_text(error: BaseException) -> str:
+    """Return an error's words and, of each of its causes, class and words: redacted, and cut."""
+    text = error_text(error)
+    for cause in _chain(error)[1:]:
+        words = error_text(cause)
+        text += f"; caused by {error_type(cause)}" + (f": {words}" if words else "")
+    return _cut(redact(text), TEXT_CHARACTERS)
+
+
+def described(error: BaseException) -> str:
+    """Return an error for logs: what it is and where it was raised, and no words that may hold a payload.
+
+    The words are in the dead letter, which is under the database's access control.
+    """
+    if isinstance(error, Reject | ConsumerkitError):
+        return _cut(redact(f"{type(error).__name__}: {error_text(error)}"), 300)
+    if isinstance(error, DBAPIError):
+        if not _may_quote(error):
+            return _cut(redact(f"{type(error).__name__}: {error_text(error)}"), 300)
+        return f"{type(error).__name__} with SQLSTATE {sqlstate(error) or 'unknown'}"
+    place = deque(traceback.walk_tb(error.__traceback__), maxlen=1)
+    return f"{error_type(error)} at {place[0][0].f_code.co_filename}:{place[0][1]}" if place else error_type(error)
+
+
+def told(dead: DeadMessage) -> str:
+    """Return a dead letter's error for logs: its class, and the words of a `Reject`, which are written for people."""
+    return _cut(f"Reject: {dead.error}", 300) if dead.reason is Reason.REJECTED else dead.error_type
+
+
+def stack_of(error: BaseException) -> str:
+    """Return where an error and its causes were raised, as file, line and function; never values; cut at the front."""
+    parts: list[str] = []
+    for one in _chain(error):
+        frames = "".join(traceback.format_list(_places(one)))
+        parts.append(f"{error_type(one)}\n{frames}")
+    # The end is what is kept, and redacting takes its time: what is far from it is not looked at.
+    text = redact("caused by\n".join(parts)[-4 * STACK_BYTES :]).encode("utf-8", "backslashreplace")
+    return text[-STACK_BYTES:].decode("utf-8", "ignore") if len(text) > STACK_BYTES else text.decode()
+
+
+def _places(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return where an error was raised, without columns: to underline each, Python compiles its line anew."""
+    return [
+        traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and its causes, as Python would show them, the first few.
+
+    What SQLAlchemy wraps is left out: it is in the error's own words, without the values that the driver quotes.
+    """
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and len(chain) < CAUSES:
+        chain.append(seen)
+        if isinstance(seen, StatementError):
+            break
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return chain
+
+
+def now() -> datetime:
+    """Return this moment, with its zone."""
+    return datetime.now(UTC)
+
+
+def _may_quote(error: DBAPIError) -> bool:
+    """Tell whether the first line of the database's message may hold a value, as in `invalid input syntax ...: "x"`.
+
+    It does where data is bad or a trigger speaks, whose SQLSTATE may be any; a violated constraint is named alone.
+    """
+    if was_raised_by_code(error):
+        return True
+    violated = (sqlstate(error) or "").startswith("23")
+    return fault_of(error, in_handler=True) is Fault.HANDLER and not violated
+
+
+def _database_text(error: DBAPIError) -> str:
+    """Return the first line of the database's message: the further ones (DETAIL) quote values."""
+    lines = str(error.orig).splitlines() or [""]
+    # asyncpg's errors come as "<class '...'>: text".
+    return lines[0].rpartition("'>: ")[2]
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

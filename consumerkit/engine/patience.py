@@ -1,0 +1,100 @@
+"""Waiting, outside of any transaction, for what is no message's fault to pass."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from consumerkit import events
+from consumerkit.engine import letters
+from consumerkit.event_wait import wait_until_set
+from consumerkit.events import Announcer
+
+FIRST_WAIT: Final = 0.1
+LONGEST_WAIT: Final = 30.0
+
+
+class Interrupted(Exception):
+    """The lane must give up what it has not finished: its partition goes, or the worker stops."""
+
+
+class Patience:
+    """Waits longer and longer while trouble lasts, and gives up only when the lane is told to.
+
+    Args:
+        handler: The handler's name, for the announcements.
+        announce: Told of trouble and of its end.
+        interrupted: Set while the lane is to give up what it holds.
+    """
+
+    def __init__(self, handler: str, announce: Announcer, interrupted: asyncio.Event) -> None:
+        self._handler = handler
+        self._announce = announce
+        self._interrupted = interrupted
+        self._since: float | None = None
+        self._where = ""
+        self._times = 0
+
+    async def wait_out(self, where: str, error: BaseException) -> None:
+        """Announce trouble, and wait.
+
+        Raises:
+            Interrupted: See there.
+        """
+        if self._since is None:
+            self._since = time.monotonic()
+        self._where = where
+        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._times, 10))
+        self._times += 1
+        wait = longest * random.uniform(0.75, 1.0)
+        described = letters.described(error)
+        self._announce(events.Trouble(handler=self._handler, where=where, error=described, wait=wait))
+        await self.pause(wait)
+
+    async def insist(self, work: Callable[[], Awaitable[None]], *, unless: tuple[type[Exception], ...] = ()) -> None:
+        """Do what must be done before anything else, again and again while the database is in trouble.
+
+        Args:
+            work: What to do.
+            unless: Errors that are raised instead.
+
+        Raises:
+            Interrupted: See there.
+        """
+        while True:
+            try:
+                await work()
+            except unless:
+                raise
+            except Exception as error:  # noqa: BLE001 - announced, and tried again
+                await self.wait_out("database", error)
+            else:
+                return
+
+    def over(self) -> None:
+        """Take note that work is done again."""
+        if self._since is not None:
+            seconds = time.monotonic() - self._since
+            self._announce(events.TroubleOver(handler=self._handler, where=self._where, seconds=seconds))
+            self._since, self._times = None, 0
+
+    async def pause(self, seconds: float) -> None:
+        """Wait.
+
+        Raises:
+            Interrupted: See there.
+        """
+        if await wait_until_set(self._interrupted, seconds):
+            raise Interrupted
+
+    def check(self) -> None:
+        """Raise `Interrupted` if the lane is to give up."""
+        if self._interrupted.is_set():
+            raise Interrupted
+
+    def resume(self) -> None:
+        """Let what must still be written down be written, although the lane is to give up."""
+        self._interrupted.clear()

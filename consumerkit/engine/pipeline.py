@@ -1,0 +1,216 @@
+"""Claim, handle, retry, bury: what becomes of the messages that a lane holds. The order here is correctness.
+
+A group that fails is rolled back whole. Where the failure is one message's, those before it are run again as a group,
+then it alone, then the others; where nobody can be blamed, the group is run once more with a flush after each message,
+and if that does not tell, each message alone. Blame within a group may be wrong (one message's bad row can be flushed
+by another's query), so only a failure alone counts as an attempt. Nothing waits inside a transaction.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from consumerkit.engine import letters
+from consumerkit.engine.alone import Alone
+from consumerkit.engine.group import Group
+from consumerkit.engine.item import Item
+from consumerkit.engine.patience import Interrupted
+from consumerkit.engine.runner import Runner
+from consumerkit.errors import Reject, Unavailable
+from consumerkit.failpoints import reach
+from consumerkit.handler import Ordering
+from consumerkit.message import Message
+from consumerkit.storage.faults import Fault
+from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.progress import Lane
+
+
+class Pipeline:
+    """Decides how the messages of one lane are grouped."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._alone = Alone(runner)
+        # The sizes of the next groups, where a failure decided them; negative: with a flush after each message.
+        self._plan: deque[int] = deque()
+        # Whether messages of a group were found to get at each other's changes.
+        self._apart = False
+
+    @property
+    def busy_since(self) -> float | None:
+        """When the transaction under way began, by the monotonic clock."""
+        return self._runner.busy_since
+
+    def size(self) -> int:
+        """Return how many messages the next `run` may take."""
+        if self._runner.gate.braking:
+            return 1
+        # Never 0: a lane that took nothing would not wait, and the event loop would turn no more.
+        return max(1, abs(self._plan[0])) if self._plan else self._runner.pace.size()
+
+    async def run(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Run messages, in order, at most `size()` of them; return those to be given again, before any later ones.
+
+        Raises:
+            Interrupted: The lane was told to give up; what was not reported as finished is not finished.
+            HandlerHalted: The handler cannot run before a person acts.
+        """
+        if self._runner.gate.braking:
+            self._plan.clear()
+        planned = self._plan.popleft() if self._plan else None
+        careful = planned is not None and planned < 0
+        items = await self._prepared(messages)
+        if not items:
+            return ()
+        funded = self._park_behind(items)
+        try:
+            return await self._run(items, funded, careful=careful)
+        finally:
+            self._runner.refund(items)
+
+    async def _run(self, items: list[Item], funded: int, *, careful: bool) -> Sequence[Message]:
+        if len(items) == 1:
+            await self._alone.run(items[0])
+            return ()
+        group = self._runner.group(items, careful=careful, apart=self._apart)
+        group.funded = funded
+        try:
+            await self._runner.transact(group)
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001 - every error becomes a decision
+            again = [item.message for item in items if item not in group.convicted]
+            if again:
+                await self._failed(group, error, min(len(again), len(group.items)))
+            return again
+        return [item.message for item in items[len(group.items) :]]
+
+    async def _prepared(self, messages: Sequence[Message], attempt: int = 1) -> list[Item]:
+        items, skipped = [], []
+        prepare = self._runner.preparer.prepare
+        for message in messages:
+            try:
+                item = prepare(message, attempt)
+            except Unavailable as error:
+                await self._runner.patience.wait_out("codec", error)
+                item = await self._runner.prepare(message, attempt)
+            if item is None:
+                skipped.append(message)
+            else:
+                items.append(item)
+        if skipped:
+            self._runner.books.finished(skipped, False)
+            self._runner.tell.skipped(len(skipped))
+        reach("after_decode")
+        return items
+
+    def _park_behind(self, items: Sequence[Item]) -> int:
+        """Have messages parked whose key is blocked, and dead ones for which the brake allows no dead letter.
+
+        Returns:
+            How many dead letters are paid by what succeeds beside them.
+        """
+        gate = self._runner.gate
+        dead = sum(item.dead is not None for item in items)
+        good = sum(item.dead is None and not self._blocked(item) for item in items) if dead else 0
+        unpaid = funded = gate.funded(dead, good)
+        held: set[object] = set()
+        for item in items:
+            key = self._order(item.message)
+            waits = key in held or self._blocked(item)
+            if item.dead is None:
+                if waits:
+                    item.parking = letters.behind(item)
+            elif unpaid or gate.spend():
+                item.token = not unpaid
+                unpaid -= bool(unpaid)
+                if self._runner.declared.holds_key and item.dead.reason.holds_key and key is not None:
+                    held.add(key)
+            else:
+                # It may be in order yet, once whatever is wrong was repaired: so what follows waits behind it.
+                parking = letters.held(item, gate.wait)
+                item.parking, item.dead = replace(parking, wait=None) if waits else parking, None
+                if key is not None:
+                    held.add(key)
+        return funded
+
+    def _blocked(self, item: Item) -> bool:
+        partition = self._runner.partitions.of(item.message)
+        return partition is not None and partition.blocked(item.message)
+
+    def _order(self, message: Message) -> object:
+        """Return what a message has its order in; None where it has none."""
+        ordering = self._runner.declared.ordering
+        if ordering is Ordering.PARTITION:
+            return message.topic, message.partition
+        if ordering is Ordering.NONE or message.key is None:
+            return None
+        return message.topic, message.partition, message.key
+
+    async def _failed(self, group: Group, error: Exception, size: int) -> None:
+        """Decide how the `size` messages of a group that failed are grouped next."""
+        fault = self._runner.fault(group, error)
+        if group.guard.crowded:
+            self._apart = True
+            self._plan = deque([size])
+        elif fault is Fault.HANDLER:
+            self._runner.tell.rolled_back(group, error)
+            self._plan = self._split(group, error, size)
+        elif fault is Fault.CONFLICT:
+            self._runner.tell.rolled_back(group, error)
+            self._plan = _halves(size)
+            await self._runner.patience.pause(random.uniform(0.005, 0.05))
+        else:
+            await self._runner.infrastructure(fault, error)
+
+    def _split(self, group: Group, error: Exception, size: int) -> deque[int]:
+        """Return the sizes of the groups to come, after a failure that is somebody's fault."""
+        at = self._blamed(group, error)
+        if at is not None:
+            self._runner.pace.failed()
+            return deque([at, 1] if at else [1])
+        if self._runner.declared.is_batch:
+            return _halves(size)
+        return deque([1] * size if group.careful else [-size])
+
+    def _blamed(self, group: Group, error: Exception) -> int | None:
+        """Return the index of the item at fault, where that is known."""
+        if isinstance(error, Reject) and error.of is not None:
+            message = getattr(error.of, "message", None)
+            return next((index for index, item in enumerate(group.items) if item.message is message), None)
+        return group.current
+
+    async def retry(self, parked: ParkedMessage) -> None:
+        """Try a parked message again; see `Alone.retry`."""
+        await self._alone.retry(parked)
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """How many transactions of this lane are durable, under its present identity and under those it had."""
+        return [self._runner.lane, *self._runner.retired]
+
+    def retire(self, verified: Collection[Lane]) -> None:
+        """Forget identities that the lane had, once all of their transactions were found.
+
+        Not before the present one has a transaction: a database that loses the older ones then loses that one, too.
+        """
+        present = self._runner.lane
+        if present.sequence and present in verified:
+            self._runner.retired = [lane for lane in self._runner.retired if lane not in verified]
+
+    def begin_anew(self) -> None:
+        """Count from the beginning, as a lane that nobody has seen before."""
+        self._runner.lane = Lane.new()
+        self._runner.retired.clear()
+
+    def forget_plan(self) -> None:
+        """Drop what was decided about messages that the lane does not hold any more."""
+        self._plan.clear()
+
+
+def _halves(size: int) -> deque[int]:
+    # A group that `batch_time` cut may be down to one message.
+    return deque([size // 2, size - size // 2] if size > 1 else [1])

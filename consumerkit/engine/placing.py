@@ -1,0 +1,126 @@
+"""Where a partition is read from: at the mark, whatever Kafka says; and what a difference between the two tells."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from consumerkit.errors import PartitionUnusable
+from consumerkit.message import TopicPartition
+from consumerkit.storage.progress import Standing
+from consumerkit.transports.base import PartitionInfo
+
+_NOTE: Final = re.compile(r"consumerkit (?P<handler>\S+) start=(?P<start>\d+)")
+
+
+class Beginning(NamedTuple):
+    """Where an owner begins.
+
+    Attributes:
+        offset: The first message to read: the mark.
+        start: Where the consumer's first run began.
+        remark: What people should know about it, or None.
+        alarming: Whether the remark tells of something lost.
+        intact: Whether this worker may go on with what it has in hand: nobody else has owned the partition meanwhile,
+            and the database has all that it had acknowledged.
+    """
+
+    offset: int
+    start: int
+    remark: str | None = None
+    alarming: bool = False
+    intact: bool = False
+
+
+def note(handler: str, start: int) -> str:
+    """Return the text that goes with each offset that is committed: it outlives a database that is lost.
+
+    Example:
+        >>> note("credit-account", 17)
+        'consumerkit credit-account start=17'
+    """
+    return f"consumerkit {handler} start={start}"
+
+
+def noted_start(handler: str, text: str) -> int | None:
+    """Return where this handler's first run began, by a committed offset's text; None where another wrote it.
+
+    Example:
+        >>> noted_start("credit-account", note("credit-account", 17)), noted_start("other", "")
+        (17, None)
+    """
+    found = _NOTE.fullmatch(text)
+    return int(found["start"]) if found and found["handler"] == handler else None
+
+
+def beginning(
+    handler: str, partition: TopicPartition, standing: Standing, info: PartitionInfo, reading_from: int
+) -> Beginning:
+    """Return where to begin with a partition.
+
+    Args:
+        handler: The handler's name.
+        partition: Which.
+        standing: What the database knows.
+        info: What the broker knows.
+        reading_from: Where the transport began to read: Kafka's committed offset, or what the first-run policy says.
+
+    Raises:
+        PartitionUnusable: The log is not the one the mark was made in, or what lies between was deleted unread.
+    """
+    ours = noted_start(handler, info.note)
+    if standing.mark is None:
+        if ours is None:
+            return Beginning(reading_from, reading_from)
+        _check(handler, partition, ours, info, "where its first run began, since its mark is lost")
+        lost = (
+            f"the database has lost the mark of {partition}, for which Kafka has offset {info.committed}; beginning "
+            f"again at {ours}, where this handler's first run began"
+        )
+        return Beginning(ours, ours, lost, alarming=True)
+    if standing.topic_id is not None and standing.topic_id != info.topic_id:
+        raise PartitionUnusable(
+            f"topic {partition.topic!r} was made anew after {partition} had been handled up to offset {standing.mark} "
+            f"(its ID was {standing.topic_id} and is {info.topic_id}); to begin with the new one, run: "
+            f"{_skip(handler, partition)} start"
+        )
+    _check(handler, partition, standing.mark, info, "its mark")
+    start = standing.mark if standing.start is None else standing.start
+    remark, alarming = _difference(standing.mark, info, ours=ours is not None)
+    return Beginning(standing.mark, start, remark and f"{partition}: {remark}", alarming)
+
+
+def _skip(handler: str, partition: TopicPartition) -> str:
+    return f"consumerkit skip {handler} --topic {partition.topic} --partition {partition.partition} --to"
+
+
+def _check(handler: str, partition: TopicPartition, offset: int, info: PartitionInfo, what: str) -> None:
+    if offset > info.end:
+        raise PartitionUnusable(
+            f"{partition} cannot be read from offset {offset} ({what}): the log ends at {info.end}, so it was "
+            f"truncated; to go on at its end, run: {_skip(handler, partition)} end"
+        )
+    if offset < info.start:
+        raise PartitionUnusable(
+            f"{partition} cannot be read from offset {offset} ({what}): the log begins at {info.start}, so what lies "
+            f"between was deleted unread; to go on without it, run: {_skip(handler, partition)} start"
+        )
+
+
+def _difference(mark: int, info: PartitionInfo, *, ours: bool) -> tuple[str | None, bool]:
+    committed = info.committed
+    if committed is None or committed == mark:
+        return None, False
+    if not ours:
+        moved = (
+            f"somebody moved Kafka's committed offset to {committed}; that changes nothing, as the database's mark, "
+            f"{mark}, decides; to move it, use consumerkit rewind or skip"
+        )
+        return moved, False
+    if committed < mark:
+        return None, False  # a death between the mark and the commit
+    lost = (
+        f"the database has lost commits: Kafka has offset {committed}, the database's mark is {mark}; going back "
+        "there, and running again what was lost"
+    )
+    return lost, True

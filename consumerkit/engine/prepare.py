@@ -1,0 +1,123 @@
+"""From a record to an item: size, decoding, identity, fingerprint; what fails here is dead whatever is tried."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from consumerkit.declaration import SKIP, Declaration
+from consumerkit.engine.item import Item
+from consumerkit.errors import Unavailable, Undecodable
+from consumerkit.identity import MessageId, topic_scope
+from consumerkit.message import Message
+from consumerkit.outcome import Reason
+from consumerkit.redaction import redact
+from consumerkit.storage.dead_letters import DeadMessage
+
+_MOST_SECONDS: Final = 1e11  # the year 5138
+
+
+class Preparer:
+    """Prepares messages as one handler's declarations say."""
+
+    def __init__(self, declaration: Declaration) -> None:
+        self._declaration = declaration
+        by_topic = declaration.scope == "topic"
+        self._scopes = {topic: topic_scope(topic) if by_topic else b"" for topic in declaration.topics}
+
+    def prepare(self, message: Message, attempt: int = 1) -> Item | None:
+        """Return the item, which may be dead already, or None for a message that is to be skipped.
+
+        Raises:
+            Unavailable: Something that decoding needs is down.
+        """
+        declared = self._declaration
+        if declared.size_limit is not None and message.size > declared.size_limit:
+            return _oversized(message, declared.size_limit)
+        try:
+            event = declared.decode(message)
+        except Undecodable as error:
+            return _buried(message, Reason.UNDECODABLE, str(error), message_id=self._hint(message))
+        except Unavailable:
+            raise
+        except (OSError, TimeoutError) as error:
+            raise Unavailable(f"codec: {type(error).__name__}") from error
+        except Exception as error:  # noqa: BLE001 - a codec's bug is one message's trouble, not the partition's
+            return _buried(message, Reason.UNDECODABLE, f"{type(error).__name__} in the codec")
+        if event is SKIP:
+            return None
+        return self._identified(message, event, attempt)
+
+    def _identified(self, message: Message, event: Any, attempt: int) -> Item:
+        declared = self._declaration
+        try:
+            found = declared.identity.find(message, event, scope=self._scopes.get(message.topic, b""))
+            if found is None:
+                return _buried(message, Reason.UNIDENTIFIED, f"no message ID: {declared.identity!r} found none")
+            fingerprint = declared.fingerprint.of(message, event)
+        except Exception as error:  # noqa: BLE001 - an event's property or __str__ may raise anything
+            return _buried(message, Reason.UNIDENTIFIED, f"{type(error).__name__} while {declared.identity!r} was read")
+        item = Item(message, event, found.digest, str(found), fingerprint, found.fallback, attempt)
+        item.outdated = self._outdated(message, event)
+        return item
+
+    def _outdated(self, message: Message, event: Any) -> bool:
+        """Tell whether an event is older than what the ledger remembers; one without a time is not."""
+        declared = self._declaration
+        if declared.event_time is None or declared.remembered is None:
+            return False
+        try:
+            happened = moment_of(declared.event_time.find(message, event))
+        except Exception:  # noqa: BLE001 - an event's property may raise anything; the message is then as any other
+            return False
+        return happened is not None and time.time() - happened > declared.remembered
+
+    def _hint(self, message: Message) -> str | None:
+        """Return the ID of an undecodable message, where it is to be had without the event; for people only."""
+        found: MessageId | None = self._declaration.identity.find(message, None)
+        return None if found is None else str(found)
+
+
+def moment_of(found: MessageId | None) -> float | None:
+    """Return a time that was read from a message, in seconds since the epoch; None where there is none.
+
+    ISO 8601, in UTC where it has no zone, or a number: of milliseconds where it is too large for seconds.
+    """
+    if found is None or len(found.parts) != 1:
+        return None
+    text = found.parts[0].decode("ascii", "replace").strip()
+    try:
+        number = float(text)
+    except ValueError:
+        pass
+    else:
+        return number / 1000 if number > _MOST_SECONDS else number
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp()
+
+
+def _oversized(message: Message, limit: int) -> Item:
+    text = f"{message.size} bytes are more than size_limit={limit}"
+    return Item(message, dead=_dead(message, Reason.OVERSIZED, text, None, keep_value=False))
+
+
+def _buried(message: Message, reason: Reason, text: str, message_id: str | None = None) -> Item:
+    return Item(message, dead=_dead(message, reason, text, message_id))
+
+
+def _dead(
+    message: Message, reason: Reason, text: str, message_id: str | None, *, keep_value: bool = True
+) -> DeadMessage:
+    return DeadMessage(
+        message=message,
+        digest=None,
+        message_id=message_id,
+        reason=reason,
+        error_type=reason.value.capitalize(),
+        error=redact(text),
+        keep_value=keep_value,
+    )

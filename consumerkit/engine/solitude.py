@@ -1,0 +1,54 @@
+"""Lets one piece of work run with nothing else under way in the process: so a death of the process has one suspect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Solitude:
+    """Shared by all lanes of all handlers in a process.
+
+    Work that wants to be alone waits until the rest has ended, and the rest waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._alone = 0
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def entered(self, *, alone: bool) -> AsyncIterator[None]:
+        """Run what is within, alone or beside others."""
+        if alone:
+            async with self._by_itself():
+                yield
+            return
+        if self._alone:
+            async with self._changed:
+                await self._changed.wait_for(lambda: not self._alone)
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if self._alone:
+                async with self._changed:
+                    self._changed.notify_all()
+
+    @asynccontextmanager
+    async def _by_itself(self) -> AsyncIterator[None]:
+        self._alone += 1
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: not self._running)
+                self._running += 1
+            try:
+                yield
+            finally:
+                self._running -= 1
+        finally:
+            self._alone -= 1
+            async with self._changed:
+                self._changed.notify_all()

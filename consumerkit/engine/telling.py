@@ -1,0 +1,83 @@
+"""What a lane tells of its work, as events."""
+
+from __future__ import annotations
+
+from consumerkit import events
+from consumerkit.engine import letters
+from consumerkit.engine.group import Group
+from consumerkit.engine.item import Item, Verdict
+from consumerkit.events import Announcer
+from consumerkit.message import Message, TopicPartition
+
+
+class Tell:
+    """Announces for one lane of one handler."""
+
+    def __init__(self, handler: str, lane: int, announce: Announcer) -> None:
+        self._handler = handler
+        self._lane = lane
+        self._announce = announce
+
+    def skipped(self, count: int) -> None:
+        """Tell of messages of an unknown type."""
+        self._announce(events.MessagesSkipped(handler=self._handler, count=count))
+
+    def committed(self, group: Group, seconds: float) -> None:
+        """Tell of a transaction that is durable."""
+        self._announce(
+            events.GroupCommitted(
+                handler=self._handler,
+                lane=self._lane,
+                processed=group.count(Verdict.RUN),
+                duplicates=group.count(Verdict.DUPLICATE, Verdict.REPEAT),
+                duplicates_of_dead=group.count(Verdict.DUPLICATE_OF_DEAD),
+                dead=len(group.dead),
+                parked=group.count(Verdict.PARK),
+                fallback_ids=sum(item.fallback for item in group.items),
+                seconds=seconds,
+            )
+        )
+        self.dead(group)
+
+    def dead(self, group: Group) -> None:
+        """Tell of what was buried."""
+        for dead in group.dead:
+            self._announce(
+                events.MessageDeadLettered(
+                    handler=self._handler,
+                    partition=_partition(dead.message),
+                    offset=dead.message.offset,
+                    message_id=dead.message_id or "",
+                    reason=dead.reason,
+                    error=letters.told(dead),
+                )
+            )
+
+    def rolled_back(self, group: Group, error: BaseException) -> None:
+        """Tell of a transaction that failed."""
+        self._announce(
+            events.GroupRolledBack(
+                handler=self._handler,
+                size=len(group.items),
+                handled=group.handled,
+                error=letters.described(error),
+            )
+        )
+
+    def attempt_failed(self, item: Item, error: BaseException, wait: float | None) -> None:
+        """Tell of a message that failed alone."""
+        self._announce(
+            events.AttemptFailed(
+                handler=self._handler,
+                partition=_partition(item.message),
+                offset=item.message.offset,
+                message_id=item.message_id,
+                attempt=item.attempt,
+                error=letters.described(error),
+                wait=wait,
+            )
+        )
+
+
+def _partition(message: Message) -> TopicPartition:
+    return TopicPartition(message.topic, message.partition)

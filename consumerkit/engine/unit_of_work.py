@@ -1,0 +1,262 @@
+"""One transaction: claim, handle, flush, outbox, finalise, COMMIT. Its two forms, for coroutines and for threads.
+
+What both share is in `engine.transaction`; this file holds the twins side by side, so that a change to one is seen
+missing from the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from consumerkit.declaration import Declaration
+from consumerkit.engine.containment import ambiguous, being_cancelled, closing, keeping, raise_contained, settled
+from consumerkit.engine.group import Group
+from consumerkit.engine.guard import guard
+from consumerkit.engine.transaction import Transaction, TransactionEnded
+from consumerkit.errors import CommitUnknown, Unavailable
+from consumerkit.failpoints import reach
+from consumerkit.storage.engines import AsyncSessions, SyncSessions
+from consumerkit.storage.faults import Fault, fault_of
+
+
+class UnitOfWork(Protocol):
+    """Runs a group in one transaction; returns when it is durable, raises when it is not or may not be."""
+
+    async def run(self, group: Group) -> None:
+        """Run the group.
+
+        Raises:
+            CommitUnknown: COMMIT was sent, and its answer did not come.
+            BaseException: Whatever failed; everything is rolled back, and `group.current` tells which item's code ran.
+        """
+
+    async def convict(self, group: Group, error: TransactionEnded) -> None:
+        """Bury, in a transaction of its own, what a handler committed by itself: see `Group.convicted`."""
+
+    def close(self) -> None:
+        """Let go of threads."""
+
+
+class AsyncUnitOfWork:
+    """For coroutine handlers."""
+
+    def __init__(
+        self, sessions: AsyncSessions, transaction: Transaction, declared: Declaration, deadline: float
+    ) -> None:
+        self._sessions = sessions
+        self._transaction = transaction
+        self._declared = declared
+        self._deadline = deadline
+        self._invoke: Callable[..., Any] = _method(declared)
+        self._tell: Any = declared.on_duplicate
+
+    async def run(self, group: Group) -> None:
+        """See `UnitOfWork.run`."""
+        async with closing(self._sessions()) as session:
+            try:
+                await self._run(session, group)
+            except BaseException as error:
+                group.guard.open = False
+                if isinstance(error, TimeoutError) and group.handling and self._is_silent(group):
+                    await session.invalidate()
+                    raise Unavailable(f"the database has not answered for {group.guard.waited():.0f} s") from error
+                if group.handling and not group.guard.misused and not being_cancelled():
+                    await session.run_sync(self._transaction.check, group)
+                if not group.sound and (_is_lost(error, group) or group.guard.misused):
+                    await session.invalidate()
+                raise_contained(error, cancelled=being_cancelled())
+
+    def _is_silent(self, group: Group) -> bool:
+        """Tell a database that stands still or is overloaded from a handler that took too long by itself.
+
+        Our deadline comes before the server's for the statement, which began later.
+        """
+        return group.guard.waited() > self._deadline / 2
+
+    async def _run(self, session: AsyncSession, group: Group) -> None:
+        group.guard = guard(session.sync_session)
+        # A server may be silent whatever it was asked, and its own limits are of no use then.
+        async with asyncio.timeout(self._deadline):
+            await session.run_sync(self._transaction.open, group)
+        group.handling = True
+        async with asyncio.timeout(self._deadline) as timeout:
+            await self._handle(session, group, partial(_rearm, timeout, self._deadline))
+        group.guard.check()
+        group.handling = False
+        async with asyncio.timeout(self._deadline):
+            await session.run_sync(self._transaction.close, group)
+        group.guard.open = False
+        await self._commit(session, group)
+
+    async def _handle(self, session: AsyncSession, group: Group, rearm: Callable[[], None]) -> None:
+        declared, transaction = self._declared, self._transaction
+        running = group.running()
+        held: list[object] = []
+        if declared.prefetch is not None and running:
+            with keeping(session.sync_session, held):
+                await declared.prefetch([item.event for item in running], session)
+        if declared.is_batch:
+            if running:
+                with group.whole(running):
+                    await self._invoke(group.received(running), group.batch_context(session))
+            return
+        for item in group.each():
+            if declared.session_setup is not None:
+                await declared.session_setup(item.event, session)
+            reach("in_handler")
+            context = group.context(item, session)
+            if item.repeats:
+                result = await self._tell(item.event, group.first_result(item), context)
+            else:
+                result = await self._invoke(item.event, context)
+            group.guard.check()
+            group.handled_one(item, result)
+            if group.careful:
+                await session.run_sync(transaction.probe)
+                rearm()
+            elif group.apart:
+                await session.flush()
+        del held
+
+    async def _commit(self, session: AsyncSession, group: Group) -> None:
+        """Commit, shielded from cancellation, and wait no longer than the deadline for the answer."""
+        commit = asyncio.ensure_future(session.commit())
+        # One turn of the loop puts COMMIT on its way.
+        await asyncio.sleep(0)
+        reach("commit_sent")
+        if await settled(commit, self._deadline):
+            with ambiguous():
+                commit.result()
+            return
+        commit.cancel()
+        # psycopg asks the server to cancel, for 5 s, before it lets go; until then the session cannot be closed.
+        await settled(commit, 10.0)
+        with suppress(Exception):
+            await asyncio.wait_for(session.invalidate(), 5.0)
+        raise CommitUnknown(f"COMMIT was not answered within {self._deadline:g} s")
+
+    async def convict(self, group: Group, error: TransactionEnded) -> None:
+        """See `UnitOfWork.convict`."""
+        async with self._sessions.begin() as session:
+            await session.run_sync(self._transaction.convict, group, error)
+
+    def close(self) -> None:
+        """See `UnitOfWork.close`."""
+
+
+class SyncUnitOfWork:
+    """For plain handlers: a group runs in one thread from BEGIN to COMMIT, each lane in a thread of its own."""
+
+    def __init__(
+        self, sessions: SyncSessions, transaction: Transaction, declared: Declaration, deadline: float
+    ) -> None:
+        self._sessions = sessions
+        self._transaction = transaction
+        self._declared = declared
+        self._deadline = deadline
+        self._invoke: Callable[..., Any] = _method(declared)
+        self._tell: Any = declared.on_duplicate
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"consumerkit-{declared.name}")
+
+    async def run(self, group: Group) -> None:
+        """See `UnitOfWork.run`."""
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, self._run, group)
+        # A thread cannot be cancelled; a cancelled lane waits for it, and the watchdog ends a process that is stuck.
+        await settled(work, None)
+        work.result()
+
+    def _run(self, group: Group) -> None:
+        with self._sessions() as session:
+            try:
+                group.guard = guard(session)
+                self._transaction.open(session, group)
+                group.handling = True
+                self._handle(session, group)
+                group.guard.check()
+                group.handling = False
+                self._transaction.close(session, group)
+                group.guard.open = False
+                with ambiguous():
+                    session.commit()
+            except BaseException as error:  # noqa: BLE001 - raised again, contained
+                group.guard.open = False
+                if group.handling and not group.guard.misused:
+                    self._transaction.check(session, group)
+                if group.guard.misused:
+                    session.invalidate()
+                elif not group.sound and _is_lost(error, group):
+                    session.invalidate()
+                    if not isinstance(error, CommitUnknown):
+                        self._refuse_slow(group)
+                raise_contained(error, cancelled=False)
+
+    def _refuse_slow(self, group: Group) -> None:
+        """Tell a connection that the server ended, since the handler took too long, from one that was lost."""
+        if (group.handled or group.handling) and group.guard.waited() <= self._deadline / 2:
+            took = time.monotonic() - group.item_began
+            if took >= self._deadline:
+                raise TimeoutError(f"the handler took {took:.0f} s, and has {self._deadline:g} s") from None
+
+    def _handle(self, session: Session, group: Group) -> None:
+        declared, transaction = self._declared, self._transaction
+        running = group.running()
+        held: list[object] = []
+        if declared.prefetch is not None and running:
+            with keeping(session, held):
+                declared.prefetch([item.event for item in running], session)
+        if declared.is_batch:
+            if running:
+                with group.whole(running):
+                    self._invoke(group.received(running), group.batch_context(session))
+            return
+        for item in group.each():
+            if declared.session_setup is not None:
+                declared.session_setup(item.event, session)
+            reach("in_handler")
+            context = group.context(item, session)
+            if item.repeats:
+                result = self._tell(item.event, group.first_result(item), context)
+            else:
+                result = self._invoke(item.event, context)
+            group.guard.check()
+            group.handled_one(item, result)
+            if group.careful:
+                transaction.probe(session)
+            elif group.apart:
+                session.flush()
+        del held
+
+    async def convict(self, group: Group, error: TransactionEnded) -> None:
+        """See `UnitOfWork.convict`."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._convict, group, error)
+
+    def _convict(self, group: Group, error: TransactionEnded) -> None:
+        with self._sessions.begin() as session:
+            self._transaction.convict(session, group, error)
+
+    def close(self) -> None:
+        """See `UnitOfWork.close`."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _method(declared: Declaration) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(declared.handler, "handle_batch" if declared.is_batch else "handle")
+    return method
+
+
+def _is_lost(error: BaseException, group: Group) -> bool:
+    return fault_of(error, in_handler=group.handling) is Fault.CONNECTION
+
+
+def _rearm(timeout: asyncio.Timeout, seconds: float) -> None:
+    timeout.reschedule(asyncio.get_running_loop().time() + seconds)

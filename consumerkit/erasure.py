@@ -1,0 +1,118 @@
+"""Erasing what is stored of one key: the payloads of a person who asked to be forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+
+from consumerkit.errors import ConfigurationError
+from consumerkit.storage import actions
+from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.engines import Database, Given, Run
+from consumerkit.storage.erasure import Erasing
+from consumerkit.storage.tables import DEFAULT_TABLES, Tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """What was erased of one handler, or would be.
+
+    Attributes:
+        handler: Its name; empty for the outbox, which is nobody's.
+        dead_letters: Dead letters that lost their payload.
+        parked: Messages that were taken out of the parking lot, for good.
+        outbox: Messages that were taken out of the outbox, unsent.
+        busy: Partitions whose owner was in the middle of a transaction: erase again.
+    """
+
+    handler: str
+    dead_letters: int = 0
+    parked: int = 0
+    outbox: int = 0
+    busy: tuple[str, ...] = ()
+
+
+async def erase(
+    database: Given,
+    key: str | bytes,
+    *,
+    handlers: Collection[str] | None = None,
+    tables: Tables = DEFAULT_TABLES,
+    by: str | None = None,
+    dry_run: bool = False,
+) -> list[Erased]:
+    """Erase what the database holds of messages with one key; workers may run meanwhile.
+
+    Dead letters lose key, value, headers, message ID and the words of their errors, and are discarded unless they are
+    resolved; the results and the ID texts in the ledger that belong to them go too. Parked messages can never be
+    handled any more: each leaves a discarded dead letter without a payload. Messages in the outbox go unsent. What
+    Kafka holds is Kafka's.
+
+    Args:
+        database: What `Worker(database=...)` takes.
+        key: The record key; text is taken as UTF-8.
+        handlers: Only what is stored for these handlers; the outbox, which is nobody's, is then left alone.
+        tables: The table definitions.
+        by: Who does it, for the record; the operating system's user, where None. The key itself is not recorded.
+        dry_run: Count, and change nothing.
+
+    Raises:
+        ConfigurationError: There is no handler of such a name.
+
+    Example:
+        >>> import asyncio
+        >>> from consumerkit.storage import schema
+        >>> from consumerkit.storage.engines import Database
+        >>> from tempfile import mkdtemp
+        >>> url = f"sqlite:///{mkdtemp()}/shop.sqlite"
+        >>> _ = schema.upgrade(Database(url))
+        >>> asyncio.run(erase(url, "alice"))
+        [Erased(handler='', dead_letters=0, parked=0, outbox=0, busy=())]
+    """
+    opened = Database(database)
+    try:
+        return await erase_in(
+            opened.run,
+            Erasing(tables, dialect_for(opened.dialect_name, tables)),
+            key.encode() if isinstance(key, str) else key,
+            handlers,
+            by=by or actions.current_user(),
+            dry_run=dry_run,
+        )
+    finally:
+        await opened.dispose()
+
+
+async def erase_in(
+    run: Run, erasing: Erasing, key: bytes, handlers: Collection[str] | None, *, by: str, dry_run: bool
+) -> list[Erased]:
+    """Do as `erase`, on a database that is open."""
+    known: list[tuple[str, int]] = await run(partial(erasing.handlers, names=handlers))
+    for name in handlers or ():
+        if name not in dict(known):
+            raise ConfigurationError(f"handler {name!r}: none of this name has started on this database")
+    told = []
+    for name, number in known:
+        if dry_run:
+            parked = await run(partial(erasing.count_parked, consumer=number, key=key))
+            letters = await run(partial(erasing.count_letters, consumer=number, key=key))
+            told.append(Erased(handler=name, dead_letters=letters, parked=parked))
+        else:
+            told.append(await _erase_of(run, erasing, name, number, key, by))
+    if handlers is None:
+        count = erasing.count_outbox if dry_run else partial(erasing.outbox, by=by)
+        told.append(Erased(handler="", outbox=await run(partial(count, key=key))))
+    return told
+
+
+async def _erase_of(run: Run, erasing: Erasing, name: str, number: int, key: bytes, by: str) -> Erased:
+    parked, busy = 0, []
+    for partition in await run(partial(erasing.partitions, consumer=number, key=key)):
+        work = partial(erasing.parked, consumer=number, partition=partition, key=key, by=by)
+        gone = await run(work)
+        if gone is None:
+            busy.append(str(partition))
+        parked += gone or 0
+    letters = await run(partial(erasing.letters, consumer=number, key=key, by=by))
+    return Erased(handler=name, dead_letters=letters, parked=parked, busy=tuple(busy))

@@ -1,0 +1,102 @@
+"""Every error of consumerkit.
+
+ConsumerkitError
+├── ConfigurationError      a misdeclaration, found when the worker is built
+├── StartError              a missing topic, table or right, found when the worker starts
+├── Reject                  raised by a handler: this message to the dead letters, now
+├── Defer                   raised by a handler: this message again later, without counting an attempt
+├── Undecodable             raised by a codec: the message's fault
+├── Unavailable             raised by a codec or a transport: the infrastructure's fault, never an attempt
+├── TransactionMisused      a handler ended our transaction or swallowed its failure
+├── CommitUnknown           COMMIT was sent and its answer did not come
+├── PayloadSealed           a stored payload was sealed by means that are not at hand
+├── Fenced                  another worker has taken a partition over, or may have
+│   └── CommitsLost         the database has lost transactions that it had acknowledged
+└── PartitionUnusable       the position is outside the log, or a batch cannot be read
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ConsumerkitError(Exception):
+    """The root of all errors that consumerkit raises."""
+
+
+class ConfigurationError(ConsumerkitError):
+    """A declaration or setting is wrong; the message names the place, the value and the way out."""
+
+
+class StartError(ConsumerkitError):
+    """Something outside the code is missing: a topic, a table, a right."""
+
+
+class Reject(ConsumerkitError):
+    """Raised by a handler to send its message to the dead letters at once, without a retry.
+
+    Args:
+        why: The reason for people to read. It is stored and sent in a header, so keep payloads out of it.
+        of: In a `BatchHandler`, the `Received` event to blame.
+
+    Example:
+        >>> raise Reject("account is closed")
+        Traceback (most recent call last):
+        consumerkit.errors.Reject: account is closed
+    """
+
+    def __init__(self, why: str, *, of: Any = None) -> None:
+        super().__init__(why)
+        self.of = of
+
+
+class Defer(ConsumerkitError):
+    """Raised by a handler to have its message run again later, without counting an attempt.
+
+    Args:
+        seconds: After how long, on the database's clock.
+        why: The reason for people to read; it is stored, so keep payloads out of it.
+
+    Example:
+        >>> raise Defer(60, "the shop is closed")
+        Traceback (most recent call last):
+        consumerkit.errors.Defer: the shop is closed
+    """
+
+    def __init__(self, seconds: float, why: str = "deferred") -> None:
+        super().__init__(why)
+        if not seconds > 0:
+            raise ValueError(f"Defer({seconds}): give seconds > 0")
+        self.seconds = float(seconds)
+
+
+class Undecodable(ConsumerkitError):
+    """A codec cannot read this message, now or ever: it is dead-lettered."""
+
+
+class Unavailable(ConsumerkitError):
+    """Something that decoding or sending needs is down: back off and try again, without counting an attempt."""
+
+
+class TransactionMisused(ConsumerkitError):
+    """A handler committed, rolled back or broke the transaction that consumerkit owns."""
+
+
+class CommitUnknown(ConsumerkitError):
+    """COMMIT was sent and no answer came in time: the transaction may or may not be durable."""
+
+
+class PayloadSealed(ConsumerkitError):
+    """A stored payload is sealed, and cannot be unsealed here."""
+
+
+class Fenced(ConsumerkitError):
+    """Another worker has taken over a partition of this transaction, which is therefore rolled back."""
+
+
+class CommitsLost(Fenced):
+    """The database has lost commits: a standby took over that lagged, or a backup was restored under us."""
+
+
+class PartitionUnusable(ConsumerkitError):
+    """A partition cannot be read from its position: the position is outside the log, or the batch is broken."""

@@ -1,0 +1,306 @@
+"""What happened: frozen values, announced to observers after the fact.
+
+An observer is any callable that takes an event. It changes no outcome; what it raises is logged and goes no further.
+No event carries a payload: positions, names, counts and error types only, with the error's own text cut.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from consumerkit.message import TopicPartition
+from consumerkit.outcome import Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """The root of all events.
+
+    Attributes:
+        handler: The handler's name; empty where an event concerns the whole worker.
+    """
+
+    handler: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStarted(Event):
+    """The worker consumes."""
+
+    handlers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStopped(Event):
+    """The worker has finished or rolled back everything it had in hand."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionsAssigned(Event):
+    """The broker gave partitions to this consumer."""
+
+    partitions: tuple[TopicPartition, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionsRevoked(Event):
+    """The broker takes partitions away; what was in hand was finished or dropped.
+
+    `dropped` messages were left for the next owner; `lost` tells that the partitions had gone before we knew.
+    """
+
+    partitions: tuple[TopicPartition, ...]
+    dropped: int
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionStopped(Event):
+    """A partition cannot be read any further; a person must decide."""
+
+    partition: TopicPartition
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionTaken(Event):
+    """The database knows this worker as the partition's owner; `parked` messages wait there."""
+
+    partition: TopicPartition
+    parked: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionDiffers(Event):
+    """Kafka and the database disagree about where a partition stands; it is read from `offset`, the database's mark.
+
+    `lost` tells that the database has lost something, so that messages are run again whose effects are gone.
+    """
+
+    partition: TopicPartition
+    offset: int
+    lost: bool
+    remark: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitsLost(Event):
+    """The database has lost transactions that it had acknowledged: all partitions go back to their marks."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionInDoubt(Event):
+    """Another worker has taken a partition over, or may have: nothing of it begins until that is clear."""
+
+    partition: TopicPartition
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCommitted(Event):
+    """One transaction is durable.
+
+    Attributes:
+        lane: The lane's number.
+        processed: Messages whose handler's changes are in it.
+        duplicates: Messages skipped, since their ID had been processed before.
+        duplicates_of_dead: Messages skipped, since their ID had been dead-lettered before.
+        dead: Messages it dead-lettered.
+        parked: Messages it parked, or parked for longer.
+        fallback_ids: Messages whose ID came from a fallback source.
+        seconds: From BEGIN to COMMIT's answer.
+    """
+
+    lane: int
+    processed: int
+    duplicates: int = 0
+    duplicates_of_dead: int = 0
+    dead: int = 0
+    parked: int = 0
+    fallback_ids: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesSkipped(Event):
+    """Messages of an unknown event type were passed over, as declared."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRolledBack(Event):
+    """A transaction failed and was rolled back whole; its messages are run again.
+
+    `handled` messages had been through their handler and will be again.
+    """
+
+    size: int
+    handled: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed(Event):
+    """A message failed alone; it is tried again after `wait` seconds, or not at all where that is None."""
+
+    partition: TopicPartition
+    offset: int
+    message_id: str
+    attempt: int
+    error: str
+    wait: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageDeadLettered(Event):
+    """A message is in the dead letters, durably."""
+
+    partition: TopicPartition
+    offset: int
+    message_id: str
+    reason: Reason
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble(Event):
+    """Something that is not a message's fault: the same work is tried again after `wait` seconds.
+
+    `where` is "database", "broker" or "codec".
+    """
+
+    where: str
+    error: str
+    wait: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TroubleOver(Event):
+    """What `Trouble` told of works again, `seconds` after it began."""
+
+    where: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrakeOn(Event):
+    """Everything fails: nothing more is dead-lettered, and one message is tried from time to time, first in `wait`."""
+
+    wait: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrakeOff(Event):
+    """A message succeeded, and the handler goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerStopped(Event):
+    """A handler stopped, since trying again would not help; a person must act."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffsetsCommitted(Event):
+    """The broker has these positions."""
+
+    positions: tuple[tuple[TopicPartition, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxPublished(Event):
+    """The relay sent messages, and the broker acknowledged them."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxHeldBack(Event):
+    """The broker did not take messages of a topic; they stay in the outbox and are tried again, less and less often.
+
+    Told once, and again only if the error becomes another one.
+
+    Attributes:
+        topic: The topic that the messages are for.
+        sequence: The one message that is at fault, which holds back its key alone; None where the topic is.
+        error: What the broker or the client said.
+        wait: Seconds until the next try.
+        way_out: What a person can do.
+    """
+
+    topic: str
+    error: str
+    wait: float
+    sequence: int | None = None
+    way_out: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxResumed(Event):
+    """What `OutboxHeldBack` told of is over, `seconds` after it began: it was sent, or discarded."""
+
+    topic: str
+    seconds: float
+    sequence: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterByReference(Event):
+    """A dead letter was too large for its topic and went without its value; the table holds the whole message."""
+
+    topic: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesForgotten(Event):
+    """The ledger forgot `count` message IDs that were processed before `before`: a resend of one would run again."""
+
+    count: int
+    before: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadsErased(Event):
+    """`count` dead letters that were resolved or discarded long ago lost key, value and headers."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgettingHeldBack(Event):
+    """A partition's position has not moved: what was processed `since` then stays in the ledger, whatever its age."""
+
+    partition: TopicPartition
+    since: datetime | None
+
+
+Observer = Callable[[Event], None]
+
+_log = logging.getLogger(__name__)
+
+
+class Announcer:
+    """Tells observers of events and contains their errors."""
+
+    __slots__ = ("_observers",)
+
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        self._observers = tuple(observers)
+
+    def __call__(self, event: Event) -> None:
+        """Tell all observers, in order."""
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:  # noqa: BLE001 - an observer changes no outcome, whatever it raises
+                _log.exception("observer %r failed on %s", observer, type(event).__name__)

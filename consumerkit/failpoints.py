@@ -1,0 +1,103 @@
+"""Named places where a test may kill, fail or hang the process.
+
+They are compiled into the product at each arrow of a message's way, and do nothing unless a worker is built with
+`failpoints=True`; only then is the environment read:
+
+    CONSUMERKIT_FAILPOINT=after_commit:kill            kill -9 at the first visit
+    CONSUMERKIT_FAILPOINT=in_handler:kill:200,...      at the 200th visit
+    CONSUMERKIT_FAILPOINT=in_handler:kill:~0.001       at each visit with this probability
+    CONSUMERKIT_FAILPOINT_LOG=/path                    one line is appended for each that fires
+
+The technique is FreeBSD's fail(9), by way of many databases.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, cast, get_args
+
+from consumerkit.errors import ConfigurationError
+
+Action = Literal["kill", "raise", "hang", "exit"]
+
+NAMES: Final = frozenset({
+    "after_poll", "after_decode", "before_begin", "after_begin", "before_claim", "after_claim", "in_handler",
+    "after_handler", "before_finalise", "after_finalise", "before_commit", "commit_sent", "after_commit",
+    "before_mark", "after_mark", "before_offset_commit", "offset_commit_sent", "after_offset_commit",
+    "before_dead_letter_commit", "after_dead_letter_commit", "before_dlq_produce", "dlq_produced_unacked", "dlq_acked",
+    "in_on_revoke", "in_on_assign", "in_shutdown_drain",
+})  # fmt: skip
+
+
+class FailpointError(Exception):
+    """What a failpoint with the action `raise` raises."""
+
+
+@dataclass
+class _Armed:
+    action: Action
+    at_visit: int | None
+    probability: float
+    visits: int = field(default=0)
+
+    def due(self) -> bool:
+        self.visits += 1
+        if self.at_visit is not None:
+            return self.visits == self.at_visit
+        return random.random() < self.probability
+
+
+_armed: dict[str, _Armed] = {}
+
+
+def arm(environ: Mapping[str, str] = os.environ) -> None:
+    """Read the failpoints from the environment; called by a worker built with `failpoints=True`.
+
+    Raises:
+        ConfigurationError: A name or an action is unknown, or a number is not one or out of range.
+    """
+    _armed.clear()
+    armed = dict(map(_parsed, filter(None, environ.get("CONSUMERKIT_FAILPOINT", "").split(","))))
+    _armed.update(armed)
+
+
+def _parsed(item: str) -> tuple[str, _Armed]:
+    name, _, rest = item.partition(":")
+    action, _, when = rest.partition(":")
+    try:
+        visit = None if when.startswith("~") else int(when or 1)
+        chance = float(when[1:]) if when.startswith("~") else 1.0
+    except ValueError:
+        visit, chance = 0, 0.0
+    if name not in NAMES or action not in get_args(Action) or not (visit is None or visit >= 1) or not 0 < chance <= 1:
+        raise ConfigurationError(
+            f"CONSUMERKIT_FAILPOINT: {item!r} is not name:kill|raise|hang|exit[:n|:~p] with a known name, n >= 1 and "
+            "0 < p <= 1"
+        )
+    return name, _Armed(cast(Action, action), visit, chance)
+
+
+def reach(name: str) -> None:
+    """Mark that the process passes the place called `name`; fires what is armed there."""
+    if _armed and (point := _armed.get(name)) and point.due():
+        _fire(name, point.action)
+
+
+def _fire(name: str, action: Action) -> None:
+    if path := os.environ.get("CONSUMERKIT_FAILPOINT_LOG"):
+        line = f"{name} {action} {os.getpid()} {time.time():.3f}\n".encode()
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.write(fd, line)
+        os.close(fd)
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "exit":
+        os._exit(70)
+    elif action == "hang":
+        time.sleep(3600)
+    raise FailpointError(name)

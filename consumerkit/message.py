@@ -1,0 +1,97 @@
+"""What came off the log, and where it stood there."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]"
+
+
+class Message:
+    """One record of a Kafka topic, exactly as the broker delivered it.
+
+    Attributes:
+        topic: The topic's name.
+        partition: The partition's number.
+        offset: The record's position in the partition.
+        key: The record's key, or None.
+        value: The record's value; None is a tombstone.
+        headers: All headers in order, duplicates kept.
+        timestamp: Milliseconds since the epoch, by the broker's or the producer's clock; -1 when unknown.
+        topic_id: The broker's ID of the topic, which changes when a topic is deleted and created again;
+            the topic's name where a broker has no such IDs.
+        epoch: The assignment under which the record was fetched; see `consumerkit.transports.base`.
+
+    The representation names the position and never the payload.
+    """
+
+    __slots__ = ("epoch", "headers", "key", "offset", "partition", "timestamp", "topic", "topic_id", "value")
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        key: bytes | None = None,
+        value: bytes | None = None,
+        headers: Headers = (),
+        timestamp: int = -1,
+        topic_id: str = "",
+        epoch: int = 0,
+    ) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
+        self.key = key
+        self.value = value
+        self.headers = headers
+        self.timestamp = timestamp
+        self.topic_id = topic_id or topic
+        self.epoch = epoch
+
+    def header(self, name: str) -> bytes | None:
+        """Return the value of the *last* header called `name`, as Kafka's own `lastHeader` does.
+
+        Example:
+            >>> Message("orders", 0, 7, headers=(("id", b"a"), ("id", b"b"))).header("id")
+            b'b'
+        """
+        found = None
+        for key, value in self.headers:
+            if key == name:
+                found = value
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers together."""
+        size = len(self.value or b"") + len(self.key or b"")
+        for name, value in self.headers:
+            size += len(name) + len(value or b"")
+        return size
+
+    def __repr__(self) -> str:
+        return f"Message({self.topic}[{self.partition}]@{self.offset})"
+
+
+def is_topic_name(name: object) -> bool:
+    """Whether Kafka takes this as the name of a topic.
+
+    Example:
+        >>> is_topic_name("payments.captured"), is_topic_name("payments captured")
+        (True, False)
+    """
+    return isinstance(name, str) and name not in (".", "..") and bool(_TOPIC_NAME.fullmatch(name))

@@ -1,0 +1,1 @@
+"""What is seen from outside: events told as log lines."""

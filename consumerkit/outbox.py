@@ -1,0 +1,99 @@
+"""The outbox for code outside a handler: a web request's change and its message, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from typing import overload
+from uuid import uuid4
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from consumerkit.codecs import Codec, Json
+from consumerkit.context import encoded_headers
+from consumerkit.storage import outbox as table
+from consumerkit.storage.tables import DEFAULT_TABLES, Tables
+
+_JSON = Json()
+
+
+@overload
+def publish(
+    session: AsyncSession,
+    topic: str,
+    *,
+    key: str | bytes | None = None,
+    value: object = None,
+    id: str | None = None,
+    headers: Mapping[str, str | bytes] | None = None,
+    codec: Codec = _JSON,
+    tables: Tables = DEFAULT_TABLES,
+) -> Awaitable[str]: ...
+
+
+@overload
+def publish(
+    session: Session,
+    topic: str,
+    *,
+    key: str | bytes | None = None,
+    value: object = None,
+    id: str | None = None,
+    headers: Mapping[str, str | bytes] | None = None,
+    codec: Codec = _JSON,
+    tables: Tables = DEFAULT_TABLES,
+) -> str: ...
+
+
+def publish(
+    session: AsyncSession | Session,
+    topic: str,
+    *,
+    key: str | bytes | None = None,
+    value: object = None,
+    id: str | None = None,
+    headers: Mapping[str, str | bytes] | None = None,
+    codec: Codec = _JSON,
+    tables: Tables = DEFAULT_TABLES,
+) -> Awaitable[str] | str:
+    """Write a message to the outbox, in the session's transaction; a running worker's relay sends it to Kafka.
+
+    The message exists if and only if the transaction commits. It is sent at least once, with the same message ID each
+    time, so that a consumer with a ledger handles it once.
+
+    Args:
+        session: Any session; committing stays yours. With an `AsyncSession` the call must be awaited.
+        topic: Where to.
+        key: The record's key; text is sent as UTF-8.
+        value: The record's value, encoded by `codec`; bytes are sent as they are, None is a tombstone.
+        id: The message ID, sent as the header `message-id`; a random one where None. Give one that is derived from
+            the request if the request itself may be repeated.
+        headers: Further headers.
+        codec: How to encode `value`.
+        tables: The table definitions, if they are not the default ones.
+
+    Returns:
+        The message ID.
+
+    Raises:
+        TypeError: The value cannot be encoded.
+
+    Example:
+        await outbox.publish(session, "orders", key=order.id, value=OrderPlaced(id=order.id))
+    """
+    name = id or uuid4().hex
+    message = table.OutboxMessage(
+        topic,
+        key.encode() if isinstance(key, str) else key,
+        None if value is None else codec.encode(value),
+        (*encoded_headers(headers), ("message-id", name.encode())),
+    )
+    if isinstance(session, AsyncSession):
+        return _published(session, tables, message, name)
+    table.append(session.connection(), tables, [message])
+    return name
+
+
+async def _published(session: AsyncSession, tables: Tables, message: table.OutboxMessage, name: str) -> str:
+    await session.run_sync(lambda sync: table.append(sync.connection(), tables, [message]))
+    return name

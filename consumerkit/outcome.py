@@ -1,0 +1,57 @@
+"""What became of a message: decided once, as a value."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+
+class Outcome(IntEnum):
+    """The outcome that the ledger keeps for a message ID; the numbers are stored."""
+
+    PROCESSED = 1
+    PARKED = 2
+    DEAD = 3
+
+
+class MessageState(StrEnum):
+    """Where a message ID stands, as `message_status` tells it.
+
+    PROCESSED: its changes are committed. PARKED: it waits for its next attempt, or behind another message of its key.
+    DEAD: it is among the dead letters. IN_FLIGHT: a transaction that is not committed holds it. UNKNOWN: none of these.
+    """
+
+    PROCESSED = "processed"
+    PARKED = "parked"
+    DEAD = "dead"
+    IN_FLIGHT = "in_flight"
+    UNKNOWN = "unknown"
+
+
+class Reason(StrEnum):
+    """Why a message is in the dead letters."""
+
+    UNDECODABLE = "undecodable"
+    UNIDENTIFIED = "unidentified"
+    REJECTED = "rejected"
+    EXHAUSTED = "exhausted"
+    CONFLICT = "conflict"
+    STALE = "stale"
+    OVERSIZED = "oversized"
+    KILLED_PROCESS = "killed_process"
+    FAILED_DUPLICATE = "failed_duplicate"
+
+    @property
+    def has_ledger_row(self) -> bool:
+        """Whether a dead letter of this reason holds a claim on its message ID.
+
+        The others cannot: no ID is known, or the ID belongs to another message or cannot be proven new.
+        """
+        return self in (Reason.REJECTED, Reason.EXHAUSTED, Reason.KILLED_PROCESS)
+
+    @property
+    def holds_key(self) -> bool:
+        """Whether a dead letter of this reason may keep later messages of its key waiting: it is missing before them.
+
+        A conflict is not: its message ID was processed.
+        """
+        return self.has_ledger_row or self in (Reason.UNDECODABLE, Reason.UNIDENTIFIED, Reason.OVERSIZED)

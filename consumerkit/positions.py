@@ -1,0 +1,231 @@
+"""Moving a handler's position, on the record: `rewind` reads messages again, `skip` passes over them.
+
+The database's mark decides where a partition is read from, not Kafka's committed offset; so Kafka's own tools move
+nothing, and these do. What a rewind reads again is deduplicated as far as the ledger remembers; what it has forgotten
+cannot be proven new, and is quarantined as `stale` unless it is said to run. A worker that runs meanwhile takes the
+partition anew at the new mark, within seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import Connection, select
+from sqlalchemy.orm import Session
+
+from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.message import TopicPartition
+from consumerkit.storage import actions, fence, progress
+from consumerkit.storage.dialects import Dialect
+from consumerkit.storage.engines import Database
+from consumerkit.storage.tables import Tables
+from consumerkit.transports.base import Span, Transport
+
+To = int | Literal["start", "end"]
+_WAIT: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """One partition whose mark was moved, or would be.
+
+    Attributes:
+        partition: Which.
+        before: The mark until now; None where the handler had not begun with it, or the topic was made anew.
+        after: The mark from now on.
+        log: The offsets that are in the log.
+    """
+
+    partition: TopicPartition
+    before: int | None
+    after: int
+    log: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Whose position, and where it is kept."""
+
+    database: Database
+    dialect: Dialect
+    tables: Tables
+    transport: Transport
+
+
+async def rewind(
+    place: Place,
+    handler: str,
+    topic: str,
+    to: To,
+    *,
+    partitions: Collection[int] = (),
+    run_forgotten: bool = False,
+    actor: str | None = None,
+    dry_run: bool = False,
+) -> list[Moved]:
+    """Have a handler read messages again.
+
+    Args:
+        place: Where its position is kept.
+        handler: Its name.
+        topic: One of its topics.
+        to: The offset to go back to, or `start` for the oldest message there is.
+        partitions: All of them where empty; an offset needs exactly one.
+        run_forgotten: Run what the ledger may have forgotten, instead of quarantining it as `stale`.
+        actor: Who does it, for the record; the operating system's user by default.
+        dry_run: Change nothing.
+
+    Raises:
+        ConfigurationError: That is no way back.
+        StartError: There is no such handler or topic, or a worker held on to the partition.
+    """
+    return await _move(place, handler, topic, to, partitions, actor, dry_run, back=True, run_forgotten=run_forgotten)
+
+
+async def skip(
+    place: Place,
+    handler: str,
+    topic: str,
+    to: To,
+    *,
+    partitions: Collection[int] = (),
+    actor: str | None = None,
+    dry_run: bool = False,
+) -> list[Moved]:
+    """Have a handler pass over messages, or begin with a topic that was made anew under its name.
+
+    Args and errors are those of `rewind`; `to` may be `end`, for what is sent from now on, or `start`, for the oldest
+    message there is, where what lies before it was deleted unread.
+    """
+    return await _move(place, handler, topic, to, partitions, actor, dry_run, back=False, run_forgotten=False)
+
+
+async def _move(
+    place: Place,
+    handler: str,
+    topic: str,
+    to: To,
+    partitions: Collection[int],
+    actor: str | None,
+    dry_run: bool,
+    *,
+    back: bool,
+    run_forgotten: bool,
+) -> list[Moved]:
+    consumer = await place.database.run(lambda session: _consumer(session, place.tables, handler, topic))
+    topic_id, logs = await _logs(place.transport, topic)
+    wanted = sorted(partitions or logs)
+    if missing := [number for number in wanted if number not in logs]:
+        raise ConfigurationError(f"topic {topic!r} has no partition {missing[0]}; it has {len(logs)}, from 0 on")
+    if isinstance(to, int) and len(wanted) != 1:
+        raise ConfigurationError(f"offset {to}: name the one partition that it is meant for, with --partition")
+    wants = {TopicPartition(topic, number): _target(logs[number], to) for number in wanted}
+
+    def work(session: Session) -> list[Moved]:
+        marks = _marks(session.connection(), place.tables, consumer, topic, topic_id)
+        moved = [Moved(at, marks.get(at), offset, logs[at.partition]) for at, offset in wants.items()]
+        for one in moved:
+            _check(one, back=back)
+        return moved
+
+    moved = await place.database.run(work)
+    if not dry_run:
+        who = actor or actions.current_user()
+        for one in moved:
+            await _carry_out(place, consumer, topic_id, one, who, back=back, run_forgotten=run_forgotten)
+    return moved
+
+
+async def _carry_out(
+    place: Place, consumer: int, topic_id: str, one: Moved, actor: str, *, back: bool, run_forgotten: bool
+) -> None:
+    tables, dialect = place.tables, place.dialect
+    details: dict[str, Any] = {
+        "topic": one.partition.topic,
+        "partition": one.partition.partition,
+        "from": one.before,
+        "to": one.after,
+        "run_forgotten": run_forgotten,
+    }
+
+    def work(session: Session) -> bool:
+        connection = session.connection()
+        number = fence.number(tables, consumer, one.partition)
+        if not dialect.take_over(connection, number, wait=_WAIT):
+            return False
+        progress.move(
+            connection,
+            tables,
+            consumer,
+            one.partition,
+            topic_id=topic_id,
+            mark=one.after,
+            end=max(one.log.end, one.before or 0),
+            run_forgotten=run_forgotten,
+        )
+        action = "rewind" if back else "skip"
+        actions.record(connection, tables, actor=actor, action=action, consumer=consumer, details=details)
+        return True
+
+    if not await place.database.run(work):
+        raise StartError(f"{one.partition}: a transaction of its worker has held it for {_WAIT:.0f} s; try again")
+
+
+async def _logs(transport: Transport, topic: str) -> tuple[str, Mapping[int, Span]]:
+    info = (await transport.topics([topic])).get(topic)
+    if info is None:
+        raise StartError(f"no such topic: {topic}")
+    reader = transport.reader(topic)
+    try:
+        return info.topic_id, dict(await reader.start())
+    finally:
+        await reader.stop()
+
+
+def _target(log: Span, to: To) -> int:
+    return log.start if to == "start" else log.end if to == "end" else to
+
+
+def _check(one: Moved, *, back: bool) -> None:
+    if not one.log.start <= one.after <= one.log.end:
+        raise ConfigurationError(
+            f"{one.partition} cannot be read from offset {one.after}: the log has {one.log.start} to {one.log.end}"
+        )
+    if one.before is None:
+        if back:
+            raise ConfigurationError(f"{one.partition}: the handler has not begun with it, so there is no way back")
+        return
+    if back and one.after > one.before:
+        raise ConfigurationError(f"{one.partition} stands at {one.before}; to go on to {one.after}, use skip")
+    if not back and one.after < one.before <= one.log.end:
+        raise ConfigurationError(f"{one.partition} stands at {one.before}; to go back to {one.after}, use rewind")
+
+
+def _consumer(session: Session, tables: Tables, handler: str, topic: str) -> int:
+    c = tables.consumers.c
+    row = session.execute(select(c.id, c.topics).where(c.name == handler)).one_or_none()
+    if row is None:
+        names = session.scalars(select(c.name).order_by(c.name)).all()
+        raise StartError(
+            f"no handler {handler!r} has ever started on this database; known are {', '.join(names) or '-'}"
+        )
+    topics = json.loads(row.topics)
+    if topic not in topics:
+        raise ConfigurationError(
+            f"handler {handler!r} does not consume topic {topic!r}; it consumes {', '.join(topics)}"
+        )
+    return int(row.id)
+
+
+def _marks(
+    connection: Connection, tables: Tables, consumer: int, topic: str, topic_id: str
+) -> dict[TopicPartition, int]:
+    """Return the marks of a topic's partitions, but for those that were made in another topic of its name."""
+    c = tables.partition_progress.c
+    rows = connection.execute(
+        select(c.partition, c.mark, c.topic_id).where(c.consumer == consumer, c.topic == topic, c.mark.is_not(None))
+    )
+    return {TopicPartition(topic, row.partition): row.mark for row in rows if row.topic_id in (None, topic_id)}

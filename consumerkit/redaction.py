@@ -1,0 +1,113 @@
+"""Secrets in texts that are kept: errors in the tables, in the headers of dead letters, and in logs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Final
+
+HIDDEN: Final = "***"
+LONGEST: Final = 40_000
+"""Characters that are looked through; what is kept of a text is far shorter."""
+
+_QUOTED = r"""\\?"(?:[^"\\]|\\.){0,1000}"|\\?'(?:[^'\\]|\\.){0,1000}'"""
+_NAMES = (
+    r"password|passwd|passphrase|pwd|secret|token|credentials?|api[_-]?key|access[_-]?key|private[_-]?key|signature"
+    r"|session[_-]?id|cvv|cvc"
+)
+# Every repetition is bounded or cannot begin where another does, so that no text takes long.
+_RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
+    (
+        re.compile(
+            r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
+        ),
+        HIDDEN,
+    ),
+    # A password may hold "@" or "/", where its writer forgot to escape it; a port is none.
+    (
+        re.compile(r"(://[^\s:/@]{0,256}:)(?!\d{1,5}(?:[/?#]|\s|$))(?:[^\s/]{0,256}|[^\s@]{0,256})@"),
+        rf"\g<1>{HIDDEN}@",
+    ),
+    (re.compile(r"\b((?:set-)?cookie\\?[\"']?\s{0,9}[:=]\s{0,9})[^\r\n]+", re.IGNORECASE), rf"\g<1>{HIDDEN}"),
+    (
+        re.compile(
+            r"(authorization\\?[\"']?\s{0,9}[:=]\s{0,9}\\?[\"']?)(?:((?:bearer|basic|token|digest|negotiate)\s{1,9}))?"
+            r"[^\s,;\"'\\]+",
+            re.IGNORECASE,
+        ),
+        lambda found: f"{found[1]}{found[2] or ''}{HIDDEN}",
+    ),
+    (re.compile(r"\b(bearer|basic)(\s{1,9})[\w.~+/=-]{16,}", re.IGNORECASE), rf"\g<1>\g<2>{HIDDEN}"),
+    (
+        re.compile(
+            rf"((?:{_NAMES})(?:[_-]?(?:key|value|id))?\\?[\"']?\s{{0,9}}(?:=>|[:=])\s{{0,9}})"
+            rf"(?:{_QUOTED}|\\?[\"']?[^\s,;&\"')}}\]]+)",
+            re.IGNORECASE,
+        ),
+        rf"\g<1>{HIDDEN}",
+    ),
+    (re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)?"), HIDDEN),
+    (
+        re.compile(
+            r"\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|A[KS]IA[0-9A-Z]{16}"
+            r"|[srp]k[-_](?:live|test|proj|ant)[-_][\w-]{10,})"
+        ),
+        HIDDEN,
+    ),
+)
+_DIGITS = re.compile(r"\d+(?:[ -]\d+)*")
+_CARD_DIGITS = range(13, 20)
+
+
+def redact(text: str) -> str:
+    """Return a text with what is obviously a secret replaced by `***`.
+
+    Those are: passwords in URLs; what follows `password=`, `token:`, `api_key=` and the like; `Authorization` headers,
+    `Bearer ...`, cookies; private keys, JSON web tokens and the tokens of well-known services; and card numbers, which
+    are runs of 13 to 19 digits that begin with 2 to 6 and pass Luhn's check. It is a net with holes, not a wall: keep
+    secrets and payloads out of errors. A text of more than 40,000 characters is cut there.
+
+    Example:
+        >>> redact("cannot reach postgresql://app:hunter2@db/shop for card 4111 1111 1111 1111")
+        'cannot reach postgresql://app:***@db/shop for card ***'
+    """
+    text = text[:LONGEST]
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    return _DIGITS.sub(_without_cards, text)
+
+
+def _without_cards(found: re.Match[str]) -> str:
+    """Hide the card numbers among groups of digits, each of whole groups."""
+    run = found[0]
+    parts = re.split(r"([ -])", run)
+    groups, separators = parts[0::2], [*parts[1::2], ""]
+    kept, at = [], 0
+    while at < len(groups):
+        count = _card_at(groups, at)
+        kept += [HIDDEN if count else groups[at], separators[at + max(count, 1) - 1]]
+        at += max(count, 1)
+    return "".join(kept)
+
+
+def _card_at(groups: list[str], at: int) -> int:
+    """Return of how many groups the card number consists that begins here; 0 where none does."""
+    if groups[at][0] not in "23456":
+        return 0
+    for count, digits in enumerate(_joined(groups, at), 1):
+        if len(digits) in _CARD_DIGITS and _passes_luhn(digits):
+            return count
+    return 0
+
+
+def _joined(groups: list[str], at: int) -> Iterator[str]:
+    for digits in accumulate(groups[at : at + _CARD_DIGITS.stop]):
+        if len(digits) >= _CARD_DIGITS.stop:
+            return
+        yield digits
+
+
+def _passes_luhn(digits: str) -> bool:
+    values = [int(digit) for digit in reversed(digits)]
+    return (sum(values[0::2]) + sum(sum(divmod(2 * value, 10)) for value in values[1::2])) % 10 == 0

@@ -1,0 +1,37 @@
+"""The way back for dead letters: through the handler again, or off the list by a person's word.
+
+    from consumerkit.redrive import Selection, redrive
+
+    report = await redrive("postgresql+psycopg://...", Selection(handler="credit-account", reason="exhausted"))
+    print(report.redriven, report.counts)
+
+A redriven letter is parked, in one transaction with the ledger, and the worker that owns its partition runs it as it
+runs everything that is parked. Nothing here needs a worker or a broker; `consumerkit dead-letters` calls the same.
+"""
+
+from consumerkit.redrive.api import discard, export, redrive, resolve
+from consumerkit.redrive.conventions import Convention
+from consumerkit.redrive.fate import MAX_REDRIVES, Fate
+from consumerkit.redrive.importing import ImportReport, import_letters
+from consumerkit.redrive.report import Letter, Progress, Report
+from consumerkit.storage.dead_letters import State
+from consumerkit.storage.selection import Selection
+
+__all__ = [  # noqa: RUF022 - in the order of a contents page
+    "redrive",
+    "resolve",
+    "discard",
+    "export",
+    "import_letters",
+    # Which letters
+    "Selection",
+    "State",
+    "Convention",
+    # What became of them
+    "Report",
+    "ImportReport",
+    "Letter",
+    "Fate",
+    "Progress",
+    "MAX_REDRIVES",
+]

@@ -1,0 +1,244 @@
+"""What can be done about dead letters: redrive them, or close them by a person's word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, select, update
+
+from consumerkit.errors import StartError
+from consumerkit.handler import Ordering
+from consumerkit.identity import WHOLE_VALUE
+from consumerkit.message import Message
+from consumerkit.outcome import Outcome, Reason
+from consumerkit.redrive.batch import Scene, Told
+from consumerkit.redrive.fate import Fate, Identified, fate, identified
+from consumerkit.redrive.plan import Log
+from consumerkit.storage import history, redriven
+from consumerkit.storage.dead_letters import State
+from consumerkit.storage.dialects import Claim, Kept
+from consumerkit.storage.ledger import Ledger
+from consumerkit.storage.redriven import COPIED, Comeback
+from consumerkit.storage.sealing import payload
+from consumerkit.storage.tables import Tables
+
+
+class Moved(Exception):
+    """The ledger changed between two statements of ours: do the batch again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redrive:
+    """Parks dead letters again, for their partition's owner to run.
+
+    Attributes:
+        max_redrives: How often a letter may be redriven.
+        new_id: Whether conflicts are redriven, under an ID of their own.
+        note: Why; kept in the letters' history.
+    """
+
+    max_redrives: int
+    new_id: bool = False
+    note: str = ""
+    name: str = "redrive"
+
+    def check(self, log: Log) -> None:
+        """See `Action.check`."""
+        if log.ordering is None:
+            raise StartError(
+                f"handler {log.handler!r} has not started since consumerkit keeps its ordering, "
+                "so the order of its letters is not known; start it once, then redrive"
+            )
+
+    def details(self) -> dict[str, Any]:
+        """See `Action.details`."""
+        return {"note": self.note} if self.note else {}
+
+    def carry_out(self, scene: Scene, numbers: Sequence[int], by: str) -> list[Told]:
+        """See `Action.carry_out`."""
+        connection, tables = scene.connection, scene.lot.tables
+        # The ledger's rows before the letters', as an engine locks them that resolves a letter.
+        kept = self._kept(scene, numbers)
+        letters = locked(connection, tables, numbers, dry=scene.dry)
+        standing = redriven.standing(scene.lot, connection, [origin(one) for one in letters])
+        told: list[Told] = []
+        going: dict[int, Identified] = {}
+        taken: set[bytes] = set()
+        for letter in sorted(letters, key=lambda one: one.offset):
+            identity = identified(letter, new_id=self.new_id)
+            held = None if identity.digest is None else kept.get(identity.digest)
+            verdict = fate(
+                letter,
+                identity,
+                held,
+                standing.get(origin(letter)),
+                taken,
+                new_id=self.new_id,
+                max_redrives=self.max_redrives,
+            )
+            told.append(Told(letter, verdict))
+            if verdict is Fate.REDRIVEN:
+                going[letter.id] = _completed(scene.lot.tables, letter, identity, held)
+                taken |= {identity.digest} if identity.digest is not None else set()
+        if not scene.dry:
+            self._go(scene, told, going, kept, by)
+        return told
+
+    def _kept(self, scene: Scene, numbers: Sequence[int]) -> dict[bytes, Kept]:
+        c = scene.lot.tables.dead_letters.c
+        asked = select(c.id, c.digest, c.reason, c.message_id, c.fingerprint).where(c.id.in_(numbers))
+        rows = scene.connection.execute(asked).all()
+        digests = {identified(row, new_id=self.new_id).digest for row in rows} - {None}
+        return _locked_ledger(scene, sorted(digest for digest in digests if digest is not None))
+
+    def _go(
+        self, scene: Scene, told: Sequence[Told], going: Mapping[int, Identified], kept: Mapping[bytes, Kept], by: str
+    ) -> None:
+        moved = [one.letter for one in told if one.fate is Fate.REDRIVEN]
+        _claim(scene, list(going.values()), kept)
+        ordering = scene.log.ordering
+        redriven.bring_back(
+            scene.lot,
+            scene.connection,
+            [_comeback(letter, going[letter.id]) for letter in moved],
+            ordered=ordering is not Ordering.NONE,
+            any_key=ordering is Ordering.PARTITION,
+        )
+        for letter in moved:
+            _write(scene, letter, State.REDRIVEN, "redriven", by, self.note, redrives=letter.redrives + 1)
+        succeeded = [one.letter for one in told if one.fate is Fate.SUCCEEDED]
+        for letter in succeeded:
+            _write(scene, letter, State.RESOLVED, "resolved", by, "its message ID was processed since")
+        _release(scene, succeeded)
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Takes dead letters off the list by a person's word: resolved outside of consumerkit, or discarded.
+
+    The message ID of a resolved one counts as processed from then on, so that a resend does not do again what the
+    person did; that of a discarded one stays dead.
+    """
+
+    state: State
+    note: str
+
+    @property
+    def name(self) -> str:
+        """As it is recorded."""
+        return "resolve" if self.state is State.RESOLVED else "discard"
+
+    def check(self, log: Log) -> None:
+        """See `Action.check`."""
+
+    def details(self) -> dict[str, Any]:
+        """See `Action.details`."""
+        return {"note": self.note}
+
+    def carry_out(self, scene: Scene, numbers: Sequence[int], by: str) -> list[Told]:
+        """See `Action.carry_out`."""
+        done = Fate.RESOLVED if self.state is State.RESOLVED else Fate.DISCARDED
+        if not scene.dry and self.state is State.RESOLVED:
+            self._settle(scene, numbers)
+        letters = locked(scene.connection, scene.lot.tables, numbers, dry=scene.dry)
+        if not scene.dry:
+            for letter in letters:
+                _write(scene, letter, self.state, self.state.value, by, self.note)
+            _release(scene, letters)
+        return [Told(letter, done) for letter in letters]
+
+    def _settle(self, scene: Scene, numbers: Sequence[int]) -> None:
+        c = scene.lot.tables.dead_letters.c
+        asked = select(c.digest).where(c.id.in_(numbers), c.digest.is_not(None), c.reason != Reason.CONFLICT.value)
+        digests = sorted(bytes(digest) for digest in scene.connection.execute(asked).scalars())
+        dead = [d for d, kept in _locked_ledger(scene, digests).items() if kept.outcome is Outcome.DEAD]
+        ledger = Ledger(scene.lot.tables, scene.lot.dialect, scene.lot.consumer)
+        ledger.revive(scene.connection, dead, Outcome.PROCESSED)
+
+
+def locked(connection: Connection, tables: Tables, numbers: Sequence[int], *, dry: bool) -> list[Any]:
+    """Return the letters that are still dead, locked in the order of their IDs unless in a dry run."""
+    table = tables.dead_letters
+    query = select(table).where(table.c.id.in_(numbers), table.c.state == State.DEAD.value).order_by(table.c.id)
+    return list(connection.execute(query if dry else query.with_for_update()))
+
+
+def origin(letter: Any) -> tuple[str, int, int]:
+    """Return where a letter's message stood in the log."""
+    return (letter.topic_id, letter.partition, letter.offset)
+
+
+def _locked_ledger(scene: Scene, digests: Sequence[bytes]) -> dict[bytes, Kept]:
+    c = scene.lot.tables.processed_messages.c
+    query = select(c.digest, c.fingerprint, c.outcome).where(c.consumer == scene.lot.consumer, c.digest.in_(digests))
+    query = query.order_by(c.digest)
+    rows = scene.connection.execute(query if scene.dry else query.with_for_update())
+    return {bytes(row.digest): Kept(bytes(row.fingerprint), Outcome(row.outcome)) for row in rows}
+
+
+def _completed(tables: Tables, letter: Any, identity: Identified, kept: Kept | None) -> Identified:
+    """Return an identity with its fingerprint; letters of older versions have none."""
+    if identity.fingerprint is not None or identity.digest is None:
+        return identity
+    if kept is not None:
+        return Identified(identity.digest, identity.message_id, kept.fingerprint)
+    if letter.reason == Reason.CONFLICT:
+        value = payload(tables.sealer, letter).value
+        message = Message(letter.topic, letter.partition, letter.offset, value=value)
+        return Identified(identity.digest, identity.message_id, WHOLE_VALUE.of(message, None))
+    # Neither here nor in the ledger: ID and fingerprint are read from the message when it runs.
+    return Identified(None, identity.message_id, None)
+
+
+def _claim(scene: Scene, going: Sequence[Identified], kept: Mapping[bytes, Kept]) -> None:
+    """Have the ledger hold the IDs as parked: dead ones, and those of which nothing is known there."""
+    ledger = Ledger(scene.lot.tables, scene.lot.dialect, scene.lot.consumer)
+    digests = [one.digest for one in going if one.digest is not None]
+    dead = [digest for digest in digests if digest in kept]
+    claims = [
+        Claim(one.digest, one.message_id or "(none)", one.fingerprint, Outcome.PARKED)
+        for one in going
+        if one.digest is not None and one.digest not in kept and one.fingerprint is not None
+    ]
+    if len(ledger.revive(scene.connection, dead, Outcome.PARKED)) != len(dead):
+        raise Moved
+    if len(ledger.claim(scene.connection, claims).won) != len(claims):
+        raise Moved
+
+
+def _comeback(letter: Any, identity: Identified) -> Comeback:
+    return Comeback(
+        letter=letter.id,
+        record={name: getattr(letter, name) for name in COPIED},
+        digest=identity.digest,
+        message_id=identity.message_id,
+        fingerprint=identity.fingerprint or b"",
+    )
+
+
+def _release(scene: Scene, letters: Sequence[Any]) -> None:
+    if letters:
+        any_key = scene.log.ordering is Ordering.PARTITION
+        redriven.release(scene.lot, scene.connection, [letter.id for letter in letters], any_key=any_key)
+
+
+def _write(scene: Scene, letter: Any, state: State, what: str, by: str, note: str, **values: Any) -> None:
+    table = scene.lot.tables.dead_letters
+    entry = history.entry(
+        what,
+        by,
+        note=note,
+        reason=letter.reason,
+        error_type=letter.error_type,
+        error=letter.error,
+        place=letter.place,
+        attempts=letter.attempts,
+        dead_at=letter.dead_at,
+    )
+    scene.connection.execute(
+        update(table)
+        .where(table.c.id == letter.id)
+        .values(state=state.value, state_at=func.now(), history=history.extended(letter.history, entry), **values)
+    )

@@ -1,0 +1,206 @@
+"""What a program calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from consumerkit.errors import ConfigurationError
+from consumerkit.redrive.actions import Close, Redrive
+from consumerkit.redrive.batch import Action
+from consumerkit.redrive.exported import PAGE, page
+from consumerkit.redrive.fate import MAX_REDRIVES
+from consumerkit.redrive.report import Report
+from consumerkit.redrive.run import Run, Watch
+from consumerkit.storage import schema
+from consumerkit.storage.actions import current_user
+from consumerkit.storage.dead_letters import State
+from consumerkit.storage.engines import Database, Given
+from consumerkit.storage.selection import Selection
+from consumerkit.storage.tables import DEFAULT_TABLES, Tables
+
+Target = Database | Given
+
+
+async def redrive(
+    database: Target,
+    selection: Selection,
+    *,
+    tables: Tables = DEFAULT_TABLES,
+    by: str | None = None,
+    note: str = "",
+    rate: float | None = None,
+    max_redrives: int = MAX_REDRIVES,
+    new_id: bool = False,
+    dry_run: bool = False,
+    watch: Watch | None = None,
+) -> Report:
+    """Send dead letters through their handlers again.
+
+    Each is parked again, in the order of the log, and its partition's owner runs it, within some seconds. A letter
+    whose message ID was processed since is not: it becomes resolved. This may be interrupted at any point and called
+    again, or run twice at once: each batch is one transaction, under the fence of its partition.
+
+    Args:
+        database: A URL, an engine, a sessionmaker, or a `Worker`'s `database`.
+        selection: Which letters; `Selection()` means all of them.
+        tables: The table definitions.
+        by: Who does it, for the record; the operating system's user by default.
+        note: Why, for the record.
+        rate: How many letters a second at most.
+        max_redrives: Letters that were redriven so often already are left.
+        new_id: Redrive conflicts too, each under a message ID of its own: `<old ID>#redrive-<letter's ID>`.
+        dry_run: Change nothing; the report tells what would become of each letter.
+        watch: Called after each batch.
+
+    Raises:
+        StartError: The tables are missing or of another version, or a handler is not known.
+        ConfigurationError: A number is out of range.
+
+    Example:
+        >>> async def after_the_outage(database: str) -> None:
+        ...     report = await redrive(database, Selection(handler="credit-account"), note="provider is back", rate=50)
+        ...     for letter in report.left:
+        ...         print(letter.id, letter.fate, letter.fate.way_out)
+    """
+    _check_number("rate", rate)
+    _check_number("max_redrives", max_redrives)
+    action = Redrive(max_redrives=max_redrives, new_id=new_id, note=note)
+    return await _over(database, selection, action, tables=tables, by=by, rate=rate, dry_run=dry_run, watch=watch)
+
+
+async def resolve(
+    database: Target,
+    selection: Selection,
+    *,
+    note: str,
+    tables: Tables = DEFAULT_TABLES,
+    by: str | None = None,
+    dry_run: bool = False,
+    watch: Watch | None = None,
+) -> Report:
+    """Mark dead letters as taken care of: a person did what they ask for, outside of consumerkit.
+
+    Their message IDs count as processed from then on, so that a resend does not do it again.
+
+    Args:
+        database: As in `redrive`, and so are the others.
+        selection: Which letters.
+        tables: The table definitions.
+        by: Who does it.
+        dry_run: Change nothing.
+        watch: Called after each batch.
+        note: What was done; required, since the next one to look will ask.
+
+    Example:
+        >>> async def by_hand(database: str) -> None:
+        ...     await resolve(database, Selection(ids=[7]), note="credited by hand, ticket 4711")
+    """
+    return await _close(State.RESOLVED, note, database, selection, tables=tables, by=by, dry_run=dry_run, watch=watch)
+
+
+async def discard(
+    database: Target,
+    selection: Selection,
+    *,
+    note: str,
+    tables: Tables = DEFAULT_TABLES,
+    by: str | None = None,
+    dry_run: bool = False,
+    watch: Watch | None = None,
+) -> Report:
+    """Give dead letters up for good: nothing will become of them, and that is right.
+
+    Their message IDs stay dead, so a resend of one is treated as before.
+
+    Args:
+        database: As in `redrive`, and so are the others.
+        selection: Which letters.
+        tables: The table definitions.
+        by: Who does it.
+        dry_run: Change nothing.
+        watch: Called after each batch.
+        note: Why; required.
+
+    Example:
+        >>> async def test_data(database: str) -> None:
+        ...     await discard(database, Selection(like=7), note="records of the load test")
+    """
+    return await _close(State.DISCARDED, note, database, selection, tables=tables, by=by, dry_run=dry_run, watch=watch)
+
+
+async def export(
+    database: Target,
+    selection: Selection,
+    *,
+    tables: Tables = DEFAULT_TABLES,
+    states: Collection[State] = (State.DEAD,),
+) -> AsyncIterator[dict[str, Any]]:
+    """Yield dead letters whole, as JSON has words for them, in the order of their IDs.
+
+    Bytes are text where they are UTF-8, else `{"base64": "..."}`.
+
+    Args:
+        database: As in `redrive`.
+        selection: Which letters.
+        tables: The table definitions.
+        states: In which states.
+
+    Example:
+        >>> async def to_file(database: str) -> None:
+        ...     with open("letters.jsonl", "w") as file:
+        ...         async for letter in export(database, Selection(reason="undecodable")):
+        ...             print(json.dumps(letter), file=file)
+    """
+    async with opened(database) as found:
+        await found.run(lambda session: schema.check(session, tables))
+        after = 0
+        while True:
+            letters = await found.run(partial(page, tables=tables, selection=selection, states=states, after=after))
+            for letter in letters:
+                yield letter
+            if len(letters) < PAGE:
+                return
+            after = letters[-1]["id"]
+
+
+async def _close(state: State, note: str, database: Target, selection: Selection, **options: Any) -> Report:
+    if not note.strip():
+        raise ConfigurationError(f"{state.value} letters need a note: say what was done, or why nothing will be")
+    return await _over(database, selection, Close(state, note), **options)
+
+
+async def _over(
+    database: Target,
+    selection: Selection,
+    action: Action,
+    *,
+    tables: Tables,
+    by: str | None,
+    dry_run: bool,
+    watch: Watch | None,
+    rate: float | None = None,
+) -> Report:
+    async with opened(database) as found:
+        await found.run(lambda session: schema.check(session, tables))
+        run = Run(found.run, tables, action, by or current_user(), rate=rate, dry=dry_run, watch=watch)
+        return await run.over(selection)
+
+
+@asynccontextmanager
+async def opened(database: Target) -> AsyncIterator[Database]:
+    """Open a database, and close what was opened here."""
+    found = database if isinstance(database, Database) else Database(database, connections=1)
+    try:
+        yield found
+    finally:
+        if found is not database:
+            await found.dispose()
+
+
+def _check_number(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ConfigurationError(f"{name}={value!r}: give a number greater than 0")

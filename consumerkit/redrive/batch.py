@@ -1,0 +1,156 @@
+"""One transaction of a run: dead letters of one partition, in the order of the log, under the partition's fence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Final, NamedTuple, Protocol
+
+from sqlalchemy import Connection, select
+from sqlalchemy.orm import Session
+
+from consumerkit.redrive.fate import Fate
+from consumerkit.redrive.plan import Log
+from consumerkit.storage import actions, fence
+from consumerkit.storage.dead_letters import State
+from consumerkit.storage.dialects import Dialect, dialect_for
+from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.selection import Selection
+from consumerkit.storage.tables import Tables
+
+LETTERS: Final = 100
+BYTES: Final = 16 * 1024 * 1024
+FENCE_WAIT: Final = 10.0
+
+
+class Told(NamedTuple):
+    """What became of one letter."""
+
+    letter: Any
+    fate: Fate
+
+
+class Scene(NamedTuple):
+    """Where an action works: one transaction on one partition.
+
+    Attributes:
+        connection: The transaction's.
+        lot: The handler's parking lot.
+        log: The partition.
+        dry: Whether nothing is to be changed.
+    """
+
+    connection: Connection
+    lot: ParkingLot
+    log: Log
+    dry: bool
+
+
+class Action(Protocol):
+    """What is done about dead letters."""
+
+    @property
+    def name(self) -> str:
+        """As it is recorded."""
+        ...
+
+    def check(self, log: Log) -> None:
+        """Refuse a partition before anything is done.
+
+        Raises:
+            StartError: Something is missing.
+        """
+
+    def carry_out(self, scene: Scene, numbers: Sequence[int], by: str) -> list[Told]:
+        """Lock these letters, decide on those that are still dead, and change what that takes."""
+        ...
+
+    def details(self) -> dict[str, Any]:
+        """Return what is recorded besides the letters."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a batch came to; `after` is the offset of the last letter, None where no letter is left."""
+
+    told: list[Told]
+    after: int | None
+
+
+class Busy(Exception):
+    """A transaction of the partition did not end in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Takes a run's letters a batch at a time.
+
+    Attributes:
+        tables: The table definitions.
+        selection: Which letters.
+        ceiling: The highest ID.
+        action: What to do.
+        by: Who does it.
+        run: Names the run in the records.
+        dry: Whether nothing is to be changed.
+    """
+
+    tables: Tables
+    selection: Selection
+    ceiling: int
+    action: Action
+    by: str
+    run: str
+    dry: bool
+
+    def next(self, session: Session, log: Log, after: int, limit: int) -> Done:
+        """Do the letters of a partition that come after an offset, in the caller's transaction.
+
+        Two runs at once do not meet here: the fence is held until the transaction ends, and letters that the other one
+        has done are not dead any more. It also keeps the partition's owner out, for these few milliseconds.
+
+        Raises:
+            Busy: The owner's transactions took too long.
+        """
+        dialect = dialect_for(session.get_bind().dialect.name, self.tables)
+        options = {"isolation_level": level} if (level := dialect.isolation()) else {}
+        connection = session.connection(execution_options=options)
+        if not self.dry:
+            self._take(connection, dialect, log)
+        chosen = self._chosen(connection, log, after, limit)
+        if not chosen:
+            return Done([], None)
+        scene = Scene(connection, ParkingLot(self.tables, dialect, log.consumer), log, self.dry)
+        told = self.action.carry_out(scene, [row.id for row in chosen], self.by)
+        told.sort(key=lambda one: one.letter.offset)
+        self._record(connection, log, told)
+        return Done(told, chosen[-1].offset)
+
+    def _take(self, connection: Connection, dialect: Dialect, log: Log) -> None:
+        number = fence.number(self.tables, log.consumer, log.name)
+        if not dialect.take_over(connection, number, wait=FENCE_WAIT):
+            raise Busy(f"{log.name} is busy")
+
+    def _chosen(self, connection: Connection, log: Log, after: int, limit: int) -> list[Any]:
+        """Return the next letters' IDs and offsets; as many as may be in memory at once, and at least one."""
+        c = self.tables.dead_letters.c
+        rows = connection.execute(
+            select(c.id, c.offset, c.size)
+            .where(log.holds(self.tables), self.selection.where(self.tables))
+            .where(c.state == State.DEAD.value, c.offset > after, c.id <= self.ceiling)
+            .order_by(c.offset)
+            .limit(limit)
+        ).all()
+        sizes = accumulate(row.size for row in rows)
+        return [row for number, (row, size) in enumerate(zip(rows, sizes, strict=True)) if not number or size <= BYTES]
+
+    def _record(self, connection: Connection, log: Log, told: Sequence[Told]) -> None:
+        letters = [one.letter.id for one in told if one.fate.is_done]
+        if self.dry or not letters:
+            return
+        details = {"run": self.run, "partition": str(log.name), "letters": letters, **self.action.details()}
+        actions.record(
+            connection, self.tables, actor=self.by, action=self.action.name, consumer=log.consumer, details=details
+        )

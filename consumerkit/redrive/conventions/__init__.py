@@ -1,0 +1,68 @@
+"""How dead letters stand in topics: our own convention, Spring's and Kafka Connect's, each a small pure module.
+
+Example:
+    >>> from consumerkit.message import Message
+    >>> dead = Message("orders-dlt", 0, 7, headers=(("kafka_dlt-exception-fqcn", b"Boom"),))
+    >>> [str(one) for one in conventions_of(dead)]
+    ['spring']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Final
+
+from consumerkit.message import Message
+from consumerkit.redrive.conventions import connect, ours, spring
+from consumerkit.redrive.conventions.letter import Letter, Malformed, Origin
+
+__all__ = ["Convention", "Letter", "Malformed", "Origin", "Unrecognised", "conventions_of", "read"]
+
+
+class Convention(StrEnum):
+    """How a dead-letter topic is written; `AUTO` looks at each record."""
+
+    AUTO = "auto"
+    CONSUMERKIT = ours.NAME
+    SPRING = spring.NAME
+    CONNECT = connect.NAME
+
+
+class Unrecognised(Malformed):
+    """A record has no header of the convention that was asked for, or of any."""
+
+
+_READERS: Final[Mapping[Convention, tuple[Callable[[Message], bool], Callable[[Message], Letter]]]] = {
+    Convention.CONSUMERKIT: (ours.recognises, ours.read),
+    Convention.SPRING: (spring.recognises, spring.read),
+    Convention.CONNECT: (connect.recognises, connect.read),
+}
+
+
+def conventions_of(message: Message) -> tuple[Convention, ...]:
+    """Return the conventions of which a record has headers."""
+    return tuple(convention for convention, (recognises, _) in _READERS.items() if recognises(message))
+
+
+def read(message: Message, convention: Convention = Convention.AUTO) -> Letter:
+    """Return what a record of a dead-letter topic tells.
+
+    Args:
+        message: The record.
+        convention: How it is written.
+
+    Raises:
+        Unrecognised: It has no header of the convention.
+        Malformed: It does not keep to the convention; or it has headers of several, and none was named.
+    """
+    found = conventions_of(message)
+    if convention is not Convention.AUTO:
+        if convention not in found:
+            raise Unrecognised(f"it has no header of the convention {convention.value}")
+        return _READERS[convention][1](message)
+    if not found:
+        raise Unrecognised("it has no header of any known convention")
+    if len(found) > 1:
+        raise Malformed(f"it has headers of several conventions ({', '.join(found)}); name the one with --convention")
+    return _READERS[found[0]][1](message)

@@ -1,0 +1,63 @@
+"""The convention of Kafka Connect, as its `DeadLetterQueueReporter` writes it for sink connectors.
+
+Its headers are named `__connect.errors.*`; without `errors.deadletterqueue.context.headers.enable=true` there are none.
+All values are UTF-8 text, numbers in decimal. A connector that reads another's dead letters adds them once more (older
+workers leave those that are there): the first tells where the message stood first, the last how it failed last. An
+origin that an older worker did not know is an empty topic at -1; newer ones leave it out. The record has the message's
+own timestamp.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from consumerkit.message import Message
+from consumerkit.outcome import Reason
+from consumerkit.redrive.conventions.fields import Fields, decimal, text
+from consumerkit.redrive.conventions.java import place_in, says_undecodable
+from consumerkit.redrive.conventions.letter import Letter, Origin
+
+NAME: Final = "connect"
+PREFIX: Final = "__connect.errors."
+_TOPIC: Final = f"{PREFIX}topic"
+_PARTITION: Final = f"{PREFIX}partition"
+_OFFSET: Final = f"{PREFIX}offset"
+_NOWHERE: Final = {_TOPIC: b"", _PARTITION: b"-1", _OFFSET: b"-1"}
+_CONVERTERS: Final = frozenset({"KEY_CONVERTER", "VALUE_CONVERTER", "HEADER_CONVERTER"})
+
+
+def recognises(message: Message) -> bool:
+    """Whether a record has headers of this convention."""
+    return any(name.startswith(PREFIX) for name, _ in message.headers)
+
+
+def read(message: Message) -> Letter:
+    """Return what a record tells.
+
+    Raises:
+        Malformed: It does not keep to the convention.
+    """
+    fields = Fields(message.headers)
+    stage = fields.get(f"{PREFIX}stage", text)
+    kind = fields.get(f"{PREFIX}exception.class.name", text, default=f"Connect.{stage}")
+    undecodable = stage in _CONVERTERS or says_undecodable(kind)
+    return Letter(
+        convention=NAME,
+        key=message.key,
+        value=message.value,
+        headers=tuple((name, value) for name, value in message.headers if not name.startswith(PREFIX)),
+        origin=_origin(message, fields),
+        timestamp=message.timestamp,
+        reason=Reason.UNDECODABLE if undecodable else Reason.EXHAUSTED,
+        error_type=kind,
+        error=fields.words(f"{PREFIX}exception.message"),
+        stack=fields.words(f"{PREFIX}exception.stacktrace"),
+        place=place_in(fields.words(f"{PREFIX}exception.stacktrace")),
+        consumer=fields.get(f"{PREFIX}connector.name", text),
+    )
+
+
+def _origin(message: Message, fields: Fields) -> Origin | None:
+    if all((name, value) in message.headers for name, value in _NOWHERE.items()):
+        return None
+    return fields.origin(_TOPIC, _PARTITION, _OFFSET, numbers=(decimal, decimal))

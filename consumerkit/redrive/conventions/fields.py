@@ -1,0 +1,162 @@
+"""Reading the headers of a convention, strictly: what is not as the convention says is `Malformed`, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, Literal, TypeVar
+
+from consumerkit.message import Headers, is_topic_name
+from consumerkit.redrive.conventions.letter import Malformed, Origin
+
+T = TypeVar("T")
+Read = Callable[[bytes], int]
+Which = Literal["first", "last"]
+MOST_ATTEMPTS: Final = 2**31 - 1
+
+
+class Fields:
+    """The headers of one record, by name.
+
+    A message that died more than once, in one topic after another, has a convention's headers several times: `which`
+    says whether the first or the last of a name is meant.
+    """
+
+    def __init__(self, headers: Headers) -> None:
+        self._found: dict[str, list[bytes | None]] = {}
+        for name, value in headers:
+            self._found.setdefault(name, []).append(value)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
+
+    def get(self, name: str, read: Callable[[bytes], T], *, which: Which = "last", default: T | None = None) -> T:
+        """Return a header's value as `read` reads it; `default` where there is none.
+
+        Raises:
+            Malformed: `read` raised ValueError; or there is no value and no default.
+        """
+        values = self._found.get(name)
+        value = None if values is None else values[0 if which == "first" else -1]
+        if value is None:
+            if default is not None:
+                return default
+            raise Malformed(f"header {name!r} is missing" if values is None else f"header {name!r} has no value")
+        try:
+            return read(value)
+        except ValueError as error:
+            raise Malformed(f"header {name!r}: {error}") from None
+
+    def words(self, name: str) -> str:
+        """Return free text for people, the last of its name, what is no UTF-8 escaped; empty where there is none."""
+        return self.get(name, lambda value: value.decode("utf-8", "backslashreplace"), default="")
+
+    def origin(
+        self, topic: str, partition: str, offset: str, *, numbers: tuple[Read, Read], which: Which = "first"
+    ) -> Origin | None:
+        """Return where the message stood, or None where all three headers are absent.
+
+        Args:
+            topic: The name of the header that holds the topic.
+            partition: That of the partition's.
+            offset: That of the offset's.
+            numbers: How the partition and the offset are read.
+            which: Which occurrence of each.
+
+        Raises:
+            Malformed: One is absent and another is not, or one does not hold what it should.
+        """
+        if not any(name in self for name in (topic, partition, offset)):
+            return None
+        return Origin(
+            self.get(topic, topic_name, which=which),
+            self.get(partition, _place(numbers[0], 2**31), which=which),
+            self.get(offset, _place(numbers[1], 2**63), which=which),
+        )
+
+
+def text(value: bytes) -> str:
+    """Read UTF-8 text that is not empty."""
+    try:
+        found = value.decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    if not found:
+        raise ValueError("it is empty")
+    return found
+
+
+def topic_name(value: bytes) -> str:
+    """Read a topic's name."""
+    name = text(value)
+    if not is_topic_name(name):
+        raise ValueError("it is not a topic's name")
+    return name
+
+
+def decimal(value: bytes) -> int:
+    """Read a whole number in decimal."""
+    if not 0 < len(value) <= 20 or not value.removeprefix(b"-").isdigit():
+        raise ValueError("it is not a whole number")
+    return int(value)
+
+
+def int32(value: bytes) -> int:
+    """Read four bytes, big-endian."""
+    return _big_endian(value, 4)
+
+
+def int64(value: bytes) -> int:
+    """Read eight bytes, big-endian."""
+    return _big_endian(value, 8)
+
+
+def _big_endian(value: bytes, size: int) -> int:
+    if len(value) != size:
+        raise ValueError(f"it has {len(value)} bytes, not {size}")
+    return int.from_bytes(value, "big", signed=True)
+
+
+def count(read: Read) -> Read:
+    """Make a reader of counts, which are not negative; one that no column holds is cut: it may be forged."""
+
+    def counted(value: bytes) -> int:
+        found = read(value)
+        if found < 0:
+            raise ValueError("it is negative")
+        return min(found, MOST_ATTEMPTS)
+
+    return counted
+
+
+def timestamp(read: Read) -> Read:
+    """Make a reader of milliseconds since the epoch; -1 stands for none."""
+
+    def stamped(value: bytes) -> int:
+        found = read(value)
+        if not -1 <= found < 2**63:
+            raise ValueError("it is not a time")
+        return found
+
+    return stamped
+
+
+def moment(value: bytes) -> datetime:
+    """Read a time in ISO 8601 with its zone."""
+    try:
+        found = datetime.fromisoformat(text(value))
+    except ValueError:
+        raise ValueError("it is not a time in ISO 8601") from None
+    if found.tzinfo is None:
+        raise ValueError("it has no time zone")
+    return found
+
+
+def _place(read: Read, end: int) -> Read:
+    def placed(value: bytes) -> int:
+        found = read(value)
+        if not 0 <= found < end:
+            raise ValueError("it is not a place in a log")
+        return found
+
+    return placed

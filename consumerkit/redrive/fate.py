@@ -1,0 +1,121 @@
+"""What becomes of a dead letter that is to be redriven: decided from what is known of it, without asking anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any, Final
+
+from consumerkit.identity import DIGEST_BYTES
+from consumerkit.outcome import Outcome, Reason
+from consumerkit.storage.dialects import Kept
+from consumerkit.storage.parked import Kind
+
+MAX_REDRIVES: Final = 10
+
+
+class Fate(StrEnum):
+    """What became of a dead letter, or in a dry run would become."""
+
+    REDRIVEN = "redriven"
+    SUCCEEDED = "succeeded since"
+    RESOLVED = "resolved"
+    DISCARDED = "discarded"
+    UNDER_WAY = "under way"
+    CONFLICT = "conflict"
+    OVERSIZED = "oversized"
+    ERASED = "erased"
+    TOO_OFTEN = "redriven too often"
+    NOT_DEAD = "not dead"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the letter is no longer among the dead ones."""
+        return self in _DONE
+
+    @property
+    def way_out(self) -> str:
+        """What to do about a letter that was left; empty for one that was not."""
+        return _WAYS_OUT.get(self, "")
+
+
+_DONE = frozenset({Fate.REDRIVEN, Fate.SUCCEEDED, Fate.RESOLVED, Fate.DISCARDED})
+_WAYS_OUT = {
+    Fate.UNDER_WAY: "a message of its ID, or itself, is in the parking lot: wait for its outcome",
+    Fate.CONFLICT: "its message ID belongs to another payload: redrive it with --new-id, or resolve it",
+    Fate.OVERSIZED: "its value was not kept: have its producer send it again within size_limit, then resolve it",
+    Fate.ERASED: "its payload was erased: resolve or discard it",
+    Fate.TOO_OFTEN: "repair what it dies of, then raise --max-redrives; or resolve or discard it",
+    Fate.NOT_DEAD: "somebody redrove, resolved or discarded it before",
+    Fate.UNKNOWN: "there is no dead letter of this ID",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """By what ID a letter is redriven.
+
+    Attributes:
+        digest: The ledger's key; None where the message has none, or it is found out when it runs.
+        message_id: For people.
+        fingerprint: As in the ledger; None where it is not known.
+    """
+
+    digest: bytes | None
+    message_id: str
+    fingerprint: bytes | None
+
+
+def identified(letter: Any, *, new_id: bool) -> Identified:
+    """Return the ID under which a letter is redriven: its own, or for a conflict, with `new_id`, one derived from it.
+
+    The derived one is the same each time: a digest over the old digest and the letter's ID.
+    """
+    digest = None if letter.digest is None else bytes(letter.digest)
+    fingerprint = None if letter.fingerprint is None else bytes(letter.fingerprint)
+    message_id = letter.message_id or ""
+    if letter.reason == Reason.CONFLICT and new_id and digest is not None:
+        seed = digest + int(letter.id).to_bytes(8, "big")
+        digest = blake2b(seed, digest_size=DIGEST_BYTES, person=b"redrive").digest()
+        message_id = f"{message_id}#redrive-{letter.id}"
+    return Identified(digest, message_id, fingerprint)
+
+
+def fate(
+    letter: Any,
+    identity: Identified,
+    kept: Kept | None,
+    standing: Kind | None,
+    taken: Collection[bytes],
+    *,
+    new_id: bool,
+    max_redrives: int,
+) -> Fate:
+    """Decide on one letter.
+
+    Args:
+        letter: Its row.
+        identity: Under which ID it is to be redriven.
+        kept: What the ledger holds for that ID.
+        standing: What is in the parking lot from its place in the log.
+        taken: The IDs that are redriven before it in the same transaction.
+        new_id: Whether conflicts get a new ID.
+        max_redrives: How often a letter may be redriven.
+    """
+    outcome = None if kept is None else kept.outcome
+    other = kept is not None and identity.fingerprint not in (None, kept.fingerprint)
+    waits = outcome is Outcome.PARKED or identity.digest in taken or standing in (Kind.MESSAGE, Kind.RELEASED)
+    # In this order: what says most about a letter comes first.
+    answers = (
+        (Fate.CONFLICT, other or (letter.reason == Reason.CONFLICT and not new_id)),
+        # Of a failed duplicate the message itself was processed, even if the ledger has forgotten that.
+        (Fate.SUCCEEDED, outcome is Outcome.PROCESSED or letter.reason == Reason.FAILED_DUPLICATE),
+        (Fate.ERASED, letter.erased_at is not None),
+        (Fate.OVERSIZED, letter.reason == Reason.OVERSIZED),
+        (Fate.UNDER_WAY, waits),
+        (Fate.TOO_OFTEN, letter.redrives >= max_redrives),
+    )
+    return next((found for found, holds in answers if holds), Fate.REDRIVEN)

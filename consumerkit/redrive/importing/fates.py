@@ -1,0 +1,104 @@
+"""What became of the records of a dead-letter topic when it was imported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from consumerkit.message import Message
+from consumerkit.outcome import Reason
+from consumerkit.redrive.conventions import Origin
+
+
+class Fate(StrEnum):
+    """What became of one record; the values are words for people."""
+
+    IMPORTED = "imported"
+    CONFLICT = "imported as a conflict"
+    PRESENT = "there already"
+    PROCESSED = "processed already"
+    PARKED = "being tried already"
+    OTHERS = "another handler's"
+    SKIPPED = "skipped by the handler"
+    ABSENT = "without its message"
+    OVERSIZED = "larger than size_limit"
+    UNPLACED = "from another topic"
+    UNRECOGNISED = "of no convention"
+    MALFORMED = "malformed"
+
+    @property
+    def is_import(self) -> bool:
+        """Whether the record has become a dead letter of the handler's."""
+        return self in (Fate.IMPORTED, Fate.CONFLICT)
+
+    @property
+    def wants_a_look(self) -> bool:
+        """Whether the record was left alone for something that a person should know of."""
+        return self in (Fate.ABSENT, Fate.OVERSIZED, Fate.UNPLACED, Fate.UNRECOGNISED, Fate.MALFORMED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One record, and what became of it; without its payload.
+
+    Attributes:
+        record: The record's place in the dead-letter topic.
+        fate: What became of it.
+        why: What a person should know: what is malformed, or the error that it died of.
+        origin: Where the message stood, as far as that is known.
+        message_id: Its ID, where one was found.
+        reason: Why it is dead, where it tells so.
+    """
+
+    record: Origin
+    fate: Fate
+    why: str = ""
+    origin: Origin | None = None
+    message_id: str | None = None
+    reason: Reason | None = None
+
+
+def place_of(record: Message) -> Origin:
+    """Return a record's own place."""
+    return Origin(record.topic, record.partition, record.offset)
+
+
+class Placement(NamedTuple):
+    """A letter's ID, and where it is redriven to; sorted, these are in the order of the log."""
+
+    topic: str
+    topic_id: str
+    partition: int
+    offset: int
+    id: int
+
+
+@dataclass
+class ImportReport:
+    """What an import did, or in a dry run would do.
+
+    Attributes:
+        dry_run: Whether nothing was written.
+        letters: The letters of all its records that are among the handler's now, whatever their state.
+        counts: How many records had which fate.
+        lines: The first records: of a dry run of all, else of those that were not imported.
+        untold: How many more there are of those.
+    """
+
+    dry_run: bool = False
+    letters: list[Placement] = field(default_factory=list)
+    counts: Counter[Fate] = field(default_factory=Counter)
+    lines: list[Line] = field(default_factory=list)
+    untold: int = 0
+
+    @property
+    def imported(self) -> int:
+        """How many records have become dead letters."""
+        return sum(count for fate, count in self.counts.items() if fate.is_import)
+
+    @property
+    def wants_a_look(self) -> bool:
+        """Whether any record was left alone for something that a person should know of."""
+        return any(fate.wants_a_look for fate in self.counts)

@@ -1,0 +1,123 @@
+"""From a dead-letter topic into the table of dead letters, from where a redrive takes over.
+
+Each batch of records is entered in a transaction of its own, and nothing is committed at the broker: an import that was
+interrupted is run again, and passes over what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from consumerkit.redrive.importing.entering import Entry, LedgerMoved, Register
+from consumerkit.redrive.importing.fates import ImportReport, Placement
+from consumerkit.redrive.importing.screening import Screen, Screened
+from consumerkit.storage import actions
+from consumerkit.storage.dialects import Limits
+from consumerkit.storage.engines import Database
+from consumerkit.storage.faults import Fault, fault_of
+from consumerkit.transports.base import LogReader, Span
+
+BATCH: Final = 100
+TRIES: Final = 6
+POLL: Final = 1.0
+ACTION: Final = "import"
+_LIMITS: Final = Limits()
+
+
+class ImportProgress(NamedTuple):
+    """How far an import is: `read` offsets of `total`."""
+
+    read: int
+    total: int
+
+
+Watch = Callable[[ImportProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Importer:
+    """Imports what a reader returns, for one handler.
+
+    Attributes:
+        database: The handler's database.
+        screen: Looks at each record.
+        register: Enters what passes.
+        by: Who does it.
+        note: Why.
+        keep: How many records the report tells of by themselves.
+    """
+
+    database: Database
+    screen: Screen
+    register: Register
+    by: str
+    note: str
+    keep: int
+
+    async def read_out(
+        self, reader: LogReader, topic: str, spans: Mapping[int, Span], watch: Watch | None
+    ) -> ImportReport:
+        """Import everything that a reader returns, which was started."""
+        report = ImportReport(dry_run=self.register.dry_run)
+        details = {"run": uuid4().hex[:12], "topic": topic} | ({"note": self.note} if self.note else {})
+        total = sum(span.end - span.start for span in spans.values())
+        while not reader.finished:
+            screened = [self.screen.screen(record) for record in await reader.fetch(BATCH, POLL)]
+            if screened:
+                self._tell(report, screened, await self._entered(screened, details))
+            if watch is not None:
+                watch(ImportProgress(sum(at - spans[number].start for number, at in reader.positions.items()), total))
+        return report
+
+    async def _entered(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[Entry]:
+        """Enter a batch, again where another transaction was in the way; return what became of each record."""
+        for attempt in range(TRIES):
+            try:
+                return await self.database.run(lambda session: self._enter(session, screened, details))
+            except (LedgerMoved, DBAPIError) as error:
+                passing = isinstance(error, LedgerMoved) or fault_of(error, in_handler=False) is Fault.CONFLICT
+                if not passing or attempt == TRIES - 1:
+                    raise
+                await asyncio.sleep(0.05 * 2**attempt)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _enter(self, session: Session, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[Entry]:
+        ledger = self.register.ledger
+        options = {"isolation_level": level} if (level := ledger.dialect.isolation()) else {}
+        connection = session.connection(execution_options=options)
+        ledger.dialect.begin(connection, _LIMITS, ACTION)
+        candidates = [one.candidate for one in screened if one.candidate is not None]
+        decided = iter(self.register.enter(connection, candidates))
+        entries = [Entry(one.line.fate, None) if one.candidate is None else next(decided) for one in screened]
+        imported = sum(entry.fate.is_import for entry in entries)
+        if imported and not self.register.dry_run:
+            actions.record(
+                connection,
+                ledger.tables,
+                actor=self.by,
+                action=ACTION,
+                consumer=ledger.consumer,
+                details={**details, "imported": imported},
+            )
+        return entries
+
+    def _tell(self, report: ImportReport, screened: Sequence[Screened], entries: Sequence[Entry]) -> None:
+        report.counts.update(Counter(entry.fate for entry in entries))
+        for one, (fate, letter) in zip(screened, entries, strict=True):
+            if one.candidate is not None and letter:
+                at = one.candidate.dead.message
+                report.letters.append(Placement(at.topic, at.topic_id, at.partition, at.offset, letter))
+            if fate.is_import and not report.dry_run:
+                continue
+            if len(report.lines) < self.keep:
+                report.lines.append(replace(one.line, fate=fate))
+            else:
+                report.untold += 1

@@ -1,0 +1,136 @@
+"""From a record of a dead-letter topic to a letter that can be entered: read, placed, and prepared by the handler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from consumerkit.declaration import Declaration
+from consumerkit.engine.item import Item
+from consumerkit.engine.letters import STACK_BYTES, TEXT_CHARACTERS
+from consumerkit.engine.prepare import Preparer
+from consumerkit.message import Message
+from consumerkit.outcome import Reason
+from consumerkit.redaction import redact
+from consumerkit.redrive import conventions
+from consumerkit.redrive.conventions import Convention, Letter, Malformed, Unrecognised
+from consumerkit.redrive.importing.entering import Candidate
+from consumerkit.redrive.importing.fates import Fate, Line, place_of
+from consumerkit.redrive.importing.placing import Placed, Unplaced, placed
+from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.transports.base import TopicInfo
+
+_KIND_CHARACTERS: Final = 300
+_SHOWN: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """A record after everything that can be said of it without the database.
+
+    Attributes:
+        line: What is told of it; its fate is not decided yet where there is a candidate.
+        candidate: What to enter; None where the record is left alone.
+    """
+
+    line: Line
+    candidate: Candidate | None
+
+
+class Screen:
+    """Looks at the records of a dead-letter topic for one handler.
+
+    Args:
+        declared: The handler.
+        topics: The topics that it reads.
+        convention: How the records are written.
+        as_topic: Which of the topics takes the letters from elsewhere; None leaves them alone.
+    """
+
+    def __init__(
+        self, declared: Declaration, topics: Mapping[str, TopicInfo], convention: Convention, as_topic: str | None
+    ) -> None:
+        self._declared = declared
+        self._topics = topics
+        self._convention = convention
+        self._as_topic = as_topic
+        self._preparer = Preparer(declared)
+
+    def screen(self, record: Message) -> Screened:
+        """Look at a record.
+
+        Raises:
+            Unavailable: Something that decoding needs is down.
+        """
+        try:
+            letter = conventions.read(record, self._convention)
+        except Unrecognised as error:
+            return _left(record, Fate.UNRECOGNISED, str(error))
+        except Malformed as error:
+            return _left(record, Fate.MALFORMED, str(error))
+        if letter.convention == Convention.CONSUMERKIT and letter.consumer != self._declared.name:
+            return _left(record, Fate.OTHERS, f"it is a dead letter of handler {letter.consumer!r}", letter)
+        if not letter.whole or (letter.reason is Reason.OVERSIZED and letter.value is None):
+            return _left(record, Fate.ABSENT, "the message was too large; it is where it stood", letter)
+        try:
+            at = placed(letter, record, self._topics, self._as_topic)
+        except Unplaced as error:
+            return _left(record, Fate.UNPLACED, str(error), letter)
+        return self._prepared(record, letter, at)
+
+    def _prepared(self, record: Message, letter: Letter, at: Placed) -> Screened:
+        item = self._preparer.prepare(at.message)
+        if item is None:
+            return _left(record, Fate.SKIPPED, "its event type is not declared", letter)
+        if item.dead is not None and item.dead.reason is Reason.OVERSIZED:
+            return _left(record, Fate.OVERSIZED, item.dead.error, letter)
+        dead = _dead(item, letter)
+        why = f"{dead.error_type}: {dead.error}" if dead.error else dead.error_type
+        line = _line(record, Fate.IMPORTED, why, letter, dead)
+        return Screened(line, Candidate(dead, at.at_home))
+
+
+def _dead(item: Item, letter: Letter) -> DeadMessage:
+    """Return the row: the letter's own failure, and, where the handler cannot read the message either, that too."""
+    reason, error, message_id = letter.reason, letter.error, item.message_id or None
+    if item.dead is not None:
+        reason, message_id = item.dead.reason, item.dead.message_id
+        if letter.reason is not reason or letter.convention != Convention.CONSUMERKIT:
+            error = "; ".join(text for text in (error, f"here: {item.dead.error}") if text)
+    return DeadMessage(
+        message=item.message,
+        digest=item.digest,
+        message_id=message_id,
+        reason=reason,
+        error_type=_cut(redact(letter.error_type), _KIND_CHARACTERS),
+        error=_cut(redact(error), TEXT_CHARACTERS),
+        stack=_cut_bytes(redact(letter.stack)),
+        attempts=letter.attempts,
+        first_failed_at=letter.first_failed_at,
+        fingerprint=item.fingerprint or None,
+        place=None if letter.place is None else _cut(letter.place, _KIND_CHARACTERS),
+    )
+
+
+def _left(record: Message, fate: Fate, why: str, letter: Letter | None = None) -> Screened:
+    return Screened(_line(record, fate, why, letter, None), None)
+
+
+def _line(record: Message, fate: Fate, why: str, letter: Letter | None, dead: DeadMessage | None) -> Line:
+    known: dict[str, Any] = {}
+    if letter is not None:
+        known |= {"origin": letter.origin, "reason": letter.reason}
+    if dead is not None:
+        known |= {"message_id": dead.message_id, "reason": dead.reason}
+    return Line(record=place_of(record), fate=fate, why=_cut(why, _SHOWN), **known)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _cut_bytes(stack: str) -> str:
+    """Cut a stack at its end: Java's begin with what matters, and ours was cut when it was written."""
+    raw = stack.encode("utf-8", "backslashreplace")
+    return raw[:STACK_BYTES].decode("utf-8", "ignore")

@@ -1,0 +1,110 @@
+"""What there is to do: which partitions have dead letters of a selection, and how many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy.orm import Session
+
+from consumerkit.errors import StartError
+from consumerkit.handler import Ordering
+from consumerkit.message import TopicPartition
+from consumerkit.redrive.fate import Fate
+from consumerkit.storage.dead_letters import State
+from consumerkit.storage.selection import Selection
+from consumerkit.storage.tables import Tables
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """One partition of one topic, with a handler's dead letters; a topic that was made anew is another one.
+
+    Attributes:
+        consumer, handler: The handler's number and name.
+        ordering: Its ordering at its last start; None where it is not known.
+        name: Topic and partition.
+        topic_id: The topic's ID.
+        letters: How many are chosen.
+    """
+
+    consumer: int
+    handler: str
+    ordering: Ordering | None
+    name: TopicPartition
+    topic_id: str
+    letters: int
+
+    def holds(self, tables: Tables) -> ColumnElement[bool]:
+        """Return the condition on the rows of `dead_letters`."""
+        c = tables.dead_letters.c
+        return and_(
+            c.consumer == self.consumer,
+            c.topic == self.name.topic,
+            c.topic_id == self.topic_id,
+            c.partition == self.name.partition,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The work of one run.
+
+    Attributes:
+        logs: One after another; of a topic made anew, the older first.
+        ceiling: The highest ID; what dies later is for another run.
+        left: IDs that were asked for and are not dead letters now.
+    """
+
+    logs: tuple[Log, ...]
+    ceiling: int
+    left: dict[int, Fate]
+
+    @property
+    def letters(self) -> int:
+        """How many letters there are to look at."""
+        return sum(log.letters for log in self.logs)
+
+
+def planned(session: Session, tables: Tables, selection: Selection) -> Plan:
+    """Read what there is to do.
+
+    Raises:
+        StartError: There is no handler of the name that was given.
+    """
+    c, consumers = tables.dead_letters.c, tables.consumers.c
+    _check_handler(session, tables, selection)
+    at = (c.consumer, consumers.name, consumers.ordering, c.topic, c.topic_id, c.partition)
+    rows = session.execute(
+        select(*at, func.count().label("letters"), func.max(c.id).label("newest"))
+        .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
+        .where(selection.where(tables), c.state == State.DEAD.value)
+        .group_by(*at)
+        .order_by(consumers.name, c.topic, c.partition, func.min(c.id))
+    ).all()
+    return Plan(tuple(map(_log, rows)), max((row.newest for row in rows), default=0), _left(session, tables, selection))
+
+
+def _log(row: Any) -> Log:
+    ordering = None if row.ordering is None else Ordering(row.ordering)
+    name = TopicPartition(row.topic, row.partition)
+    return Log(row.consumer, row.name, ordering, name, row.topic_id, row.letters)
+
+
+def _left(session: Session, tables: Tables, selection: Selection) -> dict[int, Fate]:
+    if not selection.ids:
+        return {}
+    c = tables.dead_letters.c
+    states = {row.id: row.state for row in session.execute(select(c.id, c.state).where(c.id.in_(selection.ids)))}
+    left = {number: Fate.NOT_DEAD for number, state in states.items() if state != State.DEAD}
+    return left | {number: Fate.UNKNOWN for number in selection.ids if number not in states}
+
+
+def _check_handler(session: Session, tables: Tables, selection: Selection) -> None:
+    if selection.handler is None:
+        return
+    names = session.scalars(select(tables.consumers.c.name)).all()
+    if selection.handler not in names:
+        known = ", ".join(sorted(map(repr, names))) or "none"
+        raise StartError(f"no handler {selection.handler!r} has started on this database; those that have: {known}")

@@ -1,0 +1,132 @@
+"""A run over a selection: batch after batch, at the pace that was asked for; to be interrupted and run again freely."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+from uuid import uuid4
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from consumerkit.redrive.actions import Moved
+from consumerkit.redrive.batch import LETTERS, Action, Batches, Busy, Done, Told
+from consumerkit.redrive.fate import Fate
+from consumerkit.redrive.plan import Log, Plan, planned
+from consumerkit.redrive.report import Letter, Progress, Report
+from consumerkit.storage.faults import Fault, fault_of
+from consumerkit.storage.selection import Selection
+from consumerkit.storage.tables import Tables
+
+T = TypeVar("T")
+TRIES: Final = 6
+Watch = Callable[[Progress], None]
+
+
+class Runs(Protocol):
+    """Runs work in a transaction of its own; commits unless it raises."""
+
+    def __call__(self, work: Callable[[Session], T], /) -> Awaitable[T]:
+        """Run it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run.
+
+    Attributes:
+        runs: The database.
+        tables: The table definitions.
+        action: What to do.
+        by: Who does it.
+        rate: Letters a second, or None for as fast as it goes.
+        dry: Whether nothing is to be changed.
+        watch: Told of the progress after each batch.
+    """
+
+    runs: Runs
+    tables: Tables
+    action: Action
+    by: str
+    rate: float | None = None
+    dry: bool = False
+    watch: Watch | None = None
+
+    async def over(self, selection: Selection) -> Report:
+        """Do all letters of a selection, each at most once.
+
+        Raises:
+            StartError: There is no such handler, or nothing is known of its order.
+        """
+        plan = await self.runs(lambda session: planned(session, self.tables, selection))
+        for log in plan.logs:
+            self.action.check(log)
+        batches = Batches(self.tables, selection, plan.ceiling, self.action, self.by, uuid4().hex[:12], self.dry)
+        letters = [Letter(id=number, fate=fate) for number, fate in plan.left.items()]
+        pace = Pace(self.rate)
+        busy = [log.name for log in plan.logs if not await self._log(batches, log, plan, pace, letters)]
+        return Report(letters=tuple(letters), dry_run=self.dry, busy=tuple(busy))
+
+    async def _log(self, batches: Batches, log: Log, plan: Plan, pace: Pace, letters: list[Letter]) -> bool:
+        """Do a partition's letters; return False where its owner kept it for too long."""
+        after, limit = -1, pace.batch
+        while True:
+            try:
+                done = await self._insisted(batches, log, after, limit)
+            except Busy:
+                return False
+            letters += [_letter(log, told) for told in done.told]
+            if self.watch is not None:
+                self.watch(Progress(len(letters), max(len(letters), plan.letters), log.name))
+            if done.after is None:
+                return True
+            after = done.after
+            await pace.kept(0 if self.dry else sum(told.fate is Fate.REDRIVEN for told in done.told))
+
+    async def _insisted(self, batches: Batches, log: Log, after: int, limit: int) -> Done:
+        """Do one batch, again where another transaction was in the way."""
+        for attempt in range(TRIES):
+            try:
+                return await self.runs(lambda session: batches.next(session, log, after, limit))
+            except (Busy, Moved, DBAPIError) as error:
+                if isinstance(error, DBAPIError) and fault_of(error, in_handler=False) is not Fault.CONFLICT:
+                    raise
+                await asyncio.sleep(0.05 * 2**attempt)
+        raise Busy(str(log.name))
+
+
+class Pace:
+    """Keeps a run to so many letters a second."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._began = time.monotonic()
+        self._moved = 0
+
+    @property
+    def batch(self) -> int:
+        """How many letters to take at once: no more than go in a second."""
+        return LETTERS if self._rate is None else max(1, min(LETTERS, int(self._rate)))
+
+    async def kept(self, moved: int) -> None:
+        """Wait until more may follow; also where others get their turn, and an interruption is seen."""
+        self._moved += moved
+        ahead = 0.0 if self._rate is None else self._moved / self._rate - (time.monotonic() - self._began)
+        await asyncio.sleep(max(0.0, ahead))
+
+
+def _letter(log: Log, told: Told) -> Letter:
+    row: Any = told.letter
+    return Letter(
+        id=row.id,
+        handler=log.handler,
+        partition=log.name,
+        offset=row.offset,
+        message_id=row.message_id or "",
+        reason=row.reason,
+        fate=told.fate,
+    )

@@ -1,0 +1,92 @@
+"""Why the broker or the client did not take a message, and what to do about it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from consumerkit.transports.base import SendFailure
+
+
+class Cause(StrEnum):
+    """What is wrong, whichever client library tells it."""
+
+    MISSING = "missing"
+    FORBIDDEN = "forbidden"
+    TOO_LARGE = "too large"
+    UNFIT = "unfit"
+    UNREACHABLE = "unreachable"
+
+    @property
+    def of_record(self) -> bool:
+        """Whether one message is at fault, rather than its topic."""
+        return self in (Cause.TOO_LARGE, Cause.UNFIT)
+
+
+# librdkafka's names and aiokafka's.
+_CODES: Final = {
+    "UNKNOWN_TOPIC_OR_PART": Cause.MISSING,
+    "UNKNOWN_TOPIC_OR_PARTITION": Cause.MISSING,
+    "UNKNOWN_TOPIC": Cause.MISSING,
+    "UNKNOWN_PARTITION": Cause.MISSING,
+    "UNKNOWN_TOPIC_ID": Cause.MISSING,
+    "TOPIC_EXCEPTION": Cause.MISSING,
+    "INVALID_TOPIC": Cause.MISSING,
+    "TOPIC_AUTHORIZATION_FAILED": Cause.FORBIDDEN,
+    "CLUSTER_AUTHORIZATION_FAILED": Cause.FORBIDDEN,
+    "MSG_SIZE_TOO_LARGE": Cause.TOO_LARGE,
+    "MESSAGE_SIZE_TOO_LARGE": Cause.TOO_LARGE,
+    "MESSAGE_TOO_LARGE": Cause.TOO_LARGE,
+    "RECORD_LIST_TOO_LARGE": Cause.TOO_LARGE,
+    "INVALID_RECORD": Cause.UNFIT,
+}
+
+
+def cause_of(failure: SendFailure) -> Cause:
+    """Tell what is wrong.
+
+    Example:
+        >>> cause_of(SendFailure("MSG_SIZE_TOO_LARGE", "Broker: Message size too large", permanent=True))
+        <Cause.TOO_LARGE: 'too large'>
+    """
+    known = _CODES.get(failure.code.lstrip("_"))
+    if known is not None:
+        return known
+    # What is refused for good and names no topic's fault is the record: one that cannot be encoded, or breaks a policy.
+    return Cause.UNFIT if failure.permanent else Cause.UNREACHABLE
+
+
+def way_out(cause: Cause, topic: str, sequence: int, *, principal: str | None = None) -> str:
+    """Return what a person can do, in one sentence.
+
+    Args:
+        cause: What is wrong.
+        topic: The topic that the message is for.
+        sequence: The message's place in the outbox.
+        principal: The Kafka user that the worker is, if it is known.
+    """
+    match cause:
+        case Cause.MISSING:
+            return (
+                f"create topic {topic!r}: `consumerkit topics create` makes dead-letter topics, "
+                "Kafka's own tools any other"
+            )
+        case Cause.FORBIDDEN:
+            user = f"principal {principal}" if principal else "the worker's principal"
+            return (
+                f"allow {user} the operation WRITE on topic {topic!r} (`kafka-acls.sh --add --allow-principal "
+                f"{principal or 'User:NAME'} --operation Write --topic {topic}`)"
+            )
+        case Cause.TOO_LARGE:
+            return f"raise `max.message.bytes` of topic {topic!r}, or give message {sequence} up: {_by_hand(sequence)}"
+        case Cause.UNFIT:
+            return f"no such message can be sent to topic {topic!r}; give message {sequence} up: {_by_hand(sequence)}"
+        case Cause.UNREACHABLE:
+            return (
+                "see whether the brokers run and can be reached, whether the topic's partitions have leaders and as "
+                "many replicas in sync as `min.insync.replicas` asks for, and whether a quota is used up"
+            )
+
+
+def _by_hand(sequence: int) -> str:
+    return f"`consumerkit outbox discard {sequence}`"

@@ -1,0 +1,113 @@
+"""A shipment: what one topic gets of a page, each key's messages one after another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from consumerkit.failpoints import reach
+from consumerkit.relay.reference import is_dead_letter, smaller
+from consumerkit.relay.refusals import Cause, cause_of
+from consumerkit.storage.outbox import OutboxMessage, Pending, size
+from consumerkit.transports.base import Producer, Record, SendFailure
+
+
+@dataclass
+class Delivery:
+    """What became of a shipment.
+
+    Attributes:
+        acknowledged: What the broker has.
+        refused: What it did not take, and why.
+        by_reference: What of `acknowledged` went without its value.
+    """
+
+    acknowledged: list[Pending] = field(default_factory=list)
+    refused: list[tuple[Pending, SendFailure]] = field(default_factory=list)
+    by_reference: list[Pending] = field(default_factory=list)
+
+    @property
+    def topic_failed(self) -> bool:
+        """Whether the topic itself is at fault."""
+        return any(not cause_of(failure).of_record for _, failure in self.refused)
+
+
+class Shipment:
+    """Messages of one topic on their way, beside whatever else goes on.
+
+    Args:
+        producer: Sends.
+        pending: What to send, in order; all of one topic.
+        kept: Tells whether the table holds the whole of a dead letter.
+    """
+
+    def __init__(
+        self, producer: Producer, pending: Sequence[Pending], kept: Callable[[OutboxMessage], Awaitable[bool]]
+    ) -> None:
+        self.size = sum(map(size, pending))
+        self.delivery = Delivery()
+        self.task = asyncio.create_task(ship(producer, pending, kept, self.delivery))
+
+
+async def ship(
+    producer: Producer,
+    pending: Sequence[Pending],
+    kept: Callable[[OutboxMessage], Awaitable[bool]],
+    delivery: Delivery,
+) -> None:
+    """Send messages of one topic, and note in `delivery` what becomes of them.
+
+    Whatever fails, its key's later ones stay behind; if the topic does, all of them.
+    """
+    left = list(pending)
+    while left and not delivery.topic_failed:
+        wave, left = _wave(left)
+        reach("before_dlq_produce")
+        answers = await producer.send([Record(*one.message) for one in wave])
+        reach("dlq_produced_unacked")
+        for one, first in zip(wave, answers, strict=True):
+            cut = first is not None and cause_of(first) is Cause.TOO_LARGE and is_dead_letter(one.message)
+            answer = await _by_reference(producer, one, first, kept, delivery) if first and cut else first
+            if answer is None:
+                delivery.acknowledged.append(one)
+            else:
+                delivery.refused.append((one, answer))
+        failed = {one.message.key for one, _ in delivery.refused} - {None}
+        left = [one for one in left if one.message.key not in failed]
+
+
+def _wave(pending: Sequence[Pending]) -> tuple[list[Pending], list[Pending]]:
+    """Split into what may go at once, with one message a key, and what follows."""
+    keys: set[bytes] = set()
+    wave, rest = [], []
+    for one in pending:
+        key = one.message.key
+        if key is None or key not in keys:
+            wave.append(one)
+        else:
+            rest.append(one)
+        if key is not None:
+            keys.add(key)
+    return wave, rest
+
+
+async def _by_reference(
+    producer: Producer,
+    pending: Pending,
+    refused: SendFailure,
+    kept: Callable[[OutboxMessage], Awaitable[bool]],
+    delivery: Delivery,
+) -> SendFailure | None:
+    """Send a dead letter without what makes it large; return the last refusal, or None."""
+    # Its payload may have been erased in the table meanwhile: then this copy is the last one.
+    if not await kept(pending.message):
+        return refused
+    answer: SendFailure | None = refused
+    for message in smaller(pending.message):
+        (answer,) = await producer.send([Record(*message)])
+        if answer is None:
+            delivery.by_reference.append(pending)
+        if answer is None or cause_of(answer) is not Cause.TOO_LARGE:
+            return answer
+    return answer

@@ -1,0 +1,79 @@
+"""What the relay announces: what is held back and why, once, and when that is over."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from consumerkit import events
+from consumerkit.events import Announcer
+from consumerkit.relay.holds import LONGEST_WAIT, Hold
+from consumerkit.relay.refusals import cause_of, way_out
+from consumerkit.storage.outbox import Pending
+from consumerkit.transports.base import SendFailure
+
+_FIRST_WAIT: Final = 1.0
+
+
+class Telling:
+    """Announces for a relay.
+
+    Args:
+        announce: Told what happened.
+        principal: The Kafka user that lacks a right where one is missing, if it is known.
+    """
+
+    def __init__(self, announce: Announcer, principal: str | None) -> None:
+        self._announce = announce
+        self._principal = principal
+        self._failures = 0
+        self._since = 0.0
+        self._where = "database"
+
+    def trouble(self, error: Exception, now: float) -> float:
+        """Announce that the database is in trouble; return for how long to wait."""
+        return self._again("database", type(error).__name__, now)
+
+    def unconnected(self, error: Exception, now: float) -> float:
+        """Announce that the producer was refused, which may need a person; return for how long to wait."""
+        return self._again("broker", f"the outbox cannot be sent: {error}", now)
+
+    def _again(self, where: str, error: str, now: float) -> float:
+        if not self._failures:
+            self._since = now
+        wait = min(LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(self._failures, 7))
+        self._failures += 1
+        self._where = where
+        self._announce(events.Trouble(where=where, error=error, wait=wait))
+        return wait
+
+    def works(self, now: float) -> None:
+        """Announce that the trouble is over, if there was any."""
+        if self._failures:
+            self._failures = 0
+            self._announce(events.TroubleOver(where=self._where, seconds=now - self._since))
+
+    def published(self, count: int) -> None:
+        """Announce that messages went."""
+        self._announce(events.OutboxPublished(count=count))
+
+    def by_reference(self, pending: Pending) -> None:
+        """Announce a dead letter that went without its value."""
+        self._announce(events.DeadLetterByReference(topic=pending.message.topic, sequence=pending.sequence))
+
+    def held(self, pending: Pending, failure: SendFailure, hold: Hold) -> None:
+        """Announce what a topic, a key or a message waits for."""
+        topic = pending.message.topic
+        self._announce(
+            events.OutboxHeldBack(
+                topic=topic,
+                sequence=hold.sequence,
+                error=f"{failure.code}: {failure.message}",
+                wait=hold.wait,
+                way_out=way_out(cause_of(failure), topic, pending.sequence, principal=self._principal),
+            )
+        )
+
+    def resumed(self, topic: str, hold: Hold | None, now: float) -> None:
+        """Announce that what was held back is so no more, if it was."""
+        if hold is not None:
+            self._announce(events.OutboxResumed(topic=topic, sequence=hold.sequence, seconds=now - hold.since))

@@ -1,0 +1,136 @@
+"""Was it done? Where a message ID stands with a handler, asked from any session."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, NamedTuple, overload
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from consumerkit.errors import ConfigurationError
+from consumerkit.handler import AnyHandler, BatchHandler, Handler
+from consumerkit.identity import Identity, encode_field, possible_digests, shown, topic_scope
+from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.status import MessageStatus, Search
+from consumerkit.storage.tables import DEFAULT_TABLES, Tables
+
+Asked = AnyHandler | type[Handler[Any]] | type[BatchHandler[Any]] | str
+Part = str | bytes | int | UUID
+
+
+@overload
+def message_status(
+    session: AsyncSession,
+    handler: Asked,
+    *id: Part,
+    topic: str | None = None,
+    probe: bool = True,
+    tables: Tables = DEFAULT_TABLES,
+) -> Awaitable[MessageStatus]: ...
+
+
+@overload
+def message_status(
+    session: Session,
+    handler: Asked,
+    *id: Part,
+    topic: str | None = None,
+    probe: bool = True,
+    tables: Tables = DEFAULT_TABLES,
+) -> MessageStatus: ...
+
+
+def message_status(
+    session: AsyncSession | Session,
+    handler: Asked,
+    *id: Part,
+    topic: str | None = None,
+    probe: bool = True,
+    tables: Tables = DEFAULT_TABLES,
+) -> Awaitable[MessageStatus] | MessageStatus:
+    """Tell whether a message was processed, is parked, dead, in flight, or unknown.
+
+    It reads in the session's transaction and flushes nothing. Within a handler's own session, the messages of its
+    group already count as processed.
+
+    A message that a worker is handling at this moment has its claim in a transaction that is not committed. On
+    PostgreSQL it is found by trying the claim in a savepoint that is rolled back, where the ledger has no row: that
+    waits for 10 ms at most, leaves nothing behind, and costs a transaction ID, so give `probe=False` where
+    you ask often for what does not exist. It cannot be told in a read-only or serializable transaction, in autocommit,
+    without the right to insert, or on SQLite: `MessageStatus.probed` is False then.
+
+    Args:
+        session: Any session. With an `AsyncSession` the call must be awaited.
+        handler: The handler, its class, or its name. By its name alone, a single part is taken for one header or field
+            (or, where it looks like `topic-id/partition/offset`, for `coordinates()`), several for several together.
+        id: The message ID: each of its parts. Of `coordinates()` it is one: "topic-id/partition/offset".
+        topic: Which topic's message, for a handler of several topics with `scope = "topic"`.
+        probe: Whether to look for a message in flight.
+        tables: The table definitions, if they are not the default ones.
+
+    Raises:
+        ConfigurationError: The handler has no name or identity to look by, or has another number of parts; or the topic
+            is missing or not one of its own.
+
+    Example:
+        status = await message_status(session, CreditAccount, "pay-1")
+        if status.state is MessageState.PROCESSED:
+            return status.result
+    """
+    address = address_of(handler, id, topic)
+
+    def look(sync: Session) -> MessageStatus:
+        connection = sync.connection()
+        dialect = dialect_for(connection.dialect.name, tables)
+        return Search(connection, tables, dialect, address.handler, address.message_id, address.digests, probe).status()
+
+    return session.run_sync(look) if isinstance(session, AsyncSession) else look(session)
+
+
+class Address(NamedTuple):
+    """Where an ID is looked for: under which handler's name, and by which of the ledger's keys."""
+
+    handler: str
+    message_id: str
+    digests: tuple[bytes, ...]
+
+
+def address_of(handler: Asked, id: tuple[Part, ...], topic: str | None) -> Address:
+    """Return where to look for an ID; see `message_status`.
+
+    Raises:
+        ConfigurationError: As for `message_status`.
+    """
+    parts = tuple(map(_encoded, id))
+    if not parts or not all(parts):
+        raise ConfigurationError("message ID: give at least one part, none of them empty")
+    text = "/".join(map(shown, parts))
+    if isinstance(handler, str):
+        return Address(handler, text, possible_digests(*parts, scope=b"" if topic is None else topic_scope(topic)))
+    name, identity = getattr(handler, "name", None), getattr(handler, "message_id", None)
+    label = handler.__name__ if isinstance(handler, type) else type(handler).__name__
+    if not isinstance(name, str) or not isinstance(identity, Identity):
+        raise ConfigurationError(
+            f"{label} does not say its name and message_id in the class; give an instance, or the name as text"
+        )
+    try:
+        return Address(name, text, identity.digests_of(*parts, scope=_scope(handler, label, topic)))
+    except ValueError as error:
+        raise ConfigurationError(f"{label}: {error}") from None
+
+
+def _scope(handler: Any, label: str, topic: str | None) -> bytes:
+    topics = (handler.topic,) if hasattr(handler, "topic") else tuple(getattr(handler, "topics", ()))
+    if topic is not None and topic not in topics:
+        raise ConfigurationError(f"{label} does not read the topic {topic!r}; it reads {', '.join(topics)}")
+    if handler.scope != "topic":
+        return b""
+    if topic is None and len(topics) != 1:
+        raise ConfigurationError(f'{label} has scope="topic": name the topic, one of {", ".join(topics)}')
+    return topic_scope(topics[0] if topic is None else topic)
+
+
+def _encoded(part: Part) -> bytes:
+    return encode_field(part) or b""

@@ -1,0 +1,39 @@
+"""What people did to messages and positions: who, when, what, and to what."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, insert
+
+from consumerkit.storage.dead_letters import storable
+from consumerkit.storage.tables import Tables
+
+
+def record(
+    connection: Connection,
+    tables: Tables,
+    *,
+    actor: str,
+    action: str,
+    consumer: int | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Write down an action in the caller's transaction, so that it is there if, and only if, the action is."""
+    connection.execute(
+        insert(tables.operator_actions).values(
+            actor=storable(actor), action=action, consumer=consumer, details=json.dumps(dict(details or {}))
+        )
+    )
+
+
+def current_user() -> str:
+    """Return the name under which an action is recorded where none is given: the operating system's user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return f"uid {os.getuid()}"

@@ -1,0 +1,232 @@
+"""The dead letters: whole messages with the reason why they will not be tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, func, select, update
+from sqlalchemy.orm import Session
+
+from consumerkit.message import Message
+from consumerkit.outcome import Reason
+from consumerkit.storage import headers as header_text
+from consumerkit.storage.dialects import insert_if_new
+from consumerkit.storage.history import Entry, load
+from consumerkit.storage.sealing import sealed
+from consumerkit.storage.selection import Selection
+from consumerkit.storage.tables import Tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadMessage:
+    """A message that is given up, with what is known of its failure.
+
+    Attributes:
+        message: The record.
+        digest: The ledger's key, or None where no ID was found.
+        message_id: The ID as text, or None.
+        reason: Why.
+        error_type: The error's class.
+        error: The error's text, cut.
+        stack: The error's stack, cut, without values.
+        attempts: Invocations that failed alone.
+        first_failed_at: When the first of them failed.
+        keep_value: False for an oversized record: its size is kept, and its place in the log refers to it.
+        fingerprint: As in the ledger; None where it is not known.
+        place: Where the error was raised, as file, line and function; with its type it tells groups of errors apart.
+        letter: The dead letter that was redriven and has died again; None for a message from the log.
+        redrives: How often it was redriven before, and
+        history: what it died of then; for the dead-letter topic, both known once it is entered.
+    """
+
+    message: Message
+    digest: bytes | None
+    message_id: str | None
+    reason: Reason
+    error_type: str
+    error: str
+    stack: str = ""
+    attempts: int = 0
+    first_failed_at: datetime | None = None
+    keep_value: bool = True
+    fingerprint: bytes | None = None
+    place: str | None = None
+    letter: int | None = None
+    redrives: int = 0
+    history: Sequence[Entry] = ()
+
+
+class State(StrEnum):
+    """What becomes of a dead letter; the names are stored.
+
+    DEAD: given up. REDRIVEN: parked again, and not decided yet. RESOLVED: processed after all, or taken care of by a
+    person. DISCARDED: a person has decided that nothing will become of it.
+    """
+
+    DEAD = "dead"
+    REDRIVEN = "redriven"
+    RESOLVED = "resolved"
+    DISCARDED = "discarded"
+
+
+class Entered(NamedTuple):
+    """A dead letter that was entered, or has become dead again."""
+
+    id: int
+    redrives: int = 0
+    history: Sequence[Entry] = ()
+
+
+Origin = tuple[str, int, int]
+
+
+def origin(message: Message) -> Origin:
+    """Return what makes a dead letter unique: topic ID, partition, offset."""
+    return (message.topic_id, message.partition, message.offset)
+
+
+def add(connection: Connection, tables: Tables, consumer: int, dead: Sequence[DeadMessage]) -> dict[Origin, Entered]:
+    """Enter dead letters in the caller's transaction; return those that are new, or were redriven and died again.
+
+    A message from the log that has its dead letter already, whatever became of that, was only delivered again.
+    """
+    c = tables.dead_letters.c
+    key = (c.consumer, c.topic_id, c.partition, c.offset)
+    entered: dict[Origin, Entered] = {}
+    for one in dead:
+        at = origin(one.message)
+        if one.letter is not None and (again := _again(connection, tables, consumer, one)) is not None:
+            entered[at] = again
+            continue
+        values = {"consumer": consumer, **sealed(tables.sealer, _record(one)), **_failure(one)}
+        if (number := insert_if_new(connection, tables.dead_letters, values, key=key, returning=c.id)) is not None:
+            entered[at] = Entered(number)
+    return entered
+
+
+def _again(connection: Connection, tables: Tables, consumer: int, dead: DeadMessage) -> Entered | None:
+    """Have a redriven letter dead again, as long as it is this message's own; its record stays as it was."""
+    table = tables.dead_letters
+    c, (topic_id, partition, offset) = table.c, origin(dead.message)
+    own = (c.consumer == consumer, c.topic_id == topic_id, c.partition == partition, c.offset == offset)
+    values = {**_failure(dead), "state": State.DEAD.value, "state_at": func.now(), "dead_at": func.now()}
+    statement = update(table).where(c.id == dead.letter, *own).values(**values).returning(c.id, c.redrives, c.history)
+    row = connection.execute(statement).one_or_none()
+    return None if row is None else Entered(row.id, row.redrives, load(row.history))
+
+
+def _record(dead: DeadMessage) -> dict[str, Any]:
+    message = dead.message
+    return {
+        "topic": message.topic,
+        "topic_id": message.topic_id,
+        "partition": message.partition,
+        "offset": message.offset,
+        "timestamp": message.timestamp,
+        "key": message.key if dead.keep_value else None,
+        "value": message.value if dead.keep_value else None,
+        "headers": header_text.dump(message.headers) if dead.keep_value else "[]",
+        "size": message.size,
+    }
+
+
+def _failure(dead: DeadMessage) -> dict[str, Any]:
+    return {
+        "digest": dead.digest,
+        "message_id": dead.message_id,
+        "reason": dead.reason.value,
+        "error_type": storable(dead.error_type),
+        "error": storable(dead.error),
+        "stack": storable(dead.stack),
+        "attempts": dead.attempts,
+        "first_failed_at": dead.first_failed_at,
+        "fingerprint": dead.fingerprint or None,
+        "place": None if dead.place is None else storable(dead.place),
+    }
+
+
+def storable(text: str) -> str:
+    """Return text that every database and every terminal takes: no NUL, no lone surrogate."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def listed(
+    session: Session,
+    tables: Tables,
+    selection: Selection,
+    *,
+    states: Collection[State] = tuple(State),
+    limit: int = 50,
+    before: int | None = None,
+) -> Sequence[Any]:
+    """Return dead letters, the newest first, without their payloads; `before` is an ID to page on from."""
+    c, consumers = tables.dead_letters.c, tables.consumers.c
+    about = (c.topic, c.partition, c.offset, c.message_id, c.reason, c.error_type, c.error, c.place, c.attempts, c.size)
+    query = (
+        select(c.id, consumers.name.label("handler"), *about, c.dead_at, c.state, c.state_at, c.redrives)
+        .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
+        .where(selection.where(tables), c.state.in_([state.value for state in states]))
+        .order_by(c.id.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(c.id < before)
+    return session.execute(query).all()
+
+
+def grouped(session: Session, tables: Tables, selection: Selection) -> Sequence[Any]:
+    """Return (handler, error type, place, letters, one's ID, oldest, newest) of what is dead, the largest first."""
+    c, consumers = tables.dead_letters.c, tables.consumers.c
+    group = (consumers.name.label("handler"), c.error_type, c.place)
+    count = func.count()
+    return session.execute(
+        select(
+            *group,
+            count.label("letters"),
+            func.max(c.id).label("like"),
+            func.min(c.dead_at).label("oldest"),
+            func.max(c.dead_at).label("newest"),
+        )
+        .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
+        .where(selection.where(tables), c.state == State.DEAD.value)
+        .group_by(*group)
+        .order_by(count.desc(), func.max(c.id).desc())
+    ).all()
+
+
+def shown(session: Session, tables: Tables, number: int) -> Any | None:
+    """Return one dead letter whole, with its handler's name, or None."""
+    c, consumers = tables.dead_letters.c, tables.consumers.c
+    return session.execute(
+        select(tables.dead_letters, consumers.name.label("handler"))
+        .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
+        .where(c.id == number)
+    ).one_or_none()
+
+
+def keeps_value(connection: Connection, tables: Tables, handler: str, topic: str, partition: int, offset: int) -> bool:
+    """Tell whether the whole message of a dead letter is in the table, still."""
+    c, consumers = tables.dead_letters.c, tables.consumers.c
+    query = (
+        select(c.id)
+        .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
+        .where(consumers.name == handler, c.topic == topic, c.partition == partition, c.offset == offset)
+        .where(c.value.is_not(None), c.erased_at.is_(None))
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def count_by_reason(session: Session, tables: Tables) -> Sequence[Any]:
+    """Return (handler name, reason, rows) for each handler and reason, of what is dead and nothing was done about."""
+    c, consumers = tables.dead_letters.c, tables.consumers.c
+    return session.execute(
+        select(consumers.name, c.reason, func.count())
+        .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
+        .where(c.state == State.DEAD.value)
+        .group_by(consumers.name, c.reason)
+        .order_by(consumers.name, c.reason)
+    ).all()

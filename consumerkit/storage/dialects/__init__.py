@@ -1,0 +1,25 @@
+"""What differs between databases; the only place that knows one."""
+
+from __future__ import annotations
+
+from consumerkit.errors import ConfigurationError
+from consumerkit.storage.dialects.base import Claim, Dialect, Holder, Kept, Limits
+from consumerkit.storage.dialects.insertion import insert_if_new
+from consumerkit.storage.dialects.postgresql import PostgreSQL
+from consumerkit.storage.dialects.sqlite import SQLite
+from consumerkit.storage.tables import Tables
+
+__all__ = ["Claim", "Dialect", "Holder", "Kept", "Limits", "dialect_for", "insert_if_new"]
+
+
+def dialect_for(name: str, tables: Tables) -> Dialect:
+    """Return the dialect for SQLAlchemy's name of a database.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    if name == "postgresql":
+        return PostgreSQL(tables)
+    if name == "sqlite":
+        return SQLite(tables)
+    raise ConfigurationError(f"database: {name!r} is not supported; use PostgreSQL or SQLite")

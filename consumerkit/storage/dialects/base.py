@@ -1,0 +1,150 @@
+"""The seam between the ledger and a database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+from sqlalchemy import ColumnElement, Connection
+from sqlalchemy.orm import Session
+
+from consumerkit.outcome import Outcome
+
+
+class Claim(NamedTuple):
+    """One row that a transaction wants to be the first to insert, in its final state.
+
+    Digest and fingerprint have 16 bytes; `message_id` is as `identity.shown` returns it: printable, and not empty.
+    """
+
+    digest: bytes
+    message_id: str
+    fingerprint: bytes
+    outcome: Outcome
+
+
+class Kept(NamedTuple):
+    """What the ledger holds for an ID that was taken."""
+
+    fingerprint: bytes
+    outcome: Outcome
+
+
+class Holder(Enum):
+    """Who holds a message ID that the ledger, as this transaction sees it, does not have."""
+
+    NOBODY = "nobody"
+    OPEN = "a transaction that is not committed"
+    COMMITTED = "a transaction that was committed since"
+    UNTOLD = "it cannot be told"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a transaction may take on the server, in seconds.
+
+    Attributes:
+        statement: One statement.
+        lock: Waiting for one lock.
+        idle: Between two statements.
+    """
+
+    statement: float = 60.0
+    lock: float = 30.0
+    idle: float = 60.0
+
+
+class Dialect(Protocol):
+    """What the ledger needs of a database, within one transaction on one connection.
+
+    The order is `begin`, `claim`, then `kept` if a claim was lost, at last `finalise`; nothing here commits.
+    """
+
+    single_writer: bool
+    """Whether only one transaction at a time can write, so that more lanes than one are of no use."""
+
+    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> None:
+        """Set the limits and full durability for this transaction, mark it with `token`, and keep take-overs out.
+
+        `fences` are the numbers of the partitions whose messages it handles, sorted: until it ends, `take_over` waits.
+        """
+
+    def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
+        """Wait until no transaction holds this fence, and keep new ones out until this transaction ends.
+
+        Returns:
+            False when it took longer than `wait` seconds; 0 does not wait at all.
+        """
+        ...
+
+    def in_seconds(self, seconds: float) -> ColumnElement[Any]:
+        """Return the moment `seconds` from now, on the database's clock."""
+        ...
+
+    def seconds_since(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return how long ago a moment was, in seconds, on the database's clock."""
+        ...
+
+    def claim(self, connection: Connection, consumer: int, claims: Sequence[Claim]) -> set[bytes]:
+        """Insert the claims that nobody holds, in the order of their digests; return the digests inserted.
+
+        Waits for a concurrent transaction that inserted one of them, and finds it taken if that one commits.
+        `claims` is sorted by digest, each digest once.
+        """
+        ...
+
+    def kept(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> dict[bytes, Kept]:
+        """Return what the ledger holds for digests whose claim was lost; in a statement after the claim's."""
+        ...
+
+    def holder(self, connection: Connection, consumer: int, digest: bytes) -> Holder:
+        """Tell who holds an ID that was not found, without waiting; the transaction is as it was before.
+
+        It may be any transaction of the caller's, not only one that `begin` began.
+        """
+        ...
+
+    def release(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
+        """Take back claims of this transaction, for messages that will run in another."""
+
+    def finalise(self, connection: Connection, token: str) -> bool:
+        """Check deferred constraints, and return whether this is still the transaction that `begin` marked.
+
+        Raises:
+            DBAPIError: A constraint is violated, or the transaction is aborted.
+        """
+        ...
+
+    def holds(self, connection: Connection, token: str) -> bool:
+        """Return whether this is still the transaction that `begin` marked; changes nothing.
+
+        Raises:
+            DBAPIError: The transaction is aborted.
+        """
+        ...
+
+    def probe(self, connection: Connection) -> None:
+        """Run the cheapest statement that fails in an aborted transaction."""
+
+    def relay_guard(self, location: str) -> AbstractContextManager[bool]:
+        """Keep other relays of this database out from outside of it; yields whether it is our turn."""
+        ...
+
+    def lock_relay(self, session: Session) -> bool:
+        """Keep other relays out until this transaction ends; return whether it is our turn."""
+        ...
+
+    def lock_pruning(self, connection: Connection) -> bool:
+        """Keep others from pruning the same ledger until this transaction ends; return whether it is our turn."""
+        ...
+
+    def isolation(self) -> str | None:
+        """Return the isolation level to force on each transaction, or None for the database's only one."""
+        ...
+
+    def most_connections(self, connection: Connection) -> int | None:
+        """Return how many connections the server allows, or None without a limit."""
+        ...

@@ -1,0 +1,87 @@
+"""Who holds a message ID, on PostgreSQL: a claim that is not committed shows itself only to one who tries to claim.
+
+So the claim is tried, within a savepoint that is rolled back and released: nothing of it can be committed, locks and
+settings go with it, and who came to wait for the trial's row goes on at once.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import Connection, Table, insert, literal, select, text
+from sqlalchemy.exc import DBAPIError
+
+from consumerkit.identity import DIGEST_BYTES
+from consumerkit.outcome import Outcome
+from consumerkit.storage.dialects.base import Holder
+from consumerkit.storage.faults import sqlstate
+
+# A standby's transactions are read-only. A serializable one could fail others, or itself, by a write.
+_MAY_TRY = text("""
+    SELECT current_setting('transaction_read_only') = 'off'
+       AND current_setting('transaction_isolation') <> 'serializable'
+""")
+_SAVEPOINT = text("SAVEPOINT consumerkit_holder")
+_ROLLBACK = text("ROLLBACK TO SAVEPOINT consumerkit_holder")
+# Else the transaction would go on within it, one level deeper each time.
+_RELEASE = text("RELEASE SAVEPOINT consumerkit_holder")
+_PATIENCE = text("SELECT set_config('lock_timeout', '10ms', true)")
+
+_LOCKED: Final = "55P03"
+_TAKEN: Final = "23505"
+_AUTOCOMMIT: Final = "25P01"
+# No right to insert; read-only since it was asked.
+_MAY_NOT: Final = frozenset({"42501", "25006"})
+
+
+def holder(connection: Connection, ledger: Table, consumer: int, digest: bytes) -> Holder:
+    """Tell who holds an ID; see `Dialect.holder`."""
+    if not connection.execute(_MAY_TRY).scalar_one():
+        return Holder.UNTOLD
+    try:
+        connection.execute(_SAVEPOINT)
+    except DBAPIError as error:
+        if sqlstate(error) == _AUTOCOMMIT:
+            return Holder.UNTOLD
+        raise
+    try:
+        return _tried(connection, ledger, consumer, digest)
+    finally:
+        # One that broke, as by a cancellation, takes the trial with it; asking it for more would hide why it broke.
+        if not connection.invalidated:
+            connection.execute(_ROLLBACK)
+            connection.execute(_RELEASE)
+
+
+def _tried(connection: Connection, ledger: Table, consumer: int, digest: bytes) -> Holder:
+    row = {
+        "consumer": consumer,
+        "digest": digest,
+        "message_id": "?",
+        "fingerprint": bytes(DIGEST_BYTES),
+        "outcome": int(Outcome.PROCESSED),
+    }
+    nothing = select(*(literal(value, ledger.c[name].type) for name, value in row.items())).where(text("false"))
+    connection.execute(_PATIENCE)
+    # The table's lock by itself: where that is what another transaction holds, as CREATE INDEX does, it says nothing
+    # of the ID.
+    if _state(connection, insert(ledger).from_select(list(row), nothing)) is not None:
+        return Holder.UNTOLD
+    state = _state(connection, insert(ledger).values(row))
+    if state == _LOCKED:
+        return Holder.OPEN
+    if state == _TAKEN:
+        return Holder.COMMITTED
+    return Holder.NOBODY if state is None else Holder.UNTOLD
+
+
+def _state(connection: Connection, statement: object) -> str | None:
+    """Execute a statement; return None where it went through, else the state by which it was refused."""
+    try:
+        connection.execute(statement)  # type: ignore[call-overload]
+    except DBAPIError as error:
+        state = sqlstate(error)
+        if state in {_LOCKED, _TAKEN, *_MAY_NOT}:
+            return state
+        raise
+    return None

@@ -1,0 +1,18 @@
+"""Insert a row unless its key is there; each database writes it in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Column, Connection, Table
+from sqlalchemy.dialects import postgresql, sqlite
+
+
+def insert_if_new(
+    connection: Connection, table: Table, values: dict[str, Any], *, key: Sequence[Column[Any]], returning: Column[Any]
+) -> Any | None:
+    """Insert `values` unless a row with the same `key` exists; return `returning` of the new row, or None."""
+    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = make(table).values(values).on_conflict_do_nothing(index_elements=key).returning(returning)
+    return connection.execute(statement).scalar_one_or_none()

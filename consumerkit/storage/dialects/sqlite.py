@@ -1,0 +1,144 @@
+"""SQLite, for one machine: a single writer at a time, so what is read after BEGIN IMMEDIATE stays true."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from consumerkit.outcome import Outcome
+from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits
+from consumerkit.storage.tables import Tables
+
+# A statement takes 32,766 parameters at most, in older builds 999.
+_DIGESTS_A_STATEMENT = 900
+# As SQLAlchemy writes a DateTime, so that both compare as text.
+_MOMENT = "%Y-%m-%d %H:%M:%f"
+_PROBE = text("SELECT 1")
+
+
+class SQLite:
+    """The dialect for SQLite 3.35 and newer, on connections set up by `consumerkit.storage.engines`."""
+
+    single_writer = True
+
+    def __init__(self, tables: Tables) -> None:
+        self._ledger = tables.processed_messages
+
+    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> None:
+        """Mark the transaction by a savepoint, which no COMMIT and no ROLLBACK leaves behind."""
+        connection.execute(text(f"SAVEPOINT consumerkit_{token}"))
+
+    def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
+        """See `Dialect.take_over`: this transaction is the only writer already."""
+        return True
+
+    def in_seconds(self, seconds: float) -> ColumnElement[Any]:
+        """See `Dialect.in_seconds`."""
+        return func.strftime(_MOMENT, "now", f"{seconds:+.3f} seconds")
+
+    def seconds_since(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
+        """See `Dialect.seconds_since`."""
+        return (func.julianday("now") - func.julianday(moment)) * 86400.0
+
+    def claim(self, connection: Connection, consumer: int, claims: Sequence[Claim]) -> set[bytes]:
+        """Insert what is not there: nobody else can write between the read and the insert."""
+        taken = self.kept(connection, consumer, [claim.digest for claim in claims])
+        rows = [
+            {**claim._asdict(), "consumer": consumer, "outcome": int(claim.outcome)}
+            for claim in claims
+            if claim.digest not in taken
+        ]
+        if rows:
+            connection.execute(insert(self._ledger), rows)
+        return {row["digest"] for row in rows}
+
+    def kept(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> dict[bytes, Kept]:
+        """See `Dialect.kept`."""
+        ledger = self._ledger.c
+        found: dict[bytes, Kept] = {}
+        for some in _portions(digests):
+            rows = connection.execute(
+                select(ledger.digest, ledger.fingerprint, ledger.outcome).where(
+                    ledger.consumer == consumer, ledger.digest.in_(some)
+                )
+            )
+            found.update({digest: Kept(fingerprint, Outcome(outcome)) for digest, fingerprint, outcome in rows})
+        return found
+
+    def holder(self, connection: Connection, consumer: int, digest: bytes) -> Holder:
+        """See `Dialect.holder`: what others have not committed cannot be seen, nor can a second writer try."""
+        return Holder.UNTOLD
+
+    def release(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
+        """See `Dialect.release`."""
+        ledger = self._ledger.c
+        for some in _portions(digests):
+            connection.execute(delete(self._ledger).where(ledger.consumer == consumer, ledger.digest.in_(some)))
+
+    def finalise(self, connection: Connection, token: str) -> bool:
+        """Release the savepoint: it is gone if the transaction it was set in is."""
+        return _found_savepoint(connection, f"RELEASE consumerkit_{token}")
+
+    def holds(self, connection: Connection, token: str) -> bool:
+        """Release the savepoint and set it again: it has no other way to be asked for, but a rollback to it."""
+        held = _found_savepoint(connection, f"RELEASE consumerkit_{token}")
+        if held:
+            connection.execute(text(f"SAVEPOINT consumerkit_{token}"))
+        return held
+
+    def probe(self, connection: Connection) -> None:
+        """See `Dialect.probe`."""
+        connection.execute(_PROBE)
+
+    @contextmanager
+    def relay_guard(self, location: str) -> Iterator[bool]:
+        """Lock a file beside the database: a transaction would keep all writers out while the broker is waited for."""
+        if location in ("", ":memory:"):
+            yield True
+            return
+        descriptor = os.open(f"{location}-consumerkit-relay", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
+        finally:
+            os.close(descriptor)
+
+    def lock_relay(self, session: Session) -> bool:
+        """See `Dialect.lock_relay`."""
+        return True
+
+    def lock_pruning(self, connection: Connection) -> bool:
+        """See `Dialect.lock_pruning`: this transaction is the only writer already."""
+        return True
+
+    def isolation(self) -> str | None:
+        """See `Dialect.isolation`."""
+        return None
+
+    def most_connections(self, connection: Connection) -> int | None:
+        """See `Dialect.most_connections`."""
+        return None
+
+
+def _portions(digests: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(digests), _DIGESTS_A_STATEMENT):
+        yield digests[start : start + _DIGESTS_A_STATEMENT]
+
+
+def _found_savepoint(connection: Connection, statement: str) -> bool:
+    try:
+        connection.execute(text(statement))
+    except OperationalError as error:
+        if "no such savepoint" in str(error.orig):
+            return False
+        raise
+    return True

@@ -1,0 +1,242 @@
+"""Ways into the user's database: a URL, an engine or a sessionmaker, for coroutines and for threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from consumerkit.errors import ConfigurationError
+from consumerkit.storage import sqlite_engine
+
+T = TypeVar("T")
+AsyncSessions = async_sessionmaker[AsyncSession]
+SyncSessions = sessionmaker[Session]
+Run = Callable[[Callable[[Session], Any]], Awaitable[Any]]
+Given = str | URL | Engine | AsyncEngine | SyncSessions | AsyncSessions
+
+# The drivers for coroutines and for threads, for what may stand in a URL.
+_DRIVERS: dict[str, tuple[str | None, str | None]] = {
+    "postgresql": ("postgresql+psycopg", "postgresql+psycopg"),
+    "postgresql+psycopg": ("postgresql+psycopg", "postgresql+psycopg"),
+    "postgresql+psycopg_async": ("postgresql+psycopg", "postgresql+psycopg"),
+    "postgresql+asyncpg": ("postgresql+asyncpg", None),
+    "sqlite": ("sqlite+aiosqlite", "sqlite+pysqlite"),
+    "sqlite+aiosqlite": ("sqlite+aiosqlite", "sqlite+pysqlite"),
+    "sqlite+pysqlite": ("sqlite+aiosqlite", "sqlite+pysqlite"),
+}
+_LET_GO = 5.0
+
+
+class Database:
+    """Makes sessions on the user's database.
+
+    Args:
+        given: A URL, an engine or a sessionmaker. From a URL consumerkit makes its own engines; anything else stays
+            the user's to configure and to dispose.
+        connections: How many connections may be open at once, where consumerkit makes the engine.
+
+    Raises:
+        ConfigurationError: The URL cannot be read, names an unsupported database, or its driver is not installed.
+    """
+
+    def __init__(self, given: Given, *, connections: int = 5) -> None:
+        self._owned: list[AsyncEngine | Engine] = []
+        self.async_sessions: AsyncSessions | None = None
+        self.sync_sessions: SyncSessions | None = None
+        if isinstance(given, str | URL):
+            self._from_url(_parsed(given), connections)
+        elif isinstance(given, AsyncEngine):
+            self.async_sessions = async_sessionmaker(given, expire_on_commit=False)
+        elif isinstance(given, Engine):
+            self.sync_sessions = sessionmaker(given, expire_on_commit=False)
+        elif isinstance(given, async_sessionmaker):
+            self.async_sessions = given
+        elif isinstance(given, sessionmaker):
+            self.sync_sessions = given
+        else:
+            raise ConfigurationError(
+                f"database={type(given).__name__}: give a URL, an Engine, an AsyncEngine, a sessionmaker or an "
+                "async_sessionmaker"
+            )
+        if isinstance(given, sessionmaker | async_sessionmaker):
+            _check_sessionmaker(given.kw)
+        self.dialect_name = self._engine().dialect.name
+        if self.dialect_name == "sqlite":
+            for engine in self._engines():
+                sqlite_engine.set_up(engine)
+
+    def _from_url(self, url: URL, connections: int) -> None:
+        async_driver, sync_driver = _DRIVERS[url.drivername]
+        options = _options(url, connections)
+        if async_driver is not None:
+            made = _made(create_async_engine, url.set(drivername=async_driver), options)
+            self._owned.append(made)
+            self.async_sessions = async_sessionmaker(made, expire_on_commit=False)
+        if sync_driver is not None:
+            engine = _made(create_engine, url.set(drivername=sync_driver), options)
+            self._owned.append(engine)
+            self.sync_sessions = sessionmaker(engine, expire_on_commit=False)
+
+    def _engines(self) -> list[Engine]:
+        found = []
+        if self.async_sessions is not None:
+            bind = self.async_sessions.kw.get("bind")
+            found.append(bind.sync_engine if isinstance(bind, AsyncEngine) else None)
+        if self.sync_sessions is not None:
+            found.append(self.sync_sessions.kw.get("bind"))
+        if not found or not all(isinstance(engine, Engine) for engine in found):
+            raise ConfigurationError("database: the sessionmaker is bound to no engine; give it bind=engine")
+        return [engine for engine in found if engine is not None]
+
+    def _engine(self) -> Engine:
+        return self._engines()[0]
+
+    def __repr__(self) -> str:
+        # Without the query, which may hold a password too.
+        return f"Database({self._engine().url.set(query={}).render_as_string(hide_password=True)})"
+
+    @property
+    def location(self) -> str:
+        """The database's name, which on SQLite is its file."""
+        return self._engine().url.database or ""
+
+    async def run(self, work: Callable[[Session], T], *, within: float | None = None) -> T:
+        """Run synchronous work in a transaction of its own, from a coroutine; commit unless it raises.
+
+        Raises:
+            TimeoutError: It took longer than `within` seconds; the connection is given up.
+        """
+        if self.async_sessions is None:
+            async with asyncio.timeout(within):
+                return await asyncio.to_thread(self.run_blocking, work)
+        session = self.async_sessions()
+        try:
+            async with asyncio.timeout(within):
+                with _cancelled_as_such():
+                    result = await session.run_sync(work)
+                    await session.commit()
+                return result
+        except (TimeoutError, asyncio.CancelledError):
+            # A server that is silent does not answer ROLLBACK either, and nothing would end the wait for it.
+            with suppress(Exception):
+                await asyncio.wait_for(session.invalidate(), _LET_GO)
+            raise
+        finally:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(session.close(), _LET_GO)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Run]:
+        """Hold one transaction open for several pieces of synchronous work; commit unless something raises."""
+        if self.async_sessions is not None:
+            async with self.async_sessions.begin() as session:
+                yield session.run_sync
+            return
+        assert self.sync_sessions is not None
+        with self.sync_sessions.begin() as held:
+            yield lambda work: asyncio.to_thread(work, held)
+
+    def run_blocking(self, work: Callable[[Session], T]) -> T:
+        """Run synchronous work in a transaction of its own, from a thread; commit unless it raises.
+
+        Without a driver for threads (asyncpg), it borrows an event loop: not for use within one.
+        """
+        if self.sync_sessions is None:
+            return asyncio.run(self._run_and_dispose(work))
+        with self.sync_sessions.begin() as session:
+            return work(session)
+
+    async def _run_and_dispose(self, work: Callable[[Session], T]) -> T:
+        try:
+            return await self.run(work)
+        finally:
+            await self.dispose()
+
+    async def dispose(self) -> None:
+        """Close the connections of engines that consumerkit made."""
+        for engine in self._owned:
+            if isinstance(engine, AsyncEngine):
+                await engine.dispose()
+            else:
+                engine.dispose()
+
+
+# Arguments of a sessionmaker under which claims and effects would not be one transaction, or none would begin.
+_UNFIT: dict[str, tuple[Any, str]] = {
+    "binds": ((None, {}), "one message's changes would be committed to several databases, one after another"),
+    "twophase": ((False,), "a commit would be prepared and not carried out where it is interrupted"),
+    "autobegin": ((True,), "consumerkit leaves it to the session to begin"),
+}
+
+
+def _check_sessionmaker(arguments: dict[str, Any]) -> None:
+    for name, (allowed, why) in _UNFIT.items():
+        if name in arguments and arguments[name] not in allowed:
+            raise ConfigurationError(f"database: give a sessionmaker without {name}=; {why}")
+
+
+def _parsed(given: str | URL) -> URL:
+    try:
+        url = make_url(given)
+    except ArgumentError:
+        # SQLAlchemy's own text repeats the URL, which may hold a password.
+        raise ConfigurationError(
+            "database: cannot read the URL; write it like postgresql+psycopg://user:password@host:5432/name"
+        ) from None
+    if url.drivername not in _DRIVERS:
+        raise ConfigurationError(
+            f"database: {url.drivername!r} is not supported; use one of {', '.join(sorted(_DRIVERS))}"
+        )
+    return url
+
+
+def _options(url: URL, connections: int) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {"hide_parameters": True, "connect_args": {"timeout": sqlite_engine.BUSY_MILLISECONDS / 1000}}
+    options: dict[str, Any] = {
+        "hide_parameters": True,  # they are payloads, and would stand in SQLAlchemy's errors and its own log
+        "pool_size": connections,
+        "max_overflow": 2,
+        "pool_timeout": 30,
+        "pool_pre_ping": False,
+    }
+    if "asyncpg" in url.drivername:
+        options["connect_args"] = {"timeout": 10}
+    else:
+        options["connect_args"] = {
+            "connect_timeout": 10,
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
+        }
+    return options
+
+
+def _made(make: Callable[..., T], url: URL, options: dict[str, Any]) -> T:
+    try:
+        return make(url, **options)
+    except (ModuleNotFoundError, NoSuchModuleError) as error:
+        extra = "sqlite" if url.get_backend_name() == "sqlite" else "asyncpg" if "asyncpg" in str(url) else "postgresql"
+        raise ConfigurationError(
+            f"database: the driver for {url.drivername} is not installed ({error}); pip install 'consumerkit[{extra}]'"
+        ) from None
+
+
+@contextmanager
+def _cancelled_as_such() -> Iterator[None]:
+    """Raise `CancelledError` where a cancellation broke the connection, and the error of that hides it."""
+    try:
+        yield
+    except Exception as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from error
+        raise

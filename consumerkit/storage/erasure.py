@@ -1,0 +1,218 @@
+"""Erasing payloads: those of dead letters that were decided long ago, and everything stored of one key.
+
+What is erased loses key, value, headers, message ID and the words of its errors. The facts stay: where it stood, when
+and why it died, what became of it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, DateTime, and_, case, delete, func, null, select, type_coerce, update
+from sqlalchemy.orm import Session
+
+from consumerkit.message import Message, TopicPartition
+from consumerkit.outcome import Outcome, Reason
+from consumerkit.storage import actions, fence
+from consumerkit.storage.dead_letters import State
+from consumerkit.storage.dialects import Dialect, Limits, insert_if_new
+from consumerkit.storage.parked import ParkedMessage, key_digest
+from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.tables import Tables
+
+BATCH: Final = 1_000
+ERASED: Final = "(erased)"
+FENCE_WAIT: Final = 10.0
+_DECIDED: Final = (State.RESOLVED.value, State.DISCARDED.value)
+_LIMITS: Final = Limits(statement=60.0, lock=15.0, idle=60.0)
+_GONE: Final[dict[str, Any]] = {
+    "key": null(),
+    "value": null(),
+    "headers": "[]",
+    "message_id": null(),
+    "error": "",
+    "history": "[]",
+    "sealed": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Erasing:
+    """The statements of erasing; each method is the whole work of one transaction, which the caller commits."""
+
+    tables: Tables
+    dialect: Dialect
+
+    def handlers(self, session: Session, names: Collection[str] | None) -> list[tuple[str, int]]:
+        """Return names and numbers of all handlers, or of those named."""
+        c = self.tables.consumers.c
+        query = select(c.name, c.id).order_by(c.name)
+        rows = session.execute(query if names is None else query.where(c.name.in_(names)))
+        return [(row.name, row.id) for row in rows]
+
+    def old_payloads(self, session: Session, consumer: int, seconds: float, limit: int = BATCH) -> int:
+        """Erase payloads of dead letters that were resolved or discarded so long ago; return of how many."""
+        table = self.tables.dead_letters
+        c = table.c
+        before = type_coerce(self.dialect.in_seconds(-seconds), DateTime(timezone=True))
+        decided = and_(c.state.in_(_DECIDED), func.coalesce(c.state_at, c.dead_at) < before)
+        connection = self._begin(session)
+        rows = connection.execute(
+            select(c.id)
+            .where(c.consumer == consumer, decided, c.erased_at.is_(None))
+            .order_by(c.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        numbers = [row.id for row in rows]
+        for some in _portions(numbers):
+            connection.execute(update(table).where(c.id.in_(some)).values(**_GONE, erased_at=func.now()))
+        return len(numbers)
+
+    def partitions(self, session: Session, consumer: int, key: bytes) -> list[TopicPartition]:
+        """Return the partitions in which messages of a key are parked."""
+        c = self.tables.parked_messages.c
+        query = select(c.topic, c.partition).where(c.consumer == consumer, c.key_digest == key_digest(key)).distinct()
+        return [TopicPartition(*row) for row in session.execute(query.order_by(c.topic, c.partition))]
+
+    def count_parked(self, session: Session, consumer: int, key: bytes) -> int:
+        """Return how many messages of a key are parked."""
+        c = self.tables.parked_messages.c
+        here = and_(c.consumer == consumer, c.key_digest == key_digest(key))
+        return int(session.execute(select(func.count()).where(here)).scalar_one())
+
+    def parked(self, session: Session, consumer: int, partition: TopicPartition, key: bytes, by: str) -> int | None:
+        """Take the parked messages of a key out of the lot, for good: each leaves a dead letter without a payload.
+
+        Their partition's fence is held meanwhile. Its owner then takes the partition anew, and so learns of it.
+
+        Returns:
+            How many; None where the owner's transactions did not end in time.
+        """
+        connection = self._begin(session)
+        if not self.dialect.take_over(connection, fence.number(self.tables, consumer, partition), wait=FENCE_WAIT):
+            return None
+        rows = self._parked(connection, consumer, partition, key)
+        if not rows:
+            return 0
+        for row in rows:
+            self._bury(connection, row)
+        self._blank(connection, consumer, [bytes(row.digest) for row in rows if row.digest is not None], parked=True)
+        lot = ParkingLot(self.tables, self.dialect, consumer)
+        lot.remove(connection, [row.id for row in rows])
+        gone = ParkedMessage(message=Message(*partition, 0, key), digest=None, message_id="", fingerprint=b"")
+        lot.promote(connection, gone, any_key=self._in_partition_order(connection, consumer))
+        self._have_taken_anew(connection, consumer, partition)
+        self._record(connection, consumer, key, by, parked=len(rows), partition=str(partition))
+        return len(rows)
+
+    def _parked(self, connection: Connection, consumer: int, partition: TopicPartition, key: bytes) -> list[Any]:
+        table = self.tables.parked_messages
+        c = table.c
+        here = and_(c.consumer == consumer, c.topic == partition.topic, c.partition == partition.partition)
+        rows = connection.execute(select(table).where(here, c.key_digest == key_digest(key)).with_for_update())
+        return list(rows)
+
+    def _bury(self, connection: Connection, row: Any) -> None:
+        table = self.tables.dead_letters
+        c = table.c
+        size = len(row.key or b"") + len(row.value or b"")
+        place = {name: getattr(row, name) for name in ("consumer", "topic", "topic_id", "partition", "offset")}
+        facts = {"timestamp": row.timestamp, "attempts": row.attempts, "first_failed_at": row.first_failed_at}
+        reason = Reason.REJECTED if row.digest is not None else Reason.UNIDENTIFIED
+        why = {"reason": reason.value, "error_type": "Erased", "error": "", "stack": ""}
+        state = {"state": State.DISCARDED.value, "state_at": func.now(), "erased_at": func.now()}
+        values = {**place, **facts, **why, **state, "headers": "[]", "size": size, "digest": row.digest}
+        insert_if_new(
+            connection,
+            table,
+            values,
+            key=(c.consumer, c.topic_id, c.partition, c.offset),
+            returning=c.id,
+        )
+
+    def _in_partition_order(self, connection: Connection, consumer: int) -> bool:
+        c = self.tables.consumers.c
+        return bool(connection.execute(select(c.ordering).where(c.id == consumer)).scalar_one() == "partition")
+
+    def _have_taken_anew(self, connection: Connection, consumer: int, partition: TopicPartition) -> None:
+        """Give the partition a token that its owner does not know; to take it anew is no death."""
+        table = self.tables.partition_progress
+        c = table.c
+        here = and_(c.consumer == consumer, c.topic == partition.topic, c.partition == partition.partition)
+        token = secrets.token_bytes(fence.OWNER_BYTES)
+        owned = update(table).where(here, ~c.given_back)
+        connection.execute(owned.values(owner=token, deaths=c.deaths - 1))
+
+    def count_letters(self, session: Session, consumer: int, key: bytes) -> int:
+        """Return how many dead letters of a key have a payload."""
+        return len(self._letters(session.connection(), consumer, key))
+
+    def letters(self, session: Session, consumer: int, key: bytes, by: str) -> int:
+        """Erase the dead letters of a key, with what is known of their IDs; return how many."""
+        table = self.tables.dead_letters
+        c = table.c
+        connection = self._begin(session)
+        rows = self._letters(connection, consumer, key)
+        state = {
+            "state": case((c.state == State.RESOLVED.value, c.state), else_=State.DISCARDED.value),
+            "state_at": case((c.state.in_(_DECIDED), c.state_at), else_=func.now()),
+            "erased_at": func.now(),
+        }
+        for some in _portions([row.id for row in rows]):
+            connection.execute(update(table).where(c.id.in_(some)).values(**_GONE, **state))
+        self._blank(connection, consumer, [bytes(row.digest) for row in rows if row.digest is not None], parked=False)
+        if rows:
+            self._record(connection, consumer, key, by, dead_letters=len(rows))
+        return len(rows)
+
+    def _letters(self, connection: Connection, consumer: int, key: bytes) -> list[Any]:
+        c = self.tables.dead_letters.c
+        query = select(c.id, c.digest).where(c.consumer == consumer, c.key == key, c.erased_at.is_(None))
+        return list(connection.execute(query.order_by(c.id).with_for_update()))
+
+    def _blank(self, connection: Connection, consumer: int, digests: Sequence[bytes], *, parked: bool) -> None:
+        """Erase the text and the results of IDs; those that are parked have become dead."""
+        ledger, results = self.tables.processed_messages, self.tables.message_results
+        c = ledger.c
+        for some in _portions(digests):
+            here = and_(c.consumer == consumer, c.digest.in_(some))
+            if parked:
+                was = and_(here, c.outcome == int(Outcome.PARKED))
+                connection.execute(update(ledger).where(was).values(outcome=int(Outcome.DEAD), processed_at=func.now()))
+            connection.execute(update(ledger).where(here).values(message_id=ERASED))
+            connection.execute(delete(results).where(results.c.consumer == consumer, results.c.digest.in_(some)))
+
+    def count_outbox(self, session: Session, key: bytes) -> int:
+        """Return how many messages of a key wait in the outbox."""
+        c = self.tables.outbox_messages.c
+        return int(session.execute(select(func.count()).where(c.key == key)).scalar_one())
+
+    def outbox(self, session: Session, key: bytes, by: str) -> int:
+        """Take the messages of a key out of the outbox, unsent; return how many."""
+        table = self.tables.outbox_messages
+        connection = self._begin(session)
+        gone = connection.execute(delete(table).where(table.c.key == key)).rowcount
+        if gone:
+            self._record(connection, None, key, by, outbox=gone)
+        return int(gone)
+
+    def _begin(self, session: Session) -> Connection:
+        isolation = self.dialect.isolation()
+        options = {"isolation_level": isolation} if isolation else {}
+        connection = session.connection(execution_options=options)
+        self.dialect.begin(connection, _LIMITS, "erasure")
+        return connection
+
+    def _record(self, connection: Connection, consumer: int | None, key: bytes, by: str, **counts: object) -> None:
+        digest = key_digest(key)
+        assert digest is not None
+        details = {"key_digest": digest.hex(), **counts}
+        actions.record(connection, self.tables, actor=by, action="erase", consumer=consumer, details=details)
+
+
+def _portions(values: Sequence[Any]) -> list[Sequence[Any]]:
+    return [values[start : start + 900] for start in range(0, len(values), 900)]

@@ -1,0 +1,143 @@
+"""The fence: one worker at a time acts for a partition, whatever Kafka's members believe.
+
+Every transaction that handles messages of a partition holds the partition's advisory lock, shared, and checks at its
+end that the owner token is still the one its worker wrote. Taking a partition over takes the lock exclusively, and so
+waits until the transactions of the owner before have ended; it writes a new token, and only then loads what is parked.
+So a paused owner that wakes finds either the lock or the token in its way.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection, Mapping
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, and_, func, select, tuple_, update
+
+from consumerkit.message import TopicPartition
+from consumerkit.storage.dialects import Dialect, insert_if_new
+from consumerkit.storage.progress import Standing, standing
+from consumerkit.storage.tables import Tables
+
+OWNER_BYTES: Final = 16
+Owners = Mapping[TopicPartition, bytes]
+
+
+def number(tables: Tables, consumer: int, partition: TopicPartition) -> int:
+    """Return the number of a partition's advisory lock: 64 bits, since all users of a database share one space."""
+    name = f"{tables.partition_progress.fullname}\x00{consumer}\x00{partition.topic}\x00{partition.partition}"
+    return int.from_bytes(blake2b(name.encode(), digest_size=8, person=b"fence").digest(), "big", signed=True)
+
+
+class Taken(NamedTuple):
+    """What a take-over found.
+
+    Attributes:
+        owner: The new token.
+        deaths: Owners in a row before us that neither gave the partition back nor got any further.
+        suspects: The offsets that began to run alone and of which nothing more was heard, with how often.
+        standing: How far its owners before have come.
+        ours: Whether the owner before was this process, so that nobody else has owned it meanwhile.
+    """
+
+    owner: bytes
+    deaths: int
+    suspects: dict[int, int]
+    standing: Standing = Standing()
+    ours: bool = False
+
+
+def take(
+    connection: Connection,
+    dialect: Dialect,
+    tables: Tables,
+    consumer: int,
+    partition: TopicPartition,
+    *,
+    wait: float,
+    own: bytes | None = None,
+) -> Taken | None:
+    """Take a partition over, in the caller's transaction; what is parked must be read in it, too.
+
+    Args:
+        connection: The caller's; it commits.
+        dialect: Its dialect.
+        tables: The table definitions.
+        consumer: The handler's number.
+        partition: What to take.
+        wait: Seconds to wait for transactions of the owner before.
+        own: The token that this process itself wrote last: to take a partition from oneself is no death.
+
+    Returns:
+        None when the wait was too short.
+    """
+    if not dialect.take_over(connection, number(tables, consumer, partition), wait=wait):
+        return None
+    owner = secrets.token_bytes(OWNER_BYTES)
+    table = tables.partition_progress
+    place = {"consumer": consumer, "topic": partition.topic, "partition": partition.partition}
+    key = (table.c.consumer, table.c.topic, table.c.partition)
+    if insert_if_new(connection, table, {**place, "owner": owner}, key=key, returning=table.c.consumer) is not None:
+        return Taken(owner, 0, {})
+    here = _here(tables, consumer, partition)
+    # Locked, since the owner before may be about to write its mark, for which it needs no fence.
+    before = connection.execute(select(table).where(here).with_for_update()).one()
+    deaths = 0 if before.given_back else before.deaths + (bytes(before.owner) != own)
+    connection.execute(
+        update(table).where(here).values(owner=owner, taken_at=func.now(), given_back=False, deaths=deaths)
+    )
+    suspects = {int(offset): times for offset, times in json.loads(before.suspects).items()}
+    return Taken(owner, deaths, suspects, standing(before), ours=bytes(before.owner) == own)
+
+
+def give_back(connection: Connection, tables: Tables, consumer: int, owners: Owners) -> None:
+    """Write down that partitions were given back with nothing under way, those that are still ours."""
+    for partition, owner in owners.items():
+        _update(connection, tables, consumer, partition, owner, given_back=True, **_CALM)
+
+
+def calm(connection: Connection, tables: Tables, consumer: int, partition: TopicPartition, owner: bytes) -> None:
+    """Write down that this owner got further than those that died before it."""
+    _update(connection, tables, consumer, partition, owner, **_CALM)
+
+
+def suspect(
+    connection: Connection,
+    tables: Tables,
+    consumer: int,
+    partition: TopicPartition,
+    owner: bytes,
+    suspects: Mapping[int, int],
+) -> None:
+    """Write down which messages run alone, or began to and were not heard of any more, and how often."""
+    _update(connection, tables, consumer, partition, owner, suspects=json.dumps(suspects))
+
+
+_CALM: Final[dict[str, Any]] = {"deaths": 0, "suspects": "{}"}
+
+
+def _here(tables: Tables, consumer: int, partition: TopicPartition) -> ColumnElement[bool]:
+    c = tables.partition_progress.c
+    return and_(c.consumer == consumer, c.topic == partition.topic, c.partition == partition.partition)
+
+
+def _update(
+    connection: Connection, tables: Tables, consumer: int, partition: TopicPartition, owner: bytes, **values: Any
+) -> None:
+    table = tables.partition_progress
+    mine = and_(_here(tables, consumer, partition), table.c.owner == owner)
+    connection.execute(update(table).where(mine).values(**values))
+
+
+def count_owned(connection: Connection, tables: Tables, consumer: int, owners: Owners) -> int:
+    """Return for how many of the partitions the token is still ours."""
+    c = tables.partition_progress.c
+    mine = tuple_(c.topic, c.partition, c.owner).in_([(*partition, owner) for partition, owner in owners.items()])
+    return int(connection.execute(select(func.count()).where(c.consumer == consumer, mine)).scalar_one())
+
+
+def numbers(tables: Tables, consumer: int, partitions: Collection[TopicPartition]) -> list[int]:
+    """Return the numbers of several partitions' locks, sorted."""
+    return sorted(number(tables, consumer, partition) for partition in partitions)

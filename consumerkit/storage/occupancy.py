@@ -1,0 +1,35 @@
+"""Who has how much in the parking lot: for people, and for the checks at a worker's start."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.tables import Tables
+
+
+def count_by_handler(session: Session, tables: Tables) -> Sequence[Any]:
+    """Return (handler name, messages parked, how many of them are due, when the oldest was parked) for each handler."""
+    c, consumers = tables.parked_messages.c, tables.consumers.c
+    now = dialect_for(session.connection().dialect.name, tables).in_seconds(0.0)
+    return session.execute(
+        select(consumers.name, func.count(), func.count().filter(c.due_at <= now), func.min(c.parked_at))
+        .join_from(tables.parked_messages, tables.consumers, c.consumer == consumers.id)
+        .group_by(consumers.name)
+        .order_by(consumers.name)
+    ).all()
+
+
+def left_behind(session: Session, tables: Tables, consumer: int, topics: Collection[str]) -> Sequence[Any]:
+    """Return (topic, messages parked) for each topic of a consumer's parked messages that is not among `topics`."""
+    c = tables.parked_messages.c
+    return session.execute(
+        select(c.topic, func.count())
+        .where(c.consumer == consumer, c.topic.not_in(topics))
+        .group_by(c.topic)
+        .order_by(c.topic)
+    ).all()

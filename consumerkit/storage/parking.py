@@ -1,0 +1,282 @@
+"""The parking lot: messages that wait for their next attempt, and those that wait behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, takewhile
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
+
+from consumerkit.message import TopicPartition
+from consumerkit.storage.dead_letters import Origin, origin
+from consumerkit.storage.dialects import Dialect
+from consumerkit.storage.parked import Kind, ParkedMessage, key_digest, parked_in, plain, row_of
+from consumerkit.storage.sealing import sealed
+from consumerkit.storage.tables import Tables
+
+
+class Place(NamedTuple):
+    """Where a message is parked."""
+
+    partition: TopicPartition
+    key: bytes | None
+    number: int
+
+
+@dataclass(frozen=True)
+class ParkingLot:
+    """One consumer's parked messages; every method works in the caller's transaction.
+
+    The statements of an attempt are put together once, which takes longer than to execute them.
+    """
+
+    tables: Tables
+    dialect: Dialect
+    consumer: int
+
+    def park(
+        self, connection: Connection, parked: Sequence[ParkedMessage], *, any_key: bool = False
+    ) -> dict[Origin, int]:
+        """Add messages, in order; return their numbers, by where they stood in the log.
+
+        With `any_key` one without a due time waits behind whatever is parked of its partition.
+        """
+        if not parked:
+            return {}
+        c = self.tables.parked_messages.c
+        statement = insert(self.tables.parked_messages).returning(c.id, c.topic_id, c.partition, c.offset)
+        found = self._present(connection, parked)
+        new = [one for one in parked if origin(one.message) not in found]
+        for waits, some in groupby(new, lambda one: one.wait is None):
+            if waits:
+                rows = list(connection.execute(statement, [self._row(one) for one in some]))
+                found |= {(row.topic_id, row.partition, row.offset): row.id for row in rows}
+                continue
+            for one in some:
+                due = self.dialect.in_seconds(one.wait or 0.0)
+                row = connection.execute(statement.values(due_at=due, **self._row(one))).one()
+                found[origin(one.message)] = row.id
+        waiting = [found[origin(one.message)] for one in new if one.wait is None]
+        self.wake_heads(connection, waiting, any_key=any_key)
+        return found
+
+    def wake_heads(self, connection: Connection, numbers: Sequence[int], *, any_key: bool) -> None:
+        """Make due what was parked to wait behind another, and stands first: the other was gone already.
+
+        A row without a due time that nothing stands before would never be found.
+        """
+        if not numbers:
+            return
+        table = self.tables.parked_messages
+        ahead = table.alias("ahead")
+        before = exists().where(
+            ahead.c.consumer == table.c.consumer,
+            ahead.c.topic == table.c.topic,
+            ahead.c.partition == table.c.partition,
+            ahead.c.id < table.c.id,
+        )
+        if not any_key:
+            before = before.where(ahead.c.key_digest == table.c.key_digest)
+        due = update(table).where(table.c.id.in_(numbers), table.c.due_at.is_(None), self._may_run(), ~before)
+        connection.execute(due.values(due_at=self.dialect.in_seconds(0.0)))
+
+    def _row(self, one: ParkedMessage) -> dict[str, Any]:
+        return sealed(self.tables.sealer, {"consumer": self.consumer, **row_of(one)})
+
+    def _present(self, connection: Connection, parked: Sequence[ParkedMessage]) -> dict[Origin, int]:
+        """Return those that are in the lot already: no claim shows that a message without an ID was delivered again.
+
+        One that has an ID by now, and so a claim, gets it there, too.
+        """
+        table = self.tables.parked_messages
+        c = table.c
+        here = tuple_(c.topic_id, c.partition, c.offset).in_([origin(one.message) for one in parked])
+        rows = connection.execute(
+            select(c.id, c.topic_id, c.partition, c.offset).where(c.consumer == self.consumer, here)
+        )
+        found = {(row.topic_id, row.partition, row.offset): row.id for row in rows}
+        for one in parked:
+            number = found.get(origin(one.message))
+            if number is not None and one.digest is not None:
+                identity = {name: value for name, value in row_of(one).items() if name in _IDENTITY}
+                connection.execute(update(table).where(c.id == number).values(**identity))
+        return found
+
+    def lock(self, connection: Connection, parked: ParkedMessage) -> bool | None:
+        """Lock a parked message for this transaction.
+
+        Returns:
+            Whether it is as it was read, and due; None where it is not in the lot any more.
+        """
+        found = connection.execute(self._locking[parked.wait is None], _as_read(parked)).one_or_none()
+        return None if found is None else bool(found.same)
+
+    @cached_property
+    def _locking(self) -> dict[bool, Select[Any]]:
+        """The statement of `lock`, by whether the message waited behind another."""
+        here = self.tables.parked_messages.c.id == bindparam("read_id")
+        return {waits: select(self._same(waits).label("same")).where(here).with_for_update() for waits in (False, True)}
+
+    def _same(self, waits: bool) -> ColumnElement[bool]:
+        """Tell whether a row is as it was read: not tried since, due, and without an ID that it has got since."""
+        c = self.tables.parked_messages.c
+        return and_(
+            c.kind == bindparam("read_kind"),
+            c.attempts == bindparam("read_attempts"),
+            c.digest.is_not_distinct_from(bindparam("read_digest", type_=c.digest.type)),
+            c.due_at.is_(None) if waits else c.due_at <= self.dialect.in_seconds(0.0),
+        )
+
+    def postpone(self, connection: Connection, read: ParkedMessage, parked: ParkedMessage) -> bool:
+        """Write down what became of an attempt, and when the next is due, and lock the row as `lock` does.
+
+        Returns:
+            False where it is not as it was `read` any more: nothing is overwritten that was written meanwhile.
+        """
+        values = {name: value for name, value in row_of(parked).items() if name in _CHANGING}
+        due = None if parked.wait is None else self.dialect.in_seconds(parked.wait)
+        statement = self._changing[read.wait is None].values(due_at=due)
+        return connection.execute(statement, {**values, "deliveries": 0, **_as_read(read)}).rowcount == 1
+
+    @cached_property
+    def _changing(self) -> dict[bool, Update]:
+        """An update of a message that is as it was read, by whether it waited behind another."""
+        table = self.tables.parked_messages
+        here = table.c.id == bindparam("read_id")
+        return {waits: update(table).where(here, self._same(waits)) for waits in (False, True)}
+
+    def deliver(self, connection: Connection, parked: ParkedMessage, *, begins: bool) -> None:
+        """Write down that a run begins, unless `lock` will refuse it, or that the process has survived it.
+
+        `postpone` takes it back too, as leaving the lot does.
+        """
+        deliveries = self.tables.parked_messages.c.deliveries
+        statement = self._changing[parked.wait is None].values(deliveries=deliveries + (1 if begins else -1))
+        connection.execute(statement, _as_read(parked))
+
+    def hold(self, connection: Connection, held: ParkedMessage) -> None:
+        """Turn a message that has died into a row that keeps the later ones of its key waiting."""
+        table = self.tables.parked_messages
+        statement = update(table).where(table.c.id == held.id)
+        connection.execute(statement.values(due_at=None, deliveries=0, **row_of(held)))
+
+    def remove(self, connection: Connection, numbers: Sequence[int]) -> set[int]:
+        """Take messages out: their outcomes are decided; return the numbers of those that were there."""
+        table = self.tables.parked_messages
+        gone = connection.execute(delete(table).where(table.c.id.in_(numbers)).returning(table.c.id))
+        return {number for (number,) in gone}
+
+    def promote(self, connection: Connection, gone: ParkedMessage, *, any_key: bool) -> None:
+        """Make the message due that waited behind `gone`; a crash after this leaves it to be found."""
+        table = self.tables.parked_messages
+        message = gone.message
+        if not any_key and message.key is None:
+            return
+        first = self._of(select(func.min(table.c.id)), [TopicPartition(message.topic, message.partition)])
+        if not any_key:
+            first = first.where(table.c.key_digest == key_digest(message.key))
+        connection.execute(
+            update(table)
+            .where(table.c.id == first.scalar_subquery(), table.c.due_at.is_(None), self._may_run())
+            .values(due_at=self.dialect.in_seconds(0.0))
+        )
+
+    def places(self, connection: Connection, digests: Sequence[bytes]) -> list[Place]:
+        """Return where messages of these IDs are parked; without redriven ones, of which no owner need know."""
+        c = self.tables.parked_messages.c
+        query = select(c.topic, c.partition, c.key, c.id).where(c.consumer == self.consumer, c.digest.in_(digests))
+        query = query.where(c.dead_letter.is_(None))
+        return [
+            Place(TopicPartition(row.topic, row.partition), plain(row.key), row.id) for row in connection.execute(query)
+        ]
+
+    def keys(self, connection: Connection, partition: TopicPartition) -> dict[bytes | None, set[int]]:
+        """Return the numbers of a partition's parked messages, by key."""
+        c = self.tables.parked_messages.c
+        found: dict[bytes | None, set[int]] = {}
+        for key, number in connection.execute(self._of(select(c.key, c.id), [partition])):
+            found.setdefault(plain(key), set()).add(number)
+        return found
+
+    def due(
+        self, connection: Connection, partitions: Collection[TopicPartition], limit: int, *, without: Collection[int]
+    ) -> list[ParkedMessage]:
+        """Return what is due in these partitions, the longest overdue first, leaving out some numbers."""
+        c = self.tables.parked_messages.c
+        query = self._of(self._select(), partitions).where(c.due_at <= self.dialect.in_seconds(0.0))
+        if without:
+            query = query.where(c.id.not_in(without))
+        rows = connection.execute(query.order_by(c.due_at, c.id).limit(limit))
+        return [parked_in(row, self.tables.sealer) for row in rows]
+
+    def heads(
+        self, connection: Connection, partition: TopicPartition, key: bytes | None, limit: int, *, any_key: bool
+    ) -> list[ParkedMessage]:
+        """Return the first messages of a key (or of the whole partition), in order, with their `wait`.
+
+        A message that waited behind another has `wait` None, and is due at once when it is the first. What stands
+        behind a dead message that holds the key is left out.
+        """
+        c = self.tables.parked_messages.c
+        query = self._of(self._select(), [partition]).order_by(c.id).limit(limit)
+        if not any_key:
+            query = query.where(c.key_digest == key_digest(key))
+        found = [parked_in(row, self.tables.sealer) for row in connection.execute(query)]
+        return list(takewhile(lambda one: one.kind is not Kind.HELD, found))
+
+    def next_due(
+        self, connection: Connection, partitions: Collection[TopicPartition], *, without: Collection[int]
+    ) -> float | None:
+        """Return in how many seconds the next message of these partitions is due, leaving out some numbers."""
+        c = self.tables.parked_messages.c
+        query = self._of(select(self.dialect.seconds_since(func.min(c.due_at))), partitions)
+        if without:
+            query = query.where(c.id.not_in(without))
+        late = connection.execute(query).scalar_one()
+        return None if late is None else -float(late)
+
+    def _may_run(self) -> ColumnElement[bool]:
+        return self.tables.parked_messages.c.kind != Kind.HELD.value
+
+    def _select(self) -> Select[Any]:
+        table = self.tables.parked_messages
+        c = table.c
+        failing_for: ColumnElement[Any] = self.dialect.seconds_since(c.first_failed_at)
+        wait: ColumnElement[Any] = self.dialect.seconds_since(c.due_at)
+        return select(table, failing_for.label("failing_for"), wait.label("late"))
+
+    def _of(self, query: Select[Any], partitions: Collection[TopicPartition]) -> Select[Any]:
+        c = self.tables.parked_messages.c
+        return query.where(c.consumer == self.consumer, tuple_(c.topic, c.partition).in_([*map(tuple, partitions)]))
+
+
+def _as_read(parked: ParkedMessage) -> dict[str, Any]:
+    """Return the parameters by which a statement finds a message as it was read."""
+    return {
+        "read_id": parked.id,
+        "read_kind": parked.kind.value,
+        "read_attempts": parked.attempts,
+        "read_digest": parked.digest,
+    }
+
+
+# A message that could not be identified when it was parked may have been since.
+_IDENTITY = frozenset({"digest", "message_id", "fingerprint"})
+_CHANGING = _IDENTITY | {"kind", "attempts", "first_failed_at", "error_type", "error", "stack"}

@@ -1,0 +1,244 @@
+"""The mark: the position that the database itself keeps, so that a position and its effects are lost together or not.
+
+Kafka's committed offset is the mark's shadow, for tools and for a first run. The mark is written under the owner's
+token just before the offset is committed, and whoever takes a partition over starts at the mark.
+
+Two things are kept beside it. The *lanes*: each transaction moves its lane's number on by one, so a database that has
+lost commits (a failover to a standby that lagged, a backup restored under a running worker) shows a lower number than
+the lane knows. And the *window*: nothing at or above `window_end` had been processed at `window_at`, so once the mark
+is there, whatever was processed before then lies below the mark, may be forgotten, and `settled_at` says so.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
+
+from consumerkit.message import TopicPartition
+from consumerkit.storage.dialects import Dialect
+from consumerkit.storage.tables import Tables
+
+LANE_BYTES: Final = 16
+LANE_KEPT: Final = 7 * 86_400.0
+_MARGIN: Final = 1.0  # beyond the seconds since the log's end was asked for
+
+
+class Standing(NamedTuple):
+    """What a partition's row holds of its progress.
+
+    Attributes:
+        topic_id: The topic's ID when the consumer began with it; None before its first run.
+        start: Where its first run began.
+        mark: Every message below it has its outcome; None before the first run.
+        forgotten_below: The IDs of messages below it may be forgotten.
+    """
+
+    topic_id: str | None = None
+    start: int | None = None
+    mark: int | None = None
+    forgotten_below: int = 0
+
+
+class Lane(NamedTuple):
+    """A lane's identity, and how many transactions it has made durable."""
+
+    id: bytes
+    sequence: int = 0
+
+    @classmethod
+    def new(cls) -> Lane:
+        """Return a lane that nobody has seen before."""
+        return cls(secrets.token_bytes(LANE_BYTES))
+
+    @property
+    def next(self) -> Lane:
+        """The same lane after one more transaction."""
+        return self._replace(sequence=self.sequence + 1)
+
+
+class Mark(NamedTuple):
+    """What an owner writes down.
+
+    Attributes:
+        owner: Its token.
+        offset: The mark.
+        before: What it is known to have been: a lower one shows that commits were lost.
+        ahead: Nothing at or above it has been processed yet.
+    """
+
+    owner: bytes
+    offset: int
+    before: int
+    ahead: int
+
+
+def begin(
+    connection: Connection,
+    dialect: Dialect,
+    tables: Tables,
+    consumer: int,
+    partition: TopicPartition,
+    *,
+    topic_id: str,
+    mark: int,
+    start: int,
+    end: int,
+    ago: float,
+) -> None:
+    """Write down where an owner begins that has just taken the partition over.
+
+    Args:
+        connection: The caller's; it commits.
+        dialect: Its dialect.
+        tables: The table definitions.
+        consumer: The handler's number.
+        partition: Which.
+        topic_id: The topic's ID.
+        mark: Where this owner begins.
+        start: Where the consumer's first run began; an earlier one stays.
+        end: The log's end.
+        ago: Seconds since that was asked for.
+    """
+    table = tables.partition_progress
+    c = table.c
+    asked_at = dialect.in_seconds(-(ago + _MARGIN))
+    values = {
+        "topic_id": topic_id,
+        "start": func.coalesce(c.start, start),
+        "marked_at": case((c.mark.is_not_distinct_from(mark), c.marked_at), else_=func.now()),
+        "mark": mark,
+        # Whatever owners before have processed lies below the end of the log, as it was then.
+        "window_end": func.coalesce(c.window_end, end),
+        "window_at": func.coalesce(c.window_at, asked_at),
+    }
+    connection.execute(update(table).where(_here(tables, consumer, partition)).values(values))
+
+
+def advance(
+    connection: Connection, tables: Tables, consumer: int, marks: Mapping[TopicPartition, Mark]
+) -> set[TopicPartition]:
+    """Write marks down; return the partitions that are not their owner's any more, or have lost a mark.
+
+    `marks` were read once this transaction had begun: what is fetched later cannot have been processed before it.
+    """
+    table = tables.partition_progress
+    c = table.c
+    gone = set()
+    for partition, (owner, offset, before, ahead) in marks.items():
+        passed = c.window_end <= offset
+        values = {
+            "mark": offset,
+            "marked_at": func.now(),
+            "settled_at": case((passed, c.window_at), else_=c.settled_at),
+            "window_at": case((passed, func.now()), else_=c.window_at),
+            "window_end": case((passed, max(offset, ahead)), else_=c.window_end),
+        }
+        mine = and_(_here(tables, consumer, partition), c.owner == owner, c.mark >= before)
+        if connection.execute(update(table).where(mine).values(values)).rowcount != 1:
+            gone.add(partition)
+    return gone
+
+
+def move(
+    connection: Connection,
+    tables: Tables,
+    consumer: int,
+    partition: TopicPartition,
+    *,
+    topic_id: str,
+    mark: int,
+    end: int,
+    run_forgotten: bool,
+) -> Standing | None:
+    """Move a partition's mark on a person's word, fence its owner, and return what was there before.
+
+    The caller's transaction holds the fence. The owner finds another's token, takes the partition anew, and so comes to
+    the new mark. What is above it may have been processed, so nothing is forgotten before the mark has passed the log's
+    end as it is now.
+    """
+    table = tables.partition_progress
+    c = table.c
+    here = _here(tables, consumer, partition)
+    row = connection.execute(select(table).where(here).with_for_update()).one_or_none()
+    values: dict[str, Any] = {
+        "owner": secrets.token_bytes(LANE_BYTES),
+        "given_back": True,
+        "deaths": 0,
+        "suspects": "{}",
+        "topic_id": topic_id,
+        "mark": mark,
+        "marked_at": func.now(),
+        "window_end": end,
+        "window_at": func.now(),
+        "settled_at": None,
+    }
+    if row is None:
+        place = {"consumer": consumer, "topic": partition.topic, "partition": partition.partition}
+        connection.execute(insert(table).values({**place, **values, "start": mark}))
+        return None
+    made_anew = row.topic_id is not None and row.topic_id != topic_id
+    if made_anew:
+        values |= {"start": mark, "forgotten_below": 0}
+    else:
+        # Where the database is lost, what a rewind has read is to be read again, too.
+        values["start"] = case((c.start > mark, mark), else_=c.start)
+        if run_forgotten:
+            values["forgotten_below"] = case((c.forgotten_below > mark, mark), else_=c.forgotten_below)
+    connection.execute(update(table).where(here).values(values))
+    return standing(row)
+
+
+def standing(row: Any) -> Standing:
+    """Return what a row of `partition_progress` says."""
+    return Standing(row.topic_id, row.start, row.mark, row.forgotten_below)
+
+
+def move_on(connection: Connection, tables: Tables, consumer: int, lane: Lane) -> bool:
+    """Count one more transaction of a lane, in that transaction; return False where the database has lost one."""
+    table = tables.lane_progress
+    c = table.c
+    if lane.sequence == 0:
+        connection.execute(insert(table).values(consumer=consumer, lane=lane.id, sequence=1))
+        return True
+    known = (c.consumer == consumer, c.lane == lane.id, c.sequence == lane.sequence)
+    moved = update(table).where(*known).values(sequence=lane.sequence + 1, moved_at=func.now())
+    return connection.execute(moved).rowcount == 1
+
+
+def are_kept(connection: Connection, tables: Tables, consumer: int, lanes: Iterable[Lane]) -> bool:
+    """Return whether the database has all that these lanes made durable; a lane may be about to move on."""
+    known = {lane.id: lane.sequence for lane in lanes if lane.sequence}
+    if not known:
+        return True
+    c = tables.lane_progress.c
+    rows = connection.execute(select(c.lane, c.sequence).where(c.consumer == consumer, c.lane.in_(known)))
+    found = {bytes(lane): sequence for lane, sequence in rows}
+    return all(found.get(lane, -1) >= sequence for lane, sequence in known.items())
+
+
+def forget_lanes(
+    connection: Connection, dialect: Dialect, tables: Tables, consumer: int, lanes: Collection[Lane]
+) -> None:
+    """Take out the rows of lanes that have ended, and of those that were left behind by a death."""
+    table = tables.lane_progress
+    c = table.c
+    ended = c.lane.in_([lane.id for lane in lanes])
+    left = c.moved_at < dialect.in_seconds(-LANE_KEPT)
+    connection.execute(delete(table).where(c.consumer == consumer, ended | left))
+
+
+def touch_lanes(connection: Connection, tables: Tables, consumer: int, lanes: Iterable[Lane]) -> None:
+    """Keep the rows of lanes that have had nothing to do for long from being taken for left behind."""
+    table = tables.lane_progress
+    ids = [lane.id for lane in lanes if lane.sequence]
+    if ids:
+        mine = (table.c.consumer == consumer, table.c.lane.in_(ids))
+        connection.execute(update(table).where(*mine).values(moved_at=func.now()))
+
+
+def _here(tables: Tables, consumer: int, partition: TopicPartition) -> ColumnElement[bool]:
+    c = tables.partition_progress.c
+    return and_(c.consumer == consumer, c.topic == partition.topic, c.partition == partition.partition)

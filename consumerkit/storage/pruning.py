@@ -1,0 +1,277 @@
+"""What the ledger may forget, and how it does: a bounded batch at a time, and in nobody's way.
+
+Below a partition's mark everything is finished, and its IDs are needed for resends only. What was processed above the
+mark a restart would deliver again, however old it is: so a handler's ledger forgets nothing that was processed after
+the earliest `settled_at` of its partitions.
+
+Before the first row goes, `forgotten_below` of each partition is raised to its mark: a message below it which the
+ledger does not know cannot be proven to be new any more. A rewind may take that back, or move a mark below what the
+plan rests on; so each batch looks again, and holds the partitions' rows against a rewind until it is committed.
+
+Nothing here waits for a row that somebody else has locked, so it is never part of a deadlock: a claim may wait until a
+deletion is committed, a deletion never waits for a claim.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    DateTime,
+    Row,
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+    type_coerce,
+    update,
+)
+from sqlalchemy.orm import Session
+
+from consumerkit.message import TopicPartition
+from consumerkit.outcome import Outcome
+from consumerkit.storage.dialects import Dialect, Limits
+from consumerkit.storage.tables import Tables
+
+BATCH: Final = 5_000
+_PARAMETERS: Final = 900  # a statement of an older SQLite takes 999
+_LIMITS: Final = Limits(statement=60.0, lock=5.0, idle=60.0)
+_NEEDED: Final = ("dead", "redriven")
+
+
+class Holder(NamedTuple):
+    """A partition that keeps its handler's ledger from forgetting what is old enough.
+
+    `since` is the moment from which on everything stays; None where nothing of it was ever settled.
+    """
+
+    partition: TopicPartition
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What of one handler may be forgotten, as of one moment.
+
+    Attributes:
+        handler: Its name.
+        consumer: Its number.
+        before: What was processed before this moment may go; None: nothing may.
+        holders: The partitions that bound it, beyond what retention asks for; the longest first.
+        positioned: Whether a position of this handler is known at all.
+        bounds: Below which offset of each partition message IDs will have been forgotten.
+        topics: What the handler consumed at that moment.
+    """
+
+    handler: str
+    consumer: int
+    before: datetime | None
+    holders: tuple[Holder, ...]
+    positioned: bool
+    bounds: tuple[tuple[TopicPartition, int], ...]
+    topics: tuple[str, ...]
+
+
+class OutdatedPlan(Exception):
+    """A position was moved back meanwhile, so that the plan may not be carried out any more."""
+
+
+class Batch(NamedTuple):
+    """How many rows went, and when the last of them had been processed."""
+
+    rows: int
+    last: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """The statements of forgetting; each method is the whole work of one transaction, which the caller commits."""
+
+    tables: Tables
+    dialect: Dialect
+
+    def plans(
+        self,
+        session: Session,
+        retention: float,
+        handlers: Collection[str] | None = None,
+        *,
+        unpositioned: bool = False,
+    ) -> list[Plan]:
+        """Return what may be forgotten of each handler, or of those named.
+
+        Args:
+            session: The caller's.
+            retention: Seconds for which a processed ID is remembered.
+            handlers: Names; all that the database knows, where None.
+            unpositioned: Let go by age alone what handlers processed of which no position is known.
+        """
+        c = self.tables.consumers.c
+        query = select(c.id, c.name, c.topics).order_by(c.name)
+        if handlers is not None:
+            query = query.where(c.name.in_(handlers))
+        old = session.execute(select(self._before(retention))).scalar_one()
+        return [self._plan(session, row, old, unpositioned=unpositioned) for row in session.execute(query).all()]
+
+    def _before(self, seconds: float) -> ColumnElement[datetime]:
+        return type_coerce(self.dialect.in_seconds(-seconds), DateTime(timezone=True))
+
+    def _plan(self, session: Session, consumer: Any, old: datetime, *, unpositioned: bool) -> Plan:
+        c = self.tables.partition_progress.c
+        marked = session.execute(select(self.tables.partition_progress).where(c.consumer == consumer.id, c.mark >= 0))
+        rows = marked.all()
+        topics = json.loads(consumer.topics)
+        settled = {_place(row): row.settled_at for row in rows if row.topic in topics}
+        holders = [Holder(place, since) for place, since in settled.items() if since is None or since < old]
+        holders.sort(key=lambda one: (one.since is not None, one.since, one.partition))
+        before: datetime | None = old
+        if holders:
+            before = holders[0].since
+        elif not rows and not unpositioned:
+            before = None
+        bounds = tuple((_place(row), _bound(row, topics)) for row in rows)
+        return Plan(consumer.name, consumer.id, before, tuple(holders), bool(rows), bounds, tuple(topics))
+
+    def oldest_letters(self, session: Session) -> dict[str, float]:
+        """Return, by handler, for how many seconds its oldest dead letter has waited for a decision."""
+        c, consumers = self.tables.dead_letters.c, self.tables.consumers.c
+        rows = session.execute(
+            select(consumers.name, self.dialect.seconds_since(func.min(c.dead_at)))
+            .join_from(self.tables.dead_letters, self.tables.consumers, c.consumer == consumers.id)
+            .where(c.state == "dead")
+            .group_by(consumers.name)
+        )
+        return {name: float(seconds) for name, seconds in rows}
+
+    def count(self, session: Session, plan: Plan) -> int:
+        """Return how many IDs may be forgotten now."""
+        if plan.before is None:
+            return 0
+        ledger = self.tables.processed_messages
+        return int(session.execute(select(func.count()).select_from(ledger).where(self._old(plan))).scalar_one())
+
+    def any(self, session: Session, plan: Plan) -> bool:
+        """Return whether there is anything to forget."""
+        if plan.before is None:
+            return False
+        c = self.tables.processed_messages.c
+        return session.execute(select(c.digest).where(self._old(plan)).limit(1)).first() is not None
+
+    def promise(self, session: Session, plan: Plan) -> bool:
+        """Write down below which offsets the ledger will not know everything any more; before the first batch.
+
+        Returns:
+            False where a partition's row was in use: try again.
+
+        Raises:
+            OutdatedPlan: A mark was moved back since the plan was made.
+        """
+        table = self.tables.partition_progress
+        c = table.c
+        connection = self._begin(session)
+        wanted = dict(plan.bounds)
+        found = connection.execute(self._rows(plan).with_for_update(skip_locked=True)).all()
+        for one in found:
+            bound = wanted.pop(_place(one))
+            if _bound(one, plan.topics) < bound:
+                raise OutdatedPlan(f"the mark of {_place(one)} was moved back")
+            row = and_(c.consumer == plan.consumer, c.topic == one.topic, c.partition == one.partition)
+            connection.execute(update(table).where(row, c.forgotten_below < bound).values(forgotten_below=bound))
+        return not wanted
+
+    def forget(self, session: Session, plan: Plan, after: datetime | None, limit: int = BATCH) -> Batch | None:
+        """Forget the oldest IDs that may go, with their results.
+
+        Args:
+            session: The caller's.
+            plan: What may go; `promise` has been committed.
+            after: `last` of the batch before, so that what stays is passed over once only.
+            limit: At most so many.
+
+        Returns:
+            None where another process is at it, or a partition's row is in use.
+
+        Raises:
+            OutdatedPlan: A mark was moved back since, or the promise was taken back; nothing of this batch went.
+        """
+        assert plan.before is not None
+        connection = self._begin(session)
+        if not self.dialect.lock_pruning(connection) or not self._hold(connection, plan):
+            return None
+        ledger = self.tables.processed_messages
+        c = ledger.c
+        old = select(c.digest, c.processed_at).where(self._old(plan)).order_by(c.processed_at).limit(limit)
+        if after is not None:
+            old = old.where(c.processed_at >= after)
+        rows = connection.execute(old.with_for_update(skip_locked=True, of=ledger)).all()
+        self._delete(connection, plan.consumer, sorted(bytes(row.digest) for row in rows))
+        return Batch(len(rows), rows[-1].processed_at if rows else None)
+
+    def _hold(self, connection: Connection, plan: Plan) -> bool:
+        """Hold the plan's partitions against a rewind; return False where one of their rows is in use.
+
+        The weakest lock will do: it keeps out a rewind and a take-over, which ask for the row whole, and no mark.
+        """
+        rows = self._rows(plan)
+        held = connection.execute(rows.with_for_update(read=True, key_share=True, skip_locked=True)).all()
+        # A row that is gone would be waited for in vain.
+        found = held if len(held) == len(plan.bounds) else connection.execute(rows).all()
+        standing = {_place(row): min(_bound(row, plan.topics), row.forgotten_below) for row in found}
+        for place, bound in plan.bounds:
+            if standing.get(place, -1) < bound:
+                raise OutdatedPlan(f"{place} does not stand where it did")
+        return len(held) == len(plan.bounds)
+
+    def _rows(self, plan: Plan) -> Select[Any]:
+        table = self.tables.partition_progress
+        c, places = table.c, [place for place, _ in plan.bounds]
+        return select(table).where(c.consumer == plan.consumer, tuple_(c.topic, c.partition).in_(places))
+
+    def _begin(self, session: Session) -> Connection:
+        isolation = self.dialect.isolation()
+        options = {"isolation_level": isolation} if isolation else {}
+        connection = session.connection(execution_options=options)
+        self.dialect.begin(connection, _LIMITS, "pruning")
+        return connection
+
+    def _old(self, plan: Plan) -> ColumnElement[bool]:
+        """Return which rows may go: processed ones, and dead ones that nobody can have run again."""
+        c, letter = self.tables.processed_messages.c, self.tables.dead_letters.c
+        needed = exists().where(letter.consumer == c.consumer, letter.digest == c.digest, letter.state.in_(_NEEDED))
+        gone = or_(c.outcome == int(Outcome.PROCESSED), and_(c.outcome == int(Outcome.DEAD), ~needed))
+        return and_(c.consumer == plan.consumer, c.processed_at < plan.before, gone)
+
+    def _delete(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
+        for some in _portions(digests):
+            for table in (self.tables.message_results, self.tables.processed_messages):
+                connection.execute(delete(table).where(table.c.consumer == consumer, table.c.digest.in_(some)))
+
+
+def _place(row: Row[Any]) -> TopicPartition:
+    return TopicPartition(row.topic, row.partition)
+
+
+def _bound(row: Row[Any], topics: Collection[str]) -> int:
+    """Return below which offset everything that was ever processed of a partition is known to lie.
+
+    A topic that is not consumed any more holds nothing back. What its last owner processed above the mark, if it died,
+    lies below the end of its window.
+    """
+    if row.topic in topics or row.given_back:
+        return int(row.mark)
+    return max(int(row.mark), int(row.window_end or 0))
+
+
+def _portions(digests: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(digests), _PARAMETERS):
+        yield digests[start : start + _PARAMETERS]

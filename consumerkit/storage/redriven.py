@@ -1,0 +1,108 @@
+"""Dead letters on their way back through the parking lot, and out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, tuple_, update
+
+from consumerkit.storage.dead_letters import Origin
+from consumerkit.storage.parked import Kind, key_digest
+from consumerkit.storage.parking import ParkingLot
+
+Values = Mapping[str, Any]
+# A dead letter's record goes back as it stands in its row: nothing is decoded, and what is sealed stays so.
+COPIED = ("topic", "topic_id", "partition", "offset", "timestamp", "key", "value", "headers", "sealed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comeback:
+    """A dead letter to park again.
+
+    Attributes:
+        letter: Its ID.
+        record: The columns of `COPIED`.
+        digest, message_id, fingerprint: What it is known by from now on; digest None where that is found out when
+            it runs.
+    """
+
+    letter: int
+    record: Values
+    digest: bytes | None
+    message_id: str
+    fingerprint: bytes
+
+
+def standing(lot: ParkingLot, connection: Connection, origins: Sequence[Origin]) -> dict[Origin, Kind]:
+    """Return what is in the lot of messages from these places in the log."""
+    c = lot.tables.parked_messages.c
+    here = tuple_(c.topic_id, c.partition, c.offset).in_(origins)
+    rows = connection.execute(select(c.topic_id, c.partition, c.offset, c.kind).where(c.consumer == lot.consumer, here))
+    return {(row.topic_id, row.partition, row.offset): Kind(row.kind) for row in rows}
+
+
+def bring_back(
+    lot: ParkingLot, connection: Connection, letters: Sequence[Comeback], *, ordered: bool, any_key: bool
+) -> None:
+    """Park dead letters of one partition, in order, under its fence; one that holds its key runs in its place.
+
+    Args:
+        lot: Their consumer's.
+        connection: The caller's; it commits.
+        letters: In the order of the log.
+        ordered: Whether those of one key run one after another, or, with
+        any_key: those of the partition.
+    """
+    table = lot.tables.parked_messages
+    now = lot.dialect.in_seconds(0.0)
+    held = _holding(lot, connection, [one.letter for one in letters])
+    numbers = [held[one.letter] for one in letters if one.letter in held]
+    for one in letters:
+        if one.letter in held:
+            statement = update(table).where(table.c.id == held[one.letter])
+            connection.execute(statement.values(**_row(one), parked_at=now))
+    new = [{"consumer": lot.consumer, "due_at": None, **_row(one)} for one in letters if one.letter not in held]
+    if new:
+        numbers += connection.execute(insert(table).returning(table.c.id), new).scalars()
+    if ordered:
+        lot.wake_heads(connection, numbers, any_key=any_key)
+    else:
+        connection.execute(update(table).where(table.c.id.in_(numbers)).values(due_at=now))
+
+
+def release(lot: ParkingLot, connection: Connection, letters: Sequence[int], *, any_key: bool) -> None:
+    """Let go of the keys that dead letters hold, under the partition's fence.
+
+    The rows stay until the partition's owner takes them out: it has their keys blocked in its memory.
+    """
+    table = lot.tables.parked_messages
+    numbers = list(_holding(lot, connection, letters).values())
+    connection.execute(update(table).where(table.c.id.in_(numbers)).values(kind=Kind.RELEASED.value))
+    lot.wake_heads(connection, numbers, any_key=any_key)
+
+
+def _holding(lot: ParkingLot, connection: Connection, letters: Sequence[int]) -> dict[int, int]:
+    """Return the numbers of the rows by which letters hold their keys, by letter."""
+    c = lot.tables.parked_messages.c
+    held = (c.consumer == lot.consumer, c.dead_letter.in_(letters), c.kind == Kind.HELD.value)
+    return {row.dead_letter: row.id for row in connection.execute(select(c.dead_letter, c.id).where(*held))}
+
+
+def _row(one: Comeback) -> dict[str, Any]:
+    return {
+        **one.record,
+        "key_digest": key_digest(None if one.record["key"] is None else bytes(one.record["key"])),
+        "digest": one.digest,
+        "message_id": one.message_id,
+        "fingerprint": one.fingerprint,
+        "attempts": 0,
+        "deliveries": 0,
+        "first_failed_at": None,
+        "error_type": "",
+        "error": "",
+        "stack": "",
+        "kind": Kind.MESSAGE.value,
+        "dead_letter": one.letter,
+    }

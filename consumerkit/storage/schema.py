@@ -1,0 +1,160 @@
+"""Our tables in the user's database: made and brought up to date, and checked before anything relies on them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateSchema
+
+from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.storage.engines import Database
+from consumerkit.storage.tables import DEFAULT_TABLES, Tables
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_DIALECTS = ("postgresql", "sqlite")
+
+
+def upgrade(database: Database, tables: Tables = DEFAULT_TABLES) -> list[str]:
+    """Make our tables, or bring them up to date; return the revisions that were applied, oldest first.
+
+    All in one transaction; several processes may do so at once, and all but the first find nothing to do. Not for use
+    within an event loop: there, `await database.run(lambda session: apply(session, tables))`.
+
+    Raises:
+        StartError: The tables are of a newer consumerkit.
+        DBAPIError: The database is out of reach, or does not let us.
+    """
+    return database.run_blocking(lambda session: apply(session, tables))
+
+
+def apply(session: Session, tables: Tables = DEFAULT_TABLES) -> list[str]:
+    """Do as `upgrade`, in the caller's transaction, of which this must be the first work; the caller commits.
+
+    Raises:
+        StartError: The tables are of a newer consumerkit.
+        DBAPIError: The database does not let us.
+    """
+    connection = _locked(session, tables)
+    _make_schema(connection, tables)
+    _refuse_newer(_heads(connection, tables), tables)
+    applied: list[str] = []
+    config = _config(tables)
+    config.attributes["connection"] = connection
+    config.attributes["on_version_apply"] = lambda *, step, **_: applied.append(step.up_revision_id)
+    command.upgrade(config, "head")
+    return applied
+
+
+def upgrade_sql(dialect_name: str, tables: Tables = DEFAULT_TABLES) -> str:
+    """Return the SQL that makes our tables in an empty database, in one transaction, for somebody else to run.
+
+    Args:
+        dialect_name: "postgresql" or "sqlite".
+        tables: The table definitions.
+
+    Raises:
+        ConfigurationError: Another dialect.
+    """
+    if dialect_name not in _DIALECTS:
+        raise ConfigurationError(f"database: {dialect_name!r} is not supported; use {' or '.join(_DIALECTS)}")
+    written = io.StringIO()
+    config = _config(tables, written)
+    config.attributes["dialect_name"] = dialect_name
+    command.upgrade(config, "head", sql=True)
+    return written.getvalue().strip() + "\n"
+
+
+def check(session: Session, tables: Tables = DEFAULT_TABLES) -> None:
+    """Check that our tables are there and of the version that this consumerkit needs.
+
+    Raises:
+        StartError: They are missing, older or newer; one line says what to do.
+    """
+    connection = session.connection()
+    heads, wanted = _heads(connection, tables), _wanted()
+    _refuse_newer(heads, tables)
+    if not heads:
+        raise StartError(f"database: consumerkit's tables ({_place(tables)}) are missing; run consumerkit db upgrade")
+    if heads != wanted:
+        raise StartError(
+            f"database: consumerkit's tables ({_place(tables)}) are at revision {_joined(heads)} and must be at "
+            f"{_joined(wanted)}; run consumerkit db upgrade"
+        )
+    there = set(inspect(connection).get_table_names(schema=tables.schema))
+    gone = sorted(table.name for table in tables.metadata.tables.values() if table.name not in there)
+    if gone:
+        raise StartError(
+            f"database: {', '.join(gone)} should be there, by {tables.version_table}, and is not: somebody dropped it; "
+            "restore it from a backup"
+        )
+
+
+def _locked(session: Session, tables: Tables) -> Connection:
+    """Keep other upgrades of the same tables out until the transaction ends."""
+    dialect = session.get_bind().dialect.name
+    if dialect != "postgresql":
+        return session.connection()  # SQLite: every transaction of ours begins as the only writer
+    # A snapshot taken before the lock was granted would not show what the lock's last holder did.
+    connection = session.connection(execution_options={"isolation_level": "READ COMMITTED"})
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(tables)})
+    return connection
+
+
+def _make_schema(connection: Connection, tables: Tables) -> None:
+    if tables.schema is None or connection.dialect.name != "postgresql":
+        return
+    # Asking first: CREATE SCHEMA IF NOT EXISTS needs the right to create even where the schema is there.
+    if not inspect(connection).has_schema(tables.schema):
+        connection.execute(CreateSchema(tables.schema))
+
+
+def _lock_key(tables: Tables) -> int:
+    name = f"consumerkit db upgrade {tables.schema or ''}.{tables.version_table}"
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
+
+
+def _config(tables: Tables, written: io.StringIO | None = None) -> Config:
+    config = Config(output_buffer=written) if written is not None else Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "newline")
+    config.attributes["tables"] = tables
+    return config
+
+
+def _script() -> ScriptDirectory:
+    return ScriptDirectory(str(_MIGRATIONS))
+
+
+def _wanted() -> set[str]:
+    return set(_script().get_heads())
+
+
+def _heads(connection: Connection, tables: Tables) -> set[str]:
+    options: dict[str, Any] = {"version_table": tables.version_table, "version_table_schema": tables.schema}
+    return set(MigrationContext.configure(connection, opts=options).get_current_heads())
+
+
+def _refuse_newer(heads: set[str], tables: Tables) -> None:
+    unknown = heads - {script.revision for script in _script().walk_revisions()}
+    if unknown:
+        raise StartError(
+            f"database: consumerkit's tables ({_place(tables)}) are at revision {_joined(unknown)}, which this version "
+            "of consumerkit does not know; install the newer version that made them"
+        )
+
+
+def _joined(revisions: set[str]) -> str:
+    return ", ".join(sorted(revisions))
+
+
+def _place(tables: Tables) -> str:
+    return f"{tables.schema}.{tables.prefix}*" if tables.schema else f"{tables.prefix}*"

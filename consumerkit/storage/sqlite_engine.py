@@ -1,0 +1,62 @@
+"""What SQLite needs of every connection: real transactions, full durability, and an end to those that are given up."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any, Final
+
+from sqlalchemy import Engine, event
+
+BEGIN: Final = "BEGIN IMMEDIATE"
+BUSY_MILLISECONDS: Final = 30_000
+# An event loop refers to its tasks only weakly.
+_UNDER_WAY: Final[set[asyncio.Task[None]]] = set()
+
+
+def set_up(engine: Engine) -> None:
+    """Give SQLite real transactions and full durability.
+
+    The driver's own transaction control lets a row inserted under a released savepoint survive a rollback, and a
+    deferred transaction that turns into a writer fails at once when another writer was quicker; so the driver's is
+    off, and every transaction begins as a writer. The recipe is SQLAlchemy's.
+    """
+    if not event.contains(engine, "begin", _begun):
+        event.listen(engine, "connect", _connected)
+        event.listen(engine, "begin", _begun)
+        event.listen(engine, "invalidate", _given_up)
+
+
+def _connected(connection: Any, _record: object) -> None:
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begun(connection: Any) -> None:
+    connection.exec_driver_sql(BEGIN)
+
+
+def _given_up(connection: Any, _record: object, _error: object) -> None:
+    """Have a connection that a cancellation broke roll back before it is closed.
+
+    SQLite closes a connection whose last statement somebody still refers to only when that is collected, and until
+    then it keeps the lock of its transaction (https://sqlite.org/c3ref/close.html, on `sqlite3_close_v2`).
+    """
+    driver = getattr(connection, "driver_connection", None)
+    if driver is None:
+        return  # a driver for threads, which nothing cancels
+    with suppress(RuntimeError):  # no event loop runs: the connection was collected
+        # Handed to the driver's thread when this is first awaited, which is before SQLAlchemy hands it the closing.
+        rolled_back = asyncio.get_running_loop().create_task(_rolled_back(driver))
+        _UNDER_WAY.add(rolled_back)
+        rolled_back.add_done_callback(_UNDER_WAY.discard)
+
+
+async def _rolled_back(driver: Any) -> None:
+    with suppress(Exception):
+        await driver.rollback()

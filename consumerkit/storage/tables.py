@@ -1,0 +1,297 @@
+"""The tables: what consumerkit keeps in the user's database.
+
+Migrations live in `consumerkit.storage.migrations`; a test compares them with these definitions.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    func,
+)
+
+from consumerkit.errors import ConfigurationError
+from consumerkit.storage.sealing import Sealer
+
+DEFAULT_PREFIX = "consumerkit_"
+
+# SQLite numbers rows by itself only where the key is declared exactly INTEGER.
+_Sequence = BigInteger().with_variant(Integer, "sqlite")
+_SEALER = ("seal", "unseal")
+_Moment = DateTime(timezone=True)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The table definitions under one prefix and schema.
+
+    Args:
+        prefix: Put before each table's name.
+        schema: The database schema; the connection's default where None.
+        sealer: Encrypts the values and headers that are stored; they stand in the clear where None.
+
+    Raises:
+        ConfigurationError: The prefix or schema is not a plain lower-case name.
+
+    Example:
+        >>> Tables(schema="ledger").processed_messages.fullname
+        'ledger.consumerkit_processed_messages'
+    """
+
+    prefix: str = DEFAULT_PREFIX
+    schema: str | None = None
+    sealer: Sealer | None = field(default=None, repr=False, compare=False)
+    metadata: MetaData = field(init=False, repr=False, compare=False)
+    consumers: Table = field(init=False, repr=False, compare=False)
+    processed_messages: Table = field(init=False, repr=False, compare=False)
+    message_results: Table = field(init=False, repr=False, compare=False)
+    dead_letters: Table = field(init=False, repr=False, compare=False)
+    outbox_messages: Table = field(init=False, repr=False, compare=False)
+    parked_messages: Table = field(init=False, repr=False, compare=False)
+    partition_progress: Table = field(init=False, repr=False, compare=False)
+    lane_progress: Table = field(init=False, repr=False, compare=False)
+    operator_actions: Table = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for what, value in (("prefix", self.prefix), ("schema", self.schema)):
+            if value is not None and not re.fullmatch(r"[a-z_][a-z0-9_]{0,30}", value):
+                raise ConfigurationError(
+                    f"Tables({what}={value!r}): use up to 31 lower-case letters, digits and underscores, "
+                    "the first of them not a digit"
+                )
+        if self.sealer is not None and not all(callable(getattr(self.sealer, name, None)) for name in _SEALER):
+            raise ConfigurationError("Tables(sealer=...): give an object with the methods seal(bytes), unseal(bytes)")
+        metadata = MetaData(schema=self.schema)
+        object.__setattr__(self, "metadata", metadata)
+        for make in _MAKERS:
+            table = make(self.prefix, metadata)
+            object.__setattr__(self, table.name.removeprefix(self.prefix), table)
+
+    @property
+    def version_table(self) -> str:
+        """The name of the table in which Alembic keeps our schema's version, apart from the user's own."""
+        return f"{self.prefix}alembic_version"
+
+
+def _consumers(prefix: str, metadata: MetaData) -> Table:
+    return Table(
+        f"{prefix}consumers",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("name", Text, nullable=False, unique=True),
+        Column("group_name", Text, nullable=False),
+        Column("topics", Text, nullable=False),
+        Column("created_at", _Moment, nullable=False, server_default=func.now()),
+        Column("ordering", Text),
+    )
+
+
+def _processed_messages(prefix: str, metadata: MetaData) -> Table:
+    """One row for each message ID that was processed or given up; 16 bytes of digest over the raw ID bytes."""
+    return Table(
+        f"{prefix}processed_messages",
+        metadata,
+        Column("consumer", Integer, primary_key=True, autoincrement=False),
+        Column("digest", LargeBinary(16), primary_key=True),
+        Column("message_id", Text, nullable=False),
+        Column("fingerprint", LargeBinary(16), nullable=False),
+        Column("outcome", SmallInteger, nullable=False),
+        Column("processed_at", _Moment, nullable=False, server_default=func.now()),
+        Index(f"{prefix}processed_messages_processed_at", "processed_at"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _message_results(prefix: str, metadata: MetaData) -> Table:
+    return Table(
+        f"{prefix}message_results",
+        metadata,
+        Column("consumer", Integer, primary_key=True, autoincrement=False),
+        Column("digest", LargeBinary(16), primary_key=True),
+        Column("result", Text, nullable=False),
+    )
+
+
+def _dead_letters(prefix: str, metadata: MetaData) -> Table:
+    """The whole message with the reason; unique by where it stood in the log, so that a crash never doubles one.
+
+    `state` is dead, redriven (parked again), resolved or discarded; `history` has, as JSON, what it died of before.
+    `place` is where its error was raised: with the error's type it tells groups of errors apart.
+    """
+    return Table(
+        f"{prefix}dead_letters",
+        metadata,
+        Column("id", _Sequence, primary_key=True),
+        Column("consumer", Integer, nullable=False),
+        Column("topic", Text, nullable=False),
+        Column("topic_id", Text, nullable=False),
+        Column("partition", Integer, nullable=False),
+        Column("offset", BigInteger, nullable=False),
+        Column("timestamp", BigInteger, nullable=False),
+        Column("key", LargeBinary),
+        Column("value", LargeBinary),
+        Column("headers", Text, nullable=False),
+        Column("size", BigInteger, nullable=False),
+        Column("digest", LargeBinary(16)),
+        Column("message_id", Text),
+        Column("reason", Text, nullable=False),
+        Column("error_type", Text, nullable=False),
+        Column("error", Text, nullable=False),
+        Column("stack", Text, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("first_failed_at", _Moment),
+        Column("dead_at", _Moment, nullable=False, server_default=func.now()),
+        Column("fingerprint", LargeBinary(16)),
+        Column("place", Text),
+        Column("state", Text, nullable=False, server_default="dead"),
+        Column("state_at", _Moment),
+        Column("redrives", Integer, nullable=False, server_default="0"),
+        Column("history", Text, nullable=False, server_default="[]"),
+        Column("sealed", Boolean, nullable=False, server_default=false()),
+        Column("erased_at", _Moment),
+        UniqueConstraint("consumer", "topic_id", "partition", "offset", name=f"{prefix}dead_letters_origin"),
+        Index(f"{prefix}dead_letters_consumer_reason", "consumer", "reason"),
+        Index(f"{prefix}dead_letters_dead_at", "dead_at"),
+        Index(f"{prefix}dead_letters_digest", "consumer", "digest"),
+    )
+
+
+def _outbox_messages(prefix: str, metadata: MetaData) -> Table:
+    return Table(
+        f"{prefix}outbox_messages",
+        metadata,
+        Column("sequence", _Sequence, primary_key=True),
+        Column("topic", Text, nullable=False),
+        Column("key", LargeBinary),
+        Column("value", LargeBinary),
+        Column("headers", Text, nullable=False),
+        Column("created_at", _Moment, nullable=False, server_default=func.now()),
+        Column("sealed", Boolean, nullable=False, server_default=false()),
+        sqlite_autoincrement=True,
+    )
+
+
+def _parked_messages(prefix: str, metadata: MetaData) -> Table:
+    """Messages that wait: for their next attempt, or, without a due time, behind one of their key that does.
+
+    Their order is that of `id`: a partition's owner parks them in the order of the log. `kind` is `message`, or `held`
+    for a dead one that keeps its key's later ones waiting; `dead_letter` is the letter that a redrive put here.
+    """
+    return Table(
+        f"{prefix}parked_messages",
+        metadata,
+        Column("id", _Sequence, primary_key=True),
+        Column("consumer", Integer, nullable=False),
+        Column("topic", Text, nullable=False),
+        Column("topic_id", Text, nullable=False),
+        Column("partition", Integer, nullable=False),
+        Column("offset", BigInteger, nullable=False),
+        Column("timestamp", BigInteger, nullable=False),
+        Column("key", LargeBinary),
+        Column("key_digest", LargeBinary(16)),
+        Column("value", LargeBinary),
+        Column("headers", Text, nullable=False),
+        Column("digest", LargeBinary(16)),
+        Column("message_id", Text, nullable=False),
+        Column("fingerprint", LargeBinary(16), nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("deliveries", Integer, nullable=False, server_default="0"),
+        Column("due_at", _Moment),
+        Column("first_failed_at", _Moment),
+        Column("error_type", Text, nullable=False),
+        Column("error", Text, nullable=False),
+        Column("stack", Text, nullable=False),
+        Column("parked_at", _Moment, nullable=False, server_default=func.now()),
+        Column("kind", Text, nullable=False, server_default="message"),
+        Column("dead_letter", BigInteger),
+        Column("sealed", Boolean, nullable=False, server_default=false()),
+        UniqueConstraint("consumer", "topic_id", "partition", "offset", name=f"{prefix}parked_messages_origin"),
+        Index(f"{prefix}parked_messages_key", "consumer", "topic", "partition", "key_digest", "id"),
+        Index(f"{prefix}parked_messages_due", "consumer", "due_at"),
+        sqlite_autoincrement=True,
+    )
+
+
+def _partition_progress(prefix: str, metadata: MetaData) -> Table:
+    """Who owns a partition, and how its owners before have ended.
+
+    The token is random at each taking, never a counter that a failover could hand out twice. `deaths` counts owners in
+    a row that neither gave the partition back nor got any further; `suspects` are the offsets that began to run alone
+    and of which nothing more was heard, with how often, as JSON.
+    """
+    return Table(
+        f"{prefix}partition_progress",
+        metadata,
+        Column("consumer", Integer, primary_key=True, autoincrement=False),
+        Column("topic", Text, primary_key=True),
+        Column("partition", Integer, primary_key=True, autoincrement=False),
+        Column("owner", LargeBinary(16), nullable=False),
+        Column("taken_at", _Moment, nullable=False, server_default=func.now()),
+        Column("given_back", Boolean, nullable=False, server_default=false()),
+        Column("deaths", Integer, nullable=False, server_default="0"),
+        Column("suspects", Text, nullable=False, server_default="{}"),
+        Column("topic_id", Text),
+        Column("start", BigInteger),
+        Column("mark", BigInteger),
+        Column("marked_at", _Moment),
+        Column("window_end", BigInteger),
+        Column("window_at", _Moment),
+        Column("settled_at", _Moment),
+        Column("forgotten_below", BigInteger, nullable=False, server_default="0"),
+    )
+
+
+def _lane_progress(prefix: str, metadata: MetaData) -> Table:
+    """The number of each lane's last transaction: where it is lower than the lane knows, the database lost commits."""
+    return Table(
+        f"{prefix}lane_progress",
+        metadata,
+        Column("consumer", Integer, primary_key=True, autoincrement=False),
+        Column("lane", LargeBinary(16), primary_key=True),
+        Column("sequence", BigInteger, nullable=False),
+        Column("moved_at", _Moment, nullable=False, server_default=func.now()),
+    )
+
+
+def _operator_actions(prefix: str, metadata: MetaData) -> Table:
+    """What people did to messages and positions: who, when, what, and to what, as JSON."""
+    return Table(
+        f"{prefix}operator_actions",
+        metadata,
+        Column("id", _Sequence, primary_key=True),
+        Column("at", _Moment, nullable=False, server_default=func.now()),
+        Column("actor", Text, nullable=False),
+        Column("action", Text, nullable=False),
+        Column("consumer", Integer),
+        Column("details", Text, nullable=False, server_default="{}"),
+        Index(f"{prefix}operator_actions_at", "at"),
+    )
+
+
+_MAKERS = (
+    _consumers,
+    _processed_messages,
+    _message_results,
+    _dead_letters,
+    _outbox_messages,
+    _parked_messages,
+    _partition_progress,
+    _lane_progress,
+    _operator_actions,
+)
+DEFAULT_TABLES = Tables()

@@ -1,0 +1,215 @@
+"""Keeps worker processes running: started, restarted with back-off, stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from consumerkit.event_wait import wait_until_set
+from consumerkit.supervisor.lifeline import Channel
+
+# Exit codes of a worker process, and of the supervisor.
+CLEAN = 0
+FAILED = 1
+NOT_STARTED = 2
+GRACE_EXCEEDED = 3
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME_REQUEST: Final = 1.0
+"""Seconds within which a further signal is the first one, told twice."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """How long a process waits before it is started again.
+
+    Args:
+        first: Seconds after the first death.
+        most: Seconds at most; each death in a row doubles the wait.
+        reset: Seconds of life after which the next death counts as the first.
+    """
+
+    first: float = 0.5
+    most: float = 30.0
+    reset: float = 60.0
+
+    def next(self, last: float | None, lived: float) -> float:
+        """Return the wait after a process has lived for `lived` seconds, and before it waited for `last`.
+
+        Example:
+            >>> backoff = Backoff()
+            >>> [backoff.next(None, 1), backoff.next(0.5, 1), backoff.next(20, 1), backoff.next(20, 61)]
+            [0.5, 1.0, 30.0, 0.5]
+        """
+        if last is None or lived >= self.reset:
+            return self.first
+        return min(last * 2, self.most)
+
+
+DEFAULT_BACKOFF = Backoff()
+
+
+@dataclass(slots=True)
+class _Child:
+    """One of the N places, whichever process fills it at the time."""
+
+    number: int
+    since: float | None = None
+    killed: bool = False
+    codes: set[int] = field(default_factory=set)
+
+
+class Supervisor:
+    """Keeps N worker processes running until it is told to stop.
+
+    Each is started afresh by its command and inherits nothing but the environment. One that ends is started again after
+    a back-off, for ever; only if all of them fail to *start* (exit code 2), and none has ever ended otherwise, it gives
+    up: no restart mends a misdeclaration.
+
+    SIGTERM or SIGINT to the supervisor becomes SIGTERM to each process. One that has not ended when its grace is over
+    is killed; a second signal kills all at once. If the supervisor itself is killed, its processes stop by themselves.
+
+    Args:
+        command: What runs one worker process.
+        workers: How many.
+        backoff: The waits between restarts.
+        grace: Seconds after which a process is killed that has not told its own grace.
+        margin: Seconds beyond the grace, for what surrounds a worker: its resources, the interpreter's end.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        workers: int,
+        *,
+        backoff: Backoff = DEFAULT_BACKOFF,
+        grace: float = 30.0,
+        margin: float = 5.0,
+    ) -> None:
+        self._command = tuple(command)
+        self._children = [_Child(number) for number in range(1, workers + 1)]
+        self._backoff = backoff
+        self._grace = grace
+        self._margin = margin
+        self._stopping = asyncio.Event()
+        self._at_once = asyncio.Event()
+        self._told = 0.0
+        self._given_up = False
+
+    async def run(self) -> int:
+        """Run until a signal; return the exit code: 0, or 1, 2, 3 for failed, not started, grace exceeded."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            codes = await asyncio.gather(*map(self._keep, self._children))
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+        return NOT_STARTED if self._given_up else max(codes)
+
+    def _signalled(self) -> None:
+        if not self._stopping.is_set():
+            self._told = time.monotonic()
+        elif time.monotonic() - self._told > SAME_REQUEST:
+            self._at_once.set()
+        self._stopping.set()
+
+    async def _keep(self, child: _Child) -> int:
+        """Start a process again whenever it ends; return how the last one took the stop."""
+        wait = None
+        while not self._stopping.is_set():
+            began = child.since = time.monotonic()
+            code = await self._run_once(child)
+            child.since = None
+            if self._stopping.is_set():
+                return _verdict(child, code)
+            child.codes.add(code)
+            if self._hopeless():
+                _log.critical("all %d worker processes failed to start; giving up", len(self._children))
+                self._given_up = True
+                self._stopping.set()
+                break
+            wait = self._backoff.next(wait, time.monotonic() - began)
+            _log.error("worker process %d %s; started again in %g s", child.number, _ended(code), wait)
+            await wait_until_set(self._stopping, wait)
+        return CLEAN
+
+    def _hopeless(self) -> bool:
+        """Whether each process has failed to start, none has ever ended otherwise, and none has lasted by now."""
+        settled = time.monotonic() - self._backoff.reset
+        return all(
+            child.codes == {NOT_STARTED} and (child.since is None or child.since > settled) for child in self._children
+        )
+
+    async def _run_once(self, child: _Child) -> int:
+        """Start a process, and stop it when the time has come; return its exit code."""
+        with Channel() as channel:
+            try:
+                process = await self._started(channel)
+                _log.info("worker process %d started (pid %d)", child.number, process.pid)
+                if not await _ends(process, self._stopping, None):
+                    await self._stop(child, process, channel)
+                return await process.wait()
+            except OSError as error:  # no memory, no more processes: as good as a death
+                _log.error("worker process %d cannot be started: %s", child.number, error)
+                return FAILED
+
+    async def _started(self, channel: Channel) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.DEVNULL,
+            env={**os.environ, **channel.environment},
+            pass_fds=(channel.write_end,),
+            # Out of the terminal's process group: Ctrl-C is ours to pass on, once.
+            process_group=0,
+        )
+        channel.close_write_end()
+        return process
+
+    async def _stop(self, child: _Child, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        _send(process, signal.SIGTERM)
+        grace = channel.grace(self._grace)
+        if not await _ends(process, self._at_once, grace + self._margin):
+            reason = "at once, by a second signal" if self._at_once.is_set() else f"after its grace of {grace:g} s"
+            _log.error("worker process %d is killed %s", child.number, reason)
+            child.killed = True
+            _send(process, signal.SIGKILL)
+
+
+async def _ends(process: asyncio.subprocess.Process, event: asyncio.Event, seconds: float | None) -> bool:
+    """Wait until the process has ended, the event is set, or the time is over; return whether the process has ended."""
+    waits = [asyncio.ensure_future(process.wait()), asyncio.ensure_future(event.wait())]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    return process.returncode is not None
+
+
+def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
+
+
+def _verdict(child: _Child, code: int) -> int:
+    """Return the supervisor's exit code by how a process took the stop."""
+    if child.killed:
+        return GRACE_EXCEEDED
+    if code in (CLEAN, -signal.SIGTERM):  # killed by SIGTERM: it was told before it could listen
+        return CLEAN
+    _log.error("worker process %d %s while stopping", child.number, _ended(code))
+    return GRACE_EXCEEDED if code == GRACE_EXCEEDED else FAILED
+
+
+def _ended(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

@@ -1,0 +1,92 @@
+"""The transport on aiokafka, which runs in the event loop and speaks the eager protocol of consumer groups.
+
+Differences that may matter when choosing: every rebalance takes all partitions of all members away and deals them
+anew, and heartbeats stop while the event loop is blocked. That a partition is lost rather than revoked is known where
+the broker has answered so (`lost` is called); where it has not yet, `revoked` is called and its commit is refused.
+
+Topics are described and created through confluent-kafka: aiokafka does not know topic IDs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
+
+from consumerkit.errors import ConfigurationError
+from consumerkit.transports.aiokafka_client import keep_secrets_out_of_logs
+from consumerkit.transports.aiokafka_consumer import AiokafkaConsumer
+from consumerkit.transports.aiokafka_log_reader import AiokafkaLogReader
+from consumerkit.transports.aiokafka_producer import AiokafkaProducer
+from consumerkit.transports.base import Consumer, LogReader, Producer, Subscription, TopicInfo
+from consumerkit.transports.confluent_admin import TopicAdmin
+
+
+class AiokafkaTransport:
+    """A Kafka cluster, reached with aiokafka.
+
+    Args:
+        settings: How to reach the cluster, in aiokafka's keyword arguments.
+        options: More of them, each given to those clients that take it.
+        admin: How to reach the cluster, in librdkafka's settings.
+
+    Raises:
+        ConfigurationError: No client of aiokafka takes an option.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, object], *, admin: Mapping[str, object], options: Mapping[str, object]
+    ) -> None:
+        _check_names(options)
+        keep_secrets_out_of_logs()
+        self._settings: dict[str, Any] = dict(settings)
+        self._options: dict[str, Any] = dict(options)
+        self._admin = TopicAdmin(admin)
+
+    def consumer(self, subscription: Subscription) -> Consumer:
+        """Make a consumer."""
+        return AiokafkaConsumer(self._settings, self._options, subscription, self.topics)
+
+    def producer(self) -> Producer:
+        """Make a producer."""
+        return AiokafkaProducer(self._settings, self._options, self.topics)
+
+    def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> LogReader:
+        """Make a reader outside of any group."""
+        return AiokafkaLogReader(self._settings, self._options, topic, offsets or {}, self.topics)
+
+    async def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
+        """Describe those of the topics that exist.
+
+        Raises:
+            StartError: The broker refused, or could not be reached in time.
+        """
+        return await self._admin.topics(names)
+
+    async def keeps(self, names: Collection[str]) -> dict[str, float]:
+        """Return for how many seconds the broker keeps a topic's records, as far as it tells.
+
+        Raises:
+            StartError: The broker refused the connection, or could not be reached in time.
+        """
+        return await self._admin.keeps(names)
+
+    async def create_topics(self, partitions: Mapping[str, int]) -> None:
+        """Create those of the topics that do not exist.
+
+        Raises:
+            StartError: The broker refused; the message names the topic.
+        """
+        await self._admin.create_topics(partitions)
+
+
+def _check_names(options: Mapping[str, object]) -> None:
+    known = sorted({*signature(AIOKafkaConsumer).parameters, *signature(AIOKafkaProducer).parameters})
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see aiokafka's documentation"
+            raise ConfigurationError(f"Kafka(options={{{name!r}: ...}}): aiokafka has no such setting; {hint}")

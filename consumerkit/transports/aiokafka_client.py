@@ -1,0 +1,179 @@
+"""What the consumer and the producer on aiokafka share: starting, stopping, and what its public face does not show.
+
+Whatever reaches behind aiokafka's public face is here, in `Insight` and in `aiokafka_records`, so that a new version of
+the library is checked in two places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+import aiokafka.errors as errors  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import TopicPartition as ClientPartition
+from aiokafka.conn import create_conn  # type: ignore[import-untyped]
+
+from consumerkit.errors import StartError
+
+START_TIMEOUT: Final = 20.0
+"""Seconds after which a broker that does not answer is given up at start."""
+
+STOP_TIMEOUT: Final = 10.0
+"""Seconds that the client gets to leave its group and to disconnect."""
+
+C = TypeVar("C", bound="Client")
+
+_PAUSE: Final = 0.5
+_REFUSALS: Final = (
+    errors.SaslAuthenticationFailed,
+    errors.AuthenticationFailedError,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+    errors.GroupAuthorizationFailedError,
+    errors.TopicAuthorizationFailedError,
+    errors.ClusterAuthorizationFailedError,
+    ssl.SSLError,
+)
+# These print requests when they debug: payloads, and the exchange in which a password is sent.
+_TALKATIVE: Final = ("aiokafka.conn", "aiokafka.producer.producer")
+
+
+class Client(Protocol):
+    """What a consumer and a producer of aiokafka have in common."""
+
+    async def start(self) -> None:
+        """Connect."""
+
+    async def stop(self) -> None:
+        """Disconnect."""
+
+
+async def connect(make: Callable[[], C], settings: Mapping[str, Any]) -> C:
+    """Make a client and connect it; broker trouble that may pass is waited out for `START_TIMEOUT` seconds.
+
+    Raises:
+        StartError: The broker refused, or could not be reached in time.
+    """
+    end = time.monotonic() + START_TIMEOUT
+    while True:
+        client = make()
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(1.0, end - time.monotonic())):
+                await client.start()
+                _require_brokers(client)
+            return client
+        except (errors.KafkaError, OSError) as error:  # TimeoutError is an OSError
+            await stop(client)
+            # aiokafka logs the reason and raises only that it could not bootstrap; so ask one broker once more.
+            reason = await _reason(settings) or error
+            if isinstance(reason, _REFUSALS) or time.monotonic() + _PAUSE > end:
+                place = ",".join(settings["bootstrap_servers"])
+                raise StartError(f"Kafka at {place}: {words(reason)}; {_way_out(reason)}") from None
+        except BaseException:
+            await stop(client)
+            raise
+        await asyncio.sleep(_PAUSE)
+
+
+def _way_out(reason: Exception) -> str:
+    if isinstance(reason, _REFUSALS):
+        return "check security="
+    return "check that the broker runs and that bootstrap= is right"
+
+
+def _require_brokers(client: Any) -> None:
+    # A broker that has just come back may answer that it knows of none, itself included; aiokafka then trips over it.
+    connections = client.client if isinstance(client, AIOKafkaProducer) else client._client  # noqa: SLF001
+    if not connections.cluster.brokers():
+        raise errors.KafkaConnectionError("the cluster names no broker yet")
+
+
+async def stop(client: Client) -> None:
+    """Disconnect, within `STOP_TIMEOUT` seconds whatever the broker does."""
+    task = asyncio.ensure_future(client.stop())
+    _, late = await asyncio.wait({task}, timeout=STOP_TIMEOUT)
+    if late:
+        task.cancel()
+        await asyncio.wait({task}, timeout=1.0)
+    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+        logging.getLogger(__name__).warning("disconnecting from Kafka: %s", words(error))
+
+
+async def abandon(producer: AIOKafkaProducer) -> None:
+    """Disconnect a producer without delivering what it still holds: those records were answered as failed."""
+    producer._closed = True  # noqa: SLF001 - else it complains when it is collected
+    if producer._sender.sender_task is not None:  # noqa: SLF001
+        await producer._sender.close()  # noqa: SLF001
+    await producer.client.close()
+
+
+def words(error: BaseException) -> str:
+    """Return an error in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def suited(make: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that a client of this kind takes."""
+    known = inspect.signature(make).parameters
+    return {name: value for name, value in options.items() if name in known}
+
+
+def keep_secrets_out_of_logs() -> None:
+    """Silence aiokafka's debugging of requests, which shows passwords and payloads; may be called again."""
+    for name in _TALKATIVE:
+        logging.getLogger(name).addFilter(_no_debugging)
+
+
+def _no_debugging(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
+
+
+async def _reason(settings: Mapping[str, Any]) -> Exception | None:
+    host, _, port = settings["bootstrap_servers"][0].rpartition(":")
+    names = inspect.signature(create_conn).parameters
+    known = {name: value for name, value in settings.items() if name in names}
+    try:
+        connecting: Awaitable[Any] = create_conn(host.strip("[]"), int(port), request_timeout_ms=5_000, **known)
+        connection = await asyncio.wait_for(connecting, 5.0)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason that was asked for
+        return error
+    connection.close()
+    return None
+
+
+class Insight:
+    """What aiokafka knows of a consumer and does not show."""
+
+    def __init__(self, client: AIOKafkaConsumer) -> None:
+        self._client = client
+
+    def fenced(self) -> bool:
+        """Whether the broker has put this member out of the group.
+
+        The same callback announces that partitions are revoked and that they are lost. aiokafka forgets its generation
+        in the second case only, before it calls.
+        """
+        coordinator = self._client._coordinator  # noqa: SLF001
+        return coordinator is not None and coordinator.generation < 0
+
+    async def committed(self, partitions: Sequence[ClientPartition]) -> dict[ClientPartition, tuple[int, str]]:
+        """Return what the group has committed, with its text; the public face returns the offset alone."""
+        found = await self._client._coordinator.fetch_committed_offsets(partitions)  # noqa: SLF001
+        return {at: (each.offset, each.metadata) for at, each in found.items() if each.offset >= 0}
+
+    def fatal(self) -> str | None:
+        """What ended one of the client's own tasks; nothing is fetched, or no rebalance followed, from then on."""
+        coordinator, fetcher = self._client._coordinator, self._client._fetcher  # noqa: SLF001
+        if coordinator is None or fetcher is None:
+            return None
+        for task in (coordinator._coordination_task, fetcher.error_future):  # noqa: SLF001
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                return words(error)
+        return None

@@ -1,0 +1,332 @@
+"""One member of a consumer group on aiokafka: who is told of which assignment, and what is committed.
+
+aiokafka speaks the eager protocol: each rebalance takes all partitions away and deals them again. It rebalances in a
+task of its own, beside all fetching, and waits there for `on_partitions_revoked`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import aiokafka.errors as errors  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka import TopicPartition as ClientPartition
+
+from consumerkit.errors import PartitionUnusable, StartError, Unavailable
+from consumerkit.message import TopicPartition
+from consumerkit.transports.aiokafka_client import Insight, words
+from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription, TopicInfo
+
+COMMIT_TIMEOUT: Final = 5.0
+"""Seconds after which a commit without an answer is given up; aiokafka itself would try for ever."""
+
+DRAIN_MARGIN: Final = 5.0
+"""Seconds beyond `Subscription.drain_timeout` after which a listener that has not returned is given up."""
+
+_LOOKUP_TIMEOUT: Final = 10.0
+_RETRY_PAUSE: Final = 0.2
+
+_log = logging.getLogger(__name__)
+
+Describe = Callable[[Collection[str]], Awaitable[dict[str, TopicInfo]]]
+
+
+@dataclass(slots=True)
+class Held:
+    """A partition under one assignment.
+
+    Attributes:
+        epoch: The assignment's number.
+        topic_id: The topic's ID at assignment.
+        next: The offset after the last record that was fetched.
+        failed: It is not read any further.
+        leaving: The listener is about to finish with it.
+    """
+
+    epoch: int
+    topic_id: str
+    next: int
+    failed: bool = False
+    leaving: bool = False
+
+    @property
+    def readable(self) -> bool:
+        """Whether records may be fetched and returned."""
+        return not (self.failed or self.leaving)
+
+
+class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Keeps the book of assignments, and tells the engine's listener of each change, one call at a time.
+
+    Attributes:
+        name: The group's name.
+        held: The partitions that the listener was told of and that are not over.
+        version: Grows with every change that ends the delivery of a partition.
+        error: What went wrong that `health` must tell, or None.
+    """
+
+    def __init__(
+        self, client: AIOKafkaConsumer, subscription: Subscription, listener: AssignmentListener, describe: Describe
+    ) -> None:
+        self.name = subscription.group
+        self.held: dict[TopicPartition, Held] = {}
+        self.version = 0
+        self.error: str | None = None
+        self._client = client
+        self._insight = Insight(client)
+        self._subscription = subscription
+        self._listener = listener
+        self._describe = describe
+        self._topic_ids: dict[str, str] = {}
+        self._first_positions: dict[TopicPartition, int] = {}
+        self._epochs = itertools.count(1)
+        self._round = 0
+        self._telling = asyncio.Lock()
+        self._committing = asyncio.Lock()
+        self._taking: asyncio.Task[None] | None = None
+        self._revoked_at: float | None = time.monotonic()
+        self._closed = False
+
+    def rebalancing(self) -> float:
+        """Seconds since the partitions were taken away; 0 when they have been dealt."""
+        return 0.0 if self._revoked_at is None else time.monotonic() - self._revoked_at
+
+    # -- what aiokafka calls
+
+    async def on_partitions_revoked(self, revoked: Collection[ClientPartition]) -> None:
+        """Give everything back; aiokafka does not rejoin before this returns."""
+        self._round += 1
+        self._revoked_at = time.monotonic()
+        await self.give_back()
+
+    async def on_partitions_assigned(self, assigned: Collection[ClientPartition]) -> None:
+        """Begin to take the new partitions over; returns at once, since no heartbeat is sent before."""
+        # Nothing of them may be read before the listener was told. No position is known yet, so nothing has been.
+        self._client.pause(*assigned)
+        self._revoked_at = None
+        if assigned and not self._closed:
+            partitions = [TopicPartition(*partition) for partition in assigned]
+            self._taking = asyncio.create_task(self._take(partitions, self._round))
+            self._taking.add_done_callback(self._look_at)
+
+    # -- taking over
+
+    async def _take(self, partitions: list[TopicPartition], turn: int) -> None:
+        starts = None
+        while starts is None:
+            try:
+                starts = await asyncio.wait_for(self._starts(partitions), _LOOKUP_TIMEOUT)
+            except Exception as error:  # noqa: BLE001 - given up, the partitions would stand still and nobody be told
+                if turn != self._round:
+                    return
+                _log.warning("%s: looking up where to start: %s", self.name, words(error))
+                await asyncio.sleep(_RETRY_PAUSE)
+        async with self._telling:
+            if turn == self._round:
+                await self._announce(starts)
+
+    async def _announce(self, starts: Mapping[TopicPartition, int]) -> None:
+        held = {
+            at: Held(next(self._epochs), self._topic_ids.get(at.topic, at.topic), start) for at, start in starts.items()
+        }
+        for partition, start in starts.items():
+            self._client.seek(ClientPartition(*partition), start)
+        self.held.update(held)
+        try:
+            await self._listener.assigned({at: Position(mine.next, mine.epoch) for at, mine in held.items()})
+        except Exception as error:  # noqa: BLE001 - a listener must not raise; the contract says what follows
+            self._report("assigned", error)
+            self._end(held)
+            return
+        self._client.resume(*(ClientPartition(*partition) for partition in held))
+
+    async def _starts(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        asked = [self._client.committed(ClientPartition(*partition)) for partition in partitions]
+        infos, *offsets = await asyncio.gather(self._describe({at.topic for at in partitions}), *asked)
+        self._topic_ids |= {name: info.topic_id for name, info in infos.items()}
+        starts = {at: offset for at, offset in zip(partitions, offsets, strict=True) if offset is not None}
+        first_run = [at for at in partitions if at not in starts]
+        return starts | await self._first_run(first_run)
+
+    async def _first_run(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        # "latest" is decided once: decided again after each rebalance, it would skip what came in between.
+        known = {at: self._first_positions[at] for at in partitions if at in self._first_positions}
+        asked = [ClientPartition(*at) for at in partitions if at not in known]
+        if not asked:
+            return known
+        if self._subscription.start_from == "earliest":
+            found = await self._client.beginning_offsets(asked)
+        else:
+            found = await self._client.end_offsets(asked)
+            self._first_positions |= {TopicPartition(*at): offset for at, offset in found.items()}
+        return known | {TopicPartition(*at): offset for at, offset in found.items()}
+
+    # -- giving back
+
+    async def close(self) -> None:
+        """Give everything back and take nothing any more."""
+        self._closed = True
+        self._round += 1
+        taking = self._taking
+        await self.give_back()
+        if taking is not None:
+            await asyncio.wait({taking})
+
+    async def give_back(self) -> None:
+        """Have the listener finish with all partitions, and commit what it returns; or tell it that they are lost."""
+        async with self._telling:
+            if self._taking is not None:
+                # Not while it tells the listener: that it does under the lock.
+                self._taking.cancel()
+                self._taking = None
+            leaving = dict(self.held)
+            if not leaving:
+                return
+            for mine in leaving.values():
+                mine.leaving = True
+            self.version += 1
+            if self._insight.fenced():
+                await self._lose(leaving)
+            else:
+                await self._commit_last(await self._drain(leaving))
+                self._end(leaving)
+
+    async def _lose(self, leaving: Iterable[TopicPartition]) -> None:
+        lost = list(leaving)
+        self._end(lost)
+        try:
+            await self._listener.lost(lost)
+        except Exception as error:  # noqa: BLE001 - as in `_announce`
+            self._report("lost", error)
+
+    async def _drain(self, leaving: Iterable[TopicPartition]) -> Mapping[TopicPartition, Position]:
+        try:
+            async with asyncio.timeout(self._subscription.drain_timeout + DRAIN_MARGIN):
+                return await self._listener.revoked(list(leaving))
+        except Exception as error:  # noqa: BLE001 - as in `_announce`
+            self._report("revoked", error)
+            return {}
+
+    async def _commit_last(self, positions: Mapping[TopicPartition, Position]) -> None:
+        try:
+            await self.commit(positions)
+        except Unavailable as error:
+            # Not a loss: the next owner starts from what was committed before, and reads the rest again.
+            _log.warning("%s: the last commit before a rebalance failed: %s", self.name, error)
+
+    def _end(self, partitions: Iterable[TopicPartition]) -> None:
+        for partition in partitions:
+            self.held.pop(partition, None)
+        self.version += 1
+
+    # -- committing
+
+    async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        """Commit the positions of epochs that still hold.
+
+        Raises:
+            Unavailable: The broker did not confirm in time.
+        """
+        # One at a time, and `give_back` waits its turn: a commit that lingered would get the next generation's number.
+        async with self._committing:
+            current = {at: position for at, position in positions.items() if self._is_current(at, position)}
+            offsets = {ClientPartition(*at): (position.offset, position.note) for at, position in current.items()}
+            if not offsets:
+                return
+            if self._insight.fenced():
+                raise Unavailable(f"{self.name}: the broker has put this member out of its group")
+            try:
+                async with asyncio.timeout(COMMIT_TIMEOUT):
+                    await self._client.commit(offsets)
+            except TimeoutError:
+                raise Unavailable(f"{self.name}: no answer to a commit in {COMMIT_TIMEOUT:g} s") from None
+            except errors.KafkaError as error:
+                raise Unavailable(f"{self.name}: commit refused: {words(error)}") from error
+
+    def _is_current(self, partition: TopicPartition, position: Position) -> bool:
+        mine = self.held.get(partition)
+        return mine is not None and mine.epoch == position.epoch
+
+    # -- holding
+
+    def hold(self, partitions: Collection[TopicPartition], *, held: bool) -> None:
+        """Have aiokafka return nothing of these partitions, or return it again; a new assignment begins without."""
+        for partition in partitions:
+            mine = self.held.get(partition)
+            if mine is not None and mine.readable:
+                (self._client.pause if held else self._client.resume)(ClientPartition(*partition))
+
+    # -- going elsewhere
+
+    def seek(self, partition: TopicPartition, offset: int) -> int:
+        """Read a partition from another offset, under a new epoch."""
+        epoch = next(self._epochs)
+        mine = self.held.get(partition)
+        if mine is not None and not mine.leaving:
+            failed, mine.failed = mine.failed, False
+            mine.epoch, mine.next = epoch, offset
+            # A topic may have been made anew while it was assigned.
+            mine.topic_id = self._topic_ids.get(partition.topic, mine.topic_id)
+            # What was read before is of the old epoch.
+            self.version += 1
+            self._client.seek(ClientPartition(*partition), offset)
+            if failed:
+                self._client.resume(ClientPartition(*partition))
+        return epoch
+
+    async def describe(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
+        """Ask the broker about partitions.
+
+        Raises:
+            Unavailable: It did not answer.
+        """
+        asked = [ClientPartition(*at) for at in partitions if at in self.held]
+        if not asked:
+            return {}
+        try:
+            async with asyncio.timeout(_LOOKUP_TIMEOUT):
+                infos = await self._describe({at.topic for at in partitions})
+                self._topic_ids |= {name: info.topic_id for name, info in infos.items()}
+                starts = await self._client.beginning_offsets(asked)
+                ends = await self._client.end_offsets(asked)
+                committed = await self._insight.committed(asked)
+        except (TimeoutError, errors.KafkaError, StartError) as error:
+            raise Unavailable(f"{self.name}: the broker did not tell about its partitions: {words(error)}") from error
+        found = {}
+        for at in asked:
+            offset, note = committed.get(at, (None, ""))
+            topic_id = infos[at.topic].topic_id if at.topic in infos else self._topic_ids.get(at.topic, at.topic)
+            found[TopicPartition(*at)] = PartitionInfo(topic_id, starts[at], ends[at], offset, note)
+        return found
+
+    # -- failing
+
+    async def fail(self, partition: TopicPartition, why: str) -> None:
+        """Read the partition no further and tell the listener; nothing where it is over or has failed already."""
+        mine = self.held.get(partition)
+        if mine is None or not mine.readable:
+            return
+        mine.failed = True
+        self._client.pause(ClientPartition(*partition))
+        async with self._telling:
+            if self.held.get(partition) is not mine:
+                return
+            try:
+                await self._listener.failed(partition, PartitionUnusable(f"{partition} at offset {mine.next}: {why}"))
+            except Exception as error:  # noqa: BLE001 - as in `_announce`
+                self._report("failed", error)
+                self._end([partition])
+
+    def _look_at(self, taking: asyncio.Task[None]) -> None:
+        if not taking.cancelled() and (error := taking.exception()) is not None:
+            self._report("partitions", error)
+
+    def _report(self, call: str, error: BaseException) -> None:
+        _log.error("%s: the listener's %s: %s", self.name, call, words(error))
+        self.error = f"the listener's {call}: {words(error)}"

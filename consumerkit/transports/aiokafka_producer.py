@@ -1,0 +1,230 @@
+"""The producer on aiokafka: idempotent, every record answered, and started afresh after a failure.
+
+An idempotent producer numbers its batches, and aiokafka goes on numbering after one was refused: the broker then
+refuses all that follows as out of order. It also tries a batch again for ever. So each `send` has a deadline, and after
+any failure the next round goes through a new client. A topic has a client of its own, so that one which does not
+answer, or is refused, costs no other topic anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+import aiokafka.errors as errors  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaProducer
+
+from consumerkit.errors import StartError
+from consumerkit.transports import aiokafka_client
+from consumerkit.transports.aiokafka_client import words
+from consumerkit.transports.aiokafka_group import Describe
+from consumerkit.transports.base import Record, SendFailure
+
+SEND_TIMEOUT: Final = 30.0
+"""Seconds after which records without an acknowledgement have failed."""
+
+MOST_CLIENTS: Final = 32
+"""Topics that keep a client of their own while nothing is sent to them."""
+
+_BATCH_BYTES: Final = 128 * 1024
+_REQUEST_BYTES: Final = 100 * 1024 * 1024
+_FORBIDDEN: Final = (
+    errors.TopicAuthorizationFailedError,
+    errors.ClusterAuthorizationFailedError,
+    errors.InvalidTopicError,
+)
+_FINAL: Final = (*_FORBIDDEN, TimeoutError, errors.KafkaTimeoutError, StartError)
+# The broker's word on a batch's order or on our identity, not on its records.
+_OUT_OF_ORDER: Final = (
+    errors.OutOfOrderSequenceNumber,
+    errors.UnknownProducerId,
+    errors.InvalidProducerEpoch,
+    errors.ProducerFenced,
+)
+
+
+class AiokafkaProducer:
+    """Sends records; see `consumerkit.transports.base.Producer`."""
+
+    def __init__(self, settings: Mapping[str, Any], options: Mapping[str, Any], describe: Describe) -> None:
+        self._settings = settings
+        self._arguments = {
+            **settings,
+            "max_batch_size": _BATCH_BYTES,
+            # How large a record may be is the topic's to say.
+            "max_request_size": _REQUEST_BYTES,
+            **aiokafka_client.suited(AIOKafkaProducer, options),
+            "enable_idempotence": True,
+            "acks": "all",
+        }
+        self._describe = describe
+        self._spare: AIOKafkaProducer | None = None
+        # The one used last comes last.
+        self._topics: dict[str, _TopicProducer] = {}
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            StartError: The broker refused, or could not be reached in time.
+        """
+        self._spare = await self._connect()
+
+    async def send(self, records: Sequence[Record]) -> list[SendFailure | None]:
+        """Send all records; return one answer per record, in order: None when acknowledged."""
+        places: dict[str, list[int]] = {}
+        for at, record in enumerate(records):
+            places.setdefault(record.topic, []).append(at)
+        sends = [self._of(topic).send([records[at] for at in chosen]) for topic, chosen in places.items()]
+        answers: list[SendFailure | None] = [None] * len(records)
+        for chosen, answered in zip(places.values(), await asyncio.gather(*sends), strict=True):
+            for at, answer in zip(chosen, answered, strict=True):
+                answers[at] = answer
+        await self._retire()
+        return answers
+
+    async def stop(self) -> None:
+        """Let what is under way finish, and disconnect."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            await aiokafka_client.stop(spare)
+        await asyncio.gather(*(topic.stop() for topic in self._topics.values()))
+        self._topics.clear()
+
+    def _of(self, name: str) -> _TopicProducer:
+        found = self._topics.pop(name, None)
+        if found is None:
+            spare, self._spare = self._spare, None
+            found = _TopicProducer(self._connect, self._describe, spare)
+        self._topics[name] = found
+        return found
+
+    async def _retire(self) -> None:
+        """Disconnect from the topics that were used least recently, where there are too many."""
+        idle = [name for name, topic in self._topics.items() if not topic.sending]
+        for name in idle[: max(0, len(self._topics) - MOST_CLIENTS)]:
+            await self._topics.pop(name).stop()
+
+    async def _connect(self) -> AIOKafkaProducer:
+        return await aiokafka_client.connect(lambda: AIOKafkaProducer(**self._arguments), self._settings)
+
+
+class _TopicProducer:
+    """Sends the records of one topic, one `send` after another."""
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[AIOKafkaProducer]], describe: Describe, client: AIOKafkaProducer | None
+    ) -> None:
+        self._connect = connect
+        self._describe = describe
+        self._client = client
+        self._known = False
+        self._lock = asyncio.Lock()
+        self._users = 0
+
+    @property
+    def sending(self) -> bool:
+        """Whether a `send` is under way, or waits for its turn."""
+        return self._users > 0
+
+    async def send(self, records: Sequence[Record]) -> list[SendFailure | None]:
+        """Send all records; return one answer per record, in order."""
+        self._users += 1
+        try:
+            async with self._lock:
+                return await self._send(records)
+        finally:
+            self._users -= 1
+
+    async def stop(self) -> None:
+        """Let what is under way finish, and disconnect."""
+        async with self._lock:
+            client, self._client = self._client, None
+            if client is not None:
+                await aiokafka_client.stop(client)
+
+    async def _send(self, records: Sequence[Record]) -> list[SendFailure | None]:
+        end = time.monotonic() + SEND_TIMEOUT
+        if not self._known and (missing := await self._missing(records[0].topic)) is not None:
+            return [missing] * len(records)
+        answers: list[SendFailure | None] = [None] * len(records)
+        failed = await self._send_together(records, end)
+        # A refusal of one record is a refusal of its batch, and of what followed in its partition: so one by one.
+        for at, error in failed.items():
+            answers[at] = _failure(error)
+            if not isinstance(error, _FINAL) and time.monotonic() < end:
+                answers[at] = await self._send_alone(records[at], end)
+        if any(answer is not None and not answer.permanent for answer in answers):
+            self._known = False
+        return answers
+
+    async def _missing(self, topic: str) -> SendFailure | None:
+        # Asked before: aiokafka would have the broker create a topic that it asks for, and wait for it.
+        try:
+            self._known = topic in await self._describe({topic})
+        except StartError as error:
+            return SendFailure("UNREACHABLE", words(error), permanent=False)
+        if self._known:
+            return None
+        return SendFailure("UNKNOWN_TOPIC_OR_PARTITION", f"no such topic: {topic}", permanent=True)
+
+    async def _send_together(self, records: Sequence[Record], end: float) -> dict[int, Exception]:
+        """Send records in order; return what failed, after which the client is not used again."""
+        failed = await self._send_all(records, end)
+        if failed and self._client is not None:
+            client, self._client = self._client, None
+            await aiokafka_client.abandon(client)
+        return dict(sorted(failed.items()))
+
+    async def _send_all(self, records: Sequence[Record], end: float) -> dict[int, Exception]:
+        sent: dict[int, asyncio.Future[Any]] = {}
+        failed: dict[int, Exception] = {}
+        for at, record in enumerate(records):
+            try:
+                async with asyncio.timeout(max(0.0, end - time.monotonic())):
+                    sent[at] = await self._hand_over(record)
+            except Exception as error:  # noqa: BLE001 - a record's failure is an answer, whatever it is
+                failed[at] = error
+        if sent:
+            await asyncio.wait(sent.values(), timeout=max(0.0, end - time.monotonic()))
+        for at, future in sent.items():
+            if not future.done():
+                failed[at] = TimeoutError(f"not acknowledged in {SEND_TIMEOUT:g} s")
+                future.add_done_callback(_look_at)
+            elif (refusal := future.exception()) is not None:
+                failed[at] = refusal if isinstance(refusal, Exception) else RuntimeError(repr(refusal))
+        return failed
+
+    async def _send_alone(self, record: Record, end: float) -> SendFailure | None:
+        failed = await self._send_together([record], end)
+        return _failure(failed[0], alone=True) if failed else None
+
+    async def _hand_over(self, record: Record) -> asyncio.Future[Any]:
+        if self._client is None:
+            self._client = await self._connect()
+        client, headers = self._client, list(record.headers)
+        if record.key is not None or record.value is not None:
+            return await client.send(record.topic, record.value, key=record.key, headers=headers)  # type: ignore[no-any-return]
+        # aiokafka's `send` refuses a tombstone without a key; its batches do not.
+        batch = client.create_batch()
+        batch.append(timestamp=None, key=None, value=None, headers=headers)
+        partitions = sorted(await client.partitions_for(record.topic))
+        return await client.send_batch(batch, record.topic, partition=partitions[0])  # type: ignore[no-any-return]
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _failure(error: Exception, *, alone: bool = False) -> SendFailure:
+    code = error.message if isinstance(error, errors.BrokerResponseError) else type(error).__name__
+    if isinstance(error, errors.BrokerResponseError):
+        # Sent alone and refused in a way that the client would not try again, it is the record itself.
+        unfit = not error.retriable and not isinstance(error, _OUT_OF_ORDER)
+    else:
+        # What is neither the client's own error nor the network's comes from building the record.
+        unfit = not isinstance(error, errors.KafkaError | OSError | StartError)
+    return SendFailure(code, words(error), permanent=isinstance(error, _FORBIDDEN) or (alone and unfit))

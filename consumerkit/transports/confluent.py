@@ -1,0 +1,70 @@
+"""Kafka through librdkafka (confluent-kafka): the transport that `Kafka(transport="confluent")` makes.
+
+* Cooperative rebalances: a joining member takes partitions away from others without stopping those that stay. All
+  members of a group must use the same client library, therefore.
+* A header name that is not UTF-8 comes escaped; where one record has several such names, the client tells only the
+  first one, and the others come as U+FFFD, their values and their order kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from consumerkit.transports.base import Consumer, LogReader, Producer, Subscription, TopicInfo
+from consumerkit.transports.confluent_admin import TopicAdmin
+from consumerkit.transports.confluent_consumer import ConfluentConsumer
+from consumerkit.transports.confluent_producer import ConfluentProducer
+from consumerkit.transports.confluent_reader import ConfluentReader
+
+# Settings of one kind of client, which the other kinds would complain about.
+_CONSUMER_ONLY = ("fetch.", "queued.m", "session.", "heartbeat.", "group.", "partition.", "max.poll.", "check.crcs")
+
+
+class ConfluentTransport:
+    """Makes consumers and producers for one cluster.
+
+    Args:
+        config: librdkafka's settings: how to reach the cluster, and what a user tuned. What the contract of
+            `consumerkit.transports.base` rests on is set here whatever it says.
+    """
+
+    def __init__(self, config: Mapping[str, object]) -> None:
+        self._config = dict(config)
+        self._shared = {name: value for name, value in config.items() if not name.startswith(_CONSUMER_ONLY)}
+        self._admin = TopicAdmin(self._shared)
+
+    def consumer(self, subscription: Subscription) -> Consumer:
+        """Make a consumer; nothing happens before its `start`."""
+        return ConfluentConsumer(self._config, subscription, self._admin)
+
+    def producer(self) -> Producer:
+        """Make a producer; nothing happens before its `start`."""
+        return ConfluentProducer(self._shared)
+
+    def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> LogReader:
+        """Make a reader outside of any group; nothing happens before its `start`."""
+        return ConfluentReader(self._config, topic, offsets or {}, self._admin)
+
+    async def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
+        """Describe those of the topics that exist; never creates one.
+
+        Raises:
+            StartError: The broker refused, or could not be reached in time.
+        """
+        return await self._admin.topics(names)
+
+    async def keeps(self, names: Collection[str]) -> dict[str, float]:
+        """Return for how many seconds the broker keeps a topic's records, as far as it tells.
+
+        Raises:
+            StartError: The broker refused the connection, or could not be reached in time.
+        """
+        return await self._admin.keeps(names)
+
+    async def create_topics(self, partitions: Mapping[str, int]) -> None:
+        """Create those of the topics that do not exist, with the broker's defaults.
+
+        Raises:
+            StartError: The broker refused; the message names the topic.
+        """
+        await self._admin.create_topics(partitions)

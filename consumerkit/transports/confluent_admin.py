@@ -1,0 +1,211 @@
+"""Describing and creating topics with librdkafka's admin client, which both Kafka transports use."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._metadata import ClusterMetadata
+from confluent_kafka.admin._resource import ResourceType
+from confluent_kafka.cimpl import NewTopic
+
+from consumerkit.errors import StartError
+from consumerkit.transports.base import TopicInfo
+
+T = TypeVar("T")
+
+# What will not pass by waiting: the answer is a StartError at once, not after the timeout.
+_REFUSALS = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED})  # noqa: SLF001
+_TRY = 2.0
+_NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"
+
+
+class TopicAdmin:
+    """Describes and creates topics.
+
+    Args:
+        config: librdkafka's settings for reaching the cluster.
+        timeout: Seconds after which the broker counts as unreachable.
+    """
+
+    def __init__(self, config: Mapping[str, object], timeout: float = 15.0) -> None:
+        self._config = dict(config)
+        self._timeout = timeout
+
+    async def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
+        """Describe those of the topics that exist; never creates one.
+
+        Raises:
+            StartError: The broker refused, or could not be reached in time.
+        """
+        return await asyncio.to_thread(self.describe, names)
+
+    async def keeps(self, names: Collection[str]) -> dict[str, float]:
+        """Return for how many seconds the broker keeps a topic's records, as far as it tells.
+
+        Raises:
+            StartError: The broker refused the connection, or could not be reached in time.
+        """
+        return await asyncio.to_thread(self._keeps, names)
+
+    async def create_topics(self, partitions: Mapping[str, int]) -> None:
+        """Create those of the topics that do not exist.
+
+        Raises:
+            StartError: The broker refused; the message names the topic.
+        """
+        await asyncio.to_thread(self._create, partitions)
+
+    def describe(self, names: Collection[str]) -> dict[str, TopicInfo]:
+        """Do the work of `topics`, blocking."""
+        if not names:
+            return {}
+        with _Session(self._config, self._timeout) as session:
+            metadata = session.metadata()
+            if _is_embedded(metadata):
+                known = {name: topic for name, topic in metadata.topics.items() if name in names}
+                return {name: TopicInfo(name, name, len(topic.partitions)) for name, topic in known.items()}
+            asked = session.admin.describe_topics(TopicCollection(sorted(names)), request_timeout=self._timeout)
+            found = {name: self._info(session, name, answer) for name, answer in asked.items()}
+        return {name: info for name, info in found.items() if info is not None}
+
+    def _info(self, session: _Session, name: str, answer: Future[Any]) -> TopicInfo | None:
+        try:
+            topic = session.wait(answer)
+        except KafkaException as error:
+            reason = error.args[0]
+            if reason.code() in {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}:  # noqa: SLF001
+                return None
+            raise StartError(session.words(f"topic {name!r} cannot be described", reason)) from error
+        return TopicInfo(name, _topic_id(topic.topic_id) or name, len(topic.partitions))
+
+    def _keeps(self, names: Collection[str]) -> dict[str, float]:
+        with _Session(self._config, self._timeout) as session:
+            if not names or _is_embedded(session.metadata()):
+                return {}
+            resources = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(names)]
+            asked = session.admin.describe_configs(resources, request_timeout=self._timeout)
+            found = {resource.name: _kept(session, answer) for resource, answer in asked.items()}
+        return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+    def _create(self, partitions: Mapping[str, int]) -> None:
+        if not partitions:
+            return
+        topics = [NewTopic(name, num_partitions=number) for name, number in partitions.items()]
+        with _Session(self._config, self._timeout) as session:
+            if _is_embedded(session.metadata()):
+                for name in partitions:
+                    session.admin.list_topics(name, timeout=self._timeout)  # asking for it creates it
+                return
+            # Both timeouts: the second makes the answer wait until the topics can be used.
+            asked = session.admin.create_topics(topics, request_timeout=self._timeout, operation_timeout=self._timeout)
+            for name, answer in asked.items():
+                try:
+                    session.wait(answer)
+                except KafkaException as error:
+                    reason = error.args[0]
+                    if reason.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                        raise StartError(session.words(f"topic {name!r} cannot be created", reason)) from error
+            _poll_until(lambda: self._known(session, partitions), self._timeout)
+
+    def _known(self, session: _Session, partitions: Mapping[str, int]) -> bool:
+        found = session.admin.list_topics(timeout=self._timeout).topics
+        return all(
+            name in found and all(part.leader >= 0 for part in found[name].partitions.values()) for name in partitions
+        )
+
+
+class _Session:
+    """An admin client that is held until its futures have answered: collected earlier, it would destroy them."""
+
+    def __init__(self, config: Mapping[str, object], timeout: float) -> None:
+        self._refusal: KafkaError | None = None
+        self._last: KafkaError | None = None
+        self._timeout = timeout
+        self._place = f"Kafka at {config.get('bootstrap.servers')}"
+        self._end = time.monotonic() + timeout
+        settings: dict[str, Any] = {**config, "error_cb": self._note, "log_level": 0}
+        try:
+            self.admin = AdminClient(settings)
+        except (KafkaException, TypeError, ValueError) as error:
+            raise StartError(refused_settings(error)) from None
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.admin.poll(0)
+        del self.admin  # the client holds `_note`, which holds us: without this only a garbage collection would end it
+
+    def metadata(self) -> ClusterMetadata:
+        """Ask for all topics there are, which creates none."""
+        while True:
+            try:
+                return self.admin.list_topics(timeout=_TRY)
+            except KafkaException as error:
+                self.admin.poll(0)
+                self._check(error.args[0])
+
+    def wait(self, answer: Future[T]) -> T:
+        """Wait for an answer, looking out for a refusal that would otherwise only show as a timeout."""
+        self._end = time.monotonic() + self._timeout + _TRY  # the client's own timeout comes first, and names a cause
+        while not answer.done():
+            self.admin.poll(0.05)
+            self._check(None)
+        return answer.result()
+
+    def words(self, what: str, reason: KafkaError | None) -> str:
+        """Say what went wrong, with the client's own last trouble, which is often the cause of a timeout."""
+        parts = [what, *(error.str() for error in (reason, self._last) if error is not None)]
+        return ": ".join(dict.fromkeys(parts))
+
+    def _check(self, trouble: KafkaError | None) -> None:
+        if self._refusal is not None:
+            raise StartError(f"{self._place} refused the connection: {self._refusal.str()}; check security=")
+        if time.monotonic() > self._end:
+            why = self.words("no answer", trouble)
+            raise StartError(f"{self._place}: {why}; check that the broker runs and that bootstrap= is right")
+
+    def _note(self, error: KafkaError) -> None:
+        self._last = error
+        if error.code() in _REFUSALS:
+            self._refusal = error
+
+
+def refused_settings(error: Exception) -> str:
+    """Say that librdkafka takes no such settings: everything but `options` was checked or made by us."""
+    reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+    return f"Kafka(options=...): the Kafka client refused its settings: {reason}; correct it, or leave it out"
+
+
+def _kept(session: _Session, answer: Future[Any]) -> float | None:
+    try:
+        settings = session.wait(answer)
+        policy, milliseconds = settings["cleanup.policy"].value, int(settings["retention.ms"].value)
+    except (KafkaException, KeyError, TypeError, ValueError):
+        return None
+    return milliseconds / 1000 if "delete" in policy and milliseconds >= 0 else math.inf
+
+
+def _is_embedded(metadata: ClusterMetadata) -> bool:
+    """Tell librdkafka's own mock cluster, which has no admin API and no topic IDs, and creates topics when asked."""
+    return str(metadata.cluster_id).startswith("mockCluster")
+
+
+def _topic_id(uuid: Any) -> str:
+    """Return Kafka's own notation, which its tools print (URL-safe base64); empty where the broker has none."""
+    text = str(uuid).rstrip("=").replace("+", "-").replace("/", "_") if uuid is not None else ""
+    return "" if text == _NO_ID else text
+
+
+def _poll_until(condition: Callable[[], bool], timeout: float) -> None:
+    end = time.monotonic() + timeout
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)

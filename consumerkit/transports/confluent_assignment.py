@@ -1,0 +1,257 @@
+"""Which partitions a librdkafka consumer holds: rebalance callbacks, where reading starts, what may be committed.
+
+Everything here runs on the poll thread. Nothing raised here may reach the client: an exception out of a callback makes
+it destroy messages that it counts as delivered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import confluent_kafka
+from confluent_kafka import Consumer, KafkaError, KafkaException
+
+from consumerkit.errors import PartitionUnusable
+from consumerkit.message import TopicPartition
+from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription
+from consumerkit.transports.confluent_messages import Reading
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Partitions = list[confluent_kafka.TopicPartition]
+
+_ASK = 5.0  # seconds for one question to the broker
+_ASK_AGAIN_FOR = 30.0
+_MARGIN = 5.0  # beyond the drain timeout, which the listener itself keeps
+_CALL = 30.0  # for calls of the listener that only take note
+
+
+class Host(Protocol):
+    """What the callbacks need of the poll thread."""
+
+    def tell(self, work: Coroutine[Any, Any, T], timeout: float) -> T | None:
+        """Run a call of the listener on its event loop; None when it raised or took too long."""
+        ...
+
+    def settle(self, *, confirm: bool) -> None:
+        """Answer all commits under way: by a synchronous commit, or as unconfirmed."""
+
+    def report(self, error: str) -> None:
+        """Make an error show in `health`."""
+
+    def is_parked(self) -> bool:
+        """Whether partitions are paused in the client."""
+        ...
+
+
+class Assignment:
+    """The partitions of one consumer.
+
+    Attributes:
+        readings: What is known of each assigned partition.
+        changes: Counts the callbacks, so that a caller sees whether one ran meanwhile.
+        rejoin: Set when partitions could not be taken on, so that the group must be joined anew.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        subscription: Subscription,
+        listener: AssignmentListener,
+        topic_ids: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self.readings: dict[tuple[str, int], Reading] = {}
+        self.changes = 0
+        self.rejoin = False
+        self._host = host
+        self._subscription = subscription
+        self._listener = listener
+        self._topic_ids = topic_ids
+        self._epochs = itertools.count(1)
+
+    def subscribe(self, consumer: Consumer) -> None:
+        """Join the group."""
+        topics = list(self._subscription.topics)
+        consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def current(self, positions: Mapping[TopicPartition, Position]) -> Partitions:
+        """Return what to commit: positions of epochs that still hold."""
+        found = []
+        for partition, (offset, epoch, note) in positions.items():
+            reading = self.readings.get(partition)
+            if reading is not None and reading.epoch == epoch:
+                found.append(reading.position(partition, offset, note))
+        return found
+
+    def fail(self, consumer: Consumer, partition: TopicPartition, error: KafkaError) -> None:
+        """Read a partition no further, and tell the listener; others go on."""
+        consumer.pause([confluent_kafka.TopicPartition(*partition)])
+        reading = self.readings[partition]
+        words = f"{partition} cannot be read from offset {reading.next}: {error.name()}: {error.str()}"
+        self._host.tell(self._listener.failed(partition, PartitionUnusable(words)), _CALL)
+
+    def next_epoch(self) -> int:
+        """Return a number greater than all before; from any thread."""
+        return next(self._epochs)
+
+    def restart(
+        self, consumer: Consumer, partition: TopicPartition, offset: int, epoch: int, topic_id: str | None
+    ) -> None:
+        """Read a partition from another offset, unless it was given up or assigned anew since that was asked for."""
+        reading = self.readings.get(partition)
+        if reading is None or reading.epoch > epoch:
+            return
+        # What was made ready before is of the old epoch.
+        self.changes += 1
+        reading.restart(epoch, offset, topic_id, by_seek=not reading.failed)
+        if not reading.lost_place:
+            # The client has given up on it, and refuses to seek.
+            at = confluent_kafka.TopicPartition(*partition, offset)
+            consumer.incremental_unassign([at])
+            consumer.incremental_assign([at])
+            (consumer.pause if reading.held or self._host.is_parked() else consumer.resume)([at])
+
+    def describe(self, consumer: Consumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
+        """Ask the broker about partitions, blocking.
+
+        Raises:
+            KafkaException: It did not answer.
+        """
+        asked = [confluent_kafka.TopicPartition(*at) for at in partitions if at in self.readings]
+        found = {}
+        for committed in consumer.committed(asked, timeout=_ASK) if asked else ():
+            if committed.error is not None:
+                raise KafkaException(committed.error)
+            low, high = consumer.get_watermark_offsets(committed, timeout=_ASK)
+            at = TopicPartition(committed.topic, committed.partition)
+            topic_id = self.readings[at].topic_id
+            offset = committed.offset if committed.offset >= 0 else None
+            found[at] = PartitionInfo(topic_id, low, high, offset, committed.metadata or "")
+        return found
+
+    def find_place(self, consumer: Consumer) -> None:
+        """Seek partitions that lost their place to the offset that is next by our own count."""
+        for (topic, number), reading in self.readings.items():
+            if reading.lost_place and not reading.failed:
+                try:
+                    consumer.seek(confluent_kafka.TopicPartition(topic, number, reading.next))
+                    reading.lost_place = False
+                except KafkaException as error:
+                    # Nothing is read from the partition until a later try succeeds.
+                    log.debug("cannot seek %s[%d] yet: %s", topic, number, error)
+
+    def lose_place(self, since: int = -1) -> None:
+        """Trust the client's positions no more, in partitions assigned after change `since`."""
+        for reading in self.readings.values():
+            if reading.born > since:
+                reading.lost_place = True
+
+    def _on_assign(self, consumer: Consumer, partitions: Partitions) -> None:
+        self.changes += 1
+        try:
+            self._assign(consumer, partitions)
+        except BaseException as error:  # noqa: BLE001 - see the module's docstring
+            # The client then assigns by itself, but nothing is returned of a partition without a reading.
+            log.warning("could not take on %d partitions, joining the group again: %r", len(partitions), error)
+            self.rejoin = True
+
+    def _on_revoke(self, consumer: Consumer, partitions: Partitions) -> None:
+        self.changes += 1
+        try:
+            self._revoke(consumer, partitions)
+        except BaseException as error:  # noqa: BLE001
+            self._host.report(f"giving up partitions failed: {error!r}")
+        finally:
+            self._forget(partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: Partitions) -> None:
+        self.changes += 1
+        try:
+            held = self._held(partitions)
+            self._forget(partitions)
+            self._host.settle(confirm=False)
+            if held:
+                self._host.tell(self._listener.lost(held), _CALL)
+            consumer.incremental_unassign(partitions)
+        except BaseException as error:  # noqa: BLE001
+            self._host.report(f"losing partitions failed: {error!r}")
+
+    def _assign(self, consumer: Consumer, partitions: Partitions) -> None:
+        if not partitions:
+            consumer.incremental_assign([])
+            return
+        starts = self._starts(consumer, partitions)
+        topic_ids = self._topic_ids()
+        consumer.incremental_assign(starts)
+        # The client keeps a pause beyond the assignment: a partition that went while paused would never be read again.
+        (consumer.pause if self._host.is_parked() else consumer.resume)(starts)
+        fresh: dict[tuple[str, int], Reading] = {}
+        for start in starts:
+            topic_id = topic_ids.get(start.topic, start.topic)
+            fresh[start.topic, start.partition] = Reading(self.next_epoch(), topic_id, start.offset, self.changes)
+        told = {TopicPartition(*at): Position(reading.next, reading.epoch) for at, reading in fresh.items()}
+        # Known before the listener is: a commit from within `assigned` is one of this epoch.
+        self.readings.update(fresh)
+        if self._host.tell(_true(self._listener.assigned(told)), _CALL) is None:
+            self._forget(starts)
+
+    def _revoke(self, consumer: Consumer, partitions: Partitions) -> None:
+        held = self._held(partitions)
+        if held:
+            # The engine may be waiting for a commit, whose answer would otherwise come only after this callback.
+            self._host.settle(confirm=True)
+            work = self._listener.revoked(held)
+            positions = self._host.tell(work, self._subscription.drain_timeout + _MARGIN) or {}
+            offsets = self.current({at: position for at, position in positions.items() if at in held})
+            if offsets:
+                self._commit(consumer, offsets)
+        consumer.incremental_unassign(partitions)
+
+    def _commit(self, consumer: Consumer, offsets: Partitions) -> None:
+        try:
+            answers = consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            log.warning("the last commit of revoked partitions failed, they will be read again: %s", error)
+            return
+        for answer in answers:
+            if answer.error is not None:
+                log.warning("the last commit of %s[%d] failed: %s", answer.topic, answer.partition, answer.error)
+
+    def _starts(self, consumer: Consumer, partitions: Partitions) -> Partitions:
+        """Return where to start each partition, asking until the broker answers."""
+        end = time.monotonic() + _ASK_AGAIN_FOR
+        while True:
+            try:
+                committed = consumer.committed(partitions, timeout=_ASK)
+                return [self._start(consumer, partition) for partition in committed]
+            except KafkaException as error:
+                if time.monotonic() > end:
+                    raise
+                log.info("asking again for committed offsets: %s", error)
+                time.sleep(0.2)
+
+    def _start(self, consumer: Consumer, committed: confluent_kafka.TopicPartition) -> confluent_kafka.TopicPartition:
+        if committed.error is not None:
+            raise KafkaException(committed.error)
+        if committed.offset >= 0:
+            return committed  # with the leader epoch of the commit, which the client checks against the log
+        low, high = consumer.get_watermark_offsets(committed, timeout=_ASK)
+        first = low if self._subscription.start_from == "earliest" else high
+        return confluent_kafka.TopicPartition(committed.topic, committed.partition, first)
+
+    def _held(self, partitions: Iterable[confluent_kafka.TopicPartition]) -> Collection[TopicPartition]:
+        named = (TopicPartition(at.topic, at.partition) for at in partitions)
+        return tuple(partition for partition in named if partition in self.readings)
+
+    def _forget(self, partitions: Iterable[confluent_kafka.TopicPartition]) -> None:
+        for at in partitions:
+            self.readings.pop((at.topic, at.partition), None)
+
+
+async def _true(work: Coroutine[Any, Any, None]) -> bool:
+    await work
+    return True

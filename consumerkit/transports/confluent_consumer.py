@@ -1,0 +1,163 @@
+"""librdkafka's consumer behind `consumerkit.transports.base.Consumer`: the event loop's side of the poll thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from consumerkit.errors import StartError
+from consumerkit.message import Message, TopicPartition
+from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription
+from consumerkit.transports.confluent_admin import TopicAdmin
+from consumerkit.transports.confluent_thread import PollThread
+
+log = logging.getLogger(__name__)
+
+_LEAVE = 30.0  # seconds beyond the drain timeout that leaving the group may take
+_SMALLEST_FETCH = 1024 * 1024
+
+# What a user may tune.
+_DEFAULTS: dict[str, object] = {
+    "session.timeout.ms": 45_000,
+    # Members learn of a rebalance by a heartbeat's answer: at librdkafka's own 3,000 ms each step takes as long.
+    "heartbeat.interval.ms": 1_000,
+    # A joining member takes partitions from others without stopping those that stay.
+    "partition.assignment.strategy": "cooperative-sticky",
+    # How long a partition rests once enough is held ready; librdkafka's own 1,000 ms starves a small buffer.
+    "fetch.queue.backoff.ms": 10,
+    "socket.keepalive.enable": True,
+    "log.connection.close": False,
+}
+# What the contract rests on.
+CONTRACT: dict[str, object] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "error",
+    "isolation.level": "read_committed",
+    "check.crcs": True,
+    "enable.partition.eof": False,
+    "allow.auto.create.topics": False,
+}
+
+
+class ConfluentConsumer:
+    """One member of a consumer group."""
+
+    def __init__(self, config: Mapping[str, object], subscription: Subscription, admin: TopicAdmin) -> None:
+        self._config = {**_DEFAULTS, **_sized(subscription), **config, **CONTRACT, **_named(subscription)}
+        self._subscription = subscription
+        self._admin = admin
+        self._topic_ids: dict[str, str] = {}
+        self._thread: PollThread | None = None
+
+    async def start(self, listener: AssignmentListener) -> None:
+        """Connect and subscribe.
+
+        Raises:
+            StartError: The broker refused, or could not be reached in time, or a topic is missing.
+        """
+        topics = await self._admin.topics(self._subscription.topics)
+        missing = [topic for topic in self._subscription.topics if topic not in topics]
+        if missing:
+            raise StartError(f"no such topic: {', '.join(missing)}")
+        self._topic_ids = {name: info.topic_id for name, info in topics.items()}
+        loop = asyncio.get_running_loop()
+        thread = PollThread(self._config, self._subscription, listener, self._ask_topic_ids, loop)
+        thread.start()
+        await thread.started
+        self._thread = thread
+
+    async def fetch(self, limit: int, timeout: float) -> list[Message]:
+        """Return what is there, at most `limit` messages; wait `timeout` seconds for the first."""
+        if self._running.over:
+            await asyncio.sleep(timeout)  # `health` says why; a caller that goes on asking must not spin
+            return []
+        return await self._running.fetch(limit, timeout)
+
+    async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        """Commit the positions of epochs that still hold; return when the broker has them.
+
+        Raises:
+            Unavailable: The broker did not confirm.
+        """
+        if positions:
+            await self._running.commit(positions)
+
+    async def pause(self) -> None:
+        """Deliver nothing until `resume`."""
+        self._running.paused = True
+
+    async def resume(self) -> None:
+        """Deliver again."""
+        self._running.paused = False
+
+    async def hold(self, partitions: Collection[TopicPartition]) -> None:
+        """Deliver nothing of these partitions until `release`."""
+        self._running.hold(partitions, held=True)
+
+    async def release(self, partitions: Collection[TopicPartition]) -> None:
+        """Deliver these partitions again."""
+        self._running.hold(partitions, held=False)
+
+    def seek(self, partition: TopicPartition, offset: int) -> int:
+        """Have a partition read from `offset`; return the new epoch."""
+        return self._running.seek(partition, offset, self._topic_ids.get(partition.topic))
+
+    async def describe(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
+        """Ask the broker about assigned partitions, now.
+
+        Raises:
+            Unavailable: The broker did not answer.
+        """
+        ids = await asyncio.to_thread(self._ask_topic_ids)
+        found = await self._running.describe(partitions)
+        return {at: replace(info, topic_id=ids.get(at.topic, info.topic_id)) for at, info in found.items()}
+
+    async def stop(self) -> None:
+        """Have the listener finish with all partitions, commit what it returns, and leave the group."""
+        if self._thread is None:
+            return
+        self._thread.stop()
+        try:
+            within = self._subscription.drain_timeout + _LEAVE
+            await asyncio.wait_for(asyncio.shield(self._thread.finished), within)
+        except TimeoutError:
+            log.warning("the consumer of group %s did not leave in time; its session will run out", self._group)
+
+    def health(self) -> Health:
+        """Tell how the consumer does; from any thread."""
+        return Health(0.0, None) if self._thread is None else self._thread.health()
+
+    @property
+    def _running(self) -> PollThread:
+        assert self._thread is not None, "the consumer has not been started"
+        return self._thread
+
+    @property
+    def _group(self) -> str:
+        return self._subscription.group
+
+    def _ask_topic_ids(self) -> Mapping[str, str]:
+        """Ask at each assignment, since a topic may have been created anew; without an answer the old IDs hold."""
+        try:
+            topics = self._admin.describe(self._subscription.topics)
+            self._topic_ids |= {name: info.topic_id for name, info in topics.items()}
+        except StartError as error:
+            log.warning("the topics' IDs could not be asked for: %s", error)
+        return self._topic_ids
+
+
+def _named(subscription: Subscription) -> dict[str, object]:
+    return {"group.id": subscription.group, "client.id": subscription.client_id}
+
+
+def _sized(subscription: Subscription) -> dict[str, object]:
+    size = max(subscription.fetch_bytes, _SMALLEST_FETCH)
+    return {
+        "queued.max.messages.kbytes": size // 1024,
+        "fetch.max.bytes": size,
+        # How long the broker waits in a rebalance for members to give partitions up; the thread never stops polling.
+        "max.poll.interval.ms": int(max(60.0, subscription.drain_timeout + 30.0) * 1000),
+    }

@@ -1,0 +1,189 @@
+"""librdkafka's producer behind `consumerkit.transports.base.Producer`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from consumerkit.errors import StartError
+from consumerkit.transports.base import Record, SendFailure
+from consumerkit.transports.confluent_admin import refused_settings
+
+log = logging.getLogger(__name__)
+
+_DEFAULTS: dict[str, object] = {
+    "delivery.timeout.ms": 30_000,
+    # How long an unknown topic is given to appear; librdkafka's own 30 s would end in a timeout that names no cause.
+    "topic.metadata.propagation.max.ms": 5_000,
+    # How large a record may be is the topic's to say: what could be consumed must be fit for a dead-letter topic.
+    "message.max.bytes": 100 * 1024 * 1024,
+}
+_FIXED: dict[str, object] = {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"}
+_FULL_QUEUE_PATIENCE = 30.0
+_PERMANENT = frozenset(
+    {
+        "UNKNOWN_TOPIC_OR_PART",
+        "_UNKNOWN_TOPIC",
+        "_UNKNOWN_PARTITION",
+        "TOPIC_AUTHORIZATION_FAILED",
+        "CLUSTER_AUTHORIZATION_FAILED",
+        "TOPIC_EXCEPTION",
+        "MSG_SIZE_TOO_LARGE",
+        "RECORD_LIST_TOO_LARGE",
+        "INVALID_RECORD",
+        "POLICY_VIOLATION",
+        "_INVALID_ARG",
+    }
+)
+_OF_A_BATCH = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD", "POLICY_VIOLATION"})
+
+
+class _Answers:
+    """What became of the records of one `send`; filled in by the poll thread."""
+
+    def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.answers: list[SendFailure | None] = [None] * count
+        self.done: asyncio.Future[None] = loop.create_future()
+        self._open = count
+        self._loop = loop
+        self._lock = threading.Lock()
+
+    def put(self, at: int, answer: SendFailure | None) -> None:
+        """Note one record's answer, from any thread."""
+        self.answers[at] = answer
+        with self._lock:
+            self._open -= 1
+            last = self._open == 0
+        if last and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._finish)
+
+    def _finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class ConfluentProducer:
+    """Sends records; delivery reports are collected by a thread of its own."""
+
+    def __init__(self, config: Mapping[str, object]) -> None:
+        self._config: dict[str, Any] = {**_DEFAULTS, **config, **_FIXED, "logger": log}
+        self._producer: Producer | None = None
+        self._running = False
+        self._broken = False
+        self._thread: threading.Thread | None = None
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            StartError: The client refused its settings.
+        """
+        self._producer = self._connect()
+        self._running = True
+        self._thread = threading.Thread(target=self._poll, name="consumerkit-producer", daemon=True)
+        self._thread.start()
+
+    async def send(self, records: Sequence[Record]) -> list[SendFailure | None]:
+        """Send all records; one answer per record, in order."""
+        if not records:
+            return []
+        if self._broken:
+            # A fatal error of an idempotent producer cannot be mended, only replaced.
+            await self._replace()
+        answers = await self._send(records)
+        if len(records) > 1:
+            # A refusal of one record, or of too many together, is a refusal of their batch: so one by one.
+            for at, answer in enumerate(answers):
+                if answer is not None and answer.code in _OF_A_BATCH:
+                    (answers[at],) = await self._send([records[at]])
+        return answers
+
+    async def _send(self, records: Sequence[Record]) -> list[SendFailure | None]:
+        answers = _Answers(len(records), asyncio.get_running_loop())
+        for at, record in enumerate(records):
+            await self._enqueue(record, answers, at)
+        await answers.done
+        return answers.answers
+
+    async def stop(self) -> None:
+        """Let what is under way finish, and disconnect."""
+        if self._producer is not None:
+            await asyncio.to_thread(self._producer.flush, _FULL_QUEUE_PATIENCE)
+        self._running = False
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        self._producer = self._thread = None
+
+    async def _enqueue(self, record: Record, answers: _Answers, at: int) -> None:
+        end = time.monotonic() + _FULL_QUEUE_PATIENCE
+        assert self._producer is not None, "the producer has not been started"
+        while True:
+            try:
+                _check(record)
+                self._producer.produce(
+                    record.topic,
+                    record.value,
+                    record.key,
+                    on_delivery=functools.partial(self._delivered, answers, at),
+                    headers=list(record.headers),
+                )
+            except BufferError:
+                if time.monotonic() < end:
+                    await asyncio.sleep(0.01)
+                    continue
+                answers.put(at, SendFailure("_QUEUE_FULL", "the client's queue stayed full", permanent=False))
+            except KafkaException as error:
+                answers.put(at, self._failure(error.args[0]))
+            except (TypeError, ValueError) as error:
+                # The client cannot write such a record, now or ever; the words could quote it, so they stay out.
+                words = "the client cannot encode the record"
+                answers.put(at, SendFailure(type(error).__name__, words, permanent=True))
+            return
+
+    async def _replace(self) -> None:
+        old, self._producer, self._broken = self._producer, self._connect(), False
+        if old is not None:
+            await asyncio.to_thread(old.flush, 5.0)  # fails what it held, so that nobody waits for it
+
+    def _connect(self) -> Producer:
+        try:
+            return Producer(self._config)
+        except (KafkaException, TypeError, ValueError) as error:
+            raise StartError(refused_settings(error)) from None
+
+    def _delivered(self, answers: _Answers, at: int, error: KafkaError | None, _: Message) -> None:
+        # An exception from here would surface from poll() and hide the reports behind it.
+        try:
+            answers.put(at, None if error is None else self._failure(error))
+        except Exception:
+            log.exception("a delivery report was lost")
+
+    def _failure(self, error: KafkaError) -> SendFailure:
+        if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - librdkafka's own codes are spelled so
+            self._broken = True
+        return SendFailure(error.name(), error.str(), error.name() in _PERMANENT)
+
+    def _poll(self) -> None:
+        while self._running:
+            producer = self._producer
+            if producer is None:
+                return
+            try:
+                producer.poll(0.1)
+            except Exception:
+                log.exception("the Kafka producer's poll failed")
+                time.sleep(0.1)
+
+
+def _check(record: Record) -> None:
+    """Raise for text that is not Unicode, such as a lone surrogate: the client itself would crash the process."""
+    record.topic.encode()
+    for name, _ in record.headers:
+        name.encode()

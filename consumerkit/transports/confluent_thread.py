@@ -1,0 +1,315 @@
+"""The thread that owns a librdkafka consumer: it polls, always, and does what the event loop asks for in between.
+
+The client may be used by one thread only, a poll must never be cancelled, and a group member must be polled whatever
+the handlers do; so one thread does nothing else. It hands messages over when a fetch asks for them. While none asks it
+leaves them in the client, and after `PARK_AFTER` seconds it pauses the partitions there and polls for callbacks only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Message as RawMessage
+from confluent_kafka import TopicPartition as RawPartition
+
+from consumerkit.errors import StartError, Unavailable
+from consumerkit.message import Message, TopicPartition
+from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription
+from consumerkit.transports.confluent_assignment import Assignment
+from consumerkit.transports.confluent_commits import Commits, resolve
+from consumerkit.transports.confluent_handover import Fetch, Handover
+from consumerkit.transports.confluent_messages import HOPELESS, UNUSABLE, convert
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SLICE = 0.02  # seconds that a command waits at most while the thread polls
+PARK_AFTER = 0.5
+LEAVE = 3.0  # seconds for telling the group, once everything is given up
+
+
+class PollThread:
+    """Runs one consumer.
+
+    Args:
+        config: The client's whole configuration, but for its callbacks.
+        subscription: What to read.
+        listener: Told of assignments, on `loop`.
+        topic_ids: Asks the broker for the topics' IDs, blocking.
+        loop: Where futures are resolved and the listener runs.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, object],
+        subscription: Subscription,
+        listener: AssignmentListener,
+        topic_ids: Callable[[], Mapping[str, str]],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.paused = self.over = False
+        self.started: asyncio.Future[None] = loop.create_future()
+        self.finished: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._commits = Commits(loop)
+        self._config: dict[str, Any] = {
+            **config,
+            "logger": log,
+            "error_cb": self._on_error,
+            "on_commit": self._commits.on_commit,
+        }
+        self._assignment = Assignment(self, subscription, listener, topic_ids)
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._consumer: Consumer | None = None
+        self._handover = Handover(loop, self._commands.put)
+        self._parked = self._stopping = self._telling = False
+        self._polled = self._ran = time.monotonic()
+        self._error: str | None = None
+        self._thread = threading.Thread(target=self._run, name=f"consumerkit-{subscription.group}", daemon=True)
+
+    # -- called on the event loop
+
+    def start(self) -> None:
+        """Connect and subscribe; `started` tells when."""
+        self._thread.start()
+
+    def fetch(self, limit: int, timeout: float) -> asyncio.Future[list[Message]]:
+        """Ask for messages."""
+        fetch = Fetch(limit, time.monotonic() + timeout, self._loop.create_future())
+        self._commands.put(lambda: self._handover.ask(fetch))
+        if self.over:  # perhaps nobody takes it on any more
+            resolve(self._loop, fetch.answer, [])
+        return fetch.answer
+
+    def commit(self, positions: Mapping[TopicPartition, Position]) -> asyncio.Future[None]:
+        """Ask for a commit of those positions whose epochs hold when its turn comes."""
+        answer: asyncio.Future[None] = self._loop.create_future()
+        self._commands.put(lambda: self._commit(positions, answer))
+        if self.over:
+            resolve(self._loop, answer, Unavailable("the consumer has ended"))
+        return answer
+
+    def hold(self, partitions: Collection[TopicPartition], *, held: bool) -> None:
+        """Ask that nothing of these partitions be read, or that they be read again."""
+        self._commands.put(lambda: self._hold(partitions, held=held))
+
+    def seek(self, partition: TopicPartition, offset: int, topic_id: str | None) -> int:
+        """Ask that a partition be read from elsewhere; return its new epoch."""
+        epoch = self._assignment.next_epoch()
+        self._commands.put(lambda: self._seek(partition, offset, epoch, topic_id))
+        return epoch
+
+    def describe(self, partitions: Collection[TopicPartition]) -> asyncio.Future[dict[TopicPartition, PartitionInfo]]:
+        """Ask the broker about partitions."""
+        answer: asyncio.Future[dict[TopicPartition, PartitionInfo]] = self._loop.create_future()
+        self._commands.put(lambda: self._describe(partitions, answer))
+        if self.over:
+            resolve(self._loop, answer, Unavailable("the consumer has ended"))
+        return answer
+
+    def stop(self) -> None:
+        """Ask for the end; `finished` tells when."""
+        self._stopping = True
+
+    def health(self) -> Health:
+        """Tell how long ago the thread last did something; from any thread."""
+        return Health(time.monotonic() - self._ran, self._error)
+
+    # -- called by the rebalance callbacks, on the thread
+
+    def tell(self, work: Coroutine[Any, Any, T], timeout: float) -> T | None:
+        """Run a call of the listener on its event loop; None when it raised or took too long."""
+        end = time.monotonic() + timeout
+        call = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._telling = True
+        try:
+            while not call.done() and time.monotonic() < end:
+                # The event loop may itself be waiting for a commit or a fetch.
+                self._serve_waiting()
+                with contextlib.suppress(TimeoutError):
+                    call.result(SLICE)
+            return call.result(0)
+        except BaseException as error:  # noqa: BLE001 - whatever a listener raises, the client must not see it
+            call.cancel()
+            self.report(f"the assignment listener raised {type(error).__name__}: {error}")
+            return None
+        finally:
+            self._telling = False
+
+    def settle(self, *, confirm: bool) -> None:
+        """Answer all commits under way: by a synchronous commit, or as unconfirmed."""
+        if confirm and self._consumer is not None:
+            self._commits.confirm(self._consumer)
+        else:
+            self._commits.give_up()
+
+    def report(self, error: str) -> None:
+        """Make an error show in `health`."""
+        log.error("%s", error)
+        self._error = error
+
+    def is_parked(self) -> bool:
+        """Whether partitions are paused in the client."""
+        return self._parked
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            self._consumer = Consumer(self._config)
+            self._assignment.subscribe(self._consumer)
+        except BaseException as error:  # noqa: BLE001 - raised by whoever awaits `started`
+            resolve(self._loop, self.started, StartError(f"the Kafka client refused to start: {error}"))
+            return
+        resolve(self._loop, self.started, None)
+        try:
+            while not self._stopping:
+                self._turn(self._consumer)
+        except BaseException as error:
+            log.exception("the Kafka consumer's thread ended")
+            self.report(f"the consumer's thread ended: {type(error).__name__}: {error}")
+        finally:
+            self._close(self._consumer)
+
+    def _turn(self, consumer: Consumer) -> None:
+        self._serve_waiting()
+        if self._assignment.rejoin:
+            self._assignment.rejoin = False
+            consumer.unsubscribe()
+            self._assignment.subscribe(consumer)
+        fetch = self._handover.fetch
+        if fetch is not None and not self.paused:
+            self._park(consumer, parked=False)
+            if not self._handover.ready:
+                self._poll(consumer, fetch.limit)
+            self._handover.give(self._assignment.readings, self._assignment.changes)
+        elif self._parked or time.monotonic() - self._polled > PARK_AFTER:
+            self._park(consumer, parked=True)
+            self._poll(consumer, 1)
+        else:
+            with contextlib.suppress(queue.Empty):
+                self._commands.get(timeout=SLICE)()
+
+    def _serve_waiting(self) -> None:
+        """Do all commands, and answer whatever has waited for too long."""
+        now = self._ran = time.monotonic()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._commands.get_nowait()()
+        self._handover.expire(now)
+        self._commits.expire(now)
+
+    def _poll(self, consumer: Consumer, limit: int) -> None:
+        """Poll once: callbacks run in here, and what was there is handed over."""
+        try:
+            first = consumer.poll(SLICE)
+            before = self._assignment.changes
+            raw = [] if first is None else [first]
+            if raw and limit > 1:
+                raw += consumer.consume(limit - 1, 0)
+            if self._assignment.changes != before:
+                # Assigned within consume(): whether a message is of the new assignment cannot be told. Read it again.
+                self._assignment.lose_place(since=before)
+        except Exception as error:  # noqa: BLE001 - whatever it is, what the client had dequeued is gone
+            log.warning("the Kafka client failed in a poll, reading again from the last positions: %r", error)
+            self._assignment.lose_place()
+            raw = []
+        self._polled = self._ran = time.monotonic()
+        messages, events = convert(raw, self._assignment.readings) if raw else ([], [])
+        self._handover.add(messages, self._assignment.changes)
+        for event in events:
+            self._on_event(consumer, event)
+        self._assignment.find_place(consumer)
+
+    def _park(self, consumer: Consumer, *, parked: bool) -> None:
+        if self._parked == parked:
+            return
+        self._parked = parked
+        readings = self._assignment.readings
+        partitions = [RawPartition(*at) for at, reading in readings.items() if not (reading.failed or reading.held)]
+        (consumer.pause if parked else consumer.resume)(partitions)
+
+    def _hold(self, partitions: Collection[TopicPartition], *, held: bool) -> None:
+        readings, consumer = self._assignment.readings, self._consumer
+        changed = [at for at in partitions if at in readings and readings[at].held != held and not readings[at].failed]
+        for at in changed:
+            readings[at].held = held
+        if changed and consumer is not None and not self._parked:
+            (consumer.pause if held else consumer.resume)([RawPartition(*at) for at in changed])
+
+    def _seek(self, partition: TopicPartition, offset: int, epoch: int, topic_id: str | None) -> None:
+        if self._consumer is not None:
+            self._assignment.restart(self._consumer, partition, offset, epoch, topic_id)
+
+    def _describe(
+        self, partitions: Collection[TopicPartition], answer: asyncio.Future[dict[TopicPartition, PartitionInfo]]
+    ) -> None:
+        result: dict[TopicPartition, PartitionInfo] | Exception
+        try:
+            result = self._assignment.describe(self._consumer, partitions) if self._consumer is not None else {}
+        except (KafkaException, RuntimeError) as error:
+            result = Unavailable(f"the broker did not tell about {', '.join(map(str, partitions))}: {error}")
+        resolve(self._loop, answer, result)
+
+    def _commit(self, positions: Mapping[TopicPartition, Position], answer: asyncio.Future[None]) -> None:
+        offsets = self._assignment.current(positions)
+        if not offsets or self._consumer is None:
+            resolve(self._loop, answer, None if not offsets else Unavailable("the consumer has ended"))
+            return
+        # Within a callback the client cannot report a later answer.
+        self._commits.begin(self._consumer, offsets, answer, wait=self._telling)
+
+    def _on_event(self, consumer: Consumer, event: RawMessage) -> None:
+        error, topic, number = event.error(), event.topic(), event.partition()
+        if error is None:
+            return
+        if topic is not None and number is not None and error.code() in UNUSABLE:
+            partition = TopicPartition(topic, number)
+            if partition in self._assignment.readings:
+                self._assignment.fail(consumer, partition, error)
+                return
+        self._on_error(error)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal() or error.code() in HOPELESS:
+            self.report(f"{error.name()}: {error.str()}")
+        else:
+            log.info("the Kafka client reports: %s: %s", error.name(), error.str())
+
+    def _leave(self, consumer: Consumer) -> None:
+        """Give all partitions up, which has the listener finish, and tell the group.
+
+        `close` alone would leave silently where nothing is assigned, and the others would wait for a rebalance timeout.
+        """
+        consumer.unsubscribe()
+        seen, end = -1, 0.0
+        while consumer.memberid():
+            if self._assignment.changes != seen:
+                seen, end = self._assignment.changes, time.monotonic() + LEAVE
+            if time.monotonic() > end:
+                return
+            consumer.poll(SLICE)
+            self._serve_waiting()
+
+    def _close(self, consumer: Consumer) -> None:
+        try:
+            self._handover.end()
+            self._leave(consumer)
+            consumer.close()
+        except (KafkaException, RuntimeError) as error:
+            log.warning("leaving the group failed: %s", error)
+        finally:
+            self._consumer = None
+            self.over = True
+            self._serve_waiting()
+            self._handover.end()
+            self._commits.give_up()
+            resolve(self._loop, self.finished, None)

@@ -1,0 +1,86 @@
+"""Which settings of the client libraries a user may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from consumerkit.errors import ConfigurationError
+
+_OFFSETS: Final = "consumerkit alone decides what is committed"
+_START: Final = "where reading starts is the handler's start_from"
+_GROUP: Final = "the handler's `group` says it"
+_READ: Final = "only committed records may be read"
+_WRITE: Final = "a dead letter must be acknowledged by all replicas, once"
+_REACH: Final = "Kafka's own parameters say it"
+_DRAIN: Final = "consumerkit derives it from the drain's time"
+_ADAPTER: Final = "the transport sets it"
+_CODE: Final = "it would run or load foreign code"
+
+# By librdkafka's names; aiokafka's are the same with underscores, but for those below.
+_RESERVED: Final = {
+    "enable.auto.commit": _OFFSETS,
+    "auto.commit.interval.ms": _OFFSETS,
+    "enable.auto.offset.store": _OFFSETS,
+    "auto.offset.reset": _START,
+    "group.id": _GROUP,
+    "group.protocol": _ADAPTER,
+    "isolation.level": _READ,
+    "acks": _WRITE,
+    "request.required.acks": _WRITE,
+    "enable.idempotence": _WRITE,
+    "transactional.id": _WRITE,
+    "bootstrap.servers": _REACH,
+    "metadata.broker.list": _REACH,
+    "client.id": _REACH,
+    "max.poll.interval.ms": _DRAIN,
+    "rebalance.timeout.ms": _DRAIN,
+    "partitioner": "keys must go where Kafka's own clients send them",
+    "check.crcs": "a broken batch must be noticed",
+    "plugin.library.paths": _CODE,
+    "key.deserializer": _ADAPTER,
+    "value.deserializer": _ADAPTER,
+    "key.serializer": _ADAPTER,
+    "value.serializer": _ADAPTER,
+    "max.poll.records": _ADAPTER,
+    "fetch.max.bytes": "the handler's byte budget says it",
+    "queued.max.messages.kbytes": "the handler's byte budget says it",
+    "loop": _ADAPTER,
+    "enable.partition.eof": _ADAPTER,
+}
+_CREDENTIALS: Final = ("sasl.", "ssl.", "security.", "enable.ssl.", "https.ca.", "enable.sasl.")
+
+
+def check_options(client: str, options: object) -> None:
+    """Refuse settings on which the promise rests, credentials, callbacks, and values that are none.
+
+    Raises:
+        ConfigurationError: Names the option and why it is refused, never its value.
+    """
+    if not isinstance(options, Mapping):
+        raise ConfigurationError(f"Kafka(options=...) takes a mapping, not {type(options).__name__}")
+    for name, value in options.items():
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"Kafka(options=...): {name!r} is not a setting's name")
+        _check_name(client, name)
+        if not isinstance(value, str | int | float | bool):
+            # Callbacks and whole objects would reach behind the adapter's back.
+            wrong = type(value).__name__
+            raise ConfigurationError(f"Kafka(options={{{name!r}: ...}}) takes text, a number or a bool, not {wrong}")
+
+
+def _check_name(client: str, name: str) -> None:
+    place = f"Kafka(options={{{name!r}: ...}})"
+    dotted = name.lower().replace("_", ".")
+    if dotted.endswith(".cb"):
+        raise ConfigurationError(f"{place} is refused: {_ADAPTER}; leave it out")
+    if client == "aiokafka" and "." in name:
+        raise ConfigurationError(f"{place} is librdkafka's spelling; aiokafka's is {dotted.replace('.', '_')!r}")
+    if client == "confluent" and "_" in name:
+        raise ConfigurationError(f"{place} is not librdkafka's spelling, which is {dotted!r}")
+    # librdkafka takes a topic's settings under this prefix too.
+    bare = dotted.removeprefix("default.topic.config.").removeprefix("topic.")
+    if bare in _RESERVED:
+        raise ConfigurationError(f"{place} is refused: {_RESERVED[bare]}; leave it out")
+    if bare.startswith(_CREDENTIALS):
+        raise ConfigurationError(f"{place} is refused: what is secret belongs in security=Sasl(...) or Tls(...)")

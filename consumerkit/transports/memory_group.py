@@ -1,0 +1,299 @@
+"""Consumer groups in memory: members, assignments and committed offsets, by the eager protocol.
+
+Every change of membership takes all partitions from all members, waits until each has finished with its own, and
+deals them out anew. That is the harshest rebalance a consumer can meet, which is what a test wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping
+from typing import Any, TypeVar
+
+from consumerkit.errors import PartitionUnusable, StartError, Unavailable
+from consumerkit.event_wait import wait_until_set
+from consumerkit.message import Message, TopicPartition
+from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription
+from consumerkit.transports.memory_log import Logs
+
+T = TypeVar("T")
+
+
+class MemoryGroup:
+    """One consumer group: who its members are and what they have committed."""
+
+    def __init__(self, logs: Logs) -> None:
+        self.logs = logs
+        self.offsets: dict[TopicPartition, int] = {}
+        self.notes: dict[TopicPartition, str] = {}
+        self.available = True
+        self._members: list[MemoryConsumer] = []
+        self._changing = asyncio.Lock()
+
+    @property
+    def members(self) -> tuple[MemoryConsumer, ...]:
+        """The members, oldest first."""
+        return tuple(self._members)
+
+    async def join(self, member: MemoryConsumer) -> None:
+        """Let a member in and deal out anew."""
+        async with self._changing:
+            self._members.append(member)
+            await self._deal()
+
+    async def leave(self, member: MemoryConsumer) -> None:
+        """Take the member's partitions, once it is done with them, and deal out anew."""
+        async with self._changing:
+            if member in self._members:
+                await member.revoke()
+                self._members.remove(member)
+                await self._deal()
+
+    async def expire(self) -> None:
+        """Treat every member as one whose session ran out: its partitions are lost, then it joins again."""
+        async with self._changing:
+            await asyncio.gather(*(member.lose() for member in self._members))
+            await self._deal()
+
+    def wake(self) -> None:
+        """Have every waiting fetch look again; from any thread."""
+        for member in self.members:
+            member.wake()
+
+    async def _deal(self) -> None:
+        await asyncio.gather(*(member.revoke() for member in self._members))
+        shares: list[set[TopicPartition]] = [set() for _ in self._members]
+        topics = {topic for member in self._members for topic in member.topics}
+        for turn, partition in enumerate(self.logs.partitions(topics)):
+            takers = [at for at, member in enumerate(self._members) if partition.topic in member.topics]
+            shares[takers[turn % len(takers)]].add(partition)
+        await asyncio.gather(*(member.assign(share) for member, share in zip(self._members, shares, strict=True)))
+
+
+class MemoryConsumer:
+    """One member of a group in memory; see `consumerkit.transports.base.Consumer`."""
+
+    def __init__(self, group: MemoryGroup, subscription: Subscription) -> None:
+        self.topics = subscription.topics
+        self._group = group
+        self._subscription = subscription
+        self._listener: AssignmentListener | None = None
+        self._told = asyncio.Lock()
+        self._awake = asyncio.Event()
+        self._epoch = 0
+        self._epochs: dict[TopicPartition, int] = {}
+        self._reading: dict[TopicPartition, int] = {}
+        self._paused = False
+        self._held: set[TopicPartition] = set()
+        self._error: str | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self, listener: AssignmentListener) -> None:
+        """Join the group; partitions come afterwards."""
+        missing = [topic for topic in self.topics if topic not in self._group.logs.topics]
+        if missing:
+            raise StartError(f"no such topic: {', '.join(missing)}")
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._spawn(self._group.join(self))
+
+    async def fetch(self, limit: int, timeout: float) -> list[Message]:
+        """Return what is there, at most `limit` messages; wait `timeout` seconds for the first."""
+        end = time.monotonic() + timeout
+        while True:
+            self._awake.clear()
+            found = [] if self._paused or not self._group.available else self._take(limit)
+            remaining = end - time.monotonic()
+            if found or remaining <= 0:
+                return found
+            if not await wait_until_set(self._awake, remaining):
+                return []
+
+    async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        """Commit the positions of epochs that still hold."""
+        if not self._group.available:
+            raise Unavailable("the broker in memory is down")
+        self._commit(positions)
+
+    async def pause(self) -> None:
+        """Deliver nothing until `resume`."""
+        self._paused = True
+
+    async def resume(self) -> None:
+        """Deliver again."""
+        self._paused = False
+        self._awake.set()
+
+    async def hold(self, partitions: Collection[TopicPartition]) -> None:
+        """Deliver nothing of these partitions until `release`."""
+        self._held |= self._epochs.keys() & set(partitions)
+
+    async def release(self, partitions: Collection[TopicPartition]) -> None:
+        """Deliver these partitions again."""
+        self._held -= set(partitions)
+        self._awake.set()
+
+    def seek(self, partition: TopicPartition, offset: int) -> int:
+        """Have a partition read from `offset`; return the new epoch."""
+        self._epoch += 1
+        if partition in self._epochs:
+            self._epochs[partition] = self._epoch
+            self._reading[partition] = offset
+            self._awake.set()
+        return self._epoch
+
+    async def describe(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
+        """Tell about assigned partitions.
+
+        Raises:
+            Unavailable: The broker is down.
+        """
+        if not self._group.available:
+            raise Unavailable("the broker in memory is down")
+        logs, offsets, notes = self._group.logs, self._group.offsets, self._group.notes
+        found = {}
+        for at in partitions:
+            if at in self._epochs:
+                log, topic_id = logs.partition(at), logs.topics[at.topic].id
+                found[at] = PartitionInfo(topic_id, log.start, log.end, offsets.get(at), notes.get(at, ""))
+        return found
+
+    async def stop(self) -> None:
+        """Have the listener finish with all partitions, commit what it returns, and leave the group."""
+        await self._group.leave(self)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def health(self) -> Health:
+        """Tell how the consumer does; from any thread."""
+        # There is no loop of a client's own here that could stand still.
+        return Health(0.0, self._error)
+
+    async def assign(self, partitions: Collection[TopicPartition]) -> None:
+        """Tell the listener of new partitions, then read them."""
+        starts = {partition: self._start(partition) for partition in sorted(partitions)}
+        for partition in starts:
+            self._epoch += 1
+            self._epochs[partition] = self._epoch
+        if starts:
+            told = self._positions(starts)
+            if await self._tell(_true(self._listening.assigned(told)), otherwise=False):
+                # A listener may have gone elsewhere already.
+                self._reading.update({at: start for at, start in starts.items() if at not in self._reading})
+                self._awake.set()
+            else:
+                self._epochs.clear()
+
+    def _positions(self, starts: Mapping[TopicPartition, int]) -> dict[TopicPartition, Position]:
+        return {partition: Position(offset, self._epochs[partition]) for partition, offset in starts.items()}
+
+    async def revoke(self) -> None:
+        """Let the listener finish with all partitions, commit what it returns, and give them up."""
+        self._reading.clear()
+        if not self._epochs:
+            return
+        within = self._subscription.drain_timeout + 1
+        work = asyncio.wait_for(self._listening.revoked(tuple(self._epochs)), within)
+        none: Mapping[TopicPartition, Position] = {}
+        positions = await self._tell(work, otherwise=none)
+        if self._group.available:
+            self._commit(positions)
+        self._epochs.clear()
+        self._held.clear()
+
+    async def lose(self) -> None:
+        """Give up all partitions without a commit, and tell the listener."""
+        gone = tuple(self._epochs)
+        self._reading.clear()
+        self._epochs.clear()
+        self._held.clear()
+        if gone:
+            await self._tell(self._listening.lost(gone), otherwise=None)
+
+    def wake(self) -> None:
+        """Have a waiting fetch look again; from any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._awake.set)
+
+    @property
+    def _listening(self) -> AssignmentListener:
+        assert self._listener is not None, "the consumer has not been started"
+        return self._listener
+
+    def _take(self, limit: int) -> list[Message]:
+        found: list[Message] = []
+        for partition, offset in list(self._reading.items()):
+            if partition in self._held:
+                continue
+            log = self._group.logs.partition(partition)
+            if not log.start <= offset <= log.end:
+                self._fail(partition, offset)
+                continue
+            records = log.read(offset, limit - len(found))
+            if records:
+                # To the end of the queue, so that a busy partition does not starve the others.
+                self._reading[partition] = self._reading.pop(partition) + len(records)
+                epoch = self._epochs[partition]
+                found += [_under(record, epoch) for record in records]
+            if len(found) >= limit:
+                break
+        return found
+
+    def _commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        for partition, (offset, epoch, note) in positions.items():
+            if self._epochs.get(partition) == epoch:
+                self._group.offsets[partition] = offset
+                self._group.notes[partition] = note
+
+    def _start(self, partition: TopicPartition) -> int:
+        log = self._group.logs.partition(partition)
+        first = log.start if self._subscription.start_from == "earliest" else log.end
+        return self._group.offsets.get(partition, first)
+
+    def _fail(self, partition: TopicPartition, offset: int) -> None:
+        log = self._group.logs.partition(partition)
+        del self._reading[partition]
+        error = PartitionUnusable(f"{partition}: offset {offset} is outside the log, {log.start} to {log.end}")
+        # Not awaited here: the listener may be draining, and a fetch must return in time.
+        self._spawn(self._tell(self._listening.failed(partition, error), otherwise=None))
+
+    async def _tell(self, work: Awaitable[T], *, otherwise: T) -> T:
+        """Call the listener, one call at a time; its exception ends up in `health`."""
+        async with self._told:
+            try:
+                return await work
+            except Exception as error:  # noqa: BLE001 - reported by health(), as the specification says
+                self._error = f"the assignment listener raised {type(error).__name__}: {error}"
+                return otherwise
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _true(work: Awaitable[None]) -> bool:
+    await work
+    return True
+
+
+def _under(record: Message, epoch: int) -> Message:
+    return Message(
+        record.topic,
+        record.partition,
+        record.offset,
+        record.key,
+        record.value,
+        record.headers,
+        record.timestamp,
+        record.topic_id,
+        epoch,
+    )
+
+
+def wake_all(groups: Iterable[MemoryGroup]) -> None:
+    """Have every waiting fetch of every group look again."""
+    for group in groups:
+        group.wake()

@@ -1,0 +1,123 @@
+"""Topics in memory: append-only partitions, and the rule by which a key chooses its partition."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections.abc import Iterable
+
+from consumerkit.message import Headers, Message, TopicPartition
+
+_MASK = 0xFFFFFFFF
+_M = 0x5BD1E995
+
+
+def murmur2(data: bytes) -> int:
+    """Return the hash by which Kafka's own producers choose a key's partition.
+
+    Example:
+        >>> murmur2(b"21") & 0x7FFFFFFF
+        1173551340
+    """
+    h = 0x9747B28C ^ len(data)
+    whole = len(data) & ~3
+    for at in range(0, whole, 4):
+        k = int.from_bytes(data[at : at + 4], "little") * _M & _MASK
+        k = (k ^ (k >> 24)) * _M & _MASK
+        h = (h * _M & _MASK) ^ k
+    if whole < len(data):
+        h = (h ^ int.from_bytes(data[whole:], "little")) * _M & _MASK
+    h = (h ^ (h >> 13)) * _M & _MASK
+    return h ^ (h >> 15)
+
+
+class PartitionLog:
+    """One partition: the records from `start` on; offsets have no gaps here."""
+
+    __slots__ = ("_records", "start")
+
+    def __init__(self) -> None:
+        self.start = 0
+        self._records: list[Message] = []
+
+    @property
+    def end(self) -> int:
+        """The offset that the next record will get."""
+        return self.start + len(self._records)
+
+    def append(self, record: Message) -> None:
+        """Add a record, which must carry the offset `end`."""
+        self._records.append(record)
+
+    def read(self, offset: int, limit: int) -> list[Message]:
+        """Return at most `limit` records from `offset` on."""
+        at = offset - self.start
+        return self._records[at : at + limit]
+
+    def delete_before(self, offset: int) -> None:
+        """Forget the records before `offset`, as retention does."""
+        del self._records[: offset - self.start]
+        self.start = offset
+
+
+class TopicLog:
+    """One topic: its partitions, and an ID that a topic created again under the same name does not share.
+
+    `keeps` is the age in seconds beyond which its records may go; it is told, and nothing goes by itself.
+    """
+
+    def __init__(self, name: str, partitions: int) -> None:
+        self.name = name
+        self.id = str(uuid.uuid4())
+        self.keeps = 7 * 86_400.0  # Kafka's default
+        self.partitions = [PartitionLog() for _ in range(partitions)]
+        self._turn = itertools.cycle(range(partitions))
+
+    def append(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        partition: int | None,
+        timestamp: int | None = None,
+    ) -> Message:
+        """Add a record to the partition that its key chooses; records without a key take turns."""
+        number = self._partition(key) if partition is None else partition
+        log = self.partitions[number]
+        stamp = time.time_ns() // 1_000_000 if timestamp is None else timestamp
+        record = Message(self.name, number, log.end, key, value, headers, stamp, self.id)
+        log.append(record)
+        return record
+
+    def _partition(self, key: bytes | None) -> int:
+        if key is None:
+            return next(self._turn)
+        return (murmur2(key) & 0x7FFFFFFF) % len(self.partitions)
+
+
+class Logs:
+    """All topics of one broker in memory."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, TopicLog] = {}
+
+    def create(self, name: str, partitions: int) -> None:
+        """Create a topic, unless there is one by this name."""
+        if partitions < 1:
+            raise ValueError(f"topic {name!r} needs at least one partition, not {partitions}")
+        if name not in self.topics:
+            self.topics[name] = TopicLog(name, partitions)
+
+    def partitions(self, topics: Iterable[str]) -> list[TopicPartition]:
+        """Return all partitions of the topics, in order."""
+        return [
+            TopicPartition(name, number)
+            for name in sorted(topics)
+            if name in self.topics
+            for number in range(len(self.topics[name].partitions))
+        ]
+
+    def partition(self, of: TopicPartition) -> PartitionLog:
+        """Return one partition's log."""
+        return self.topics[of.topic].partitions[of.partition]

@@ -1,0 +1,101 @@
+"""TLS for a connection to a broker, and what either client library makes of it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from consumerkit.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Tls:
+    """How a connection is encrypted and the broker verified.
+
+    Args:
+        ca_file: PEM file with the authorities to trust; None trusts those of the system.
+        cert_file: PEM file with this client's certificate, where the broker asks for one.
+        key_file: PEM file with the certificate's private key.
+        key_password: The private key's password, or a function that returns it.
+        verify: Verify the broker's certificate and host name. Without, anybody on the way may read along.
+
+    Raises:
+        ConfigurationError: A value is wrong. Whether the files can be read is seen when a worker connects.
+    """
+
+    ca_file: str | Path | None = None
+    cert_file: str | Path | None = None
+    key_file: str | Path | None = None
+    key_password: str | Callable[[], str] | None = field(default=None, repr=False)
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("ca_file", "cert_file", "key_file"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str | Path) or not str(value)):
+                raise ConfigurationError(f"Tls({name}={value!r}) is not a path")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ConfigurationError("Tls(cert_file=..., key_file=...) belong together; give both or neither")
+        if self.key_password is not None and self.key_file is None:
+            raise ConfigurationError("Tls(key_password=...) without key_file; give the key, or leave the password out")
+        if not isinstance(self.verify, bool):
+            raise ConfigurationError(f"Tls(verify=...) takes True or False, not {type(self.verify).__name__}")
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context for Python's own TLS.
+
+        Raises:
+            ConfigurationError: A file is missing, unreadable or not what it should be.
+        """
+        context = _trusting(self.ca_file)
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if self.cert_file is not None and self.key_file is not None:
+            self._load_certificate(context, self.cert_file, self.key_file)
+        return context
+
+    def librdkafka(self) -> dict[str, object]:
+        """Return librdkafka's settings for the same."""
+        config: dict[str, object] = {}
+        files = {"ca": self.ca_file, "certificate": self.cert_file, "key": self.key_file}
+        config |= {f"ssl.{what}.location": str(path) for what, path in files.items() if path is not None}
+        if (password := self._secret()) is not None:
+            config["ssl.key.password"] = password
+        if not self.verify:
+            config["enable.ssl.certificate.verification"] = False
+            config["ssl.endpoint.identification.algorithm"] = "none"
+        return config
+
+    def _load_certificate(self, context: ssl.SSLContext, cert_file: str | Path, key_file: str | Path) -> None:
+        # An empty password rather than None, which would have OpenSSL ask at the terminal.
+        password = self._secret() or ""
+        place = f"Tls(cert_file={str(cert_file)!r}, key_file={str(key_file)!r})"
+        try:
+            context.load_cert_chain(cert_file, key_file, password)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigurationError(f"{place}: {_why(error)}, or key_password is wrong") from None
+
+    def _secret(self) -> str | None:
+        if not callable(self.key_password):
+            return self.key_password
+        try:
+            return self.key_password()
+        except Exception as error:  # noqa: BLE001 - without its text and cause, which may quote the secret
+            wrong = type(error).__name__
+            raise ConfigurationError(f"the function given as Tls(key_password=...) raised {wrong}") from None
+
+
+def _trusting(ca_file: str | Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ConfigurationError(f"Tls(ca_file={str(ca_file)!r}): {_why(error)}; give a PEM file") from None
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"holds no usable PEM ({error.reason or 'not PEM'})"
+    return error.strerror or type(error).__name__

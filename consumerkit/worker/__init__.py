@@ -1,0 +1,5 @@
+"""The worker: one process that consumes for some handlers, relays the outbox, and watches over itself."""
+
+from consumerkit.worker.worker import Worker
+
+__all__ = ["Worker"]

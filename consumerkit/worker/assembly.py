@@ -1,0 +1,121 @@
+"""Puts a handler's engine together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from consumerkit.declaration import Declaration
+from consumerkit.engine.fences import Fences
+from consumerkit.engine.group import Group
+from consumerkit.engine.loop import Engine
+from consumerkit.engine.solitude import Solitude
+from consumerkit.engine.transaction import Transaction, TransactionEnded
+from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork, UnitOfWork
+from consumerkit.events import Announcer
+from consumerkit.storage.dialects import Dialect, Limits
+from consumerkit.storage.engines import Database
+from consumerkit.storage.ledger import Ledger
+from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.tables import Tables
+from consumerkit.transports.base import Subscription, Transport
+
+T = TypeVar("T")
+
+
+class InTurn:
+    """A unit of work on a database with a single writer: it takes turns, since waiting for SQLite's lock is not fair.
+
+    Else a busy lane would keep the marks, and whatever else is written beside it, from their turn for long.
+    """
+
+    def __init__(self, work: UnitOfWork, turn: asyncio.Lock) -> None:
+        self._work = work
+        self._turn = turn
+
+    async def run(self, group: Group) -> None:
+        """See `UnitOfWork.run`."""
+        async with self._turn:
+            await self._work.run(group)
+
+    async def convict(self, group: Group, error: TransactionEnded) -> None:
+        """See `UnitOfWork.convict`."""
+        async with self._turn:
+            await self._work.convict(group, error)
+
+    def close(self) -> None:
+        """See `UnitOfWork.close`."""
+        self._work.close()
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What all engines of a worker share."""
+
+    database: Database
+    dialect: Dialect
+    tables: Tables
+    limits: Limits
+    announce: Announcer
+    solitude: Solitude = field(default_factory=Solitude)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def engine(
+        self,
+        declared: Declaration,
+        transport: Transport,
+        number: int,
+        *,
+        memory_budget: int,
+        drain_timeout: float,
+        outbox_written: asyncio.Event,
+    ) -> Engine:
+        """Return the engine of one handler, not started."""
+        subscription = Subscription(
+            group=declared.group,
+            topics=declared.topics,
+            start_from=declared.start_from,
+            drain_timeout=drain_timeout,
+            client_id=f"consumerkit-{declared.name}",
+        )
+        lanes = 1 if self.dialect.single_writer else declared.concurrency
+        lot = ParkingLot(self.tables, self.dialect, number)
+        return Engine(
+            declared,
+            transport.consumer(subscription),
+            [self._work(declared, lot, number) for _ in range(lanes)],
+            Fences(lot, self._in_transaction),
+            self.announce,
+            memory_budget=memory_budget,
+            drain_timeout=drain_timeout,
+            outbox_written=outbox_written,
+            solitude=self.solitude,
+        )
+
+    async def _in_transaction(self, work: Callable[[Connection], T]) -> T:
+        """Run work in a transaction of its own, whatever isolation level the engine's default is."""
+        isolation = self.dialect.isolation()
+        options = {"isolation_level": isolation} if isolation else {}
+        # A server may be silent, and its own limits are of no use then.
+        async with self.turn if self.dialect.single_writer else nullcontext():
+            return await self.database.run(
+                lambda session: work(session.connection(execution_options=options)), within=self.limits.statement
+            )
+
+    def _work(self, declared: Declaration, lot: ParkingLot, number: int) -> UnitOfWork:
+        work = self._unit_of_work(declared, lot, number)
+        return InTurn(work, self.turn) if self.dialect.single_writer else work
+
+    def _unit_of_work(self, declared: Declaration, lot: ParkingLot, number: int) -> UnitOfWork:
+        ledger = Ledger(self.tables, self.dialect, number)
+        transaction = Transaction(ledger, lot, declared, self.limits)
+        if declared.is_async:
+            assert self.database.async_sessions is not None
+            return AsyncUnitOfWork(self.database.async_sessions, transaction, declared, self.limits.idle)
+        assert self.database.sync_sessions is not None
+        return SyncUnitOfWork(self.database.sync_sessions, transaction, declared, self.limits.idle)

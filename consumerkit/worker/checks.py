@@ -1,0 +1,195 @@
+"""What is checked when a worker is built or starts: found before the first message, told in one line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from consumerkit.declaration import Declaration
+from consumerkit.declaration_checks import in_short
+from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.storage import consumers, occupancy, schema, waiting
+from consumerkit.storage.dialects import Dialect
+from consumerkit.storage.engines import Database
+from consumerkit.storage.faults import Fault, fault_of
+from consumerkit.storage.pruning import Pruning
+from consumerkit.storage.tables import Tables
+from consumerkit.transports.base import TopicInfo, Transport
+from consumerkit.transports.kafka import Kafka
+from consumerkit.worker import horizons
+
+T = TypeVar("T")
+_TRANSPORT = ("consumer", "producer", "topics", "keeps", "create_topics")
+_log = logging.getLogger(__name__)
+
+
+def arguments(kafka: object, tables: object, observers: object) -> None:
+    """Check the kind of what a worker is given; what is taken for something else would fail at its first use.
+
+    Raises:
+        ConfigurationError: One is of another kind; the line names it and the way out.
+    """
+    if isinstance(kafka, str):
+        raise ConfigurationError(f"Worker(kafka={in_short(kafka)}): give kafka=Kafka({in_short(kafka)})")
+    if not isinstance(kafka, Kafka) and not all(callable(getattr(kafka, name, None)) for name in _TRANSPORT):
+        raise ConfigurationError(
+            f'Worker(kafka={in_short(kafka)}): give Kafka("host:port"), Memory(broker), or another Transport'
+        )
+    if not isinstance(tables, Tables):
+        raise ConfigurationError(f"Worker(tables={in_short(tables)}): give Tables(prefix=..., schema=...)")
+    if not isinstance(observers, Iterable) or not all(map(callable, observers)):
+        raise ConfigurationError(f"Worker(observers={in_short(observers)}): give a list of functions of one event")
+
+
+def drivers(declarations: Sequence[Declaration], database: Database) -> None:
+    """Check that each handler's kind has a driver.
+
+    Raises:
+        ConfigurationError: A coroutine handler meets a database for threads, or the reverse.
+    """
+    for declared in declarations:
+        if declared.is_async and database.async_sessions is None:
+            raise ConfigurationError(
+                f"handler {declared.name!r}: its handle is a coroutine function, and {database!r} is for threads only; "
+                "give database= a URL, an AsyncEngine or an async_sessionmaker, or write a plain `def handle`"
+            )
+        if not declared.is_async and database.sync_sessions is None:
+            raise ConfigurationError(
+                f"handler {declared.name!r}: its handle is a plain function, and {database!r} is for coroutines only; "
+                "give database= a postgresql+psycopg URL, an Engine or a sessionmaker, or write `async def handle`"
+            )
+
+
+async def topics(declarations: Sequence[Declaration], transport: Transport) -> Mapping[str, TopicInfo]:
+    """Check that all topics exist; return them.
+
+    Raises:
+        StartError: One does not, or the broker cannot be reached.
+    """
+    wanted = {topic for declared in declarations for topic in declared.topics}
+    wanted |= {declared.dead_letter.topic for declared in declarations if declared.dead_letter is not None}
+    found = await transport.topics(sorted(wanted))
+    for declared in declarations:
+        for topic in declared.topics:
+            if topic not in found:
+                raise StartError(
+                    f"handler {declared.name!r}: topic {topic!r} does not exist; correct it, or make it with "
+                    "`consumerkit topics create --partitions N`"
+                )
+        if declared.dead_letter is not None and declared.dead_letter.topic not in found:
+            raise StartError(
+                f"handler {declared.name!r}: dead-letter topic {declared.dead_letter.topic!r} does not exist; "
+                "`consumerkit topics create` makes it"
+            )
+    return found
+
+
+def dead_letter_partitions(declarations: Sequence[Declaration], found: Mapping[str, TopicInfo]) -> None:
+    """Warn of dead-letter topics with fewer partitions than their source: keys would share them differently."""
+    for declared in declarations:
+        if declared.dead_letter is None:
+            continue
+        dead = found[declared.dead_letter.topic]
+        most = max(found[topic].partitions for topic in declared.topics)
+        if dead.partitions < most:
+            _log.warning(
+                "handler %r: dead-letter topic %r has %d partitions, its source %d; give it as many",
+                declared.name,
+                dead.name,
+                dead.partitions,
+                most,
+            )
+
+
+async def retention(
+    seconds: float | None,
+    declarations: Sequence[Declaration],
+    transport: Transport,
+    given: Database,
+    pruning: Pruning,
+) -> None:
+    """Warn where the ledger's memory is shorter than the topics', the retries' or the dead letters'."""
+    if seconds is None:
+        return
+    keeps = await transport.keeps(sorted({topic for declared in declarations for topic in declared.topics}))
+    letters = await _asked(given, pruning.oldest_letters)
+    for line in horizons.warnings(seconds, declarations, keeps, letters):
+        _log.warning("%s", line)
+
+
+async def database(
+    given: Database,
+    dialect: Dialect,
+    tables: Tables,
+    declarations: Sequence[Declaration],
+    *,
+    adopted: Collection[str],
+    connections: int,
+) -> dict[str, int]:
+    """Check tables and connections, and bind the handlers' names; return each handler's number.
+
+    Raises:
+        StartError: A table is missing, a name is bound elsewhere, or the database cannot be used.
+    """
+
+    def work(session: Session) -> dict[str, int]:
+        schema.check(session, tables)
+        _connections(dialect.most_connections(session.connection()), connections)
+        numbers = {
+            declared.name: consumers.bind(
+                session,
+                tables,
+                name=declared.name,
+                group=declared.group,
+                topics=declared.topics,
+                ordering=declared.ordering.value,
+                adopt=declared.name in adopted,
+            )
+            for declared in declarations
+        }
+        waiting.check_sealer(session, tables)
+        for declared in declarations:
+            _left_behind(session, tables, declared, numbers[declared.name])
+        return numbers
+
+    return await _asked(given, work)
+
+
+async def _asked(given: Database, work: Callable[[Session], T]) -> T:
+    """Run work; the database's trouble becomes one line."""
+    try:
+        return await given.run(work)
+    except (DBAPIError, OSError) as error:
+        text = (str(error.orig) if isinstance(error, DBAPIError) else str(error)).strip().splitlines() or [""]
+        way_out = (
+            "check that the server runs and that the URL is right"
+            if fault_of(error, in_handler=False) is Fault.CONNECTION
+            else "check the user's rights"
+        )
+        raise StartError(f"{given!r}: {type(error).__name__}: {text[0]}; {way_out}") from None
+
+
+def _left_behind(session: Session, tables: Tables, declared: Declaration, number: int) -> None:
+    """Warn of messages that are parked and that nobody will try again, since their topic is not consumed any more.
+
+    Those of other handlers' names are not reported here: another service may own them; `db stats` counts them.
+    """
+    for topic, count in occupancy.left_behind(session, tables, number, declared.topics):
+        _log.warning(
+            "handler %r: %d messages of topic %r are parked, and it consumes that no more; they wait until it does",
+            declared.name,
+            count,
+            topic,
+        )
+
+
+def _connections(allowed: int | None, needed: int) -> None:
+    if allowed is not None and needed > allowed:
+        raise StartError(
+            f"database: this worker may need {needed} connections (processes x (lanes + 3)), and the server allows "
+            f"{allowed}; lower --workers or concurrency, or raise max_connections"
+        )

@@ -1,0 +1,190 @@
+"""Readiness: what is wrong now, made out of the events, in sentences that say the way out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from consumerkit import events
+from consumerkit.events import Event
+
+DOUBT_PATIENCE: Final = 60.0
+"""Seconds for which a partition may be in doubt before it is told: it is taken anew by itself, mostly at once."""
+
+TROUBLE_OUTLIVES: Final = 60.0
+"""Seconds beyond its wait after which trouble that was not told again is over."""
+
+Clock = Callable[[], float]
+_Place = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        handler: The handler's name; empty where the whole worker is concerned.
+        what: What is wrong and what to do, in a sentence.
+        seconds: For how long.
+    """
+
+    handler: str
+    what: str
+    seconds: float
+
+    def __str__(self) -> str:
+        name = f"{self.handler}: " if self.handler else ""
+        return f"{name}{self.what} (for {self.seconds:.0f} s)"
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether all is well, and if not, what is wrong.
+
+    Example:
+        >>> Readiness((Finding("credit", "the brake is on", 3.0),)).ready
+        False
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.findings)) or "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    handler: str
+    what: str
+    since: float
+    after: float = 0.0
+    until: float | None = None
+
+
+class States:
+    """Remembers what the events tell to be wrong until they tell that it is over; an observer."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._states: dict[_Place, _State] = {("worker",): _State("", "the worker does not run", clock())}
+        self._notes: Mapping[type[Event], Callable[[Any], None]] = {
+            events.WorkerStarted: self._started,
+            events.WorkerStopped: self._stopped,
+            events.HandlerStopped: self._halted,
+            events.BrakeOn: self._brake,
+            events.BrakeOff: self._brake_off,
+            events.PartitionStopped: self._partition_stopped,
+            events.PartitionInDoubt: self._in_doubt,
+            events.PartitionsAssigned: self._assigned,
+            events.PartitionTaken: self._taken,
+            events.PartitionsRevoked: self._revoked,
+            events.Trouble: self._trouble,
+            events.TroubleOver: self._trouble_over,
+            events.GroupCommitted: self._committed,
+            events.OffsetsCommitted: self._offsets,
+            events.OutboxHeldBack: self._held_back,
+            events.OutboxResumed: self._resumed,
+        }
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+        note = self._notes.get(type(event))
+        if note is not None:
+            with self._lock:
+                note(event)
+
+    def readiness(self, now: float) -> Readiness:
+        """Return what is wrong now."""
+        with self._lock:
+            states = list(self._states.values())
+        wrong = [state for state in states if state.after <= now and (state.until is None or now < state.until)]
+        return Readiness(tuple(Finding(one.handler, one.what, now - one.since) for one in wrong))
+
+    def _begin(
+        self, place: _Place, event: Event, what: str, *, patience: float = 0.0, lasting: float | None = None
+    ) -> None:
+        now = self._clock()
+        old = self._states.get(place)
+        goes_on = old is not None and (old.until is None or now < old.until)
+        since = old.since if old is not None and goes_on else now
+        until = None if lasting is None else now + lasting
+        self._states[place] = _State(event.handler, what, since, since + patience, until)
+
+    def _end(self, *place: object) -> None:
+        self._states.pop(place, None)
+
+    # What each event means.
+
+    def _started(self, _: events.WorkerStarted) -> None:
+        self._end("worker")
+
+    def _stopped(self, event: events.WorkerStopped) -> None:
+        self._states.clear()
+        self._begin(("worker",), event, "the worker has stopped")
+
+    def _halted(self, event: events.HandlerStopped) -> None:
+        self._begin(("halted", event.handler), event, f"stopped; repair it and restart the worker: {event.error}")
+
+    def _brake(self, event: events.BrakeOn) -> None:
+        what = (
+            "everything fails, so nothing more is dead-lettered and one message is tried from time to time; repair "
+            "what it depends on or roll its version back, and it goes on by itself"
+        )
+        self._begin(("brake", event.handler), event, what)
+
+    def _brake_off(self, event: events.BrakeOff) -> None:
+        self._end("brake", event.handler)
+
+    def _partition_stopped(self, event: events.PartitionStopped) -> None:
+        what = f"{event.partition} is not read any further, and a person must decide: {event.error}"
+        self._begin(("stopped", event.handler, event.partition), event, what)
+
+    def _in_doubt(self, event: events.PartitionInDoubt) -> None:
+        what = (
+            f"{event.partition} may be another worker's; look for a worker that hangs while it holds it, or a database "
+            f"that does not answer: {event.error}"
+        )
+        self._begin(("doubt", event.handler, event.partition), event, what, patience=DOUBT_PATIENCE)
+
+    def _assigned(self, event: events.PartitionsAssigned) -> None:
+        for partition in event.partitions:
+            self._end("stopped", event.handler, partition)
+
+    def _taken(self, event: events.PartitionTaken) -> None:
+        self._end("doubt", event.handler, event.partition)
+
+    def _revoked(self, event: events.PartitionsRevoked) -> None:
+        for partition in event.partitions:
+            self._end("doubt", event.handler, partition)
+            self._end("stopped", event.handler, partition)
+
+    def _trouble(self, event: events.Trouble) -> None:
+        what = f"{event.where} trouble; it is tried again by itself once the {event.where} works: {event.error}"
+        lasting = event.wait + TROUBLE_OUTLIVES
+        self._begin(("trouble", event.handler, event.where), event, what, lasting=lasting)
+
+    def _trouble_over(self, event: events.TroubleOver) -> None:
+        self._end("trouble", event.handler, event.where)
+
+    def _committed(self, event: events.GroupCommitted) -> None:
+        self._end("trouble", event.handler, "database")
+
+    def _offsets(self, event: events.OffsetsCommitted) -> None:
+        self._end("trouble", event.handler, "broker")
+
+    def _held_back(self, event: events.OutboxHeldBack) -> None:
+        whose = "what is" if event.sequence is None else f"message {event.sequence}"
+        what = f"{whose} for topic {event.topic!r} stays in the outbox ({event.error}); {event.way_out}"
+        self._begin(("outbox", event.topic, event.sequence), event, what)
+
+    def _resumed(self, event: events.OutboxResumed) -> None:
+        self._end("outbox", event.topic, event.sequence)

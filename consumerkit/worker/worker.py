@@ -1,0 +1,332 @@
+"""The worker's life: build, start, run, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+import math
+import time
+from collections.abc import Collection, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final
+
+from sqlalchemy import URL, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from consumerkit import events, failpoints
+from consumerkit.declaration import Declaration, declare_all
+from consumerkit.engine.loop import Engine as HandlerEngine
+from consumerkit.engine.runner import HandlerHalted
+from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
+from consumerkit.events import Announcer, Observer
+from consumerkit.handler import AnyHandler
+from consumerkit.observability.logs import LoggingObserver
+from consumerkit.relay import Relay
+from consumerkit.retention import DAY, Retention, seconds_of
+from consumerkit.storage.dialects import Limits, dialect_for
+from consumerkit.storage.engines import AsyncSessions, Database, SyncSessions
+from consumerkit.storage.pruning import Pruning
+from consumerkit.storage.tables import DEFAULT_TABLES, Tables
+from consumerkit.transports.base import Transport
+from consumerkit.transports.kafka import Kafka
+from consumerkit.worker import checks
+from consumerkit.worker.assembly import Assembly
+from consumerkit.worker.collector import seldom_collected
+from consumerkit.worker.readiness import Readiness, States
+from consumerkit.worker.watchdog import Watchdog
+
+_log = logging.getLogger(__name__)
+
+MEBIBYTE = 1024 * 1024
+_LAST_STEPS: Final = 5.0  # seconds in which what has no messages in hand ends once it is told to
+
+
+class Worker:
+    """Consumes for its handlers, in this process.
+
+    Args:
+        database: A URL, an engine or a sessionmaker of the user's database. A URL serves coroutine and plain handlers;
+            an engine or a sessionmaker serves those of its kind.
+        kafka: Where the broker is, or any `Transport`.
+        handlers: Instances of `Handler` and `BatchHandler`.
+        tables: Prefix and schema of consumerkit's tables.
+        observers: Called with every event, besides the one that logs.
+        memory_budget: Bytes of messages in hand, for each handler, above which nothing is fetched.
+        transaction_timeout: Seconds after which a handler call, a statement or a COMMIT is given up.
+        drain_timeout: Seconds in which messages in hand are finished when a partition is taken away.
+        grace: Seconds in which `stop` finishes what is under way; the rest is rolled back, and delivered again.
+        stall_timeout: Seconds without a sign of life from the event loop, a consumer or a transaction (beyond
+            `transaction_timeout`) after which the process ends itself, to be restarted.
+        retention: For how long the ledger remembers a processed message ID: seconds, a timedelta, or None for ever.
+        payload_retention: For how long a dead letter keeps its payload after it was resolved or discarded; likewise.
+        failpoints: For tests: read `CONSUMERKIT_FAILPOINT` from the environment.
+
+    Raises:
+        ConfigurationError: A declaration or an argument is wrong; one line that names it and the way out.
+
+    Example:
+        worker = Worker(
+            database="postgresql+psycopg://shop@localhost/shop",
+            kafka=Kafka("localhost:9092"),
+            handlers=[CreditAccount()],
+        )
+    """
+
+    def __init__(
+        self,
+        *,
+        database: str | URL | Engine | AsyncEngine | SyncSessions | AsyncSessions,
+        kafka: Kafka | Transport,
+        handlers: Sequence[AnyHandler],
+        tables: Tables = DEFAULT_TABLES,
+        observers: Sequence[Observer] = (),
+        memory_budget: int = 16 * MEBIBYTE,
+        transaction_timeout: float = 60.0,
+        drain_timeout: float = 20.0,
+        grace: float = 30.0,
+        stall_timeout: float = 60.0,
+        retention: float | timedelta | None = 7 * DAY,
+        payload_retention: float | timedelta | None = 30 * DAY,
+        failpoints: bool = False,
+    ) -> None:
+        self.declarations: tuple[Declaration, ...] = declare_all(handlers)
+        _check_numbers(
+            memory_budget=memory_budget,
+            transaction_timeout=transaction_timeout,
+            drain_timeout=drain_timeout,
+            grace=grace,
+            stall_timeout=stall_timeout,
+        )
+        self.retention = seconds_of("retention", retention)
+        self.declarations = tuple(replace(declared, remembered=self.retention) for declared in self.declarations)
+        self._payload_retention = seconds_of("payload_retention", payload_retention)
+        checks.arguments(kafka, tables, observers)
+        self.tables = tables
+        self.grace = grace
+        self.processes = 1
+        self._lanes = sum(declared.concurrency for declared in self.declarations)
+        self.database = Database(database, connections=self._lanes + 3)
+        checks.drivers(self.declarations, self.database)
+        self.dialect = dialect_for(self.database.dialect_name, tables)
+        self.transport: Transport = kafka.connect() if isinstance(kafka, Kafka) else kafka
+        self._limits = Limits(statement=transaction_timeout, lock=transaction_timeout / 2, idle=transaction_timeout)
+        self._memory_budget = memory_budget
+        self._drain_timeout = drain_timeout
+        self._stall_timeout = stall_timeout
+        self._failpoints = failpoints
+        self._states = States()
+        self._announce = Announcer((LoggingObserver(), self._states, *observers))
+        self._principal = kafka.principal if isinstance(kafka, Kafka) else None
+        self._adopted: frozenset[str] = frozenset()
+        self._outbox_written = asyncio.Event()
+        self._engines: list[HandlerEngine] = []
+        self._relay: Relay | None = None
+        self._forgetting: Retention | None = None
+        self._watchdog: Watchdog | None = None
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._failed: asyncio.Future[None] | None = None
+
+    def only(self, names: Collection[str]) -> None:
+        """Consume for these handlers alone; before the start.
+
+        Raises:
+            ConfigurationError: There is no handler of such a name.
+        """
+        self._known(names, "--only")
+        self.declarations = tuple(declared for declared in self.declarations if declared.name in names)
+
+    def adopt(self, names: Collection[str]) -> None:
+        """Bind these names to the groups and topics declared now, whatever they were bound to; before the start.
+
+        Raises:
+            ConfigurationError: There is no handler of such a name.
+        """
+        self._known(names, "--adopt")
+        self._adopted = frozenset(names)
+
+    def _known(self, names: Collection[str], option: str) -> None:
+        known = [declared.name for declared in self.declarations]
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the handlers are {', '.join(map(repr, known))}"
+                raise ConfigurationError(f"{option} {name!r}: no handler has this name; {hint}")
+
+    async def start(self) -> None:
+        """Check what is outside the code, join the groups, and consume.
+
+        Raises:
+            StartError: A topic, a table or a right is missing, or a server cannot be reached; one line.
+        """
+        if self._tasks:
+            raise StartError("this worker runs already; build another one")
+        if self._failpoints:
+            failpoints.arm()
+        self._failed = asyncio.get_running_loop().create_future()
+        try:
+            numbers = await self._checked()
+            assembly = Assembly(self.database, self.dialect, self.tables, self._limits, self._announce)
+            for declared in self.declarations:
+                engine = assembly.engine(
+                    declared,
+                    self.transport,
+                    numbers[declared.name],
+                    memory_budget=self._memory_budget,
+                    drain_timeout=self._drain_timeout,
+                    outbox_written=self._outbox_written,
+                )
+                await engine.start()
+                self._engines.append(engine)
+        except BaseException:
+            await self._abandon()
+            raise
+        self._run_tasks()
+        self._announce(events.WorkerStarted(handlers=tuple(declared.name for declared in self.declarations)))
+
+    async def _checked(self) -> dict[str, int]:
+        topics = await checks.topics(self.declarations, self.transport)
+        checks.dead_letter_partitions(self.declarations, topics)
+        numbers = await checks.database(
+            self.database,
+            self.dialect,
+            self.tables,
+            self.declarations,
+            adopted=self._adopted,
+            connections=self.processes * (self._lanes + 3),
+        )
+        pruning = Pruning(self.tables, self.dialect)
+        await checks.retention(self.retention, self.declarations, self.transport, self.database, pruning)
+        return numbers
+
+    async def _abandon(self) -> None:
+        for engine in self._engines:
+            with suppress(Exception):
+                await engine.stop(0.0)
+        self._engines.clear()
+        await self.database.dispose()
+
+    def _run_tasks(self) -> None:
+        self._relay = Relay(
+            self.database,
+            self.dialect,
+            self.tables,
+            self.transport.producer(),
+            self._announce,
+            self._outbox_written,
+            principal=self._principal,
+        )
+        for engine in self._engines:
+            self._spawn(engine.run(), engine.declared.name)
+        self._spawn(self._relay.run(), "relay")
+        names = [declared.name for declared in self.declarations]
+        pruning = Pruning(self.tables, self.dialect)
+        self._forgetting = Retention(
+            self.database.run,
+            pruning,
+            names,
+            seconds=self.retention,
+            payloads=self._payload_retention,
+            announce=self._announce,
+        )
+        self._spawn(self._forgetting.run(), "retention")
+        self._watchdog = Watchdog(self._engines, stall=self._stall_timeout, transaction=self._limits.idle)
+        self._watchdog.start(asyncio.get_running_loop())
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks[task] = name
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A handler that halts leaves the others running; any other end is a defect, and ends the worker."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        name = self._tasks[task]
+        if isinstance(error, HandlerHalted):
+            self._announce(events.HandlerStopped(handler=name, error=str(error)))
+            engine = next(engine for engine in self._engines if engine.declared.name == name)
+            engine.halted = asyncio.create_task(engine.stop(self.grace))
+            if not all(engine.halted for engine in self._engines):
+                return
+            error = ConsumerkitError(f"handler {name!r} stopped, and no other is left: {error}")
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
+    def readiness(self) -> Readiness:
+        """Tell what is wrong now, in sentences with the way out; cheap, and from any thread.
+
+        Example:
+            if not worker.readiness().ready: ...
+        """
+        return self._states.readiness(time.monotonic())
+
+    async def stop(self) -> bool:
+        """Finish or roll back what is under way, commit offsets, and leave the groups.
+
+        Returns:
+            Whether everything under way was finished within `grace`.
+        """
+        began = time.monotonic()
+        answers = await asyncio.gather(*(engine.halted or engine.stop(self.grace) for engine in self._engines))
+        if self._relay is not None:
+            self._relay.stop()
+        if self._forgetting is not None:
+            self._forgetting.stop()
+        _, late = await asyncio.wait(self._tasks, timeout=_LAST_STEPS) if self._tasks else (set(), set())
+        for task in late:
+            _log.warning("%s did not end within %.0f s and was cancelled", self._tasks[task], _LAST_STEPS)
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if self._failed is not None:
+            self._failed.cancel()
+        await self.database.dispose()
+        self._announce(events.WorkerStopped(seconds=time.monotonic() - began))
+        return all(answers) and not late
+
+    async def run(self, stopping: asyncio.Event) -> bool:
+        """Start, consume until `stopping` is set, and stop; for a process that does nothing else.
+
+        Python's cyclic garbage collector runs less often meanwhile, which `start` leaves alone.
+
+        Returns:
+            What `stop` returned.
+
+        Raises:
+            StartError: See `start`.
+            Exception: What ended the worker, after everything else was stopped.
+        """
+        await self.start()
+        assert self._failed is not None
+        waiting = asyncio.create_task(stopping.wait())
+        ends: set[asyncio.Future[Any]] = {waiting, self._failed}
+        try:
+            with seldom_collected():
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            failure = self._failed.exception() if self._failed.done() else None
+        finally:
+            waiting.cancel()
+            finished = await self.stop()
+        if failure is not None:
+            raise failure
+        return finished
+
+    async def __aenter__(self) -> Worker:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+def _check_numbers(**values: float) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ConfigurationError(f"Worker({name}={value!r}): give a number greater than 0")

@@ -1,0 +1,113 @@
+"""The real servers, started when the first test asks for one, and shared by the whole run."""
+
+import importlib.metadata
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import TypeVar
+from uuid import uuid4
+
+import pytest
+
+from tests.services import KafkaServer, PostgresServer, ServiceError
+
+_LIBRARIES = ("confluent-kafka", "aiokafka", "SQLAlchemy", "psycopg", "asyncpg", "aiosqlite", "pydantic")
+Server = TypeVar("Server", KafkaServer, PostgresServer)
+_SERVERS = pytest.StashKey[dict[str, str]]()
+_SHARED = pytest.StashKey[ExitStack]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", action="store_true", help="also run the tests marked `matrix`: the long form")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Run in a shell's background: the processes that tests interrupt would inherit that they cannot be.
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.stash[_SERVERS] = {}
+    config.stash[_SHARED] = ExitStack()
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        _share_servers(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_SHARED].close()
+
+
+def _share_servers(config: pytest.Config) -> None:
+    """Start the servers before several processes run the tests: they find them by the environment."""
+    stack = config.stash[_SHARED]
+    kafka = stack.enter_context(_or_end_the_run(KafkaServer.find_or_start))
+    postgres = stack.enter_context(_or_end_the_run(PostgresServer.find_or_start))
+    os.environ |= {
+        "CONSUMERKIT_TEST_KAFKA": kafka.bootstrap,
+        "CONSUMERKIT_TEST_KAFKA_VERSION": kafka.version,
+        "CONSUMERKIT_TEST_POSTGRES": postgres.admin_dsn,
+    }
+    config.stash[_SERVERS] = {
+        "Kafka": f"{kafka.version} at {kafka.bootstrap}",
+        "PostgreSQL": postgres.version,
+    }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long form out; deselected, not skipped: `make test-crash` is its own command."""
+    if config.getoption("--matrix"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("matrix")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture(scope="session")
+def kafka(pytestconfig: pytest.Config) -> Iterator[KafkaServer]:
+    """The broker of this run; a test that stops its broker starts its own with `KafkaServer.start_private()`."""
+    with _or_end_the_run(KafkaServer.find_or_start) as server:
+        pytestconfig.stash[_SERVERS]["Kafka"] = f"{server.version} at {server.bootstrap}"
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
+    """The database server of this run; as with `kafka`, a test that stops it starts its own."""
+    with _or_end_the_run(PostgresServer.find_or_start) as server:
+        pytestconfig.stash[_SERVERS]["PostgreSQL"] = server.version
+        yield server
+
+
+def _or_end_the_run(start: Callable[[], Server]) -> Server:
+    try:
+        return start()
+    except ServiceError as error:
+        # One line, once: every further test would fail for the same reason.
+        pytest.exit(str(error), returncode=1)
+
+
+@pytest.fixture
+def topic_name() -> str:
+    """A topic name no other test uses; the topic itself is not created."""
+    return f"t-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[str]:
+    """The name of a fresh PostgreSQL database, dropped after the test."""
+    name = postgres.create_database()
+    yield name
+    postgres.drop_database(name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what the run really used."""
+    servers = config.stash[_SERVERS]
+    libraries = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
+    terminalreporter.section("versions used")
+    for name in ("Kafka", "PostgreSQL"):
+        terminalreporter.write_line(f"{name}: {servers.get(name, 'not used')}")
+    terminalreporter.write_line(f"Python: {platform.python_version()}, {os.cpu_count()} cores")
+    terminalreporter.write_line(f"Libraries: {libraries}")

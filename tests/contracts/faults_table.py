@@ -1,0 +1,236 @@
+"""Ways to make a real PostgreSQL raise each error, and whose fault it is; one row for each in
+`consumerkit.storage.faults`, and for what that table leaves to the handler."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import psycopg
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from consumerkit.storage.faults import Fault
+from tests.contracts.party import Party
+
+
+class Scene(NamedTuple):
+    """Where an error is provoked.
+
+    Attributes:
+        party: The client that meets it.
+        other: Another one, to stand in its way.
+        dsn: A way in for the administrator, past SQLAlchemy.
+    """
+
+    party: Party
+    other: Party
+    dsn: str
+
+    def behind_its_back(self, statement: str) -> None:
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+
+Provoke = Callable[[Scene], object]
+
+
+class Row(NamedTuple):
+    """One way for a statement to fail.
+
+    Attributes:
+        state: The SQLSTATE that tells it.
+        fault: Whose fault it is.
+        provoke: Has the client fail with it.
+        other_states: How a driver tells the same that does not hand the server's SQLSTATE on.
+    """
+
+    state: str
+    fault: Fault
+    provoke: Provoke
+    other_states: tuple[str | None, ...] = ()
+
+
+def sql(*statements: str, **parameters: Any) -> Provoke:
+    """Statements in one transaction, the last of which fails."""
+
+    def provoke(scene: Scene) -> None:
+        *before, last = statements
+        for statement in before:
+            scene.party.execute(statement)
+        scene.party.execute(last, **parameters)
+
+    return provoke
+
+
+def raised(state: str) -> Provoke:
+    """The server says what it cannot be brought to say without damage."""
+    return sql(f"DO $$ BEGIN RAISE EXCEPTION 'as asked' USING ERRCODE = '{state}'; END $$")
+
+
+def terminated(scene: Scene) -> None:
+    scene.behind_its_back(f"SELECT pg_terminate_backend({scene.party.pid()})")
+    time.sleep(0.1)
+    scene.party.execute("SELECT 1")
+
+
+def left_idle(scene: Scene) -> None:
+    scene.party.execute("SET LOCAL idle_in_transaction_session_timeout = 30")
+    time.sleep(0.3)
+    scene.party.execute("SELECT 1")
+
+
+def left_alone(scene: Scene) -> None:
+    scene.party.execute("SET idle_session_timeout = 30")
+    scene.party.commit()
+    time.sleep(0.3)
+    scene.party.execute("SELECT 1")
+
+
+def serialized(scene: Scene) -> None:
+    scene.party.execute("CREATE TABLE sums (n int)")
+    scene.party.execute("INSERT INTO sums VALUES (1), (2)")
+    scene.party.commit()
+    try:
+        for party in (scene.party, scene.other):
+            party.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            party.execute("SELECT * FROM sums")
+        scene.other.execute("UPDATE sums SET n = n + 1")
+        scene.other.commit()
+        scene.party.execute("UPDATE sums SET n = n + 1")
+    finally:
+        scene.party.rollback()
+        scene.other.rollback()
+        scene.party.execute("DROP TABLE sums")
+        scene.party.commit()
+
+
+def deadlocked(scene: Scene) -> None:
+    for party, lock in ((scene.party, 1), (scene.other, 2)):
+        # Who detects it is the victim.
+        party.execute(f"SET LOCAL deadlock_timeout = {'50' if party is scene.party else '20000'}")
+        party.execute(f"SELECT pg_advisory_xact_lock(7411, {lock})")
+    waiting = scene.other.start(lambda session: session.execute(text("SELECT pg_advisory_xact_lock(7411, 1)")))
+    try:
+        time.sleep(0.1)
+        scene.party.execute("SELECT pg_advisory_xact_lock(7411, 2)")
+    finally:
+        scene.party.rollback()
+        waiting.exception(20)
+        scene.other.rollback()
+
+
+def locked_out(scene: Scene) -> None:
+    scene.other.execute("SELECT pg_advisory_xact_lock(7412, 1)")
+    try:
+        scene.party.execute("SET LOCAL lock_timeout = 30")
+        scene.party.execute("SELECT pg_advisory_xact_lock(7412, 1)")
+    finally:
+        scene.other.rollback()
+
+
+def replanned(scene: Scene) -> None:
+    """A table is altered under a statement that the driver has prepared."""
+    scene.party.execute("CREATE TABLE altered (n int)")
+    scene.party.commit()
+    try:
+        for _ in range(8):
+            scene.party.execute("SELECT * FROM altered WHERE n > :n", n=1)
+            scene.party.commit()
+        scene.behind_its_back("ALTER TABLE altered ADD COLUMN more int")
+        scene.party.execute("SELECT * FROM altered WHERE n > :n", n=1)
+    finally:
+        scene.party.rollback()
+        scene.behind_its_back("DROP TABLE altered")
+
+
+def aborted(scene: Scene) -> None:
+    """The handler swallowed an error."""
+
+    def work(session: Session) -> None:
+        try:
+            session.execute(text("SELECT 1/0"))
+        except Exception:
+            session.execute(text("SELECT 1"))
+
+    scene.party.do(work)
+
+
+def connection_lost_and_swallowed(scene: Scene) -> None:
+    pid = scene.party.pid()
+
+    def work(session: Session) -> None:
+        scene.behind_its_back(f"SELECT pg_terminate_backend({pid})")
+        time.sleep(0.1)
+        with suppress(DBAPIError):
+            session.execute(text("SELECT 1"))
+        session.execute(text("SELECT 1"))
+
+    scene.party.do(work)
+
+
+TABLE = "CREATE TEMP TABLE limited (n int PRIMARY KEY CHECK (n > 0), t varchar(2), parent int REFERENCES limited)"
+C, X, F, D, H = Fault.CONNECTION, Fault.CONFLICT, Fault.CAPACITY, Fault.DEPLOY, Fault.HANDLER
+
+ROWS = {
+    # The connection is gone, or is not to the primary.
+    "terminated": Row("57P01", C, terminated, ("08003", None)),
+    "left idle in its transaction": Row("25P03", C, left_idle, ("08003", None)),
+    "left idle": Row("57P05", C, left_alone, ("08003", None)),
+    "read-only": Row("25006", C, sql("SET TRANSACTION READ ONLY", "CREATE TABLE written (n int)")),
+    "crash of the server": Row("57P02", C, raised("57P02")),
+    "server not ready": Row("57P03", C, raised("57P03")),
+    "connection failure": Row("08006", C, raised("08006")),
+    "too many connections": Row("53300", C, raised("53300")),
+    "statement not prepared here": Row("26000", C, sql("EXECUTE prepared_elsewhere")),
+    "table altered under a statement": Row("0A000", C, replanned),
+    # Another transaction was in the way.
+    "serialization failure": Row("40001", X, serialized),
+    "deadlock": Row("40P01", X, deadlocked),
+    "lock timeout": Row("55P03", X, locked_out),
+    "lock not waited for": Row("55P03", X, raised("55P03")),
+    # The server is full or overloaded.
+    "statement timeout": Row("57014", F, sql("SET LOCAL statement_timeout = 30", "SELECT pg_sleep(20)")),
+    "disk full": Row("53100", F, raised("53100")),
+    "out of memory": Row("53200", F, raised("53200")),
+    "system error": Row("58000", F, raised("58000")),
+    "I/O error": Row("58030", F, raised("58030")),
+    "data corrupted": Row("XX001", F, raised("XX001")),
+    "index corrupted": Row("XX002", F, raised("XX002")),
+    # Somebody must act.
+    "table missing": Row("42P01", D, sql("SELECT * FROM nowhere")),
+    "column missing": Row("42703", D, sql("SELECT absent FROM pg_class")),
+    "function missing": Row("42883", D, sql("SELECT absent()")),
+    "type missing": Row("42704", D, sql("SELECT CAST('' AS absent)")),
+    "schema missing": Row("3F000", D, sql("CREATE TABLE nowhere.t (n int)")),
+    "right missing": Row("42501", D, sql("SET LOCAL ROLE pg_monitor", "SELECT * FROM consumerkit_consumers")),
+    "statement unreadable": Row("42601", D, sql("SELEC 1")),
+    "database missing": Row("3D000", D, raised("3D000")),
+    "authorisation refused": Row("28000", D, raised("28000")),
+    "password wrong": Row("28P01", D, raised("28P01")),
+    # The handler's own.
+    "unique": Row("23505", H, sql(TABLE, "INSERT INTO limited VALUES (1), (1)")),
+    "foreign key": Row("23503", H, sql(TABLE, "INSERT INTO limited VALUES (1, '', 7)")),
+    "check": Row("23514", H, sql(TABLE, "INSERT INTO limited VALUES (0)")),
+    "not null": Row("23502", H, sql(TABLE, "INSERT INTO limited VALUES (NULL)")),
+    "text too long": Row("22001", H, sql(TABLE, "INSERT INTO limited VALUES (1, 'abc')")),
+    "number too large": Row("22003", H, sql("SELECT CAST(CAST(:n AS text) AS int)", n="99999999999")),
+    "division by zero": Row("22012", H, sql("SELECT 1 / 0")),
+    "text is no number": Row("22P02", H, sql("SELECT CAST(CAST(:n AS text) AS int)", n="x")),
+    "text is no date": Row("22007", H, sql("SELECT CAST(CAST(:d AS text) AS date)", d="x")),
+    "NUL in a text": Row("22021", H, sql("SELECT CAST(:t AS text)", t="a\x00b"), (None,)),
+    "types that do not fit": Row("42804", H, sql("SELECT CASE WHEN true THEN 1 ELSE ARRAY[1] END")),
+    "no cast": Row("42846", H, sql("SELECT CAST(CAST(1 AS int) AS date)")),
+    "text is no tsquery": Row("42601", H, sql("SELECT to_tsquery(:q)", q="a b")),
+    "text is no jsonpath": Row("42601", H, sql("SELECT CAST(CAST(:q AS text) AS jsonpath)", q="$.[")),
+    "too much at once": Row("54000", H, sql("SELECT repeat('x', 1073741824)")),
+    "feature missing": Row("0A000", H, sql("SELECT count(DISTINCT n) OVER () FROM generate_series(1, 2) AS n")),
+    "raised by a trigger": Row("P0001", H, sql("DO $$ BEGIN RAISE EXCEPTION 'no'; END $$")),
+    "no row for a trigger": Row(
+        "P0002", H, sql("DO $$ DECLARE n int; BEGIN SELECT 1 INTO STRICT n WHERE false; END $$")
+    ),
+    "internal error": Row("XX000", H, raised("XX000")),
+    "not within a transaction": Row("25001", H, sql("VACUUM")),
+    "transaction aborted": Row("25P02", H, aborted),
+}

@@ -1,0 +1,173 @@
+"""The far side of both Kafka transports: a real broker, reached past the transport under test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import confluent_kafka
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka.record.util import calc_crc32c  # type: ignore[import-untyped]
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from consumerkit.message import Headers, TopicPartition
+from consumerkit.transports.base import Subscription, Transport
+from tests.services import KafkaServer
+
+_PLACEHOLDER = "header-name"
+
+
+class KafkaBench:
+    """A broker and a transport.
+
+    Args:
+        server: The broker; one of our own where a test calls `outage` or `expire`.
+        transport: What is tested.
+        outage: Seconds that an outage lasts at least.
+        session: The session timeout that the transport was given, in seconds.
+    """
+
+    def __init__(self, server: KafkaServer, transport: Transport, *, outage: float = 0.0, session: float = 45) -> None:
+        self.transport = transport
+        self._server = server
+        self._outage = outage
+        self._session = session
+        self._config: dict[str, str | int | float | bool] = {"bootstrap.servers": server.bootstrap, "log_level": 0}
+
+    def subscription(self, group: str, *topics: str, **settings: Any) -> Subscription:
+        return Subscription(group=group, topics=topics, **settings)
+
+    async def create(self, topic: str, partitions: int, settings: dict[str, str] | None = None) -> None:
+        await asyncio.to_thread(self._server.create_topic, topic, partitions, settings)
+
+    async def topics(self) -> set[str]:
+        admin = AdminClient(self._config)
+        return set((await asyncio.to_thread(admin.list_topics, timeout=20)).topics)
+
+    async def topic_id(self, topic: str) -> str:
+        """Kafka's own notation of the ID, which its tools print: 16 bytes in URL-safe base64 without padding."""
+        admin = AdminClient(self._config)
+        asked = admin.describe_topics(TopicCollection([topic]), request_timeout=20)
+        return str((await asyncio.wrap_future(asked[topic])).topic_id).translate(str.maketrans("+/", "-_"))
+
+    async def delete(self, topic: str) -> None:
+        await asyncio.to_thread(self._server.delete_topic, topic)
+
+    async def append(
+        self,
+        topic: str,
+        values: Sequence[bytes | None],
+        partition: int = 0,
+        key: bytes | None = None,
+        headers: Headers = (),
+    ) -> None:
+        await asyncio.to_thread(self._append, topic, values, partition, key, headers)
+
+    async def committed(self, group: str, topic: str) -> dict[TopicPartition, int]:
+        admin = AdminClient(self._config)
+        asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=20)
+        try:
+            answer = await asyncio.wrap_future(asked[group])
+        except KafkaException as error:
+            if error.args[0].name() == "GROUP_ID_NOT_FOUND":
+                return {}
+            raise
+        return {
+            TopicPartition(at.topic, at.partition): at.offset
+            for at in answer.topic_partitions
+            if at.topic == topic and at.offset >= 0
+        }
+
+    async def delete_before(self, topic: str, partition: int, offset: int) -> None:
+        admin = AdminClient(self._config)
+        at = confluent_kafka.TopicPartition(topic, partition, offset)
+        deleted = await asyncio.wrap_future(admin.delete_records([at])[at])
+        assert deleted.low_watermark == offset  # the fault fired
+
+    @contextlib.asynccontextmanager
+    async def outage(self) -> AsyncIterator[None]:
+        self._server.pause()
+        began = time.monotonic()
+        try:
+            yield
+            await asyncio.sleep(max(0.0, self._outage - (time.monotonic() - began)))
+        finally:
+            self._server.resume()
+        await self.topics()
+
+    async def expire(self, group: str) -> None:
+        """Stop the broker for longer than a session, which ends it for client and broker alike."""
+        self._server.pause()
+        try:
+            await asyncio.sleep(self._session + 3)
+        finally:
+            self._server.resume()
+        await self.topics()
+
+    async def transaction(self, topic: str, values: Sequence[bytes], *, commit: bool) -> None:
+        await asyncio.to_thread(self._transaction, topic, values, commit)
+
+    @contextlib.asynccontextmanager
+    async def open_transaction(self, topic: str, values: Sequence[bytes], partition: int) -> AsyncIterator[None]:
+        producer = Producer({**self._config, "transactional.id": f"test-{uuid.uuid4().hex[:8]}"})
+        await asyncio.to_thread(producer.init_transactions, 30)
+        producer.begin_transaction()
+        for value in values:
+            producer.produce(topic, value, partition=partition)
+        assert await asyncio.to_thread(producer.flush, 30) == 0
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(producer.abort_transaction, 30)
+
+    async def append_with_headers(self, topic: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=self._server.bootstrap)
+        await producer.start()
+        try:
+            batch = producer.create_batch()
+            # Every client takes text for a header's name, so a placeholder of the same length is put in, then replaced.
+            stand_ins = [(f"{at}{_PLACEHOLDER}"[: len(name)], value) for at, (name, value) in enumerate(headers)]
+            batch.append(key=None, value=b"odd", timestamp=None, headers=stand_ins)
+            data = bytes(batch._build())
+            for (stand_in, _), (name, _) in zip(stand_ins, headers, strict=True):
+                assert data.count(stand_in.encode()) == 1
+                data = data.replace(stand_in.encode(), name)
+            # A batch's checksum stands at bytes 17 to 20 and covers what follows.
+            batch._buffer = data[:17] + calc_crc32c(data[21:]).to_bytes(4, "big") + data[21:]
+            await (await producer.send_batch(batch, topic, partition=0))
+        finally:
+            await producer.stop()
+
+    def _append(
+        self, topic: str, values: Sequence[bytes | None], partition: int, key: bytes | None, headers: Headers
+    ) -> None:
+        failures: list[object] = []
+        producer = Producer({**self._config, "linger.ms": 0})
+        for value in values:
+            producer.produce(
+                topic,
+                value,
+                key,
+                partition,
+                on_delivery=lambda error, _: failures.append(error) if error else None,
+                headers=list(headers),
+            )
+        assert producer.flush(30) == 0
+        assert failures == []
+
+    def _transaction(self, topic: str, values: Sequence[bytes], commit: bool) -> None:
+        producer = Producer({**self._config, "transactional.id": f"test-{uuid.uuid4().hex[:8]}"})
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        for value in values:
+            producer.produce(topic, value, partition=0)
+        assert producer.flush(30) == 0  # on the log before the transaction ends: an abort would drop what is queued
+        if commit:
+            producer.commit_transaction(30)
+        else:
+            producer.abort_transaction(30)

@@ -1,0 +1,205 @@
+"""The part of the contract that only a real log can put to the test; both Kafka transports inherit it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from typing_extensions import override
+
+from consumerkit.errors import StartError
+from consumerkit.transports.base import Record, Subscription, Transport
+from tests.contracts.kafka_bench import KafkaBench
+from tests.contracts.member import Member, Recorder, offsets
+from tests.contracts.reader_contract import read_out, started
+from tests.contracts.rebalance_contract import RebalanceContract
+from tests.contracts.transport_contract import numbered
+from tests.services import KafkaServer
+
+NOBODY = "127.0.0.1:1"
+SESSION = 4.0
+
+
+class KafkaContract(RebalanceContract):
+    """Inherit it and give `transport`.
+
+    Attributes:
+        start_timeout: Seconds after which `start` and `topics` may give an unreachable broker up, at most.
+    """
+
+    start_timeout = 30.0
+
+    @abstractmethod
+    def transport(self, bootstrap: str, session: float | None = None) -> Transport:
+        """The transport under test; with this session timeout in seconds, where one is given."""
+
+    @pytest.fixture
+    @override
+    def bench(self, kafka: KafkaServer) -> KafkaBench:
+        return KafkaBench(kafka, self.transport(kafka.bootstrap))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def private_kafka(cls) -> Iterator[KafkaServer]:
+        """A broker that this class may stop."""
+        with KafkaServer.start_private() as server:
+            yield server
+
+    @pytest.fixture
+    @override
+    def private_bench(self, private_kafka: KafkaServer) -> KafkaBench:
+        transport = self.transport(private_kafka.bootstrap, SESSION)
+        return KafkaBench(private_kafka, transport, outage=8.0, session=SESSION)
+
+    async def test_only_committed_records_are_read_and_gaps_are_no_matter(
+        self, bench: KafkaBench, topic: str, group: str
+    ) -> None:
+        await bench.append(topic, [b"plain"])
+        await bench.transaction(topic, [b"aborted-1", b"aborted-2"], commit=False)
+        await bench.transaction(topic, [b"committed"], commit=True)
+        await bench.append(topic, [b"last"])
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            seen = await member.reads(3)
+            await asyncio.sleep(0.5)
+        assert [message.value for message in seen] == [b"plain", b"committed", b"last"]
+        # 1 and 2 were aborted; 3 and 5 are the markers that end the transactions
+        assert offsets(seen, 0) == [0, 4, 6]
+
+    async def test_a_reader_ends_behind_aborted_records_and_before_those_of_an_open_transaction(
+        self, bench: KafkaBench, log: str
+    ) -> None:
+        await bench.append(log, [b"plain"], 0)
+        await bench.transaction(log, [b"aborted"] * 3, commit=False)
+        await bench.append(log, [b"plain"], 1)
+        async with bench.open_transaction(log, [b"open"], 1), started(bench.transport.reader(log)) as reader:
+            seen = await read_out(reader)
+        assert sorted((message.partition, message.offset) for message in seen) == [(0, 0), (1, 0)]
+
+    async def test_a_header_name_that_is_not_utf8_is_escaped(self, bench: KafkaBench, topic: str, group: str) -> None:
+        await bench.append(topic, [b"before"])
+        await bench.append_with_headers(topic, [(b"good-one", b"1"), (b"bad\xff-one", b"2"), (b"good-two", b"3")])
+        await bench.append_with_headers(topic, [(b"bad\xfe-one", b"1"), (b"bad\xff-two", b"2")])
+        await bench.append(topic, [b"after"])
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            before, one, two, after = await member.reads(4)
+        assert (before.value, one.value, two.value, after.value) == (b"before", b"odd", b"odd", b"after")
+        assert one.headers == (("good-one", b"1"), ("bad\\xff-one", b"2"), ("good-two", b"3"))
+        assert one.header("good-two") == b"3"
+        # Not every client tells the bytes of more than one such name; values and order are kept all the same.
+        assert [value for _, value in two.headers] == [b"1", b"2"]
+        assert two.headers[0][0] == "bad\\xfe-one"
+
+    async def test_a_topic_id_is_kafkas_own(self, bench: KafkaBench, topic: str) -> None:
+        """Both transports must give the same, or switching between them would change message IDs."""
+        info = (await bench.transport.topics([topic]))[topic]
+        assert info.topic_id == await bench.topic_id(topic)
+        assert len(info.topic_id) == 22
+
+    @pytest.mark.parametrize(
+        "settings, seconds",
+        [
+            ({"retention.ms": "3600000"}, 3600.0),
+            ({"retention.ms": "-1"}, math.inf),
+            ({"cleanup.policy": "compact", "retention.ms": "3600000"}, math.inf),
+            ({"cleanup.policy": "compact,delete", "retention.ms": "3600000"}, 3600.0),
+        ],
+    )
+    async def test_how_long_records_are_kept_is_the_topics_own_setting(
+        self, bench: KafkaBench, settings: dict[str, str], seconds: float
+    ) -> None:
+        name = f"kept-{uuid4().hex[:8]}"
+        await bench.create(name, 1, settings)
+        assert await bench.transport.keeps([name]) == {name: seconds}
+
+    async def test_a_recreated_topic_has_another_id(self, bench: KafkaBench, topic: str) -> None:
+        before = (await bench.transport.topics([topic]))[topic]
+        await bench.delete(topic)
+        await bench.create(topic, 2)
+        after = (await bench.transport.topics([topic]))[topic]
+        assert before.topic_id != after.topic_id
+
+    async def test_a_large_backlog_comes_complete(self, bench: KafkaBench, topic: str, group: str) -> None:
+        for partition in (0, 1):
+            await bench.append(topic, numbered(20_000), partition)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic, fetch_bytes=65_536))) as member:
+            seen = list(await member.reads(40_000))
+        assert offsets(seen, 0) == offsets(seen, 1) == list(range(20_000))
+
+    async def test_pausing_and_resuming_loses_and_repeats_nothing(
+        self, bench: KafkaBench, topic: str, group: str
+    ) -> None:
+        for partition in (0, 1):
+            await bench.append(topic, numbered(5_000), partition)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            await member.reads(1)
+            for _ in range(10):
+                await member.consumer.pause()
+                await asyncio.sleep(0.05)
+                await member.consumer.resume()
+                await asyncio.sleep(0.05)
+            seen = list(await member.reads(10_000))
+        assert offsets(seen, 0) == offsets(seen, 1) == list(range(5_000))
+
+    async def test_a_broker_that_is_not_there_refuses_to_start(self, group: str) -> None:
+        transport = self.transport(NOBODY)
+        began = time.monotonic()
+        consumer = transport.consumer(Subscription(group=group, topics=("any",)))
+        tries = (consumer.start(Recorder()), transport.topics(["any"]), transport.create_topics({"any": 1}))
+        errors = await asyncio.gather(*tries, return_exceptions=True)
+        assert [type(error) for error in errors] == [StartError] * 3
+        assert time.monotonic() - began < self.start_timeout
+
+    async def test_a_stalled_broker_fails_no_record_that_it_takes_later(self, private_bench: KafkaBench) -> None:
+        bench, topic = private_bench, "sent-during-an-outage"
+        await bench.create(topic, 1)
+        producer = bench.transport.producer()
+        await producer.start()
+        try:
+            assert await producer.send([Record(topic, None, b"0")]) == [None]
+            async with bench.outage():
+                sending = asyncio.create_task(producer.send([Record(topic, None, b"%d" % at) for at in range(1, 50)]))
+                await asyncio.sleep(1.0)
+                assert not sending.done()  # the fault fired
+            assert await sending == [None] * 49
+        finally:
+            await producer.stop()
+        async with Member(bench.transport.consumer(bench.subscription("outage", topic))) as member:
+            seen = list(await member.reads(50))
+            await asyncio.sleep(0.5)
+        assert [int(message.value or b"") for message in seen] == list(range(50))  # idempotent: nothing twice
+
+    async def test_many_records_that_are_too_large_only_together_all_go(self, bench: KafkaBench) -> None:
+        """A client sends what waits as one batch, and the topic's limit is for a batch."""
+        topic = f"small-{uuid4().hex[:8]}"
+        bench._server.create_topic(topic, 1, {"max.message.bytes": "3000"})
+        producer = bench.transport.producer()
+        await producer.start()
+        try:
+            records = [Record(topic, b"k%d" % n, b"v" * (4000 if n == 7 else 500)) for n in range(20)]
+            answers = await producer.send(records)
+        finally:
+            await producer.stop()
+        (large,) = [answer for answer in answers if answer is not None]
+        assert answers[7] == large
+        assert "TOO_LARGE" in large.code
+
+    async def test_a_topic_that_is_not_there_holds_up_no_other(self, bench: KafkaBench, topic: str) -> None:
+        """One of the clients waits some seconds for it to appear."""
+        producer = bench.transport.producer()
+        await producer.start()
+        try:
+            waiting = asyncio.create_task(producer.send([Record(f"missing-{uuid4().hex[:8]}", None, b"0")]))
+            began = time.monotonic()
+            for n in range(10):
+                assert await producer.send([Record(topic, None, b"%d" % n)]) == [None]
+            assert time.monotonic() - began < 4.0
+            (answer,) = await waiting
+            assert answer is not None
+            assert await producer.send([Record(topic, None, b"last")]) == [None]
+        finally:
+            await producer.stop()

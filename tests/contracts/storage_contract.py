@@ -1,0 +1,228 @@
+"""What the other tables keep, on every database and driver: consumers, dead letters, outbox; and ways into them."""
+
+from collections.abc import Sequence
+from concurrent.futures import wait
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from consumerkit.errors import StartError
+from consumerkit.message import Message
+from consumerkit.outcome import Reason
+from consumerkit.storage import consumers, dead_letters, headers, outbox
+from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.outbox import OutboxMessage
+from consumerkit.storage.selection import Selection
+from consumerkit.storage.tables import DEFAULT_TABLES
+from tests.contracts.dialect_contract import DialectContract, Stand
+from tests.contracts.party import Party
+
+HEADERS = (("a", b"1"), ("a", b"\xff\x00"), ("none", None), ("é", "☃".encode()))
+
+
+def record(offset: int, **parts: Any) -> Message:
+    """A record with bytes that no text column takes."""
+    given: dict[str, Any] = {
+        "key": b"\x00k",
+        "value": b"\xff\x00v",
+        "headers": HEADERS,
+        "timestamp": 7,
+        "topic_id": "id-of-t",
+    }
+    return Message("t", 3, offset, **(given | parts))
+
+
+def dead(offset: int, reason: Reason = Reason.EXHAUSTED, **parts: Any) -> DeadMessage:
+    given: dict[str, Any] = {
+        "message": record(offset),
+        "digest": bytes(range(16)),
+        "message_id": "id",
+        "reason": reason,
+        "error_type": "ValueError",
+        "error": "no",
+    }
+    return DeadMessage(**(given | parts))
+
+
+class StorageContract(DialectContract):
+    def bind(self, party: Party, name: str, **parts: Any) -> int:
+        given = {"group": "g", "topics": ["b", "a"]} | parts
+        number = party.do(lambda session: consumers.bind(session, DEFAULT_TABLES, name=name, **given))
+        party.commit()
+        return number
+
+    def add(self, party: Party, consumer: int, letters: Sequence[DeadMessage]) -> set[Any]:
+        entered = party.do(lambda session: dead_letters.add(session.connection(), DEFAULT_TABLES, consumer, letters))
+        party.commit()
+        return set(entered)
+
+    # Consumers.
+
+    def test_a_name_keeps_its_number(self, stand: Stand, party: Party) -> None:
+        one, two = f"one-{stand.consumer}", f"two-{stand.consumer}"
+        first = self.bind(party, one)
+        assert self.bind(party, two) != first
+        assert self.bind(party, one, topics=["a", "b"]) == first
+
+    def test_processes_that_start_at_once_get_one_number(self, stand: Stand, party: Party, other: Party) -> None:
+        for turn in range(5):
+            name = f"race-{stand.consumer}-{turn}"
+
+            def work(session: Session, name: str = name) -> int:
+                number = consumers.bind(session, DEFAULT_TABLES, name=name, group="g", topics=["a"])
+                session.commit()
+                return number
+
+            racing = [party.start(work), other.start(work)]
+            wait(racing, 20)
+            assert racing[0].result() == racing[1].result()
+
+    def test_a_name_bound_elsewhere_is_refused(self, stand: Stand, party: Party) -> None:
+        name = f"bound-{stand.consumer}"
+        self.bind(party, name)
+        with pytest.raises(StartError) as caught:
+            self.bind(party, name, group="h", topics=["c"])
+        assert str(caught.value) == (
+            f"handler {name!r}: this name is bound to group 'g' and topics a, b, not to group 'h' and topics c; "
+            f"rename the handler, or start once with --adopt {name} if the change is meant"
+        )
+
+    def test_a_name_is_adopted_where_that_is_meant(self, stand: Stand, party: Party) -> None:
+        name = f"adopted-{stand.consumer}"
+        number = self.bind(party, name)
+        assert self.bind(party, name, group="h", topics=["c"], adopt=True) == number
+        assert self.bind(party, name, group="h", topics=["c"]) == number
+        with pytest.raises(StartError):
+            self.bind(party, name)
+
+    # Dead letters.
+
+    def test_a_dead_letter_is_entered_once_for_its_place_in_the_log(self, stand: Stand, party: Party) -> None:
+        here = ("id-of-t", 3, 1)
+        assert self.add(party, stand.consumer, []) == set()
+        assert self.add(party, stand.consumer, [dead(1)]) == {here}
+        assert self.add(party, stand.consumer, [dead(1, Reason.REJECTED), dead(2)]) == {("id-of-t", 3, 2)}
+        assert self.add(party, stand.consumer + 1_000_000, [dead(1)]) == {here}
+        again = dead(1, message=record(1, topic_id="id-of-a-new-t"))
+        assert self.add(party, stand.consumer, [again]) == {("id-of-a-new-t", 3, 1)}
+
+    def test_a_dead_letter_holds_the_whole_message(self, stand: Stand, party: Party) -> None:
+        name = f"whole-{stand.consumer}"
+        number = self.bind(party, name)
+        failed = datetime(2024, 5, 1, 12, tzinfo=UTC)
+        self.add(party, number, [dead(1, stack="at line 1", attempts=5, first_failed_at=failed)])
+        [listed] = party.do(lambda session: dead_letters.listed(session, DEFAULT_TABLES, Selection(handler=name)))
+        row = party.do(lambda session: dead_letters.shown(session, DEFAULT_TABLES, listed.id))
+        assert row is not None
+        kept = (row.handler, row.topic, row.topic_id, row.partition, row.offset, row.timestamp, row.attempts, row.stack)
+        assert kept == (name, "t", "id-of-t", 3, 1, 7, 5, "at line 1")
+        assert (bytes(row.key), bytes(row.value), bytes(row.digest)) == (b"\x00k", b"\xff\x00v", bytes(range(16)))
+        assert headers.load(row.headers) == HEADERS
+        assert (row.message_id, row.reason, row.error_type, row.error) == ("id", "exhausted", "ValueError", "no")
+        assert row.size == record(1).size
+        assert row.first_failed_at.replace(tzinfo=UTC) == failed
+        assert row.dead_at is not None
+        assert party.do(lambda session: dead_letters.shown(session, DEFAULT_TABLES, -1)) is None
+
+    def test_an_oversized_one_is_kept_by_reference(self, stand: Stand, party: Party) -> None:
+        name = f"large-{stand.consumer}"
+        number = self.bind(party, name)
+        self.add(party, number, [dead(1, Reason.OVERSIZED, keep_value=False, digest=None, message_id=None)])
+        [listed] = party.do(lambda session: dead_letters.listed(session, DEFAULT_TABLES, Selection(handler=name)))
+        row = party.do(lambda session: dead_letters.shown(session, DEFAULT_TABLES, listed.id))
+        assert row is not None
+        assert (row.key, row.value, row.headers, row.digest, row.message_id) == (None, None, "[]", None, None)
+        assert row.size == record(1).size
+
+    def test_texts_that_no_column_takes_are_escaped(self, stand: Stand, party: Party) -> None:
+        name = f"odd-{stand.consumer}"
+        number = self.bind(party, name)
+        self.add(party, number, [dead(1, error="nul \x00", error_type="lone \udc80", stack="\x00")])
+        [listed] = party.do(lambda session: dead_letters.listed(session, DEFAULT_TABLES, Selection(handler=name)))
+        assert (listed.error, listed.error_type) == ("nul \\x00", "lone \\udc80")
+
+    def test_the_newest_are_listed_first_a_page_at_a_time(self, stand: Stand, party: Party) -> None:
+        name = f"listed-{stand.consumer}"
+        number = self.bind(party, name)
+        letters = [dead(n, Reason.CONFLICT if n % 2 else Reason.REJECTED) for n in range(6)]
+        self.add(party, number, letters)
+
+        def listed(reason: str | None = None, **options: Any) -> list[int]:
+            selection = Selection(handler=name, reason=reason)
+            rows = party.do(lambda session: dead_letters.listed(session, DEFAULT_TABLES, selection, **options))
+            assert all(not hasattr(row, "value") and row.handler == name for row in rows)
+            return [row.offset for row in rows]
+
+        assert listed() == [5, 4, 3, 2, 1, 0]
+        assert listed(reason="conflict") == [5, 3, 1]
+        assert listed(limit=2) == [5, 4]
+        newest = party.do(
+            lambda session: dead_letters.listed(session, DEFAULT_TABLES, Selection(handler=name), limit=2)
+        )
+        assert listed(limit=2, before=newest[-1].id) == [3, 2]
+        counted = party.do(lambda session: dead_letters.count_by_reason(session, DEFAULT_TABLES))
+        assert [tuple(row) for row in counted if row[0] == name] == [(name, "conflict", 3), (name, "rejected", 3)]
+
+    # The outbox.
+
+    def test_the_outbox_is_read_in_order_and_emptied_by_number(self, party: Party) -> None:
+        topics = ["a", "b", "a", "c", "a"]
+        sent = [
+            OutboxMessage(topic, b"\x00%d" % n, None if n == 3 else b"\xff", HEADERS) for n, topic in enumerate(topics)
+        ]
+        tables = DEFAULT_TABLES
+
+        def oldest(limit: int = 10, most_bytes: int = 1 << 30, **options: Any) -> list[outbox.Pending]:
+            return party.do(lambda session: outbox.page(session.connection(), tables, limit, most_bytes, **options))
+
+        party.do(lambda session: outbox.append(session.connection(), tables, []))
+        party.do(lambda session: outbox.append(session.connection(), tables, sent))
+        party.commit()
+        pending = oldest()
+        assert [one.message for one in pending] == sent
+        numbers = [one.sequence for one in pending]
+        assert numbers == sorted(set(numbers))
+        assert oldest(2) == pending[:2]
+        assert oldest(after=numbers[1]) == pending[2:]
+        assert oldest(2, without=["a"]) == [pending[1], pending[3]]
+        assert oldest(without_keys=[("a", b"\x000"), ("b", b"\x000")]) == pending[1:]
+        assert oldest(without_sequences=numbers[:3]) == pending[3:]
+        assert oldest(most_bytes=1) == pending[:1]
+        assert oldest(most_bytes=2 * (3 + len(headers.dump(HEADERS)))) == pending[:2]
+        assert party.do(lambda session: outbox.count(session.connection(), tables)) == {"a": 3, "b": 1, "c": 1}
+        keyless = OutboxMessage("a", None, b"v", ())
+        party.do(lambda session: outbox.append(session.connection(), tables, [keyless]))
+        assert oldest(without_keys=[("a", b"\x000")])[-1].message == keyless
+        party.rollback()
+        party.do(lambda session: outbox.remove(session.connection(), tables, []))
+        identities = [one.identity for one in pending]
+        party.do(lambda session: outbox.remove(session.connection(), tables, identities[:4]))
+        party.commit()
+        assert oldest() == pending[4:]
+        party.do(lambda session: outbox.remove(session.connection(), tables, identities))
+        party.commit()
+        assert oldest() == []
+
+    @pytest.mark.parametrize("other", ["created_at = '2001-01-01 00:00:00'", "headers = '[]'"])
+    def test_a_row_that_has_anothers_number_stays_in_the_outbox(self, party: Party, other: str) -> None:
+        """A database that has lost commits gives the numbers again."""
+        tables, count = DEFAULT_TABLES, 450
+        rows = [OutboxMessage("t", None, b"%d" % n, HEADERS) for n in range(count)]
+        party.do(lambda session: outbox.append(session.connection(), tables, rows))
+        party.commit()
+        sent = party.do(lambda session: outbox.page(session.connection(), tables, count, 1 << 30))
+        number = sent[-1].sequence
+        party.execute(f"UPDATE consumerkit_outbox_messages SET {other} WHERE sequence = {number}")
+        party.do(lambda session: outbox.remove(session.connection(), tables, [one.identity for one in sent]))
+        party.commit()
+        left = party.do(lambda session: outbox.page(session.connection(), tables, count, 1 << 30))
+        assert [one.sequence for one in left] == [number]
+        party.do(lambda session: outbox.remove(session.connection(), tables, [one.identity for one in left]))
+        party.commit()
+
+    def test_what_is_rolled_back_was_never_in_the_outbox(self, party: Party) -> None:
+        party.do(lambda s: outbox.append(s.connection(), DEFAULT_TABLES, [OutboxMessage("t", None, None, ())]))
+        party.rollback()
+        assert party.do(lambda session: outbox.page(session.connection(), DEFAULT_TABLES, 10, 1000)) == []

@@ -1,0 +1,174 @@
+"""The transport through librdkafka keeps the contract, on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Message as RawMessage
+from confluent_kafka import TopicPartition as RawPartition
+from typing_extensions import override
+
+from consumerkit.message import Message, TopicPartition
+from consumerkit.transports import confluent_thread
+from consumerkit.transports.base import Record, Subscription, Transport
+from consumerkit.transports.confluent import ConfluentTransport
+from consumerkit.transports.confluent_admin import TopicAdmin
+from consumerkit.transports.confluent_assignment import Assignment
+from consumerkit.transports.confluent_consumer import ConfluentConsumer
+from consumerkit.transports.confluent_messages import convert
+from consumerkit.transports.embedded import EmbeddedBroker
+from tests.contracts.bench import Bench
+from tests.contracts.kafka_contract import KafkaContract
+from tests.contracts.member import Member, offsets, until
+from tests.contracts.transport_contract import numbered
+from tests.services import KafkaServer
+
+
+class TestConfluent(KafkaContract):
+    @override
+    def transport(self, bootstrap: str, session: float | None = None) -> Transport:
+        config: dict[str, object] = {"bootstrap.servers": bootstrap}
+        if session is not None:
+            config |= {"session.timeout.ms": int(session * 1000), "heartbeat.interval.ms": 500}
+        return ConfluentTransport(config)
+
+    async def test_after_an_error_in_the_client_nothing_is_skipped(
+        self, kafka: KafkaServer, bench: Bench, topic: str, group: str
+    ) -> None:
+        """An exception out of any callback makes the client destroy the messages that the same call dequeued."""
+        raised = 0
+
+        def raising(_: str) -> None:
+            nonlocal raised
+            raised += 1
+            raise RuntimeError("out of a callback")
+
+        for partition in (0, 1):
+            await bench.append(topic, numbered(3_000), partition)
+        reach: dict[str, object] = {"bootstrap.servers": kafka.bootstrap}
+        faulty = {**reach, "stats_cb": raising, "statistics.interval.ms": 20}
+        consumer = ConfluentConsumer(faulty, bench.subscription(group, topic), TopicAdmin(reach))
+        async with Member(consumer) as member:
+            await member.holds(2)
+            for number in range(20):
+                await bench.append(topic, numbered(10, start=3_000 + 10 * number))
+            seen = list(await member.reads(6_200))
+        assert raised >= 10  # the fault fired
+        assert offsets(seen, 0) == list(range(3_200))
+        assert offsets(seen, 1) == list(range(3_000))
+
+    async def test_partitions_that_could_not_be_taken_on_are_asked_for_again(
+        self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        failures = 0
+        starts = Assignment._starts
+
+        def failing_once(assignment: Assignment, consumer: Consumer, partitions: list[RawPartition]) -> Any:
+            nonlocal failures
+            failures += 1
+            if failures == 1:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            return starts(assignment, consumer, partitions)
+
+        monkeypatch.setattr(Assignment, "_starts", failing_once)
+        await bench.append(topic, numbered(10))
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            assert offsets(await member.reads(10), 0) == list(range(10))
+            assert member.consumer.health().error is None
+        assert failures >= 2  # the fault fired
+
+    async def test_a_broken_batch_fails_its_partition_after_all_that_is_before_it(
+        self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A broker takes no broken batch and disks break rarely, so the client's report is put among what it returned;
+        # like the client, which reports a broken batch and goes on behind it.
+        reported = 0
+
+        def with_a_broken_batch(raw: Iterable[RawMessage], readings: Any) -> Any:
+            nonlocal reported
+            found: list[RawMessage] = []
+            for item in raw:
+                if item.value() == b"broken":
+                    reported += 1
+                    error = KafkaError(KafkaError._BAD_MSG, "CRC mismatch")
+                    item = RawMessage(topic=topic, partition=0, offset=item.offset(), error=error)
+                found.append(item)
+            return convert(found, readings)
+
+        monkeypatch.setattr(confluent_thread, "convert", with_a_broken_batch)
+        await bench.append(topic, [*numbered(5), b"broken", *numbered(5)], 0)
+        await bench.append(topic, numbered(10), 1)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            await until(lambda: member.listener.failures, "the listener is told of the failure")
+            await member.reads(15)
+            await bench.append(topic, numbered(3), 0)
+            await bench.append(topic, numbered(3), 1)
+            await member.reads(18)
+            await asyncio.sleep(0.5)
+        assert reported == 1  # the fault fired
+        assert set(member.listener.failures) == {(topic, 0)}
+        assert offsets(member.seen, 0) == list(range(5))
+        assert offsets(member.seen, 1) == list(range(13))
+        assert (await bench.committed(group, topic))[TopicPartition(topic, 0)] == 5
+
+    async def test_a_cancelled_fetch_loses_nothing(self, bench: Bench, topic: str, group: str) -> None:
+        """No caller may cancel a fetch; if one does, the messages come with the next."""
+        await bench.append(topic, numbered(10))
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            await member.reads(10)
+            await member.quiet()
+            fetch = asyncio.create_task(member.consumer.fetch(100, 10.0))
+            await asyncio.sleep(0.2)
+            fetch.cancel()
+            await bench.append(topic, numbered(10))
+            await asyncio.sleep(0.5)
+            found: list[Message] = []
+            while len(found) < 10:
+                found += await member.consumer.fetch(100, 5.0)
+            assert offsets(found, 0) == list(range(10, 20))
+
+    async def test_text_that_cannot_be_encoded_fails_its_record_alone(self, bench: Bench, topic: str) -> None:
+        """The client does not check, and such a header's name ends the process."""
+        producer = bench.transport.producer()
+        await producer.start()
+        odd = [Record(topic, b"21", b"x", (("\ud800", b""),)), Record("\ud800", b"21", b"x")]
+        try:
+            answers = await producer.send([Record(topic, b"21", b"1"), *odd, Record(topic, b"21", b"2")])
+        finally:
+            await producer.stop()
+        assert [answer is None for answer in answers] == [True, False, False, True]
+        assert all(answer.permanent for answer in answers if answer is not None)
+
+
+class TestEmbedded:
+    """The embedded broker of the demonstration serves this transport."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def broker(cls) -> Iterator[EmbeddedBroker]:
+        with EmbeddedBroker("made-at-start") as broker:
+            yield broker
+
+    async def test_messages_pass_through_and_are_committed(self, broker: EmbeddedBroker) -> None:
+        transport = ConfluentTransport({"bootstrap.servers": broker.bootstrap})
+        producer = transport.producer()
+        await producer.start()
+        answers = await producer.send([Record("made-at-start", b"%d" % at, b"x") for at in range(100)])
+        await producer.stop()
+        assert answers == [None] * 100
+        subscription = Subscription(group="embedded", topics=("made-at-start",))
+        async with Member(transport.consumer(subscription)) as member:
+            seen = list(await member.reads(100))
+            await member.commit()
+        assert {message.topic_id for message in seen} == {"made-at-start"}
+
+    async def test_topics_are_described_without_being_created(self, broker: EmbeddedBroker) -> None:
+        transport = ConfluentTransport({"bootstrap.servers": broker.bootstrap})
+        assert set(await transport.topics(["made-at-start", "missing"])) == {"made-at-start"}
+        assert await transport.topics(["missing"]) == {}
+        await transport.create_topics({"made-later": 4})
+        assert (await transport.topics(["made-later"]))["made-later"].partitions == 4

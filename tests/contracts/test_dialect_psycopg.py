@@ -1,0 +1,33 @@
+"""The ledger on PostgreSQL through psycopg, in threads."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from consumerkit.storage.tables import Tables
+from tests.contracts import venues
+from tests.contracts.dialect_contract import Stand, other, party, stand
+from tests.contracts.party import Venue
+from tests.contracts.server_contract import ServerContract, role
+from tests.services import PostgresServer
+
+__all__ = ["other", "party", "role", "stand"]
+
+
+@pytest.fixture(scope="module")
+def venue(postgres: PostgresServer) -> Iterator[Venue]:
+    yield from venues.postgresql(postgres, "psycopg", coroutines=False)
+
+
+@pytest.fixture
+def elsewhere() -> Tables:
+    return venues.ELSEWHERE
+
+
+@pytest.fixture
+def elsewhere_stand(venue: Venue, elsewhere: Tables) -> Stand:
+    return Stand(venue, elsewhere)
+
+
+class TestPsycopg(ServerContract):
+    pass

@@ -1,0 +1,27 @@
+"""The ledger on SQLite through pysqlite, in threads."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from consumerkit.storage.tables import Tables
+from tests.contracts import venues
+from tests.contracts.dialect_contract import other, party, stand
+from tests.contracts.file_contract import FileContract
+from tests.contracts.party import Venue
+
+__all__ = ["other", "party", "stand"]
+
+
+@pytest.fixture(scope="module")
+def venue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Venue]:
+    yield from venues.sqlite(tmp_path_factory.mktemp("ledger"), coroutines=False)
+
+
+@pytest.fixture
+def elsewhere() -> Tables:
+    return Tables(prefix="ck_")
+
+
+class TestPysqlite(FileContract):
+    pass

@@ -1,0 +1,571 @@
+"""The parking lot's and the fence's statements, on every database and driver: what the engine relies on."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import pytest
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from consumerkit.message import Message, TopicPartition
+from consumerkit.storage import fence
+from consumerkit.storage.dialects import Limits
+from consumerkit.storage.parked import Kind, ParkedMessage
+from consumerkit.storage.parking import ParkingLot, Place
+from consumerkit.storage.tables import DEFAULT_TABLES
+from tests.contracts import venues
+from tests.contracts.dialect_contract import TOKEN, Stand, other, party, stand
+from tests.contracts.party import Party, Venue
+from tests.services import PostgresServer
+
+__all__ = ["other", "party", "stand"]
+DRIVERS = ("psycopg", "psycopg-async", "asyncpg", "pysqlite", "aiosqlite")
+HERE, THERE = TopicPartition("t", 3), TopicPartition("t", 4)
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def venue(
+    request: pytest.FixtureRequest, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Venue]:
+    driver: str = request.param
+    if driver.endswith("sqlite"):
+        yield from venues.sqlite(tmp_path_factory.mktemp("lot"), coroutines=driver == "aiosqlite")
+    else:
+        name, _, in_coroutines = driver.partition("-")
+        yield from venues.postgresql(postgres, name, coroutines=bool(in_coroutines) or name == "asyncpg")
+
+
+@pytest.fixture
+def lot(stand: Stand) -> ParkingLot:
+    return ParkingLot(DEFAULT_TABLES, stand.dialect, stand.consumer)
+
+
+def record(
+    offset: int, key: bytes | None = b"k", partition: int = HERE.partition, topic: str = "t", topic_id: str = ""
+) -> Message:
+    headers = (("h", b"\xff"), ("h", None))
+    return Message(topic, partition, offset, key, b"\xff\x00v", headers, 7, topic_id or f"id-of-{topic}")
+
+
+def parts(message: Message) -> tuple[object, ...]:
+    """All that a message is."""
+    place = (message.topic, message.topic_id, message.partition, message.offset)
+    return (*place, message.key, message.value, message.headers, message.timestamp)
+
+
+def digest(offset: int) -> bytes:
+    return offset.to_bytes(16, "big")
+
+
+def parked(offset: int, *, wait: float | None = 0.0, key: bytes | None = b"k", **given: Any) -> ParkedMessage:
+    """A message to park: due at once; with `wait` None behind another."""
+    where = {name: given.pop(name) for name in ("partition", "topic", "topic_id") if name in given}
+    usual: dict[str, Any] = {"digest": digest(offset), "message_id": f"id-{offset}", "fingerprint": b"f" * 16}
+    return ParkedMessage(message=record(offset, key, **where), wait=wait, **(usual | given))
+
+
+def committed(party: Party, work: Callable[[Connection], T]) -> T:
+    """Do some work in a transaction of its own."""
+
+    def whole(session: Session) -> T:
+        found = work(session.connection())
+        session.commit()
+        return found
+
+    return party.do(whole)
+
+
+def park(party: Party, lot: ParkingLot, *wanted: ParkedMessage, any_key: bool = False) -> list[int]:
+    """Park messages; return their numbers, in the order given."""
+    found = committed(party, lambda connection: lot.park(connection, wanted, any_key=any_key))
+    return [found[one.message.topic_id, one.message.partition, one.message.offset] for one in wanted]
+
+
+def every(party: Party, lot: ParkingLot, partition: TopicPartition = HERE) -> list[ParkedMessage]:
+    """What is parked of a partition, in order."""
+    return committed(party, lambda connection: lot.heads(connection, partition, None, 1000, any_key=True))
+
+
+def due(
+    party: Party, lot: ParkingLot, *partitions: TopicPartition, limit: int = 100, without: Sequence[int] = ()
+) -> list[int]:
+    """The offsets of what is due."""
+    found = committed(party, lambda connection: lot.due(connection, partitions or (HERE,), limit, without=without))
+    return [one.message.offset for one in found]
+
+
+# Parking.
+
+
+def test_a_parked_message_comes_back_whole(party: Party, lot: ParkingLot) -> None:
+    since = datetime(2024, 5, 1, 12, tzinfo=UTC)
+    odd = parked(
+        1, wait=50, key=b"\x00\xffk", attempts=3, first_failed_at=since, error_type="E", error="nul \x00", stack="at 1"
+    )
+    bare = parked(2, key=None, wait=60, digest=None, message_id="", fingerprint=b"")
+    one, two = park(party, lot, odd, bare)
+    first, second = every(party, lot)
+    assert (first.id, second.id) == (one, two)
+    assert [parts(first.message), parts(second.message)] == [parts(odd.message), parts(bare.message)]
+    assert (first.digest, first.message_id, first.fingerprint) == (digest(1), "id-1", b"f" * 16)
+    assert (second.digest, second.message_id, second.fingerprint) == (None, "", b"")
+    assert (first.attempts, first.deliveries, first.error_type, first.stack) == (3, 0, "E", "at 1")
+    assert first.error == "nul \\x00"
+    assert first.first_failed_at is not None
+    assert first.first_failed_at.replace(tzinfo=UTC) == since
+    assert first.failing_for == pytest.approx(time.time() - since.timestamp(), abs=5)
+    assert (second.first_failed_at, second.failing_for) == (None, 0.0)
+    assert first.wait is not None
+    assert 48 < first.wait <= 50
+    assert not first.due_or_waiting
+
+
+def test_no_messages_are_no_numbers(party: Party, lot: ParkingLot) -> None:
+    assert committed(party, lambda connection: lot.park(connection, [])) == {}
+
+
+def test_numbers_rise_in_the_order_given(party: Party, lot: ParkingLot) -> None:
+    numbers = park(party, lot, *(parked(n, wait=None if n % 3 else 9.0) for n in range(12)))
+    assert numbers == sorted(set(numbers))
+    assert [one.message.offset for one in every(party, lot)] == list(range(12))
+
+
+def test_a_message_is_parked_once_for_its_place_in_the_log(party: Party, lot: ParkingLot) -> None:
+    first = park(party, lot, parked(1, attempts=2, wait=50), parked(2, wait=None))
+    again = park(party, lot, parked(1, attempts=1), parked(2), parked(3))
+    assert again[:2] == first
+    assert [(one.attempts, one.message.offset) for one in every(party, lot)] == [(2, 1), (0, 2), (0, 3)]
+    assert due(party, lot) == [3]
+    assert park(party, lot, parked(1, topic_id="id-of-a-new-t"))[0] not in first
+
+
+def test_one_that_was_parked_without_an_id_gets_it(party: Party, lot: ParkingLot) -> None:
+    [number] = park(party, lot, parked(1, digest=None, message_id="", fingerprint=b"", attempts=2))
+    assert park(party, lot, parked(1)) == [number]
+    [found] = every(party, lot)
+    assert (found.digest, found.message_id, found.fingerprint) == (digest(1), "id-1", b"f" * 16)
+    assert found.attempts == 2
+    park(party, lot, parked(1, digest=None, message_id="", fingerprint=b""))
+    assert every(party, lot)[0].digest == digest(1)
+
+
+def test_one_that_waits_behind_another_is_not_due(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1, wait=50), parked(2, wait=None), parked(3, wait=None, key=b"\x00"))
+    assert due(party, lot) == [3], "nothing of its key stood before it"
+    park(party, lot, parked(4, wait=None), parked(5, wait=None, key=None))
+    assert due(party, lot) == [3, 5], "without a key there is no order"
+    assert [one.wait is None for one in every(party, lot)] == [False, True, False, True, False]
+
+
+def test_one_that_waits_behind_what_is_gone_is_due_at_once(party: Party, lot: ParkingLot) -> None:
+    [head] = park(party, lot, parked(1, wait=50))
+    committed(party, lambda connection: lot.remove(connection, [head]))
+    park(party, lot, parked(2, wait=None), parked(3, wait=None))
+    assert due(party, lot) == [2]
+
+
+def test_what_stands_elsewhere_is_not_ahead(venue: Venue, party: Party, lot: ParkingLot, stand: Stand) -> None:
+    stranger = replace(lot, consumer=Stand(venue).consumer)
+    park(party, stranger, parked(1, wait=50))
+    park(party, lot, parked(2, wait=50, partition=THERE.partition), parked(3, wait=50, topic="u"))
+    park(party, lot, parked(4, wait=None))
+    assert due(party, lot) == [4]
+
+
+def test_with_any_key_one_waits_behind_whatever_is_parked_of_its_partition(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1, wait=50, key=b"a"), any_key=True)
+    park(party, lot, parked(2, wait=None, key=b"b"), parked(3, wait=None, key=None), any_key=True)
+    park(party, lot, parked(4, wait=None, key=b"a", partition=THERE.partition), any_key=True)
+    assert due(party, lot, HERE, THERE) == [4]
+
+
+# Looking.
+
+
+def test_what_is_due_comes_longest_overdue_first(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1, wait=-1), parked(2, wait=-3), parked(3, wait=5), parked(4, wait=None), parked(5))
+    park(party, lot, parked(6, wait=-9, partition=THERE.partition), parked(7, wait=-9, topic="u"))
+    numbers = {one.message.offset: one.id for one in every(party, lot)}
+    assert due(party, lot) == [2, 1, 5]
+    assert due(party, lot, HERE, THERE) == [6, 2, 1, 5]
+    assert due(party, lot, limit=2) == [2, 1]
+    assert due(party, lot, without=[numbers[2], numbers[5]]) == [1]
+    assert due(party, lot, TopicPartition("nowhere", 0)) == []
+
+
+def test_what_is_due_waits_for_the_databases_clock(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1, wait=0.4))
+    assert due(party, lot) == []
+    time.sleep(0.45)
+    assert due(party, lot) == [1]
+
+
+def test_when_the_next_is_due_is_told(party: Party, lot: ParkingLot) -> None:
+    def next_due(*partitions: TopicPartition, without: Sequence[int] = ()) -> float | None:
+        return committed(party, lambda connection: lot.next_due(connection, partitions, without=without))
+
+    assert next_due(HERE) is None
+    first, _ = park(party, lot, parked(1, wait=5), parked(2, wait=None))
+    park(party, lot, parked(3, wait=-2, partition=THERE.partition), parked(4, wait=9, key=b"l"))
+    assert next_due(HERE) == pytest.approx(5, abs=1)
+    assert next_due(HERE, without=[first]) == pytest.approx(9, abs=1)
+    assert next_due(HERE, THERE) == pytest.approx(-2, abs=1)
+    assert next_due(TopicPartition("nowhere", 0)) is None
+
+
+def test_the_heads_of_a_key_come_in_order(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1, wait=9), parked(2, wait=None), parked(3, wait=0, key=b"a"), parked(4, wait=None))
+    park(party, lot, parked(5, wait=None, partition=THERE.partition), parked(6, wait=0, key=None))
+
+    def heads(key: bytes | None, limit: int = 9, *, any_key: bool = False) -> list[int]:
+        found = committed(party, lambda connection: lot.heads(connection, HERE, key, limit, any_key=any_key))
+        return [one.message.offset for one in found]
+
+    assert heads(b"k") == [1, 2, 4]
+    assert heads(b"k", 2) == [1, 2]
+    assert heads(b"a") == [3]
+    assert heads(b"k", any_key=True) == [1, 2, 3, 4, 6]
+    assert [one.due_or_waiting for one in every(party, lot)] == [False, True, True, True, True]
+
+
+def test_keys_and_places_are_told(venue: Venue, party: Party, lot: ParkingLot) -> None:
+    one, two, three = park(party, lot, parked(1, key=b"\x00a"), parked(2, wait=None, key=b"\x00a"), parked(3, key=None))
+    [four] = park(party, lot, parked(4, key=b"b", partition=THERE.partition))
+    park(party, replace(lot, consumer=Stand(venue).consumer), parked(1), parked(5))
+    assert committed(party, lambda connection: lot.keys(connection, HERE)) == {b"\x00a": {one, two}, None: {three}}
+    assert committed(party, lambda connection: lot.keys(connection, THERE)) == {b"b": {four}}
+    assert committed(party, lambda connection: lot.keys(connection, TopicPartition("u", 3))) == {}
+    wanted = [digest(n) for n in (1, 3, 4, 5)]
+    places = committed(party, lambda connection: lot.places(connection, wanted))
+    assert set(places) == {Place(HERE, b"\x00a", one), Place(HERE, None, three), Place(THERE, b"b", four)}
+
+
+# An attempt.
+
+
+def locked(party: Party, lot: ParkingLot, one: ParkedMessage) -> bool | None:
+    """Lock a message; the transaction stays open."""
+    return party.do(lambda session: lot.lock(session.connection(), one))
+
+
+def test_a_message_is_locked_that_is_as_it_was_read(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1), parked(2, wait=None), parked(3, wait=50, key=b"l"))
+    now, waiting, later = every(party, lot)
+    assert locked(party, lot, now) is True
+    assert locked(party, lot, waiting) is True
+    assert locked(party, lot, later) is False, "not due yet"
+    assert locked(party, lot, replace(now, attempts=1)) is False
+    assert locked(party, lot, replace(now, digest=None)) is False
+    assert locked(party, lot, replace(waiting, wait=0.0)) is False, "it was not promoted"
+    assert locked(party, lot, replace(now, wait=None)) is False, "it was postponed, or promoted, since"
+    assert locked(party, lot, replace(now, id=-1)) is None
+    party.rollback()
+
+
+def test_who_locks_it_second_waits_and_finds_it_gone(party: Party, other: Party, lot: ParkingLot) -> None:
+    [number] = park(party, lot, parked(1))
+    [one] = every(party, lot)
+    assert locked(party, lot, one) is True
+    second = other.start(lambda session: lot.lock(session.connection(), one))
+    time.sleep(0.3)
+    assert not second.done()
+    party.do(lambda session: lot.remove(session.connection(), [number]))
+    party.commit()
+    assert second.result(20) is None
+    other.rollback()
+
+
+def test_who_locks_it_second_waits_and_finds_it_postponed(party: Party, other: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1))
+    [one] = every(party, lot)
+    assert locked(party, lot, one) is True
+    second = other.start(lambda session: lot.lock(session.connection(), one))
+    time.sleep(0.3)
+    assert not second.done()
+    party.do(lambda session: lot.postpone(session.connection(), one, replace(one, attempts=1, wait=-1.0)))
+    party.commit()
+    assert second.result(20) is False
+    other.rollback()
+
+
+def test_an_attempt_is_written_down_with_its_next_due_time(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1), parked(2, wait=None))
+    one = every(party, lot)[0]
+    committed(party, lambda connection: lot.deliver(connection, one, begins=True))
+    since = datetime(2024, 5, 1, 12, tzinfo=UTC)
+    failed = replace(one, attempts=1, wait=30.0, first_failed_at=since, error_type="E", error="\udc80", stack="s")
+    assert committed(party, lambda connection: lot.postpone(connection, one, failed))
+    found, behind = every(party, lot)
+    assert (found.id, found.attempts, found.deliveries, found.error_type) == (one.id, 1, 0, "E")
+    assert (found.error, found.stack) == ("\\udc80", "s")
+    assert parts(found.message) == parts(one.message)
+    assert found.wait == pytest.approx(30, abs=2)
+    assert found.failing_for > 0
+    assert behind.attempts == 0
+    assert committed(party, lambda connection: lot.postpone(connection, behind, replace(behind, attempts=3)))
+    assert [(one.attempts, one.wait is None) for one in every(party, lot)] == [(1, False), (3, True)]
+
+
+def test_an_attempt_does_not_overwrite_what_was_written_since_it_was_read(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1), parked(2, wait=None), parked(3, wait=50))
+    now, waiting, later = every(party, lot)
+    for read in (
+        later,
+        replace(now, attempts=1),
+        replace(now, digest=None),
+        replace(now, wait=None),
+        replace(now, kind=Kind.REPEAT),
+        replace(waiting, wait=0.0),
+        replace(now, id=-1),
+    ):
+        assert not committed(party, partial(lot.postpone, read=read, parked=replace(read, attempts=9, wait=9.0)))
+    assert [one.attempts for one in every(party, lot)] == [0, 0, 0]
+
+
+def test_who_writes_an_attempt_down_second_waits_and_overwrites_nothing(
+    party: Party, other: Party, lot: ParkingLot
+) -> None:
+    park(party, lot, parked(1))
+    [one] = every(party, lot)
+    failed = replace(one, attempts=1, wait=-1.0)
+    assert party.do(lambda session: lot.postpone(session.connection(), one, failed))
+    second = other.start(lambda session: lot.postpone(session.connection(), one, replace(failed, error="second")))
+    time.sleep(0.3)
+    assert not second.done()
+    party.commit()
+    assert second.result(20) is False
+    other.rollback()
+    assert [(found.attempts, found.error) for found in every(party, lot)] == [(1, one.error)]
+
+
+def test_runs_are_counted_of_a_message_that_is_as_it_was_read(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1), parked(2, key=b"l"))
+    one = every(party, lot)[0]
+
+    def deliver(what: ParkedMessage, *, begins: bool) -> list[int]:
+        committed(party, lambda connection: lot.deliver(connection, what, begins=begins))
+        return [found.deliveries for found in every(party, lot)]
+
+    assert deliver(one, begins=True) == [1, 0]
+    assert deliver(one, begins=True) == [2, 0]
+    assert deliver(one, begins=False) == [1, 0]
+    assert deliver(replace(one, attempts=5), begins=True) == [1, 0]
+    assert deliver(replace(one, id=-1), begins=True) == [1, 0]
+    committed(party, lambda connection: lot.postpone(connection, one, replace(one, attempts=1, wait=50.0)))
+    assert deliver(replace(one, attempts=1), begins=True) == [0, 0], "it is not due: nothing runs"
+
+
+# Leaving.
+
+
+def test_what_is_removed_is_gone(party: Party, lot: ParkingLot) -> None:
+    numbers = park(party, lot, *(parked(n) for n in range(5)))
+    committed(party, lambda connection: lot.remove(connection, [numbers[0], numbers[3], -1]))
+    assert [one.message.offset for one in every(party, lot)] == [1, 2, 4]
+
+
+def promote(party: Party, lot: ParkingLot, gone: ParkedMessage, *, any_key: bool = False) -> None:
+    """Take a message out and make the next one due."""
+
+    def work(connection: Connection) -> None:
+        lot.remove(connection, [gone.id])
+        lot.promote(connection, gone, any_key=any_key)
+
+    committed(party, work)
+
+
+def test_the_next_of_the_key_is_due_when_its_predecessor_has_left(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1, wait=50), parked(2, wait=None), parked(3, wait=None))
+    park(party, lot, parked(4, wait=50, key=b"l"), parked(5, wait=None, key=b"l"))
+    for offset in (2, 3):
+        promote(party, lot, every(party, lot)[0])
+        assert due(party, lot) == [offset]
+    promote(party, lot, every(party, lot)[0])
+    assert due(party, lot) == []
+
+
+def test_a_next_one_that_failed_before_keeps_its_due_time(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1), parked(2, wait=50, attempts=1), parked(3, wait=None))
+    promote(party, lot, every(party, lot)[0])
+    assert due(party, lot) == []
+    assert every(party, lot)[0].wait == pytest.approx(50, abs=2)
+
+
+def test_with_any_key_the_next_of_the_partition_is_due(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1, wait=50, key=None), any_key=True)
+    park(party, lot, parked(2, wait=None, key=b"b"), parked(3, wait=None, key=b"a"), any_key=True)
+    promote(party, lot, every(party, lot)[0], any_key=True)
+    assert due(party, lot) == [2]
+    promote(party, lot, every(party, lot)[0], any_key=True)
+    assert due(party, lot) == [3]
+
+
+def test_one_without_a_key_makes_nothing_due(party: Party, lot: ParkingLot) -> None:
+    park(party, lot, parked(1, wait=50, key=b"a"), parked(2, wait=None, key=b"a"), parked(3, key=None))
+    promote(party, lot, every(party, lot)[2])
+    assert due(party, lot) == []
+
+
+# The fence.
+
+
+class Owner:
+    """One worker's side of the fence of a partition."""
+
+    def __init__(self, stand: Stand, party: Party) -> None:
+        self.stand = stand
+        self.party = party
+        self.token: bytes | None = None
+
+    def taking(self, *, wait: float = 0.0) -> Callable[[Session], fence.Taken | None]:
+        def work(session: Session) -> fence.Taken | None:
+            stand = self.stand
+            taken = fence.take(
+                session.connection(), stand.dialect, DEFAULT_TABLES, stand.consumer, HERE, wait=wait, own=self.token
+            )
+            session.commit() if taken is not None else session.rollback()
+            return taken
+
+        return work
+
+    def take(self, *, wait: float = 0.0) -> fence.Taken:
+        taken = self.party.do(self.taking(wait=wait))
+        assert taken is not None
+        self.token = taken.owner
+        return taken
+
+    def owned(self, *others: TopicPartition) -> int:
+        assert self.token is not None
+        owners = dict.fromkeys((HERE, *others), self.token)
+        consumer = self.stand.consumer
+        return committed(self.party, lambda at: fence.count_owned(at, DEFAULT_TABLES, consumer, owners))
+
+    def write(self, what: Callable[..., None], *parts: Any) -> None:
+        committed(self.party, lambda at: what(at, DEFAULT_TABLES, self.stand.consumer, *parts))
+
+    def give_back(self) -> None:
+        self.write(fence.give_back, {HERE: self.token})
+
+    def calm(self) -> None:
+        self.write(fence.calm, HERE, self.token)
+
+    def suspect(self, **suspects: int) -> None:
+        self.write(fence.suspect, HERE, self.token, {int(name[1:]): times for name, times in suspects.items()})
+
+    def working(self) -> Callable[[Session], None]:
+        """The beginning of a transaction that handles messages of the partition."""
+        fences = fence.numbers(DEFAULT_TABLES, self.stand.consumer, [HERE])
+        return lambda session: self.stand.dialect.begin(session.connection(), Limits(), TOKEN, fences)
+
+
+@pytest.fixture
+def one(stand: Stand, party: Party) -> Owner:
+    return Owner(stand, party)
+
+
+@pytest.fixture
+def two(stand: Stand, other: Party) -> Owner:
+    return Owner(stand, other)
+
+
+def test_who_takes_a_partition_owns_it_until_another_does(one: Owner, two: Owner) -> None:
+    assert one.take()[1:3] == (0, {})
+    assert one.owned() == 1
+    assert one.owned(THERE) == 1
+    two.take()
+    assert (one.owned(), two.owned()) == (0, 1)
+
+
+def test_tokens_are_never_the_same(one: Owner) -> None:
+    tokens = {one.take().owner for _ in range(5)}
+    assert len(tokens) == 5
+    assert all(len(token) == fence.OWNER_BYTES for token in tokens)
+
+
+def test_owners_of_which_nothing_more_was_heard_are_counted(one: Owner, two: Owner) -> None:
+    one.take()
+    assert two.take().deaths == 1
+    assert one.take().deaths == 2
+    assert one.take().deaths == 2, "from oneself"
+    one.calm()
+    assert two.take().deaths == 1
+    two.give_back()
+    assert one.take().deaths == 0
+
+
+def test_suspects_are_handed_on_until_an_owner_got_further(one: Owner, two: Owner) -> None:
+    one.take()
+    one.suspect(o7=1, o9=2)
+    assert two.take().suspects == {7: 1, 9: 2}
+    one.suspect(o7=3)
+    one.calm()
+    one.give_back()
+    assert two.take()[1:3] == (1, {7: 1, 9: 2}), "one had lost it, and its word counts no more"
+    two.calm()
+    assert one.take()[1:3] == (1, {})
+
+
+def test_a_take_over_waits_for_the_transactions_of_the_owner_before(one: Owner, two: Owner) -> None:
+    one.take()
+    one.party.do(one.working())
+    began = time.monotonic()
+    if not one.stand.dialect.single_writer:
+        assert two.party.do(two.taking(wait=0)) is None
+        assert two.party.do(two.taking(wait=0.4)) is None
+        assert time.monotonic() - began > 0.35
+    taking = two.party.start(two.taking(wait=20))
+    time.sleep(0.3)
+    assert not taking.done()
+    one.party.commit()
+    assert taking.result(20) is not None
+    assert one.owned() == 0
+
+
+def test_a_transaction_that_begins_during_a_take_over_waits_and_finds_the_token_changed(
+    venue: Venue, one: Owner, two: Owner
+) -> None:
+    one.take()
+    one.party.do(one.working())
+    taking = two.party.start(two.taking(wait=20))
+    time.sleep(0.3)
+    with venue.party() as third:
+        late = third.start(one.working())
+        time.sleep(0.3)
+        assert not late.done(), "it went past the one that waits: overlapping ones would starve it"
+        one.party.commit()
+        late.result(20)
+        third.commit()
+    assert taking.result(20) is not None
+    assert one.owned() == 0
+
+
+def test_what_the_owner_before_parked_late_is_seen_by_the_next(one: Owner, two: Owner, lot: ParkingLot) -> None:
+    one.take()
+    one.party.do(one.working())
+    one.party.do(lambda session: lot.park(session.connection(), [parked(1)]))
+
+    def take_and_load(session: Session) -> dict[bytes | None, set[int]]:
+        connection = session.connection()
+        fence.take(connection, two.stand.dialect, DEFAULT_TABLES, two.stand.consumer, HERE, wait=20)
+        keys = lot.keys(connection, HERE)
+        session.commit()
+        return keys
+
+    loading = two.party.start(take_and_load)
+    time.sleep(0.3)
+    assert not loading.done()
+    one.party.commit()
+    assert [len(numbers) for numbers in loading.result(20).values()] == [1]
+
+
+def test_other_partitions_consumers_and_tables_have_other_fences(stand: Stand) -> None:
+    elsewhere = fence.number(venues.ELSEWHERE, stand.consumer, HERE)
+    numbers = fence.numbers(DEFAULT_TABLES, stand.consumer, [HERE, THERE, TopicPartition("t", 34)])
+    numbers += fence.numbers(DEFAULT_TABLES, stand.consumer + 1, [HERE])
+    assert len({*numbers, elsewhere}) == 5
+    assert numbers[:3] == sorted(numbers[:3])

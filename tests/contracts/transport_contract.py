@@ -1,0 +1,365 @@
+"""The contract of `consumerkit.transports.base`, sentence by sentence; every transport inherits it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import abstractmethod
+from uuid import uuid4
+
+import pytest
+
+from consumerkit.errors import StartError, Unavailable
+from consumerkit.message import Message, TopicPartition
+from consumerkit.transports.base import PartitionInfo, Position, Record
+from tests.contracts.bench import Bench
+from tests.contracts.member import Member, Recorder, offsets, until
+from tests.contracts.reader_contract import ReaderContract
+
+
+def numbered(count: int, start: int = 0) -> list[bytes]:
+    return [b"%d" % number for number in range(start, start + count)]
+
+
+class TransportContract(ReaderContract):
+    """Inherit it, give `bench`, and set what the transport cannot do.
+
+    Attributes:
+        tells_lost: Whether the client can tell partitions that are lost from partitions that are revoked. Where it
+            cannot, `revoked` is called instead, and what it returns must not be committed.
+    """
+
+    tells_lost = True
+
+    @pytest.fixture
+    @abstractmethod
+    def private_bench(self) -> Bench:
+        """A broker that a test may stop; it may be the same."""
+
+    @pytest.fixture
+    async def topic(self, bench: Bench) -> str:
+        """A topic of two partitions."""
+        name = f"topic-{uuid4().hex[:8]}"
+        await bench.create(name, 2)
+        return name
+
+    @pytest.fixture
+    def group(self) -> str:
+        return f"group-{uuid4().hex[:8]}"
+
+    # -- fetching
+
+    async def test_messages_come_in_offset_order_and_whole(self, bench: Bench, topic: str, group: str) -> None:
+        await bench.append(topic, numbered(300), 0, key=b"k")
+        await bench.append(topic, numbered(200), 1, headers=(("a", b"1"), ("b", b"\xff\x00")))
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            seen = await member.reads(500)
+            assert len(seen) == 500
+        assert offsets(seen, 0) == list(range(300))
+        assert offsets(seen, 1) == list(range(200))
+        info = (await bench.transport.topics([topic]))[topic]
+        now = time.time() * 1000
+        for message in seen:
+            assert message.topic == topic
+            assert message.value == b"%d" % message.offset
+            assert message.topic_id == info.topic_id
+            assert now - 600_000 < message.timestamp < now + 60_000
+            assert (message.key, message.headers) == (
+                (b"k", ()) if message.partition == 0 else (None, (("a", b"1"), ("b", b"\xff\x00")))
+            )
+
+    async def test_odd_records_come_as_they_are(self, bench: Bench, topic: str, group: str) -> None:
+        headers = (("n", None), ("d", b"1"), ("d", b""), ("d", b"2"), ("", b"empty name"), ("schlüssel", b"x"))
+        await bench.append(topic, [None, b"", b"x"], headers=headers)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            seen = await member.reads(3)
+        assert [message.value for message in seen] == [None, b"", b"x"]
+        assert [message.key for message in seen] == [None, None, None]
+        assert [message.headers for message in seen] == [headers] * 3
+
+    async def test_fetch_keeps_to_limit_and_timeout(self, bench: Bench, topic: str, group: str) -> None:
+        await bench.append(topic, numbered(50))
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            await member.reads(50)
+            await member.quiet()
+            await bench.append(topic, numbered(50))
+            counts: list[int] = []
+            while sum(counts) < 50:
+                counts.append(len(await member.consumer.fetch(7, 5.0)))
+            assert max(counts) == 7
+            assert min(counts) >= 1
+            began = time.monotonic()
+            assert await member.consumer.fetch(7, 1.0) == []
+            assert 0.9 < time.monotonic() - began < 2.0
+
+    async def test_fetch_does_not_linger_for_more(self, bench: Bench, topic: str, group: str) -> None:
+        await bench.append(topic, numbered(1))
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            await member.reads(1)
+            await member.quiet()
+            fetch = asyncio.create_task(member.consumer.fetch(100, 10.0))
+            await asyncio.sleep(0.3)
+            assert not fetch.done()
+            began = time.monotonic()
+            await bench.append(topic, numbered(3))
+            assert len(await fetch) >= 1
+            assert time.monotonic() - began < 3.0
+
+    async def test_a_consumer_that_is_not_fetched_from_stays_and_loses_nothing(
+        self, bench: Bench, topic: str, group: str
+    ) -> None:
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            await member.holds(2)
+            await member.quiet()
+            await bench.append(topic, numbered(100))
+            await asyncio.sleep(3.0)
+            assert len(member.listener.held) == 2
+            seen: list[Message] = []
+            while len(seen) < 100:
+                found = await member.consumer.fetch(33, 5.0)
+                assert found
+                seen += found
+            assert offsets(seen, 0) == list(range(100))
+
+    # -- positions
+
+    async def test_only_what_is_given_is_committed(self, bench: Bench, topic: str, group: str) -> None:
+        await bench.append(topic, numbered(10))
+        consumer = bench.transport.consumer(bench.subscription(group, topic))
+        async with Member(consumer, finishes=False) as member:
+            seen = await member.reads(10)
+            await asyncio.sleep(0.5)
+            assert await bench.committed(group, topic) == {}
+            await consumer.commit({TopicPartition(topic, 0): Position(4, seen[0].epoch)})
+            assert await bench.committed(group, topic) == {TopicPartition(topic, 0): 4}
+        assert await bench.committed(group, topic) == {TopicPartition(topic, 0): 4}
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as successor:
+            assert offsets(await successor.reads(6), 0) == [4, 5, 6, 7, 8, 9]
+
+    async def test_stop_commits_what_the_listener_returns(self, bench: Bench, topic: str, group: str) -> None:
+        await bench.append(topic, numbered(10))
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            await member.reads(10)
+        assert [call.kind for call in member.listener.told][-1] == "revoked"
+        assert member.listener.held == {}
+        assert (await bench.committed(group, topic))[TopicPartition(topic, 0)] == 10
+
+    async def test_positions_of_an_epoch_that_is_over_are_dropped(self, bench: Bench, topic: str, group: str) -> None:
+        await bench.append(topic, numbered(10))
+        consumer = bench.transport.consumer(bench.subscription(group, topic))
+        async with Member(consumer, finishes=False) as member:
+            await member.reads(10)
+            first = TopicPartition(topic, 0)
+            epoch = member.listener.held[first]
+            await consumer.commit({first: Position(3, epoch)})
+            await consumer.commit({first: Position(7, epoch - 1), TopicPartition(topic, 7): Position(1, epoch)})
+            assert await bench.committed(group, topic) == {first: 3}
+
+    @pytest.mark.parametrize("start_from, expected", [("earliest", list(range(8))), ("latest", [5, 6, 7])])
+    async def test_a_new_group_starts_where_it_is_told(
+        self, bench: Bench, topic: str, group: str, start_from: str, expected: list[int]
+    ) -> None:
+        await bench.append(topic, numbered(5))
+        subscription = bench.subscription(group, topic, start_from=start_from)
+        async with Member(bench.transport.consumer(subscription), finishes=False) as member:
+            await member.holds(2)
+            await asyncio.sleep(0.5)
+            await bench.append(topic, numbered(3))
+            assert offsets(await member.reads(len(expected)), 0) == expected
+
+    async def test_a_committed_offset_comes_before_the_first_run_policy(
+        self, bench: Bench, topic: str, group: str
+    ) -> None:
+        await bench.append(topic, numbered(5))
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            member.finish((await member.reads(5))[1])
+        subscription = bench.subscription(group, topic, start_from="latest")
+        async with Member(bench.transport.consumer(subscription)) as successor:
+            assert offsets(await successor.reads(3), 0) == [2, 3, 4]
+
+    async def test_a_position_outside_the_log_fails_its_partition_alone(
+        self, bench: Bench, topic: str, group: str
+    ) -> None:
+        await bench.append(topic, numbered(10), 0)
+        await bench.append(topic, numbered(10), 1)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            seen = await member.reads(20)
+            for partition in (0, 1):
+                member.finish(next(m for m in seen if m.partition == partition and m.offset == 3))
+        await bench.delete_before(topic, 0, 8)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as successor:
+            await until(lambda: successor.listener.failures, "the listener is told of the failure")
+            assert set(successor.listener.failures) == {TopicPartition(topic, 0)}
+            assert TopicPartition(topic, 0) in successor.listener.held
+            await successor.reads(6)
+            await bench.append(topic, numbered(2), 1)
+            await bench.append(topic, numbered(2), 0)
+            await successor.reads(8)
+            await asyncio.sleep(0.5)
+            assert offsets(successor.seen, 1) == list(range(4, 12))
+            assert offsets(successor.seen, 0) == []
+            assert successor.consumer.health().error is None
+        assert (await bench.committed(group, topic))[TopicPartition(topic, 0)] == 4
+
+    # -- starting and health
+
+    async def test_seek_reads_from_elsewhere_under_a_new_epoch(self, bench: Bench, topic: str, group: str) -> None:
+        await bench.append(topic, numbered(50), 0)
+        await bench.append(topic, numbered(10), 1)
+        at = TopicPartition(topic, 0)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            seen = await member.reads(60)
+            old = seen[0].epoch
+            for offset in (20, 7):
+                count = len(member.seen)
+                epoch = member.goes_to(at, offset)
+                await bench.append(topic, numbered(1), 0)
+                again = (await member.reads(count + 1))[count:]
+                assert (again[0].offset, again[0].epoch) == (offset, epoch)
+                assert epoch > old
+            await until(lambda: member.seen[-1].offset == 51, "the end")
+            assert offsets(member.seen[-45:], 0) == list(range(7, 52))
+            assert offsets(member.seen, 1) == list(range(10))
+            # What was fetched before cannot be committed any more.
+            await member.consumer.commit({at: Position(50, old)})
+            assert at not in await bench.committed(group, topic)
+
+    async def test_a_held_partition_goes_elsewhere_and_stays_held(self, bench: Bench, topic: str, group: str) -> None:
+        await bench.append(topic, numbered(30), 0)
+        at = TopicPartition(topic, 0)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            await member.reads(30)
+            await member.consumer.hold([at])
+            await asyncio.sleep(0.3)
+            member.goes_to(at, 12)
+            await asyncio.sleep(1.0)
+            assert len(member.seen) == 30
+            await member.consumer.release([at])
+            assert offsets((await member.reads(48))[30:], 0) == list(range(12, 30))
+
+    async def test_a_failed_partition_is_read_again_after_a_seek(self, bench: Bench, topic: str, group: str) -> None:
+        await bench.append(topic, numbered(10), 0)
+        at = TopicPartition(topic, 0)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            await member.reads(10)
+            member.goes_to(at, 500)
+            await until(lambda: at in member.listener.failures, "a failure")
+            member.goes_to(at, 4)
+            assert offsets((await member.reads(16))[10:], 0) == [4, 5, 6, 7, 8, 9]
+
+    async def test_describe_tells_of_log_and_commit(self, bench: Bench, topic: str, group: str) -> None:
+        await bench.append(topic, numbered(10), 0)
+        at, empty = TopicPartition(topic, 0), TopicPartition(topic, 1)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            seen = await member.reads(10)
+            await member.consumer.commit({at: Position(6, seen[0].epoch, "kept with it")})
+            await bench.delete_before(topic, 0, 3)
+            found = await member.consumer.describe([at, empty, TopicPartition(topic, 7)])
+            topic_id = (await bench.transport.topics([topic]))[topic].topic_id
+            assert found == {
+                at: PartitionInfo(topic_id, 3, 10, 6, "kept with it"),
+                empty: PartitionInfo(topic_id, 0, 0, None, ""),
+            }
+
+    async def test_an_unknown_topic_refuses_to_start(self, bench: Bench, group: str) -> None:
+        name = f"missing-{uuid4().hex[:8]}"
+        consumer = bench.transport.consumer(bench.subscription(group, name))
+        with pytest.raises(StartError, match=name):
+            await consumer.start(Recorder())
+        assert name not in await bench.topics()
+
+    async def test_health_is_near_zero_in_a_healthy_consumer(self, bench: Bench, topic: str, group: str) -> None:
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            await member.holds(2)
+            await member.consumer.pause()
+            await asyncio.sleep(2.5)
+            health = await asyncio.to_thread(member.consumer.health)
+            assert health.idle < 2.0
+            assert health.error is None
+
+    # -- topics
+
+    async def test_describing_topics_never_creates_one(self, bench: Bench, topic: str) -> None:
+        missing = f"missing-{uuid4().hex[:8]}"
+        found = await bench.transport.topics([topic, missing])
+        assert set(found) == {topic}
+        assert (found[topic].name, found[topic].partitions) == (topic, 2)
+        assert found[topic].topic_id
+        assert missing not in await bench.topics()
+
+    async def test_how_long_records_are_kept_is_told_where_it_is_known(self, bench: Bench, topic: str) -> None:
+        found = await bench.transport.keeps([topic, f"missing-{uuid4().hex[:8]}"])
+        assert set(found) == {topic}
+        assert found[topic] > 0
+        assert await bench.transport.keeps([]) == {}
+
+    async def test_creating_topics_leaves_existing_ones_alone(self, bench: Bench, topic: str) -> None:
+        fresh = f"fresh-{uuid4().hex[:8]}"
+        before = (await bench.transport.topics([topic]))[topic]
+        await bench.transport.create_topics({topic: 9, fresh: 3})
+        await bench.transport.create_topics({topic: 9, fresh: 3})
+        found = await bench.transport.topics([topic, fresh])
+        assert found[topic] == before
+        assert found[fresh].partitions == 3
+
+    # -- sending
+
+    async def test_send_answers_each_record_in_order(self, bench: Bench, topic: str, group: str) -> None:
+        missing = f"missing-{uuid4().hex[:8]}"
+        producer = bench.transport.producer()
+        await producer.start()
+        try:
+            answers = await producer.send(
+                [
+                    Record(topic, b"21", b"first", (("d", b"1"), ("d", None))),
+                    Record(missing, None, b"nowhere"),
+                    Record(topic, b"21", None),
+                    Record(topic, b"21", b"x" * 3_000_000),
+                    Record(topic, b"21", b"last"),
+                ]
+            )
+            assert await producer.send([]) == []
+        finally:
+            await producer.stop()
+        assert [answer is None for answer in answers] == [True, False, True, False, True]
+        refused, large = answers[1], answers[3]
+        assert refused is not None
+        assert refused.permanent
+        assert "UNKNOWN_TOPIC" in refused.code
+        assert large is not None
+        assert large.permanent
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            seen = await member.reads(3)
+        # murmur2("21") is even when its sign bit is cleared, as in Java's own producer
+        assert [(m.partition, m.offset, m.value) for m in seen] == [(0, 0, b"first"), (0, 1, None), (0, 2, b"last")]
+        assert seen[0].headers == (("d", b"1"), ("d", None))
+        assert missing not in await bench.topics()
+
+    async def test_a_thousand_records_are_all_acknowledged(self, bench: Bench, topic: str, group: str) -> None:
+        producer = bench.transport.producer()
+        await producer.start()
+        records = [Record(topic, b"%d" % (number % 50), b"%d" % number) for number in range(1000)]
+        try:
+            halves = await asyncio.gather(producer.send(records[:500]), producer.send(records[500:]))
+        finally:
+            await producer.stop()
+        assert [*halves[0], *halves[1]] == [None] * 1000
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            seen = await member.reads(1000)
+        assert sorted(int(message.value or b"") for message in seen) == list(range(1000))
+
+    # -- outages
+
+    async def test_an_outage_is_survived(self, private_bench: Bench, group: str) -> None:
+        bench, topic = private_bench, f"topic-{uuid4().hex[:8]}"
+        await bench.create(topic, 2)
+        await bench.append(topic, numbered(5))
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            await member.reads(5)
+            async with bench.outage():
+                with pytest.raises(Unavailable):
+                    await member.commit()
+            await bench.append(topic, numbered(5, start=5))
+            await until(lambda: len({message.offset for message in member.seen}) == 10, "all ten messages")
+            await member.commit()
+            assert (await bench.committed(group, topic))[TopicPartition(topic, 0)] == 10

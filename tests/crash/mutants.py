@@ -1,0 +1,78 @@
+"""The product with one of its rules taken out, in the worker process only: the verdict must fail on each."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from consumerkit.engine.assignments import Assignments
+from consumerkit.engine.offsets import OffsetTracker
+from consumerkit.relay import Relay
+from consumerkit.storage import ledger
+from consumerkit.storage.dialects import Claim
+from consumerkit.storage.dialects.postgresql import PostgreSQL
+from consumerkit.storage.outbox import Pending
+
+
+def _replace(owner: object, name: str, made: object) -> None:
+    setattr(owner, name, made)
+
+
+def without_claim() -> None:
+    """Every claim is won, whoever was first."""
+    insert_what_is_new = PostgreSQL.claim
+
+    def claim(self: PostgreSQL, connection: Connection, consumer: int, claims: Sequence[Claim]) -> set[bytes]:
+        insert_what_is_new(self, connection, consumer, claims)
+        return {one.digest for one in claims}
+
+    _replace(PostgreSQL, "claim", claim)
+
+
+def without_finalise() -> None:
+    """Nobody looks whether the transaction still is what it was."""
+    _replace(PostgreSQL, "finalise", lambda *_: True)
+    _replace(PostgreSQL, "probe", lambda *_: None)
+
+
+def without_sort() -> None:
+    """IDs are claimed in the order of the log."""
+    _replace(ledger, "sorted", list)
+
+
+def without_drain() -> None:
+    """A partition is given back while its messages are being handled."""
+
+    async def drain(_self: Assignments, _partitions: Any) -> int:
+        return 0
+
+    _replace(Assignments, "_drain", drain)
+
+
+def without_contiguity() -> None:
+    """The highest offset that was fetched is committed, whether what stands before it is finished or not."""
+
+    def position(self: OffsetTracker) -> int | None:
+        return self._next
+
+    _replace(OffsetTracker, "position", property(position))
+
+
+def without_publishing() -> None:
+    """The relay takes every message for acknowledged."""
+
+    async def send(self: Relay, page: Sequence[Pending]) -> int:
+        self._acknowledged += [pending.identity for pending in page]
+        return len(page)
+
+    _replace(Relay, "_send", send)
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    "claim": without_claim,
+    "finalise": without_finalise,
+    "sort": without_sort,
+    "drain": without_drain,
+    "contiguity": without_contiguity,
+    "publishing": without_publishing,
+}

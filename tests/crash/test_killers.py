@@ -1,0 +1,120 @@
+"""Messages that kill the process: convicted after three deaths alone, and their neighbours never."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from sqlalchemy import Engine, create_engine, text
+
+from consumerkit.storage import schema
+from consumerkit.storage.engines import Database
+from tests.crash.killers_app import VARIABLE, Base
+from tests.services import KafkaServer, PostgresServer
+
+ROOT = Path(__file__).parents[2]
+MESSAGES = 300
+RESTART_WITHIN = 480.0  # a restart takes three seconds, and on a busy machine thirty
+STATUS = {b"exit": 3, b"kill": -9, b"segfault": -11, b"memory": -11}
+
+
+class Reaper:
+    """Keeps one worker process running and counts its deaths."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
+        self.deaths: Counter[int] = Counter()
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "consumerkit", "run", "tests.crash.killers_app:worker"]
+        return subprocess.Popen(command, env=self._environment, cwd=ROOT)
+
+    def look(self) -> None:
+        """Start the process again if it died."""
+        if (status := self._process.poll()) is not None:
+            self.deaths[status] += 1
+            self._process = self._start()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, postgres: PostgresServer, database: str, topic_name: str) -> Iterator[dict[str, str]]:
+    kafka.create_topic(topic_name, partitions=1)
+    url, dsn = postgres.url(database), postgres.dsn(database)
+    yield {"bootstrap": kafka.bootstrap, "database": url, "dsn": dsn, "topic": topic_name}
+    kafka.delete_topic(topic_name)
+
+
+@pytest.mark.timeout(RESTART_WITHIN + 60)
+@pytest.mark.parametrize(
+    "killers",
+    [
+        pytest.param({100: b"memory", 150: b"parked:exit"}, id="fresh-and-parked"),
+        pytest.param({100: b"segfault", 200: b"parked:memory"}, id="in-c", marks=pytest.mark.matrix),
+        pytest.param({0: b"kill", 299: b"exit"}, id="first-and-last", marks=pytest.mark.matrix),
+        pytest.param({100: b"exit", 101: b"kill", 250: b"parked:segfault"}, id="neighbours", marks=pytest.mark.matrix),
+    ],
+)
+def test_a_message_that_kills_the_process_is_dead_after_three_deaths_alone(
+    settings: dict[str, str], killers: dict[int, bytes]
+) -> None:
+    asyncio.run(_make_tables(settings["database"]))
+    engine = create_engine(settings["database"])
+    Base.metadata.create_all(engine)
+    _produce(settings, killers)
+    reaper = Reaper({VARIABLE: json.dumps(settings)})
+    end = time.monotonic() + RESTART_WITHIN
+    try:
+        while _count(engine, "SELECT count(*) FROM consumerkit_processed_messages WHERE outcome <> 2") < MESSAGES:
+            assert time.monotonic() < end, f"not done after {dict(reaper.deaths)} deaths"
+            reaper.look()
+            time.sleep(0.2)
+    finally:
+        reaper.stop()
+
+    with engine.connect() as connection:
+        effects = Counter(connection.scalars(text("SELECT message_id FROM effects")))
+        rows = connection.execute(text("SELECT message_id, reason FROM consumerkit_dead_letters"))
+        words = connection.execute(text("SELECT message_id, beside FROM last_words ORDER BY number")).all()
+        dead = {message_id: reason for message_id, reason in rows}  # noqa: C416 - rows are not plain tuples
+        parked = connection.scalar(text("SELECT count(*) FROM consumerkit_parked_messages"))
+    engine.dispose()
+    assert dead == {f"m{number}": "killed_process" for number in killers}
+    assert effects == Counter(f"m{number}" for number in range(MESSAGES) if number not in killers)
+    assert parked == 0
+    # The faults fired, each by itself three times in the end, and by nothing else did the process die.
+    for number, kind in killers.items():
+        beside = [row.beside for row in words if row.message_id == f"m{number}"]
+        assert beside[-3:] == [0, 0, 0]
+        assert reaper.deaths[STATUS[kind.rpartition(b":")[2]]] >= len(beside) >= 4
+    assert sum(reaper.deaths.values()) == len(words)
+
+
+async def _make_tables(url: str) -> None:
+    database = Database(url)
+    await database.run(lambda session: schema.apply(session))
+    await database.dispose()
+
+
+def _produce(settings: dict[str, str], killers: dict[int, bytes]) -> None:
+    producer = Producer({"bootstrap.servers": settings["bootstrap"]})
+    for number in range(MESSAGES):
+        headers: list[tuple[str, str | bytes | None]] = [("message-id", f"m{number}".encode())]
+        producer.produce(settings["topic"], killers.get(number, b"fine"), f"k{number}".encode(), headers=headers)
+    assert producer.flush(30) == 0
+
+
+def _count(engine: Engine, query: str) -> int:
+    with engine.connect() as connection:
+        return int(connection.scalar(text(query)) or 0)

@@ -1,0 +1,40 @@
+"""A stage for each test."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from tests.integration.stage import Stage
+from tests.services import KafkaServer, PostgresServer
+
+
+@pytest.fixture
+async def stage(kafka: KafkaServer, postgres: PostgresServer) -> AsyncIterator[Stage]:
+    """A topic of two partitions and a database with all tables."""
+    async for made in _stage(kafka, postgres, 2):
+        yield made
+
+
+@pytest.fixture
+async def other_stage(kafka: KafkaServer, postgres: PostgresServer) -> AsyncIterator[Stage]:
+    """A second one, for a run to compare with."""
+    async for made in _stage(kafka, postgres, 2):
+        yield made
+
+
+@pytest.fixture
+async def narrow_stage(kafka: KafkaServer, postgres: PostgresServer) -> AsyncIterator[Stage]:
+    """A topic of one partition, and a database."""
+    async for made in _stage(kafka, postgres, 1):
+        yield made
+
+
+async def _stage(kafka: KafkaServer, postgres: PostgresServer, partitions: int) -> AsyncIterator[Stage]:
+    database = postgres.create_database()
+    try:
+        made = Stage(kafka, postgres, database, f"t-{uuid4().hex[:12]}", partitions)
+        await made.create_tables()
+        yield made
+    finally:
+        postgres.drop_database(database)

@@ -1,0 +1,152 @@
+"""Real workers on the broker in memory and a real database: for what needs control over the broker."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, Integer, LargeBinary, Text, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from consumerkit import Context, Handler, Message, Retry, fixed, header
+from consumerkit.events import Event
+from consumerkit.handler import AnyHandler
+from consumerkit.message import TopicPartition
+from consumerkit.storage import outbox, schema
+from consumerkit.storage.engines import Database
+from consumerkit.storage.outbox import OutboxMessage
+from consumerkit.storage.tables import DEFAULT_TABLES
+from consumerkit.transports.memory import Memory, MemoryBroker
+from consumerkit.worker import Worker
+from tests.integration.stage import Run
+
+TOPIC: Final = "t"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Line(Base):
+    """What a message did."""
+
+    __tablename__ = "lines"
+
+    sequence: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    message_id: Mapped[str] = mapped_column(Text)
+    key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    partition: Mapped[int] = mapped_column(Integer)
+    offset: Mapped[int] = mapped_column(Integer)
+
+
+def line(context: Context[Any]) -> Line:
+    message = context.message
+    return Line(message_id=context.message_id, key=message.key, partition=message.partition, offset=message.offset)
+
+
+class Write(Handler[bytes]):
+    """Adds a line for each message, after `before` has let it."""
+
+    name = "write"
+    topic = TOPIC
+    message_id = header("id")
+    retry = Retry(attempts=3, wait=fixed(0))
+
+    def __init__(self, before: Callable[[Context], Awaitable[None]] | None = None, **declared: Any) -> None:
+        self.before = before
+        self.seen: list[str] = []
+        vars(self).update(declared)
+
+    async def handle(self, event: bytes, context: Context) -> None:
+        self.seen.append(context.message_id)
+        context.session.add(line(context))
+        if self.before is not None:
+            await self.before(context)
+
+
+class MemoryStage:
+    """A broker in memory with one topic, and a database with all tables."""
+
+    def __init__(self, url: str, partitions: int = 4) -> None:
+        self.url = url
+        self.given: str | AsyncEngine | None = None
+        self.broker = MemoryBroker(topics={TOPIC: partitions})
+        self.database = Database(url)
+
+    async def create_tables(self) -> None:
+        await self.database.run(schema.apply)
+        await self.database.run(lambda session: Base.metadata.create_all(session.connection()))
+
+    def append(
+        self, number: int, *, key: bytes | None = b"k", value: bytes = b"v", partition: int | None = None
+    ) -> Message:
+        """Add a record whose ID is its number."""
+        return self.broker.append(TOPIC, value, key=key, headers=(("id", b"%d" % number),), partition=partition)
+
+    def make(self, *handlers: AnyHandler, **settings: Any) -> Worker:
+        database = settings.pop("database", self.given or self.url)
+        return Worker(database=database, kafka=Memory(self.broker), handlers=handlers, **settings)
+
+    @asynccontextmanager
+    async def run(self, *handlers: AnyHandler, **settings: Any) -> AsyncIterator[Run]:
+        """Run a worker until the block's end."""
+        events: list[Event] = []
+        settings.setdefault("stall_timeout", 600.0)  # the watchdog would end the tests, not one test
+        worker = self.make(*handlers, observers=[events.append], **settings)
+        stopping = asyncio.Event()
+        run = Run(worker, asyncio.create_task(worker.run(stopping)), stopping, events)
+        try:
+            yield run
+        finally:
+            stopping.set()
+            with suppress(Exception):
+                await asyncio.wait_for(asyncio.shield(run.task), 40)
+
+    async def lines(self) -> list[Line]:
+        """All lines, in the order in which they were written."""
+
+        def work(session: Session) -> list[Line]:
+            found = list(session.scalars(select(Line).order_by(Line.sequence)))
+            session.expunge_all()
+            return found
+
+        return await self.database.run(work)
+
+    async def until_written(self, run: Run, count: int, within: float = 30) -> list[Line]:
+        """Wait for so many lines."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within
+        while len(found := await self.lines()) < count:
+            if run.task.done():
+                run.task.result()
+            assert loop.time() < until, f"{len(found)} lines of {count}; last events: {run.events[-5:]}"
+            await asyncio.sleep(0.02)
+        return found
+
+    def committed(self, group: str = "write") -> dict[TopicPartition, int]:
+        """What is committed, beyond the beginning where an assignment starts."""
+        return {at: offset for at, offset in self.broker.committed(group).items() if offset}
+
+    def ends(self) -> dict[TopicPartition, int]:
+        """What is committed when all is finished."""
+        logs = self.broker.logs.topics[TOPIC].partitions
+        return {TopicPartition(TOPIC, n): log.end for n, log in enumerate(logs) if log.end}
+
+    async def publish(self, *messages: OutboxMessage) -> None:
+        await self.database.run(lambda session: outbox.append(session.connection(), DEFAULT_TABLES, messages))
+
+    async def pending(self) -> list[OutboxMessage]:
+        """What waits in the outbox, in order."""
+        found = await self.database.run(
+            lambda session: outbox.page(session.connection(), DEFAULT_TABLES, 30_000, 1 << 30)
+        )
+        return [one.message for one in found]
+
+    async def sequences(self) -> list[int]:
+        """The numbers of what waits in the outbox, in order."""
+        query = select(DEFAULT_TABLES.outbox_messages.c.sequence)
+        return await self.database.run(lambda session: sorted(session.scalars(query)))
+
+    async def close(self) -> None:
+        await self.database.dispose()

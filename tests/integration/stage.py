@@ -1,0 +1,263 @@
+"""One topic, one database, real workers in this process: what the tests of bad input and of failures stand on."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar, cast
+
+import psycopg
+from confluent_kafka import Consumer, Producer, TopicPartition
+from psycopg.rows import dict_row
+
+from consumerkit import Context
+from consumerkit.events import Event, GroupCommitted
+from consumerkit.handler import AnyHandler
+from consumerkit.storage import schema
+from consumerkit.storage.engines import Database
+from consumerkit.transports.kafka import Client, Kafka, Option
+from consumerkit.worker import Worker
+from tests.crash.model import Base, Effect, Payment
+from tests.services import KafkaServer, PostgresServer
+
+OPTIONS: dict[str, dict[str, Option]] = {
+    "confluent": {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500},
+    "aiokafka": {"session_timeout_ms": 6000, "heartbeat_interval_ms": 500},
+}
+LARGEST_RECORD = 30_000_000
+OURS = "tests"  # by which the server tells the tests' own sessions from the worker's
+E = TypeVar("E", bound=Event)
+
+
+class Given(NamedTuple):
+    """One record to send; without an ID there is no header for it."""
+
+    value: bytes | None
+    id: bytes | None = None
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    partition: int = 0
+
+    @property
+    def all_headers(self) -> list[tuple[str, bytes | None]]:
+        return [*self.headers, *([("message-id", self.id)] if self.id is not None else [])]
+
+
+class Found(NamedTuple):
+    """One record read."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+    def header(self, name: str) -> str | None:
+        values = [value for key, value in self.headers if key == name]
+        last = _bytes(values[-1]) if values else None
+        return None if last is None else last.decode()
+
+
+def payment(number: int | str, *, kind: str = "ok", account: str = "a-1", amount: int = 1, partition: int = 0) -> Given:
+    """A payment as the tests of failures send it; its ID is `p-<number>`."""
+    value = json.dumps({"account": account, "amount": amount, "kind": kind}).encode()
+    return Given(value, f"p-{number}".encode(), account.encode(), partition=partition)
+
+
+def effect(event: Payment, context: Context[Any]) -> Effect:
+    """The row that a handler adds for a payment."""
+    message = context.message
+    return Effect(
+        message_id=context.message_id,
+        partition=message.partition,
+        offset=message.offset,
+        account=event.account,
+        amount=event.amount,
+        pid=os.getpid(),
+    )
+
+
+@dataclass
+class Run:
+    """A worker that runs, and what it announced."""
+
+    worker: Worker
+    task: asyncio.Task[bool]
+    stopping: asyncio.Event
+    events: list[Event] = field(default_factory=list)
+
+    def seen(self, kind: type[E]) -> list[E]:
+        """The events of one kind."""
+        return [event for event in list(self.events) if isinstance(event, kind)]
+
+    def groups(self) -> list[int]:
+        """The sizes of the groups in which something was processed."""
+        return [g.processed + g.duplicates + g.duplicates_of_dead + g.dead for g in self.seen(GroupCommitted)]
+
+    async def until(self, condition: Callable[[], bool], what: str, *, within: float = 30.0) -> None:
+        """Wait until `condition`, asked in a thread, holds; the worker must not end before."""
+        deadline = time.monotonic() + within
+        while not await asyncio.to_thread(condition):
+            if self.task.done():
+                self.task.result()
+                raise AssertionError(f"the worker ended before {what}")
+            if time.monotonic() > deadline:
+                last = [repr(event) for event in self.events[-8:]]
+                raise AssertionError(f"{what}: not within {within:.0f} s; last events: {last}")
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> bool:
+        """Ask the worker to stop; returns whether it kept to its grace."""
+        self.stopping.set()
+        return await self.task
+
+
+@dataclass
+class Stage:
+    """A topic of its own and a database of its own."""
+
+    kafka: KafkaServer
+    postgres: PostgresServer
+    database: str
+    topic: str
+    partitions: int = 2
+
+    def __post_init__(self) -> None:
+        sizes = {"max.message.bytes": str(LARGEST_RECORD)}
+        self.kafka.create_topic(self.topic, self.partitions, sizes)
+        self.kafka.create_topic(self.dead_letter_topic, self.partitions, sizes)
+
+    @property
+    def dead_letter_topic(self) -> str:
+        return f"{self.topic}.dlq"
+
+    @property
+    def url(self) -> str:
+        return self.postgres.url(self.database)
+
+    async def create_tables(self) -> None:
+        database = Database(self.url)
+        try:
+            await database.run(schema.apply)
+            await database.run(lambda session: Base.metadata.create_all(session.connection()))
+        finally:
+            await database.dispose()
+
+    def send(self, records: Sequence[Given], topic: str | None = None) -> None:
+        """Send records, in order, each acknowledged."""
+        refused: list[str] = []
+        producer = Producer(
+            {"bootstrap.servers": self.kafka.bootstrap, "message.max.bytes": LARGEST_RECORD, "linger.ms": 20}
+        )
+        for record in records:
+            producer.produce(
+                topic or self.topic,
+                record.value,
+                key=record.key,
+                partition=record.partition,
+                headers=cast(Any, record.all_headers),  # narrower than its stubs' invariant list
+                on_delivery=lambda error, _: refused.append(str(error)) if error else None,
+            )
+        assert producer.flush(30) == 0
+        assert not refused
+
+    def make(self, *handlers: AnyHandler, transport: Client = "confluent", **settings: Any) -> Worker:
+        """Build a worker on this stage; `database=` and `bootstrap=` put something between, `kafka=` is another way."""
+        bootstrap = settings.pop("bootstrap", self.kafka.bootstrap)
+        kafka = settings.pop("kafka", None) or Kafka(bootstrap, transport=transport, options=OPTIONS[transport])
+        return Worker(database=settings.pop("database", self.url), kafka=kafka, handlers=handlers, **settings)
+
+    @asynccontextmanager
+    async def run(self, *handlers: AnyHandler, transport: Client = "confluent", **settings: Any) -> AsyncIterator[Run]:
+        """Run a worker until the block's end."""
+        events: list[Event] = []
+        stopping = asyncio.Event()
+        worker = self.make(*handlers, transport=transport, observers=[events.append], **settings)
+        run = Run(worker, asyncio.create_task(worker.run(stopping)), stopping, events)
+        try:
+            yield run
+        except BaseException:
+            stopping.set()
+            with suppress(BaseException):
+                await asyncio.wait_for(asyncio.shield(run.task), 40)
+            raise
+        stopping.set()
+        await run.task
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Ask the database."""
+        with psycopg.connect(
+            self.postgres.dsn(self.database), row_factory=dict_row, connect_timeout=3, application_name=OURS
+        ) as connection:
+            return connection.execute(query.encode()).fetchall()
+
+    def execute(self, *statements: str) -> None:
+        """Change the database, behind everybody's back."""
+        with psycopg.connect(self.postgres.dsn(self.database), autocommit=True, connect_timeout=3) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+
+    def effects(self) -> list[dict[str, Any]]:
+        """All effects, in the order in which they were inserted."""
+        return self.rows("SELECT * FROM effects ORDER BY sequence")
+
+    def count_effects(self) -> int:
+        return int(self.rows("SELECT count(*) AS n FROM effects")[0]["n"])
+
+    def dead(self) -> list[dict[str, Any]]:
+        return self.rows("SELECT * FROM consumerkit_dead_letters ORDER BY id")
+
+    def ledger(self) -> list[dict[str, Any]]:
+        return self.rows("SELECT * FROM consumerkit_processed_messages")
+
+    def outbox(self) -> int:
+        return int(self.rows("SELECT count(*) AS n FROM consumerkit_outbox_messages")[0]["n"])
+
+    def finished(self, effects: int, dead: int = 0) -> Callable[[], bool]:
+        """The condition that so many effects and dead letters are there and the outbox is empty."""
+        return lambda: self.count_effects() >= effects and len(self.dead()) >= dead and self.outbox() == 0
+
+    def committed(self, group: str) -> dict[int, int]:
+        """The group's committed offsets by partition."""
+        consumer = Consumer({"bootstrap.servers": self.kafka.bootstrap, "group.id": group})
+        try:
+            wanted = [TopicPartition(self.topic, number) for number in range(self.partitions)]
+            return {found.partition: found.offset for found in consumer.committed(wanted, timeout=10)}
+        finally:
+            consumer.close()
+
+    def read(self, topic: str, partitions: int | None = None) -> list[Found]:
+        """All records of a topic."""
+        consumer = Consumer(
+            {"bootstrap.servers": self.kafka.bootstrap, "group.id": "unused", "fetch.message.max.bytes": LARGEST_RECORD}
+        )
+        numbers = range(partitions or self.partitions)
+        try:
+            ends = [consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1] for n in numbers]
+            consumer.assign([TopicPartition(topic, n, 0) for n in numbers])
+            found: list[Found] = []
+            while len(found) < sum(ends):
+                message = consumer.poll(10)
+                assert message is not None, f"{topic} could not be read to its end"
+                key, value = message.key(), message.value()
+                found.append(Found(_bytes(key), _bytes(value), _headers(message.headers())))
+            return found
+        finally:
+            consumer.close()
+
+    def check_ledger(self) -> None:
+        """No effect without a claim, no claim without an effect, both counted as multisets."""
+        processed = sorted(row["message_id"] for row in self.ledger() if row["outcome"] == 1)
+        assert sorted(row["message_id"] for row in self.effects()) == processed
+        dead = sorted(row["message_id"] for row in self.ledger() if row["outcome"] == 3)
+        kept = ("rejected", "exhausted")
+        assert sorted(row["message_id"] for row in self.dead() if row["reason"] in kept) == dead
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _headers(found: Any) -> list[tuple[str, bytes | None]]:
+    return [(name, _bytes(value)) for name, value in found or ()]

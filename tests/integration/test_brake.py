@@ -1,0 +1,184 @@
+"""Poison and outage are told apart: an outage empties no topic into the dead letters, and poison stops nothing."""
+
+import time
+from itertools import pairwise
+
+import pytest
+
+from consumerkit import Ordering, Retry, exponential, fixed
+from consumerkit.brake import Brake
+from consumerkit.events import BrakeOff, BrakeOn, PartitionInDoubt
+from tests.integration.stage import Stage, payment
+from tests.integration.yard import BatchTrial, PlainTrial, Trial, Yard
+from tests.services import PostgresServer
+
+QUICK = Brake(probe=exponential(0.3, max=1.5, jitter=0))
+NEVER = b"{broken"
+
+
+@pytest.fixture
+async def yard(postgres: PostgresServer, database: str) -> Yard:
+    made = Yard(postgres, database)
+    await made.create_tables()
+    return made
+
+
+class Down(Trial):
+    """Fails for all until it is healed."""
+
+    def decide(self, kind: str, message_id: str, attempt: int) -> None:
+        super().decide("ok" if self.healed else "forever", message_id, attempt)
+
+
+class PlainDown(PlainTrial):
+    """The same, plain."""
+
+    def decide(self, kind: str, message_id: str, attempt: int) -> None:
+        super().decide("ok" if self.healed else "forever", message_id, attempt)
+
+
+class BatchDown(BatchTrial):
+    """The same, for a batch at once."""
+
+    def decide(self, kind: str, message_id: str, attempt: int) -> None:
+        super().decide("ok" if self.healed else "forever", message_id, attempt)
+
+
+@pytest.mark.parametrize("ordering", Ordering)
+async def test_a_provider_that_is_down_for_every_message(yard: Yard, ordering: Ordering) -> None:
+    handler = Down(ordering=ordering, retry=Retry(attempts=2, wait=fixed(0.1)), brake=QUICK, batch_size=20)
+    total = 150
+    for number in range(total):
+        yard.send(number, key=b"%d" % (number % 40), partition=number % 2)
+    async with yard.run(handler) as run:
+        await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
+        began = time.monotonic()
+        await run.until(lambda: time.monotonic() > began + 4, "some probes")
+        calls = sorted(call.moment for of in handler.calls.values() for call in of if call.moment > began + 0.2)
+        gaps = [b - a for a, b in pairwise(calls)]
+        assert 2 <= len(calls) <= 8, gaps
+        assert gaps[-1] > 1.2, gaps
+        assert gaps[0] <= gaps[-1]
+        assert len(yard.dead()) <= 10
+        before = len(yard.dead())
+        handler.healed = True
+        await run.until(lambda: bool(run.seen(BrakeOff)), "the end of the brake", within=10)
+        await run.until(lambda: len(yard.effects()) == total - before, "all others", within=60)
+    assert len(yard.dead()) == before <= 10
+    assert not yard.parked()
+    assert not run.seen(PartitionInDoubt)
+    yard.check()
+
+
+@pytest.mark.parametrize("kind", [Down, PlainDown, BatchDown])
+async def test_a_deploy_that_always_raises_and_the_next_one(
+    yard: Yard, kind: type[Down | PlainDown | BatchDown]
+) -> None:
+    retry = Retry(attempts=1)
+    total = 120
+    for number in range(total):
+        yard.send(number, key=b"%d" % (number % 40), partition=number % 2)
+    async with yard.run(kind(retry=retry, brake=QUICK)) as run:
+        await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
+        began = time.monotonic()
+        await run.until(lambda: time.monotonic() > began + 2, "some probes")
+        assert len(run.seen(BrakeOn)) == 1
+    before = len(yard.dead())
+    assert 0 < before <= 10
+    async with yard.run(kind(retry=retry, brake=QUICK, healed=True)) as run:
+        await run.until(lambda: len(yard.effects()) == total - before, "all others", within=60)
+    assert len(yard.dead()) == before
+    yard.check()
+
+
+@pytest.mark.parametrize("poison", ["undecodable", "rejected", "mixed"])
+@pytest.mark.parametrize("batch", [20, 500])
+async def test_a_flood_with_five_percent_of_poison_keeps_flowing(yard: Yard, poison: str, batch: int) -> None:
+    total = 1000
+    bad = [number for number in range(total) if number % 20 == 7]
+    for number in range(total):
+        if number not in bad:
+            yard.send(number, key=b"%d" % (number % 50), partition=number % 2)
+        elif poison == "undecodable" or (poison == "mixed" and number % 40 == 7):
+            yard.send(number, key=b"%d" % (number % 50), partition=number % 2, value=NEVER)
+        else:
+            yard.send(number, "reject", key=b"%d" % (number % 50), partition=number % 2)
+    async with yard.run(Trial(batch_size=batch)) as run:
+        await run.until(lambda: len(yard.effects()) == total - len(bad), "all good ones", within=60)
+        await run.until(lambda: len(yard.dead()) == len(bad), "all dead letters")
+    assert not run.seen(BrakeOn)
+    yard.check()
+
+
+@pytest.mark.parametrize("ordering", Ordering)
+async def test_a_deploy_that_cannot_decode_anything(yard: Yard, ordering: Ordering) -> None:
+    total = 60
+    for number in range(total):
+        yard.send(number, key=b"%d" % (number % 10), partition=number % 2, value=NEVER)
+    async with yard.run(Trial(ordering=ordering, brake=QUICK)) as run:
+        await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
+        began = time.monotonic()
+        await run.until(lambda: time.monotonic() > began + 3, "some probes")
+        assert len(yard.dead()) <= 10
+    before = len(yard.dead())
+    # Delivered again, as after a crash: nothing is parked twice, nothing stands still, no token is spent twice.
+    yard.forget_offsets()
+    async with yard.run(Trial(ordering=ordering, brake=QUICK)) as run:
+        await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
+        began = time.monotonic()
+        await run.until(lambda: time.monotonic() > began + 3, "some probes")
+        assert not [event for event in run.events if type(event).__name__ == "Trouble"]
+    offsets = [(row["partition"], row["offset"]) for row in yard.parked()]
+    assert len(offsets) == len(set(offsets))
+    dead = len(yard.dead())
+    assert dead <= before + 10
+    assert not run.seen(PartitionInDoubt)
+    async with yard.run(Trial(ordering=ordering, codec=Lenient(), brake=QUICK)) as run:
+        # A dead letter for want of an ID has no claim, so it runs when it is delivered again.
+        await run.until(lambda: len(yard.effects()) >= total - dead, "what can be decoded now", within=60)
+        await run.until(lambda: not yard.parked() and yard.committed() == total, "an empty lot")
+        yard.forget_offsets()
+    # And delivered again, now with an ID in the ledger.
+    async with yard.run(Trial(ordering=ordering, codec=Lenient(), brake=QUICK)) as run:
+        await run.until(lambda: yard.committed() == total, "all offsets")
+    effects = [int(number) for number in yard.effects()]
+    assert len(effects) == len(set(effects))
+    given_up = {2 * row["offset"] + row["partition"] for row in yard.dead()}
+    assert set(effects) | given_up == set(range(total))
+    effects = [number for number in effects if number not in given_up]
+    if ordering is Ordering.KEY:
+        for key in range(10):
+            of_key = [number for number in effects if number % 10 == key]
+            assert of_key == sorted(of_key)
+    if ordering is Ordering.PARTITION:
+        for partition in range(2):
+            of_partition = [number for number in effects if number % 2 == partition]
+            assert of_partition == sorted(of_partition)
+
+
+class Lenient:
+    """Decodes whatever it gets to the same payment."""
+
+    content_type = "application/json"
+
+    def decoder(self, event_type: type) -> object:
+        return lambda _: event_type(account="a", amount=1)
+
+    def encode(self, value: object) -> bytes:
+        raise NotImplementedError
+
+
+async def test_an_outage_on_the_real_broker(stage: Stage) -> None:
+    handler = Down(topic=stage.topic, group=stage.topic, dead_letter=None, retry=Retry(attempts=1), brake=QUICK)
+    total = 300
+    stage.send([payment(n, account=f"a-{n % 40}", partition=n % 2) for n in range(total)])
+    async with stage.run(handler) as run:
+        await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
+        began = time.monotonic()
+        await run.until(lambda: time.monotonic() > began + 3, "some probes")
+        before = len(stage.dead())
+        assert before <= 10
+        handler.healed = True
+        await run.until(stage.finished(total - before), "all others", within=60)
+    assert len(stage.dead()) == before
+    stage.check_ledger()

@@ -1,0 +1,353 @@
+"""The engine under control: lanes, budget, drain, stop, halt; on the broker in memory, databases real."""
+
+import asyncio
+import gc
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from consumerkit import Context, Events, Ordering, header
+from consumerkit.errors import ConsumerkitError
+from consumerkit.events import (
+    GroupCommitted,
+    GroupRolledBack,
+    HandlerStopped,
+    MessagesSkipped,
+    PartitionsRevoked,
+)
+from tests.integration.memory_stage import TOPIC, MemoryStage, Write
+from tests.services import PostgresServer
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
+    """On each database; SQLite has one lane."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/lines.sqlite"
+    else:
+        server: PostgresServer = request.getfixturevalue("postgres")
+        url = server.url(request.getfixturevalue("database"))
+    made = MemoryStage(url)
+    await made.create_tables()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def server_place(postgres: PostgresServer, database: str) -> AsyncIterator[MemoryStage]:
+    """Where lanes write at once."""
+    made = MemoryStage(postgres.url(database))
+    await made.create_tables()
+    yield made
+    await made.close()
+
+
+class Gate:
+    """Stops handlers until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.Event()
+        self.reached = asyncio.Event()
+
+    async def __call__(self, context: Context) -> None:
+        self.reached.set()
+        await self.opened.wait()
+
+
+def once(message_ids: list[str], count: int) -> None:
+    """Each ID from 0 on is there exactly once."""
+    assert Counter(message_ids) == Counter(map(str, range(count)))
+
+
+# Order.
+
+
+async def test_each_keys_order_is_kept_through_lanes_and_failures(server_place: MemoryStage) -> None:
+    failed: set[str] = set()
+
+    async def fail_at_times(context: Context) -> None:
+        if int(context.message_id) % 97 == 13 and context.attempt < 3 and len(failed) < 40:
+            failed.add(context.message_id)
+            raise ValueError(context.message_id)
+
+    for number in range(2000):
+        server_place.append(number, key=b"key-%d" % (number % 40))
+    async with server_place.run(Write(fail_at_times, concurrency=4)) as run:
+        lines = await server_place.until_written(run, 2000)
+    once([line.message_id for line in lines], 2000)
+    by_key: dict[bytes | None, list[int]] = defaultdict(list)
+    for line in lines:
+        by_key[line.key].append(int(line.message_id))
+    assert all(numbers == sorted(numbers) for numbers in by_key.values())
+    assert failed
+    assert len({event.lane for event in run.seen(GroupCommitted)}) == 4
+    assert server_place.committed() == server_place.ends()
+
+
+async def test_each_partitions_order_is_kept_where_that_is_declared(server_place: MemoryStage) -> None:
+    for number in range(1000):
+        server_place.append(number, key=b"key-%d" % (number % 40))
+    async with server_place.run(Write(concurrency=3, ordering=Ordering.PARTITION)) as run:
+        lines = await server_place.until_written(run, 1000)
+    offsets: dict[int, list[int]] = defaultdict(list)
+    for line in lines:
+        offsets[line.partition].append(line.offset)
+    assert all(found == list(range(len(found))) for found in offsets.values())
+
+
+async def test_a_key_that_waits_holds_up_no_other_lane(server_place: MemoryStage) -> None:
+    gate = Gate()
+
+    async def wait_for_one(context: Context) -> None:
+        if context.message.key == b"slow":
+            await gate(context)
+
+    lanes = 4
+    free = [b"key-%d" % n for n in range(40) if hash(b"key-%d" % n) % lanes != hash(b"slow") % lanes]
+    server_place.append(0, key=b"slow")
+    for number, key in enumerate(free, start=1):
+        server_place.append(number, key=key)
+    async with server_place.run(Write(wait_for_one, concurrency=lanes)) as run:
+        assert free
+        await server_place.until_written(run, len(free))
+        await run.until(lambda: bool(server_place.committed()), "offsets of the others")
+        slow = server_place.broker.records(TOPIC)
+        [place_of_slow] = [message for message in slow if message.key == b"slow"]
+        committed = {at.partition: offset for at, offset in server_place.committed().items()}
+        # Its partition's position stays at it, whatever was finished behind it.
+        assert committed.get(place_of_slow.partition, 0) <= place_of_slow.offset
+        gate.opened.set()
+        await server_place.until_written(run, len(free) + 1)
+    assert server_place.committed() == server_place.ends()
+
+
+async def test_a_position_never_passes_what_is_unfinished(place: MemoryStage) -> None:
+    """Killed in effect: what the broker has is never ahead of what the database has."""
+    seen: list[tuple[int, int]] = []
+
+    async def look(context: Context) -> None:
+        message = context.message
+        committed = {at.partition: offset for at, offset in place.committed().items()}
+        seen.append((committed.get(message.partition, 0), message.offset))
+        await asyncio.sleep(0.002)
+
+    for number in range(400):
+        place.append(number, key=b"key-%d" % (number % 20))
+    async with place.run(Write(look, concurrency=3, batch_size=7)) as run:
+        await place.until_written(run, 400)
+    assert len(seen) >= 400
+    assert all(committed <= offset for committed, offset in seen)
+    assert max(committed for committed, _ in seen) > 0
+
+
+async def test_what_is_skipped_and_what_fails_in_one_group_are_both_accounted_for(place: MemoryStage) -> None:
+    async def fail_once(context: Context) -> None:
+        if context.message_id == "30" and handler.seen.count("30") < 3:
+            raise ValueError
+
+    handler = Write(fail_once, events=Events(by=header("type"), types={"known": bytes}, unknown="skip"))
+    for number in range(60):
+        kind = b"known" if number % 3 == 0 else b"unknown"
+        place.broker.append(TOPIC, b"v", key=b"k", headers=(("id", b"%d" % number), ("type", kind)))
+    async with place.run(handler) as run:
+        lines = await place.until_written(run, 20)
+        await run.until(lambda: place.committed() == place.ends(), "all offsets")
+    assert [int(line.message_id) for line in lines] == list(range(0, 60, 3))
+    assert run.seen(GroupRolledBack)
+    assert sum(event.count for event in run.seen(MessagesSkipped)) == 40
+
+
+# The transaction.
+
+
+async def test_a_handlers_transaction_is_read_committed_and_has_our_limits(server_place: MemoryStage) -> None:
+    settings = ("transaction_isolation", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    shown: list[object] = []
+
+    async def look(context: Context) -> None:
+        shown.extend([await context.session.scalar(text(f"SHOW {name}")) for name in settings])
+
+    server_place.append(0)
+    engine = create_async_engine(server_place.url, isolation_level="SERIALIZABLE")
+    server_place.given = engine
+    async with server_place.run(Write(look), transaction_timeout=14.0) as run:
+        await server_place.until_written(run, 1)
+    await engine.dispose()
+    assert shown == ["read committed", "14s", "7s", "14s"]
+
+
+# The budget.
+
+
+async def test_what_is_in_hand_stays_within_the_budget(place: MemoryStage) -> None:
+    gate = Gate()
+    for number in range(30):
+        place.append(number, value=b"x" * 10_000)
+    async with place.run(Write(gate), memory_budget=200_000) as run:
+        await asyncio.wait_for(gate.reached.wait(), 10)
+        [consumer] = place.broker.group("write").members
+        paused = "_paused"
+        await run.until(lambda: bool(getattr(consumer, paused)), "the pause", within=5)
+        for number in range(30, 60):
+            place.append(number, value=b"x" * 10_000)
+        await asyncio.sleep(0.7)
+        assert set(getattr(consumer, "_reading").values()) <= {0, 30}  # noqa: B009 - the broker's own account
+        gate.opened.set()
+        lines = await place.until_written(run, 60)
+        assert not getattr(consumer, paused)
+    once([line.message_id for line in lines], 60)
+
+
+# Rebalances.
+
+
+async def test_what_is_under_way_is_finished_before_its_partition_goes(server_place: MemoryStage) -> None:
+    gate = Gate()
+    for number in range(80):
+        server_place.append(number, key=b"key-%d" % number)
+    first, second = Write(gate, batch_size=10, batch_time=30.0), Write(batch_size=10)
+    async with server_place.run(first) as one:
+        await asyncio.wait_for(gate.reached.wait(), 10)
+        async with server_place.run(second) as other:
+            await other.until(lambda: len(server_place.broker.group("write").members) == 2, "the second member")
+            await asyncio.sleep(0.2)
+            assert not one.seen(PartitionsRevoked)
+            gate.opened.set()
+            await server_place.until_written(other, 80)
+            lines = await server_place.lines()
+            await other.until(lambda: server_place.committed() == server_place.ends(), "all offsets")
+    once([line.message_id for line in lines], 80)
+    revoked = one.seen(PartitionsRevoked)[0]
+    assert 60 <= revoked.dropped < 80
+    assert not revoked.lost
+    # Nothing was begun in vain: each message was handled once, by one of the two.
+    assert not one.seen(GroupRolledBack)
+    assert len(first.seen) + len(second.seen) == 80
+    assert second.seen
+
+
+async def test_a_drain_ends_at_its_limit_and_nothing_is_doubled(server_place: MemoryStage) -> None:
+    gate = Gate()
+    server_place.append(0, partition=1)  # which goes to the second member
+    async with server_place.run(Write(gate), drain_timeout=0.4) as one:
+        await asyncio.wait_for(gate.reached.wait(), 10)
+        began = time.monotonic()
+        second = Write()
+        async with server_place.run(second) as other:
+            await one.until(lambda: bool(one.seen(PartitionsRevoked)), "the revocation", within=5)
+            assert 0.3 < time.monotonic() - began < 4
+            await asyncio.sleep(0.3)
+            # The next owner waits at the ledger's unique key.
+            assert await server_place.lines() == []
+            gate.opened.set()
+            await other.until(lambda: bool(other.seen(GroupCommitted)) or bool(second.seen), "the copy", within=10)
+            await other.until(lambda: server_place.committed() == server_place.ends(), "offsets", within=10)
+            lines = await server_place.lines()
+    once([line.message_id for line in lines], 1)
+    assert second.seen == [] or one.seen(GroupRolledBack)
+
+
+async def test_lost_partitions_are_delivered_again_and_nothing_is_doubled(place: MemoryStage) -> None:
+    async def take_time(_: Context) -> None:
+        await asyncio.sleep(0.005)
+
+    for number in range(200):
+        place.append(number, key=b"key-%d" % number)
+    handler = Write(take_time, batch_size=20)
+    async with place.run(handler) as run:
+        await run.until(lambda: len(handler.seen) > 30, "some work")
+        await place.broker.expire("write")
+        lines = await place.until_written(run, 200)
+        await run.until(lambda: place.committed() == place.ends(), "all offsets")
+    once([line.message_id for line in lines], 200)
+    assert any(event.lost for event in run.seen(PartitionsRevoked))
+
+
+# The end.
+
+
+async def test_stopping_finishes_what_is_under_way_and_begins_nothing(place: MemoryStage) -> None:
+    gate = Gate()
+    for number in range(50):
+        place.append(number)
+    async with place.run(Write(gate, batch_size=5)) as run:
+        await asyncio.wait_for(gate.reached.wait(), 10)
+        stopping = asyncio.create_task(run.stop())
+        await asyncio.sleep(0.2)
+        gate.opened.set()
+        assert await stopping
+    lines = await place.lines()
+    assert [int(line.message_id) for line in lines] == [0, 1, 2, 3, 4]
+    assert sum(place.committed().values()) == 5
+
+
+async def test_a_handler_beyond_grace_is_rolled_back_and_delivered_again(place: MemoryStage) -> None:
+    gate = Gate()
+    place.append(0)
+    async with place.run(Write(gate), grace=0.3) as run:
+        await asyncio.wait_for(gate.reached.wait(), 10)
+        began = time.monotonic()
+        assert not await run.stop()
+        assert time.monotonic() - began < 5
+    assert await place.lines() == []
+    assert sum(place.committed().values()) == 0
+    async with place.run(Write()) as run:
+        lines = await place.until_written(run, 1)
+    once([line.message_id for line in lines], 1)
+
+
+async def test_a_handler_that_cannot_run_leaves_the_others_running(place: MemoryStage) -> None:
+    async def look_elsewhere(context: Context) -> None:
+        await context.session.execute(text("SELECT * FROM nowhere"))
+
+    broken = Write(look_elsewhere, name="broken")
+    place.append(0)
+    async with place.run(broken, Write()) as run:
+        await run.until(lambda: bool(run.seen(HandlerStopped)), "the halt")
+        place.append(1)
+        lines = await place.until_written(run, 2)
+        [stopped] = run.seen(HandlerStopped)
+        assert stopped.handler == "broken"
+        assert "nowhere" in stopped.error
+    once([line.message_id for line in lines], 2)
+    assert sum(place.committed("broken").values()) == 0
+    assert place.committed("write") == place.ends()
+    assert len(broken.seen) <= 3
+
+
+async def test_two_lanes_that_cannot_run_are_one_halt_and_no_error_is_forgotten(
+    server_place: MemoryStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    together = asyncio.Barrier(2)
+
+    async def look_elsewhere(context: Context) -> None:
+        await together.wait()
+        await context.session.execute(text("SELECT * FROM nowhere"))
+
+    async def halted() -> None:
+        broken = Write(look_elsewhere, name="broken", ordering=Ordering.NONE, batch_size=1, concurrency=2)
+        async with server_place.run(broken, Write()) as run:
+            await run.until(lambda: bool(run.seen(HandlerStopped)), "the halt")
+            assert await run.stop()
+            assert len(run.seen(HandlerStopped)) == 1
+
+    for number in range(2):
+        server_place.append(number)
+    await halted()
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+async def test_a_worker_whose_last_handler_cannot_run_ends(place: MemoryStage) -> None:
+    async def look_elsewhere(context: Context) -> None:
+        await context.session.execute(text("SELECT * FROM nowhere"))
+
+    place.append(0)
+    async with place.run(Write(look_elsewhere)) as run:
+        with pytest.raises(ConsumerkitError, match=r"^handler 'write' stopped, and no other is left: .*nowhere"):
+            await asyncio.wait_for(run.task, 20)

@@ -1,0 +1,207 @@
+"""One owner at a time acts for a partition: paused ones that wake, late COMMITs, and doubts, on real servers."""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+from typing import get_args
+from urllib.parse import urlsplit
+
+import pytest
+
+from consumerkit import Retry, fixed
+from consumerkit.events import OffsetsCommitted, PartitionInDoubt, PartitionsAssigned, PartitionTaken
+from consumerkit.message import TopicPartition
+from consumerkit.transports.kafka import Client
+from tests.crash.ordering_app import Settings
+from tests.crash.ordering_run import Crew
+from tests.crash.ordering_verdict import judge
+from tests.integration.stage import Run, Stage, payment
+from tests.integration.yard import TOPIC, PlainTrial, Trial, Yard
+from tests.services import KafkaServer, PostgresServer
+from tests.services.late import LateCommits
+
+PARKING = b"INSERT INTO consumerkit_parked_messages"
+SESSION, IDLE = 3.0, 3.0
+
+
+@pytest.fixture
+async def yard(postgres: PostgresServer, database: str) -> Yard:
+    made = Yard(postgres, database)
+    await made.create_tables()
+    return made
+
+
+@pytest.mark.crash
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", get_args(Client))
+def test_a_paused_owner_that_wakes_does_not_overtake_what_the_next_one_parked(
+    kafka: KafkaServer, postgres: PostgresServer, database: str, topic_name: str, tmp_path: Path, transport: Client
+) -> None:
+    stage = Stage(kafka, postgres, database, topic_name, 1)
+    settings = Settings(
+        bootstrap=kafka.bootstrap,
+        database=stage.url,
+        dsn=postgres.dsn(database),
+        transport=transport,
+        topic=topic_name,
+        wait=8.0,
+        timeout=IDLE,
+    )
+    sent = [payment(1, kind="open:1"), payment(2), payment(3, account="other"), payment(4)]
+    with Crew(stage, settings, tmp_path) as crew:
+        owner = crew.start()
+        crew.until_owning(owner)
+        stage.send(sent[:1])
+        crew.until(f"SELECT count(*) > 0 FROM attempts WHERE pid = {owner.pid}", "the first owner's attempt")
+        owner.send_signal(signal.SIGSTOP)
+        paused = time.monotonic()
+        open_ones = (
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() "
+            "AND state = 'idle in transaction'"
+        )
+        assert stage.rows(open_ones)[0]["n"] >= 1, "the owner holds no open transaction"
+        stage.send(sent[1:])
+        heir = crew.start()
+        crew.until_owning(heir)
+        took = time.monotonic() - paused
+        assert took < SESSION + IDLE + 6, f"the zombie's transaction delayed its successor for {took:.1f} s"
+        crew.until("SELECT count(*) > 0 FROM consumerkit_parked_messages WHERE attempts = 1", "the heir's parking")
+        owner.send_signal(signal.SIGCONT)
+        crew.until("SELECT count(*) > 0 FROM effects WHERE account = 'other'", "the other key's effect")
+        time.sleep(3)
+        assert stage.rows("SELECT message_id FROM effects WHERE account = 'a-1'") == []
+        crew.until_finished(sent)
+        judge(stage, sent, "account", 8.0)
+        pids = {row["pid"] for row in stage.rows("SELECT pid FROM attempts")}
+        assert {owner.pid, heir.pid} <= pids
+        assert owner.poll() is None, crew.last_words(owner)
+
+
+@pytest.mark.parametrize("kind", [Trial, PlainTrial])
+async def test_a_parking_whose_commit_is_in_doubt_and_lands_late_lets_nothing_overtake(
+    yard: Yard, kind: type[Trial | PlainTrial]
+) -> None:
+    async with late_commits(yard, cut=True) as (proxy, url):
+        handler = kind(retry=Retry(attempts=5, wait=fixed(3)))
+        async with yard.run(handler, database=url) as run:
+            yard.send(1, "fail:1")
+            await run.until(lambda: proxy.kept is not None, "the COMMIT kept back")
+            yard.send(2)
+            yard.send(3, key=b"other", partition=1)
+            await run.until(yard.has(3), "another partition's message, meanwhile")
+            assert proxy.landed is None
+            assert len(run.seen(PartitionInDoubt)) == 1
+            await run.until(lambda: proxy.landed is not None, "its arrival")
+            await run.until(yard.has(1, 2), "all effects")
+    assert yard.effects() == ["3", "1", "2"]
+    assert [n for n in handler.attempts(1) if n > 1] == [2]
+    yard.check()
+
+
+async def test_an_owners_late_parking_does_not_slip_past_the_next_owners_loading(yard: Yard) -> None:
+    one, other = Trial(retry=Retry(attempts=5, wait=fixed(3))), Trial(retry=Retry(attempts=5, wait=fixed(3)))
+    moved = TopicPartition(TOPIC, 1)
+    # The first owner gives up draining long before its COMMIT arrives.
+    through = late_commits(yard, cut=False, delay=8)
+    async with through as (proxy, url), yard.run(one, database=url, drain_timeout=0.5) as first:
+        yard.send(1, "fail:1", partition=1)
+        await first.until(lambda: proxy.kept is not None, "the COMMIT kept back")
+        async with yard.run(other) as second:
+            yard.send(2, partition=1)
+            await second.until(lambda: moved in assigned(second), "the move")
+            assert proxy.landed is None
+            await second.until(lambda: moved in {event.partition for event in second.seen(PartitionTaken)}, "the fence")
+            (taken,) = [event for event in second.seen(PartitionTaken) if event.partition == moved]
+            # It was written when the COMMIT had landed, or it would not know.
+            assert taken.parked == 1
+            await second.until(yard.has(1, 2), "all effects")
+    assert yard.effects() == ["1", "2"]
+    assert other.attempts(1) == [2]
+    yard.check()
+
+
+def assigned(run: Run) -> set[TopicPartition]:
+    """What a worker was ever given."""
+    return {one for event in run.seen(PartitionsAssigned) for one in event.partitions}
+
+
+def late_commits(yard: Yard, *, cut: bool, delay: float = 4.0) -> "_Late":
+    """A way to the database on which the COMMIT of the first parking is late; with `cut`, in doubt besides."""
+    return _Late(yard, cut=cut, delay=delay)
+
+
+class _Late:
+    """The proxy, and the URL by which a worker goes through it."""
+
+    def __init__(self, yard: Yard, *, cut: bool, delay: float) -> None:
+        where = urlsplit(yard.postgres.admin_dsn)
+        assert where.hostname is not None
+        assert where.port is not None
+        self._yard = yard
+        self._proxy = LateCommits(where.hostname, where.port, PARKING, delay, cut=cut)
+
+    async def __aenter__(self) -> tuple[LateCommits, str]:
+        await self._proxy.__aenter__()
+        return self._proxy, f"postgresql+psycopg://postgres@127.0.0.1:{self._proxy.port}/{self._yard.database}"
+
+    async def __aexit__(self, *ended: object) -> None:
+        await self._proxy.__aexit__(None, None, None)
+
+
+STEAL = "UPDATE consumerkit_partition_progress SET owner = decode(md5(random()::text), 'hex') WHERE partition = 0"
+
+
+async def test_a_rightful_owner_that_was_fenced_takes_its_partition_back_once(yard: Yard) -> None:
+    async with yard.run(Trial()) as run:
+        yard.send(1)
+        await run.until(yard.has(1), "the first effect")
+        await run.until(lambda: bool(run.seen(OffsetsCommitted)), "its offset")
+        await asyncio.to_thread(yard.execute, STEAL)
+        taken = len(run.seen(PartitionTaken))
+        yard.send(2)
+        await run.until(yard.has(2), "the next effect")
+        assert len(run.seen(PartitionInDoubt)) == 1
+        assert len(run.seen(PartitionTaken)) == taken + 1
+    assert yard.effects() == ["1", "2"]
+    yard.check()
+
+
+async def test_an_owner_whom_the_broker_does_not_confirm_never_takes_back_what_it_lost(yard: Yard) -> None:
+    owner = "SELECT owner FROM consumerkit_partition_progress WHERE partition = 0"
+    async with yard.run(Trial(retry=Retry(attempts=5, wait=fixed(4)))) as run:
+        yard.send(1)
+        await run.until(yard.has(1), "the first effect")
+        yard.send(2, "fail:1")
+        await run.until(yard.holds(1), "the parking")
+        # The due message is work that needs no broker: a member that was thrown out would do it.
+        with yard.broker.outage():
+            await asyncio.to_thread(yard.execute, STEAL)
+            before = yard.rows(owner)
+            await run.until(lambda: bool(run.seen(PartitionInDoubt)), "the doubt")
+            await asyncio.sleep(2)
+            assert yard.rows(owner) == before
+            assert yard.effects() == ["1"]
+        await run.until(yard.has(2), "its effect, once the broker has confirmed", within=30)
+    assert len(run.seen(PartitionInDoubt)) == 1
+    yard.check()
+
+
+async def test_a_foreign_token_is_found_before_anything_is_durable(yard: Yard) -> None:
+    gate = asyncio.Event()
+
+    class Waiting(Trial):
+        async def handle(self, event, context):  # type: ignore[no-untyped-def] # as the base's
+            await super().handle(event, context)
+            if context.message_id == "p-1" and not gate.is_set():
+                await asyncio.to_thread(yard.execute, STEAL)
+                gate.set()
+
+    handler = Waiting()
+    async with yard.run(handler) as run:
+        yard.send(1)
+        await run.until(yard.has(1), "the effect")
+        assert len(run.seen(PartitionInDoubt)) == 1
+    assert handler.attempts(1) == [1, 1]
+    assert yard.effects() == ["1"]
+    yard.check()

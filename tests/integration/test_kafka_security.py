@@ -1,0 +1,149 @@
+"""TLS and passwords against a real broker, with both client libraries; and that no secret gets out."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Literal
+from uuid import uuid4
+
+import pytest
+
+from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.transports.base import Record, Subscription, Transport
+from consumerkit.transports.kafka import Kafka, Sasl, Tls
+from tests.contracts.member import Member, Recorder
+from tests.services.secure import PASSWORD, USER, SecureKafka
+
+WRONG = "wrong-horse-battery"
+
+Client = Literal["confluent", "aiokafka"]
+
+
+@pytest.fixture(scope="module")
+def secure() -> Iterator[SecureKafka]:
+    with SecureKafka() as server:
+        yield server
+
+
+@pytest.fixture(params=["confluent", "aiokafka"])
+def client(request: pytest.FixtureRequest) -> Client:
+    chosen: Client = request.param
+    return chosen
+
+
+@pytest.fixture
+def topic(secure: SecureKafka) -> str:
+    name = f"secure-{uuid4().hex[:8]}"
+    secure.server.create_topic(name)
+    return name
+
+
+def tls(secure: SecureKafka) -> Tls:
+    return Tls(ca_file=secure.certificates / "ca.pem")
+
+
+async def round_trip(transport: Transport, topic: str) -> None:
+    """Describe the topic, send a record, read it and commit: every connection a worker makes."""
+    assert (await transport.topics([topic]))[topic].partitions == 1
+    producer = transport.producer()
+    await producer.start()
+    try:
+        assert await producer.send([Record(topic, b"key", b"value")]) == [None]
+    finally:
+        await producer.stop()
+    async with Member(transport.consumer(Subscription(group=topic, topics=(topic,)))) as member:
+        (message,) = await member.reads(1)
+        await member.commit()
+    assert message.value == b"value"
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+async def test_a_password_over_tls(
+    secure: SecureKafka,
+    topic: str,
+    client: Client,
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    security = Sasl(mechanism, USER, lambda: PASSWORD, tls(secure))
+    await round_trip(Kafka(secure.sasl_ssl, security=security, transport=client).connect(), topic)
+    assert PASSWORD not in caplog.text
+    assert PASSWORD not in "".join(capfd.readouterr())
+
+
+async def test_a_password_in_the_clear_on_this_machine(secure: SecureKafka, topic: str, client: Client) -> None:
+    security = Sasl("SCRAM-SHA-256", USER, PASSWORD, tls=None)
+    await round_trip(Kafka(secure.sasl_plaintext, security=security, transport=client).connect(), topic)
+
+
+async def test_a_client_certificate(secure: SecureKafka, topic: str, client: Client) -> None:
+    at = secure.certificates
+    mutual = Tls(at / "ca.pem", at / "client.pem", at / "client.key", key_password=PASSWORD)
+    await round_trip(Kafka(secure.mutual, security=mutual, transport=client).connect(), topic)
+
+
+async def test_a_broker_that_is_not_verified(secure: SecureKafka, topic: str, client: Client) -> None:
+    security = Sasl("PLAIN", USER, PASSWORD, Tls(verify=False))
+    await round_trip(Kafka(secure.sasl_ssl, security=security, transport=client).connect(), topic)
+
+
+def password(mechanism: Literal["PLAIN", "SCRAM-SHA-512"], *, encrypted: bool) -> Callable[[SecureKafka], Kafka]:
+    def make(secure: SecureKafka) -> Kafka:
+        server = secure.sasl_ssl if encrypted else secure.sasl_plaintext
+        return Kafka(server, security=Sasl(mechanism, USER, WRONG, tls(secure) if encrypted else None))
+
+    return make
+
+
+REFUSED: dict[str, Callable[[SecureKafka], Kafka]] = {
+    "a wrong password, PLAIN": password("PLAIN", encrypted=True),
+    "a wrong password, SCRAM": password("SCRAM-SHA-512", encrypted=True),
+    "a wrong password, PLAIN in the clear": password("PLAIN", encrypted=False),
+    "an authority nobody trusts": lambda secure: Kafka(
+        secure.sasl_ssl, security=Sasl("PLAIN", USER, WRONG, Tls(ca_file=secure.certificates / "other-ca.pem"))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_a_refused_connection_is_one_line_without_the_secret(
+    secure: SecureKafka,
+    topic: str,
+    client: Client,
+    case: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    given = REFUSED[case](secure)
+    transport = Kafka(given.bootstrap, security=given.security, transport=client).connect()
+    with pytest.raises(StartError) as error:
+        await transport.topics([topic])
+    with pytest.raises(StartError) as start_error:
+        await transport.consumer(Subscription(group=topic, topics=(topic,))).start(Recorder())
+    errors = [error.value, start_error.value]
+    producer = transport.producer()
+    try:
+        await producer.start()
+    except StartError as refused:  # librdkafka's producer connects in the background, and tells at the first send
+        errors.append(refused)
+    finally:
+        await producer.stop()
+    for refusal in errors:
+        assert "\n" not in str(refusal)
+        assert re.search("authentication|certificate", str(refusal), re.IGNORECASE)
+        assert WRONG not in "".join(traceback.format_exception(refusal))
+    assert WRONG not in caplog.text + "".join(capfd.readouterr()) + repr(transport)
+
+
+async def test_a_wrong_key_password_is_found_before_anything_is_sent(secure: SecureKafka, client: Client) -> None:
+    at = secure.certificates
+    mutual = Tls(at / "ca.pem", at / "client.pem", at / "client.key", key_password=WRONG)
+    with pytest.raises(ConfigurationError, match=r"client\.key") as error:
+        Kafka(secure.mutual, security=mutual, transport=client).connect()
+    assert WRONG not in "".join(traceback.format_exception(error.value))

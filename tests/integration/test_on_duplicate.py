@@ -1,0 +1,267 @@
+"""`on_duplicate`: the handler is told of a message whose ID was processed before, with what it returned then."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+from sqlalchemy.orm import Session
+
+from consumerkit import Context, Reject, Retry, fixed
+from consumerkit.events import GroupCommitted
+from consumerkit.redrive import Selection, redrive
+from consumerkit.transports.kafka import Client
+from consumerkit.transports.memory import MemoryBroker
+from tests.crash.model import Payment
+from tests.integration.credit import Credit
+from tests.integration.stage import Stage, effect, payment
+from tests.integration.yard import DEAD, TOPIC, PlainTrial, ProviderDown, Trial, Yard
+from tests.services import PostgresServer
+
+RECEIPTS = "receipts"
+
+
+@pytest.fixture
+async def yard(postgres: PostgresServer, database: str) -> Yard:
+    made = Yard(postgres, database)
+    made.broker = MemoryBroker(topics={TOPIC: 2, DEAD: 2, RECEIPTS: 1})
+    await made.create_tables()
+    return made
+
+
+class _Told:
+    """Returns a receipt, announces it, announces it again for each duplicate, and fails there as it is told."""
+
+    retry = Retry(attempts=9, wait=fixed(0.2))
+    told: list[tuple[str, Any, int]]
+    failures: Callable[[Context[Any]], Exception | None]
+
+    def __init__(self, failures: Callable[[Context[Any]], Exception | None] = lambda _: None, **declared: Any) -> None:
+        super().__init__(**declared)
+        self.told = []
+        self.failures = failures
+
+    def receipt(self, event: Payment, context: Context[Any]) -> dict[str, object] | None:
+        context.publish(RECEIPTS, key="k", value={"first": True})
+        return None if event.kind == "nothing" else {"receipt": context.message_id, "at": context.message.offset}
+
+    def tell(self, result: Any, context: Context[Any]) -> None:
+        self.told.append((context.message_id, dict(result) if result else result, context.message.offset))
+        context.publish(RECEIPTS, key="k", value={"again": result})
+        context.publish(RECEIPTS, key="k", value={"named": True}, id=f"named-{context.message_id}")
+        if isinstance(result, dict):
+            result.clear()  # each call has its own
+        if (error := self.failures(context)) is not None:
+            raise error
+
+
+class Told(_Told, Trial):
+    async def handle(self, event: Payment, context: Context) -> Any:
+        await super().handle(event, context)
+        return self.receipt(event, context)
+
+    async def on_duplicate(self, event: Payment, result: Any, context: Context) -> None:
+        self.tell(result, context)
+
+
+class PlainTold(_Told, PlainTrial):
+    def handle(self, event: Payment, context: Context[Session]) -> Any:
+        super().handle(event, context)
+        return self.receipt(event, context)
+
+    def on_duplicate(self, event: Payment, result: Any, context: Context[Session]) -> None:
+        self.tell(result, context)
+
+
+def first(number: int, offset: int) -> dict[str, object]:
+    return {"receipt": f"p-{number}", "at": offset}
+
+
+def finished(yard: Yard, count: int) -> Callable[[], bool]:
+    return lambda: yard.committed() == count
+
+
+def published(yard: Yard, count: int) -> Callable[[], bool]:
+    return lambda: len(yard.broker.records(RECEIPTS)) == count
+
+
+@pytest.mark.parametrize("kind", [Told, PlainTold])
+async def test_duplicates_within_a_group_and_later_get_the_first_copys_result(
+    yard: Yard, kind: type[Told | PlainTold]
+) -> None:
+    handler = kind()
+    for number in (1, 2, 1, 1):
+        yard.send(number)
+    yard.send(3, "nothing")
+    yard.send(3, "nothing")
+    async with yard.run(handler) as run:
+        await run.until(finished(yard, 6), "the first six")
+        assert handler.told == [("p-1", first(1, 0), 2), ("p-1", first(1, 0), 3), ("p-3", None, 5)]
+        yard.send(2)
+        yard.send(4)
+        yard.send(3, "nothing", partition=1)
+        await run.until(finished(yard, 9), "the others")
+        duplicates = sum(event.duplicates for event in run.seen(GroupCommitted))
+    assert sorted(handler.told[3:], key=str) == [("p-2", first(2, 1), 6), ("p-3", None, 0)]
+    assert yard.effects() == ["1", "2", "3", "4"]
+    assert duplicates == 5
+    yard.check()
+
+
+async def test_what_is_announced_again_has_an_id_of_its_own_that_redelivery_does_not_change(yard: Yard) -> None:
+    for _ in range(3):
+        yard.send(1)
+    async with yard.run(Told()) as run:
+        await run.until(published(yard, 5), "one announcement and two more of two each")
+    ids = [dict(record.headers)["message-id"] for record in yard.broker.records(RECEIPTS)]
+    assert Counter(ids)[b"named-p-1"] == 2
+    assert len(set(ids)) == 4
+    yard.forget_offsets()
+    async with yard.run(Told()) as run:
+        await run.until(published(yard, 11), "all three delivered again, as duplicates")
+    again = {dict(record.headers)["message-id"] for record in yard.broker.records(RECEIPTS)}
+    # The first message's own redelivery is the only one that is new.
+    assert len(again - set(ids)) == 1
+    assert yard.effects() == ["1"]
+
+
+async def test_it_is_not_told_of_conflicts_nor_of_duplicates_of_what_is_dead_or_parked(yard: Yard) -> None:
+    handler = Told(retry=Retry(attempts=5, wait=fixed(60)))
+    yard.send(1)
+    yard.send(1, "another payload")
+    yard.send(2, "reject", key=b"b")
+    yard.send(3, "forever", key=b"c")
+    async with yard.run(handler) as run:
+        await run.until(lambda: yard.holds(1, 2)() and yard.committed() == 4, "outcomes")
+        yard.send(2, "reject", key=b"b")
+        yard.send(3, "forever", key=b"d")
+        await run.until(finished(yard, 6), "the duplicates")
+    assert handler.told == []
+
+
+async def test_without_the_method_nothing_is_read_and_duplicates_are_skipped(yard: Yard) -> None:
+    yard.send(1)
+    yard.send(1)
+    async with yard.run(Trial()) as run:
+        await run.until(finished(yard, 2), "both")
+    assert yard.effects() == ["1"]
+
+
+@pytest.mark.parametrize("kind", [Told, PlainTold])
+async def test_a_duplicate_that_fails_is_tried_again_and_the_first_stays_processed(
+    yard: Yard, kind: type[Told | PlainTold]
+) -> None:
+    handler = kind(lambda context: ProviderDown("down") if context.attempt < 4 else None)
+    yard.send(1)
+    yard.send(2, key=b"b")
+    yard.send(1)
+    yard.send(3, key=b"b")
+    async with yard.run(handler) as run:
+        await run.until(yard.holds(1), "the parking")
+        assert yard.outcome(1) == 1
+        (row,) = yard.parked()
+        assert (row["kind"], row["offset"]) == ("repeat", 2)
+        await run.until(lambda: yard.holds(0)() and yard.committed() == 4, "the fourth attempt")
+        await run.until(lambda: len(yard.broker.records(RECEIPTS)) == 5, "the announcements")
+    assert handler.told[-1] == ("p-1", first(1, 0), 2)
+    assert sorted(yard.effects()) == ["1", "2", "3"]
+    assert yard.dead() == []
+    assert yard.outcome(1) == 1
+
+
+@pytest.mark.parametrize("error", [Reject("as asked"), ProviderDown("for ever")])
+async def test_a_duplicate_that_is_given_up_is_a_dead_letter_and_the_first_stays_processed(
+    yard: Yard, error: Exception
+) -> None:
+    handler = Told(
+        lambda context: error if context.message.offset == 1 else None, retry=Retry(attempts=2, wait=fixed(0.1))
+    )
+    yard.send(1)
+    yard.send(1)
+    yard.send(2)
+    async with yard.run(handler) as run:
+        await run.until(lambda: yard.holds(0, 1)() and len(yard.effects()) == 2, "the dead letter")
+        await run.until(finished(yard, 3), "all offsets")
+        yard.send(1)
+        await run.until(finished(yard, 4), "a further copy")
+    (letter,) = yard.dead()
+    assert (letter["reason"], letter["offset"], letter["message_id"]) == ("failed_duplicate", 1, "p-1")
+    assert yard.outcome(1) == 1
+    assert sorted(yard.effects()) == ["1", "2"]
+    assert handler.told[-1] == ("p-1", first(1, 0), 3)
+    assert len(yard.published()) == 1
+
+
+async def test_a_failing_duplicate_in_a_group_takes_nobody_along(yard: Yard) -> None:
+    handler = Told(lambda context: Reject("no") if context.message.offset % 10 == 5 else None)
+    for number in range(40):
+        yard.send(number)
+    for number in range(40):
+        yard.send(number)
+    async with yard.run(handler) as run:
+        await run.until(lambda: yard.committed() == 80 and yard.holds(0, 4)(), "all")
+    assert sorted(map(int, yard.effects())) == list(range(40))
+    assert [letter["offset"] for letter in yard.dead()] == [45, 55, 65, 75]
+    assert {offset for _, _, offset in handler.told} == set(range(40, 80))
+
+
+async def test_a_parked_duplicate_is_let_go_by_a_handler_that_does_not_want_to_be_told_any_more(yard: Yard) -> None:
+    yard.send(1)
+    yard.send(1)
+    async with yard.run(Told(lambda _: ProviderDown("down"), retry=Retry(attempts=9, wait=fixed(1)))) as run:
+        await run.until(yard.holds(1), "the parking")
+    async with yard.run(Trial()) as run:
+        await run.until(yard.holds(0), "an empty lot")
+    assert yard.effects() == ["1"]
+    assert yard.outcome(1) == 1
+
+
+class Announcing(Credit):
+    """On the real broker."""
+
+    receipts: str
+
+    async def handle(self, event: Payment, context: Context) -> object:
+        context.session.add(effect(event, context))
+        return {"credited": event.amount}
+
+    async def on_duplicate(self, event: Payment, result: dict[str, int], context: Context) -> None:
+        context.publish(self.receipts, key=event.account, value=result)
+
+
+@pytest.mark.parametrize("transport", get_args(Client))
+async def test_results_are_announced_again_on_the_real_broker(stage: Stage, transport: Client) -> None:
+    receipts = f"{stage.topic}.receipts"
+    stage.kafka.create_topic(receipts, 1)
+    records = [payment(n, account=f"a-{n % 9}", amount=n) for n in range(100)]
+    stage.send([*records, *records[:50]])
+    async with stage.run(Announcing(stage, receipts=receipts), transport=transport) as run:
+        await run.until(lambda: stage.count_effects() == 100 and _done(stage) == 150, "all outcomes")
+        await run.until(lambda: stage.outbox() == 0, "an empty outbox")
+    found = await asyncio.to_thread(stage.read, receipts, 1)
+    assert {record.value for record in found} == {b'{"credited":%d}' % n for n in range(50)}
+    assert len({record.header("message-id") for record in found}) == 50
+    stage.check_ledger()
+
+
+def _done(stage: Stage) -> int:
+    return sum(offset for offset in stage.committed(stage.topic).values() if offset > 0)
+
+
+async def test_the_letter_of_a_failed_duplicate_never_runs_the_message(yard: Yard) -> None:
+    handler = Told(lambda _: ProviderDown("told in vain"), retry=Retry(attempts=1))
+    yard.send(1)
+    yard.send(1)
+    async with yard.run(handler) as run:
+        await run.until(lambda: [row["state"] for row in yard.dead()] == ["dead"], "the letter of the duplicate")
+    assert yard.dead()[0]["reason"] == "failed_duplicate"
+    yard.execute(
+        "DELETE FROM consumerkit_processed_messages", "DELETE FROM consumerkit_message_results"
+    )  # as retention does
+    calls = len(handler.calls["p-1"])
+    async with yard.run(handler) as run:
+        await redrive(yard.url, Selection())
+        await asyncio.sleep(7.0)  # longer than what is due is looked for
+    assert (yard.effects(), [row["state"] for row in yard.dead()]) == (["1"], ["resolved"])
+    assert len(handler.calls["p-1"]) == calls

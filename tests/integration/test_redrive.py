@@ -1,0 +1,294 @@
+"""Dead letters that come back: once, in order, dead again with their history; and those closed by hand."""
+
+import asyncio
+import json
+
+import psycopg
+import pytest
+
+from consumerkit import Brake, Ordering, Retry
+from consumerkit.message import TopicPartition
+from consumerkit.redrive import Fate, Report, Selection, State, batch, discard, export, redrive, resolve
+from consumerkit.redrive import run as run_module
+from consumerkit.storage import fence
+from consumerkit.storage.tables import DEFAULT_TABLES
+from tests.integration.yard import TOPIC, PlainTrial, Trial, Yard
+from tests.services import PostgresServer
+
+ONCE = Retry(attempts=1)
+FREE = Brake(allowance=1000)
+
+
+@pytest.fixture
+async def yard(postgres: PostgresServer, database: str) -> Yard:
+    made = Yard(postgres, database)
+    await made.create_tables()
+    return made
+
+
+def states(yard: Yard) -> list[str]:
+    return [row["state"] for row in yard.dead()]
+
+
+def fates(report: Report) -> list[Fate]:
+    return [letter.fate for letter in report.letters]
+
+
+async def dead(yard: Yard, handler: Trial | PlainTrial, count: int) -> None:
+    """Let so many messages die."""
+    async with yard.run(handler) as run:
+        await run.until(lambda: states(yard) == ["dead"] * count, f"{count} dead letters")
+
+
+@pytest.mark.parametrize("kind", [Trial, PlainTrial])
+async def test_a_redriven_message_runs_once_and_its_letter_is_resolved(
+    yard: Yard, kind: type[Trial | PlainTrial]
+) -> None:
+    handler = kind(retry=ONCE)
+    yard.send(1, "forever", headers=(("trace", b"\xff\x00"), ("trace", None)))
+    await dead(yard, handler, 1)
+    report = await redrive(yard.url, Selection(ids=[1]), by="ann", note="it works again")
+    assert (report.redriven, report.done, report.left) == (1, 1, ())
+    (parked,) = yard.parked()
+    assert (parked["dead_letter"], parked["attempts"], parked["value"]) == (1, 0, yard.dead()[0]["value"])
+    assert yard.outcome(1) == 2
+    handler.healed = True
+    async with yard.run(handler) as run:
+        await run.until(yard.has(1), "the effect")
+        await run.until(lambda: states(yard) == ["resolved"], "the letter")
+    assert (yard.effects(), yard.parked(), yard.outcome(1)) == (["1"], [], 1)
+    (letter,) = yard.dead()
+    redriven, resolved = json.loads(letter["history"])
+    assert (redriven["what"], redriven["by"], redriven["note"]) == ("redriven", "ann", "it works again")
+    assert (redriven["reason"], redriven["error"], redriven["attempts"]) == ("exhausted", "for ever", 1)
+    assert (resolved["what"], resolved["by"], resolved["note"]) == ("resolved", "credit", "processed")
+    (action,) = yard.rows("SELECT * FROM consumerkit_operator_actions")
+    assert (action["actor"], action["action"], action["consumer"]) == ("ann", "redrive", letter["consumer"])
+    assert json.loads(action["details"])["letters"] == [1]
+
+
+async def test_a_running_owner_finds_it_by_itself(yard: Yard) -> None:
+    handler = Trial(retry=ONCE)
+    yard.send(1, "forever")
+    async with yard.run(handler) as run:
+        await run.until(lambda: states(yard) == ["dead"], "the death")
+        handler.healed = True
+        await redrive(run.worker.database, Selection())
+        await run.until(yard.has(1), "the effect", within=10)
+        await run.until(lambda: states(yard) == ["resolved"], "the letter")
+
+
+async def test_dead_again_is_the_same_letter_with_its_history_and_published_again(yard: Yard) -> None:
+    handler = Trial(retry=ONCE)
+    yard.send(1, "forever")
+    async with yard.run(handler) as run:
+        await run.until(lambda: len(yard.published()) == 1, "the first death")
+        for turn in (2, 3):
+            await redrive(yard.url, Selection(), by=f"person {turn}")
+            await run.until(lambda turn=turn: len(yard.published()) == turn, "the next death", within=10)  # type: ignore[misc]
+    (letter,) = yard.dead()
+    assert (letter["state"], letter["redrives"], letter["attempts"]) == ("dead", 2, 1)
+    assert [entry["by"] for entry in json.loads(letter["history"])] == ["person 2", "person 3"]
+    first, _, last = yard.published()
+    assert first.header("consumerkit-dlq-redrives") is None
+    assert last.header("consumerkit-dlq-redrives") == b"2"
+    history = json.loads(last.header("consumerkit-dlq-history") or b"")
+    assert [entry["error"] for entry in history] == ["for ever", "for ever"]
+    assert (last.key, last.value) == (first.key, first.value)
+    assert (yard.parked(), yard.outcome(1)) == ([], 3)
+
+
+async def test_the_cap_on_redrives_leaves_a_letter(yard: Yard) -> None:
+    handler = Trial(retry=ONCE)
+    yard.send(1, "forever")
+    async with yard.run(handler) as run:
+        await run.until(lambda: states(yard) == ["dead"], "the death")
+        await redrive(yard.url, Selection())
+        await run.until(lambda: len(yard.published()) == 2, "the second death", within=10)
+    assert fates(await redrive(yard.url, Selection(), max_redrives=1)) == [Fate.TOO_OFTEN]
+    assert fates(await redrive(yard.url, Selection(), max_redrives=2)) == [Fate.REDRIVEN]
+
+
+async def test_one_that_succeeded_since_is_not_run_and_reported(yard: Yard) -> None:
+    yard.send(1, "reject")
+    await dead(yard, Trial(), 1)
+    yard.execute("UPDATE consumerkit_processed_messages SET outcome = 1")
+    report = await redrive(yard.url, Selection())
+    assert (fates(report), report.redriven) == ([Fate.SUCCEEDED], 0)
+    assert (states(yard), yard.parked()) == (["resolved"], [])
+
+
+async def test_a_dry_run_tells_and_changes_nothing(yard: Yard) -> None:
+    yard.send(1, "reject")
+    yard.send(2, value=b"{", key=b"other")
+    await dead(yard, Trial(), 2)
+    before = yard.dead()
+    report = await redrive(yard.url, Selection(), dry_run=True)
+    assert (fates(report), report.dry_run) == ([Fate.REDRIVEN, Fate.REDRIVEN], True)
+    assert (yard.dead(), yard.parked()) == (before, [])
+    assert yard.rows("SELECT * FROM consumerkit_operator_actions") == []
+
+
+async def test_an_undecodable_one_runs_once_the_handler_can_read_it(yard: Yard) -> None:
+    yard.send(1, value=b'{"account": "a", "amount": "many", "kind": "ok"}')
+    await dead(yard, Trial(), 1)
+    assert yard.dead()[0]["reason"] == "undecodable"
+    await redrive(yard.url, Selection())
+    yard.execute(
+        "UPDATE consumerkit_parked_messages "
+        "SET value = convert_to(replace(convert_from(value, 'utf8'), '\"many\"', '7'), 'utf8')"
+    )
+    async with yard.run(Trial()) as run:
+        await run.until(yard.has(1), "the effect")
+        await run.until(lambda: states(yard) == ["resolved"], "the letter")
+    assert yard.outcome(1) == 1
+
+
+async def test_an_undecodable_one_that_stays_so_is_dead_again(yard: Yard) -> None:
+    yard.send(1, value=b"{")
+    await dead(yard, Trial(), 1)
+    await redrive(yard.url, Selection())
+    async with yard.run(Trial()) as run:
+        await run.until(lambda: len(yard.published()) == 2, "the second death")
+    assert [(row["state"], row["redrives"], row["value"]) for row in yard.dead()] == [("dead", 1, b"{")]
+    assert yard.parked() == []
+
+
+async def test_a_conflict_comes_back_under_a_new_id_or_not_at_all(yard: Yard) -> None:
+    yard.send(1)
+    yard.send(1, value=b'{"account": "other", "amount": 5, "kind": "ok"}')
+    async with yard.run(Trial()) as run:
+        await run.until(lambda: states(yard) == ["dead"], "the conflict")
+    assert fates(await redrive(yard.url, Selection())) == [Fate.CONFLICT]
+    assert fates(await redrive(yard.url, Selection(), new_id=True)) == [Fate.REDRIVEN]
+    async with yard.run(Trial()) as run:
+        await run.until(lambda: states(yard) == ["resolved"], "the letter")
+    assert yard.effects() == ["1", "1#redrive-1"]
+    assert (yard.outcome(1), yard.outcome("1#redrive-1")) == (1, 1)
+
+
+async def test_an_oversized_one_is_left_with_the_way_out(yard: Yard) -> None:
+    yard.send(1)
+    await dead(yard, Trial(size_limit=10), 1)
+    report = await redrive(yard.url, Selection())
+    assert fates(report) == [Fate.OVERSIZED]
+    assert "send it again" in report.left[0].fate.way_out
+
+
+async def test_an_erased_one_is_left(yard: Yard) -> None:
+    yard.send(1, "reject")
+    await dead(yard, Trial(), 1)
+    yard.execute("UPDATE consumerkit_dead_letters SET erased_at = now(), value = NULL")
+    assert fates(await redrive(yard.url, Selection())) == [Fate.ERASED]
+
+
+@pytest.mark.parametrize("ordering", list(Ordering))
+async def test_letters_come_back_in_the_order_of_the_log(yard: Yard, ordering: Ordering) -> None:
+    handler = Trial(retry=ONCE, brake=FREE, ordering=ordering)
+    numbers = range(60)
+    for number in numbers:
+        yard.send(number, "forever", key=b"k%d" % (number % 3), partition=number % 2)
+    await dead(yard, handler, len(numbers))
+    handler.healed = True
+    await redrive(yard.url, Selection())
+    async with yard.run(handler) as run:
+        await run.until(lambda: len(yard.effects()) == len(numbers), "everything")
+        await run.until(lambda: set(states(yard)) == {"resolved"}, "the letters")
+    effects = [int(number) for number in yard.effects()]
+    assert sorted(effects) == [*numbers]
+    if ordering is Ordering.NONE:
+        return
+    for part in range(6 if ordering is Ordering.KEY else 2):
+        modulus = 6 if ordering is Ordering.KEY else 2
+        assert [n for n in effects if n % modulus == part] == [n for n in numbers if n % modulus == part]
+
+
+async def test_twice_at_once_redrives_each_once(yard: Yard) -> None:
+    handler = Trial(retry=ONCE, brake=FREE)
+    numbers = range(60)
+    for number in numbers:
+        yard.send(number, "forever", key=b"k%d" % (number % 5))
+    await dead(yard, handler, len(numbers))
+    handler.healed = True
+    async with yard.run(handler) as run:
+        reports = await asyncio.gather(*(redrive(yard.url, Selection(), by=f"person {n}", rate=40) for n in range(3)))
+        assert sum(report.redriven for report in reports) == len(numbers)
+        await run.until(lambda: len(yard.effects()) == len(numbers), "everything")
+        await run.until(lambda: set(states(yard)) == {"resolved"}, "the letters")
+    effects = [int(number) for number in yard.effects()]
+    for key in range(5):
+        assert [n for n in effects if n % 5 == key] == [n for n in numbers if n % 5 == key]
+    assert {row["redrives"] for row in yard.dead()} == {1}
+
+
+async def test_a_transaction_of_the_owner_is_waited_for_and_a_busy_partition_left(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard.send(1, "reject", partition=0)
+    yard.send(2, "reject", partition=1)
+    await dead(yard, Trial(), 2)
+    monkeypatch.setattr(batch, "FENCE_WAIT", 0.2)
+    monkeypatch.setattr(run_module, "TRIES", 2)
+    lock = fence.number(DEFAULT_TABLES, yard.dead()[0]["consumer"], TopicPartition(TOPIC, 0))
+    with psycopg.connect(yard.postgres.dsn(yard.database)) as owner:
+        owner.execute("SELECT pg_advisory_xact_lock_shared(%s)", (lock,))
+        report = await redrive(yard.url, Selection())
+        assert (report.busy, report.redriven) == ((TopicPartition(TOPIC, 0),), 1)
+    report = await redrive(yard.url, Selection())
+    assert (report.busy, report.redriven) == ((), 1)
+
+
+async def test_the_rate_is_kept(yard: Yard) -> None:
+    for number in range(30):
+        yard.send(number, "reject")
+    await dead(yard, Trial(brake=FREE), 30)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await redrive(yard.url, Selection(), rate=20)
+    assert 1.0 < loop.time() - began < 6
+
+
+async def test_resolved_by_hand_a_resend_is_a_duplicate(yard: Yard) -> None:
+    yard.send(1, "reject")
+    await dead(yard, Trial(), 1)
+    report = await resolve(yard.url, Selection(), note="credited by hand", by="bob")
+    assert fates(report) == [Fate.RESOLVED]
+    assert (states(yard), yard.outcome(1)) == (["resolved"], 1)
+    (entry,) = json.loads(yard.dead()[0]["history"])
+    assert (entry["what"], entry["by"], entry["note"]) == ("resolved", "bob", "credited by hand")
+    assert fates(await redrive(yard.url, Selection(ids=[1]))) == [Fate.NOT_DEAD]
+
+
+async def test_discarded_an_id_stays_dead(yard: Yard) -> None:
+    yard.send(1, "reject")
+    await dead(yard, Trial(), 1)
+    assert fates(await discard(yard.url, Selection(ids=[1, 9]), note="a test")) == [Fate.UNKNOWN, Fate.DISCARDED]
+    assert (states(yard), yard.outcome(1)) == (["discarded"], 3)
+
+
+async def test_groups_of_errors_are_chosen_by_type_and_place(yard: Yard) -> None:
+    yard.send(1, "forever", key=b"a")
+    yard.send(2, "reject", key=b"b")
+    yard.send(3, "forever", key=b"c")
+    await dead(yard, Trial(retry=ONCE), 3)
+    places = {row["message_id"]: row["place"] for row in yard.dead()}
+    assert places["p-1"] == places["p-3"] != places["p-2"]
+    assert places["p-1"].startswith("tests/integration/yard.py:")
+    assert places["p-1"].endswith(" in decide")
+    number = next(row["id"] for row in yard.dead() if row["message_id"] == "p-1")
+    report = await redrive(yard.url, Selection(like=number))
+    assert sorted(letter.message_id for letter in report.letters) == ["p-1", "p-3"]
+
+
+async def test_whole_letters_are_exported(yard: Yard) -> None:
+    yard.send(1, "reject", headers=(("raw", b"\xff"),))
+    yard.send(2, value=b"\xff\xfe", key=b"b")
+    await dead(yard, Trial(), 2)
+    letters = [letter async for letter in export(yard.url, Selection())]
+    by_id = {letter["offset"]: letter for letter in letters}
+    assert by_id[0]["key"] == "k"
+    assert json.loads(by_id[0]["value"])["kind"] == "reject"
+    assert ["raw", {"base64": "/w=="}] in by_id[0]["headers"]
+    assert by_id[1]["value"] == {"base64": "//4="}
+    assert json.loads(json.dumps(letters)) == letters
+    assert [one async for one in export(yard.url, Selection(), states=[State.DISCARDED])] == []

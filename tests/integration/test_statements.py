@@ -1,0 +1,205 @@
+"""What the lot, the fence and the protection from killers cost: statements, counted on a real PostgreSQL."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event
+
+from consumerkit import Ordering, Retry, fixed
+from consumerkit.events import AttemptFailed, GroupCommitted, PartitionTaken
+from tests.integration.yard import PlainTrial, Trial, Yard
+from tests.services import PostgresServer
+
+# Our statements in a group's transaction, whatever its size: begin, claim, and the end's checks.
+GROUP = (
+    "SELECT set_config",
+    "WITH won AS INSERT INTO consumerkit_processed_messages",
+    "SET CONSTRAINTS ALL IMMEDIATE",
+    "SELECT current_setting",
+    "SELECT count FROM consumerkit_partition_progress",
+    "the lane moves on",
+)
+LANE = "consumerkit_lane_progress"
+LOT = "consumerkit_parked_messages"
+PROGRESS = "UPDATE consumerkit_partition_progress"
+
+
+@pytest.fixture
+async def yard(postgres: PostgresServer, database: str) -> Yard:
+    made = Yard(postgres, database)
+    await made.create_tables()
+    return made
+
+
+@dataclass
+class Meter:
+    """The transactions that were made, each as its statements."""
+
+    transactions: list[list[str]] = field(default_factory=list)
+    open: dict[int, list[str]] = field(default_factory=dict)
+
+    def executed(self, connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "INTO effects" in statement:
+            return  # the handler's own
+        self.open.setdefault(id(connection.connection.dbapi_connection), []).append(" ".join(statement.split()))
+
+    def ended(self, connection: Connection) -> None:
+        if statements := self.open.pop(id(connection.connection.dbapi_connection), None):
+            self.transactions.append(statements)
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The transactions that claimed messages."""
+        return [one for one in self.transactions if "consumerkit.claim" in one[0]]
+
+    def count(self, *marks: str) -> int:
+        """How many statements hold all of these marks."""
+        return sum(all(mark in each for mark in marks) for one in self.transactions for each in one)
+
+
+@contextmanager
+def metered() -> Iterator[Meter]:
+    """Count the statements of all engines."""
+    meter = Meter()
+    listeners: dict[str, Callable[..., Any]] = {
+        "before_cursor_execute": meter.executed,
+        "commit": meter.ended,
+        "rollback": meter.ended,
+    }
+    for name, listener in listeners.items():
+        event.listen(Engine, name, listener)
+    try:
+        yield meter
+    finally:
+        for name, listener in listeners.items():
+            event.remove(Engine, name, listener)
+
+
+def kind(statement: str) -> str:
+    """The beginning of a statement: what it does, and to which table."""
+    if LANE in statement:
+        return GROUP[-1]
+    for known in GROUP[:-1]:
+        verb, _, table = known.partition(" FROM ") if " FROM " in known else known.partition(" INSERT INTO ")
+        if statement.startswith(verb) and (not table or re.search(rf"\b{table}\b", statement)):
+            return known
+    return statement
+
+
+@pytest.mark.parametrize("handler", [Trial, PlainTrial])
+@pytest.mark.parametrize("ordering", Ordering)
+async def test_nothing_parked_costs_nothing(yard: Yard, ordering: Ordering, handler: type[Trial | PlainTrial]) -> None:
+    for number in range(600):
+        yard.send(number, key=b"%d" % (number % 20), partition=number % 2)
+    with metered() as meter:
+        async with yard.run(handler(ordering=ordering, batch_size=20)) as run:
+            await run.until(lambda: len(yard.effects()) == 600, "all effects")
+            taken = len(run.seen(PartitionTaken))
+            groups = len(run.seen(GroupCommitted))
+    assert len(meter.groups) == groups >= 30
+    assert {tuple(map(kind, one)) for one in meter.groups} == {GROUP}
+    # The lot is looked at when a partition is taken, and every few seconds for what somebody else may have put there.
+    assert meter.count(LOT) <= 3 * taken + 10
+    assert meter.count(LOT) == sum(LOT in each for one in meter.transactions if one not in meter.groups for each in one)
+
+
+async def test_a_group_has_as_many_statements_however_large_it_is(yard: Yard) -> None:
+    with metered() as meter:
+        async with yard.run(Trial(batch_size=500, concurrency=1)) as run:
+            for number in range(500):
+                yard.send(number)
+            await run.until(lambda: len(yard.effects()) == 500, "all effects")
+            yard.send("last")
+            await run.until(yard.has("last"), "a message by itself")
+            sizes = {event.processed for event in run.seen(GroupCommitted)}
+    assert 1 in sizes
+    assert max(sizes) > 100
+    assert {len(one) for one in meter.groups} == {len(GROUP)}
+
+
+async def test_protection_from_killers_costs_at_most_one_statement_in_a_thousand_messages(yard: Yard) -> None:
+    total, failing = 5_000, 50
+    for number in range(total):
+        bad = number % (total // failing) == 7
+        yard.send(number, "fail:1" if bad else "ok", key=b"%d" % (number % 500), partition=number % 2)
+    with metered() as meter:
+        async with yard.run(Trial(retry=Retry(attempts=3, wait=fixed(0.1)))) as run:
+            await run.until(lambda: len(yard.effects()) == total, "all effects", within=100)
+            retried = {event.message_id for event in run.seen(AttemptFailed)}
+            taken = len(run.seen(PartitionTaken))
+    assert len(retried) == failing
+    # The marks are the position's, four times a second at most, whatever is protected.
+    written = meter.count(PROGRESS) - meter.count(PROGRESS, "marked_at") - taken_over(meter)
+    runs_counted = meter.count(f"UPDATE {LOT}", "deliveries=(")
+    assert written + runs_counted <= total // 1_000
+    # Once for each partition at the end, to say that nobody died.
+    assert written == taken
+    assert runs_counted == 0
+
+
+def taken_over(meter: Meter) -> int:
+    """Updates that write a new owner, rather than anything about deaths."""
+    return meter.count(PROGRESS, "owner=", "taken_at=")
+
+
+async def test_after_a_death_only_what_was_in_the_lot_has_its_runs_counted(yard: Yard) -> None:
+    retry = Retry(attempts=9, wait=fixed(0.3))
+    yard.send("old", "fail:3", key=b"old")
+    async with yard.run(Trial(retry=retry)) as run:
+        await run.until(yard.holds(1), "the parking")
+    died = "UPDATE consumerkit_partition_progress SET given_back = false, deaths = 0"
+    yard.execute(died)
+    with metered() as meter:
+        async with yard.run(Trial(retry=retry)) as run:
+            yard.send("new", "fail:3", key=b"new")
+            await run.until(yard.has("old", "new"), "both effects")
+            made = Counter(event.message_id for event in run.seen(AttemptFailed))
+    assert made["p-new"] == 3
+    # Each later run of the old one, and none of the new one's.
+    assert meter.count(f"UPDATE {LOT}", "deliveries=(") == made["p-old"] + 1
+    yard.check()
+
+
+async def test_a_retry_of_a_parked_message_costs_a_known_number_of_statements(yard: Yard) -> None:
+    with metered() as meter:
+        async with yard.run(Trial(retry=Retry(attempts=9, wait=fixed(0.3)))) as run:
+            yard.send("bad", "fail:4")
+            await run.until(yard.has("bad"), "its effect")
+            failed = len(run.seen(AttemptFailed))
+    assert failed == 4
+    assert Counter(tuple(map(doing, one)) for one in meter.groups) == {
+        # The first attempt and its parking.
+        ("begin", "claim", "token"): 1,
+        ("begin", "claim", "look", "park", "fence", "lane"): 1,
+        # Three more, of each its failure and what is written down about it.
+        ("begin", "lock", "token"): 3,
+        ("begin", "postpone", "fence", "lane"): 3,
+        ("begin", "lock", "settle", "remove", "promote", "constraints", "token", "fence", "lane"): 1,
+    }
+
+
+DOING = {
+    "begin": "SELECT set_config",
+    "claim": "WITH won",
+    "lock": f"SELECT {LOT}.*FOR UPDATE",
+    "look": f"SELECT {LOT}.id",
+    "park": f"INSERT INTO {LOT}",
+    "settle": "UPDATE consumerkit_processed_messages",
+    "remove": f"DELETE FROM {LOT}",
+    "postpone": f"UPDATE {LOT} SET .*attempts=",
+    "promote": f"UPDATE {LOT} SET due_at",
+    "constraints": "SET CONSTRAINTS",
+    "token": "SELECT current_setting",
+    "fence": "SELECT count.*FROM consumerkit_partition_progress",
+    "lane": f"(UPDATE|INSERT INTO) {LANE}",
+}
+
+
+def doing(statement: str) -> str:
+    """What a statement of a retry is for."""
+    return next((name for name, pattern in DOING.items() if re.match(pattern, statement)), statement)

@@ -1,0 +1,266 @@
+"""The supervisor with real processes: small scripts that stand in for a worker."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from consumerkit.supervisor import Backoff, Supervisor, lifeline
+
+SUPERVISE = """
+import asyncio, logging, sys
+from consumerkit.observability.logs import configure
+from consumerkit.supervisor import Backoff, Supervisor, lifeline
+configure("text", "INFO")
+workers, margin, backoff, script = int(sys.argv[1]), float(sys.argv[2]), eval(sys.argv[3]), sys.argv[4]
+supervisor = Supervisor([sys.executable, script], workers, margin=margin, backoff=backoff)
+sys.exit(asyncio.run(supervisor.run()))
+"""
+
+# Stand-ins for a worker process. They load the one module they need from its file, which spares a second of imports.
+PROLOGUE = """
+import importlib.util, os, signal, sys, time
+spec = importlib.util.spec_from_file_location("lifeline", {lifeline!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+lifeline = module.Lifeline(poll=0.05)
+lifeline.hold()
+def say(what):
+    with open({journal!r}, "a") as journal:
+        journal.write(f"{{time.monotonic()}} {{os.getpid()}} {{what}}\\n")
+def ends_on_sigterm(*_):
+    say("stopped")
+    os._exit(0)
+"""
+OBEYS = 'signal.signal(signal.SIGTERM, ends_on_sigterm)\nlifeline.tell_grace(5)\nsay("started")\nsignal.pause()\n'
+IGNORES = (
+    'signal.signal(signal.SIGTERM, lambda *_: say("ignored"))\nlifeline.tell_grace(0.3)\nsay("started")\n'
+    "while True: time.sleep(0.1)\n"
+)
+
+
+class Supervised:
+    """A supervisor under test, and the journal of its processes."""
+
+    def __init__(self, directory: Path, body: str, workers: int, *, margin: float, backoff: Backoff) -> None:
+        self._journal = directory / "journal"
+        self._log = directory / "log"
+        script = directory / "worker.py"
+        script.write_text(PROLOGUE.format(journal=str(self._journal), lifeline=lifeline.__file__) + body)
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SUPERVISE, str(workers), str(margin), repr(backoff), str(script)], stderr=log
+            )
+
+    def lines(self, what: str) -> list[tuple[float, int]]:
+        text = self._journal.read_text() if self._journal.exists() else ""
+        found = [line.split(maxsplit=2) for line in text.splitlines()]
+        return [(float(at), int(pid)) for at, pid, said in found if said == what]
+
+    def wait_for(self, what: str, count: int) -> list[tuple[float, int]]:
+        until(lambda: len(self.lines(what)) >= count, f"{count} times {what!r}")
+        return self.lines(what)
+
+    def ends(self, within: float = 20) -> int:
+        return self.process.wait(timeout=within)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+
+def until(holds: Callable[[], bool], what: str, within: float = 20) -> None:
+    end = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < end, f"waited {within} s for {what}"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+Start = Callable[..., Supervised]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Supervised] = []
+
+    def start_(body: str, workers: int = 2, *, margin: float = 2.0, backoff: Backoff | None = None) -> Supervised:
+        started.append(Supervised(tmp_path, body, workers, margin=margin, backoff=backoff or Backoff(first=0.1)))
+        return started[-1]
+
+    yield start_
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+        for _, pid in one.lines("started"):
+            if is_running(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_all_processes_cleanly(start: Start, number: signal.Signals) -> None:
+    supervised = start(OBEYS, workers=3)
+    pids = {pid for _, pid in supervised.wait_for("started", 3)}
+
+    supervised.process.send_signal(number)
+
+    assert supervised.ends() == 0
+    assert {pid for _, pid in supervised.lines("stopped")} == pids
+
+
+def test_a_killed_process_is_started_again_and_the_others_go_on(start: Start) -> None:
+    supervised = start(OBEYS, workers=2)
+    (_, first), (_, second) = supervised.wait_for("started", 2)
+
+    os.kill(first, signal.SIGKILL)
+
+    third = supervised.wait_for("started", 3)[2][1]
+    assert is_running(second)
+    assert is_running(third)
+    assert re.search(r"worker process \d was killed by SIGKILL; started again in 0.1 s", supervised.log)
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.ends() == 0
+
+
+def test_a_process_that_keeps_failing_waits_longer_each_time(start: Start) -> None:
+    supervised = start('say("started")\nsys.exit(1)\n', workers=1, backoff=Backoff(first=0.2, most=0.8))
+
+    supervised.wait_for("started", 6)
+
+    waits = re.findall(r"ended with exit code 1; started again in (\S+) s", supervised.log)
+    assert waits[:5] == ["0.2", "0.4", "0.8", "0.8", "0.8"]
+    moments = [at for at, _ in supervised.lines("started")]
+    gaps = [later - earlier for earlier, later in pairwise(moments)]
+    assert all(gap >= wait for gap, wait in zip(gaps, [0.2, 0.4, 0.8, 0.8, 0.8], strict=False))
+    ended = supervised.log.count("started again in")
+    until(lambda: supervised.log.count("started again in") > ended, "it to wait, so that the signal ends no process")
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.ends() == 0
+
+
+def test_a_signal_ends_the_wait_for_a_restart(start: Start) -> None:
+    supervised = start("sys.exit(1)\n", workers=2, backoff=Backoff(first=60))
+    until(lambda: supervised.log.count("started again in 60 s") == 2, "both to wait")
+
+    supervised.process.send_signal(signal.SIGTERM)
+
+    assert supervised.ends(within=3) == 0
+
+
+def test_it_gives_up_when_all_fail_to_start(start: Start) -> None:
+    supervised = start('say("started")\nsys.exit(2)\n', workers=3)
+
+    assert supervised.ends() == 2
+    assert "all 3 worker processes failed to start; giving up" in supervised.log
+
+
+def test_it_does_not_give_up_while_one_runs(start: Start) -> None:
+    only_the_first_starts = (
+        "try:\n    os.mkdir(sys.argv[0] + '.taken')\nexcept FileExistsError:\n    say('refused')\n    sys.exit(2)\n"
+    )
+    supervised = start(only_the_first_starts + OBEYS, workers=2)
+
+    supervised.wait_for("refused", 3)
+
+    assert supervised.process.poll() is None
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.ends() == 0
+
+
+def test_a_process_that_ignores_its_grace_is_killed_and_told_by_the_exit_code(start: Start) -> None:
+    supervised = start(IGNORES, workers=2, margin=0.3)
+    pids = [pid for _, pid in supervised.wait_for("started", 2)]
+
+    began = time.monotonic()
+    supervised.process.send_signal(signal.SIGTERM)
+
+    assert supervised.ends() == 3
+    assert 0.6 <= time.monotonic() - began < 5
+    assert len(supervised.lines("ignored")) == 2
+    assert not any(map(is_running, pids))
+    assert supervised.log.count("is killed after its grace of 0.3 s") == 2
+
+
+def test_a_second_signal_kills_at_once(start: Start) -> None:
+    supervised = start(IGNORES, workers=2, margin=60)
+    pids = [pid for _, pid in supervised.wait_for("started", 2)]
+
+    supervised.process.send_signal(signal.SIGINT)
+    supervised.wait_for("ignored", 2)
+    time.sleep(1.1)
+    supervised.process.send_signal(signal.SIGINT)
+
+    assert supervised.ends(within=5) == 3
+    assert not any(map(is_running, pids))
+
+
+def test_a_signal_that_is_told_twice_at_once_is_one(start: Start) -> None:
+    supervised = start(IGNORES, workers=2, margin=60)
+    pids = [pid for _, pid in supervised.wait_for("started", 2)]
+
+    supervised.process.send_signal(signal.SIGINT)
+    supervised.wait_for("ignored", 2)
+    supervised.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+
+    assert all(map(is_running, pids))
+
+
+def test_a_process_that_fails_while_stopping_is_told_by_the_exit_code(start: Start) -> None:
+    fails = 'signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\nsay("started")\nsignal.pause()\n'
+    supervised = start(fails, workers=1)
+    supervised.wait_for("started", 1)
+
+    supervised.process.send_signal(signal.SIGTERM)
+
+    assert supervised.ends() == 1
+    assert "worker process 1 ended with exit code 7 while stopping" in supervised.log
+
+
+def test_when_the_supervisor_is_killed_its_processes_stop_by_themselves(start: Start) -> None:
+    supervised = start(OBEYS, workers=2)
+    pids = [pid for _, pid in supervised.wait_for("started", 2)]
+
+    supervised.process.kill()
+
+    supervised.wait_for("stopped", 2)
+    until(lambda: not any(map(is_running, pids)), "the processes to end")
+
+
+def test_without_the_kernels_help_they_watch_for_their_parent(start: Start) -> None:
+    """Elsewhere than on Linux there is no signal at the parent's death."""
+    deaf = (
+        "import ctypes\nctypes.CDLL(None).prctl(1, 0)\n"
+        "module._ask_the_kernel = lambda: False\n"
+        "os.environ['CONSUMERKIT_SUPERVISOR'] = str(os.getppid())\nmodule.Lifeline(poll=0.05).hold()\n"
+    )
+    supervised = start(deaf + OBEYS, workers=1)
+    ((_, pid),) = supervised.wait_for("started", 1)
+
+    supervised.process.kill()
+
+    supervised.wait_for("stopped", 1)
+    until(lambda: not is_running(pid), "the process to end")
+
+
+async def test_a_command_that_cannot_be_started_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    supervisor = Supervisor(["/nonexistent/python"], 1, backoff=Backoff(first=0.05))
+    running = asyncio.create_task(supervisor.run())
+    await asyncio.to_thread(until, lambda: caplog.text.count("cannot be started") >= 2, "two attempts")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 5) == 0

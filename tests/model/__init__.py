@@ -1,0 +1,1 @@
+"""A small executable model of the protocol between workers, the database and Kafka."""

@@ -1,0 +1,1 @@
+"""What must type-check, and what must not."""

@@ -1,0 +1,1 @@
+"""One module each, mirroring the package; no I/O."""

@@ -1,0 +1,75 @@
+"""A mark is written only where the database has all that it rests on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, create_engine, insert
+
+from consumerkit.engine.fences import Fences
+from consumerkit.engine.partition import Partition
+from consumerkit.errors import CommitsLost
+from consumerkit.handler import Ordering
+from consumerkit.message import TopicPartition
+from consumerkit.storage import fence, progress
+from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.progress import Lane
+from consumerkit.storage.tables import DEFAULT_TABLES
+from consumerkit.transports.base import Position
+
+AT = TopicPartition("t", 0)
+
+
+async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_there_too() -> None:
+    engine = create_engine("sqlite://")
+    DEFAULT_TABLES.metadata.create_all(engine)
+    dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), Lane(b"l" * 16, 5)
+    partition, lanes = Partition(AT, Position(0, 1), Ordering.KEY, 100), [lane]
+    with engine.begin() as connection:
+        taken = fence.take(connection, dialect, DEFAULT_TABLES, 1, AT, wait=0)
+        progress.begin(connection, dialect, DEFAULT_TABLES, 1, AT, topic_id="id", mark=0, start=0, end=0, ago=0)
+        row = {"consumer": 1, "lane": lane.id, "sequence": lane.sequence}
+        connection.execute(insert(DEFAULT_TABLES.lane_progress).values(row))
+    assert taken is not None
+    partition.owner, partition.mark = taken.owner, 0
+    partition.offsets.delivered(0)
+
+    async def run(work: Callable[[Connection], Any]) -> Any:
+        # The server that acknowledged one more transaction is gone, and that transaction with it.
+        lanes[0] = lane.next
+        partition.offsets.finished(0)
+        with engine.begin() as connection:
+            return work(connection)
+
+    with pytest.raises(CommitsLost):
+        await Fences(ParkingLot(DEFAULT_TABLES, dialect, 1), run).mark([partition], lambda: list(lanes))
+    assert partition.mark == 0
+
+
+async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one() -> None:
+    engine = create_engine("sqlite://")
+    DEFAULT_TABLES.metadata.create_all(engine)
+    dialect = dialect_for("sqlite", DEFAULT_TABLES)
+    partition = Partition(AT, Position(0, 1), Ordering.KEY, 100)
+    with engine.begin() as connection:
+        taken = fence.take(connection, dialect, DEFAULT_TABLES, 1, AT, wait=0)
+        progress.begin(connection, dialect, DEFAULT_TABLES, 1, AT, topic_id="id", mark=0, start=0, end=0, ago=0)
+    assert taken is not None
+    partition.owner, partition.mark = b"somebody's before" + taken.owner, 0
+    anew = True
+
+    async def run(work: Callable[[Connection], Any]) -> Any:
+        with engine.begin() as connection:
+            found = work(connection)
+        if anew:
+            partition.owner = taken.owner
+        return found
+
+    fences = Fences(ParkingLot(DEFAULT_TABLES, dialect, 1), run)
+    partition.offsets.delivered(0)
+    partition.offsets.finished(0)
+    assert await fences.mark([partition], list) == (set(), [])
+    assert partition.mark == 0
+    partition.owner, anew = b"somebody's before" + taken.owner, False
+    assert await fences.mark([partition], list) == ({AT}, [])

@@ -1,0 +1,153 @@
+"""Which SQL ends a transaction, and which only looks like it."""
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import StaticPool, create_engine, text
+from sqlalchemy.orm import Session
+
+from consumerkit.engine.guard import OPTION, guard
+from consumerkit.errors import TransactionMisused
+from consumerkit.storage.engines import Database
+
+ENDS = [
+    "COMMIT",
+    "commit;",
+    "  \n\tCOMMIT WORK",
+    "COMMIT AND CHAIN",
+    "COMMIT PREPARED 'x'",
+    "END",
+    "END TRANSACTION",
+    "ABORT",
+    "ROLLBACK",
+    "rollback work",
+    "ROLLBACK TRANSACTION",
+    "ROLLBACK AND CHAIN",
+    "ROLLBACK PREPARED 'x'",
+    "BEGIN",
+    "BEGIN ISOLATION LEVEL SERIALIZABLE",
+    "BEGIN IMMEDIATE TRANSACTION",
+    "START TRANSACTION",
+    "start  \n transaction read only",
+    "PREPARE TRANSACTION 'x'",
+    "/* now */ COMMIT",
+    "/* a * b ** c */COMMIT",
+    "/**/COMMIT",
+    "-- now\nCOMMIT",
+    "-- now\n\n  /* and */ -- then\n END",
+    "; COMMIT",
+    ";;COMMIT",
+    "COMMIT/* */",
+    "ROLLBACK/* TO */",
+    "ROLLBACK -- TO\n",
+    "START/* */TRANSACTION",
+    "PREPARE -- x\n TRANSACTION 'x'",
+]
+PASSES = [
+    "SELECT 1",
+    "ROLLBACK TO one",
+    "ROLLBACK TO SAVEPOINT one",
+    "rollback work to savepoint one",
+    "ROLLBACK TRANSACTION TO one",
+    "ROLLBACK /* only */ TO one",
+    "SAVEPOINT one",
+    "RELEASE SAVEPOINT one",
+    "RELEASE one",
+    "DO $$ BEGIN PERFORM 1; END $$",
+    "INSERT INTO commits VALUES (1)",
+    "SELECT 'COMMIT'",
+    "-- COMMIT\nSELECT 1",
+    "/* COMMIT */ SELECT 1",
+    "PREPARE plan AS SELECT 1",
+    "PREPARE transactions AS SELECT 1",
+    "ENDPOINT",
+    "commit_log",
+    "SET TRANSACTION READ ONLY",
+    "SET CONSTRAINTS ALL IMMEDIATE",
+    "WITH x AS (SELECT 1) SELECT * FROM x",
+    "LOCK TABLE x",
+    "",
+]
+
+
+@pytest.fixture
+def session() -> Session:
+    """A session as ours are, on SQLite in memory."""
+    database = Database(create_engine("sqlite://", poolclass=StaticPool))
+    assert database.sync_sessions is not None
+    made = database.sync_sessions()
+    made.connection(execution_options={OPTION: True})
+    return made
+
+
+def refused(session: Session, statement: str) -> str | None:
+    """Why a statement is refused, or None where it reaches the database, whatever that says."""
+    try:
+        session.connection().exec_driver_sql(statement)
+    except TransactionMisused as error:
+        return str(error)
+    except Exception:
+        return None
+    return None
+
+
+@pytest.mark.parametrize("statement", ENDS)
+def test_what_ends_the_transaction_is_refused(session: Session, statement: str) -> None:
+    why = refused(session, statement)
+    assert why is not None
+    assert why.startswith("the handler executed ")
+    assert "\n" not in why
+
+
+@pytest.mark.parametrize("statement", PASSES)
+def test_what_does_not_end_it_passes(session: Session, statement: str) -> None:
+    assert refused(session, statement) is None
+
+
+def test_a_statement_of_comments_without_end_is_matched_in_no_time(session: Session) -> None:
+    assert refused(session, "/*" + "*" * 50_000 + " SELECT 1") is None
+    assert refused(session, "-- x\n" * 20_000 + "SELECT 1") is None
+    assert refused(session, "/* x */" * 20_000 + "COMMIT") is not None
+
+
+def test_a_session_that_is_not_ours_may_end_its_transaction() -> None:
+    with Session(create_engine("sqlite://", poolclass=StaticPool)) as mine:
+        assert refused(mine, "COMMIT") is None
+        mine.commit()
+
+
+def test_commit_is_refused_and_remembered(session: Session) -> None:
+    watch = guard(session)
+    with pytest.raises(TransactionMisused, match="called commit"):
+        session.commit()
+    with pytest.raises(TransactionMisused, match="called commit"):
+        watch.check()
+
+
+@pytest.mark.parametrize("end", [Session.rollback, Session.close, Session.reset])
+def test_rollback_and_close_are_remembered(session: Session, end: Callable[[Session], None]) -> None:
+    watch = guard(session)
+    session.execute(text("SELECT 1"))
+    end(session)
+    with pytest.raises(TransactionMisused, match="rolled back or closed"):
+        watch.check()
+
+
+def test_a_savepoint_of_the_handlers_own_is_none_of_our_business(session: Session) -> None:
+    watch = guard(session)
+    with session.begin_nested():
+        session.execute(text("SELECT 1"))
+    nested = session.begin_nested()
+    session.execute(text("SELECT 1"))
+    nested.rollback()
+    nested = session.begin_nested()
+    nested.commit()
+    watch.check()
+
+
+def test_a_guard_that_is_open_no_more_lets_us_commit(session: Session) -> None:
+    watch = guard(session)
+    watch.open = False
+    session.commit()
+    session.rollback()
+    watch.check()

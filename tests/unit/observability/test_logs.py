@@ -1,0 +1,251 @@
+import inspect
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from consumerkit import events
+from consumerkit.events import Event
+from consumerkit.message import TopicPartition
+from consumerkit.observability.logs import JsonFormatter, LoggingObserver, TextFormatter, configure
+from consumerkit.outcome import Reason
+
+PARTITION = TopicPartition("payments", 3)
+
+TOLD: list[tuple[Event, int, str]] = [
+    (events.WorkerStarted(handlers=("credit", "mail")), logging.INFO, "worker started: credit, mail"),
+    (events.WorkerStopped(seconds=1.26), logging.INFO, "worker stopped in 1.3 s"),
+    (
+        events.PartitionsAssigned(handler="credit", partitions=(PARTITION, TopicPartition("payments", 1))),
+        logging.INFO,
+        "credit: got payments[1], payments[3]",
+    ),
+    (
+        events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=2, lost=False),
+        logging.INFO,
+        "credit: gave back payments[3]; 2 messages left for the next owner",
+    ),
+    (
+        events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=0, lost=True),
+        logging.WARNING,
+        "credit: lost payments[3]",
+    ),
+    (
+        events.PartitionStopped(handler="credit", partition=PARTITION, error="offset 5 is outside the log"),
+        logging.ERROR,
+        "credit: payments[3] is not read any further: offset 5 is outside the log",
+    ),
+    (
+        events.GroupCommitted(handler="credit", lane=1, processed=400, duplicates=20, dead=1, seconds=0.0123),
+        logging.DEBUG,
+        "credit: committed in 12.3 ms (lane 1): 400 processed, 20 duplicates, 1 dead-lettered",
+    ),
+    (
+        events.GroupCommitted(handler="credit", lane=0, processed=0, parked=2, seconds=0.001),
+        logging.DEBUG,
+        "credit: committed in 1.0 ms (lane 0): 0 processed, 2 parked",
+    ),
+    (
+        events.PartitionTaken(handler="credit", partition=PARTITION, parked=0),
+        logging.INFO,
+        "credit: took payments[3] over",
+    ),
+    (
+        events.PartitionTaken(handler="credit", partition=PARTITION, parked=12),
+        logging.INFO,
+        "credit: took payments[3] over; 12 messages are parked there",
+    ),
+    (
+        events.PartitionInDoubt(handler="credit", partition=PARTITION, error="Fenced: 1 of 2"),
+        logging.WARNING,
+        "credit: payments[3] may be another worker's, nothing of it begins until that is clear: Fenced: 1 of 2",
+    ),
+    (
+        events.BrakeOn(handler="credit", wait=1.25),
+        logging.ERROR,
+        "credit: everything fails: nothing more is dead-lettered, one message is tried in 1.2 s",
+    ),
+    (events.BrakeOff(handler="credit"), logging.INFO, "credit: a message succeeded, going on"),
+    (events.MessagesSkipped(handler="credit", count=4), logging.DEBUG, "credit: 4 messages of unknown types skipped"),
+    (
+        events.GroupRolledBack(handler="credit", size=100, handled=40, error="ValueError"),
+        logging.INFO,
+        "credit: rolled back 100 messages, 40 of them handled, to run them again: ValueError",
+    ),
+    (
+        events.AttemptFailed(
+            handler="credit", partition=PARTITION, offset=7, message_id="p-1", attempt=2, error="Timeout", wait=1.5
+        ),
+        logging.WARNING,
+        "credit: attempt 2 of p-1 at payments[3]@7 failed, again in 1.5 s: Timeout",
+    ),
+    (
+        events.MessageDeadLettered(
+            handler="credit", partition=PARTITION, offset=7, message_id="", reason=Reason.UNIDENTIFIED, error="no id"
+        ),
+        logging.ERROR,
+        "credit: a message without an ID at payments[3]@7 is a dead letter (unidentified): no id",
+    ),
+    (
+        events.Trouble(where="database", error="connection refused", wait=2.0),
+        logging.WARNING,
+        "database trouble, again in 2.0 s: connection refused",
+    ),
+    (events.TroubleOver(where="database", seconds=9.0), logging.INFO, "database works again after 9.0 s"),
+    (
+        events.PositionDiffers(handler="credit", partition=PARTITION, offset=5, lost=False, remark="somebody moved it"),
+        logging.WARNING,
+        "credit: somebody moved it",
+    ),
+    (
+        events.PositionDiffers(handler="credit", partition=PARTITION, offset=5, lost=True, remark="commits are lost"),
+        logging.ERROR,
+        "credit: commits are lost",
+    ),
+    (
+        events.CommitsLost(handler="credit", error="the database has lost transactions"),
+        logging.ERROR,
+        "credit: the database has lost transactions; going back to what it has, and running again whatever is above it",
+    ),
+    (
+        events.HandlerStopped(handler="credit", error="no table accounts"),
+        logging.CRITICAL,
+        "credit: stopped, since trying again would not help: no table accounts; repair it and start the worker again",
+    ),
+    (
+        events.OffsetsCommitted(handler="credit", positions=((PARTITION, 8),)),
+        logging.DEBUG,
+        "credit: offsets committed: payments[3]@8",
+    ),
+    (events.OutboxPublished(count=3), logging.DEBUG, "outbox: 3 messages published"),
+    (
+        events.OutboxHeldBack(topic="receipts", error="no topic", wait=5.0, way_out="make it"),
+        logging.WARNING,
+        "outbox: what is for receipts is held back, and tried again in 5.0 s and then less often: no topic; make it",
+    ),
+    (
+        events.OutboxHeldBack(topic="receipts", sequence=7, error="too large", wait=1.0),
+        logging.WARNING,
+        "outbox: message 7 for receipts is held back, and tried again in 1.0 s and then less often: too large",
+    ),
+    (
+        events.OutboxResumed(topic="receipts", seconds=61.0),
+        logging.INFO,
+        "outbox: what is for receipts is not held back any more, after 61.0 s",
+    ),
+    (
+        events.DeadLetterByReference(topic="receipts.dlq", sequence=7),
+        logging.WARNING,
+        (
+            "outbox: dead letter 7 was too large for receipts.dlq and went without its value, which the table holds; "
+            "raise the topic's `max.message.bytes` to have the next ones whole"
+        ),
+    ),
+    (
+        events.MessagesForgotten(handler="credit", count=12, before=datetime(2026, 5, 1, 12, tzinfo=UTC)),
+        logging.INFO,
+        "credit: the ledger forgot 12 message IDs processed before 2026-05-01 12:00:00+00:00",
+    ),
+    (
+        events.PayloadsErased(handler="credit", count=12),
+        logging.INFO,
+        "credit: erased the payloads of 12 dead letters decided long ago",
+    ),
+    (
+        events.ForgettingHeldBack(handler="credit", partition=PARTITION, since=datetime(2026, 5, 1, tzinfo=UTC)),
+        logging.WARNING,
+        (
+            "credit: payments[3] has not moved, so the ledger keeps what was processed since then (2026-05-01 "
+            "00:00:00+00:00); have its messages processed, or move its position"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("event, level, line", TOLD, ids=lambda value: type(value).__name__)
+def test_each_event_is_one_line_at_its_level(
+    event: Event, level: int, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "consumerkit")
+
+    LoggingObserver()(event)
+
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(level, line)]
+
+
+def test_no_event_is_forgotten() -> None:
+    known = {
+        kind for _, kind in inspect.getmembers(events, inspect.isclass) if issubclass(kind, Event) and kind is not Event
+    }
+    assert known == {type(event) for event, _, _ in TOLD}
+
+
+def _record(event: Event, caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    caplog.set_level(logging.DEBUG, "consumerkit")
+    LoggingObserver()(event)
+    return caplog.records[-1]
+
+
+def test_json_lines_carry_the_event_fields(caplog: pytest.LogCaptureFixture) -> None:
+    record = _record(
+        events.AttemptFailed(
+            handler="credit", partition=PARTITION, offset=7, message_id="p-1", attempt=2, error="Timeout", wait=None
+        ),
+        caplog,
+    )
+
+    told: dict[str, Any] = json.loads(JsonFormatter().format(record))
+
+    assert {key: told[key] for key in ("event", "handler", "topic", "partition", "offset", "level")} == {
+        "event": "AttemptFailed",
+        "handler": "credit",
+        "topic": "payments",
+        "partition": 3,
+        "offset": 7,
+        "level": "WARNING",
+    }
+
+
+@pytest.mark.parametrize("event, level, line", TOLD, ids=lambda value: type(value).__name__)
+def test_every_event_can_be_written_as_json(
+    event: Event, level: int, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = json.loads(JsonFormatter().format(_record(event, caplog)))
+    assert (told["level"], told["message"], told["event"]) == (logging.getLevelName(level), line, type(event).__name__)
+
+
+def test_a_producers_message_id_can_forge_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    forged = "p-1\n2026-01-01 CRITICAL \x1b[2J\ud800"
+    record = _record(
+        events.MessageDeadLettered(
+            handler="credit", partition=PARTITION, offset=7, message_id=forged, reason=Reason.REJECTED, error="no"
+        ),
+        caplog,
+    )
+
+    text, as_json = TextFormatter().format(record), JsonFormatter().format(record)
+
+    assert r"p-1\n2026-01-01 CRITICAL \x1b[2J\ud800" in text
+    assert "\n" not in text
+    assert "\n" not in as_json
+    assert "\x1b" not in as_json
+
+
+def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure("text", "info")
+        try:
+            raise ValueError("bad\x1b[2J")
+        except ValueError:
+            logging.getLogger("shop").exception("broke")
+        written = capsys.readouterr().err
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+    assert "ERROR" in written.splitlines()[0]
+    assert written.splitlines()[-1] == r"ValueError: bad\x1b[2J"

@@ -1,0 +1,117 @@
+"""Obvious secrets do not survive in texts that are kept, and all else does."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumerkit.redaction import LONGEST, redact
+
+CARD = "4111111111111111"
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
+
+
+@pytest.mark.parametrize(
+    "text, kept",
+    [
+        ("at postgresql://app:hunter2@db:5432/shop, twice", "at postgresql://app:***@db:5432/shop, twice"),
+        ("amqp://:hunter2@mq", "amqp://:***@mq"),
+        ("postgresql://app:hun@ter2@db/shop?user=a@b", "postgresql://app:***@db/shop?user=a@b"),
+        ("postgresql://app:hun/ter2@db/shop", "postgresql://app:***@db/shop"),
+        ("password=hunter2", "password=***"),
+        ("PASSWORD = hunter2, user=app", "PASSWORD = ***, user=app"),
+        ("host=db password='hunter 2' user=app", "host=db password=*** user=app"),
+        ('{"db_password": "hun\\"ter2", "user": "app"}', '{"db_password": ***, "user": "app"}'),
+        ('{\\"password\\": \\"hunter2\\"}', '{\\"password\\": ***"}'),
+        ("{'client_secret': 'hunter2', 'id': 3}", "{'client_secret': ***, 'id': 3}"),
+        ("sasl.password=hunter2;x=1", "sasl.password=***;x=1"),
+        ("?api_key=hunter2&page=2", "?api_key=***&page=2"),
+        ("X-Api-Key: hunter2", "X-Api-Key: ***"),
+        ("access_token=hunter2", "access_token=***"),
+        ("secret_key: hunter2", "secret_key: ***"),
+        ("connect(user='a', passwd='hunter2')", "connect(user='a', passwd=***)"),
+        ("Authorization: Bearer abc.def-ghi== failed", "Authorization: Bearer *** failed"),
+        ("{'Authorization': 'Basic YXBwOmh1bnRlcjI=', 'a': 1}", "{'Authorization': 'Basic ***', 'a': 1}"),
+        ("authorization: hunter2", "authorization: ***"),
+        ("sent Bearer abcdefgh12345678", "sent Bearer ***"),
+        ("Set-Cookie: session=hunter2; Path=/\nnext", "Set-Cookie: ***\nnext"),
+        (f"got {TOKEN}.", "got ***."),
+        ("ghp_" + "a" * 36, "***"),
+        ("AKIAIOSFODNN7EXAMPLE", "***"),
+        ("sk_live_abcdefghij0123", "***"),
+        ("a\n-----BEGIN RSA PRIVATE KEY-----\nMII\nx\n-----END RSA PRIVATE KEY-----\nb", "a\n***\nb"),
+        ("-----BEGIN PRIVATE KEY-----\nMII and cut", "***"),
+        (f"card {CARD} declined", "card *** declined"),
+        ("card 4111 1111 1111 1111, 12/27", "card ***, 12/27"),
+        ("card 4111-1111-1111-1111 12", "card *** 12"),
+        (f"order 77 {CARD} 12 3782 822463 10005", "order 77 *** 12 ***"),
+        ("pan=5555555555554444&x", "pan=***&x"),
+    ],
+)
+def test_secrets_are_hidden_and_their_surroundings_kept(text: str, kept: str) -> None:
+    assert redact(text) == kept
+    assert redact(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "http://host:8080/path?mail=a@b",
+        "http://host:8080",
+        "the password is too short",
+        "password authentication failed for user app",
+        "Bearer token is missing",
+        "Basic authentication is required",
+        "order 1234567890123456",
+        "4111111111111112",
+        "411111111111111",
+        "1700000000000",
+        "1700000000004",
+        "offset 12345678901234567890123",
+        "2026-11-24 23:07:10",
+        "KeyError: 'account'",
+        '23505: duplicate key value violates unique constraint "payments_pkey"',
+    ],
+)
+def test_all_else_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+@given(st.text())
+def test_any_text_can_be_redacted(text: str) -> None:
+    redact(text)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        'password=\\"',
+        "password='",
+        "://a:",
+        "://",
+        "4 ",
+        "4",
+        "cookie",
+        "bearer ",
+        "authorization: ",
+        "eyJaaaaa.",
+        "a@",
+        "-----BEGIN PRIVATE KEY-----",
+        "\\",
+        "token",
+        " ",
+        "secret  ",
+        "-----BEGIN ",
+    ],
+)
+def test_no_text_takes_long(part: str) -> None:
+    text = (part * (LONGEST // len(part) + 1))[: LONGEST + 1]
+    began = time.perf_counter()
+    redact(text)
+    assert time.perf_counter() - began < 2
+
+
+def test_a_long_text_is_cut() -> None:
+    assert len(redact("x" * (LONGEST + 5))) == LONGEST

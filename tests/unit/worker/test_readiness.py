@@ -1,0 +1,167 @@
+"""Readiness: what begins is told until it ends, with the way out; and what nobody tells of again is over."""
+
+import threading
+import time
+
+import pytest
+
+from consumerkit import events
+from consumerkit.events import Event
+from consumerkit.message import TopicPartition
+from consumerkit.worker.readiness import DOUBT_PATIENCE, TROUBLE_OUTLIVES, States
+
+PARTITION = TopicPartition("t", 3)
+OTHER = TopicPartition("t", 4)
+
+
+class Clock:
+    """Goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def states(clock: Clock) -> States:
+    made = States(clock)
+    made(events.WorkerStarted(handlers=("credit", "mail")))
+    return made
+
+
+def told(states: States, clock: Clock) -> list[str]:
+    return [str(finding) for finding in states.readiness(clock.now).findings]
+
+
+def test_a_worker_is_ready_while_it_runs_and_nothing_is_wrong(clock: Clock) -> None:
+    states = States(clock)
+    assert not states.readiness(clock.now).ready
+    states(events.WorkerStarted(handlers=()))
+    assert states.readiness(clock.now).ready
+    assert str(states.readiness(clock.now)) == "ready"
+    states(events.BrakeOn(handler="credit", wait=1.0))
+    states(events.WorkerStopped(seconds=1.0))
+    assert told(states, clock) == ["the worker has stopped (for 0 s)"]
+
+
+BEGINS_AND_ENDS: list[tuple[Event, Event, str]] = [
+    (events.BrakeOn(handler="credit", wait=1.0), events.BrakeOff(handler="credit"), "credit: everything fails"),
+    (
+        events.PartitionStopped(handler="credit", partition=PARTITION, error="position 7 is outside the log"),
+        events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=0, lost=False),
+        "t[3] is not read any further, and a person must decide: position 7",
+    ),
+    (
+        events.PartitionStopped(handler="credit", partition=PARTITION, error="x"),
+        events.PartitionsAssigned(handler="credit", partitions=(PARTITION,)),
+        "t[3]",
+    ),
+    (
+        events.Trouble(handler="credit", where="database", error="gone", wait=1.0),
+        events.TroubleOver(handler="credit", where="database", seconds=3.0),
+        "database trouble",
+    ),
+    (
+        events.Trouble(handler="credit", where="database", error="gone", wait=1.0),
+        events.GroupCommitted(handler="credit", lane=0, processed=1),
+        "gone",
+    ),
+    (
+        events.Trouble(handler="credit", where="broker", error="gone", wait=1.0),
+        events.OffsetsCommitted(handler="credit", positions=((PARTITION, 1),)),
+        "broker trouble",
+    ),
+    (
+        events.OutboxHeldBack(topic="dlq", error="UNKNOWN_TOPIC: no", wait=1.0, way_out="create it"),
+        events.OutboxResumed(topic="dlq", seconds=1.0),
+        "what is for topic 'dlq' stays in the outbox (UNKNOWN_TOPIC: no); create it",
+    ),
+    (
+        events.OutboxHeldBack(topic="out", sequence=7, error="large", wait=1.0, way_out="discard it"),
+        events.OutboxResumed(topic="out", sequence=7, seconds=1.0),
+        "message 7 for topic 'out'",
+    ),
+]
+
+
+@pytest.mark.parametrize("begins, ends, words", BEGINS_AND_ENDS)
+def test_what_begins_is_told_until_it_ends(
+    states: States, clock: Clock, begins: Event, ends: Event, words: str
+) -> None:
+    states(begins)
+    clock.now += 5
+    (found,) = told(states, clock)
+    assert words in found
+    assert found.endswith("(for 5 s)")
+    states(begins)  # again: it is the same trouble, since the same time
+    clock.now += 1
+    assert told(states, clock) == [found.replace("5 s)", "6 s)")]
+    states(ends)
+    assert states.readiness(clock.now).ready
+
+
+def test_one_handlers_end_is_not_anothers(states: States, clock: Clock) -> None:
+    states(events.BrakeOn(handler="credit", wait=1.0))
+    states(events.BrakeOff(handler="mail"))
+    states(events.PartitionStopped(handler="credit", partition=PARTITION, error="x"))
+    states(events.PartitionsRevoked(handler="credit", partitions=(OTHER,), dropped=0, lost=True))
+    states(events.OutboxHeldBack(topic="out", sequence=7, error="large", wait=1.0))
+    states(events.OutboxResumed(topic="out", seconds=1.0))
+    assert len(told(states, clock)) == 3
+
+
+def test_a_partition_in_doubt_is_told_only_when_it_lasts(states: States, clock: Clock) -> None:
+    states(events.PartitionInDoubt(handler="credit", partition=PARTITION, error="fenced"))
+    clock.now += DOUBT_PATIENCE - 1
+    assert states.readiness(clock.now).ready
+    clock.now += 2
+    assert "t[3] may be another worker's" in told(states, clock)[0]
+    states(events.PartitionTaken(handler="credit", partition=PARTITION, parked=0))
+    assert states.readiness(clock.now).ready
+
+
+def test_trouble_that_is_not_told_again_is_over(states: States, clock: Clock) -> None:
+    states(events.Trouble(handler="credit", where="codec", error="gone", wait=5.0))
+    clock.now += 5 + TROUBLE_OUTLIVES - 1
+    assert not states.readiness(clock.now).ready
+    clock.now += 2
+    assert states.readiness(clock.now).ready
+    states(events.Trouble(handler="credit", where="codec", error="gone", wait=5.0))
+    assert told(states, clock)[0].endswith("(for 0 s)")
+
+
+def test_a_stopped_handler_stays_so(states: States, clock: Clock) -> None:
+    states(events.HandlerStopped(handler="credit", error="no such column"))
+    clock.now += 10_000
+    assert told(states, clock) == ["credit: stopped; repair it and restart the worker: no such column (for 10000 s)"]
+
+
+def test_any_thread_may_ask_while_events_come(states: States) -> None:
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                states.readiness(time.monotonic())
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for n in range(5000):
+        states(events.OutboxHeldBack(topic=f"t{n % 50}", error="x", wait=1.0))
+        states(events.OutboxResumed(topic=f"t{(n + 25) % 50}", seconds=1.0))
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
