@@ -129,8 +129,7 @@ class Database:
                 await asyncio.wait_for(session.invalidate(), _LET_GO)
             raise
         finally:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(session.close(), _LET_GO)
+            await _closed(session)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Run]:
@@ -240,3 +239,17 @@ def _cancelled_as_such() -> Iterator[None]:
         if task is not None and task.cancelling():
             raise asyncio.CancelledError from error
         raise
+
+
+async def _closed(session: AsyncSession) -> None:
+    """Close a session, for a limited time.
+
+    `asyncio.wait_for` would not do: on Python 3.11 it swallows a cancellation that comes just when the session is
+    closed (python/cpython#86296), and a task that works in a loop would go on after its end.
+    """
+    closing = asyncio.ensure_future(session.close())
+    try:
+        async with asyncio.timeout(_LET_GO):
+            await asyncio.shield(closing)
+    except TimeoutError:
+        closing.cancel()
