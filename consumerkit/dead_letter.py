@@ -21,7 +21,8 @@ class DeadLetter:
             (`consumerkit topics create` makes it), and it must not be among the topics the handler consumes.
         hold_key: With `Ordering.KEY`, keep later messages of a dead message's key waiting behind it, until it is
             redriven and succeeds, or a person resolves or discards it. A `conflict` holds none: its ID was processed.
-        resend: What becomes of a message whose ID is dead already, sent again: "skip" counts it, "run" runs it.
+        resend: What becomes of a message whose ID is dead already, sent again: "skip" counts it, "run" runs it; where
+            the dead one holds its key, in its place.
 
     Example:
         >>> DeadLetter("payments.captured.dlq")

@@ -19,7 +19,7 @@ from consumerkit.errors import CommitsLost, Fenced, TransactionMisused
 from consumerkit.failpoints import reach
 from consumerkit.handler import Ordering
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import dead_letters, fence, outbox, progress, settling
+from consumerkit.storage import dead_letters, fence, outbox, progress, redriven, settling
 from consumerkit.storage.dialects import Claim, Kept, Limits
 from consumerkit.storage.ledger import Claimed, Ledger
 from consumerkit.storage.parked import Kind, ParkedMessage
@@ -235,7 +235,7 @@ class Transaction:
             return
         parking = [(one, row) for one in items if (row := one.hold or _parking(one)) is not None]
         rows = [row for _, row in parking]
-        numbers = self._lot.park(connection, rows, any_key=self._declared.ordering is Ordering.PARTITION)
+        numbers = redriven.park(self._lot, connection, rows, any_key=self._declared.ordering is Ordering.PARTITION)
         for one, _ in parking:
             one.number = numbers[dead_letters.origin(one.message)]
 

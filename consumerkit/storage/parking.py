@@ -66,12 +66,12 @@ class ParkingLot:
         new = [one for one in parked if origin(one.message) not in found]
         for waits, some in groupby(new, lambda one: one.wait is None):
             if waits:
-                rows = list(connection.execute(statement, [self._row(one) for one in some]))
+                rows = list(connection.execute(statement, [self.row(one) for one in some]))
                 found |= {(row.topic_id, row.partition, row.offset): row.id for row in rows}
                 continue
             for one in some:
                 due = self.dialect.in_seconds(one.wait or 0.0)
-                row = connection.execute(statement.values(due_at=due, **self._row(one))).one()
+                row = connection.execute(statement.values(due_at=due, **self.row(one))).one()
                 found[origin(one.message)] = row.id
         waiting = [found[origin(one.message)] for one in new if one.wait is None]
         self.wake_heads(connection, waiting, any_key=any_key)
@@ -97,8 +97,9 @@ class ParkingLot:
         due = update(table).where(table.c.id.in_(numbers), table.c.due_at.is_(None), self._may_run(), ~before)
         connection.execute(due.values(due_at=self.dialect.in_seconds(0.0)))
 
-    def _row(self, one: ParkedMessage) -> dict[str, Any]:
-        return sealed(self.tables.sealer, {"consumer": self.consumer, **row_of(one)})
+    def row(self, one: ParkedMessage) -> dict[str, Any]:
+        """Return the columns of a message without its due time, for a row of its own or in another one's place."""
+        return {"sealed": False, **sealed(self.tables.sealer, {"consumer": self.consumer, **row_of(one)})}
 
     def _present(self, connection: Connection, parked: Sequence[ParkedMessage]) -> dict[Origin, int]:
         """Return those that are in the lot already: no claim shows that a message without an ID was delivered again.
@@ -175,7 +176,7 @@ class ParkingLot:
         """Turn a message that has died into a row that keeps the later ones of its key waiting."""
         table = self.tables.parked_messages
         statement = update(table).where(table.c.id == held.id)
-        connection.execute(statement.values(due_at=None, deliveries=0, **row_of(held)))
+        connection.execute(statement.values(due_at=None, deliveries=0, **self.row(held)))
 
     def remove(self, connection: Connection, numbers: Sequence[int]) -> set[int]:
         """Take messages out: their outcomes are decided; return the numbers of those that were there."""

@@ -1,18 +1,21 @@
-"""Dead letters on their way back through the parking lot, and out of it."""
+"""Dead letters on their way back through the parking lot, and out of it; and resends, which come in their stead."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, tuple_, update
 
-from consumerkit.storage.dead_letters import Origin
-from consumerkit.storage.parked import Kind, key_digest
+from consumerkit.outcome import Reason
+from consumerkit.storage.dead_letters import Origin, origin
+from consumerkit.storage.parked import Kind, ParkedMessage, key_digest, plain
 from consumerkit.storage.parking import ParkingLot
 
 Values = Mapping[str, Any]
+# Where letters of a message ID hold their key: topic, partition, key, digest.
+Spot = tuple[str, int, bytes | None, bytes | None]
 # A dead letter's record goes back as it stands in its row: nothing is decoded, and what is sealed stays so.
 COPIED = ("topic", "topic_id", "partition", "offset", "timestamp", "key", "value", "headers", "sealed")
 
@@ -34,6 +37,12 @@ class Comeback:
     message_id: str
     fingerprint: bytes
 
+    @property
+    def spot(self) -> Spot:
+        """Where it may stand in for another one."""
+        key = self.record["key"]
+        return self.record["topic"], self.record["partition"], None if key is None else bytes(key), self.digest
+
 
 def standing(lot: ParkingLot, connection: Connection, origins: Sequence[Origin]) -> dict[Origin, Kind]:
     """Return what is in the lot of messages from these places in the log."""
@@ -48,6 +57,8 @@ def bring_back(
 ) -> None:
     """Park dead letters of one partition, in order, under its fence; one that holds its key runs in its place.
 
+    So does one whose key is held by another letter of its message ID: behind that it would wait for ever.
+
     Args:
         lot: Their consumer's.
         connection: The caller's; it commits.
@@ -58,6 +69,8 @@ def bring_back(
     table = lot.tables.parked_messages
     now = lot.dialect.in_seconds(0.0)
     held = _holding(lot, connection, [one.letter for one in letters])
+    spots = _spots(lot, connection, {one.digest for one in letters if one.letter not in held and one.digest})
+    held |= {one.letter: spots[spot] for one in letters if one.letter not in held and (spot := one.spot) in spots}
     numbers = [held[one.letter] for one in letters if one.letter in held]
     for one in letters:
         if one.letter in held:
@@ -70,6 +83,34 @@ def bring_back(
         lot.wake_heads(connection, numbers, any_key=any_key)
     else:
         connection.execute(update(table).where(table.c.id.in_(numbers)).values(due_at=now))
+
+
+def park(
+    lot: ParkingLot, connection: Connection, parked: Sequence[ParkedMessage], *, any_key: bool
+) -> dict[Origin, int]:
+    """Park messages as `ParkingLot.park` does, but resends of a dead ID in the place where that one holds their key.
+
+    Such a resend has come instead of the dead message. Behind it, it would wait for a person, who in turn is told to
+    wait for the resend's outcome.
+    """
+    resends = [one for one in parked if one.dead_letter is not None and one.kind is Kind.MESSAGE and one.wait is None]
+    spots = _spots(lot, connection, {one.digest for one in resends if one.digest is not None})
+    numbers = {}
+    for one in resends:
+        number = spots.pop((one.message.topic, one.message.partition, one.message.key, one.digest), None)
+        if number is not None and _stand_in(lot, connection, number, one):
+            numbers[origin(one.message)] = number
+    lot.wake_heads(connection, list(numbers.values()), any_key=any_key)
+    others = [one for one in parked if origin(one.message) not in numbers]
+    return numbers | lot.park(connection, others, any_key=any_key)
+
+
+def _stand_in(lot: ParkingLot, connection: Connection, number: int, resend: ParkedMessage) -> bool:
+    """Turn a row that holds its key into a resend; False where another partition's owner has let go of it meanwhile."""
+    table = lot.tables.parked_messages
+    statement = update(table).where(table.c.id == number, table.c.kind == Kind.HELD.value)
+    values = {"parked_at": lot.dialect.in_seconds(0.0), **lot.row(resend)}
+    return connection.execute(statement.values(**values)).rowcount == 1
 
 
 def release(lot: ParkingLot, connection: Connection, letters: Sequence[int], *, any_key: bool) -> None:
@@ -88,6 +129,20 @@ def _holding(lot: ParkingLot, connection: Connection, letters: Sequence[int]) ->
     c = lot.tables.parked_messages.c
     held = (c.consumer == lot.consumer, c.dead_letter.in_(letters), c.kind == Kind.HELD.value)
     return {row.dead_letter: row.id for row in connection.execute(select(c.dead_letter, c.id).where(*held))}
+
+
+def _spots(lot: ParkingLot, connection: Connection, digests: Collection[bytes]) -> dict[Spot, int]:
+    """Return the numbers of the rows by which letters of these message IDs hold their keys, by where that is."""
+    if not digests:
+        return {}
+    row, letter = lot.tables.parked_messages.c, lot.tables.dead_letters.c
+    rows = connection.execute(
+        select(row.id, row.topic, row.partition, row.key, letter.digest)
+        .join_from(lot.tables.parked_messages, lot.tables.dead_letters, row.dead_letter == letter.id)
+        .where(row.consumer == lot.consumer, row.kind == Kind.HELD.value)
+        .where(letter.digest.in_(digests), letter.reason != Reason.CONFLICT.value)
+    )
+    return {(one.topic, one.partition, plain(one.key), plain(one.digest)): one.id for one in rows}
 
 
 def _row(one: Comeback) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from tests.services import PostgresServer
 
 HOLD = DeadLetter(DEAD, hold_key=True)
 RUN = DeadLetter(DEAD, resend="run")
+BOTH = DeadLetter(DEAD, hold_key=True, resend="run")
 ONCE = Retry(attempts=1)
 
 
@@ -236,7 +237,7 @@ async def test_a_redriven_message_without_an_id_runs_though_its_id_has_died_sinc
 
 
 async def test_a_resend_elsewhere_lets_go_of_the_key_that_its_letter_holds(yard: Yard) -> None:
-    handler = Trial(retry=ONCE, dead_letter=DeadLetter(DEAD, hold_key=True, resend="run"))
+    handler = Trial(retry=ONCE, dead_letter=BOTH)
     yard.send(1, "forever")
     yard.send(2)
     async with yard.run(handler) as run:
@@ -248,3 +249,66 @@ async def test_a_resend_elsewhere_lets_go_of_the_key_that_its_letter_holds(yard:
         await run.until(yard.has(2), "what waited", within=15)
         await run.until(lambda: not yard.parked(), "an empty lot")
     assert yard.effects() == ["1", "2"]
+
+
+@pytest.mark.parametrize("kind", [Trial, PlainTrial])
+async def test_a_resend_behind_the_dead_message_that_holds_its_key_runs_in_its_place(
+    yard: Yard, kind: type[Trial | PlainTrial]
+) -> None:
+    handler = kind(retry=ONCE, dead_letter=BOTH)
+    yard.send(1, "forever")
+    yard.send(2)
+    async with yard.run(handler) as run:
+        await run.until(lambda: len(yard.parked()) == 2, "what waits")
+        handler.healed = True
+        yard.send(1, "forever", headers=(("trace", b"again"),))
+        yard.send(3)
+        await run.until(yard.has(1, 2, 3), "all of the key", within=15)
+        await run.until(lambda: yard.committed() == 4, "the offsets")
+        yard.send(4)
+        await run.until(yard.has(4), "one that needs not wait any more")
+    assert yard.effects() == ["1", "2", "3", "4"]
+    assert (yard.parked(), states(yard), yard.outcome(1)) == ([], ["resolved"], 1)
+
+
+async def test_a_resend_that_dies_in_the_place_of_its_letter_holds_the_key_and_either_letter_can_be_redriven(
+    yard: Yard,
+) -> None:
+    handler = Trial(retry=ONCE, dead_letter=BOTH)
+    yard.send(1, "forever")
+    yard.send(2)
+    async with yard.run(handler) as run:
+        await run.until(lambda: len(yard.parked()) == 2, "what waits")
+        yard.send(1, "forever")
+        await run.until(lambda: states(yard) == ["dead", "dead"], "the second death", within=15)
+        assert kinds(yard) == [("p-1", "held"), ("p-2", "message")]
+        assert [row["offset"] for row in yard.parked()] == [2, 1]
+        # The first letter holds nothing any more; by itself it would wait behind the second, which would wait for it.
+        assert (await redrive(yard.url, Selection(ids=[1]))).redriven == 1
+        await run.until(lambda: len(yard.published()) == 3, "the third death", within=15)
+        assert [row["offset"] for row in yard.parked()] == [0, 1]
+        handler.healed = True
+        report = await redrive(yard.url, Selection())
+        assert [one.fate for one in report.letters] == [Fate.REDRIVEN, Fate.UNDER_WAY]
+        await run.until(yard.has(1, 2), "both", within=15)
+    assert (yard.effects(), states(yard), yard.parked()) == (["1", "2"], ["resolved", "resolved"], [])
+
+
+async def test_a_resend_of_a_discarded_id_waits_its_turn_behind_one_that_holds(yard: Yard) -> None:
+    handler = Trial(dead_letter=BOTH, retry=Retry(attempts=2, wait=fixed(0.2)))
+    yard.send(1, "forever")
+    yard.send(2, "forever")
+    yard.send(3)
+    async with yard.run(handler) as run:
+        await run.until(lambda: len(yard.parked()) == 3 and kinds(yard)[0] == ("p-1", "held"), "the first death")
+        await discard(yard.url, Selection(), note="the first")
+        await run.until(lambda: len(yard.dead()) == 2, "the second death", within=15)
+        assert kinds(yard) == [("p-2", "held"), ("p-3", "message")]
+        handler.healed = True
+        # The discarded one holds nothing: its resend waits its turn, behind the one that does.
+        yard.send(1, "forever")
+        await run.until(lambda: kinds(yard)[2:] == [("p-1", "message")], "the first one's resend")
+        yard.send(2, "forever")
+        await run.until(yard.has(1, 2, 3), "all of the key", within=15)
+    assert yard.effects() == ["2", "3", "1"]
+    assert (states(yard), yard.parked()) == (["discarded", "resolved"], [])

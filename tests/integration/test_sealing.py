@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from consumerkit import Context, DeadLetter, Handler, Reject, Retry, StartError, Tables, Worker, fixed, header, outbox
 from consumerkit.errors import ConfigurationError, PayloadSealed
 from consumerkit.events import GroupCommitted, MessageDeadLettered
+from consumerkit.redrive import Selection, discard
 from consumerkit.storage.sealing import payload
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory import Memory
@@ -184,3 +185,35 @@ async def test_a_command_shows_it_by_its_targets_sealer_and_says_so_otherwise(
     exported = await asyncio.to_thread(command, "dead-letters", "export", "--database", place.url)
     told = json.loads(exported.out.splitlines()[0])
     assert (told["value"], told["headers"], told["sealed"], told["key"]) == (None, None, True, "k1")
+
+
+class Holds(Reads):
+    """Fails for ever on what says so, and keeps what follows waiting."""
+
+    retry = Retry(attempts=2, wait=fixed(0.1))
+    dead_letter = DeadLetter("t.dlq", hold_key=True, resend="run")
+    healed = False
+
+    async def handle(self, event: bytes, context: Context) -> None:
+        if not self.healed and b"forever" in event:
+            raise ValueError("for ever")
+        await super().handle(event, context)
+
+
+@pytest.mark.parametrize("after", ["discard", "resend"])
+async def test_a_key_is_held_and_let_go_of_with_sealed_payloads(place: MemoryStage, after: str) -> None:
+    handler = Holds()
+    headers = (("id", b"1"), ("who", b"alice secret"))
+    place.broker.append("t", b"secret forever", key=b"k", headers=headers)
+    place.broker.append("t", b"secret next", key=b"k", headers=(("id", b"2"), ("who", b"alice secret")))
+    async with place.run(handler, tables=SEALED) as run:
+        await run.until(lambda: len(place.broker.records("t.dlq")) == 1, "the dead letter was sent")
+        handler.healed = True
+        if after == "discard":
+            await discard(place.database, Selection(), note="seen to", tables=SEALED)
+        else:
+            place.broker.append("t", b"secret forever", key=b"k", headers=headers)
+        await run.until(lambda: any(b"next" in event for event, _ in handler.seen), "what waited")
+    told = [] if after == "discard" else [(b"secret forever", b"alice secret")]
+    assert handler.seen == [*told, (b"secret next", b"alice secret")]
+    assert await rows(place, "parked_messages") == []
