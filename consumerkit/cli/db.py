@@ -19,7 +19,18 @@ from consumerkit.storage import dead_letters, ledger, occupancy, outbox
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
-_TITLES = ("handler", "processed", "latest", "parked", "due", "oldest", "dead IDs", "dead letters by reason")
+_TITLES = (
+    "handler",
+    "processed",
+    "latest",
+    "parked",
+    "due",
+    "oldest",
+    "held keys",
+    "dead IDs",
+    "dead letters by reason",
+    "oldest",
+)
 
 app = typer.Typer(no_args_is_help=True, help="Make, check, count and prune consumerkit's tables.")
 app.command("prune")(prune)
@@ -77,7 +88,8 @@ def stats(
 ) -> None:
     """Count what is in the tables.
 
-    Messages, parked ones and dead letters are counted by handler, the outbox by topic.
+    Messages, parked ones and dead letters are counted by handler, the outbox by topic, each with the
+    moment since which the oldest is there. A held key is one that waits for a decision on a dead letter.
 
     It counts every row, which takes a while in a large ledger and disturbs nobody.
     """
@@ -86,7 +98,15 @@ def stats(
         print_json(counted)
         return
     rows = [
-        (name, one["processed"], one["latest"], *one["parked"].values(), one["dead"], _reasons(one["dead_letters"]))
+        (
+            name,
+            one["processed"],
+            one["latest"],
+            *one["parked"].values(),
+            one["dead"],
+            _reasons(one["dead_letters"]),
+            one["oldest_dead_letter"],
+        )
         for name, one in counted["handlers"].items()
     ]
     if rows:
@@ -95,7 +115,8 @@ def stats(
         say("no handler has started on this database yet")
     say("")
     if counted["outbox"]:
-        print_table(("outbox topic", "waiting"), list(counted["outbox"].items()))
+        waiting = [(topic, *one.values()) for topic, one in counted["outbox"].items()]
+        print_table(("outbox topic", "waiting", "oldest"), waiting)
     else:
         say("the outbox is empty")
 
@@ -116,9 +137,10 @@ def _count(session: Session, tables: Tables) -> dict[str, Any]:
         name: {
             "processed": 0,
             "latest": None,
-            "parked": {"messages": 0, "due": 0, "oldest": None},
+            "parked": {"messages": 0, "due": 0, "oldest": None, "held_keys": 0},
             "dead": 0,
             "dead_letters": {},
+            "oldest_dead_letter": None,
         }
         for (name,) in session.execute(select(c.name).order_by(c.name))
     }
@@ -127,8 +149,12 @@ def _count(session: Session, tables: Tables) -> dict[str, Any]:
             handlers[name] |= {"processed": count, "latest": newest}
         elif outcome == Outcome.DEAD:
             handlers[name]["dead"] = count
-    for name, parked, due, oldest in occupancy.count_by_handler(session, tables):
-        handlers[name]["parked"] = {"messages": parked, "due": due, "oldest": oldest}
-    for name, reason, count in dead_letters.count_by_reason(session, tables):
+    for name, parked, due, oldest, held in occupancy.count_by_handler(session, tables):
+        handlers[name]["parked"] = {"messages": parked, "due": due, "oldest": oldest, "held_keys": held}
+    for name, reason, count, oldest in dead_letters.count_by_reason(session, tables):
         handlers[name]["dead_letters"][reason] = count
-    return {"handlers": handlers, "outbox": outbox.count(session.connection(), tables)}
+        known = handlers[name]["oldest_dead_letter"]
+        handlers[name]["oldest_dead_letter"] = oldest if known is None else min(known, oldest)
+    waiting = outbox.waiting(session.connection(), tables)
+    by_topic = {topic: {"waiting": count, "oldest": oldest} for topic, count, oldest in waiting}
+    return {"handlers": handlers, "outbox": by_topic}

@@ -221,10 +221,10 @@ def keeps_value(connection: Connection, tables: Tables, handler: str, topic: str
 
 
 def count_by_reason(session: Session, tables: Tables) -> Sequence[Any]:
-    """Return (handler name, reason, rows) for each handler and reason, of what is dead and nothing was done about."""
+    """Return (handler name, reason, rows, when the oldest died) for each handler and reason, of what is undecided."""
     c, consumers = tables.dead_letters.c, tables.consumers.c
     return session.execute(
-        select(consumers.name, c.reason, func.count())
+        select(consumers.name, c.reason, func.count(), func.min(c.dead_at))
         .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
         .where(c.state == State.DEAD.value)
         .group_by(consumers.name, c.reason)

@@ -9,15 +9,26 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.parked import Kind
 from consumerkit.storage.tables import Tables
 
 
 def count_by_handler(session: Session, tables: Tables) -> Sequence[Any]:
-    """Return (handler name, messages parked, how many of them are due, when the oldest was parked) for each handler."""
+    """Return (handler name, messages parked, how many of them are due, when the oldest was parked, keys held).
+
+    A row that holds a dead message's key, or has let go of it and waits for the partition's owner, is no message.
+    """
     c, consumers = tables.parked_messages.c, tables.consumers.c
     now = dialect_for(session.connection().dialect.name, tables).in_seconds(0.0)
+    message = c.kind.not_in([Kind.HELD.value, Kind.RELEASED.value])
+    counted = (
+        func.count().filter(message),
+        func.count().filter(message, c.due_at <= now),
+        func.min(c.parked_at).filter(message),
+        func.count().filter(~message),
+    )
     return session.execute(
-        select(consumers.name, func.count(), func.count().filter(c.due_at <= now), func.min(c.parked_at))
+        select(consumers.name, *counted)
         .join_from(tables.parked_messages, tables.consumers, c.consumer == consumers.id)
         .group_by(consumers.name)
         .order_by(consumers.name)

@@ -156,6 +156,13 @@ def count(connection: Connection, tables: Tables) -> dict[str, int]:
     return {topic: number for topic, number in rows}  # noqa: C416 - rows are not plain tuples
 
 
+def waiting(connection: Connection, tables: Tables) -> Sequence[Any]:
+    """Return (topic, how many messages wait, since when the oldest does) for each topic."""
+    c = tables.outbox_messages.c
+    query = select(c.topic, func.count(), func.min(c.created_at)).group_by(c.topic).order_by(c.topic)
+    return connection.execute(query).all()
+
+
 def listed(
     session: Session, tables: Tables, *, topic: str | None = None, limit: int = 50, after: int = 0
 ) -> Sequence[Any]:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     func,
+    text,
 )
 
 from consumerkit.errors import ConfigurationError
@@ -34,6 +35,7 @@ DEFAULT_PREFIX = "consumerkit_"
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
 _SEALER = ("seal", "unseal")
 _Moment = DateTime(timezone=True)
+_WHOLE = text("erased_at IS NULL")
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ def _dead_letters(prefix: str, metadata: MetaData) -> Table:
         Index(f"{prefix}dead_letters_consumer_reason", "consumer", "reason"),
         Index(f"{prefix}dead_letters_dead_at", "dead_at"),
         Index(f"{prefix}dead_letters_digest", "consumer", "digest"),
+        # What has a payload still; the erased ones are soon most of the table.
+        Index(f"{prefix}dead_letters_payload", "consumer", "id", postgresql_where=_WHOLE, sqlite_where=_WHOLE),
     )
 
 
@@ -223,6 +227,8 @@ def _parked_messages(prefix: str, metadata: MetaData) -> Table:
         UniqueConstraint("consumer", "topic_id", "partition", "offset", name=f"{prefix}parked_messages_origin"),
         Index(f"{prefix}parked_messages_key", "consumer", "topic", "partition", "key_digest", "id"),
         Index(f"{prefix}parked_messages_due", "consumer", "due_at"),
+        Index(f"{prefix}parked_messages_digest", "consumer", "digest"),
+        Index(f"{prefix}parked_messages_parked_at", "consumer", "parked_at"),
         sqlite_autoincrement=True,
     )
 

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,13 @@ from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.dialects import Claim, dialect_for
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.outbox import OutboxMessage
-from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.parked import Kind, ParkedMessage
 from consumerkit.storage.parking import ParkingLot
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.integration.command import CommandLine
 from tests.services import PostgresServer
 
+OLD = "2001-01-01T00:00:00+00:00"
 DRIVERS = ["psycopg", "asyncpg", "sqlite"]
 
 
@@ -69,7 +72,12 @@ def _fill(session: Session, tables: Tables) -> None:
     claims += [Claim(f"p-{n}".encode().ljust(16), f"p-{n}", b"f" * 16, Outcome.PARKED) for n, _ in waiting]
     ledger.claim(connection, [*claims, Claim(b"p-4".ljust(16), "p-4", b"f" * 16, Outcome.DEAD)])
     outbox.append(connection, tables, [OutboxMessage("receipts", None, b"{}", ())] * 2)
-    ParkingLot(tables, ledger.dialect, credit).park(connection, [_parked(n, wait) for n, wait in waiting])
+    lot = ParkingLot(tables, ledger.dialect, credit)
+    lot.park(connection, [_parked(n, wait) for n, wait in waiting])
+    stand_ins = [replace(_parked(9, None), kind=Kind.HELD), replace(_parked(10, 0.0), kind=Kind.RELEASED)]
+    old = lot.park(connection, [replace(one, digest=None) for one in stand_ins]).values()
+    moved = update(tables.parked_messages).where(tables.parked_messages.c.id.in_(old))
+    connection.execute(moved.values(parked_at=datetime.fromisoformat(OLD)))
     dead_letters.add(connection, tables, credit, [_dead(4, Reason.EXHAUSTED), _dead(5, Reason.UNDECODABLE, None)])
 
 
@@ -108,7 +116,7 @@ def test_upgrade_then_check(url: str, command: CommandLine) -> None:
         before.err == "error: database: consumerkit's tables (consumerkit_*) are missing; run consumerkit db upgrade\n"
     )
 
-    assert command("db", "upgrade", "--database", url) == (0, "upgraded to revision 0003\n", "")
+    assert command("db", "upgrade", "--database", url) == (0, "upgraded to revision 0004\n", "")
     assert command("db", "upgrade", "--database", url) == (0, "up to date\n", "")
     assert command("db", "check", "--database", url) == (0, "up to date\n", "")
 
@@ -116,7 +124,7 @@ def test_upgrade_then_check(url: str, command: CommandLine) -> None:
 def test_prefix_and_schema(command: CommandLine, postgres: PostgresServer, database: str) -> None:
     place = ("--database", postgres.url(database), "--prefix", "ck_", "--schema", "ledger")
 
-    assert command("db", "upgrade", *place).out == "upgraded to revision 0003\n"
+    assert command("db", "upgrade", *place).out == "upgraded to revision 0004\n"
 
     assert command("db", "check", *place).code == 0
     assert "(consumerkit_*) are missing" in command("db", "check", "--database", postgres.url(database)).err
@@ -141,33 +149,40 @@ def test_stats_count_by_handler_and_topic(filled: str, command: CommandLine) -> 
         "parked",
         "due",
         "oldest",
+        "held keys",
         "dead IDs",
         "dead letters by reason",
+        "oldest",
     ]
     assert lines[1].split()[:2] == ["credit", "3"]
-    assert lines[1].endswith("1         exhausted 1, undecodable 1")
-    assert re.search(r" 3 +1 +\S+ \S+ +1 ", lines[1])
-    assert lines[2].split() == ["mail", "0", "0", "0", "0"]
-    assert lines[-2:] == ["outbox topic  waiting", "receipts      2"]
+    assert re.search(r"  exhausted 1, undecodable 1  \d{4}-\S+ \S+Z$", lines[1])
+    assert re.search(r" 3 +1 +\S+ \S+ +2 +1 ", lines[1])
+    assert lines[2].split() == ["mail", "0", "0", "0", "0", "0"]
+    assert lines[-2] == "outbox topic  waiting  oldest"
+    assert re.fullmatch(r"receipts      2        \d{4}-\S+ \S+Z", lines[-1])
 
     told = json.loads(command("db", "stats", "--json", "--database", filled).out)
-    assert told["outbox"] == {"receipts": 2}
+    assert told["outbox"]["receipts"].keys() == {"waiting", "oldest"}
+    assert told["outbox"]["receipts"]["waiting"] == 2
     assert told["handlers"]["credit"]["dead_letters"] == {"exhausted": 1, "undecodable": 1}
     parked = told["handlers"]["credit"]["parked"]
-    assert (parked["messages"], parked["due"]) == (3, 1)
-    assert parked["oldest"] is not None
+    assert (parked["messages"], parked["due"], parked["held_keys"]) == (3, 1, 2)
+    # What holds a key stands for a message that is counted among the dead letters: its age is none of a parked one's.
+    assert parked["oldest"] > OLD
+    assert told["handlers"]["credit"]["oldest_dead_letter"] > OLD
     assert told["handlers"]["mail"] == {
         "processed": 0,
         "latest": None,
-        "parked": {"messages": 0, "due": 0, "oldest": None},
+        "parked": {"messages": 0, "due": 0, "oldest": None, "held_keys": 0},
         "dead": 0,
         "dead_letters": {},
+        "oldest_dead_letter": None,
     }
 
 
 def test_what_is_parked_of_topics_that_are_not_consumed_any_more_is_found(filled: str, engine: Engine) -> None:
     with Session(engine) as session:
-        assert [*occupancy.left_behind(session, DEFAULT_TABLES, 1, ["orders"])] == [("payments", 3)]
+        assert [*occupancy.left_behind(session, DEFAULT_TABLES, 1, ["orders"])] == [("payments", 5)]
         assert not occupancy.left_behind(session, DEFAULT_TABLES, 1, ["orders", "payments"])
         assert not occupancy.left_behind(session, DEFAULT_TABLES, 2, ["orders"])
 
@@ -292,7 +307,7 @@ def test_a_targets_database_and_tables_are_used(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CONSUMERKIT_APP", f"{name}:build")
 
-    assert command("db", "upgrade").out == "upgraded to revision 0003\n"
+    assert command("db", "upgrade").out == "upgraded to revision 0004\n"
 
     assert command("db", "check", f"{name}:build").code == 0
     assert command("db", "check", "--database", url, "--prefix", "mine_").code == 0  # typed wins over the variable

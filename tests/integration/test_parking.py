@@ -501,7 +501,7 @@ async def test_rows_of_a_handler_that_was_removed_wait_and_are_counted(yard: Yar
     with Session(engine) as session:
         counted = occupancy.count_by_handler(session, DEFAULT_TABLES)
     engine.dispose()
-    assert [(name, parked, due) for name, parked, due, _ in counted] == [("credit", 1, 1)]
+    assert [(name, parked, due, held) for name, parked, due, _, held in counted] == [("credit", 1, 1, 0)]
 
 
 # Taking partitions over.
