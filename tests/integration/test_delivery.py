@@ -1,7 +1,6 @@
 """Delivery on the real broker: whatever keeps messages from a topic, nothing is lost and the others flow."""
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 from sqlalchemy.orm import Session
 
 from consumerkit import failpoints
-from consumerkit.events import DeadLetterByReference, OutboxHeldBack, OutboxResumed
+from consumerkit.events import DeadLetterByReference, Event, GroupCommitted, OutboxHeldBack, OutboxResumed
 from consumerkit.storage import outbox
 from consumerkit.storage.engines import Database
 from consumerkit.storage.outbox import OutboxMessage
@@ -132,11 +131,20 @@ asyncio.run(crash(*sys.argv[1:]))
 
 
 async def crash(bootstrap: str, url: str, topic: str) -> None:
-    """Run a worker that kills itself."""
+    """Run a worker that kills itself before the first offset commit after the fourth outcome."""
     stage = Stage.__new__(Stage)
     stage.topic, stage.partitions = topic, 2
     kafka = Kafka(bootstrap, options=OPTIONS["confluent"])
-    worker = Worker(database=url, kafka=kafka, handlers=[Credit(stage)], failpoints=True)
+    outcomes = 0
+
+    def arm(event: Event) -> None:
+        nonlocal outcomes
+        if isinstance(event, GroupCommitted):
+            outcomes += event.processed + event.dead
+            if outcomes == 4:
+                failpoints.arm({"CONSUMERKIT_FAILPOINT": "before_offset_commit:kill"})
+
+    worker = Worker(database=url, kafka=kafka, handlers=[Credit(stage)], observers=[arm], failpoints=True)
     await asyncio.wait_for(worker.run(asyncio.Event()), 60)
 
 
@@ -150,13 +158,12 @@ async def test_dead_letters_without_a_ledger_row_are_not_doubled_by_a_crash(stag
             payment(1, amount=2),
         ]
     )
-    environment = {**os.environ, "CONSUMERKIT_FAILPOINT": "before_offset_commit:kill:2"}
     arguments = [sys.executable, "-c", CRASH, stage.kafka.bootstrap, stage.url, stage.topic]
-    done = await asyncio.to_thread(subprocess.run, arguments, env=environment, capture_output=True, check=False)
+    done = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-1000:]
     assert len(stage.dead()) == 3
-    assert sum(max(0, offset) for offset in stage.committed(stage.topic).values()) == 0
-    failpoints.arm({})
+    # At least the last of them is delivered again.
+    assert sum(max(0, offset) for offset in stage.committed(stage.topic).values()) < 4
     async with stage.run(Credit(stage)) as run:
         await run.until(lambda: sum(max(0, at) for at in stage.committed(stage.topic).values()) == 4, "the offsets")
         await run.until(stage.finished(1, 3), "an empty outbox")

@@ -103,8 +103,9 @@ async def test_a_partition_that_holds_back_is_told_of_once(place: MemoryStage, m
     async with place.run(Write()) as run:
         await run.until(lambda: bool(run.seen(ForgettingHeldBack)), "it was told of")
         await asyncio.sleep(0.5)
-    assert [str(event.partition) for event in run.seen(ForgettingHeldBack)] == ["t[99]"]
-    assert run.seen(ForgettingHeldBack)[0].since == OLD - timedelta(days=1)
+    # The partition that this worker has just taken may be told of, too, before its first mark.
+    told = [event for event in run.seen(ForgettingHeldBack) if event.partition.partition == 99]
+    assert [event.since for event in told] == [OLD - timedelta(days=1)]
     assert await place.database.run(ledger) == {"0", "1", "2"}
 
 
