@@ -21,7 +21,13 @@ from consumerkit.transports.spans import Spans
 T = TypeVar("T")
 _ANSWER = 15.0
 # The client wants a group's name, and never joins: partitions are assigned by hand, and nothing is committed.
-_OWN: dict[str, object] = {"group.id": "consumerkit-reader", "enable.partition.eof": True, "log_level": 0}
+_OWN: dict[str, object] = {
+    "group.id": "consumerkit-reader",
+    "enable.partition.eof": True,
+    "log_level": 0,
+    # Ready beyond what was asked for: the client's own default is eight times as much.
+    "queued.max.messages.kbytes": 8 * 1024,
+}
 
 
 class ConfluentReader:

@@ -19,6 +19,8 @@ from consumerkit.storage.engines import Database
 from tests.crash.killers_app import VARIABLE, Base
 from tests.services import KafkaServer, PostgresServer
 
+pytestmark = pytest.mark.calm
+
 ROOT = Path(__file__).parents[2]
 MESSAGES = 300
 RESTART_WITHIN = 480.0  # a restart takes three seconds, and on a busy machine thirty

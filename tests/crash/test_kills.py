@@ -12,6 +12,8 @@ from tests.crash.scenario import Scenario
 from tests.crash.workload import HANDING_OVER
 from tests.services import KafkaServer, PostgresServer
 
+pytestmark = pytest.mark.calm
+
 NAMED = ("in_handler:kill", "before_commit:kill", "before_offset_commit:kill", "after_dead_letter_commit:kill")
 
 

@@ -10,6 +10,8 @@ from tests.crash.scenario import Scenario
 from tests.crash.workload import HANDING_OVER, SWALLOWING
 from tests.services import KafkaServer, PostgresServer
 
+pytestmark = pytest.mark.calm
+
 KILLED = Plan(
     "aiokafka",
     messages=6000,

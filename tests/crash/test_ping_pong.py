@@ -15,7 +15,7 @@ from tests.crash.test_ordering import crew_of
 from tests.integration.stage import Given, payment
 from tests.services import KafkaServer, PostgresServer
 
-pytestmark = [pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.calm, pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(300)]
 IDLE = 3.0
 OPEN = (
     "SELECT count(*) AS n FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND "

@@ -30,6 +30,8 @@ from consumerkit import Context, Handler, header
 from consumerkit.transports.kafka import Kafka
 from consumerkit.worker import Worker
 
+pytestmark = pytest.mark.calm
+
 class Record(Handler[bytes]):
     name = "record"
     topic = {topic!r}

@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.calm, pytest.mark.slow, pytest.mark.timeout(300)]
 
 DEMO = [sys.executable, "-m", "consumerkit", "demo", "--payments", "600", "--kills", "1", "--seed", "7"]
 

@@ -21,6 +21,8 @@ from tests.integration.yard import TOPIC, PlainTrial, Trial, Yard
 from tests.services import KafkaServer, PostgresServer
 from tests.services.late import LateCommits
 
+pytestmark = pytest.mark.calm
+
 PARKING = b"INSERT INTO consumerkit_parked_messages"
 SESSION, IDLE = 3.0, 3.0
 

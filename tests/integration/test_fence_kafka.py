@@ -15,7 +15,7 @@ from tests.integration.yard import Trial
 from tests.services import KafkaServer, PostgresServer
 from tests.services.late import LateCommits
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.calm, pytest.mark.slow, pytest.mark.timeout(180)]
 PARKING = b"INSERT INTO consumerkit_parked_messages"
 TRANSPORTS = [get_args(Client)[0], *(pytest.param(one, marks=pytest.mark.matrix) for one in get_args(Client)[1:])]
 

@@ -20,6 +20,8 @@ from tests.integration.stage import OURS, Run, Stage, effect, payment
 from tests.services import KafkaServer, PostgresServer
 from tests.services.proxy import CommitProxy, Lose
 
+pytestmark = pytest.mark.calm
+
 Shutdown = Literal["fast", "immediate"]
 
 

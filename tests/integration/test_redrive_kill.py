@@ -16,6 +16,8 @@ from consumerkit import Brake, Context, Handler, Reject, Retry, header
 from tests.crash.model import Payment
 from tests.integration.stage import Given, Stage, effect
 
+pytestmark = pytest.mark.calm
+
 LETTERS = 1000
 KEYS = 20
 

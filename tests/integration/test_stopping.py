@@ -22,6 +22,8 @@ from tests.integration.credit import Credit, PlainCredit
 from tests.integration.stage import Run, Stage, payment
 from tests.services.process import wait_until
 
+pytestmark = pytest.mark.calm
+
 
 class Slow(Credit):
     async def handle(self, event: Payment, context: Context) -> object:

@@ -15,6 +15,8 @@ import pytest
 
 from consumerkit.supervisor import Backoff, Supervisor, lifeline
 
+pytestmark = pytest.mark.calm
+
 SUPERVISE = """
 import asyncio, logging, sys
 from consumerkit.observability.logs import configure
@@ -159,7 +161,7 @@ def test_a_signal_ends_the_wait_for_a_restart(start: Start) -> None:
 
     supervised.process.send_signal(signal.SIGTERM)
 
-    assert supervised.ends(within=3) == 0
+    assert supervised.ends(within=10) == 0
 
 
 def test_it_gives_up_when_all_fail_to_start(start: Start) -> None:
@@ -205,7 +207,7 @@ def test_a_second_signal_kills_at_once(start: Start) -> None:
     time.sleep(1.1)
     supervised.process.send_signal(signal.SIGINT)
 
-    assert supervised.ends(within=5) == 3
+    assert supervised.ends(within=10) == 3
     assert not any(map(is_running, pids))
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from consumerkit.worker.watchdog import EXIT_STATUS
 
+pytestmark = pytest.mark.calm
+
 
 def start(way: str, directory: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.integration.stuck", way, str(directory / "stuck.sqlite")]
