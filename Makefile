@@ -23,7 +23,7 @@ help:  ## print this list
 demo: $(VENV)/.runtime  ## thousands of payments, resends, poison and kills; then the books are checked (under a minute)
 	@$(BIN)/consumerkit demo
 
-test: $(VENV)/.dev  ## every test on a real Kafka and a real PostgreSQL, started here (fifteen to twenty minutes on two cores)
+test: $(VENV)/.dev  ## every test on a real Kafka and a real PostgreSQL, started here (a quarter of an hour on two cores)
 	@$(BIN)/python -m tests.services --prepare
 	@ran= failed=; for part in "not calm/$(PROCESSES)" "calm/$(CALM_PROCESSES)"; do \
 		$(BIN)/python -m pytest tests -m "$${part%/*}" -n "$${part#*/}" --dist worksteal $(PYTEST_ARGS); \

@@ -217,7 +217,7 @@ async def test_a_key_with_much_behind_it_does_not_make_others_late(yard: Yard) -
     assert [n for n in yard.effects() if n != "other"] == [str(n) for n in range(400)]
     moments = [call.moment for call in handler.calls["p-other"]]
     late = [after - before - wait for before, after in pairwise(moments) if after - before > wait / 2]
-    assert max(late) < 3, late
+    assert max(late) < 6, late  # what lies behind takes eight seconds
     yard.check()
 
 
