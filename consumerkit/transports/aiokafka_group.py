@@ -132,9 +132,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._announce(starts)
 
     async def _announce(self, starts: Mapping[TopicPartition, int]) -> None:
-        held = {
-            at: Held(next(self._epochs), self._topic_ids.get(at.topic, at.topic), start) for at, start in starts.items()
-        }
+        held = {at: Held(next(self._epochs), self._topic_ids[at.topic], start) for at, start in starts.items()}
         for partition, start in starts.items():
             self._client.seek(ClientPartition(*partition), start)
         self.held.update(held)
@@ -148,11 +146,22 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _starts(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         asked = [self._client.committed(ClientPartition(*partition)) for partition in partitions]
-        infos, *offsets = await asyncio.gather(self._describe({at.topic for at in partitions}), *asked)
-        self._topic_ids |= {name: info.topic_id for name, info in infos.items()}
+        _, *offsets = await asyncio.gather(self._ask_topic_ids({at.topic for at in partitions}), *asked)
         starts = {at: offset for at, offset in zip(partitions, offsets, strict=True) if offset is not None}
         first_run = [at for at in partitions if at not in starts]
         return starts | await self._first_run(first_run)
+
+    async def _ask_topic_ids(self, topics: Collection[str]) -> None:
+        """Ask at each assignment, since a topic may have been created anew: what was told before is no answer.
+
+        Raises:
+            StartError: The broker did not answer.
+            Unavailable: It knows no such topic, now.
+        """
+        infos = await self._describe(topics)
+        self._topic_ids |= {name: info.topic_id for name, info in infos.items()}
+        if unknown := set(topics) - infos.keys():
+            raise Unavailable(f"{self.name}: the broker does not know of {', '.join(sorted(unknown))}")
 
     async def _first_run(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         # "latest" is decided once: decided again after each rebalance, it would skip what came in between.
@@ -291,8 +300,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             return {}
         try:
             async with asyncio.timeout(_LOOKUP_TIMEOUT):
-                infos = await self._describe({at.topic for at in partitions})
-                self._topic_ids |= {name: info.topic_id for name, info in infos.items()}
+                await self._ask_topic_ids({at.topic for at in asked})
                 starts = await self._client.beginning_offsets(asked)
                 ends = await self._client.end_offsets(asked)
                 committed = await self._insight.committed(asked)
@@ -301,8 +309,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         found = {}
         for at in asked:
             offset, note = committed.get(at, (None, ""))
-            topic_id = infos[at.topic].topic_id if at.topic in infos else self._topic_ids.get(at.topic, at.topic)
-            found[TopicPartition(*at)] = PartitionInfo(topic_id, starts[at], ends[at], offset, note)
+            found[TopicPartition(*at)] = PartitionInfo(self._topic_ids[at.topic], starts[at], ends[at], offset, note)
         return found
 
     # -- failing

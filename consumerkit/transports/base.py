@@ -12,7 +12,8 @@ away, and the transport tells the `AssignmentListener`:
   the engine may commit. Each assignment of a partition gets an *epoch*, a number greater than all earlier ones of this
   consumer; every message carries the epoch under which it was fetched. Messages of an epoch that is over are never
   returned, and positions of an epoch that is over are never committed: they are dropped silently, since the partition's
-  next owner starts from what was committed.
+  next owner starts from what was committed. A message carries its topic's ID, so a partition waits until the broker has
+  told that: a topic may have been made anew since the last time.
 * `revoked` while the partitions still belong to this consumer. The engine finishes or rolls back what it has in hand,
   within `Subscription.drain_timeout`, and returns the positions to commit; the transport commits them, awaiting the
   answer, before it lets the partitions go.
@@ -244,7 +245,7 @@ class Consumer(Protocol):
         """Ask the broker about assigned partitions, now; one that is not assigned any more is left out.
 
         Raises:
-            Unavailable: The broker did not answer.
+            Unavailable: The broker did not answer, or does not know of a topic now; what it told before is no answer.
         """
         ...
 

@@ -10,12 +10,13 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol, TypeVar
 
 import confluent_kafka
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
-from consumerkit.errors import PartitionUnusable
+from consumerkit.errors import PartitionUnusable, StartError
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription
 from consumerkit.transports.confluent_messages import Reading
@@ -23,9 +24,11 @@ from consumerkit.transports.confluent_messages import Reading
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Partitions = list[confluent_kafka.TopicPartition]
+AskTopicIds = Callable[[], Coroutine[Any, Any, Mapping[str, str]]]
 
 _ASK = 5.0  # seconds for one question to the broker
 _ASK_AGAIN_FOR = 30.0
+_ASK_AGAIN_AFTER = 0.5
 _MARGIN = 5.0  # beyond the drain timeout, which the listener itself keeps
 _CALL = 30.0  # for calls of the listener that only take note
 
@@ -35,6 +38,10 @@ class Host(Protocol):
 
     def tell(self, work: Coroutine[Any, Any, T], timeout: float) -> T | None:
         """Run a call of the listener on its event loop; None when it raised or took too long."""
+        ...
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin something on the event loop, without waiting for it."""
         ...
 
     def settle(self, *, confirm: bool) -> None:
@@ -51,6 +58,9 @@ class Host(Protocol):
 class Assignment:
     """The partitions of one consumer.
 
+    One that is assigned is taken on in two steps: the callback has the client assign it, paused; the listener is told,
+    and reading begins, once its topic's ID is known. A topic may have been created anew, so that is asked each time.
+
     Attributes:
         readings: What is known of each assigned partition.
         changes: Counts the callbacks, so that a caller sees whether one ran meanwhile.
@@ -62,7 +72,7 @@ class Assignment:
         host: Host,
         subscription: Subscription,
         listener: AssignmentListener,
-        topic_ids: Callable[[], Mapping[str, str]],
+        topic_ids: AskTopicIds,
     ) -> None:
         self.readings: dict[tuple[str, int], Reading] = {}
         self.changes = 0
@@ -72,11 +82,34 @@ class Assignment:
         self._listener = listener
         self._topic_ids = topic_ids
         self._epochs = itertools.count(1)
+        # Where to begin with partitions that are assigned and not taken on; and the question that they wait for.
+        self._waiting: dict[tuple[str, int], int] = {}
+        self._asked: Future[Mapping[str, str]] | None = None
+        self._ask_at = 0.0
 
     def subscribe(self, consumer: Consumer) -> None:
         """Join the group."""
         topics = list(self._subscription.topics)
         consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def take_on(self, consumer: Consumer) -> None:
+        """Take partitions on whose topics' IDs the broker has told by now; ask it again about the others."""
+        if not self._waiting:
+            return
+        if self._asked is None:
+            if time.monotonic() >= self._ask_at:
+                self._asked = self._host.begin(self._topic_ids())
+            return
+        if not self._asked.done():
+            return
+        asked, self._asked = self._asked, None
+        topic_ids = _answer(asked)
+        known = {at: offset for at, offset in self._waiting.items() if at[0] in topic_ids}
+        if len(known) < len(self._waiting):
+            log.warning("the topics' IDs are not known, so %d partitions wait", len(self._waiting) - len(known))
+            self._ask_at = time.monotonic() + _ASK_AGAIN_AFTER
+        if known:
+            self._begin(consumer, known, topic_ids)
 
     def current(self, positions: Mapping[TopicPartition, Position]) -> Partitions:
         """Return what to commit: positions of epochs that still hold."""
@@ -185,19 +218,30 @@ class Assignment:
             consumer.incremental_assign([])
             return
         starts = self._starts(consumer, partitions)
-        topic_ids = self._topic_ids()
         consumer.incremental_assign(starts)
-        # The client keeps a pause beyond the assignment: a partition that went while paused would never be read again.
-        (consumer.pause if self._host.is_parked() else consumer.resume)(starts)
+        # The client may have begun to fetch all the same; what it returns of them before they are taken on is dropped.
+        consumer.pause(starts)
+        self._waiting |= {(start.topic, start.partition): start.offset for start in starts}
+        # An answer to an earlier question may be older than this assignment.
+        self._asked = self._host.begin(self._topic_ids())
+
+    def _begin(self, consumer: Consumer, starts: Mapping[tuple[str, int], int], topic_ids: Mapping[str, str]) -> None:
+        """Tell the listener of partitions, and have them read."""
+        self.changes += 1
         fresh: dict[tuple[str, int], Reading] = {}
-        for start in starts:
-            topic_id = topic_ids.get(start.topic, start.topic)
-            fresh[start.topic, start.partition] = Reading(self.next_epoch(), topic_id, start.offset, self.changes)
+        for (topic, number), start in starts.items():
+            del self._waiting[topic, number]
+            fresh[topic, number] = Reading(self.next_epoch(), topic_ids[topic], start, self.changes)
+            fresh[topic, number].lost_place = True
         told = {TopicPartition(*at): Position(reading.next, reading.epoch) for at, reading in fresh.items()}
         # Known before the listener is: a commit from within `assigned` is one of this epoch.
         self.readings.update(fresh)
+        named = [confluent_kafka.TopicPartition(*at) for at in fresh]
         if self._host.tell(_true(self._listener.assigned(told)), _CALL) is None:
-            self._forget(starts)
+            self._forget(named)
+            return
+        # The client keeps a pause beyond the assignment: a partition that went while paused would never be read again.
+        (consumer.pause if self._host.is_parked() else consumer.resume)(named)
 
     def _revoke(self, consumer: Consumer, partitions: Partitions) -> None:
         held = self._held(partitions)
@@ -250,8 +294,18 @@ class Assignment:
     def _forget(self, partitions: Iterable[confluent_kafka.TopicPartition]) -> None:
         for at in partitions:
             self.readings.pop((at.topic, at.partition), None)
+            self._waiting.pop((at.topic, at.partition), None)
 
 
 async def _true(work: Coroutine[Any, Any, None]) -> bool:
     await work
     return True
+
+
+def _answer(asked: Future[Mapping[str, str]]) -> Mapping[str, str]:
+    """Return the IDs that the broker told; none where it did not answer."""
+    try:
+        return asked.result()
+    except (StartError, CancelledError) as error:
+        log.warning("the topics' IDs could not be asked for: %s", error)
+        return {}

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from consumerkit.errors import StartError
+from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import Message, TopicPartition
 from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription
 from consumerkit.transports.confluent_admin import TopicAdmin
@@ -111,9 +111,14 @@ class ConfluentConsumer:
         Raises:
             Unavailable: The broker did not answer.
         """
-        ids = await asyncio.to_thread(self._ask_topic_ids)
+        try:
+            ids = await self._ask_topic_ids()
+        except StartError as error:
+            raise Unavailable(f"the topics' IDs could not be asked for: {error}") from error
         found = await self._running.describe(partitions)
-        return {at: replace(info, topic_id=ids.get(at.topic, info.topic_id)) for at, info in found.items()}
+        if unknown := {at.topic for at in found} - ids.keys():
+            raise Unavailable(f"the broker does not know of {', '.join(sorted(unknown))}")
+        return {at: replace(info, topic_id=ids[at.topic]) for at, info in found.items()}
 
     async def stop(self) -> None:
         """Have the listener finish with all partitions, commit what it returns, and leave the group."""
@@ -139,14 +144,16 @@ class ConfluentConsumer:
     def _group(self) -> str:
         return self._subscription.group
 
-    def _ask_topic_ids(self) -> Mapping[str, str]:
-        """Ask at each assignment, since a topic may have been created anew; without an answer the old IDs hold."""
-        try:
-            topics = self._admin.describe(self._subscription.topics)
-            self._topic_ids |= {name: info.topic_id for name, info in topics.items()}
-        except StartError as error:
-            log.warning("the topics' IDs could not be asked for: %s", error)
-        return self._topic_ids
+    async def _ask_topic_ids(self) -> Mapping[str, str]:
+        """Ask for the IDs of the topics that there are.
+
+        Raises:
+            StartError: The broker did not tell. What it told before is no answer: a topic may have been created anew.
+        """
+        topics = await self._admin.topics(self._subscription.topics)
+        found = {name: info.topic_id for name, info in topics.items()}
+        self._topic_ids |= found
+        return found
 
 
 def _named(subscription: Subscription) -> dict[str, object]:

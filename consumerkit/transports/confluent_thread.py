@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -23,7 +24,7 @@ from confluent_kafka import TopicPartition as RawPartition
 from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import Message, TopicPartition
 from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription
-from consumerkit.transports.confluent_assignment import Assignment
+from consumerkit.transports.confluent_assignment import AskTopicIds, Assignment
 from consumerkit.transports.confluent_commits import Commits, resolve
 from consumerkit.transports.confluent_handover import Fetch, Handover
 from consumerkit.transports.confluent_messages import HOPELESS, UNUSABLE, convert
@@ -43,7 +44,7 @@ class PollThread:
         config: The client's whole configuration, but for its callbacks.
         subscription: What to read.
         listener: Told of assignments, on `loop`.
-        topic_ids: Asks the broker for the topics' IDs, blocking.
+        topic_ids: Asks the broker for the topics' IDs, on `loop`.
         loop: Where futures are resolved and the listener runs.
     """
 
@@ -52,7 +53,7 @@ class PollThread:
         config: Mapping[str, object],
         subscription: Subscription,
         listener: AssignmentListener,
-        topic_ids: Callable[[], Mapping[str, str]],
+        topic_ids: AskTopicIds,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.paused = self.over = False
@@ -123,7 +124,7 @@ class PollThread:
         """Tell how long ago the thread last did something; from any thread."""
         return Health(time.monotonic() - self._ran, self._error)
 
-    # -- called by the rebalance callbacks, on the thread
+    # -- called by the assignment, on the thread
 
     def tell(self, work: Coroutine[Any, Any, T], timeout: float) -> T | None:
         """Run a call of the listener on its event loop; None when it raised or took too long."""
@@ -143,6 +144,10 @@ class PollThread:
             return None
         finally:
             self._telling = False
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin something on the event loop, without waiting for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def settle(self, *, confirm: bool) -> None:
         """Answer all commits under way: by a synchronous commit, or as unconfirmed."""
@@ -185,6 +190,7 @@ class PollThread:
             self._assignment.rejoin = False
             consumer.unsubscribe()
             self._assignment.subscribe(consumer)
+        self._assignment.take_on(consumer)
         fetch = self._handover.fetch
         if fetch is not None and not self.paused:
             self._park(consumer, parked=False)

@@ -12,7 +12,8 @@ from uuid import uuid4
 import pytest
 from typing_extensions import override
 
-from consumerkit.errors import StartError
+from consumerkit.errors import StartError, Unavailable
+from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Record, Subscription, Transport
 from tests.contracts.kafka_bench import KafkaBench
 from tests.contracts.member import Member, Recorder, offsets
@@ -20,6 +21,7 @@ from tests.contracts.reader_contract import read_out, started
 from tests.contracts.rebalance_contract import RebalanceContract
 from tests.contracts.transport_contract import numbered
 from tests.services import KafkaServer
+from tests.services.line import Line
 
 NOBODY = "127.0.0.1:1"
 SESSION = 4.0
@@ -122,6 +124,82 @@ class KafkaContract(RebalanceContract):
         await bench.create(topic, 2)
         after = (await bench.transport.topics([topic]))[topic]
         assert before.topic_id != after.topic_id
+
+    async def test_after_a_seek_messages_carry_the_id_of_a_topic_made_anew(
+        self, bench: KafkaBench, topic: str, group: str
+    ) -> None:
+        partition = TopicPartition(topic, 0)
+        await bench.append(topic, numbered(3))
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            await member.holds(2)
+            old = {message.topic_id for message in await member.reads(3)}
+            # No fetch may find the topic missing: the client would have the partitions dealt anew.
+            both = list(member.listener.held)
+            await member.consumer.hold(both)
+            await asyncio.sleep(1.5)
+            await bench.delete(topic)
+            await bench.create(topic, 2)
+            await bench.append(topic, numbered(5))
+            new = await bench.topic_id(topic)
+            assert (await member.consumer.describe([partition]))[partition].topic_id == new
+            epoch = member.goes_to(partition, 0)
+            await member.consumer.release(both)
+            seen = (await member.reads(8))[3:]
+        assert [(message.offset, message.epoch) for message in seen] == [(offset, epoch) for offset in range(5)]
+        assert old != {new}
+        assert {message.topic_id for message in seen} == {new}
+
+    async def test_an_id_that_the_broker_did_not_tell_is_not_described(
+        self, kafka: KafkaServer, bench: KafkaBench, topic: str, group: str
+    ) -> None:
+        partition = TopicPartition(topic, 0)
+        async with Line(kafka.bootstrap) as line:
+            transport = self.transport(line.address)
+            async with Member(transport.consumer(bench.subscription(group, topic))) as member:
+                await member.holds(2)
+                # The consumer has its connections to the broker itself, and who asks for topics connects anew.
+                await line.cut()
+                with pytest.raises(Unavailable):
+                    await member.consumer.describe([partition])
+                await bench.append(topic, numbered(3))
+                await member.reads(3)
+                await line.mend()
+                assert (await member.consumer.describe([partition]))[partition].topic_id == await bench.topic_id(topic)
+
+    async def test_a_partition_is_handed_out_once_the_broker_has_told_its_topics_id(
+        self, kafka: KafkaServer, bench: KafkaBench, topic: str, group: str
+    ) -> None:
+        leaving, go = asyncio.Event(), asyncio.Event()
+
+        async def leave() -> None:
+            leaving.set()
+            await go.wait()
+
+        async with (
+            Line(kafka.bootstrap) as line,
+            Member(bench.transport.consumer(bench.subscription(group, topic))) as first,
+        ):
+            await first.holds(2)
+            first.listener.before_leaving = leave
+            transport = self.transport(line.address)
+            async with Member(transport.consumer(bench.subscription(group, topic))) as second:
+                await asyncio.wait_for(leaving.wait(), 30)
+                await line.cut()
+                await bench.delete(topic)
+                await bench.create(topic, 2)
+                for number in (0, 1):
+                    await bench.append(topic, numbered(5), number)
+                go.set()
+                await first.stop()
+                # Longer than any of the clients asks at a time.
+                await asyncio.sleep(17)
+                assert (second.listener.told, second.seen) == ([], [])
+                assert second.consumer.health().error is None
+                assert second.consumer.health().idle < 1.0
+                await line.mend()
+                seen = await second.reads(10)
+        assert {message.topic_id for message in seen} == {await bench.topic_id(topic)}
+        assert offsets(seen, 0) == offsets(seen, 1) == list(range(5))
 
     async def test_a_large_backlog_comes_complete(self, bench: KafkaBench, topic: str, group: str) -> None:
         for partition in (0, 1):
