@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
-from typing import Final
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from typing import Any, Final
 
 from consumerkit import events
 from consumerkit.engine.committer import Committer
@@ -62,6 +61,7 @@ class Assignments:
         self._fences = fences
         self._announce = announce
         self._progressed = progressed
+        self._late: set[asyncio.Task[object]] = set()
 
     async def assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
         """Begin with partitions: they are taken over in the background, and nothing of them begins before."""
@@ -74,7 +74,8 @@ class Assignments:
         """Finish the transactions under way, let go of the rest, and return what may be committed."""
         reach("in_on_revoke")
         dropped = await self._drain(frozenset(partitions))
-        await self._committer.mark_last(partitions, GIVE_BACK_TIMEOUT)
+        # Where the mark is not written, the next owner finds some messages in the ledger.
+        await self._in_time(self._committer.mark_last(partitions))
         positions = self._committer.positions(partitions)
         await self._give_back(partitions)
         self._forget(partitions, dropped, lost=False)
@@ -86,9 +87,30 @@ class Assignments:
             return
         held = [partition for name in partitions if (partition := self._partitions.get(name)) is not None]
         # Without a database the next owner counts a death, which alone changes nothing.
-        with suppress(Exception):
-            async with asyncio.timeout(GIVE_BACK_TIMEOUT):
-                await self._fences.give_back(held)
+        await self._in_time(self._fences.give_back(held))
+
+    async def _in_time(self, work: Coroutine[Any, Any, object]) -> None:
+        """Have something written, or give it up; its end is not awaited then, for which a driver may take seconds.
+
+        It may land all the same, at any time: like all that an owner writes, it bears the owner's token.
+        """
+        task = asyncio.ensure_future(work)
+        self._late.add(task)
+        task.add_done_callback(self._over)
+        try:
+            await asyncio.wait({task}, timeout=GIVE_BACK_TIMEOUT)
+        finally:
+            task.cancel()
+
+    def _over(self, task: asyncio.Task[object]) -> None:
+        self._late.discard(task)
+        if not task.cancelled():
+            task.exception()  # else asyncio would log it; what failed here changes nothing
+
+    async def settle(self, within: float) -> None:
+        """Wait for what was given up and has not ended yet."""
+        if self._late:
+            await asyncio.wait(self._late, timeout=within)
 
     async def _drain(self, partitions: frozenset[TopicPartition]) -> int:
         # A lane whose transaction fails meanwhile has its messages back, and must not begin them anew.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from typing import Final, Protocol
 
 from consumerkit import events
@@ -136,14 +135,12 @@ class Committer:
             self._touched = time.monotonic()
             await self._fences.touch(self._watched.lanes())
 
-    async def mark_last(self, names: Iterable[TopicPartition], within: float) -> None:
-        """Write down how far partitions have come that are given back; where that fails the next owner redoes some."""
+    async def mark_last(self, names: Iterable[TopicPartition]) -> None:
+        """Write down how far partitions have come that are given back."""
         found = [one for name in names if (one := self._partitions.get(name)) is not None]
         moved = [one for one in found if one.owner is not None and one.offsets.position != one.mark]
         if moved:
-            with suppress(Exception):
-                async with asyncio.timeout(within):
-                    await self._fences.mark(moved, self._watched.lanes)
+            await self._fences.mark(moved, self._watched.lanes)
 
     def positions(self, names: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
         """Return the marks that the broker does not have yet."""

@@ -283,6 +283,7 @@ class Engine:
                 _log.error("handler %r: a part of its engine failed", self.declared.name, exc_info=error)
         with suppress(TimeoutError):
             await asyncio.wait_for(self.consumer.stop(), 15.0)
+        await self._assignments.settle(10.0)
         # What stays of them harms nobody, and is taken out when it is old.
         with suppress(Exception):
             async with asyncio.timeout(GIVE_BACK_TIMEOUT):

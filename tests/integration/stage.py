@@ -179,7 +179,8 @@ class Stage:
         """Run a worker until the block's end."""
         events: list[Event] = []
         stopping = asyncio.Event()
-        worker = self.make(*handlers, transport=transport, observers=[events.append], **settings)
+        observers = [events.append, *settings.pop("observers", ())]
+        worker = self.make(*handlers, transport=transport, observers=observers, **settings)
         run = Run(worker, asyncio.create_task(worker.run(stopping)), stopping, events)
         try:
             yield run
