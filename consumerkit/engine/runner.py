@@ -149,9 +149,7 @@ class Runner:
             if isinstance(error, CommitUnknown):
                 # The dead letters may be there: what was reserved for them is spent.
                 _spent(group.items)
-                # Nobody can tell at which number the lane stands, but it is no lower than this.
-                self.retired.append(self.lane)
-                self.lane = Lane.new()
+                self._leave_lane()
             if isinstance(error, CommitsLost) and group.lane == self.lane:
                 self.books.commits_lost(error)
             # Nothing more may begin for these partitions until they were taken over anew, which waits for whatever of
@@ -160,8 +158,7 @@ class Runner:
             raise Interrupted from error
         finally:
             self.busy_since = None
-        if group.lane is not None and group.lane == self.lane:
-            self.lane = group.lane.next
+        self._moved_on(group)
         reach("after_commit")
         if group.dead:
             reach("after_dead_letter_commit")
@@ -169,6 +166,16 @@ class Runner:
         self.patience.over()
         self._settle(group, group.items)
         self.tell.committed(group, time.monotonic() - began)
+
+    def _moved_on(self, group: Group) -> None:
+        """Take note that a group's transaction is durable, unless its lane has begun anew meanwhile."""
+        if group.lane is not None and group.lane == self.lane:
+            self.lane = group.lane.next
+
+    def _leave_lane(self) -> None:
+        """Begin a new lane: nobody can tell at which number the present one stands, but it is no lower than this."""
+        self.retired.append(self.lane)
+        self.lane = Lane.new()
 
     def _settle(self, group: Group, items: Sequence[Item]) -> None:
         """Enter in the books what a transaction made durable."""
@@ -203,12 +210,21 @@ class Runner:
     async def _convict(self, group: Group, error: TransactionEnded) -> None:
         """Bury the messages whose claims a handler committed by itself."""
         while True:
+            group.lane = self.lane
             try:
                 await self._work.convict(group, error)
+            except CommitsLost as lost:
+                if group.lane == self.lane:
+                    self.books.commits_lost(lost)
+                self.books.doubt(group.owners, lost)
+                raise Interrupted from lost
             except Exception as trouble:  # noqa: BLE001 - it must be known before anything is run again
+                # It may be durable all the same.
+                self._leave_lane()
                 await self.patience.wait_out("database", trouble)
             else:
                 break
+        self._moved_on(group)
         self._settle(group, group.convicted)
         self.tell.dead(group)
 

@@ -197,6 +197,11 @@ class Transaction:
         owned = fence.count_owned(connection, ledger.tables, ledger.consumer, group.owners)
         if owned != len(group.owners):
             raise Fenced(f"{len(group.owners) - owned} of {len(group.owners)} partitions were taken over")
+        self._move_on(connection, group)
+
+    def _move_on(self, connection: Connection, group: Group) -> None:
+        """Count this transaction in its lane: the mark rests on that."""
+        ledger = self._ledger
         if group.lane is not None and not progress.move_on(connection, ledger.tables, ledger.consumer, group.lane):
             raise CommitsLost("the database has lost transactions that it had acknowledged")
 
@@ -275,7 +280,12 @@ class Transaction:
         """Bury what a handler made durable by a COMMIT of its own, in a transaction of its own.
 
         The claims of such messages are there, while nobody can tell which of their effects are: to run them again
-        could double, and to take them for processed could lose.
+        could double, and to take them for processed could lose. That is so whoever owns their partitions by now, so
+        that the fence is not asked. The lane moves on as with any transaction: the mark passes these messages then,
+        and were their dead letters lost with the database's last commits, only the lane would tell.
+
+        Raises:
+            CommitsLost: The database has lost transactions of this lane.
         """
         connection = session.connection()
         claimed = {item.digest: item for item in group.items if item.claimed and item.digest is not None}
@@ -290,6 +300,7 @@ class Transaction:
         self._bury(connection, group, group.convicted)
         self._park(connection, group.convicted)
         outbox.append(connection, self._ledger.tables, group.publications)
+        self._move_on(connection, group)
 
 
 _SETTLED = {
