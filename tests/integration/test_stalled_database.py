@@ -16,11 +16,13 @@ from tests.integration.stage import Run, Stage, payment
 from tests.services import KafkaServer, PostgresServer
 from tests.services.line import Line
 
+pytestmark = pytest.mark.calm
+
 DRAIN = 1.0
 # What a transport allows beyond the drain before it takes the listener for stuck.
 MARGIN = 5.0
 # For starting a worker, and for the members' hearing of each other.
-JOINING = 4.0
+JOINING = 8.0
 Moment = Literal["in a transaction", "after a commit"]
 
 
