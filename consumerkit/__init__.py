@@ -34,6 +34,7 @@ from consumerkit.handler import BatchHandler, Events, Handler, Ordering, Receive
 from consumerkit.identity import Identity, coordinates, event_field, event_fields, header, record_timestamp
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import MessageState, Outcome, Reason
+from consumerkit.payload_retention import PayloadRetention
 from consumerkit.retry import Retry, Unsatisfied, Wait, chain, exponential, fixed, uniform
 from consumerkit.status import message_status
 from consumerkit.storage.sealing import Sealer
@@ -80,6 +81,7 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
     "Tls",
     "Tables",
     "Sealer",
+    "PayloadRetention",
     "outbox",
     # What became of a message
     "message_status",

@@ -245,6 +245,27 @@ class OutboxHeldBack(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxOld(Event):
+    """What is first in the outbox has waited there since `since`, for much longer than sending takes; told once."""
+
+    topic: str
+    sequence: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxGivenUp(Event):
+    """`count` messages for a topic, the oldest written at `oldest`, were not sent in time and were given up.
+
+    A relay that died may have published one before it could take note of that. The record is in `operator_actions`.
+    """
+
+    topic: str
+    count: int
+    oldest: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxResumed(Event):
     """What `OutboxHeldBack` told of is over, `seconds` after it began: it was sent, or discarded."""
 
@@ -272,6 +293,13 @@ class MessagesForgotten(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayloadsErased(Event):
     """`count` dead letters that were resolved or discarded long ago lost key, value and headers."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndecidedPayloadsErased(Event):
+    """`count` dead letters that nobody had decided on lost key, value and headers: they cannot be redriven any more."""
 
     count: int
 

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     OVERSIZED = "oversized"
     KILLED_PROCESS = "killed_process"
     FAILED_DUPLICATE = "failed_duplicate"
+    EXPIRED = "expired"
 
     @property
     def has_ledger_row(self) -> bool:
@@ -46,7 +47,7 @@ class Reason(StrEnum):
 
         The others cannot: no ID is known, or the ID belongs to another message or cannot be proven new.
         """
-        return self in (Reason.REJECTED, Reason.EXHAUSTED, Reason.KILLED_PROCESS)
+        return self in (Reason.REJECTED, Reason.EXHAUSTED, Reason.KILLED_PROCESS, Reason.EXPIRED)
 
     @property
     def holds_key(self) -> bool:

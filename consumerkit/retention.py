@@ -6,21 +6,18 @@ import asyncio
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
 from consumerkit import events
-from consumerkit.errors import ConfigurationError
 from consumerkit.event_wait import wait_until_set
 from consumerkit.events import Announcer
+from consumerkit.expiry import Expiry
 from consumerkit.message import TopicPartition
+from consumerkit.spans import in_utc
 from consumerkit.storage.engines import Run
-from consumerkit.storage.erasure import Erasing
 from consumerkit.storage.pruning import BATCH, OutdatedPlan, Plan, Pruning
-from consumerkit.waits import is_number
 
-DAY: Final = 86_400.0
 INTERVAL: Final = 300.0
 PAUSE: Final = 0.05  # between batches, so that the server's other work comes first
 _TRIES: Final = 20
@@ -95,15 +92,6 @@ async def _promised(run: Run, pruning: Pruning, plan: Plan) -> bool:
     return False
 
 
-async def erase_old(run: Run, erasing: Erasing, consumer: int, seconds: float) -> int:
-    """Erase the payloads of a handler's dead letters that were decided so many seconds ago; return of how many."""
-    count = 0
-    while erased := await run(partial(erasing.old_payloads, consumer=consumer, seconds=seconds)):
-        count += erased
-        await asyncio.sleep(PAUSE)
-    return count
-
-
 class Retention:
     """A worker's own timer: in each process, at uneven times, for the handlers of this worker.
 
@@ -112,7 +100,7 @@ class Retention:
         pruning: The statements.
         handlers: The names of the handlers.
         seconds: For how long a processed ID is remembered; None: for ever.
-        payloads: For how long the payload of a dead letter is kept once that was decided; None: for ever.
+        expiry: Ends what has stood for too long, in the same turn.
         announce: Told what happened.
     """
 
@@ -123,15 +111,14 @@ class Retention:
         handlers: Collection[str],
         *,
         seconds: float | None,
-        payloads: float | None,
+        expiry: Expiry,
         announce: Announcer,
     ) -> None:
         self._run = run
         self._pruning = pruning
-        self._erasing = Erasing(pruning.tables, pruning.dialect)
         self._handlers = tuple(handlers)
         self._seconds = seconds
-        self._payloads = payloads
+        self._expiry = expiry
         self._announce = announce
         self._stopping = asyncio.Event()
         self._told: set[tuple[str, TopicPartition]] = set()
@@ -149,15 +136,13 @@ class Retention:
             await self._sleep(wait)
 
     async def turn(self) -> None:
-        """Forget now what may be forgotten."""
+        """Forget now what may be forgotten, and end what has stood for too long."""
         if self._seconds is not None:
             for plan in await self._run(partial(self._pruning.plans, retention=self._seconds, handlers=self._handlers)):
                 await self._forget(plan)
-        if self._payloads is not None:
-            for handler, number in await self._run(partial(self._erasing.handlers, names=self._handlers)):
-                count = await erase_old(self._run, self._erasing, number, self._payloads)
-                if count:
-                    self._announce(events.PayloadsErased(handler=handler, count=count))
+        await self._expiry.turn()
+        await self._expiry.watch_outbox()
+        await self._expiry.unsent()
 
     async def _forget(self, plan: Plan) -> None:
         self._tell_holders(plan)
@@ -181,24 +166,3 @@ class Retention:
     def stop(self) -> None:
         """Have the timer end after what is under way."""
         self._stopping.set()
-
-
-def seconds_of(name: str, value: float | timedelta | None) -> float | None:
-    """Return a span that a user gave, in seconds; None is for ever.
-
-    Raises:
-        ConfigurationError: It is no span above 0.
-    """
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if seconds is None:
-        return None
-    if not is_number(seconds) or seconds <= 0:
-        raise ConfigurationError(
-            f"Worker({name}={value!r}): give a timedelta or a number of seconds greater than 0, or None for ever"
-        )
-    return float(seconds)
-
-
-def in_utc(moment: datetime) -> datetime:
-    """Return a moment with its zone: databases without time zones hold UTC."""
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -17,14 +17,24 @@ from consumerkit.cli.database import Opened, Place, PrefixOption, SchemaOption, 
 from consumerkit.cli.output import moment, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError
-from consumerkit.retention import DAY, forget
+from consumerkit.events import Announcer
+from consumerkit.expiry import Expired, Expiry, Unsent
+from consumerkit.retention import forget
+from consumerkit.spans import DAY
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.engines import Run
+from consumerkit.storage.expiry import Expiring
 from consumerkit.storage.pruning import Plan, Pruning
 from consumerkit.storage.tables import DEFAULT_PREFIX
+from consumerkit.worker.terms import terms_of
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
+_ENDED: Final = {
+    "decided": "payloads of decided letters",
+    "dead": "of undecided ones",
+    "parked": "parked, now dead",
+}
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
@@ -50,10 +60,11 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count; change nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per handler.")] = False,
 ) -> None:
-    """Forget message IDs that were processed long ago.
+    """Forget what was processed long ago; end what waits for too long.
 
     It works in batches, on all handlers in the database. What is parked, dead or was processed since
-    a partition's position last moved is never forgotten. Workers do the same by themselves, for their own handlers.
+    a partition's position last moved is never forgotten. With a target, its payload_retention counts
+    for its handlers, and without --handler for the outbox. Workers do the same by themselves.
     """
     where = place(target, database, prefix, schema)
     given = None if older_than is None else seconds_in(older_than)
@@ -94,16 +105,43 @@ async def _prune(
             lambda session: pruning.plans(session, seconds, handlers, unpositioned=unpositioned)
         )
         _check_names(handlers, plans)
+        expiry = _expiry(found, run, handlers)
         counts = [await run(partial(pruning.count, plan=plan)) for plan in plans]
         if dry_run:
-            return [_told(plan, count, complete=True) for plan, count in zip(plans, counts, strict=True)]
+            told = [_told(plan, count, complete=True) for plan, count in zip(plans, counts, strict=True)]
+            if expiry is not None:
+                _tell(told, await expiry.counted(), None if handlers else await expiry.count_unsent())
+            return told
         with _bar() as bar:
             task = bar.add_task("forgetting", total=sum(counts))
             told = []
             for plan in plans:
                 done = await forget(run, pruning, plan, tell=lambda n: bar.advance(task, n), patient=True)
                 told.append(_told(plan, done.count, complete=done.complete))
-            return told
+        if expiry is not None:
+            _tell(told, await expiry.turn(), None if handlers else await expiry.unsent())
+        return told
+
+
+def _expiry(found: Opened, run: Run, handlers: list[str] | None) -> Expiry | None:
+    """Return what ends things by a target's terms; without them nobody knows for how long they may stand."""
+    worker = found.worker
+    if worker is None:
+        return None
+    terms = [one for one in terms_of(worker.declarations) if handlers is None or one.name in handlers]
+    guard = partial(worker.dialect.relay_guard, found.database.location)
+    expiring = Expiring(found.tables, worker.dialect)
+    return Expiry(run, expiring, worker.payload_retention, terms, guard, Announcer())
+
+
+def _tell(told: list[dict[str, Any]], expired: list[Expired], unsent: Unsent | None) -> None:
+    """Add what was ended to what is told of each handler, and the outbox, which is nobody's, as a row of its own."""
+    by_name = {one["handler"]: one for one in told}
+    for one in expired:
+        ended = {"decided": one.decided, "dead": one.dead, "parked": one.parked, "skipped": list(one.skipped)}
+        by_name[one.handler]["ended"] = ended
+    if unsent is not None:
+        told.append({"handler": "", "outbox": unsent.count, "complete": unsent.complete})
 
 
 def _retention_of(found: Opened) -> float:
@@ -152,6 +190,22 @@ def _told(plan: Plan, count: int, *, complete: bool) -> dict[str, Any]:
 
 
 def _print(told: list[dict[str, Any]], *, dry_run: bool) -> None:
+    handlers = [one for one in told if one["handler"]]
+    _print_forgotten(handlers, dry_run=dry_run)
+    ended = [(one["handler"], *[one["ended"][name] for name in _ENDED]) for one in handlers if "ended" in one]
+    if ended:
+        say("")
+        print_table(("handler", *_ENDED.values()), ended)
+    for one in handlers:
+        for line in _ways_out(one):
+            say(line)
+    for one in told[len(handlers) :]:
+        say(f"outbox: {one['outbox']} messages {'would be given up' if dry_run else 'given up'} unsent")
+        if not one["complete"]:
+            say("outbox: a relay was sending all the time; it is tried again by the workers, or run this again")
+
+
+def _print_forgotten(told: list[dict[str, Any]], *, dry_run: bool) -> None:
     print_table(
         ("handler", "would be forgotten" if dry_run else "forgotten", "processed before", "held back by"),
         [
@@ -159,9 +213,6 @@ def _print(told: list[dict[str, Any]], *, dry_run: bool) -> None:
             for one in told
         ],
     )
-    for one in told:
-        for line in _ways_out(one):
-            say(line)
 
 
 def _holders(one: dict[str, Any]) -> str:
@@ -188,4 +239,8 @@ def _ways_out(one: dict[str, Any]) -> list[str]:
         lines.append(
             f"{name}: a partition's row was in use all the time, or its position was moved back; run this again"
         )
+    lines.extend(
+        f"{name}: {partition} was in use all the time, or a payload of it cannot be unsealed; run this again"
+        for partition in one.get("ended", {}).get("skipped", ())
+    )
     return lines

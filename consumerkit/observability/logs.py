@@ -174,6 +174,21 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
     events.OffsetsCommitted: (logging.DEBUG, _offsets),
     events.OutboxPublished: (logging.DEBUG, lambda e: f"outbox: {e.count} messages published"),
     events.OutboxHeldBack: (logging.WARNING, _outbox_held_back),
+    events.OutboxOld: (
+        logging.WARNING,
+        lambda e: (
+            f"outbox: message {e.sequence} for {e.topic} waits since {e.since.isoformat(' ', 'seconds')}; "
+            "see `consumerkit outbox list`"
+        ),
+    ),
+    events.OutboxGivenUp: (
+        logging.ERROR,
+        lambda e: (
+            f"outbox: gave up {e.count} messages for {e.topic}, the oldest of {e.oldest.isoformat(' ', 'seconds')}, "
+            "which payload_retention lets wait no longer; operator_actions names them, and a process that died may "
+            "have published some"
+        ),
+    ),
     events.OutboxResumed: (
         logging.INFO,
         lambda e: f"outbox: {_what_of(e)} {e.topic} is not held back any more, after {e.seconds:.1f} s",
@@ -187,6 +202,13 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
     ),
     events.MessagesForgotten: (logging.INFO, _forgotten),
     events.PayloadsErased: (logging.INFO, lambda e: f"erased the payloads of {e.count} dead letters decided long ago"),
+    events.UndecidedPayloadsErased: (
+        logging.WARNING,
+        lambda e: (
+            f"erased the payloads of {e.count} dead letters that nobody had decided on; they can be resolved or "
+            "discarded, and not redriven any more"
+        ),
+    ),
     events.ForgettingHeldBack: (logging.WARNING, _held_back),
 }
 

@@ -1,4 +1,4 @@
-"""Erasing payloads: those of dead letters that were decided long ago, and everything stored of one key.
+"""Erasing everything stored of one key.
 
 What is erased loses key, value, headers, message ID and the words of its errors. The facts stay: where it stood, when
 and why it died, what became of it.
@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, DateTime, and_, case, delete, func, null, select, type_coerce, update
+from sqlalchemy import Connection, and_, case, delete, func, null, select, update
 from sqlalchemy.orm import Session
 
 from consumerkit.message import Message, TopicPartition
@@ -23,12 +23,11 @@ from consumerkit.storage.parked import ParkedMessage, key_digest
 from consumerkit.storage.parking import ParkingLot
 from consumerkit.storage.tables import Tables
 
-BATCH: Final = 1_000
 ERASED: Final = "(erased)"
 FENCE_WAIT: Final = 10.0
-_DECIDED: Final = (State.RESOLVED.value, State.DISCARDED.value)
+DECIDED: Final = (State.RESOLVED.value, State.DISCARDED.value)
 _LIMITS: Final = Limits(statement=60.0, lock=15.0, idle=60.0)
-_GONE: Final[dict[str, Any]] = {
+GONE: Final[dict[str, Any]] = {
     "key": null(),
     "value": null(),
     "headers": "[]",
@@ -52,25 +51,6 @@ class Erasing:
         query = select(c.name, c.id).order_by(c.name)
         rows = session.execute(query if names is None else query.where(c.name.in_(names)))
         return [(row.name, row.id) for row in rows]
-
-    def old_payloads(self, session: Session, consumer: int, seconds: float, limit: int = BATCH) -> int:
-        """Erase payloads of dead letters that were resolved or discarded so long ago; return of how many."""
-        table = self.tables.dead_letters
-        c = table.c
-        before = type_coerce(self.dialect.in_seconds(-seconds), DateTime(timezone=True))
-        decided = and_(c.state.in_(_DECIDED), func.coalesce(c.state_at, c.dead_at) < before)
-        connection = self._begin(session)
-        rows = connection.execute(
-            select(c.id)
-            .where(c.consumer == consumer, decided, c.erased_at.is_(None))
-            .order_by(c.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        numbers = [row.id for row in rows]
-        for some in _portions(numbers):
-            connection.execute(update(table).where(c.id.in_(some)).values(**_GONE, erased_at=func.now()))
-        return len(numbers)
 
     def partitions(self, session: Session, consumer: int, key: bytes) -> list[TopicPartition]:
         """Return the partitions in which messages of a key are parked."""
@@ -104,8 +84,8 @@ class Erasing:
         lot = ParkingLot(self.tables, self.dialect, consumer)
         lot.remove(connection, [row.id for row in rows])
         gone = ParkedMessage(message=Message(*partition, 0, key), digest=None, message_id="", fingerprint=b"")
-        lot.promote(connection, gone, any_key=self._in_partition_order(connection, consumer))
-        self._have_taken_anew(connection, consumer, partition)
+        lot.promote(connection, gone, any_key=self.in_partition_order(connection, consumer))
+        self.have_taken_anew(connection, consumer, partition)
         self._record(connection, consumer, key, by, parked=len(rows), partition=str(partition))
         return len(rows)
 
@@ -134,11 +114,12 @@ class Erasing:
             returning=c.id,
         )
 
-    def _in_partition_order(self, connection: Connection, consumer: int) -> bool:
+    def in_partition_order(self, connection: Connection, consumer: int) -> bool:
+        """Return whether a handler's messages come in the order of their partition."""
         c = self.tables.consumers.c
         return bool(connection.execute(select(c.ordering).where(c.id == consumer)).scalar_one() == "partition")
 
-    def _have_taken_anew(self, connection: Connection, consumer: int, partition: TopicPartition) -> None:
+    def have_taken_anew(self, connection: Connection, consumer: int, partition: TopicPartition) -> None:
         """Give the partition a token that its owner does not know; to take it anew is no death."""
         table = self.tables.partition_progress
         c = table.c
@@ -159,11 +140,11 @@ class Erasing:
         rows = self._letters(connection, consumer, key)
         state = {
             "state": case((c.state == State.RESOLVED.value, c.state), else_=State.DISCARDED.value),
-            "state_at": case((c.state.in_(_DECIDED), c.state_at), else_=func.now()),
+            "state_at": case((c.state.in_(DECIDED), c.state_at), else_=func.now()),
             "erased_at": func.now(),
         }
         for some in _portions([row.id for row in rows]):
-            connection.execute(update(table).where(c.id.in_(some)).values(**_GONE, **state))
+            connection.execute(update(table).where(c.id.in_(some)).values(**GONE, **state))
         self._blank(connection, consumer, [bytes(row.digest) for row in rows if row.digest is not None], parked=False)
         if rows:
             self._record(connection, consumer, key, by, dead_letters=len(rows))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, type_coerce
@@ -11,7 +11,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import NullType
 
 from consumerkit.message import Headers
+from consumerkit.storage import actions
 from consumerkit.storage import headers as header_text
+from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.sealing import payload, sealed
 from consumerkit.storage.tables import Tables
 
@@ -49,6 +51,15 @@ class Pending(NamedTuple):
     sequence: int
     message: OutboxMessage
     identity: Identity
+
+
+class Old(NamedTuple):
+    """A message that waits, or waited, for long: where it is for, when it was written, and how many seconds ago."""
+
+    sequence: int
+    topic: str
+    created_at: datetime
+    seconds: float
 
 
 def append(connection: Connection, tables: Tables, messages: Sequence[OutboxMessage]) -> None:
@@ -187,12 +198,61 @@ def discard(session: Session, tables: Tables, sequence: int, *, actor: str) -> s
     if row is None:
         return None
     topic, size, headers = row
-    ids = [value for name, value in header_text.load(headers) if name == "message-id"]
-    message_id = (ids[-1] or b"").decode("utf-8", "backslashreplace") if ids else None
-    details = {"sequence": sequence, "topic": topic, "message_id": message_id, "value_bytes": size}
-    action = {"actor": actor, "action": "outbox discard", "details": json.dumps(details)}
-    session.execute(insert(tables.operator_actions).values(action))
+    details = {"sequence": sequence, "topic": topic, "message_id": _named(headers), "value_bytes": size}
+    actions.record(session.connection(), tables, actor=actor, action="outbox discard", details=details)
     return str(topic)
+
+
+def expire(connection: Connection, tables: Tables, before: ColumnElement[Any], limit: int, *, actor: str) -> list[Old]:
+    """Remove the first messages that were written before a moment, and record that; while no relay sends.
+
+    A relay may have died after it had sent one and before it removed it, so what is recorded says that it may have been
+    published.
+    """
+    table = tables.outbox_messages
+    c = table.c
+    facts = (c.sequence, c.topic, c.headers, c.created_at, func.coalesce(func.length(c.value), 0).label("size"))
+    old = select(*facts).where(c.created_at < before).order_by(c.sequence).limit(limit)
+    rows = connection.execute(old.with_for_update(skip_locked=True)).all()
+    if not rows:
+        return []
+    connection.execute(delete(table).where(c.sequence.in_([row.sequence for row in rows])))
+    messages = [
+        {
+            "sequence": row.sequence,
+            "topic": row.topic,
+            "message_id": _named(row.headers),
+            "value_bytes": row.size,
+            "created_at": row.created_at.isoformat(),
+        }
+        for row in rows
+    ]
+    details = {"may_have_been_published": True, "messages": messages}
+    actions.record(connection, tables, actor=actor, action="outbox expire", details=details)
+    return [Old(row.sequence, row.topic, row.created_at, 0.0) for row in rows]
+
+
+def count_old(connection: Connection, tables: Tables, before: ColumnElement[Any]) -> int:
+    """Return how many messages were written before a moment."""
+    c = tables.outbox_messages.c
+    return int(connection.execute(select(func.count()).where(c.created_at < before)).scalar_one())
+
+
+def oldest(connection: Connection, tables: Tables, dialect: Dialect) -> Old | None:
+    """Return the message that waits first; only transactions that were open together number theirs in another order."""
+    c = tables.outbox_messages.c
+    age: ColumnElement[Any] = dialect.seconds_since(c.created_at)
+    row = connection.execute(select(c.sequence, c.topic, c.created_at, age).order_by(c.sequence).limit(1)).first()
+    return None if row is None else Old(row[0], row[1], row[2], float(row[3]))
+
+
+def _named(headers: str) -> str | None:
+    """Return the ID of a message by its headers as they are stored; None where they have none, or are sealed."""
+    try:
+        ids = [value for name, value in header_text.load(headers) if name == "message-id"]
+    except ValueError:
+        return None
+    return (ids[-1] or b"").decode("utf-8", "backslashreplace") if ids else None
 
 
 def _bytes(value: bytes | None) -> bytes | None:

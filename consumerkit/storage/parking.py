@@ -173,10 +173,20 @@ class ParkingLot:
         connection.execute(statement, _as_read(parked))
 
     def hold(self, connection: Connection, held: ParkedMessage) -> None:
-        """Turn a message that has died into a row that keeps the later ones of its key waiting."""
+        """Turn a message that has died into a row that keeps the later ones of its key waiting.
+
+        One with a `wait` is there only until the partition's owner, which has its key blocked in memory, takes it out.
+        """
         table = self.tables.parked_messages
         statement = update(table).where(table.c.id == held.id)
-        connection.execute(statement.values(due_at=None, deliveries=0, **self.row(held)))
+        due = None if held.wait is None else self.dialect.in_seconds(held.wait)
+        connection.execute(statement.values(due_at=due, deliveries=0, **self.row(held)))
+
+    def read(self, connection: Connection, numbers: Sequence[int]) -> list[ParkedMessage]:
+        """Return messages, in order, by their numbers."""
+        c = self.tables.parked_messages.c
+        rows = connection.execute(self._select().where(c.id.in_(numbers)).order_by(c.id))
+        return [parked_in(row, self.tables.sealer) for row in rows]
 
     def remove(self, connection: Connection, numbers: Sequence[int]) -> set[int]:
         """Take messages out: their outcomes are decided; return the numbers of those that were there."""

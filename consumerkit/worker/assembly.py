@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.orm import Session
 
 from consumerkit.declaration import Declaration
 from consumerkit.engine.fences import Fences
@@ -102,10 +103,18 @@ class Assembly:
         isolation = self.dialect.isolation()
         options = {"isolation_level": isolation} if isolation else {}
         # A server may be silent, and its own limits are of no use then.
-        async with self.turn if self.dialect.single_writer else nullcontext():
+        async with self._turns():
             return await self.database.run(
                 lambda session: work(session.connection(execution_options=options)), within=self.limits.statement
             )
+
+    async def run(self, work: Callable[[Session], T]) -> T:
+        """Run work in a transaction of its own, in its turn where there is a single writer."""
+        async with self._turns():
+            return await self.database.run(work)
+
+    def _turns(self) -> AbstractAsyncContextManager[None]:
+        return self.turn if self.dialect.single_writer else nullcontext()
 
     def _work(self, declared: Declaration, lot: ParkingLot, number: int) -> UnitOfWork:
         work = self._unit_of_work(declared, lot, number)

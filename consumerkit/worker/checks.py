@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from consumerkit.declaration import Declaration
 from consumerkit.declaration_checks import in_short
 from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.payload_retention import PayloadRetention
 from consumerkit.storage import consumers, occupancy, schema, waiting
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.engines import Database
@@ -118,6 +119,13 @@ async def retention(
     keeps = await transport.keeps(sorted({topic for declared in declarations for topic in declared.topics}))
     letters = await _asked(given, pruning.oldest_letters)
     for line in horizons.warnings(seconds, declarations, keeps, letters):
+        _log.warning("%s", line)
+
+
+def parked(kept: PayloadRetention, declarations: Sequence[Declaration]) -> None:
+    """Warn where a message may be ended in the parking lot before its retries are."""
+    seconds = kept.seconds("parked")
+    for line in () if seconds is None else horizons.parked_warnings(seconds, declarations):
         _log.warning("%s", line)
 
 

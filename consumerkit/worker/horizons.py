@@ -72,6 +72,16 @@ def warnings(
             )
 
 
+def parked_warnings(parked: float, declarations: Sequence[Declaration]) -> Iterator[str]:
+    """Yield a line for each handler whose retries may take longer than a message may be parked."""
+    for declared in declarations:
+        if (horizon := retry_horizon(declared.retry)) > parked:
+            yield (
+                f"handler {declared.name!r}: its retries may take {span(horizon)}, and PayloadRetention(parked=...) "
+                f"ends them after {span(parked)}; lengthen that, or shorten the retries"
+            )
+
+
 def span(seconds: float) -> str:
     """Return a span for people, in the largest unit that fits.
 

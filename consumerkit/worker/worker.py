@@ -11,6 +11,7 @@ from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
@@ -23,12 +24,16 @@ from consumerkit.engine.loop import Engine as HandlerEngine
 from consumerkit.engine.runner import HandlerHalted
 from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
 from consumerkit.events import Announcer, Observer
+from consumerkit.expiry import Expiry
 from consumerkit.handler import AnyHandler
 from consumerkit.observability.logs import LoggingObserver
+from consumerkit.payload_retention import PayloadRetention, payload_retention_of
 from consumerkit.relay import Relay
-from consumerkit.retention import DAY, Retention, seconds_of
+from consumerkit.retention import Retention
+from consumerkit.spans import DAY, seconds_of
 from consumerkit.storage.dialects import Limits, dialect_for
 from consumerkit.storage.engines import AsyncSessions, Database, SyncSessions
+from consumerkit.storage.expiry import Expiring
 from consumerkit.storage.pruning import Pruning
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from consumerkit.transports.base import Transport
@@ -37,6 +42,7 @@ from consumerkit.worker import checks
 from consumerkit.worker.assembly import Assembly
 from consumerkit.worker.collector import seldom_collected
 from consumerkit.worker.readiness import Readiness, States
+from consumerkit.worker.terms import terms_of
 from consumerkit.worker.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
@@ -62,7 +68,8 @@ class Worker:
         stall_timeout: Seconds without a sign of life from the event loop, a consumer or a transaction (beyond
             `transaction_timeout`) after which the process ends itself, to be restarted.
         retention: For how long the ledger remembers a processed message ID: seconds, a timedelta, or None for ever.
-        payload_retention: For how long a dead letter keeps its payload after it was resolved or discarded; likewise.
+        payload_retention: For how long a dead letter keeps its payload after it was resolved or discarded, likewise; or
+            a `PayloadRetention`, which has spans for what is undecided, parked and unsent, too.
         failpoints: For tests: read `CONSUMERKIT_FAILPOINT` from the environment.
 
     Raises:
@@ -90,7 +97,7 @@ class Worker:
         grace: float = 30.0,
         stall_timeout: float = 60.0,
         retention: float | timedelta | None = 7 * DAY,
-        payload_retention: float | timedelta | None = 30 * DAY,
+        payload_retention: float | timedelta | PayloadRetention | None = 30 * DAY,
         failpoints: bool = False,
     ) -> None:
         self.declarations: tuple[Declaration, ...] = declare_all(handlers)
@@ -103,7 +110,7 @@ class Worker:
         )
         self.retention = seconds_of("retention", retention)
         self.declarations = tuple(replace(declared, remembered=self.retention) for declared in self.declarations)
-        self._payload_retention = seconds_of("payload_retention", payload_retention)
+        self.payload_retention = payload_retention_of(payload_retention)
         checks.arguments(kafka, tables, observers)
         self.tables = tables
         self.grace = grace
@@ -125,6 +132,7 @@ class Worker:
         self._outbox_written = asyncio.Event()
         self._engines: list[HandlerEngine] = []
         self._relay: Relay | None = None
+        self._assembly = Assembly(self.database, self.dialect, tables, self._limits, self._announce)
         self._forgetting: Retention | None = None
         self._watchdog: Watchdog | None = None
         self._tasks: dict[asyncio.Task[None], str] = {}
@@ -169,9 +177,8 @@ class Worker:
         self._failed = asyncio.get_running_loop().create_future()
         try:
             numbers = await self._checked()
-            assembly = Assembly(self.database, self.dialect, self.tables, self._limits, self._announce)
             for declared in self.declarations:
-                engine = assembly.engine(
+                engine = self._assembly.engine(
                     declared,
                     self.transport,
                     numbers[declared.name],
@@ -198,6 +205,7 @@ class Worker:
             adopted=self._adopted,
             connections=self.processes * (self._lanes + 3),
         )
+        checks.parked(self.payload_retention, self.declarations)
         pruning = Pruning(self.tables, self.dialect)
         await checks.retention(self.retention, self.declarations, self.transport, self.database, pruning)
         return numbers
@@ -222,19 +230,28 @@ class Worker:
         for engine in self._engines:
             self._spawn(engine.run(), engine.declared.name)
         self._spawn(self._relay.run(), "relay")
-        names = [declared.name for declared in self.declarations]
-        pruning = Pruning(self.tables, self.dialect)
-        self._forgetting = Retention(
-            self.database.run,
-            pruning,
-            names,
-            seconds=self.retention,
-            payloads=self._payload_retention,
-            announce=self._announce,
-        )
+        self._forgetting = self._retention()
         self._spawn(self._forgetting.run(), "retention")
         self._watchdog = Watchdog(self._engines, stall=self._stall_timeout, transaction=self._limits.idle)
         self._watchdog.start(asyncio.get_running_loop())
+
+    def _retention(self) -> Retention:
+        run, expiring = self._assembly.run, Expiring(self.tables, self.dialect)
+        return Retention(
+            run,
+            Pruning(self.tables, self.dialect),
+            [declared.name for declared in self.declarations],
+            seconds=self.retention,
+            expiry=Expiry(
+                run,
+                expiring,
+                self.payload_retention,
+                terms_of(self.declarations),
+                partial(self.dialect.relay_guard, self.database.location),
+                self._announce,
+            ),
+            announce=self._announce,
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

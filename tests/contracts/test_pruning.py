@@ -17,7 +17,8 @@ from consumerkit import retention
 from consumerkit.errors import ConfigurationError
 from consumerkit.message import TopicPartition
 from consumerkit.outcome import Outcome
-from consumerkit.retention import Forgotten, forget, seconds_of
+from consumerkit.retention import Forgotten, forget
+from consumerkit.spans import seconds_of
 from consumerkit.storage import consumers, progress, schema
 from consumerkit.storage.dialects import Claim, Limits, dialect_for
 from consumerkit.storage.engines import Database

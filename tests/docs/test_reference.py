@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 
 import consumerkit
-from consumerkit import Brake, Events, Handler, Kafka, Reason, Retry, Sasl, Tables, Tls, Worker, events
+from consumerkit import (
+    Brake,
+    Events,
+    Handler,
+    Kafka,
+    PayloadRetention,
+    Reason,
+    Retry,
+    Sasl,
+    Tables,
+    Tls,
+    Worker,
+    events,
+)
 from consumerkit.engine import letters
 from consumerkit.identity import WHOLE_VALUE
 from consumerkit.observability import logs
@@ -54,7 +67,7 @@ def _arguments(kind: type) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "kind", [Worker, Kafka, Sasl, Tls, Tables, Retry, Brake, Events], ids=lambda kind: kind.__name__
+    "kind", [Worker, PayloadRetention, Kafka, Sasl, Tls, Tables, Retry, Brake, Events], ids=lambda kind: kind.__name__
 )
 def test_every_argument_is_described_with_its_default(kind: type) -> None:
     described, there = _described(kind.__name__), _arguments(kind)

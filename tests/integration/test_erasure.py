@@ -17,7 +17,7 @@ from consumerkit.erasure import Erased, erase
 from consumerkit.events import PayloadsErased
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome
-from consumerkit.storage import consumers, fence, outbox, schema
+from consumerkit.storage import consumers, expiry, fence, outbox, schema
 from consumerkit.storage import erasure as statements
 from consumerkit.storage.dialects import Claim, dialect_for
 from consumerkit.storage.engines import Database
@@ -143,7 +143,7 @@ async def test_one_handlers_alone(open_database: Database, url: str) -> None:
 async def test_payloads_of_decided_letters_go_when_they_are_old(
     open_database: Database, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statements, "BATCH", 1)
+    monkeypatch.setattr(expiry, "LETTERS", 1)
     old = NOW - timedelta(days=40)
     place = MemoryStage(url)
     await place.create_tables()

@@ -17,9 +17,12 @@ def test_the_stored_numbers_and_words_stay() -> None:
         "oversized",
         "killed_process",
         "failed_duplicate",
+        "expired",
     ]
 
 
 @pytest.mark.parametrize("reason", Reason)
 def test_only_a_message_that_was_tried_holds_a_claim_on_its_id(reason: Reason) -> None:
-    assert reason.has_ledger_row == (reason in {Reason.REJECTED, Reason.EXHAUSTED, Reason.KILLED_PROCESS})
+    assert reason.has_ledger_row == (
+        reason in {Reason.REJECTED, Reason.EXHAUSTED, Reason.KILLED_PROCESS, Reason.EXPIRED}
+    )

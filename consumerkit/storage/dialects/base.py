@@ -133,8 +133,11 @@ class Dialect(Protocol):
         """Keep other relays of this database out from outside of it; yields whether it is our turn."""
         ...
 
-    def lock_relay(self, session: Session) -> bool:
-        """Keep other relays out until this transaction ends; return whether it is our turn."""
+    def lock_relay(self, session: Session, *, wait: float = 0.0) -> bool:
+        """Keep other relays out until this transaction ends; return whether it is our turn.
+
+        This is the transaction's first work. If it is not our turn after `wait` seconds, it may be of no further use.
+        """
         ...
 
     def lock_pruning(self, connection: Connection) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from zlib import crc32
 
-from sqlalchemy import ColumnElement, Connection, extract, func, text
+from sqlalchemy import ColumnElement, Connection, TextClause, extract, func, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -45,6 +45,7 @@ _LOCK_RELAY = text("""
                 THEN set_config('transaction_timeout', '0', true) END
 """)
 _LOCK_SPACE = 0x636B  # "ck"
+_AWAIT_RELAY = text("SELECT pg_advisory_xact_lock(:space, :relay)")
 _LOCK_PRUNING = text("SELECT pg_try_advisory_xact_lock(:space, :pruning)")
 _TRY_FENCE = text("SELECT pg_try_advisory_xact_lock(:fence)")
 _TAKE_FENCE = text("SELECT pg_advisory_xact_lock(:fence)")
@@ -107,14 +108,7 @@ class PostgreSQL:
         """See `Dialect.take_over`; lock requests queue fairly, so sharers that come later wait behind it."""
         if wait <= 0:
             return bool(connection.execute(_TRY_FENCE, {"fence": fence}).scalar_one())
-        try:
-            connection.execute(_LOCK_TIMEOUT, {"lock": _milliseconds(wait)})
-            connection.execute(_TAKE_FENCE, {"fence": fence})
-        except DBAPIError as error:
-            if sqlstate(error) == "55P03":
-                return False
-            raise
-        return True
+        return _in_time(connection, wait, _TAKE_FENCE, {"fence": fence})
 
     def in_seconds(self, seconds: float) -> ColumnElement[Any]:
         """See `Dialect.in_seconds`; not `now()`, which stands still in a transaction."""
@@ -170,11 +164,14 @@ class PostgreSQL:
         """See `Dialect.relay_guard`."""
         return nullcontext(True)
 
-    def lock_relay(self, session: Session) -> bool:
-        """See `Dialect.lock_relay`."""
+    def lock_relay(self, session: Session, *, wait: float = 0.0) -> bool:
+        """See `Dialect.lock_relay`; who waits is next, while one that only looks comes too late again and again."""
         # Not on an engine's autocommit, which would let go of the lock at once.
-        session.connection(execution_options={"isolation_level": self.isolation()})
-        return bool(session.scalar(_LOCK_RELAY, {"space": _LOCK_SPACE, "relay": self._relay}))
+        connection = session.connection(execution_options={"isolation_level": self.isolation()})
+        place = {"space": _LOCK_SPACE, "relay": self._relay}
+        if wait > 0 and not _in_time(connection, wait, _AWAIT_RELAY, place):
+            return False
+        return bool(connection.scalar(_LOCK_RELAY, place))
 
     def lock_pruning(self, connection: Connection) -> bool:
         """See `Dialect.lock_pruning`."""
@@ -187,6 +184,18 @@ class PostgreSQL:
     def most_connections(self, connection: Connection) -> int | None:
         """See `Dialect.most_connections`."""
         return int(connection.execute(_MOST_CONNECTIONS).scalar_one())
+
+
+def _in_time(connection: Connection, wait: float, statement: TextClause, place: Mapping[str, int]) -> bool:
+    """Take a lock; return False where that took too long, which ends the transaction."""
+    try:
+        connection.execute(_LOCK_TIMEOUT, {"lock": _milliseconds(wait)})
+        connection.execute(statement, place)
+    except DBAPIError as error:
+        if sqlstate(error) == "55P03":
+            return False
+        raise
+    return True
 
 
 def _milliseconds(seconds: float) -> str:

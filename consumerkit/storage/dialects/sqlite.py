@@ -112,7 +112,7 @@ class SQLite:
         finally:
             os.close(descriptor)
 
-    def lock_relay(self, session: Session) -> bool:
+    def lock_relay(self, session: Session, *, wait: float = 0.0) -> bool:
         """See `Dialect.lock_relay`."""
         return True
 

@@ -131,6 +131,27 @@ TOLD: list[tuple[Event, int, str]] = [
         "outbox: message 7 for receipts is held back, and tried again in 1.0 s and then less often: too large",
     ),
     (
+        events.OutboxOld(topic="receipts", sequence=7, since=datetime(2026, 11, 1, tzinfo=UTC)),
+        logging.WARNING,
+        "outbox: message 7 for receipts waits since 2026-11-01 00:00:00+00:00; see `consumerkit outbox list`",
+    ),
+    (
+        events.OutboxGivenUp(topic="receipts", count=2, oldest=datetime(2026, 11, 1, tzinfo=UTC)),
+        logging.ERROR,
+        (
+            "outbox: gave up 2 messages for receipts, the oldest of 2026-11-01 00:00:00+00:00, which payload_retention "
+            "lets wait no longer; operator_actions names them, and a process that died may have published some"
+        ),
+    ),
+    (
+        events.UndecidedPayloadsErased(handler="credit", count=2),
+        logging.WARNING,
+        (
+            "credit: erased the payloads of 2 dead letters that nobody had decided on; they can be resolved or "
+            "discarded, and not redriven any more"
+        ),
+    ),
+    (
         events.OutboxResumed(topic="receipts", seconds=61.0),
         logging.INFO,
         "outbox: what is for receipts is not held back any more, after 61.0 s",

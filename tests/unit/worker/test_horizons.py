@@ -6,7 +6,7 @@ import pytest
 
 from consumerkit import Context, Handler, Retry, exponential, fixed, header
 from consumerkit.declaration import declare
-from consumerkit.worker.horizons import retry_horizon, span, warnings
+from consumerkit.worker.horizons import parked_warnings, retry_horizon, span, warnings
 
 DAY = 86_400.0
 
@@ -63,3 +63,9 @@ def test_what_the_ledger_forgets_too_soon_for(
     for line, part in zip(told, words, strict=True):
         assert line.startswith(f"handler 'credit': its ledger remembers for {days} d, and ")
         assert part in line
+
+
+def test_what_ends_in_the_lot_before_its_retries_do() -> None:
+    [line] = parked_warnings(DAY, [declare(Credit())])
+    assert "its retries may take 2 d, and PayloadRetention(parked=...) ends them after 1 d" in line
+    assert not list(parked_warnings(3 * DAY, [declare(Credit())]))

@@ -1,0 +1,28 @@
+"""How the messages of declared handlers die, for what ends them without running their handler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from consumerkit.declaration import Declaration
+from consumerkit.engine import letters
+from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.expiry import Terms
+from consumerkit.storage.outbox import OutboxMessage
+
+
+def terms_of(declarations: Sequence[Declaration]) -> list[Terms]:
+    """Return the terms of handlers."""
+    return [_terms(declared) for declared in declarations]
+
+
+def _terms(declared: Declaration) -> Terms:
+    dead_letter = declared.dead_letter
+    if dead_letter is None:
+        return Terms(declared.name)
+    topic = dead_letter.topic
+
+    def copy(dead: DeadMessage) -> OutboxMessage:
+        return letters.dead_letter(dead, topic, declared.name, letters.now())
+
+    return Terms(declared.name, declared.holds_key, copy)
