@@ -87,13 +87,19 @@ class Shelf:
             lambda s: bind(s, TABLES, name="credit", group="credit", topics=["t"], ordering="key")
         )
 
-    async def park(self, *numbers: int, at: datetime = OLD, partition: int = 0, **more: Any) -> None:
+    async def park(
+        self,
+        *numbers: int,
+        at: datetime = OLD,
+        partition: int = 0,
+        outcome: Outcome = Outcome.PARKED,
+        **more: Any,
+    ) -> None:
         """Park messages with their claims, as if that had been a while ago."""
 
         def work(session: Session) -> None:
             connection = session.connection()
             rows = [parked(n, partition, **more) for n in numbers]
-            outcome = Outcome.PROCESSED if more.get("kind") is Kind.REPEAT else Outcome.PARKED
             claims = [Claim(row.digest, row.message_id, b"f" * 16, outcome) for row in rows if row.digest]
             Ledger(TABLES, self.dialect, self.consumer).claim(connection, claims)
             found = ParkingLot(TABLES, self.dialect, self.consumer).park(connection, rows).values()
@@ -214,11 +220,12 @@ async def test_what_was_redriven_is_dead_again_in_its_own_letter(shelf: Shelf) -
     assert (row.id, row.state, row.reason, row.redrives) == (number, "dead", "expired", 2)
 
 
-async def test_a_further_copy_leaves_the_first_ones_outcome_alone(shelf: Shelf) -> None:
-    await shelf.park(1, kind=Kind.REPEAT)
+@pytest.mark.parametrize("outcome", [Outcome.PROCESSED, Outcome.PARKED])
+async def test_a_further_copy_leaves_the_first_ones_outcome_alone(shelf: Shelf, outcome: Outcome) -> None:
+    await shelf.park(1, kind=Kind.REPEAT, outcome=outcome)
     await shelf.expiry(PayloadRetention(parked=MONTH)).turn()
     assert [row.reason for row in await shelf.letters()] == ["failed_duplicate"]
-    assert await shelf.ledger() == {"m-1": Outcome.PROCESSED}
+    assert await shelf.ledger() == {"m-1": outcome}
 
 
 def letter(session: Session, consumer: int, offset: int, **more: Any) -> int:
@@ -300,8 +307,9 @@ async def test_rows_that_somebody_has_in_hand_starve_nobody(
     monkeypatch.setattr(statements, "PARKED", 2)
     shelf = server_shelf
     number = await shelf.database.run(lambda s: letter(s, shelf.consumer, 3, state="redriven"))
-    await shelf.park(1, 2, 4, 5, 6)
+    await shelf.park(1)
     await shelf.park(3, dead_letter=number)
+    await shelf.park(2, 4, 5, 6)
     ledger, lot, letters = TABLES.processed_messages.c, TABLES.parked_messages.c, TABLES.dead_letters.c
     held = [
         select(ledger.digest).where(ledger.message_id == "m-1"),
@@ -366,6 +374,18 @@ async def test_what_nobody_sends_is_given_up_on_the_record_which_claims_no_more_
     assert [one["message_id"] for each in told for one in each["messages"]] == ["a", "b", "a"]
     assert "secret" not in str(told)
     assert await expiry.unsent() == Unsent(0)
+
+
+async def test_what_is_sealed_is_given_up_and_discarded_without_its_name(shelf: Shelf) -> None:
+    """Its ID is among the headers, which cannot be read without the sealer, nor need be to be rid of it."""
+    await publish(shelf, "a", "b")
+    sealed = update(TABLES.outbox_messages).values(headers="c2VhbGVk", sealed=True)
+    await shelf.database.run(lambda s: s.execute(sealed))
+    assert await shelf.database.run(lambda s: outbox.discard(s, TABLES, 2, actor="ann")) == "b"
+    assert await shelf.expiry(PayloadRetention(outbox=MONTH)).unsent() == Unsent(1)
+    actions = await shelf.all(select(TABLES.operator_actions.c.details).order_by(TABLES.operator_actions.c.id))
+    discarded, expired = (json.loads(one.details) for one in actions)
+    assert discarded["message_id"] is expired["messages"][0]["message_id"] is None
 
 
 async def test_an_old_outbox_is_told_of_once_for_as_long_as_it_is_old(shelf: Shelf) -> None:
@@ -436,16 +456,18 @@ class Slow:
 
 async def test_a_relay_that_sends_all_the_time_lets_who_waits_have_a_turn(server_shelf: Shelf) -> None:
     """Between two of its transactions there are some milliseconds: whoever only looks would come too late."""
-    shelf, ended = server_shelf, asyncio.Event()
+    shelf, began, ended = server_shelf, asyncio.Event(), asyncio.Event()
     await publish(shelf, "a", "b")
 
     async def busy() -> None:
         while not ended.is_set():
             async with shelf.database.transaction() as run:
-                await run(shelf.dialect.lock_relay)
-                await asyncio.sleep(0.3)
+                if await run(shelf.dialect.lock_relay):
+                    began.set()
+                    await asyncio.sleep(0.3)
 
     relay = asyncio.create_task(busy())
+    await began.wait()
     try:
         assert await shelf.expiry(PayloadRetention(outbox=MONTH)).unsent() == Unsent(2)
     finally:
