@@ -208,16 +208,21 @@ class Runner:
                 self.gate.refund(1)
 
     async def _convict(self, group: Group, error: TransactionEnded) -> None:
-        """Bury the messages whose claims a handler committed by itself."""
+        """Bury the messages whose claims a handler committed by itself.
+
+        Raises:
+            Interrupted: That is done; but the database has lost commits, so that nothing more may begin.
+        """
+        lost: CommitsLost | None = None
         while True:
             group.lane = self.lane
             try:
                 await self._work.convict(group, error)
-            except CommitsLost as lost:
+            except CommitsLost as found:
+                # The claims stand all the same: read again, their messages would be taken for processed.
+                lost = found
                 if group.lane == self.lane:
-                    self.books.commits_lost(lost)
-                self.books.doubt(group.owners, lost)
-                raise Interrupted from lost
+                    self.books.commits_lost(found)
             except Exception as trouble:  # noqa: BLE001 - it must be known before anything is run again
                 # It may be durable all the same.
                 self._leave_lane()
@@ -227,6 +232,9 @@ class Runner:
         self._moved_on(group)
         self._settle(group, group.convicted)
         self.tell.dead(group)
+        if lost is not None:
+            self.books.doubt(group.owners, lost)
+            raise Interrupted from lost
 
     def fault(self, group: Group, error: Exception) -> Fault:
         """Return whose fault the failure of a group is."""

@@ -291,7 +291,8 @@ class Transaction:
         claimed = {item.digest: item for item in group.items if item.claimed and item.digest is not None}
         durable = self._ledger.kill(connection, list(claimed)) if claimed else set()
         # A parked message's claim was durable before, so nothing tells whether its effects are.
-        group.convicted = [item for item in group.items if item.parked is not None or item.digest in durable]
+        waiting = self._waiting(connection, group)
+        group.convicted = [item for item in group.items if item in waiting or item.digest in durable]
         for item in group.convicted:
             item.verdict = Verdict.BURY
             since = (item.parked and item.parked.first_failed_at) or letters.now()
@@ -301,6 +302,16 @@ class Transaction:
         self._park(connection, group.convicted)
         outbox.append(connection, self._ledger.tables, group.publications)
         self._move_on(connection, group)
+
+    def _waiting(self, connection: Connection, group: Group) -> list[Item]:
+        """Return the parked messages of a group that are in the lot as they were.
+
+        Others were buried before, by a conviction of which no answer came, or are decided on by somebody else.
+        """
+        parked = {dead_letters.origin(item.message): item for item in group.items if item.parked is not None}
+        there = redriven.standing(self._lot, connection, list(parked))
+        kinds = {at: item.parked.kind for at, item in parked.items() if item.parked is not None}
+        return [parked[at] for at, kind in there.items() if kind is kinds[at] and kind is not Kind.RELEASED]
 
 
 _SETTLED = {

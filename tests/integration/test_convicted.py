@@ -7,12 +7,13 @@ import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from consumerkit import Context, Retry
+from consumerkit import Context, DeadLetter, Retry, fixed
 from consumerkit.events import CommitsLost, PartitionInDoubt
 from tests.crash.model import Payment
 from tests.integration.stage import Run
-from tests.integration.yard import Trial, Yard
+from tests.integration.yard import DEAD, Trial, Yard
 from tests.services import PostgresServer
+from tests.services.late import LateCommits
 from tests.services.proxy import CommitProxy, Lose
 
 ONCE = Retry(attempts=1)
@@ -29,6 +30,15 @@ class Commits(Trial):
             await context.session.flush()
             await commit(context.session)
             self.ended = True
+
+
+class CommitsLater(Commits):
+    """Fails at first, so that it commits in a retry from the parking lot."""
+
+    async def handle(self, event: Payment, context: Context) -> None:
+        if event.kind == "commit" and context.attempt == 1:
+            raise ValueError("later")
+        await super().handle(event, context)
 
 
 async def commit(session: AsyncSession) -> None:
@@ -115,3 +125,43 @@ async def test_a_conviction_whose_commit_is_in_doubt_is_made_once_and_is_no_lost
             await run.until(lambda: len(yard.published()) == 1, "the record")
     assert (dead(yard), yard.effects(), yard.outcome(2)) == (["p-2"], ["1", "2", "3"], 3)
     assert len(handler.calls["p-2"]) == 1
+
+
+@pytest.mark.parametrize("hold_key", [False, True])
+async def test_a_parked_message_is_convicted_once_though_the_answer_was_lost(yard: Yard, hold_key: bool) -> None:
+    where = urlsplit(yard.postgres.admin_dsn)
+    assert where.hostname is not None
+    assert where.port is not None
+    letters = DeadLetter(DEAD, hold_key=hold_key)
+    handler = CommitsLater(retry=Retry(attempts=2, wait=fixed(0.2)), dead_letter=letters)
+    # Its COMMIT lands, while the worker sees the connection end.
+    cut = LateCommits(where.hostname, where.port, b"INSERT INTO consumerkit_dead_letters", 0.0, cut=True)
+    async with cut as proxy:
+        url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/{yard.database}"
+        async with yard.run(handler, database=url) as run:
+            yard.send(2, "commit")
+            await run.until(lambda: dead(yard) == ["p-2"], "the dead letter")
+            assert proxy.landed is not None
+            yard.send(3)
+            await all_committed(run, yard, 2)
+            await run.until(lambda: len(yard.published()) == 1, "the record")
+            assert not run.seen(CommitsLost)
+    waits = [("p-2", "held"), ("p-3", "message")] if hold_key else []
+    assert [(row["message_id"], row["kind"]) for row in yard.parked()] == waits
+    assert (dead(yard), yard.effects(), yard.outcome(2)) == (["p-2"], ["2"] if hold_key else ["2", "3"], 3)
+    assert len(handler.calls["p-2"]) == 1
+
+
+async def test_a_message_is_convicted_though_commits_before_it_were_lost(yard: Yard) -> None:
+    async with yard.run(Commits(retry=ONCE)) as run:
+        yard.send(1)
+        await all_committed(run, yard, 1)
+        with psycopg.connect(yard.postgres.dsn(yard.database)) as connection:
+            # So that it is the conviction which finds out.
+            connection.execute("SELECT FROM consumerkit_partition_progress FOR UPDATE")
+            yard.execute("DELETE FROM consumerkit_lane_progress")
+            yard.send(2, "commit")
+            await run.until(lambda: bool(run.seen(CommitsLost)), "that commits were lost")
+        await all_committed(run, yard, 2)
+        assert len(run.seen(CommitsLost)) == 1
+    assert (dead(yard), yard.outcome(2)) == (["p-2"], 3)
