@@ -7,12 +7,12 @@ Without further ado the examples use the broker in memory and a SQLite file. To 
 """
 
 import asyncio
+import atexit
 import json
 import os
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import Select
@@ -23,8 +23,9 @@ from consumerkit.storage import outbox, schema
 from consumerkit.transports.base import Record, Transport
 from consumerkit.transports.memory import Memory, MemoryBroker
 
-_FILE = Path(tempfile.gettempdir()) / f"consumerkit-example-{os.getpid()}.db"
-DATABASE = os.environ.get("DATABASE", f"sqlite:///{_FILE}")
+_DIRECTORY = tempfile.TemporaryDirectory(prefix="consumerkit-example-", ignore_cleanup_errors=True)
+atexit.register(_DIRECTORY.cleanup)
+DATABASE = os.environ.get("DATABASE", f"sqlite:///{_DIRECTORY.name}/shop.db")
 KAFKA: Kafka | Transport = Kafka(os.environ["KAFKA"]) if "KAFKA" in os.environ else Memory(MemoryBroker())
 
 

@@ -1,6 +1,7 @@
 """The real servers, started when the first test asks for one, and shared by the whole run."""
 
 import importlib.metadata
+import logging
 import os
 import platform
 import signal
@@ -17,6 +18,7 @@ _LIBRARIES = ("confluent-kafka", "aiokafka", "SQLAlchemy", "psycopg", "asyncpg",
 Server = TypeVar("Server", KafkaServer, PostgresServer)
 _SERVERS = pytest.StashKey[dict[str, str]]()
 _SHARED = pytest.StashKey[ExitStack]()
+_ENDED_BY = "ended-by.log"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,8 +32,18 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_SERVERS] = {}
     config.stash[_SHARED] = ExitStack()
+    _keep_last_words(config)
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         _share_servers(config)
+
+
+def _keep_last_words(config: pytest.Config) -> None:
+    """Have a watchdog that ends a process of the tests themselves say why: what was captured goes with the process."""
+    file = config.rootpath / ".pytest_cache" / _ENDED_BY
+    if not hasattr(config, "workerinput"):
+        file.unlink(missing_ok=True)
+    file.parent.mkdir(exist_ok=True)
+    logging.getLogger("consumerkit.worker.watchdog").addHandler(logging.FileHandler(file, delay=True))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -103,7 +115,11 @@ def database(postgres: PostgresServer) -> Iterator[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what the run really used."""
+    """Say what the run really used, and why a process of it ended."""
+    ended_by = config.rootpath / ".pytest_cache" / _ENDED_BY
+    if ended_by.exists():
+        terminalreporter.section("a process of the tests was ended by a watchdog")
+        terminalreporter.write_line(ended_by.read_text())
     servers = config.stash[_SERVERS]
     libraries = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
     terminalreporter.section("versions used")

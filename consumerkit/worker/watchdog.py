@@ -38,19 +38,19 @@ class Watchdog:
         self._heart: asyncio.Task[None] | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Watch, until `stop`."""
+        """Watch, until `stop`, or until the loop is closed: there is no worker then that could stand still."""
         self._heart = loop.create_task(self._beating())
-        threading.Thread(target=self._watch, name="consumerkit-watchdog", daemon=True).start()
+        threading.Thread(target=self._watch, args=(loop,), name="consumerkit-watchdog", daemon=True).start()
 
     async def _beating(self) -> None:
         while True:
             self._beat = time.monotonic()
             await asyncio.sleep(min(1.0, self._stall / 4))
 
-    def _watch(self) -> None:
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         interval = min(1.0, self._stall / 4)
         last = time.monotonic()
-        while not self._stopping.wait(interval):
+        while not self._stopping.wait(interval) and not loop.is_closed():
             now = time.monotonic()
             # A process that was itself stopped (SIGSTOP, a suspended machine) gets a fresh start.
             if now - last > interval + self._stall / 2:

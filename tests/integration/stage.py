@@ -171,6 +171,7 @@ class Stage:
     def make(self, *handlers: AnyHandler, transport: Client = "confluent", **settings: Any) -> Worker:
         """Build a worker on this stage; `database=` and `bootstrap=` put something between, `kafka=` is another way."""
         bootstrap = settings.pop("bootstrap", self.kafka.bootstrap)
+        settings.setdefault("stall_timeout", 600.0)  # the watchdog would end the tests, not one test
         kafka = settings.pop("kafka", None) or Kafka(bootstrap, transport=transport, options=OPTIONS[transport])
         return Worker(database=settings.pop("database", self.url), kafka=kafka, handlers=handlers, **settings)
 

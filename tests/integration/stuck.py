@@ -88,5 +88,16 @@ async def run_a_while(worker: Any) -> None:
         await asyncio.sleep(4 * STALL)
 
 
+async def abandon(file: str) -> None:
+    """Leave the loop without having stopped the worker."""
+    place = MemoryStage(f"sqlite:///{file}")
+    await place.create_tables()
+    await place.make(Write(), stall_timeout=STALL).start()
+
+
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    if sys.argv[1] == "abandoned":
+        asyncio.run(abandon(sys.argv[2]))
+        time.sleep(4 * STALL)
+    else:
+        asyncio.run(main(*sys.argv[1:]))

@@ -21,6 +21,8 @@ from consumerkit.storage import schema
 from consumerkit.storage.engines import Database
 from tests.services import KafkaServer, PostgresServer
 
+pytestmark = pytest.mark.calm
+
 APP = """
 import os, time
 from contextlib import asynccontextmanager
@@ -29,8 +31,6 @@ from sqlalchemy.orm import Session
 from consumerkit import Context, Handler, header
 from consumerkit.transports.kafka import Kafka
 from consumerkit.worker import Worker
-
-pytestmark = pytest.mark.calm
 
 class Record(Handler[bytes]):
     name = "record"

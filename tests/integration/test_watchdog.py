@@ -45,6 +45,13 @@ def test_a_worker_that_works_goes_on(tmp_path: Path) -> None:
     assert "the process ends" not in err
 
 
+def test_a_worker_whose_loop_is_closed_ends_no_process(tmp_path: Path) -> None:
+    process = start("abandoned", tmp_path)
+    _, err = process.communicate(timeout=40)
+    assert process.returncode == 0, err
+    assert "the process ends" not in err
+
+
 def test_a_process_that_was_itself_stopped_gets_a_fresh_start(tmp_path: Path) -> None:
     process = start("sound", tmp_path)
     assert process.stdout is not None

@@ -156,6 +156,7 @@ class Yard:
         events: list[Event] = []
         stopping = asyncio.Event()
         settings.setdefault("database", self.url)
+        settings.setdefault("stall_timeout", 600.0)  # the watchdog would end the tests, not one test
         worker = Worker(kafka=Memory(self.broker), handlers=handlers, observers=[events.append], **settings)
         run = Run(worker, asyncio.create_task(worker.run(stopping)), stopping, events)
         try:
