@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.storage import actions
+from consumerkit.storage import actions, consumers
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.engines import Database, Given, Run
 from consumerkit.storage.erasure import Erasing
@@ -91,7 +91,8 @@ async def erase_in(
     known: list[tuple[str, int]] = await run(partial(erasing.handlers, names=handlers))
     for name in handlers or ():
         if name not in dict(known):
-            raise ConfigurationError(f"handler {name!r}: none of this name has started on this database")
+            everyone = dict(await run(partial(erasing.handlers, names=None)))
+            raise ConfigurationError(consumers.unknown(name, everyone))
     told = []
     for name, number in known:
         if dry_run:

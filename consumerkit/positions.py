@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.message import TopicPartition
-from consumerkit.storage import actions, fence, progress
+from consumerkit.storage import actions, consumers, fence, progress
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import Tables
@@ -208,10 +208,7 @@ def _consumer(session: Session, tables: Tables, handler: str, topic: str) -> int
     c = tables.consumers.c
     row = session.execute(select(c.id, c.topics).where(c.name == handler)).one_or_none()
     if row is None:
-        names = session.scalars(select(c.name).order_by(c.name)).all()
-        raise StartError(
-            f"no handler {handler!r} has ever started on this database; known are {', '.join(names) or '-'}"
-        )
+        raise StartError(consumers.unknown(handler, consumers.names(session.connection(), tables)))
     topics = json.loads(row.topics)
     if topic not in topics:
         raise ConfigurationError(

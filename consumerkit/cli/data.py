@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.examples import examples
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import runner
 from consumerkit.cli.target import TargetArgument
@@ -27,7 +28,12 @@ def _group() -> None:
     """Without this, the only command would be the whole of `consumerkit data`."""
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "data erase --key alice --dry-run",
+        "data erase --key alice --handler credit-account",
+    )
+)
 def erase(
     key: Annotated[str, typer.Option("--key", metavar="KEY", help="The record key, as text.", show_default=False)],
     target: TargetArgument = None,

@@ -114,9 +114,15 @@ async def _closing(found: Opened) -> AsyncIterator[None]:
     except BrokenPipeError:  # of standard output: the reader has seen enough
         raise
     except (SQLAlchemyError, OSError) as error:
-        raise StartError(f"{found.database!r}: {in_one_line(error)}") from error
+        way_out = "; check the user's rights" if _is_refused(error) else ""
+        raise StartError(f"{found.database!r}: {in_one_line(error)}{way_out}") from error
     finally:
         await found.database.dispose()
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Tell whether a right is missing: SQLSTATE 42501, insufficient_privilege."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "42501"
 
 
 def in_one_line(error: BaseException) -> str:

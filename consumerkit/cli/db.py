@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.examples import examples
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import prune
 from consumerkit.cli.target import TargetArgument
@@ -25,18 +26,29 @@ _TITLES = (
     "latest",
     "parked",
     "due",
-    "oldest",
+    "oldest parked",
     "held keys",
     "dead IDs",
     "dead letters by reason",
-    "oldest",
+    "oldest dead",
 )
 
 app = typer.Typer(no_args_is_help=True, help="Make, check, count and prune consumerkit's tables.")
-app.command("prune")(prune)
+app.command(
+    "prune",
+    epilog=examples(
+        "db prune --dry-run",
+        "db prune --older-than 7d --handler credit-account",
+    ),
+)(prune)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "db upgrade shop.worker:worker",
+        "db upgrade --database postgresql+psycopg://shop@db/shop --sql",
+    )
+)
 def upgrade(
     target: TargetArgument = None,
     database: UrlOption = None,
@@ -57,7 +69,11 @@ async def _upgrade(where: Place, *, sql: bool) -> None:
     say(f"upgraded to revision {applied[-1]}" if applied else "up to date")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "db check shop.worker:worker",
+    )
+)
 def check(
     target: TargetArgument = None,
     database: UrlOption = None,
@@ -78,7 +94,12 @@ async def _check(where: Place) -> None:
     say("up to date")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "db stats shop.worker:worker",
+        "db stats --database postgresql+psycopg://shop@db/shop --json",
+    )
+)
 def stats(
     target: TargetArgument = None,
     database: UrlOption = None,

@@ -10,6 +10,7 @@ import typer
 from sqlalchemy.orm import Session
 
 from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.examples import examples
 from consumerkit.cli.letter_actions import add_actions
 from consumerkit.cli.letter_import import import_
 from consumerkit.cli.letter_options import (
@@ -26,6 +27,7 @@ from consumerkit.cli.letter_options import (
 from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.observability.printable import printable, printable_lines
+from consumerkit.redrive.plan import check
 from consumerkit.storage import dead_letters, history
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.sealing import Payload, payload
@@ -37,7 +39,13 @@ app = typer.Typer(no_args_is_help=True, help="See to the messages that were give
 _PAYLOAD = ("key", "value", "headers")
 
 
-@app.command("list")
+@app.command(
+    "list",
+    epilog=examples(
+        "dead-letters list --reason exhausted --since 6h",
+        "dead-letters list --handler credit-account --state all",
+    ),
+)
 def list_(
     target: TargetArgument = None,
     database: UrlOption = None,
@@ -63,6 +71,7 @@ def list_(
     wanted = states(state)
 
     def read(session: Session, tables: Tables) -> list[Any]:
+        check(session, tables, selection)
         return list(dead_letters.listed(session, tables, selection, states=wanted, limit=limit, before=before))
 
     rows = asyncio.run(_read(place(target, database, prefix, schema), read))
@@ -89,7 +98,12 @@ def _cut(text: str, length: int = 100) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "dead-letters groups --since 2d",
+        "dead-letters list --like 118",
+    )
+)
 def groups(
     target: TargetArgument = None,
     database: UrlOption = None,
@@ -108,8 +122,12 @@ def groups(
     `--like ID`, with the ID of any letter of a group, has the other commands choose the group.
     """
     selection = selected([], handler, reason, None, since, until)
-    where = place(target, database, prefix, schema)
-    rows = asyncio.run(_read(where, lambda session, tables: list(dead_letters.grouped(session, tables, selection))))
+
+    def read(session: Session, tables: Tables) -> list[Any]:
+        check(session, tables, selection)
+        return list(dead_letters.grouped(session, tables, selection))
+
+    rows = asyncio.run(_read(place(target, database, prefix, schema), read))
     if as_json:
         print_json([as_object(row) for row in rows])
     elif rows:
@@ -122,9 +140,16 @@ def groups(
         say("no dead letters")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "dead-letters show 118",
+        "dead-letters show 118 --value",
+    )
+)
 def show(
-    id: Annotated[int, typer.Argument(help="The dead letter's ID, as list shows it.", show_default=False)],
+    id: Annotated[
+        int, typer.Argument(metavar="ID", help="The dead letter's ID, as list shows it.", show_default=False)
+    ],
     target: TargetArgument = None,
     database: UrlOption = None,
     prefix: PrefixOption = DEFAULT_PREFIX,
@@ -204,7 +229,13 @@ def _whole(row: Any, found: Payload | None) -> dict[str, object]:
 
 
 add_actions(app)
-app.command("import")(import_)
+app.command(
+    "import",
+    epilog=examples(
+        "dead-letters import --handler mail --topic orders-dlt --dry-run",
+        "dead-letters import --handler mail --topic orders-dlt",
+    ),
+)(import_)
 
 
 async def _read(where: Place, read: Callable[[Session, Tables], T]) -> T:

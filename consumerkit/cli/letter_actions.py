@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.examples import LETTER_ACTIONS, examples
 from consumerkit.cli.letter_import import AsTopicOption, ConventionOption
 from consumerkit.cli.letter_options import (
     AllOption,
@@ -62,7 +63,8 @@ NoteOption = Annotated[
 def add_actions(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (_redrive, _resolve, _discard, _export):
-        app.command(command.__name__.removeprefix("_"))(command)
+        name = command.__name__.removeprefix("_")
+        app.command(name, epilog=examples(*LETTER_ACTIONS[name]))(command)
 
 
 def _redrive(
@@ -212,12 +214,17 @@ def _export(
     selection, wanted = selected(ids, handler, reason, like, since, until), states(state)
     where = place(target, database, prefix, schema)
 
-    async def print_all() -> None:
+    async def print_all() -> int:
+        count = 0
         async with opened(where) as found:
             async for letter in export(found.database, selection, tables=found.tables, states=wanted):
                 print_json(letter)
+                count += 1
+        return count
 
-    asyncio.run(print_all())
+    if asyncio.run(print_all()) == 0 and ids:
+        complain(f"none of these is {'a dead letter' if state == 'all' else f'{state}; --state all exports any'}")
+        raise typer.Exit(1)
 
 
 def _checked(selection: Selection, everything: bool) -> Selection:

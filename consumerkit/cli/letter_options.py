@@ -66,6 +66,8 @@ def parted(what: list[str] | None) -> tuple[list[int], str | None]:
         if first.isdecimal() and (last.isdecimal() or "-" not in word):
             ids += range(int(first), int(last or first) + 1)
         else:
+            if word[:1].isdecimal() and ":" not in word:
+                raise ConfigurationError(f"{word!r} is no ID and no range of IDs such as 7-12, nor module:attribute")
             named.append(word)
     if len(named) > 1:
         raise ConfigurationError(f"{named[1]!r} is neither an ID nor the target, which is {named[0]!r}")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from consumerkit.cli import data, db, dead_letters, message, outbox, positions, retry, topics
+from consumerkit.cli.examples import examples
 from consumerkit.cli.output import complain, exit_code
 from consumerkit.cli.run import run as run_command
 from consumerkit.demo.command import demo
@@ -23,13 +24,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run")(run_command)
+app.command(
+    "run",
+    epilog=examples(
+        "run shop.worker:worker --workers 4",
+        "run shop.worker:worker --only credit-account --log-format json",
+    ),
+)(run_command)
 app.add_typer(db.app, name="db")
 app.add_typer(data.app, name="data")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(message.app, name="message")
-app.command("rewind")(positions.rewind)
-app.command("skip")(positions.skip)
+app.command(
+    "rewind",
+    epilog=examples(
+        "rewind credit-account --topic payments --to start --dry-run",
+        "rewind credit-account --topic payments --partition 3 --to 118",
+    ),
+)(positions.rewind)
+app.command(
+    "skip",
+    epilog=examples(
+        "skip credit-account --topic payments --partition 3 --to end",
+    ),
+)(positions.skip)
 app.add_typer(outbox.app, name="outbox")
 app.add_typer(topics.app, name="topics")
 app.add_typer(retry.app, name="retry")

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.cli import target as targets
 from consumerkit.cli.database import Opened, Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.examples import examples
 from consumerkit.cli.output import moment, print_json, say
 from consumerkit.errors import ConfigurationError
 from consumerkit.observability.printable import printable
@@ -31,9 +32,14 @@ def _group() -> None:
     """Without this, the only command would be the whole of `consumerkit message`."""
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "message status credit-account pay-1",
+        "message status credit-account pay-1 --result --json",
+    )
+)
 def status(
-    consumer: Annotated[str, typer.Argument(metavar="CONSUMER", help="The handler's name.", show_default=False)],
+    consumer: Annotated[str, typer.Argument(metavar="HANDLER", help="The handler's name.", show_default=False)],
     id: Annotated[
         list[str],
         typer.Argument(
@@ -103,8 +109,7 @@ def _handler(there: Opened, name: str) -> Asked:
 def _check_known(session: Session, tables: Tables, name: str) -> None:
     known = consumers.names(session.connection(), tables)
     if name not in known:
-        there_are = f"; there are {', '.join(known)}" if known else ""
-        raise ConfigurationError(f"no handler named {name!r} has started on this database{there_are}")
+        raise ConfigurationError(consumers.unknown(name, known))
 
 
 def _print(status: MessageStatus, *, with_result: bool) -> None:
@@ -113,8 +118,8 @@ def _print(status: MessageStatus, *, with_result: bool) -> None:
     if status.state is MessageState.PROCESSED:
         facts["result"] = _result(status.result, shown=with_result)
     if status.conflicts:
-        letters = ", ".join(map(str, status.conflicts))
-        facts["conflicts"] = f"the same ID came with another payload: dead letters {letters}"
+        letters = "dead letter" if len(status.conflicts) == 1 else "dead letters with the IDs"
+        facts["conflicts"] = f"the same ID came with another payload: {letters} {', '.join(map(str, status.conflicts))}"
     for name, fact in facts.items():
         say(f"{name:<12} {printable(str(fact))}")
 

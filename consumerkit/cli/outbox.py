@@ -11,6 +11,7 @@ import typer
 from sqlalchemy.orm import Session
 
 from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.examples import examples
 from consumerkit.cli.output import as_object, complain, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.storage import outbox
@@ -21,7 +22,12 @@ T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, help="Look at what waits to be sent, and give up what cannot be.")
 
 
-@app.command("list")
+@app.command(
+    "list",
+    epilog=examples(
+        "outbox list --topic receipts",
+    ),
+)
 def list_(
     target: TargetArgument = None,
     database: UrlOption = None,
@@ -44,7 +50,7 @@ def list_(
         print_json([as_object(row) for row in rows])
         return
     if not rows:
-        say("the outbox is empty")
+        say("the outbox is empty" if topic is None else f"nothing waits for topic {topic!r}")
         return
     print_table(
         ("id", "since", "topic", "bytes"), [(row.sequence, row.created_at, row.topic, row.size) for row in rows]
@@ -53,9 +59,15 @@ def list_(
         say(f"there may be more: --after {rows[-1].sequence}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "outbox discard 118",
+    )
+)
 def discard(
-    id: Annotated[int, typer.Argument(help="The message's ID, as list and the log show it.", show_default=False)],
+    id: Annotated[
+        int, typer.Argument(metavar="ID", help="The message's ID, as list and the log show it.", show_default=False)
+    ],
     target: TargetArgument = None,
     database: UrlOption = None,
     prefix: PrefixOption = DEFAULT_PREFIX,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -17,22 +18,68 @@ from rich.text import Text
 from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
 from consumerkit.observability.printable import printable
 
+_EDGES: Final = 2
+"""Cells that a table's box takes at both ends together, and"""
+_BETWEEN: Final = 3
+"""between two columns."""
+_PROSE: Final = 24
+"""A longer word may be broken, where there are others beside it."""
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ")
+
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their columns; control characters are escaped, and nothing is cut where nobody watches."""
+    """Print rows under their columns; control characters are escaped, and nothing is cut where nobody watches.
+
+    A terminal that is too narrow for the table gets each row as lines of name and value: no word is broken, and no
+    column lost.
+    """
     texts = [[printable(_shown(cell)) for cell in row] for row in rows]
     console = Console(highlight=False)
     if not console.is_terminal:
         _print_aligned(columns, texts)
         return
+    widths = _widths(columns, texts, console.width)
+    if widths is None:
+        _print_records(columns, texts)
+        return
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):
         numeric = all(isinstance(row[number], int) for row in rows)
-        short = numeric or all(isinstance(row[number], datetime | None) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=short, overflow="fold")
+        table.add_column(column, justify="right" if numeric else "left", width=widths[number], overflow="fold")
     for row in texts:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Return each column's width; only at spaces may they wrap, and None is returned where that is not enough."""
+    filled = [[column, *(row[number] for row in rows)] for number, column in enumerate(columns)]
+    widths = [max(map(cell_len, cells)) for cells in filled]
+    least = [_least(column, cells) for column, *cells in filled]
+    excess = sum(widths) + _BETWEEN * (len(widths) - 1) + _EDGES - room
+    if excess > sum(widths) - sum(least):
+        return None
+    for _ in range(excess):
+        widest = max(range(len(widths)), key=lambda number: (widths[number] > least[number], widths[number]))
+        widths[widest] -= 1
+    return widths
+
+
+def _least(column: str, cells: Sequence[str]) -> int:
+    """Return how narrow a column may get: times and IDs stay whole, and of prose only its longest words are broken."""
+    prose = any(" " in cell and not _MOMENT.fullmatch(cell) for cell in cells)
+    if not prose:
+        return max(map(cell_len, [*column.split(), *cells]))
+    return max(map(cell_len, [*column.split(), *(word[:_PROSE] for cell in cells for word in cell.split())]))
+
+
+def _print_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print each row as `dead-letters show` prints a letter."""
+    width = max(map(cell_len, columns))
+    for row in rows:
+        for column, cell in zip(columns, row, strict=True):
+            say(f"{column}{' ' * (width - cell_len(column))}  {cell}".rstrip())
+        say("")
 
 
 def _print_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -36,7 +36,7 @@ def rewind(
         bool,
         typer.Option(
             "--run-forgotten",
-            help="Run what the ledger may have forgotten; without it, that is quarantined as stale.",
+            help="Run what the ledger may have forgotten; without it, that becomes dead letters of the reason stale.",
         ),
     ] = False,
     dry_run: DryRunOption = False,
@@ -72,7 +72,7 @@ def skip(
     dry_run: DryRunOption = False,
     by: ByOption = None,
 ) -> None:
-    """Have a handler pass over messages, or begin with a new topic.
+    """Have a handler pass over messages, or begin a new topic.
 
     What is passed over gets no outcome and no dead letter. A topic that was made anew under its name
     begins where you say. A running worker follows within seconds.

@@ -21,12 +21,13 @@ from consumerkit.events import Announcer
 from consumerkit.expiry import Expired, Expiry, Unsent
 from consumerkit.retention import forget
 from consumerkit.spans import DAY
+from consumerkit.storage import consumers
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.engines import Run
 from consumerkit.storage.expiry import Expiring
 from consumerkit.storage.pruning import Plan, Pruning
-from consumerkit.storage.tables import DEFAULT_PREFIX
+from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 from consumerkit.worker.terms import terms_of
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
@@ -98,13 +99,13 @@ async def _prune(
 ) -> list[dict[str, Any]]:
     async with opened(where) as found:
         await found.run(our_schema.check)
+        await found.run(lambda session, tables: _check_names(session, tables, handlers))
         seconds = older_than if older_than is not None else _retention_of(found)
         pruning = Pruning(found.tables, dialect_for(found.database.dialect_name, found.tables))
         run = runner(found)
         plans: list[Plan] = await run(
             lambda session: pruning.plans(session, seconds, handlers, unpositioned=unpositioned)
         )
-        _check_names(handlers, plans)
         expiry = _expiry(found, run, handlers)
         counts = [await run(partial(pruning.count, plan=plan)) for plan in plans]
         if dry_run:
@@ -163,10 +164,11 @@ def runner(found: Opened) -> Run:
     return run
 
 
-def _check_names(handlers: list[str] | None, plans: list[Plan]) -> None:
+def _check_names(session: Session, tables: Tables, handlers: list[str] | None) -> None:
+    known = consumers.names(session.connection(), tables)
     for name in handlers or ():
-        if name not in {plan.handler for plan in plans}:
-            raise ConfigurationError(f"--handler {name!r}: no handler of this name has started on this database")
+        if name not in known:
+            raise ConfigurationError(consumers.unknown(name, known))
 
 
 def _bar() -> Progress:

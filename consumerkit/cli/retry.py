@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from consumerkit.cli import target as targets
+from consumerkit.cli.examples import examples
 from consumerkit.cli.output import print_json, print_table, say
 from consumerkit.declaration import Declaration, declare
 from consumerkit.errors import ConfigurationError
@@ -67,7 +68,12 @@ def _group() -> None:
     """Without this, the only command would be the whole of `consumerkit retry`."""
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "retry preview shop.worker:worker",
+        "retry preview shop.handlers:CreditAccount --limit 10",
+    )
+)
 def preview(
     target: Annotated[
         str | None,

@@ -67,7 +67,8 @@ def run(
     The first signal ends fetching; what is in hand is finished or rolled back within the worker's grace. A second one
     quits at once. Of several worker processes, one that ends is started again.
 
-    Exit status: 0 stopped cleanly, 1 failed, 2 could not start, 3 did not stop within its grace.
+    Exit status: 0 stopped cleanly, 1 failed, 2 could not start, 3 did not stop within its grace, 71 ended by the
+    watchdog.
     """
     configure(log_format, log_level)
     spec = targets.given(target)

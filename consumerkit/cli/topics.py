@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from consumerkit.cli import target as targets
+from consumerkit.cli.examples import examples
 from consumerkit.cli.output import complain, print_table, say
 from consumerkit.declaration import Declaration
 from consumerkit.transports.base import Transport
@@ -45,7 +46,11 @@ class Need:
         return "ok"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "topics check shop.worker:worker",
+    )
+)
 def check(target: targets.TargetArgument = None) -> None:
     """Check the topics that the handlers read and send dead letters to.
 
@@ -60,7 +65,11 @@ def check(target: targets.TargetArgument = None) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "topics create shop.worker:worker --partitions 12",
+    )
+)
 def create(
     target: targets.TargetArgument = None,
     partitions: Annotated[

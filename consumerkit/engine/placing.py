@@ -121,6 +121,6 @@ def _difference(mark: int, info: PartitionInfo, *, ours: bool) -> tuple[str | No
         return None, False  # a death between the mark and the commit
     lost = (
         f"the database has lost commits: Kafka has offset {committed}, the database's mark is {mark}; going back "
-        "there, and running again what was lost"
+        "there, and running again what was lost (to be expected after consumerkit rewind, which looks like this)"
     )
     return lost, True

@@ -8,7 +8,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from consumerkit.errors import ConfigurationError
+from consumerkit.redrive import plan
 from consumerkit.redrive.actions import Close, Redrive
 from consumerkit.redrive.batch import Action
 from consumerkit.redrive.exported import PAGE, page
@@ -149,14 +152,22 @@ async def export(
         tables: The table definitions.
         states: In which states.
 
+    Raises:
+        StartError: There is no handler of the name, or no letter of the ID `like`, that was given.
+
     Example:
         >>> async def to_file(database: str) -> None:
         ...     with open("letters.jsonl", "w") as file:
         ...         async for letter in export(database, Selection(reason="undecodable")):
         ...             print(json.dumps(letter), file=file)
     """
+
+    def checked(session: Session) -> None:
+        schema.check(session, tables)
+        plan.check(session, tables, selection)
+
     async with opened(database) as found:
-        await found.run(lambda session: schema.check(session, tables))
+        await found.run(checked)
         after = 0
         while True:
             letters = await found.run(partial(page, tables=tables, selection=selection, states=states, after=after))

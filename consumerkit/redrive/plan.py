@@ -12,6 +12,7 @@ from consumerkit.errors import StartError
 from consumerkit.handler import Ordering
 from consumerkit.message import TopicPartition
 from consumerkit.redrive.fate import Fate
+from consumerkit.storage import consumers
 from consumerkit.storage.dead_letters import State
 from consumerkit.storage.selection import Selection
 from consumerkit.storage.tables import Tables
@@ -71,17 +72,17 @@ def planned(session: Session, tables: Tables, selection: Selection) -> Plan:
     """Read what there is to do.
 
     Raises:
-        StartError: There is no handler of the name that was given.
+        StartError: There is no handler of the name, or no letter of the ID, that was given.
     """
-    c, consumers = tables.dead_letters.c, tables.consumers.c
-    _check_handler(session, tables, selection)
-    at = (c.consumer, consumers.name, consumers.ordering, c.topic, c.topic_id, c.partition)
+    c, names = tables.dead_letters.c, tables.consumers.c
+    check(session, tables, selection)
+    at = (c.consumer, names.name, names.ordering, c.topic, c.topic_id, c.partition)
     rows = session.execute(
         select(*at, func.count().label("letters"), func.max(c.id).label("newest"))
-        .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
+        .join_from(tables.dead_letters, tables.consumers, c.consumer == names.id)
         .where(selection.where(tables), c.state == State.DEAD.value)
         .group_by(*at)
-        .order_by(consumers.name, c.topic, c.partition, func.min(c.id))
+        .order_by(names.name, c.topic, c.partition, func.min(c.id))
     ).all()
     return Plan(tuple(map(_log, rows)), max((row.newest for row in rows), default=0), _left(session, tables, selection))
 
@@ -101,10 +102,18 @@ def _left(session: Session, tables: Tables, selection: Selection) -> dict[int, F
     return left | {number: Fate.UNKNOWN for number in selection.ids if number not in states}
 
 
-def _check_handler(session: Session, tables: Tables, selection: Selection) -> None:
-    if selection.handler is None:
-        return
-    names = session.scalars(select(tables.consumers.c.name)).all()
-    if selection.handler not in names:
-        known = ", ".join(sorted(map(repr, names))) or "none"
-        raise StartError(f"no handler {selection.handler!r} has started on this database; those that have: {known}")
+def check(session: Session, tables: Tables, selection: Selection) -> None:
+    """Tell a name or an ID that is mistyped from one with nothing to do.
+
+    Raises:
+        StartError: There is no handler of the name, or no letter of the ID `like`, that was given.
+    """
+    known = consumers.names(session.connection(), tables)
+    if selection.handler is not None and selection.handler not in known:
+        raise StartError(consumers.unknown(selection.handler, known))
+    letters = tables.dead_letters.c.id
+    if selection.like is not None and session.scalar(select(letters).where(letters == selection.like)) is None:
+        raise StartError(
+            f"there is no dead letter {selection.like} for others to be like; consumerkit dead-letters groups shows "
+            "one of each group"
+        )

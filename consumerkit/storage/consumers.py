@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -82,6 +82,12 @@ def names(connection: Connection, tables: Tables) -> list[str]:
     """Return the names of all handlers that have started on this database."""
     c = tables.consumers.c
     return list(connection.execute(select(c.name).order_by(c.name)).scalars())
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """Return the error's text where no handler of a name has started: most often the name is mistyped."""
+    those = ", ".join(sorted(map(repr, known))) or "none"
+    return f"no handler {name!r} has started on this database; those that have: {those}"
 
 
 def _find(session: Session, tables: Tables, name: str) -> tuple[int, dict[str, str]] | None:

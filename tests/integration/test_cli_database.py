@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, update
+from sqlalchemy import Engine, create_engine, text, update
 from sqlalchemy.orm import Session
 
 from consumerkit.message import Message
@@ -121,6 +121,23 @@ def test_upgrade_then_check(url: str, command: CommandLine) -> None:
     assert command("db", "check", "--database", url) == (0, "up to date\n", "")
 
 
+def test_a_missing_right_names_the_way_out(command: CommandLine, postgres: PostgresServer, database: str) -> None:
+    url, role = postgres.url(database), f"clerk_{database}"
+    assert command("db", "upgrade", "--database", url).code == 0
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+    clerk = engine.url.set(username=role).render_as_string(hide_password=False)
+    try:
+        answer = command("dead-letters", "list", "--database", clerk)
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text(f"DROP ROLE {role}"))
+        engine.dispose()
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.endswith("permission denied for table consumerkit_alembic_version; check the user's rights\n")
+
+
 def test_prefix_and_schema(command: CommandLine, postgres: PostgresServer, database: str) -> None:
     place = ("--database", postgres.url(database), "--prefix", "ck_", "--schema", "ledger")
 
@@ -148,11 +165,11 @@ def test_stats_count_by_handler_and_topic(filled: str, command: CommandLine) -> 
         "latest",
         "parked",
         "due",
-        "oldest",
+        "oldest parked",
         "held keys",
         "dead IDs",
         "dead letters by reason",
-        "oldest",
+        "oldest dead",
     ]
     assert lines[1].split()[:2] == ["credit", "3"]
     assert re.search(r"  exhausted 1, undecodable 1  \d{4}-\S+ \S+Z$", lines[1])
@@ -377,6 +394,11 @@ def test_letters_are_exported_whole(filled: str, command: CommandLine) -> None:
     assert first["headers"] == [["message-id", "p-4\x1b[2J"], ["raw", {"base64": "/w=="}], ["none", None]]
 
 
+LIKE_NOTHING = (
+    "there is no dead letter 99 for others to be like; consumerkit dead-letters groups shows one of each group"
+)
+
+
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
@@ -388,6 +410,15 @@ def test_letters_are_exported_whole(filled: str, command: CommandLine) -> None:
         (["redrive", "1", "shop:worker", "x"], "'x' is neither an ID nor the target, which is 'shop:worker'"),
         (["redrive", "--all", "--rate", "0"], "rate=0.0: give a number greater than 0"),
         (["list", "--since", "soon"], "--since 'soon': write 2026-11-25T10:00, or 90m, 6h, 2d for so long ago"),
+        (["redrive", "4-x"], "'4-x' is no ID and no range of IDs such as 7-12, nor module:attribute"),
+        *(
+            (
+                [command, "--handler", "credits"],
+                "no handler 'credits' has started on this database; those that have: 'credit', 'mail'",
+            )
+            for command in ("list", "groups", "export")
+        ),
+        *(([command, "--like", "99"], LIKE_NOTHING) for command in ("list", "redrive", "export")),
         (["list", "--state", "gone"], "--state gone: use one of dead, redriven, resolved, discarded, all"),
     ],
 )
@@ -396,6 +427,20 @@ def test_what_cannot_be_meant_is_one_line(
 ) -> None:
     answer = command("dead-letters", *arguments, "--database", filled)
     assert (answer.code, answer.out, answer.err) == (2, "", f"error: {complaint}\n")
+
+
+def test_an_export_of_nothing_says_so(filled: str, command: CommandLine) -> None:
+    place = ("--database", filled)
+    assert command("dead-letters", "export", "--reason", "stale", *place) == (0, "", "")
+    assert command("dead-letters", "export", "99", *place) == (
+        1,
+        "",
+        "error: none of these is dead; --state all exports any\n",
+    )
+    assert (
+        command("dead-letters", "export", "99", "--state", "all", *place).err
+        == "error: none of these is a dead letter\n"
+    )
 
 
 def test_an_order_that_is_not_known_is_asked_for(filled: str, engine: Engine, command: CommandLine) -> None:

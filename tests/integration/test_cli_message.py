@@ -76,7 +76,7 @@ def test_each_state_is_told_in_words_and_without_a_payload(filled: str, command:
     assert processed[1].startswith("processed    20")
     assert processed[2:] == [
         "result       not shown; --result shows it",
-        "conflicts    the same ID came with another payload: dead letters 2",
+        "conflicts    the same ID came with another payload: dead letter 2",
     ]
     assert (parked[0], parked[2], parked[4]) == (
         "credit, p-2: parked",
@@ -157,7 +157,7 @@ def test_ids_of_several_parts_places_and_topics_are_found(filled: str, command: 
 def test_a_name_that_no_handler_has_is_one_line(filled: str, command: CommandLine) -> None:
     answer = command("message", "status", "cerdit", "p-1", "--database", filled)
     assert (answer.code, answer.out) == (2, "")
-    assert answer.err == "error: no handler named 'cerdit' has started on this database; there are credit\n"
+    assert answer.err == "error: no handler 'cerdit' has started on this database; those that have: 'credit'\n"
 
 
 APP = """

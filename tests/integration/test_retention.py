@@ -233,4 +233,7 @@ def test_a_span_that_is_none(span: str, command: CommandLine, tmp_path: Path) ->
 def test_a_handler_that_is_not_there(filled: str, command: CommandLine) -> None:
     answer = command("db", "prune", "--database", filled, "--handler", "credits")
     assert (answer.code, answer.out) == (2, "")
-    assert answer.err == "error: --handler 'credits': no handler of this name has started on this database\n"
+    assert (
+        answer.err
+        == "error: no handler 'credits' has started on this database; those that have: 'credit', 'mail', 'old'\n"
+    )

@@ -74,3 +74,55 @@ def test_a_terminal_gets_a_table_that_fits(capsys: pytest.CaptureFixture[str], m
     assert any("2026-01-02 00:00:00Z" in line for line in lines)
     assert any("\\x1b[2J" in line for line in lines)
     assert not any("\x1b" in line for line in lines)
+
+
+MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
+TITLES = ("id", "dead since", "handler", "reason", "message ID", "redrives", "error")
+LETTER = (7, MOMENT, "book-order", "exhausted", "m-14", 0, "orders.BankAway: the bank does not answer for o-14")
+
+
+def shown_at(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_table(TITLES, [LETTER, (*LETTER[:4], None, *LETTER[5:])])
+    return [re.sub("\x1b\\[[0-9;]*m", "", line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("width", range(100, 160, 7))
+def test_a_table_breaks_no_word(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = shown_at(width, monkeypatch, capsys)
+    assert all(len(line) <= width for line in lines)
+    words = {word for cell in LETTER for word in (cell.split() if isinstance(cell, str) else ())}
+    assert words <= {word for line in lines for word in line.split()}
+    assert any("2026-01-02 00:00:00Z" in line and "book-order" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_terminal_too_narrow_for_a_table_gets_every_column_in_a_line(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = [
+        "id          7",
+        "dead since  2026-01-02 00:00:00Z",
+        "handler     book-order",
+        "reason      exhausted",
+        "message ID  m-14",
+        "redrives    0",
+        "error       orders.BankAway: the bank does not answer for o-14",
+    ]
+    assert shown_at(width, monkeypatch, capsys) == [*record, "", *record[:4], "message ID", *record[5:], ""]
+
+
+def test_a_column_of_single_words_stays_whole_where_another_can_wrap(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    titles = ("letters", "--like", "handler", "error type", "place", "oldest", "newest")
+
+    print_table(titles, [(5, 118, "book-order", "consumerkit.errors.Reject", "orders.py:31 in handle", MOMENT, MOMENT)])
+
+    lines = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert any("book-order   consumerkit.errors.Reject   orders.py:31   2026-01-02 00:00:00Z" in line for line in lines)
