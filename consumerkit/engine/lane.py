@@ -87,6 +87,9 @@ class Lane:
                     self._gate.leave(self)
 
     async def _work_once(self) -> None:
+        if not self._stopping:
+            # Whatever was to be given up ended before it was looked at: nothing else is to be given up in its stead.
+            self._interrupted.clear()
         # Due ones first; but a probe must not always be one that failed before, when good ones may be waiting.
         self._fresh_first = self._gate.braking and bool(self.waiting) and not self._fresh_first
         if self._due and not self._fresh_first:
