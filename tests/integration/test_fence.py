@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 from urllib.parse import urlsplit
@@ -10,9 +12,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from consumerkit import Retry, fixed
+from consumerkit.errors import Unavailable
 from consumerkit.events import OffsetsCommitted, PartitionInDoubt, PartitionsAssigned, PartitionTaken
 from consumerkit.message import TopicPartition
+from consumerkit.transports.base import Position
 from consumerkit.transports.kafka import Client
+from consumerkit.transports.memory_group import MemoryConsumer
 from tests.crash.ordering_app import Settings
 from tests.crash.ordering_run import Crew
 from tests.crash.ordering_verdict import judge
@@ -169,7 +174,20 @@ async def test_a_rightful_owner_that_was_fenced_takes_its_partition_back_once(ya
     yard.check()
 
 
-async def test_an_owner_whom_the_broker_does_not_confirm_never_takes_back_what_it_lost(yard: Yard) -> None:
+@contextmanager
+def coordinator_away() -> Iterator[None]:
+    """The broker answers, and the group's coordinator does not: it is another broker, or has dropped the member."""
+
+    async def commit(_: MemoryConsumer, __: Mapping[TopicPartition, Position]) -> None:
+        raise Unavailable("no answer from the coordinator")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryConsumer, "commit", commit)
+        yield
+
+
+@pytest.mark.parametrize("away", ["broker", "coordinator"])
+async def test_an_owner_whom_the_broker_does_not_confirm_never_takes_back_what_it_lost(yard: Yard, away: str) -> None:
     owner = "SELECT owner FROM consumerkit_partition_progress WHERE partition = 0"
     async with yard.run(Trial(retry=Retry(attempts=5, wait=fixed(4)))) as run:
         yard.send(1)
@@ -177,7 +195,7 @@ async def test_an_owner_whom_the_broker_does_not_confirm_never_takes_back_what_i
         yard.send(2, "fail:1")
         await run.until(yard.holds(1), "the parking")
         # The due message is work that needs no broker: a member that was thrown out would do it.
-        with yard.broker.outage():
+        with yard.broker.outage() if away == "broker" else coordinator_away():
             await asyncio.to_thread(yard.execute, STEAL)
             before = yard.rows(owner)
             await run.until(lambda: bool(run.seen(PartitionInDoubt)), "the doubt")
