@@ -12,12 +12,13 @@ from typing import Any
 import confluent_kafka
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.record.util import calc_crc32c  # type: ignore[import-untyped]
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicCollection
+from confluent_kafka import Producer, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from consumerkit.message import Headers, TopicPartition
 from consumerkit.transports.base import Subscription, Transport
 from tests.services import KafkaServer
+from tests.services.offsets import CommittedOffsets
 
 _PLACEHOLDER = "header-name"
 
@@ -69,19 +70,12 @@ class KafkaBench:
         await asyncio.to_thread(self._append, topic, values, partition, key, headers)
 
     async def committed(self, group: str, topic: str) -> dict[TopicPartition, int]:
-        admin = AdminClient(self._config)
-        asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=20)
-        try:
-            answer = await asyncio.wrap_future(asked[group])
-        except KafkaException as error:
-            if error.args[0].name() == "GROUP_ID_NOT_FOUND":
-                return {}
-            raise
-        return {
-            TopicPartition(at.topic, at.partition): at.offset
-            for at in answer.topic_partitions
-            if at.topic == topic and at.offset >= 0
-        }
+        found = await asyncio.to_thread(self._committed, group, topic)
+        return {TopicPartition(topic, number): offset for number, offset in found.items() if offset >= 0}
+
+    def _committed(self, group: str, topic: str) -> dict[int, int]:
+        with CommittedOffsets(self._config, group, topic) as offsets:
+            return offsets.read()
 
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         admin = AdminClient(self._config)

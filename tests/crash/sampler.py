@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Self
 
 import psycopg
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaException
 
 from tests.crash.workload import PARTITIONS, Log
+from tests.services.offsets import CommittedOffsets
 
 INTERVAL = 0.25
 
@@ -36,10 +36,8 @@ class Sampler(threading.Thread):
     def __init__(self, bootstrap: str, group: str, topic: str, dsn: str, log: Log) -> None:
         super().__init__(name="sampler", daemon=True)
         self.watch = Watch()
-        self._group = group
-        self._topic = topic
         self._log = log
-        self._admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+        self._offsets = CommittedOffsets({"bootstrap.servers": bootstrap}, group, topic)
         self._connection = psycopg.connect(dsn, autocommit=True)
         self._ending = threading.Event()
         self._error: BaseException | None = None
@@ -54,6 +52,7 @@ class Sampler(threading.Thread):
         self._ending.set()
         self.join()
         self._connection.close()
+        self._offsets.__exit__(kind, error, trace)
 
     def run(self) -> None:
         try:
@@ -100,17 +99,14 @@ class Sampler(threading.Thread):
         watch.samples += 1
 
     def _committed(self) -> list[int]:
-        wanted = [TopicPartition(self._topic, number) for number in range(PARTITIONS)]
         deadline = time.monotonic() + 30
         while True:
-            asked = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(self._group, wanted)])
             try:
-                answer = asked[self._group].result(timeout=10)
+                found = self._offsets.read(range(PARTITIONS))
             except KafkaException:  # the coordinator may be loading the group
                 if time.monotonic() > deadline:
                     raise
                 continue
-            found = {partition.partition: partition.offset for partition in answer.topic_partitions or ()}
             return [max(0, found[number]) for number in range(PARTITIONS)]
 
     def _finished(self) -> set[str]:

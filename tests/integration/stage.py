@@ -22,6 +22,7 @@ from consumerkit.transports.kafka import Client, Kafka, Option
 from consumerkit.worker import Worker
 from tests.crash.model import Base, Effect, Payment
 from tests.services import KafkaServer, PostgresServer
+from tests.services.offsets import CommittedOffsets
 
 OPTIONS: dict[str, dict[str, Option]] = {
     "confluent": {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500},
@@ -228,12 +229,8 @@ class Stage:
 
     def committed(self, group: str) -> dict[int, int]:
         """The group's committed offsets by partition."""
-        consumer = Consumer({"bootstrap.servers": self.kafka.bootstrap, "group.id": group})
-        try:
-            wanted = [TopicPartition(self.topic, number) for number in range(self.partitions)]
-            return {found.partition: found.offset for found in consumer.committed(wanted, timeout=10)}
-        finally:
-            consumer.close()
+        with CommittedOffsets({"bootstrap.servers": self.kafka.bootstrap}, group, self.topic) as offsets:
+            return offsets.read(range(self.partitions))
 
     def read(self, topic: str, partitions: int | None = None) -> list[Found]:
         """All records of a topic."""

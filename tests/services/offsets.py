@@ -1,0 +1,38 @@
+"""Reads what a group has committed, as a consumer does that never joins it.
+
+Not by the administrator's client: librdkafka 2.16 reads through a null pointer there when the broker answers that it is
+not the group's coordinator, as it does while that is being found, and the whole process ends (librdkafka#5315).
+"""
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from confluent_kafka import Consumer, TopicPartition
+
+
+class CommittedOffsets:
+    """What one group has committed of one topic; a context manager."""
+
+    def __init__(self, config: Mapping[str, Any], group: str, topic: str) -> None:
+        self._consumer = Consumer({"log_level": 0, **config, "group.id": group})
+        self._topic = topic
+
+    def read(self, partitions: Iterable[int] | None = None) -> dict[int, int]:
+        """The offsets by partition, negative where there is none; of all partitions unless some are named.
+
+        Raises:
+            KafkaException: The group's coordinator did not answer.
+        """
+        if partitions is None:
+            partitions = self._consumer.list_topics(self._topic, timeout=10).topics[self._topic].partitions
+        wanted = [TopicPartition(self._topic, number) for number in partitions]
+        return {found.partition: found.offset for found in self._consumer.committed(wanted, timeout=10)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._consumer.close()
