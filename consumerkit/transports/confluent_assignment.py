@@ -30,6 +30,7 @@ _ASK = 5.0  # seconds for one question to the broker
 _ASK_AGAIN_FOR = 30.0
 _ASK_AGAIN_AFTER = 0.5
 _MARGIN = 5.0  # beyond the drain timeout, which the listener itself keeps
+_REFUSED = 1.0  # for so long the client may refuse to seek because an assignment has only begun
 _CALL = 30.0  # for calls of the listener that only take note
 
 
@@ -143,10 +144,7 @@ class Assignment:
         reading.restart(epoch, offset, topic_id, by_seek=not reading.failed)
         if not reading.lost_place:
             # The client has given up on it, and refuses to seek.
-            at = confluent_kafka.TopicPartition(*partition, offset)
-            consumer.incremental_unassign([at])
-            consumer.incremental_assign([at])
-            (consumer.pause if reading.held or self._host.is_parked() else consumer.resume)([at])
+            self._assign_again(consumer, partition, reading)
 
     def describe(self, consumer: Consumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
         """Ask the broker about partitions, blocking.
@@ -172,16 +170,41 @@ class Assignment:
             if reading.lost_place and not reading.failed:
                 try:
                     consumer.seek(confluent_kafka.TopicPartition(topic, number, reading.next))
-                    reading.lost_place = False
+                    reading.lost_place, reading.refused = False, None
                 except KafkaException as error:
                     # Nothing is read from the partition until a later try succeeds.
                     log.debug("cannot seek %s[%d] yet: %s", topic, number, error)
+                    self._after_refusal(consumer, TopicPartition(topic, number), reading)
 
     def lose_place(self, since: int = -1) -> None:
         """Trust the client's positions no more, in partitions assigned after change `since`."""
         for reading in self.readings.values():
             if reading.born > since:
                 reading.lost_place = True
+
+    def _after_refusal(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> None:
+        """Assign a partition again that the client will not seek: it refuses for ever once it gave up reading it.
+
+        It does so where the offset is outside the log, and what it says of that is lost while a partition is not taken
+        on yet, and with whatever a failing poll had dequeued. Assigned again it says so once more.
+        """
+        now = time.monotonic()
+        if reading.refused is None:
+            reading.refused = now
+        elif now - reading.refused > _REFUSED:
+            reading.refused = now
+            try:
+                self._assign_again(consumer, partition, reading)
+            except KafkaException as error:
+                log.debug("cannot assign %s again yet: %s", partition, error)
+            else:
+                reading.lost_place, reading.refused = False, None
+
+    def _assign_again(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> None:
+        at = confluent_kafka.TopicPartition(*partition, reading.next)
+        consumer.incremental_unassign([at])
+        consumer.incremental_assign([at])
+        (consumer.pause if reading.held or self._host.is_parked() else consumer.resume)([at])
 
     def _on_assign(self, consumer: Consumer, partitions: Partitions) -> None:
         self.changes += 1

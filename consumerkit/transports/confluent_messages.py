@@ -51,9 +51,10 @@ class Reading:
         failed: Whether the partition cannot be read any further.
         held: Whether the engine wants nothing of it for now.
         lost_place: Whether the client's position is unknown, so that nothing may be taken until a seek succeeded.
+        refused: Since when the client has refused to seek, on the monotonic clock; None where it has not.
     """
 
-    __slots__ = ("born", "epoch", "failed", "held", "leader_epochs", "lost_place", "next", "topic_id")
+    __slots__ = ("born", "epoch", "failed", "held", "leader_epochs", "lost_place", "next", "refused", "topic_id")
 
     def __init__(self, epoch: int, topic_id: str, start: int, born: int = 0) -> None:
         self.born = born
@@ -63,6 +64,7 @@ class Reading:
         self.failed = False
         self.held = False
         self.lost_place = False
+        self.refused: float | None = None
         self.leader_epochs: list[tuple[int, int]] = []
 
     def restart(self, epoch: int, offset: int, topic_id: str | None, *, by_seek: bool) -> None:
@@ -73,6 +75,7 @@ class Reading:
         self.topic_id = topic_id or self.topic_id
         self.failed = False
         self.lost_place = by_seek
+        self.refused = None
         self.leader_epochs.clear()
 
     def position(self, partition: TopicPartition, offset: int, note: str = "") -> confluent_kafka.TopicPartition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -60,6 +61,33 @@ class TestConfluent(KafkaContract):
         assert raised >= 10  # the fault fired
         assert offsets(seen, 0) == list(range(3_200))
         assert offsets(seen, 1) == list(range(3_000))
+
+    async def test_a_position_outside_the_log_is_told_of_however_early_the_client_fetches(
+        self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The client fetches between an assignment and its pause, gives up on the partition, and refuses to seek."""
+
+        class Slow(Consumer):
+            def pause(self, partitions: list[RawPartition]) -> None:
+                time.sleep(1)
+                super().pause(partitions)
+
+            def resume(self, partitions: list[RawPartition]) -> None:
+                time.sleep(1)
+                super().resume(partitions)
+
+        await bench.append(topic, numbered(10), 0)
+        await bench.append(topic, numbered(10), 1)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            seen = await member.reads(20)
+            for partition in (0, 1):
+                member.finish(next(m for m in seen if m.partition == partition and m.offset == 3))
+        await bench.delete_before(topic, 0, 8)
+        monkeypatch.setattr(confluent_thread, "Consumer", Slow)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as successor:
+            await until(lambda: successor.listener.failures, "the listener is told of the failure")
+            assert set(successor.listener.failures) == {TopicPartition(topic, 0)}
+            assert offsets(await successor.reads(6), 1) == list(range(4, 10))
 
     async def test_partitions_that_could_not_be_taken_on_are_asked_for_again(
         self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch

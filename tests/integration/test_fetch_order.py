@@ -7,9 +7,10 @@ from typing import get_args
 import pytest
 
 from consumerkit.errors import PartitionUnusable
-from consumerkit.message import Message, TopicPartition
+from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Consumer, Position, Subscription
 from consumerkit.transports.kafka import Client, Kafka
+from tests.contracts.member import until
 from tests.integration.stage import OPTIONS, Given, Stage
 
 
@@ -43,12 +44,13 @@ async def test_a_fetch_that_runs_out_in_a_rebalance_leaves_no_gap(stage: Stage, 
     made = Kafka(stage.kafka.bootstrap, transport=transport, options=OPTIONS[transport]).connect()
     subscription = Subscription(group=stage.topic, topics=(stage.topic,))
     one, listener = made.consumer(subscription), SlowListener(0.3)
-    seen: list[Message] = []
+    chains: dict[tuple[int, int], list[int]] = {}
     over = asyncio.Event()
 
     async def reading() -> None:
         while not over.is_set():
-            seen.extend(await one.fetch(50, 0.02))
+            for message in await one.fetch(50, 0.02):
+                chains.setdefault((message.partition, message.epoch), []).append(message.offset)
 
     async def sending() -> None:
         while not over.is_set():
@@ -58,19 +60,18 @@ async def test_a_fetch_that_runs_out_in_a_rebalance_leaves_no_gap(stage: Stage, 
     tasks = [asyncio.create_task(reading()), asyncio.create_task(sending())]
     try:
         for _ in range(3):
-            other = made.consumer(subscription)
-            await other.start(SlowListener(0.0))
-            await asyncio.sleep(2.5)
+            other, others = made.consumer(subscription), SlowListener(0.0)
+            await other.start(others)
+            await asyncio.wait_for(others.taken_on.wait(), 20)
+            before = set(chains)
             listener.taken_on.clear()
             await other.stop()
             await asyncio.wait_for(listener.taken_on.wait(), 20)
+            await until(lambda: set(chains) > before, "what came back to be read")  # noqa: B023 - awaited here
     finally:
         over.set()
         await asyncio.gather(*tasks)
         await one.stop()
-    chains: dict[tuple[int, int], list[int]] = {}
-    for message in seen:
-        chains.setdefault((message.partition, message.epoch), []).append(message.offset)
     assert len(chains) >= 4
     # Nothing is ever committed here, so each assignment begins at the beginning.
     for place, offsets in chains.items():

@@ -86,6 +86,12 @@ def until(holds: Callable[[], bool], what: str, within: float = 20) -> None:
         time.sleep(0.02)
 
 
+def waits_between_starts(supervised: Supervised) -> None:
+    """Until a failing process is not there for a while, so that a signal ends none in the midst of its start."""
+    ended = supervised.log.count("started again in")
+    until(lambda: supervised.log.count("started again in") > ended, "a wait between two starts")
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -149,8 +155,7 @@ def test_a_process_that_keeps_failing_waits_longer_each_time(start: Start) -> No
     moments = [at for at, _ in supervised.lines("started")]
     gaps = [later - earlier for earlier, later in pairwise(moments)]
     assert all(gap >= wait for gap, wait in zip(gaps, [0.2, 0.4, 0.8, 0.8, 0.8], strict=False))
-    ended = supervised.log.count("started again in")
-    until(lambda: supervised.log.count("started again in") > ended, "it to wait, so that the signal ends no process")
+    waits_between_starts(supervised)
     supervised.process.send_signal(signal.SIGTERM)
     assert supervised.ends() == 0
 
@@ -179,6 +184,7 @@ def test_it_does_not_give_up_while_one_runs(start: Start) -> None:
 
     supervised.wait_for("refused", 3)
 
+    waits_between_starts(supervised)
     assert supervised.process.poll() is None
     supervised.process.send_signal(signal.SIGTERM)
     assert supervised.ends() == 0
