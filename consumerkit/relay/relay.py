@@ -58,6 +58,7 @@ class Relay:
         announce: Told what happened.
         written: Set when this process has written to the outbox.
         principal: The Kafka user that the producer is, to tell who lacks a right; None if it is not known.
+        deadline: Seconds after which a database that does not answer is left, and asked anew.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Relay:
         written: asyncio.Event,
         *,
         principal: str | None = None,
+        deadline: float = 60.0,
     ) -> None:
         self._database = database
+        self._deadline = deadline
         self._dialect = dialect
         self._tables = tables
         self._producer = producer
@@ -131,7 +134,7 @@ class Relay:
             if self._dialect.single_writer:
                 return await self._rounds(_nothing)
             # This transaction holds the lock and nothing else; it reads and writes nothing, so it holds up no vacuum.
-            async with self._database.transaction() as run:
+            async with self._database.transaction(within=self._deadline) as run:
                 if not await run(self._dialect.lock_relay):
                     return 0
                 return await self._rounds(partial(run, self._probe))
@@ -189,7 +192,7 @@ class Relay:
 
         if read is None and not acknowledged:
             return []
-        found = await self._database.run(work)
+        found = await self._database.run(work, within=self._deadline)
         del self._acknowledged[: len(acknowledged)]
         return found
 
@@ -240,7 +243,8 @@ class Relay:
         return behind or message.topic in self._out or self._holds.held(pending, self._began)
 
     async def _is_kept(self, message: OutboxMessage) -> bool:
-        return await self._database.run(partial(reference.is_kept, tables=self._tables, message=message))
+        look = partial(reference.is_kept, tables=self._tables, message=message)
+        return await self._database.run(look, within=self._deadline)
 
     def _harvest(self) -> int:
         """Take note of the answers that are there; return how many messages went."""

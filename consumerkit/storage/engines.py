@@ -116,13 +116,42 @@ class Database:
         if self.async_sessions is None:
             async with asyncio.timeout(within):
                 return await asyncio.to_thread(self.run_blocking, work)
+        async with self._left_if_silent() as session, asyncio.timeout(within):
+            with _cancelled_as_such():
+                result = await session.run_sync(work)
+                await session.commit()
+            return result
+
+    @asynccontextmanager
+    async def transaction(self, *, within: float | None = None) -> AsyncIterator[Run]:
+        """Hold one transaction open for several pieces of synchronous work; commit unless something raises.
+
+        Raises:
+            TimeoutError: With a driver for coroutines, one of them or the commit took longer than `within` seconds; the
+                connection is given up. A thread cannot be left.
+        """
+        if self.async_sessions is not None:
+            async with self._left_if_silent() as session:
+
+                async def run(work: Callable[[Session], Any]) -> Any:
+                    async with asyncio.timeout(within):
+                        return await session.run_sync(work)
+
+                yield run
+                async with asyncio.timeout(within):
+                    await session.commit()
+            return
+        assert self.sync_sessions is not None
+        with self.sync_sessions.begin() as held:
+            yield lambda work: asyncio.to_thread(work, held)
+
+    @asynccontextmanager
+    async def _left_if_silent(self) -> AsyncIterator[AsyncSession]:
+        """Close a session at the end, with its connection given up where it was not waited for any longer."""
+        assert self.async_sessions is not None
         session = self.async_sessions()
         try:
-            async with asyncio.timeout(within):
-                with _cancelled_as_such():
-                    result = await session.run_sync(work)
-                    await session.commit()
-                return result
+            yield session
         except (TimeoutError, asyncio.CancelledError):
             # A server that is silent does not answer ROLLBACK either, and nothing would end the wait for it.
             with suppress(Exception):
@@ -130,17 +159,6 @@ class Database:
             raise
         finally:
             await _closed(session)
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Run]:
-        """Hold one transaction open for several pieces of synchronous work; commit unless something raises."""
-        if self.async_sessions is not None:
-            async with self.async_sessions.begin() as session:
-                yield session.run_sync
-            return
-        assert self.sync_sessions is not None
-        with self.sync_sessions.begin() as held:
-            yield lambda work: asyncio.to_thread(work, held)
 
     def run_blocking(self, work: Callable[[Session], T]) -> T:
         """Run synchronous work in a transaction of its own, from a thread; commit unless it raises.

@@ -28,6 +28,9 @@ from consumerkit.transports.base import Subscription, Transport
 
 T = TypeVar("T")
 
+# Forgetting and expiring take their time; a server that is silent for longer than this, in seconds, is left.
+_BACKGROUND = 600.0
+
 
 class InTurn:
     """A unit of work on a database with a single writer: it takes turns, since waiting for SQLite's lock is not fair.
@@ -111,7 +114,7 @@ class Assembly:
     async def run(self, work: Callable[[Session], T]) -> T:
         """Run work in a transaction of its own, in its turn where there is a single writer."""
         async with self._turns():
-            return await self.database.run(work)
+            return await self.database.run(work, within=_BACKGROUND)
 
     def _turns(self) -> AbstractAsyncContextManager[None]:
         return self.turn if self.dialect.single_writer else nullcontext()

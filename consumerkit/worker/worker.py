@@ -226,6 +226,7 @@ class Worker:
             self._announce,
             self._outbox_written,
             principal=self._principal,
+            deadline=self._limits.statement,
         )
         for engine in self._engines:
             self._spawn(engine.run(), engine.declared.name)

@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import text
@@ -25,6 +26,7 @@ from consumerkit.transports.base import Producer, Record, SendFailure
 from consumerkit.transports.memory import MemoryBroker, MemoryProducer
 from tests.integration.memory_stage import MemoryStage
 from tests.services import PostgresServer
+from tests.services.line import Line
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
@@ -90,11 +92,54 @@ class Turns:
 
 
 def relay_of(
-    place: MemoryStage, producer: Producer, told: list[Event] | None = None, *, written: asyncio.Event | None = None
+    place: MemoryStage,
+    producer: Producer,
+    told: list[Event] | None = None,
+    *,
+    written: asyncio.Event | None = None,
+    deadline: float = 60.0,
 ) -> Relay:
     dialect = dialect_for(place.database.dialect_name, DEFAULT_TABLES)
     announce = Announcer([] if told is None else [told.append])
-    return Relay(place.database, dialect, DEFAULT_TABLES, producer, announce, written or asyncio.Event())
+    woken = written or asyncio.Event()
+    return Relay(place.database, dialect, DEFAULT_TABLES, producer, announce, woken, deadline=deadline)
+
+
+@pytest.mark.parametrize(
+    ("driver", "moment"),
+    [("psycopg", "while it sends"), ("asyncpg", "while it sends"), ("asyncpg", "while it waits")],
+)
+async def test_a_database_that_falls_silent_is_left_and_asked_anew(
+    postgres: PostgresServer, database: str, driver: str, moment: str
+) -> None:
+    where = urlsplit(postgres.admin_dsn)
+    async with Line(f"{where.hostname}:{where.port}") as line:
+        place = MemoryStage(f"postgresql+{driver}://postgres@{line.address}/{database}")
+        await place.create_tables()
+        place.broker.create_topic("out", 3)
+        producer, told, written = Turns(place.broker), list[Event](), asyncio.Event()
+        made = relay_of(place, producer, told, written=written, deadline=1.0)
+        task = asyncio.create_task(made.run())
+        if moment == "while it sends":
+            producer.gate.clear()
+            await place.publish(message(b"1"))
+            written.set()
+            await producer.reached.wait()
+            line.stall()
+            producer.gate.set()
+        else:
+            await place.publish(message(b"1"))
+            await until(lambda: values(place) == [b"1"])
+            line.stall()
+        await until(lambda: any(isinstance(one, events.Trouble) for one in told))
+        assert line.stalled
+        line.flow()
+        await place.publish(message(b"2"))
+        await until(lambda: b"2" in values(place))
+        made.stop()
+        await task
+        assert any(isinstance(one, events.TroubleOver) for one in told)
+        await place.close()
 
 
 def message(value: bytes, key: bytes | None = b"k", topic: str = "out") -> OutboxMessage:
@@ -480,11 +525,10 @@ async def dead(place: MemoryStage, offset: int, *, size: int) -> OutboxMessage:
     return letters.dead_letter(letter, "out", "h", letters.now())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
+async def until(condition: Callable[[], bool], within: float = 30.0) -> None:
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 class Silent:
