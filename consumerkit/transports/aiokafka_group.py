@@ -301,9 +301,12 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             async with asyncio.timeout(_LOOKUP_TIMEOUT):
                 await self._ask_topic_ids({at.topic for at in asked})
-                starts = await self._client.beginning_offsets(asked)
-                ends = await self._client.end_offsets(asked)
-                committed = await self._insight.committed(asked)
+                # At once: a broker answers these after the fetch that is waiting on the same connection.
+                starts, ends, committed = await asyncio.gather(
+                    self._client.beginning_offsets(asked),
+                    self._client.end_offsets(asked),
+                    self._insight.committed(asked),
+                )
         except (TimeoutError, errors.KafkaError, StartError) as error:
             raise Unavailable(f"{self.name}: the broker did not tell about its partitions: {words(error)}") from error
         found = {}

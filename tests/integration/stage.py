@@ -1,6 +1,7 @@
 """One topic, one database, real workers in this process: what the tests of bad input and of failures stand on."""
 
 import asyncio
+import functools
 import json
 import os
 import time
@@ -31,6 +32,21 @@ OPTIONS: dict[str, dict[str, Option]] = {
 LARGEST_RECORD = 30_000_000
 OURS = "tests"  # by which the server tells the tests' own sessions from the worker's
 E = TypeVar("E", bound=Event)
+
+
+@functools.lru_cache(maxsize=4)
+def _producer(bootstrap: str) -> Producer:
+    """Return the producer of all stages on one broker: a new one waits half a second for its number."""
+    return Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "message.max.bytes": LARGEST_RECORD,
+            "linger.ms": 20,
+            # So that a slow acknowledgement leaves no second copy, and the offsets are those a test counts on.
+            "enable.idempotence": True,
+            "log_level": 0,  # it outlives a test's own broker
+        }
+    )
 
 
 class Given(NamedTuple):
@@ -148,18 +164,12 @@ class Stage:
     def send(self, records: Sequence[Given], topic: str | None = None) -> None:
         """Send records, in order, each acknowledged."""
         refused: list[str] = []
-        producer = Producer(
-            {
-                "bootstrap.servers": self.kafka.bootstrap,
-                "message.max.bytes": LARGEST_RECORD,
-                "linger.ms": 20,
-                # So that a slow acknowledgement leaves no second copy, and the offsets are those a test counts on.
-                "enable.idempotence": True,
-            }
-        )
+        topic = topic or self.topic
+        producer = _producer(self.kafka.bootstrap)
+        producer.list_topics(topic, timeout=30)  # it may have been made anew since, with more partitions
         for record in records:
             producer.produce(
-                topic or self.topic,
+                topic,
                 record.value,
                 key=record.key,
                 partition=record.partition,
