@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 
 from tests.services import KafkaServer, PostgresServer, ServiceError
+from tests.services.databases import Databases
 
 _LIBRARIES = ("confluent-kafka", "aiokafka", "SQLAlchemy", "psycopg", "asyncpg", "aiosqlite", "pydantic")
 Server = TypeVar("Server", KafkaServer, PostgresServer)
@@ -106,12 +107,19 @@ def topic_name() -> str:
     return f"t-{uuid4().hex[:12]}"
 
 
+@pytest.fixture(scope="session")
+def databases(postgres: PostgresServer) -> Iterator[Databases]:
+    """Empty databases on the server of this run."""
+    lender = Databases(postgres)
+    yield lender
+    lender.close()
+
+
 @pytest.fixture
-def database(postgres: PostgresServer) -> Iterator[str]:
-    """The name of a fresh PostgreSQL database, dropped after the test."""
-    name = postgres.create_database()
-    yield name
-    postgres.drop_database(name)
+def database(databases: Databases) -> Iterator[str]:
+    """The name of an empty PostgreSQL database, which nobody has after the test."""
+    with databases.lend() as name:
+        yield name
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -7,34 +7,34 @@ import pytest
 
 from tests.integration.stage import Stage
 from tests.services import KafkaServer, PostgresServer
+from tests.services.databases import Databases
 
 
 @pytest.fixture
-async def stage(kafka: KafkaServer, postgres: PostgresServer) -> AsyncIterator[Stage]:
+async def stage(kafka: KafkaServer, postgres: PostgresServer, databases: Databases) -> AsyncIterator[Stage]:
     """A topic of two partitions and a database with all tables."""
-    async for made in _stage(kafka, postgres, 2):
+    async for made in _stage(kafka, postgres, databases, 2):
         yield made
 
 
 @pytest.fixture
-async def other_stage(kafka: KafkaServer, postgres: PostgresServer) -> AsyncIterator[Stage]:
+async def other_stage(kafka: KafkaServer, postgres: PostgresServer, databases: Databases) -> AsyncIterator[Stage]:
     """A second one, for a run to compare with."""
-    async for made in _stage(kafka, postgres, 2):
+    async for made in _stage(kafka, postgres, databases, 2):
         yield made
 
 
 @pytest.fixture
-async def narrow_stage(kafka: KafkaServer, postgres: PostgresServer) -> AsyncIterator[Stage]:
+async def narrow_stage(kafka: KafkaServer, postgres: PostgresServer, databases: Databases) -> AsyncIterator[Stage]:
     """A topic of one partition, and a database."""
-    async for made in _stage(kafka, postgres, 1):
+    async for made in _stage(kafka, postgres, databases, 1):
         yield made
 
 
-async def _stage(kafka: KafkaServer, postgres: PostgresServer, partitions: int) -> AsyncIterator[Stage]:
-    database = postgres.create_database()
-    try:
+async def _stage(
+    kafka: KafkaServer, postgres: PostgresServer, databases: Databases, partitions: int
+) -> AsyncIterator[Stage]:
+    with databases.lend() as database:
         made = Stage(kafka, postgres, database, f"t-{uuid4().hex[:12]}", partitions)
         await made.create_tables()
         yield made
-    finally:
-        postgres.drop_database(database)

@@ -5,14 +5,13 @@ import functools
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
 import psycopg
 from confluent_kafka import Consumer, Producer, TopicPartition
-from psycopg.rows import dict_row
 
 from consumerkit import Context
 from consumerkit.events import Event, GroupCommitted
@@ -22,15 +21,14 @@ from consumerkit.storage.engines import Database
 from consumerkit.transports.kafka import Client, Kafka, Option
 from consumerkit.worker import Worker
 from tests.crash.model import Base, Effect, Payment
+from tests.integration.view import View
 from tests.services import KafkaServer, PostgresServer
-from tests.services.offsets import CommittedOffsets
 
 OPTIONS: dict[str, dict[str, Option]] = {
     "confluent": {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500},
     "aiokafka": {"session_timeout_ms": 6000, "heartbeat_interval_ms": 500},
 }
 LARGEST_RECORD = 30_000_000
-OURS = "tests"  # by which the server tells the tests' own sessions from the worker's
 E = TypeVar("E", bound=Event)
 
 
@@ -139,6 +137,7 @@ class Stage:
     database: str
     topic: str
     partitions: int = 2
+    _view: View | None = None
 
     def __post_init__(self) -> None:
         sizes = {"max.message.bytes": str(LARGEST_RECORD)}
@@ -193,23 +192,35 @@ class Stage:
         stopping = asyncio.Event()
         observers = [events.append, *settings.pop("observers", ())]
         worker = self.make(*handlers, transport=transport, observers=observers, **settings)
-        run = Run(worker, asyncio.create_task(worker.run(stopping)), stopping, events)
-        try:
-            yield run
-        except BaseException:
+        with self._viewed(kept=True):
+            run = Run(worker, asyncio.create_task(worker.run(stopping)), stopping, events)
+            try:
+                yield run
+            except BaseException:
+                stopping.set()
+                with suppress(BaseException):
+                    await asyncio.wait_for(asyncio.shield(run.task), 40)
+                raise
             stopping.set()
-            with suppress(BaseException):
-                await asyncio.wait_for(asyncio.shield(run.task), 40)
-            raise
-        stopping.set()
-        await run.task
+            await run.task
+
+    @contextmanager
+    def _viewed(self, *, kept: bool = False) -> Iterator[View]:
+        """Look over connections that are kept for as long as any worker runs: conditions are asked many times."""
+        if self._view is not None:
+            yield self._view
+            return
+        with View(self.postgres.dsn(self.database), self.kafka.bootstrap) as view:
+            self._view = view if kept else None
+            try:
+                yield view
+            finally:
+                self._view = None if kept else self._view
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Ask the database."""
-        with psycopg.connect(
-            self.postgres.dsn(self.database), row_factory=dict_row, connect_timeout=3, application_name=OURS
-        ) as connection:
-            return connection.execute(query.encode()).fetchall()
+        with self._viewed() as view:
+            return view.rows(query)
 
     def execute(self, *statements: str) -> None:
         """Change the database, behind everybody's back."""
@@ -239,8 +250,8 @@ class Stage:
 
     def committed(self, group: str) -> dict[int, int]:
         """The group's committed offsets by partition."""
-        with CommittedOffsets({"bootstrap.servers": self.kafka.bootstrap}, group, self.topic) as offsets:
-            return offsets.read(range(self.partitions))
+        with self._viewed() as view:
+            return view.committed(group, self.topic, self.partitions)
 
     def read(self, topic: str, partitions: int | None = None) -> list[Found]:
         """All records of a topic."""

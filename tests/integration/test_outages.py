@@ -16,7 +16,8 @@ from consumerkit.events import AttemptFailed, GroupRolledBack, Trouble, TroubleO
 from consumerkit.transports.kafka import Client
 from tests.crash.model import Payment
 from tests.integration.credit import Credit, PlainCredit
-from tests.integration.stage import OURS, Run, Stage, effect, payment
+from tests.integration.stage import Run, Stage, effect, payment
+from tests.integration.view import OURS
 from tests.services import KafkaServer, PostgresServer
 from tests.services.proxy import CommitProxy, Lose
 
@@ -135,7 +136,7 @@ LOSSES: dict[str, Callable[[int], Lose]] = {
 async def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_doubled(
     stage: Stage, kind: type[Credit | PlainCredit], loss: str
 ) -> None:
-    total = 1000
+    total = 500
     stage.send([payment(n, account=f"a-{n % 70}", partition=n % 2) for n in range(total)])
     where = urlsplit(stage.postgres.admin_dsn)
     assert where.hostname is not None

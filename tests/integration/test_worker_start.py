@@ -156,14 +156,10 @@ async def test_a_dead_letter_topic_of_fewer_partitions_is_warned_of(
 # When it starts: the database.
 
 
-async def test_missing_tables(postgres: PostgresServer) -> None:
-    name = postgres.create_database()
-    try:
-        assert await refusal(MemoryStage(postgres.url(name)).make(Write())) == (
-            "database: consumerkit's tables (consumerkit_*) are missing; run consumerkit db upgrade"
-        )
-    finally:
-        postgres.drop_database(name)
+async def test_missing_tables(postgres: PostgresServer, database: str) -> None:
+    assert await refusal(MemoryStage(postgres.url(database)).make(Write())) == (
+        "database: consumerkit's tables (consumerkit_*) are missing; run consumerkit db upgrade"
+    )
 
 
 async def test_a_name_that_belongs_to_another_group(place: MemoryStage) -> None:

@@ -15,7 +15,7 @@ class CommittedOffsets:
     """What one group has committed of one topic; a context manager."""
 
     def __init__(self, config: Mapping[str, Any], group: str, topic: str) -> None:
-        self._consumer = Consumer({"log_level": 0, **config, "group.id": group})
+        self._consumer = Consumer({"log_level": 0, "reconnect.backoff.max.ms": 200, **config, "group.id": group})
         self._topic = topic
 
     def read(self, partitions: Iterable[int] | None = None) -> dict[int, int]:
