@@ -147,10 +147,12 @@ class Ownership:
         try:
             return Asked(await self._consumer.describe(list(self._wanted)), at)
         except Unavailable as error:
+            self._trouble("broker", error)
+            if not self._wanted:  # all of them went meanwhile
+                return Asked({}, at)
             # One partition without a leader must not keep the others from being taken: it has its turn after them.
             first = next(iter(self._wanted))
             self._wanted[first] = self._wanted.pop(first)
-            self._trouble("broker", error)
         with suppress(Unavailable):
             return Asked(await self._consumer.describe([first]), at)
         return Asked({}, at)

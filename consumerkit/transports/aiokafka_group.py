@@ -47,6 +47,7 @@ class Held:
         next: The offset after the last record that was fetched.
         failed: It is not read any further.
         leaving: The listener is about to finish with it.
+        on_hold: The engine wants nothing of it for now.
     """
 
     epoch: int
@@ -54,6 +55,7 @@ class Held:
     next: int
     failed: bool = False
     leaving: bool = False
+    on_hold: bool = False
 
     @property
     def readable(self) -> bool:
@@ -142,7 +144,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             self._report("assigned", error)
             self._end(held)
             return
-        self._client.resume(*(ClientPartition(*partition) for partition in held))
+        self._client.resume(*(ClientPartition(*partition) for partition, mine in held.items() if not mine.on_hold))
 
     async def _starts(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         asked = [self._client.committed(ClientPartition(*partition)) for partition in partitions]
@@ -268,7 +270,11 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         """Have aiokafka return nothing of these partitions, or return it again; a new assignment begins without."""
         for partition in partitions:
             mine = self.held.get(partition)
-            if mine is not None and mine.readable:
+            if mine is None:
+                continue
+            mine.on_hold = held
+            # One that has failed stays paused; once it is read again, this decides.
+            if mine.readable:
                 (self._client.pause if held else self._client.resume)(ClientPartition(*partition))
 
     # -- going elsewhere
@@ -285,7 +291,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             # What was read before is of the old epoch.
             self.version += 1
             self._client.seek(ClientPartition(*partition), offset)
-            if failed:
+            if failed and not mine.on_hold:
                 self._client.resume(ClientPartition(*partition))
         return epoch
 

@@ -123,8 +123,10 @@ class Assignment:
 
     def fail(self, consumer: Consumer, partition: TopicPartition, error: KafkaError) -> None:
         """Read a partition no further, and tell the listener; others go on."""
-        consumer.pause([confluent_kafka.TopicPartition(*partition)])
         reading = self.readings[partition]
+        if reading.next == reading.began and not reading.doubted and self._tried_again(consumer, partition, reading):
+            return
+        consumer.pause([confluent_kafka.TopicPartition(*partition)])
         words = f"{partition} cannot be read from offset {reading.next}: {error.name()}: {error.str()}"
         self._host.tell(self._listener.failed(partition, PartitionUnusable(words)), _CALL)
 
@@ -200,6 +202,20 @@ class Assignment:
             else:
                 reading.lost_place, reading.refused = False, None
 
+    def _tried_again(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> bool:
+        """Have a partition read again of which nothing was read yet; return whether the client takes it.
+
+        Its error may be of the position before, which the client had given up on when the partition was sent elsewhere.
+        """
+        try:
+            self._assign_again(consumer, partition, reading)
+        except KafkaException as error:
+            log.warning("cannot assign %s again: %s", partition, error)
+            return False
+        self.changes += 1
+        reading.doubted, reading.failed, reading.lost_place, reading.refused = True, False, False, None
+        return True
+
     def _assign_again(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> None:
         at = confluent_kafka.TopicPartition(*partition, reading.next)
         consumer.incremental_unassign([at])
@@ -264,7 +280,8 @@ class Assignment:
             self._forget(named)
             return
         # The client keeps a pause beyond the assignment: a partition that went while paused would never be read again.
-        (consumer.pause if self._host.is_parked() else consumer.resume)(named)
+        free = [at for at in named if not self.readings[at.topic, at.partition].held]
+        (consumer.pause if self._host.is_parked() else consumer.resume)(free)
 
     def _revoke(self, consumer: Consumer, partitions: Partitions) -> None:
         held = self._held(partitions)

@@ -52,16 +52,30 @@ class Reading:
         held: Whether the engine wants nothing of it for now.
         lost_place: Whether the client's position is unknown, so that nothing may be taken until a seek succeeded.
         refused: Since when the client has refused to seek, on the monotonic clock; None where it has not.
+        began: The offset at which the epoch began.
+        doubted: Whether an error of this epoch was not believed, so that the next one is.
     """
 
-    __slots__ = ("born", "epoch", "failed", "held", "leader_epochs", "lost_place", "next", "refused", "topic_id")
+    __slots__ = (
+        "began",
+        "born",
+        "doubted",
+        "epoch",
+        "failed",
+        "held",
+        "leader_epochs",
+        "lost_place",
+        "next",
+        "refused",
+        "topic_id",
+    )
 
     def __init__(self, epoch: int, topic_id: str, start: int, born: int = 0) -> None:
         self.born = born
         self.epoch = epoch
         self.topic_id = topic_id
-        self.next = start
-        self.failed = False
+        self.next = self.began = start
+        self.failed = self.doubted = False
         self.held = False
         self.lost_place = False
         self.refused: float | None = None
@@ -70,10 +84,10 @@ class Reading:
     def restart(self, epoch: int, offset: int, topic_id: str | None, *, by_seek: bool) -> None:
         """Begin anew at another offset, under a new epoch; once a seek has succeeded, where it needs one."""
         self.epoch = epoch
-        self.next = offset
+        self.next = self.began = offset
         # A topic may have been made anew while it was assigned.
         self.topic_id = topic_id or self.topic_id
-        self.failed = False
+        self.failed = self.doubted = False
         self.lost_place = by_seek
         self.refused = None
         self.leader_epochs.clear()

@@ -245,9 +245,11 @@ class PollThread:
 
     def _hold(self, partitions: Collection[TopicPartition], *, held: bool) -> None:
         readings, consumer = self._assignment.readings, self._consumer
-        changed = [at for at in partitions if at in readings and readings[at].held != held and not readings[at].failed]
+        changed = [at for at in partitions if at in readings and readings[at].held != held]
         for at in changed:
             readings[at].held = held
+        # One that has failed stays paused; once it is read again, this decides.
+        changed = [at for at in changed if not readings[at].failed]
         if changed and consumer is not None and not self._parked:
             (consumer.pause if held else consumer.resume)([RawPartition(*at) for at in changed])
 

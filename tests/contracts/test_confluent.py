@@ -89,6 +89,55 @@ class TestConfluent(KafkaContract):
             assert set(successor.listener.failures) == {TopicPartition(topic, 0)}
             assert offsets(await successor.reads(6), 1) == list(range(4, 10))
 
+    async def test_an_error_from_before_a_seek_does_not_stop_the_partition(
+        self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is still in the client's queue when the partition is sent to a position that is in order."""
+
+        class Slow(Consumer):
+            def seek(self, partition: RawPartition) -> None:
+                super().seek(partition)
+                if partition.offset == 500:
+                    time.sleep(0.5)
+
+        monkeypatch.setattr(confluent_thread, "Consumer", Slow)
+        await bench.append(topic, numbered(10), 0)
+        at = TopicPartition(topic, 0)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            await member.reads(10)
+            member.goes_to(at, 500)
+            await asyncio.sleep(0.3)
+            member.goes_to(at, 3)
+            assert offsets((await member.reads(17))[10:], 0) == list(range(3, 10))
+            assert member.listener.failures == {}
+            member.goes_to(at, 500)
+            await until(lambda: at in member.listener.failures, "the listener is told of a failure that is one")
+
+    async def test_a_partition_that_fails_while_it_is_held_is_read_again_after_release_and_seek(
+        self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Slow(Consumer):
+            def resume(self, partitions: list[RawPartition]) -> None:
+                super().resume(partitions)
+                time.sleep(0.5)
+
+        await bench.append(topic, numbered(10), 0)
+        at = TopicPartition(topic, 0)
+        monkeypatch.setattr(confluent_thread, "Consumer", Slow)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            await member.reads(10)
+            await member.consumer.hold([at])
+            await asyncio.sleep(0.3)
+            await bench.append(topic, numbered(10), 0)
+            await bench.delete_before(topic, 0, 15)
+            await member.consumer.release([at])
+            await asyncio.sleep(0.3)  # the client finds that its position is gone, and is asked for nothing yet
+            await member.consumer.hold([at])
+            await until(lambda: at in member.listener.failures, "the listener is told of the failure")
+            await member.consumer.release([at])
+            member.goes_to(at, 15)
+            assert offsets((await member.reads(15))[10:], 0) == list(range(15, 20))
+
     async def test_partitions_that_could_not_be_taken_on_are_asked_for_again(
         self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -247,6 +247,22 @@ class TransportContract(ReaderContract):
             member.goes_to(at, 4)
             assert offsets((await member.reads(16))[10:], 0) == [4, 5, 6, 7, 8, 9]
 
+    async def test_a_hold_of_a_failed_partition_counts_once_it_is_read_again(
+        self, bench: Bench, topic: str, group: str
+    ) -> None:
+        await bench.append(topic, numbered(10), 0)
+        at = TopicPartition(topic, 0)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            await member.reads(10)
+            member.goes_to(at, 500)
+            await until(lambda: at in member.listener.failures, "a failure")
+            await member.consumer.hold([at])
+            member.goes_to(at, 4)
+            await asyncio.sleep(1.0)
+            assert len(member.seen) == 10
+            await member.consumer.release([at])
+            assert offsets((await member.reads(16))[10:], 0) == [4, 5, 6, 7, 8, 9]
+
     async def test_describe_tells_of_log_and_commit(self, bench: Bench, topic: str, group: str) -> None:
         await bench.append(topic, numbered(10), 0)
         at, empty = TopicPartition(topic, 0), TopicPartition(topic, 1)

@@ -6,13 +6,14 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from consumerkit import Context, Events, Ordering, header
-from consumerkit.errors import ConsumerkitError
+from consumerkit.errors import ConsumerkitError, Unavailable
 from consumerkit.events import (
     GroupCommitted,
     GroupRolledBack,
@@ -20,6 +21,7 @@ from consumerkit.events import (
     MessagesSkipped,
     PartitionsRevoked,
 )
+from consumerkit.transports.memory_group import MemoryConsumer
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 from tests.services import PostgresServer
 
@@ -269,6 +271,31 @@ async def test_lost_partitions_are_delivered_again_and_nothing_is_doubled(place:
 
 
 # The end.
+
+
+async def test_partitions_that_go_while_the_broker_does_not_tell_of_them_end_nothing(
+    place: MemoryStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe, asked, gone = MemoryConsumer.describe, asyncio.Event(), asyncio.Event()
+
+    async def silent(self: MemoryConsumer, partitions: Any) -> Any:
+        asked.set()
+        if not gone.is_set():
+            await gone.wait()
+            raise Unavailable("no answer")
+        return await describe(self, partitions)
+
+    monkeypatch.setattr(MemoryConsumer, "describe", silent)
+    for number in range(10):
+        place.append(number)
+    async with place.run(Write()) as run:
+        await asyncio.wait_for(asked.wait(), 10)
+        for member in place.broker.group("write").members:
+            await member.lose()
+        gone.set()
+        await asyncio.sleep(0.1)
+        await place.broker.expire("write")
+        await place.until_written(run, 10)
 
 
 async def test_stopping_finishes_what_is_under_way_and_begins_nothing(place: MemoryStage) -> None:
