@@ -94,6 +94,7 @@ class Fences:
             return None
         taken, parked, begins = found
         partition.taken(taken, parked, begins, info.end)
+        partition.topic_id = info.topic_id
         self.tokens[partition.name] = taken.owner
         return begins  # type: ignore[no-any-return]
 

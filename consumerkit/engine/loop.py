@@ -26,6 +26,7 @@ from consumerkit.engine.pipeline import Pipeline
 from consumerkit.engine.runner import HandlerHalted, Runner
 from consumerkit.engine.solitude import Solitude
 from consumerkit.engine.telling import Tell
+from consumerkit.engine.topic_watch import TopicWatch
 from consumerkit.engine.unit_of_work import UnitOfWork
 from consumerkit.errors import CommitsLost
 from consumerkit.events import Announcer
@@ -84,6 +85,7 @@ class Engine:
         )
         self.committer = Committer(name, consumer, self.partitions, fences, announce, self)
         self.due = DueWatch(name, fences.lot, fences.run, self.partitions, announce, self._give)
+        self._topics = TopicWatch(name, consumer, self.partitions, announce, self.ownership.doubt)
         self._solitude = solitude
         self.gate = Gate(name, declared.brake, announce)
         self.fences = fences
@@ -134,7 +136,7 @@ class Engine:
             Exception: A defect; nothing unfinished is committed.
         """
         work = [lane.work() for lane in self._lanes]
-        work += [self._fetch(), self.committer.run(), self.ownership.run(), self.due.run()]
+        work += [self._fetch(), self.committer.run(), self.ownership.run(), self.due.run(), self._topics.run()]
         self._tasks = [asyncio.create_task(coroutine) for coroutine in work]
         self.running = True
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -42,6 +42,7 @@ class Partition:
         forgotten_below: The IDs of messages below it may be forgotten, so that they cannot be proven new.
         reading_from: Where the transport began to read it.
         adrift: Whether messages were let go of, so that it must be read again from the mark.
+        topic_id: The topic's ID when it was taken over.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class Partition:
         "reading_from",
         "start",
         "suspects",
+        "topic_id",
         "total",
     )
 
@@ -82,6 +84,7 @@ class Partition:
         self.forgotten_below = 0
         self.reading_from = start.offset
         self.adrift = False
+        self.topic_id = ""
         self._ordering = ordering
         self._limit = parking_limit
 

@@ -8,9 +8,11 @@ from typing import Any, get_args
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient
 from sqlalchemy import text
 
 from consumerkit import Context, DeadLetter, Handler, Json, header, positions
+from consumerkit.engine import topic_watch
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.events import CommitsLost, GroupCommitted, PartitionStopped, PartitionTaken, PositionDiffers
 from consumerkit.message import TopicPartition
@@ -246,6 +248,33 @@ async def test_messages_deleted_below_the_mark_stop_their_partition_until_a_pers
     assert _ids(stage) == expected
     [action] = stage.rows("SELECT actor, action, details FROM consumerkit_operator_actions")
     assert (action["actor"], action["action"]) == ("ann", "skip")
+
+
+async def test_a_topic_made_anew_under_a_worker_stops_until_a_person_says_so(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka goes on in the new log, where the old one ended: what lies before would be lost without a word.
+
+    aiokafka has the partitions dealt anew as soon as it finds the topic missing, which the other tests cover.
+    """
+    monkeypatch.setattr(topic_watch, "ASKED_EVERY", 1.0)
+
+    def made_anew() -> None:
+        admin = AdminClient({"bootstrap.servers": stage.kafka.bootstrap, "log_level": 0})
+        for deleted in admin.delete_topics([stage.topic]).values():
+            deleted.result(timeout=30)
+        stage.kafka.create_topic(stage.topic, stage.partitions)
+        _send(stage, 20, 40)
+
+    _send(stage, 0, 20)
+    async with stage.run(Apply(stage)) as run:
+        await _applied(run, stage, 20)
+        await asyncio.to_thread(made_anew)
+        await run.until(lambda: len({one.partition for one in run.seen(PartitionStopped)}) == 2, "the stops")
+        assert all("made anew" in one.error for one in run.seen(PartitionStopped))
+        await positions.skip(_place(run), stage.topic, stage.topic, "start")
+        await run.until(lambda: stage.count_effects() >= 60, "all of the new topic")
+    assert _ids(stage) == _once(60)
 
 
 def _place(run: Run) -> positions.Place:
