@@ -42,7 +42,7 @@ class Plan:
 
     transport: Client
     messages: int = 20_000
-    slices: int = 25
+    slices: int = 20
     failpoints: tuple[str, ...] = ()
     random_kills: int = 3
     joins: int = 3
@@ -179,7 +179,7 @@ class Director:
 
         A plan in which nobody may lose a session has `arm_after=1`, and never comes to that.
         """
-        if not self._pool.wait_for_armed(8):
+        if not self._pool.wait_for_armed(5):
             living = self._pool.living()
             if living:
                 self._pool.freeze(living[0], FREEZE_SECONDS)
