@@ -141,4 +141,7 @@ class Assignments:
 
     async def failed(self, partition: TopicPartition, error: PartitionUnusable) -> None:
         """Announce a partition that is not read any further."""
+        if (known := self._partitions.get(partition)) is not None:
+            # Whenever it is taken anew, it is read again, also from where it stands.
+            known.adrift = True
         self._announce(events.PartitionStopped(handler=self._handler, partition=partition, error=str(error)))

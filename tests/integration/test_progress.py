@@ -416,6 +416,23 @@ async def test_a_truncated_log_stops_its_partition(place: MemoryStage) -> None:
         assert "truncated" in run.seen(PartitionStopped)[0].error
 
 
+async def test_a_partition_that_could_not_be_read_goes_on_where_it_stood_when_a_person_says_so(
+    place: MemoryStage,
+) -> None:
+    for number in range(10):
+        place.append(number, partition=0)
+    async with _ran(place, 10) as run:
+        # A leader that lacks the last records, as in an unclean election; the one that has them comes back.
+        del place.broker.logs.partition(AT)._records[5:]
+        await run.until(lambda: bool(run.seen(PartitionStopped)), "the stop")
+        for number in range(5, 13):
+            place.append(number, partition=0)
+        [moved] = await positions.skip(_place(run), "write", TOPIC, 10, partitions=[0])
+        assert (moved.before, moved.after) == (10, 10)
+        await place.until_written(run, 13)
+    assert await _ids_of(place) == list(range(13))
+
+
 async def test_a_rewind_runs_nothing_again(place: MemoryStage) -> None:
     for number in range(10):
         place.append(number)
