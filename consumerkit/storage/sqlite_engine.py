@@ -10,6 +10,12 @@ from sqlalchemy import Engine, event
 
 BEGIN: Final = "BEGIN IMMEDIATE"
 BUSY_MILLISECONDS: Final = 30_000
+_SETTINGS: Final = f"""
+    PRAGMA busy_timeout = {BUSY_MILLISECONDS};
+    PRAGMA journal_mode = WAL;
+    PRAGMA synchronous = FULL;
+    PRAGMA foreign_keys = ON;
+"""
 # An event loop refers to its tasks only weakly.
 _UNDER_WAY: Final[set[asyncio.Task[None]]] = set()
 
@@ -29,12 +35,11 @@ def set_up(engine: Engine) -> None:
 
 def _connected(connection: Any, _record: object) -> None:
     connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
+    if hasattr(connection, "run_async"):
+        # At one go: cancelled between two of them, it would leave one open, and with it the lock of the whole file.
+        connection.run_async(lambda driver: driver.executescript(_SETTINGS))
+    else:
+        connection.executescript(_SETTINGS)
 
 
 def _begun(connection: Any) -> None:

@@ -72,3 +72,19 @@ async def test_no_moment_of_a_transaction_swallows_a_cancellation(tmp_path: Path
         assert task.done(), f"cancelled {task.cancelling()} times after {turns % 40} turns: {task.get_stack()}"
     await database.dispose()
     gc.collect()  # the driver's own connections that were cancelled while they opened: here, and not in another test
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_first_connection_that_is_cancelled_keeps_no_lock(tmp_path: Path) -> None:
+    """SQLite locks the whole file while the journal's mode is changed; who comes next waits for half a minute."""
+    for number in range(60):
+        database = Database(f"sqlite:///{tmp_path}/{number}.db")
+        for turns in range(14):
+            task = asyncio.create_task(database.run(lambda session: session.execute(text("SELECT 1"))))
+            for _ in range(turns):
+                await asyncio.sleep(0 if turns % 3 else 0.0001)
+            task.cancel()
+            await asyncio.wait([task], timeout=15)
+            assert task.done(), f"round {number}, cancelled after {turns} turns: {task.get_stack()}"
+        await database.dispose()
+    gc.collect()
