@@ -95,8 +95,8 @@ class Reading:
     def position(self, partition: TopicPartition, offset: int, note: str = "") -> confluent_kafka.TopicPartition:
         """Return what to commit for `offset`, with the leader epoch under which the record before it was written.
 
-        The broker gives the epoch back with the committed offset, and the client then notices a truncated log instead
-        of reading on in another one.
+        The broker gives the epoch back with the committed offset, by which a client may tell a truncated log from the
+        one that was read. librdkafka 2.16 does so in a plain consumer, and not where the assignment begins paused.
         """
         at = bisect.bisect_left(self.leader_epochs, (offset, -1)) - 1
         if at < 0:
