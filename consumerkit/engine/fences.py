@@ -33,6 +33,8 @@ class Fences:
     """Runs work in a transaction of its own, READ COMMITTED: what is parked is read after the wait for the fence."""
     tokens: dict[TopicPartition, bytes] = field(default_factory=dict)
     """The tokens that this process wrote last."""
+    any_key: bool = False
+    """Whether what is parked waits behind whatever is parked of its partition, and not of its key only."""
 
     @property
     def _place(self) -> tuple[Dialect, Tables, int]:
@@ -87,7 +89,10 @@ class Fences:
                 end=info.end,
                 ago=ago(),
             )
-            return taken, self.lot.keys(connection, name), begins
+            parked = self.lot.keys(connection, name)
+            if parked:
+                self.lot.wake_partition(connection, name, any_key=self.any_key)
+            return taken, parked, begins
 
         found = await self.run(work)
         if found is None:

@@ -82,8 +82,19 @@ class ParkingLot:
 
         A row without a due time that nothing stands before would never be found.
         """
-        if not numbers:
-            return
+        if numbers:
+            self._wake(connection, self.tables.parked_messages.c.id.in_(numbers), any_key=any_key)
+
+    def wake_partition(self, connection: Connection, partition: TopicPartition, *, any_key: bool) -> None:
+        """Make due whatever stands first, under the partition's fence, as its new owner's order has it.
+
+        It may have been parked behind others in an order that has been changed since, and nobody would promote it.
+        """
+        c = self.tables.parked_messages.c
+        here = and_(c.consumer == self.consumer, c.topic == partition.topic, c.partition == partition.partition)
+        self._wake(connection, here, any_key=any_key)
+
+    def _wake(self, connection: Connection, which: ColumnElement[bool], *, any_key: bool) -> None:
         table = self.tables.parked_messages
         ahead = table.alias("ahead")
         before = exists().where(
@@ -94,7 +105,7 @@ class ParkingLot:
         )
         if not any_key:
             before = before.where(ahead.c.key_digest == table.c.key_digest)
-        due = update(table).where(table.c.id.in_(numbers), table.c.due_at.is_(None), self._may_run(), ~before)
+        due = update(table).where(which, table.c.due_at.is_(None), self._may_run(), ~before)
         connection.execute(due.values(due_at=self.dialect.in_seconds(0.0)))
 
     def row(self, one: ParkedMessage) -> dict[str, Any]:

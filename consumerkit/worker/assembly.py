@@ -19,6 +19,7 @@ from consumerkit.engine.solitude import Solitude
 from consumerkit.engine.transaction import Transaction, TransactionEnded
 from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork, UnitOfWork
 from consumerkit.events import Announcer
+from consumerkit.handler import Ordering
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.engines import Database
 from consumerkit.storage.ledger import Ledger
@@ -93,7 +94,7 @@ class Assembly:
             declared,
             transport.consumer(subscription),
             [self._work(declared, lot, number) for _ in range(lanes)],
-            Fences(lot, self._in_transaction),
+            Fences(lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
             self.announce,
             memory_budget=memory_budget,
             drain_timeout=drain_timeout,

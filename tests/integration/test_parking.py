@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from consumerkit import Context, Events, Ordering, Retry, fixed, header
+from consumerkit import Brake, Context, Events, Ordering, Retry, fixed, header
 from consumerkit.events import AttemptFailed, GroupCommitted, PartitionInDoubt, PartitionTaken
 from consumerkit.message import TopicPartition
+from consumerkit.redrive import Selection, redrive
 from consumerkit.storage import fence, occupancy
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory_log import PartitionLog
@@ -428,6 +429,39 @@ async def test_changing_the_order_leaves_nothing_behind(yard: Yard, before: Orde
     if before is after is Ordering.PARTITION:
         assert effects == list(range(24))
     yard.check()
+
+
+@pytest.mark.parametrize("after", [Ordering.KEY, Ordering.NONE])
+async def test_what_was_redriven_to_wait_for_its_partition_runs_where_that_has_no_order_any_more(
+    yard: Yard, after: Ordering
+) -> None:
+    for number, key in enumerate([b"a", b"b", None]):
+        yard.send(number, "forever", key=key)
+    async with yard.run(Trial(ordering=Ordering.PARTITION, retry=Retry(attempts=1))) as run:
+        await run.until(lambda: len(yard.dead()) == 3, "the deaths")
+    await redrive(yard.url, Selection())
+    assert [row["due_at"] is None for row in yard.parked()] == [False, True, True]
+    async with yard.run(Trial(ordering=after, healed=True)) as run:
+        await run.until(yard.has(0, 1, 2), "what was redriven", within=15)
+        yard.send(3, key=b"b")
+        await run.until(yard.has(3), "a later one of a key that waited")
+    assert (sorted(yard.effects()), yard.parked()) == (["0", "1", "2", "3"], [])
+
+
+@pytest.mark.parametrize("after", [Ordering.KEY, Ordering.NONE])
+async def test_what_waits_behind_one_that_the_brake_holds_goes_on_after_a_change_of_order(
+    yard: Yard, after: Ordering
+) -> None:
+    yard.send("bad-0", value=b"{", key=b"x")
+    yard.send("bad-1", value=b"{", key=b"x")
+    for number, key in enumerate([b"a", b"b", None]):
+        yard.send(number, key=key)
+    async with yard.run(Trial(ordering=Ordering.PARTITION, brake=Brake(allowance=1, probe=fixed(1)))) as run:
+        await run.until(yard.holds(4, 1), "the parking")
+    assert [row["due_at"] is None for row in yard.parked()] == [False, True, True, True]
+    async with yard.run(Trial(ordering=after)) as run:
+        await run.until(yard.has(0, 1, 2), "what waited", within=15)
+        await run.until(yard.holds(0, 2), "the one that cannot be read", within=15)
 
 
 async def test_a_topic_that_gains_partitions_keeps_what_is_parked(yard: Yard) -> None:
