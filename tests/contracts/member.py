@@ -164,9 +164,9 @@ class Member:
         """Wait until exactly this many partitions are assigned."""
         await until(lambda: len(self.listener.held) == number, f"{number} partitions, not {self.listener.held}")
 
-    async def reads(self, number: int) -> list[Message]:
+    async def reads(self, number: int, within: float = PATIENCE) -> list[Message]:
         """Wait until at least this many messages were seen, and return all."""
-        await until(lambda: len(self.seen) >= number, f"{number} messages, not {len(self.seen)}")
+        await until(lambda: len(self.seen) >= number, f"{number} messages, not {len(self.seen)}", within)
         return self.seen
 
     def goes_to(self, partition: TopicPartition, offset: int) -> int:
