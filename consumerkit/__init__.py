@@ -30,6 +30,7 @@ from consumerkit.errors import (
     Unavailable,
     Undecodable,
 )
+from consumerkit.guards import Transition, transition, upsert
 from consumerkit.handler import BatchHandler, Events, Handler, Ordering, Received
 from consumerkit.identity import Identity, coordinates, event_field, event_fields, header, record_timestamp
 from consumerkit.message import Message, TopicPartition
@@ -83,6 +84,10 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
     "Sealer",
     "PayloadRetention",
     "outbox",
+    # Guards for a handler's own tables
+    "transition",
+    "Transition",
+    "upsert",
     # What became of a message
     "message_status",
     "MessageStatus",
