@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from difflib import get_close_matches
-from enum import Enum
+from enum import StrEnum
 from typing import Any, TypeVar, cast, overload
 
 from sqlalchemy import ColumnCollection, ColumnElement, Integer, UniqueConstraint, select, update
@@ -27,7 +27,7 @@ Excluded = ColumnCollection[str, ColumnElement[Any]]
 """The row that could not be inserted, by column name: SQL's `excluded`."""
 
 
-class Transition(Enum):
+class Transition(StrEnum):
     """What became of a guarded change of state.
 
     Example:
