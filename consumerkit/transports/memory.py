@@ -10,31 +10,27 @@ Example:
     Message(payments[1]@0)
     >>> [message.value for message in broker.records("payments")]
     [b'{"amount": 5}']
+
+What goes wrong at a broker can be made to happen, so that a test does not wait for it: `outage`, `leaderless`,
+`acknowledging` (late answers and failed ones), `cut_off` (a member that the group has given up), `expire`; and so can
+what a log is like that lives: `add_partitions`, `append_control_records`, `delete_before`, `truncate`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 
-from consumerkit.errors import PartitionUnusable, StartError
+from consumerkit.errors import StartError
 from consumerkit.message import Headers, Message, TopicPartition
-from consumerkit.transports.base import (
-    Consumer,
-    LogReader,
-    Producer,
-    Record,
-    SendFailure,
-    Span,
-    Subscription,
-    TopicInfo,
-)
-from consumerkit.transports.memory_group import MemoryConsumer, MemoryGroup, wake_all
-from consumerkit.transports.memory_log import Logs
-from consumerkit.transports.spans import Spans
+from consumerkit.transports.base import Consumer, LogReader, Producer, Record, Subscription, TopicInfo
+from consumerkit.transports.memory_group import MemoryConsumer
+from consumerkit.transports.memory_log import Logs, PartitionLog
+from consumerkit.transports.memory_members import MemoryGroup, wake_all
+from consumerkit.transports.memory_producer import Acknowledgement, Answers, Intake, IntakeProducer
+from consumerkit.transports.memory_reader import MemoryReader
 
-_OVERHEAD = 70  # what Kafka adds to a lone record: batch header and lengths
+__all__ = ["Acknowledgement", "Memory", "MemoryBroker", "MemoryProducer"]
 
 
 class MemoryBroker:
@@ -46,21 +42,44 @@ class MemoryBroker:
     """
 
     def __init__(self, topics: Mapping[str, int] | None = None, *, max_record_bytes: int = 1_048_588) -> None:
-        self.max_record_bytes = max_record_bytes
         self.logs = Logs()
+        self.intake = Intake(self.logs, self._take, max_record_bytes)
         self._groups: dict[str, MemoryGroup] = {}
-        self._available = True
         for name, partitions in (topics or {}).items():
             self.create_topic(name, partitions)
 
     @property
+    def max_record_bytes(self) -> int:
+        """Larger records are refused."""
+        return self.intake.max_record_bytes
+
+    @max_record_bytes.setter
+    def max_record_bytes(self, size: int) -> None:
+        self.intake.max_record_bytes = size
+
+    @property
     def available(self) -> bool:
         """Whether the broker answers; see `outage`."""
-        return self._available
+        return self.logs.available
 
     def create_topic(self, name: str, partitions: int) -> None:
         """Create a topic, unless there is one by this name."""
         self.logs.create(name, partitions)
+
+    def add_partitions(self, topic: str, partitions: int) -> None:
+        """Have a topic consist of `partitions` partitions from now on.
+
+        A group notices at its next rebalance, as with Kafka; see `rebalance`.
+
+        Args:
+            topic: The name of an existing topic.
+            partitions: The number in all.
+
+        Raises:
+            KeyError: There is no such topic.
+            ValueError: The topic has more partitions already.
+        """
+        self.logs.topics[topic].grow(partitions)
 
     def append(
         self,
@@ -89,6 +108,14 @@ class MemoryBroker:
         wake_all(self._groups.values())
         return record
 
+    def append_control_records(self, topic: str, partition: int, count: int = 1) -> None:
+        """Take up `count` offsets for which no consumer is given anything.
+
+        That is what the markers of transactions, aborted records and compacted ones look like to a consumer.
+        """
+        self._log(topic, partition).append_control_records(count)
+        wake_all(self._groups.values())
+
     def records(self, topic: str) -> list[Message]:
         """Return all records of a topic, partition by partition, in offset order."""
         return [record for log in self.logs.topics[topic].partitions for record in log.read(log.start, log.end)]
@@ -98,13 +125,81 @@ class MemoryBroker:
         return dict(self.group(group).offsets)
 
     def delete_before(self, topic: str, partition: int, offset: int) -> None:
-        """Forget the records before `offset`, as retention does; readers behind it fail."""
-        self.logs.topics[topic].partitions[partition].delete_before(offset)
+        """Forget the records before `offset`, as retention does; readers behind it fail.
+
+        Raises:
+            ValueError: The log ends before `offset`.
+        """
+        self._log(topic, partition).delete_before(offset)
+        wake_all(self._groups.values())
+
+    def truncate(self, topic: str, partition: int, offset: int) -> None:
+        """Forget the records from `offset` on, as an unclean election of a leader does; readers beyond it fail."""
+        self._log(topic, partition).truncate(offset)
         wake_all(self._groups.values())
 
     async def expire(self, group: str) -> None:
         """End the session of all members of a group: they lose their partitions, then join again."""
         await self.group(group).expire()
+
+    async def rebalance(self, group: str) -> None:
+        """Take all partitions from the members of a group and deal them out again, added ones among them."""
+        await self.group(group).rebalance()
+
+    @contextlib.asynccontextmanager
+    async def cut_off(self, group: str, member: int = 0) -> AsyncIterator[None]:
+        """Give a member up within the `async with` block, without a word to it: the others own its partitions.
+
+        It goes on with what it has in hand, as a process does that was paused and wakes. It fetches nothing, its
+        commits fail, and at the block's end it is told that its partitions are lost, and joins again.
+
+        Args:
+            group: The name of the group.
+            member: Which member, by age: 0 is the oldest.
+
+        Raises:
+            IndexError: The group has no such member.
+        """
+        members = self.group(group)
+        given_up = members.members[member]
+        await members.remove(given_up)
+        try:
+            yield
+        finally:
+            await members.readmit(given_up)
+
+    @contextlib.contextmanager
+    def leaderless(self, topic: str, partition: int) -> Iterator[None]:
+        """Leave a partition without a leader within the `with` block.
+
+        Fetches return nothing of it, sends to it fail for now, and nobody can be told where its log begins and ends;
+        `append` still works.
+        """
+        log = self._log(topic, partition)
+        log.has_leader = False
+        try:
+            yield
+        finally:
+            log.has_leader = True
+            wake_all(self._groups.values())
+
+    @contextlib.contextmanager
+    def acknowledging(self, answers: Answers) -> Iterator[None]:
+        """Answer producers as `answers` says within the `with` block; it is asked once for each record.
+
+        Records go into the log in the order in which they are sent, whatever their answers wait for.
+
+        Example:
+            >>> from consumerkit.transports.memory import Acknowledgement, MemoryBroker
+            >>> broker = MemoryBroker(topics={"receipts": 1})
+            >>> with broker.acknowledging(lambda record: Acknowledgement(delay=0.05)):
+            ...     pass  # run a worker whose handler publishes
+        """
+        before, self.intake.answers = self.intake.answers, answers
+        try:
+            yield
+        finally:
+            self.intake.answers = before
 
     @contextlib.contextmanager
     def outage(self) -> Iterator[None]:
@@ -119,14 +214,24 @@ class MemoryBroker:
         """Return the group by this name, new where nobody has used it yet."""
         if name not in self._groups:
             self._groups[name] = MemoryGroup(self.logs)
-            self._groups[name].available = self._available
         return self._groups[name]
 
     def _switch(self, *, available: bool) -> None:
-        self._available = available
-        for group in self._groups.values():
-            group.available = available
+        self.logs.available = available
         wake_all(self._groups.values())
+
+    def _take(self, record: Record, partition: int) -> Message:
+        return self.append(record.topic, record.value, key=record.key, headers=record.headers, partition=partition)
+
+    def _log(self, topic: str, partition: int) -> PartitionLog:
+        return self.logs.topics[topic].partitions[partition]
+
+
+class MemoryProducer(IntakeProducer):
+    """Sends to a `MemoryBroker`; see `consumerkit.transports.base.Producer`."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker.intake)
 
 
 class Memory:
@@ -149,7 +254,7 @@ class Memory:
 
     def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> LogReader:
         """Make a reader outside of any group."""
-        return MemoryReader(self.broker, topic, offsets or {})
+        return MemoryReader(self.broker.logs, topic, offsets or {})
 
     async def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
         """Describe those of the topics that exist."""
@@ -171,79 +276,3 @@ class Memory:
     def _reach(self) -> None:
         if not self.broker.available:
             raise StartError("the broker in memory is down")
-
-
-class MemoryProducer:
-    """Appends to a `MemoryBroker`; see `consumerkit.transports.base.Producer`."""
-
-    def __init__(self, broker: MemoryBroker) -> None:
-        self._broker = broker
-
-    async def start(self) -> None:
-        """Connect: nothing to do in memory."""
-
-    async def send(self, records: Sequence[Record]) -> list[SendFailure | None]:
-        """Append all records; one answer per record."""
-        return [self._send(record) for record in records]
-
-    async def stop(self) -> None:
-        """Disconnect: nothing to do in memory."""
-
-    def _send(self, record: Record) -> SendFailure | None:
-        broker = self._broker
-        if not broker.available:
-            return SendFailure("_TRANSPORT", "the broker in memory is down", permanent=False)
-        if record.topic not in broker.logs.topics:
-            return SendFailure("UNKNOWN_TOPIC_OR_PART", f"no such topic: {record.topic}", permanent=True)
-        size = Message("", 0, 0, record.key, record.value, record.headers).size + _OVERHEAD
-        if size > broker.max_record_bytes:
-            words = f"{size} bytes are more than the broker's {broker.max_record_bytes}"
-            return SendFailure("MSG_SIZE_TOO_LARGE", words, permanent=True)
-        broker.append(record.topic, record.value, key=record.key, headers=record.headers)
-        return None
-
-
-class MemoryReader:
-    """Reads a topic of a `MemoryBroker`; see `consumerkit.transports.base.LogReader`."""
-
-    def __init__(self, broker: MemoryBroker, topic: str, offsets: Mapping[int, int]) -> None:
-        self._broker = broker
-        self._topic = topic
-        self._offsets = offsets
-        self._spans = Spans({})
-
-    async def start(self) -> Mapping[int, Span]:
-        """Return what will be read of each partition."""
-        if not self._broker.available:
-            raise StartError("the broker in memory is down")
-        if self._topic not in self._broker.logs.topics:
-            raise StartError(f"no such topic: {self._topic}")
-        logs = enumerate(self._broker.logs.topics[self._topic].partitions)
-        self._spans = Spans({number: Span(log.start, log.end) for number, log in logs}, self._offsets)
-        return self._spans.read
-
-    async def fetch(self, limit: int, timeout: float) -> list[Message]:
-        """Return what is there, at most `limit` messages."""
-        found: list[Message] = []
-        if not self._broker.available:
-            await asyncio.sleep(timeout)
-            return found
-        for number, position in self._spans.open().items():
-            log = self._broker.logs.topics[self._topic].partitions[number]
-            if position < log.start:
-                raise PartitionUnusable(f"{self._topic}[{number}]: offset {position} is outside the log")
-            found += self._spans.taken(log.read(position, limit - len(found)))
-        return found
-
-    @property
-    def positions(self) -> Mapping[int, int]:
-        """How far each partition is read."""
-        return self._spans.positions
-
-    @property
-    def finished(self) -> bool:
-        """Whether everything was returned."""
-        return not self._spans.open()
-
-    async def stop(self) -> None:
-        """Disconnect: nothing to do in memory."""

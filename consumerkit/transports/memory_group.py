@@ -1,81 +1,34 @@
-"""Consumer groups in memory: members, assignments and committed offsets, by the eager protocol.
-
-Every change of membership takes all partitions from all members, waits until each has finished with its own, and
-deals them out anew. That is the harshest rebalance a consumer can meet, which is what a test wants.
-"""
+"""A member of a consumer group in memory."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from consumerkit.errors import PartitionUnusable, StartError, Unavailable
 from consumerkit.event_wait import wait_until_set
 from consumerkit.message import Message, TopicPartition
 from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription
-from consumerkit.transports.memory_log import Logs
+from consumerkit.transports.memory_members import MemoryGroup
 
 T = TypeVar("T")
 
 
-class MemoryGroup:
-    """One consumer group: who its members are and what they have committed."""
-
-    def __init__(self, logs: Logs) -> None:
-        self.logs = logs
-        self.offsets: dict[TopicPartition, int] = {}
-        self.notes: dict[TopicPartition, str] = {}
-        self.available = True
-        self._members: list[MemoryConsumer] = []
-        self._changing = asyncio.Lock()
-
-    @property
-    def members(self) -> tuple[MemoryConsumer, ...]:
-        """The members, oldest first."""
-        return tuple(self._members)
-
-    async def join(self, member: MemoryConsumer) -> None:
-        """Let a member in and deal out anew."""
-        async with self._changing:
-            self._members.append(member)
-            await self._deal()
-
-    async def leave(self, member: MemoryConsumer) -> None:
-        """Take the member's partitions, once it is done with them, and deal out anew."""
-        async with self._changing:
-            if member in self._members:
-                await member.revoke()
-                self._members.remove(member)
-                await self._deal()
-
-    async def expire(self) -> None:
-        """Treat every member as one whose session ran out: its partitions are lost, then it joins again."""
-        async with self._changing:
-            await asyncio.gather(*(member.lose() for member in self._members))
-            await self._deal()
-
-    def wake(self) -> None:
-        """Have every waiting fetch look again; from any thread."""
-        for member in self.members:
-            member.wake()
-
-    async def _deal(self) -> None:
-        await asyncio.gather(*(member.revoke() for member in self._members))
-        shares: list[set[TopicPartition]] = [set() for _ in self._members]
-        topics = {topic for member in self._members for topic in member.topics}
-        for turn, partition in enumerate(self.logs.partitions(topics)):
-            takers = [at for at, member in enumerate(self._members) if partition.topic in member.topics]
-            shares[takers[turn % len(takers)]].add(partition)
-        await asyncio.gather(*(member.assign(share) for member, share in zip(self._members, shares, strict=True)))
-
-
 class MemoryConsumer:
-    """One member of a group in memory; see `consumerkit.transports.base.Consumer`."""
+    """One member of a group in memory; see `consumerkit.transports.base.Consumer`.
+
+    Attributes:
+        topics: What it subscribes to.
+        cut_off: Whether no answer of the broker reaches it, and the group has gone on without it.
+        stopped: Whether it has left for good.
+    """
 
     def __init__(self, group: MemoryGroup, subscription: Subscription) -> None:
         self.topics = subscription.topics
+        self.cut_off = False
+        self.stopped = False
         self._group = group
         self._subscription = subscription
         self._listener: AssignmentListener | None = None
@@ -104,7 +57,7 @@ class MemoryConsumer:
         end = time.monotonic() + timeout
         while True:
             self._awake.clear()
-            found = [] if self._paused or not self._group.available else self._take(limit)
+            found = [] if self._paused or not self._reachable else self._take(limit)
             remaining = end - time.monotonic()
             if found or remaining <= 0:
                 return found
@@ -113,8 +66,7 @@ class MemoryConsumer:
 
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Commit the positions of epochs that still hold."""
-        if not self._group.available:
-            raise Unavailable("the broker in memory is down")
+        self._reach()
         self._commit(positions)
 
     async def pause(self) -> None:
@@ -148,20 +100,22 @@ class MemoryConsumer:
         """Tell about assigned partitions.
 
         Raises:
-            Unavailable: The broker is down.
+            Unavailable: The broker is down, or nothing leads one of the partitions.
         """
-        if not self._group.available:
-            raise Unavailable("the broker in memory is down")
+        self._reach()
         logs, offsets, notes = self._group.logs, self._group.offsets, self._group.notes
         found = {}
         for at in partitions:
             if at in self._epochs:
                 log, topic_id = logs.partition(at), logs.topics[at.topic].id
+                if not log.has_leader:
+                    raise Unavailable(f"{at} has no leader")
                 found[at] = PartitionInfo(topic_id, log.start, log.end, offsets.get(at), notes.get(at, ""))
         return found
 
     async def stop(self) -> None:
         """Have the listener finish with all partitions, commit what it returns, and leave the group."""
+        self.stopped = True
         await self._group.leave(self)
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -218,6 +172,14 @@ class MemoryConsumer:
             self._loop.call_soon_threadsafe(self._awake.set)
 
     @property
+    def _reachable(self) -> bool:
+        return self._group.available and not self.cut_off
+
+    def _reach(self) -> None:
+        if not self._reachable:
+            raise Unavailable("the broker in memory is down")
+
+    @property
     def _listening(self) -> AssignmentListener:
         assert self._listener is not None, "the consumer has not been started"
         return self._listener
@@ -228,13 +190,16 @@ class MemoryConsumer:
             if partition in self._held:
                 continue
             log = self._group.logs.partition(partition)
+            if not log.has_leader:
+                continue
             if not log.start <= offset <= log.end:
                 self._fail(partition, offset)
                 continue
             records = log.read(offset, limit - len(found))
+            # To the end of the queue, so that a busy partition does not starve the others.
+            del self._reading[partition]
+            self._reading[partition] = log.position_after(records, limit - len(found))
             if records:
-                # To the end of the queue, so that a busy partition does not starve the others.
-                self._reading[partition] = self._reading.pop(partition) + len(records)
                 epoch = self._epochs[partition]
                 found += [_under(record, epoch) for record in records]
             if len(found) >= limit:
@@ -291,9 +256,3 @@ def _under(record: Message, epoch: int) -> Message:
         record.topic_id,
         epoch,
     )
-
-
-def wake_all(groups: Iterable[MemoryGroup]) -> None:
-    """Have every waiting fetch of every group look again."""
-    for group in groups:
-        group.wake()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import bisect
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from consumerkit.message import Headers, Message, TopicPartition
 
@@ -33,32 +33,59 @@ def murmur2(data: bytes) -> int:
 
 
 class PartitionLog:
-    """One partition: the records from `start` on; offsets have no gaps here."""
+    """One partition: the records from `start` up to `end`.
 
-    __slots__ = ("_records", "start")
+    Attributes:
+        start: The first offset that is in the log.
+        end: The offset that the next record will get.
+        has_leader: Whether a broker leads it; without one it is neither read nor written.
+    """
+
+    __slots__ = ("_offsets", "_records", "end", "has_leader", "start")
 
     def __init__(self) -> None:
         self.start = 0
+        self.end = 0
+        self.has_leader = True
         self._records: list[Message] = []
-
-    @property
-    def end(self) -> int:
-        """The offset that the next record will get."""
-        return self.start + len(self._records)
+        self._offsets: list[int] = []  # of the records, which leave gaps
 
     def append(self, record: Message) -> None:
         """Add a record, which must carry the offset `end`."""
         self._records.append(record)
+        self._offsets.append(record.offset)
+        self.end = record.offset + 1
+
+    def append_control_records(self, count: int) -> None:
+        """Take up offsets for which no reader is given anything."""
+        self.end += count
 
     def read(self, offset: int, limit: int) -> list[Message]:
         """Return at most `limit` records from `offset` on."""
-        at = offset - self.start
+        at = bisect.bisect_left(self._offsets, offset)
         return self._records[at : at + limit]
 
+    def position_after(self, records: Sequence[Message], limit: int) -> int:
+        """Return where to read on after a `read`: at the end where it returned less than `limit`."""
+        return records[-1].offset + 1 if len(records) == limit else self.end
+
     def delete_before(self, offset: int) -> None:
-        """Forget the records before `offset`, as retention does."""
-        del self._records[: offset - self.start]
-        self.start = offset
+        """Forget the records before `offset`, as retention does.
+
+        Raises:
+            ValueError: The log ends before `offset`.
+        """
+        if offset > self.end:
+            raise ValueError(f"the log ends at offset {self.end}, so nothing can be deleted before {offset}")
+        at = bisect.bisect_left(self._offsets, offset)
+        del self._records[:at], self._offsets[:at]
+        self.start = max(self.start, offset)
+
+    def truncate(self, offset: int) -> None:
+        """Forget the records from `offset` on, as an unclean election of a leader does."""
+        at = bisect.bisect_left(self._offsets, offset)
+        del self._records[at:], self._offsets[at:]
+        self.end = min(self.end, offset)
 
 
 class TopicLog:
@@ -72,7 +99,7 @@ class TopicLog:
         self.id = str(uuid.uuid4())
         self.keeps = 7 * 86_400.0  # Kafka's default
         self.partitions = [PartitionLog() for _ in range(partitions)]
-        self._turn = itertools.cycle(range(partitions))
+        self._turn = 0
 
     def append(
         self,
@@ -83,23 +110,42 @@ class TopicLog:
         timestamp: int | None = None,
     ) -> Message:
         """Add a record to the partition that its key chooses; records without a key take turns."""
-        number = self._partition(key) if partition is None else partition
+        number = self.partition_for(key) if partition is None else partition
         log = self.partitions[number]
         stamp = time.time_ns() // 1_000_000 if timestamp is None else timestamp
         record = Message(self.name, number, log.end, key, value, headers, stamp, self.id)
         log.append(record)
         return record
 
-    def _partition(self, key: bytes | None) -> int:
+    def partition_for(self, key: bytes | None) -> int:
+        """Return the number of the partition that the next record with this key goes to."""
         if key is None:
-            return next(self._turn)
+            self._turn += 1
+            return (self._turn - 1) % len(self.partitions)
         return (murmur2(key) & 0x7FFFFFFF) % len(self.partitions)
+
+    def grow(self, partitions: int) -> None:
+        """Have so many partitions from now on.
+
+        Raises:
+            ValueError: There are more already.
+        """
+        have = len(self.partitions)
+        if partitions < have:
+            raise ValueError(f"topic {self.name!r} has {have} partitions, and a topic never has fewer than before")
+        self.partitions += [PartitionLog() for _ in range(partitions - have)]
 
 
 class Logs:
-    """All topics of one broker in memory."""
+    """All topics of one broker in memory.
+
+    Attributes:
+        topics: By name.
+        available: Whether the broker answers.
+    """
 
     def __init__(self) -> None:
+        self.available = True
         self.topics: dict[str, TopicLog] = {}
 
     def create(self, name: str, partitions: int) -> None:

@@ -16,7 +16,6 @@ from consumerkit.message import TopicPartition
 from consumerkit.redrive import Selection, redrive
 from consumerkit.storage import fence, occupancy
 from consumerkit.storage.tables import DEFAULT_TABLES
-from consumerkit.transports.memory_log import PartitionLog
 from tests.crash.model import Payment
 from tests.integration.yard import TOPIC, BatchTrial, PlainTrial, Trial, Yard
 from tests.services import PostgresServer
@@ -470,20 +469,13 @@ async def test_a_topic_that_gains_partitions_keeps_what_is_parked(yard: Yard) ->
     yard.send(2, partition=0)
     async with yard.run(Trial(retry=retry)) as run:
         await run.until(yard.holds(2), "the parking")
-    grow(yard, 4)
+    yard.broker.add_partitions(TOPIC, 4)
     # The key's later messages may go to another partition, where nothing is known of what waits in the first.
     yard.send(3, partition=3)
     async with yard.run(Trial(retry=retry, healed=True)) as run:
         await run.until(yard.has(1, 2, 3), "all effects")
     assert [number for number in yard.effects() if number != "3"] == ["1", "2"]
     yard.check()
-
-
-def grow(yard: Yard, partitions: int) -> None:
-    """Add partitions to the topic."""
-    topic = yard.broker.logs.topics[TOPIC]
-    for _ in range(len(topic.partitions), partitions):
-        topic.partitions.append(PartitionLog())
 
 
 async def test_rows_of_a_handler_that_was_renamed_wait_for_it(yard: Yard) -> None:

@@ -423,7 +423,7 @@ async def test_a_partition_that_could_not_be_read_goes_on_where_it_stood_when_a_
         place.append(number, partition=0)
     async with _ran(place, 10) as run:
         # A leader that lacks the last records, as in an unclean election; the one that has them comes back.
-        del place.broker.logs.partition(AT)._records[5:]
+        place.broker.truncate(TOPIC, AT.partition, 5)
         await run.until(lambda: bool(run.seen(PartitionStopped)), "the stop")
         for number in range(5, 13):
             place.append(number, partition=0)

@@ -1,0 +1,117 @@
+"""Sending to a broker in memory, and how it answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from consumerkit.message import Message
+from consumerkit.transports.base import Record, SendFailure
+from consumerkit.transports.memory_log import Logs
+
+_OVERHEAD = 70  # what Kafka adds to a lone record: batch header and lengths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledgement:
+    """How the broker in memory answers one record that a producer sends.
+
+    Args:
+        delay: Seconds after which the answer comes.
+        gate: Awaited before the answer, besides the delay.
+        failure: What the producer is told; None is success.
+        written: Whether the record is in the log. An answer that is lost is a failure of a record that is written.
+
+    Raises:
+        ValueError: Success of a record that is not written.
+
+    Example:
+        >>> lost = SendFailure("REQUEST_TIMED_OUT", "no answer", permanent=False)
+        >>> Acknowledgement(failure=lost).written
+        True
+    """
+
+    delay: float = 0.0
+    gate: asyncio.Event | None = None
+    failure: SendFailure | None = None
+    written: bool = True
+
+    def __post_init__(self) -> None:
+        if self.failure is None and not self.written:
+            raise ValueError("a record that is not written needs a failure")
+
+
+Answers = Callable[[Record], Acknowledgement]
+
+
+def at_once(_: Record) -> Acknowledgement:
+    """Acknowledge a record at once."""
+    return Acknowledgement()
+
+
+class Intake:
+    """Where a broker in memory takes records from producers.
+
+    Args:
+        logs: The broker's.
+        append: Adds a record to a topic.
+        max_record_bytes: Larger records are refused.
+    """
+
+    def __init__(self, logs: Logs, append: Callable[[Record, int], Message], max_record_bytes: int) -> None:
+        self.answers: Answers = at_once
+        self._logs = logs
+        self._append = append
+        self.max_record_bytes = max_record_bytes
+
+    def take(self, record: Record) -> Acknowledgement:
+        """Add a record, where nothing is against it, and return how to answer."""
+        if (refusal := self._refusal(record)) is not None:
+            return Acknowledgement(failure=refusal, written=False)
+        topic = self._logs.topics[record.topic]
+        partition = topic.partition_for(record.key)
+        if not topic.partitions[partition].has_leader:
+            words = f"{record.topic}[{partition}] has no leader"
+            return Acknowledgement(failure=SendFailure("LEADER_NOT_AVAILABLE", words, permanent=False), written=False)
+        answer = self.answers(record)
+        if answer.written:
+            self._append(record, partition)
+        return answer
+
+    def _refusal(self, record: Record) -> SendFailure | None:
+        if not self._logs.available:
+            return SendFailure("_TRANSPORT", "the broker in memory is down", permanent=False)
+        if record.topic not in self._logs.topics:
+            return SendFailure("UNKNOWN_TOPIC_OR_PART", f"no such topic: {record.topic}", permanent=True)
+        size = Message("", 0, 0, record.key, record.value, record.headers).size + _OVERHEAD
+        if size > self.max_record_bytes:
+            words = f"{size} bytes are more than the broker's {self.max_record_bytes}"
+            return SendFailure("MSG_SIZE_TOO_LARGE", words, permanent=True)
+        return None
+
+
+class IntakeProducer:
+    """Sends to a broker in memory; see `consumerkit.transports.base.Producer`."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    async def start(self) -> None:
+        """Connect: nothing to do in memory."""
+
+    async def send(self, records: Sequence[Record]) -> list[SendFailure | None]:
+        """Add all records, in order, then await their answers; one answer per record."""
+        answers = [self._intake.take(record) for record in records]
+        return await asyncio.gather(*map(_awaited, answers))
+
+    async def stop(self) -> None:
+        """Disconnect: nothing to do in memory."""
+
+
+async def _awaited(answer: Acknowledgement) -> SendFailure | None:
+    if answer.delay:
+        await asyncio.sleep(answer.delay)
+    if answer.gate is not None:
+        await answer.gate.wait()
+    return answer.failure
