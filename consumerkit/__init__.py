@@ -16,6 +16,10 @@ producer sends again or the process does; or the message is among the dead lette
 Everything that a user writes with is here; the modules behind it are not part of the interface.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from consumerkit import outbox
 from consumerkit.brake import Brake
 from consumerkit.codecs import Codec, Json
@@ -43,7 +47,9 @@ from consumerkit.storage.status import MessageStatus
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.kafka import Kafka, Sasl
 from consumerkit.transports.tls import Tls
-from consumerkit.worker import Worker
+
+if TYPE_CHECKING:  # see `__getattr__`
+    from consumerkit.worker import Worker
 
 __all__ = [  # noqa: RUF022 - in the order of a contents page
     # What a user subclasses, and what a handler is given
@@ -106,3 +112,18 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
     "ConfigurationError",
     "StartError",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `Worker` when it is used: a web service that only publishes or asks needs no engine."""
+    if name == "Worker":
+        from consumerkit.worker import Worker
+
+        globals()[name] = Worker
+        return Worker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

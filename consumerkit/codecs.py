@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from typing import Any, Protocol
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, ValidationError, to_json
 
 from consumerkit.errors import Undecodable
 from consumerkit.message import Message
@@ -55,6 +54,8 @@ class Json:
         """Return the function that validates a message's JSON as `event_type`."""
         if event_type is bytes:
             return _raw
+        from pydantic import TypeAdapter
+
         adapter = TypeAdapter(event_type)
         validate = adapter.validator.validate_json
         declared = _names_in(adapter.core_schema)

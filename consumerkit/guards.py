@@ -13,7 +13,6 @@ from enum import StrEnum
 from typing import Any, TypeVar, cast, overload
 
 from sqlalchemy import ColumnCollection, ColumnElement, Integer, UniqueConstraint, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import MultipleResultsFound
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, Mapper, Session, class_mapper
@@ -258,8 +257,12 @@ def _upserted(
 def _insert(session: Session) -> Any:
     name = session.connection().dialect.name
     if name == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
         return postgresql.insert
     if name == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
         return sqlite.insert
     raise ConfigurationError(f"upsert: {name} is not supported; use PostgreSQL or SQLite")
 

@@ -9,49 +9,52 @@ from typing import Annotated
 
 import typer
 
-from consumerkit.cli import data, db, dead_letters, message, outbox, positions, retry, topics
 from consumerkit.cli.examples import examples
-from consumerkit.cli.output import complain, exit_code
-from consumerkit.cli.run import run as run_command
-from consumerkit.demo.command import demo
+from consumerkit.cli.lazy import Room, lazy_group
 from consumerkit.errors import ConsumerkitError
+
+ROOMS = {
+    "run": Room(
+        "consumerkit.cli.run:run",
+        "Run the worker until SIGTERM or Ctrl-C.",
+        examples(
+            "run shop.worker:worker --workers 4",
+            "run shop.worker:worker --only credit-account --log-format json",
+        ),
+    ),
+    "rewind": Room(
+        "consumerkit.cli.positions:rewind",
+        "Have a handler read messages again.",
+        examples(
+            "rewind credit-account --topic payments --to start --dry-run",
+            "rewind credit-account --topic payments --partition 3 --to 118",
+        ),
+    ),
+    "skip": Room(
+        "consumerkit.cli.positions:skip",
+        "Have a handler pass over messages, or begin a new topic.",
+        examples("skip credit-account --topic payments --partition 3 --to end"),
+    ),
+    "demo": Room("consumerkit.demo.command:demo", "Thousands of payments, poison and kills, then the books."),
+    "db": Room("consumerkit.cli.db:app", "Make, check, count and prune consumerkit's tables."),
+    "data": Room("consumerkit.cli.data:app", "Erase what is stored of the messages of one key."),
+    "dead-letters": Room("consumerkit.cli.dead_letters:app", "See to the messages that were given up."),
+    "message": Room("consumerkit.cli.message:app", "Ask what became of a message."),
+    "outbox": Room("consumerkit.cli.outbox:app", "Look at what waits to be sent, and give up what cannot be."),
+    "topics": Room("consumerkit.cli.topics:app", "Check and create the topics that the handlers need."),
+    "retry": Room("consumerkit.cli.retry:app", "See what retry policies come to."),
+}
+"""The commands, in the order of the list."""
 
 app = typer.Typer(
     name="consumerkit",
+    cls=lazy_group(ROOMS),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(
-    "run",
-    epilog=examples(
-        "run shop.worker:worker --workers 4",
-        "run shop.worker:worker --only credit-account --log-format json",
-    ),
-)(run_command)
-app.add_typer(db.app, name="db")
-app.add_typer(data.app, name="data")
-app.add_typer(dead_letters.app, name="dead-letters")
-app.add_typer(message.app, name="message")
-app.command(
-    "rewind",
-    epilog=examples(
-        "rewind credit-account --topic payments --to start --dry-run",
-        "rewind credit-account --topic payments --partition 3 --to 118",
-    ),
-)(positions.rewind)
-app.command(
-    "skip",
-    epilog=examples(
-        "skip credit-account --topic payments --partition 3 --to end",
-    ),
-)(positions.skip)
-app.add_typer(outbox.app, name="outbox")
-app.add_typer(topics.app, name="topics")
-app.add_typer(retry.app, name="retry")
-app.command("demo")(demo)
 
 
 def _print_version(wanted: bool) -> None:
@@ -78,6 +81,8 @@ def run() -> None:
     try:
         app()
     except ConsumerkitError as error:
+        from consumerkit.cli.output import complain, exit_code
+
         complain(error)
         sys.exit(exit_code(error))
     except BrokenPipeError:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateSchema
@@ -18,6 +14,10 @@ from sqlalchemy.schema import CreateSchema
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
+
+if TYPE_CHECKING:  # it takes a third of the time that SQLAlchemy takes to import, and a running worker needs it once
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _DIALECTS = ("postgresql", "sqlite")
@@ -43,6 +43,8 @@ def apply(session: Session, tables: Tables = DEFAULT_TABLES) -> list[str]:
         StartError: The tables are of a newer consumerkit.
         DBAPIError: The database does not let us.
     """
+    from alembic import command
+
     connection = _locked(session, tables)
     _make_schema(connection, tables)
     _refuse_newer(_heads(connection, tables), tables)
@@ -64,6 +66,8 @@ def upgrade_sql(dialect_name: str, tables: Tables = DEFAULT_TABLES) -> str:
     Raises:
         ConfigurationError: Another dialect.
     """
+    from alembic import command
+
     if dialect_name not in _DIALECTS:
         raise ConfigurationError(f"database: {dialect_name!r} is not supported; use {' or '.join(_DIALECTS)}")
     written = io.StringIO()
@@ -123,6 +127,8 @@ def _lock_key(tables: Tables) -> int:
 
 
 def _config(tables: Tables, written: io.StringIO | None = None) -> Config:
+    from alembic.config import Config
+
     config = Config(output_buffer=written) if written is not None else Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "newline")
@@ -131,6 +137,8 @@ def _config(tables: Tables, written: io.StringIO | None = None) -> Config:
 
 
 def _script() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
     return ScriptDirectory(str(_MIGRATIONS))
 
 
@@ -139,6 +147,8 @@ def _wanted() -> set[str]:
 
 
 def _heads(connection: Connection, tables: Tables) -> set[str]:
+    from alembic.migration import MigrationContext
+
     options: dict[str, Any] = {"version_table": tables.version_table, "version_table_schema": tables.schema}
     return set(MigrationContext.configure(connection, opts=options).get_current_heads())
 
