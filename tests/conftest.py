@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from typing import TypeVar
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from tests.services import KafkaServer, PostgresServer, ServiceError
@@ -20,6 +21,11 @@ Server = TypeVar("Server", KafkaServer, PostgresServer)
 _SERVERS = pytest.StashKey[dict[str, str]]()
 _SHARED = pytest.StashKey[ExitStack]()
 _ENDED_BY = "ended-by.log"
+
+
+# A deadline would make the verdict depend on what else the machine does.
+hypothesis.settings.register_profile("any-pace", deadline=None)
+hypothesis.settings.load_profile("any-pace")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
