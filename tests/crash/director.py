@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
@@ -10,13 +10,12 @@ from typing import Self
 from consumerkit.transports.kafka import Client
 from tests.crash.pool import Pool
 from tests.crash.sampler import Sampler
-from tests.crash.verdict import FIRED, MEAN_GROUP
+from tests.crash.verdict import FIRED, TYPICAL_GROUP
 from tests.crash.workload import FAILING, Feeder, Sent, crossed, slices
 from tests.services.process import wait_until
 
 WORKERS = 2
-LAST_SLICES = 6
-LEAST_SLICE = 100
+PATIENCE = 60.0  # seconds for what takes a second or two on a quiet machine
 FREEZE_SECONDS = 4.5  # longer than a session: the group goes on without the frozen member
 
 
@@ -25,6 +24,8 @@ class Plan:
     """What a run is made of.
 
     Attributes:
+        messages: How many are sent at least: more follow, in slices of the same size, until all kills have fallen.
+        slices: Into how many slices these are cut.
         failpoints: The named kills: each, as `name:action`, must fall `FIRED` times.
         random_kills: SIGKILLs at times of no one's choosing.
         joins: How often a third member joins, and a member leaves.
@@ -33,7 +34,7 @@ class Plan:
         kinds: Which messages fail, and how; see `workload.FAILING`.
         crossed: Send the same messages to all partitions, in opposite orders.
         slow: Seconds that each message takes.
-        mean_group: Below it the run is void.
+        typical_group: How many messages the median message shares its transaction with; below it the run is void.
         arm_after: How often a process must have been given partitions before it is killed.
         stall_timeout: The workers' own.
         handed_over: Whether nothing that was finished may be delivered again, since nobody is killed.
@@ -52,21 +53,22 @@ class Plan:
     kinds: tuple[str, ...] = FAILING
     crossed: bool = False
     slow: float = 0.0
-    mean_group: int = MEAN_GROUP
+    typical_group: int = TYPICAL_GROUP
     arm_after: int = 2
     stall_timeout: float = 60.0
     handed_over: bool = False
-    deadline: float = 300.0
+    deadline: float = 900.0
 
     def broken(self, mutant: str) -> Self:
         """The same, on the product without one of its rules."""
         return replace(self, mutant=mutant)
 
     def batches(self) -> Iterator[list[Sent]]:
-        """What is sent, slice by slice."""
+        """What is sent, slice by slice, without end."""
+        size = self.messages // self.slices
         if self.crossed:
-            return crossed(self.messages, self.slices, seed=self.seed)
-        return slices(self.messages, self.slices, seed=self.seed, kinds=self.kinds)
+            return crossed(size, seed=self.seed)
+        return slices(size, seed=self.seed, kinds=self.kinds)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,7 +80,10 @@ _VISITS = {"in_handler": 60, "after_poll": 2, "before_commit": 2}
 
 
 class Director:
-    """Feeds slices and lets members die, round after round, until all kills have fallen and all is sent."""
+    """Feeds slices and lets members die, round after round, until all kills have fallen and all is sent.
+
+    However many rounds that takes, no slice is smaller than another: the size of batches is the plan's.
+    """
 
     def __init__(self, plan: Plan, pool: Pool, sampler: Sampler, feeder: Feeder, deadline: float) -> None:
         self.notes: list[str] = []
@@ -93,20 +98,19 @@ class Director:
 
     def direct(self, batches: Iterator[list[Sent]]) -> None:
         """Play all rounds; each feeds one slice to at least two workers, one of whom may go."""
-        waiting, number = deque(batches), 0
-        while waiting:
-            trouble = self._trouble_left()
+        number = 0
+        while (trouble := self._trouble_left()) or number < self._plan.slices:
             if trouble and time.monotonic() > self._deadline:
-                self.notes.append(f"out of time with {len(waiting)} slices left")
+                self.notes.append(f"out of time after {number} slices")
                 trouble = False
                 self._cancelled = True
             if (trouble or number == 0) and not self._ready(trouble):
                 continue
-            self._feeder.send(self._next(waiting, trouble))
+            self._feeder.send(next(batches))
             if trouble:
                 self._disturb(number)
             elif self._plan.crossed:
-                self._wait(lambda: self._sampler.unfinished == 0, 15)
+                self._wait(lambda: self._sampler.unfinished == 0)
             number += 1
 
     def _ready(self, trouble: bool) -> bool:
@@ -120,15 +124,6 @@ class Director:
             self._settle()
         return bool(self._pool.armed()) or time.monotonic() > self._deadline
 
-    def _next(self, waiting: deque[list[Sent]], trouble: bool) -> list[Sent]:
-        """Take a slice; of the last ones only half, as long as something is to happen that needs messages."""
-        batch = waiting.popleft()
-        if trouble and len(waiting) < LAST_SLICES and len(batch) > LEAST_SLICE:
-            half = len(batch) // 2
-            waiting.appendleft(batch[half:])
-            return batch[:half]
-        return batch
-
     def left_undone(self) -> list[str]:
         """Say what was planned and did not happen."""
         return [f"{kind}: {count} planned did not happen" for kind, count in self._left.items() if count]
@@ -138,13 +133,13 @@ class Director:
         self._fill_up(armed=False)
         self._settle()
         try:
-            wait_until(lambda: self._sampler.unfinished == 0, within=60, what="the end of all messages", every=0.2)
-            wait_until(lambda: self._sampler.lag == 0, within=30, what="the commit of all offsets", every=0.2)
-            wait_until(outbox_is_empty, within=30, what="an empty outbox", every=0.2)
+            wait_until(lambda: self._sampler.unfinished == 0, within=180, what="the end of all messages", every=0.2)
+            wait_until(lambda: self._sampler.lag == 0, within=120, what="the commit of all offsets", every=0.2)
+            wait_until(outbox_is_empty, within=120, what="an empty outbox", every=0.2)
         except TimeoutError as error:
             self.notes.append(f"{error}; {self._sampler.unfinished} unfinished, lag {self._sampler.lag}")
         while living := self._pool.living():
-            self._pool.wait_for_armed(10)
+            self._settle()
             self._pool.leave((self._pool.armed() or living)[0])
 
     def _trouble_left(self) -> bool:
@@ -179,11 +174,11 @@ class Director:
 
         A plan in which nobody may lose a session has `arm_after=1`, and never comes to that.
         """
-        if not self._pool.wait_for_armed(5):
-            living = self._pool.living()
-            if living:
-                self._pool.freeze(living[0], FREEZE_SECONDS)
-            self._pool.wait_for_armed(15)
+        first = self._plan.arm_after == 1
+        if not self._pool.wait_for_armed(PATIENCE if first else 5) and not first:
+            for member in self._pool.living()[:1]:
+                self._pool.freeze(member, FREEZE_SECONDS)
+            self._pool.wait_for_armed(PATIENCE)
 
     def _disturb(self, number: int) -> None:
         """Let what is due this round happen while the slice is handled."""
@@ -191,8 +186,8 @@ class Director:
         due = number % 3
         if due == 0 and self._left["joins"] and armed:
             self._left["joins"] -= 1
-            self._pool.start(self._next_failpoint(counting=False))
-            self._wait(lambda: len(self._pool.armed()) > len(armed), 6)
+            joined = self._pool.start(self._next_failpoint(counting=False))
+            self._wait(lambda: self._pool.assigned(joined) or not joined.alive)
             self._pool.leave((self._pool.armed() or armed)[0])
         elif due == 1 and self._left["random"] and armed:
             time.sleep(self._chance.uniform(0.0, 0.4))
@@ -203,10 +198,10 @@ class Director:
         elif due == 2 and self._left["freezes"] and armed:
             self._left["freezes"] -= 1
             self._pool.freeze(armed[0], FREEZE_SECONDS)
-        self._wait(lambda: len(self._pool.living()) < WORKERS or self._sampler.unfinished == 0, 15)
+        self._wait(lambda: len(self._pool.living()) < WORKERS or self._sampler.unfinished == 0)
 
-    def _wait(self, condition: Callable[[], bool], within: float) -> None:
+    def _wait(self, condition: Callable[[], bool]) -> None:
         try:
-            wait_until(condition, within=within, what="the round's end")
+            wait_until(condition, within=PATIENCE, what="the round's end")
         except TimeoutError:
             return

@@ -111,6 +111,10 @@ class Pool:
         seen = self.journal.read().assignments
         return [member for member in self.living() if seen[member.pid] >= self.settings.arm_after]
 
+    def assigned(self, member: Member) -> bool:
+        """Whether the member was given partitions."""
+        return self.journal.read().assignments[member.pid] > 0
+
     def start(self, failpoint: str = "") -> Member:
         """Start a process that dies at `failpoint`, once armed."""
         process, self._spare = self._spare or self._spawn(), None
@@ -143,7 +147,7 @@ class Pool:
         member.process.send_signal(signal.SIGKILL)
         member.process.wait()
 
-    def leave(self, member: Member, *, within: float = 40.0) -> None:
+    def leave(self, member: Member, *, within: float = 120.0) -> None:
         """SIGTERM: the member finishes what it has in hand and leaves its group."""
         member.asked_to_leave = True
         member.process.send_signal(signal.SIGTERM)

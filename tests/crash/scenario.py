@@ -64,7 +64,7 @@ class Scenario:
             mutant=self.plan.mutant,
             slow=self.plan.slow,
             # A busy machine must not make a member miss its session where nobody is meant to be missed.
-            session=15_000 if self.plan.handed_over else 3000,
+            session=45_000 if self.plan.handed_over else 3000,
             # What a second lane has finished above the first one's position is delivered again, as it should be.
             concurrency=1 if self.plan.handed_over else 2,
             arm_after=self.plan.arm_after,
@@ -80,7 +80,7 @@ class Scenario:
             director.finish(lambda: _outbox_is_empty(dsn))
             self.verdict.void += director.notes + director.left_undone()
             sampler.sample()
-            check_pool(self.verdict, pool, self.plan.names, mean_group=self.plan.mean_group)
+            check_pool(self.verdict, pool, self.plan.names, typical_group=self.plan.typical_group)
             check_watch(self.verdict, sampler.watch)
             if self.plan.handed_over:
                 check_nothing_came_twice(self.verdict, pool, self.log)

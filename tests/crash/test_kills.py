@@ -37,7 +37,7 @@ def servers(kafka: KafkaServer, postgres: PostgresServer, topic_name: str, tmp_p
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("transport", get_args(Client))
 def test_each_id_has_one_outcome_whatever_dies(transport: Client, servers: Servers) -> None:
     servers.check(Plan(transport, failpoints=NAMED))
@@ -45,7 +45,7 @@ def test_each_id_has_one_outcome_whatever_dies(transport: Client, servers: Serve
 
 @pytest.mark.matrix
 @pytest.mark.crash
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("transport", get_args(Client))
 def test_members_that_join_and_leave_hand_over_exactly(transport: Client, servers: Servers) -> None:
     servers.check(
@@ -66,10 +66,12 @@ def test_members_that_join_and_leave_hand_over_exactly(transport: Client, server
 
 @pytest.mark.matrix
 @pytest.mark.crash
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("transport", get_args(Client))
 def test_a_frozen_member_that_wakes_does_no_harm(transport: Client, servers: Servers) -> None:
-    servers.check(Plan(transport, messages=5000, slices=10, random_kills=0, joins=0, freezes=2, mean_group=20, seed=9))
+    servers.check(
+        Plan(transport, messages=5000, slices=10, random_kills=0, joins=0, freezes=2, typical_group=20, seed=9)
+    )
 
 
 # In the order of a message's way; what happens at a change of members is apart, since it needs one.
@@ -79,7 +81,7 @@ SHARE = 4
 
 @pytest.mark.crash
 @pytest.mark.matrix
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("part", range(0, len(WAY), SHARE))
 @pytest.mark.parametrize("action", ["kill", "exit", "raise", "hang"])
 @pytest.mark.parametrize("transport", get_args(Client))
@@ -96,15 +98,15 @@ def test_every_failpoint_keeps_the_promise(transport: Client, action: str, part:
             freezes=1,
             arm_after=1,
             stall_timeout=4.0,
-            mean_group=20,
-            deadline=600.0,
+            typical_group=20,
+            deadline=1500.0,
         )
     )
 
 
 @pytest.mark.crash
 @pytest.mark.matrix
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("action", ["kill", "exit", "raise", "hang"])
 @pytest.mark.parametrize("name", ["in_on_assign", "in_on_revoke", "in_shutdown_drain"])
 @pytest.mark.parametrize("transport", get_args(Client))
@@ -121,7 +123,7 @@ def test_failpoints_at_a_change_of_members_keep_the_promise(
             joins=16,
             arm_after=1,
             stall_timeout=4.0,
-            mean_group=10,
-            deadline=600.0,
+            typical_group=10,
+            deadline=1500.0,
         )
     )

@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from confluent_kafka import KafkaError, Producer
 from confluent_kafka import Message as KafkaMessage
@@ -58,31 +59,30 @@ class Log:
         return found
 
 
-def slices(total: int, count: int, *, seed: int, kinds: Sequence[str] = FAILING) -> Iterator[list[Sent]]:
-    """Yield `count` slices, `total` records together, a third of them resends.
+def slices(size: int, *, seed: int, kinds: Sequence[str] = FAILING) -> Iterator[list[Sent]]:
+    """Yield slices of `size` records without end, a third of them resends.
 
     A resend follows its first copy at once, within the slice, or much later, in the same partition or another. In each
     slice one message of each partition is of the kind that `kinds` says.
     """
     chance = random.Random(seed)
     earlier: list[Sent] = []
-    for number in range(count):
-        size = total * (number + 1) // count - total * number // count
+    while True:
         firsts = [_first(len(earlier) + i, chance) for i in range(size - size // 3)]
         _spoil(firsts, kinds, chance)
         earlier += firsts
         yield _with_resends(firsts, earlier, size // 3, chance)
 
 
-def crossed(total: int, count: int, *, seed: int) -> Iterator[list[Sent]]:
-    """Yield slices in which all partitions hold the same messages, every other one in the opposite order.
+def crossed(size: int, *, seed: int) -> Iterator[list[Sent]]:
+    """Yield slices without end in which all partitions hold the same messages, every other one in the opposite order.
 
     Transactions that claim in the order of the log deadlock on them.
     """
     chance = random.Random(seed)
-    size = total // count // PARTITIONS
-    for number in range(count):
-        firsts = [_first(number * size + i, chance) for i in range(size)]
+    share = size // PARTITIONS
+    for number in count():
+        firsts = [_first(number * share + i, chance) for i in range(share)]
         yield [
             _moved(one, partition)
             for pair in zip(firsts, reversed(firsts), strict=True)
@@ -118,11 +118,15 @@ def _moved(one: Sent, partition: int) -> Sent:
 
 
 class Feeder:
-    """Sends slices, and writes down in the log where each record came to stand."""
+    """Sends slices, and writes down in the log where each record came to stand.
+
+    A slice is one batch of records in each partition: it is sent by `flush` alone, however long filling it takes, so
+    that what a consumer finds does not depend on the machine's speed.
+    """
 
     def __init__(self, bootstrap: str, topic: str, log: Log) -> None:
         self._producer = Producer(
-            {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 50, "batch.size": 1_000_000}
+            {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 60_000, "batch.size": 1_000_000}
         )
         self._topic = topic
         self._log = log
@@ -140,8 +144,8 @@ class Feeder:
                     headers={"message-id": one.message_id},
                     on_delivery=self._note(one),
                 )
-            if self._producer.flush(30):
-                raise TimeoutError("the broker did not acknowledge a slice within 30 s")
+            if self._producer.flush(120):
+                raise TimeoutError("the broker did not acknowledge a slice within 120 s")
 
     def _note(self, one: Sent):  # type: ignore[no-untyped-def] # its stubs know no type for callbacks
         def delivered(error: KafkaError | None, message: KafkaMessage) -> None:

@@ -25,9 +25,9 @@ class CommittedOffsets:
             KafkaException: The group's coordinator did not answer.
         """
         if partitions is None:
-            partitions = self._consumer.list_topics(self._topic, timeout=10).topics[self._topic].partitions
+            partitions = self._consumer.list_topics(self._topic, timeout=60).topics[self._topic].partitions
         wanted = [TopicPartition(self._topic, number) for number in partitions]
-        return {found.partition: found.offset for found in self._consumer.committed(wanted, timeout=10)}
+        return {found.partition: found.offset for found in self._consumer.committed(wanted, timeout=60)}
 
     def __enter__(self) -> Self:
         return self
