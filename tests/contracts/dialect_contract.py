@@ -150,7 +150,7 @@ class DialectContract:
         time.sleep(0.3)
         assert not copy.done()
         party.commit()
-        assert copy.result(20) == Claimed({claim(2).digest}, {claim(1).digest: Kept(b"a" * 16, Outcome.PROCESSED)})
+        assert copy.result(120) == Claimed({claim(2).digest}, {claim(1).digest: Kept(b"a" * 16, Outcome.PROCESSED)})
 
     def test_a_concurrent_copy_of_what_is_rolled_back_wins(self, stand: Stand, party: Party, other: Party) -> None:
         party.do(stand.claiming([claim(1), claim(2)]))
@@ -158,7 +158,7 @@ class DialectContract:
         time.sleep(0.3)
         assert not copy.done()
         party.rollback()
-        assert copy.result(20).won == {claim(1).digest, claim(2).digest}
+        assert copy.result(120).won == {claim(1).digest, claim(2).digest}
 
     def test_a_transaction_that_ends_uncommitted_leaves_nothing(self, stand: Stand, party: Party) -> None:
         party.do(stand.claiming(claims(3)))
@@ -181,7 +181,7 @@ class DialectContract:
                 party.start(_then_commit(stand.claiming(rising))),
                 other.start(_then_commit(stand.claiming(reversed(rising)))),
             ]
-            assert sum(len(one.result(30).won) for one in racing) == 4000
+            assert sum(len(one.result(120).won) for one in racing) == 4000
 
     def test_claims_that_are_released_are_free_again(self, stand: Stand, party: Party, other: Party) -> None:
         party.do(stand.claiming(claims(2500)))

@@ -20,7 +20,7 @@ class FileContract(StorageContract):
         time.sleep(0.3)
         assert not waiting.done()
         party.commit()
-        waiting.result(20)
+        waiting.result(120)
 
     def test_commits_are_durable_and_constraints_are_checked(self, party: Party) -> None:
         assert party.scalar("PRAGMA journal_mode") == "wal"

@@ -34,7 +34,7 @@ class KafkaContract(RebalanceContract):
         start_timeout: Seconds after which `start` and `topics` may give an unreachable broker up, at most.
     """
 
-    start_timeout = 30.0
+    start_timeout = 60.0
 
     @abstractmethod
     def transport(self, bootstrap: str, session: float | None = None) -> Transport:
@@ -183,7 +183,7 @@ class KafkaContract(RebalanceContract):
             first.listener.before_leaving = leave
             transport = self.transport(line.address)
             async with Member(transport.consumer(bench.subscription(group, topic))) as second:
-                await asyncio.wait_for(leaving.wait(), 30)
+                await asyncio.wait_for(leaving.wait(), 120)
                 await line.cut()
                 await bench.delete(topic)
                 await bench.create(topic, 2)
@@ -198,7 +198,7 @@ class KafkaContract(RebalanceContract):
                 assert second.consumer.health().idle < 5.0
                 await line.mend()
                 # A question under way ends first, and then each client waits before it connects again.
-                seen = await second.reads(10, within=75)
+                seen = await second.reads(10)
         assert {message.topic_id for message in seen} == {await bench.topic_id(topic)}
         assert offsets(seen, 0) == offsets(seen, 1) == list(range(5))
 
@@ -276,7 +276,7 @@ class KafkaContract(RebalanceContract):
             began = time.monotonic()
             for n in range(10):
                 assert await producer.send([Record(topic, None, b"%d" % n)]) == [None]
-            assert time.monotonic() - began < 4.0
+            assert time.monotonic() - began < 30.0  # what is not there is waited for much longer
             (answer,) = await waiting
             assert answer is not None
             assert await producer.send([Record(topic, None, b"last")]) == [None]

@@ -11,7 +11,7 @@ from consumerkit.errors import PartitionUnusable
 from consumerkit.message import Message, TopicPartition
 from consumerkit.transports.base import Consumer, Position
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 async def until(condition: Callable[[], object], what: str, within: float = PATIENCE) -> None:

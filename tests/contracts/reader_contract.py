@@ -29,7 +29,7 @@ async def started(reader: LogReader) -> AsyncIterator[LogReader]:
 async def read_out(reader: LogReader, limit: int = 100) -> list[Message]:
     """Everything that the reader returns until it is finished."""
     found: list[Message] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not reader.finished:
             some = await reader.fetch(limit, 1.0)
             assert len(some) <= limit

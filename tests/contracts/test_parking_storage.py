@@ -276,7 +276,7 @@ def test_who_locks_it_second_waits_and_finds_it_gone(party: Party, other: Party,
     assert not second.done()
     party.do(lambda session: lot.remove(session.connection(), [number]))
     party.commit()
-    assert second.result(20) is None
+    assert second.result(120) is None
     other.rollback()
 
 
@@ -289,7 +289,7 @@ def test_who_locks_it_second_waits_and_finds_it_postponed(party: Party, other: P
     assert not second.done()
     party.do(lambda session: lot.postpone(session.connection(), one, replace(one, attempts=1, wait=-1.0)))
     party.commit()
-    assert second.result(20) is False
+    assert second.result(120) is False
     other.rollback()
 
 
@@ -338,7 +338,7 @@ def test_who_writes_an_attempt_down_second_waits_and_overwrites_nothing(
     time.sleep(0.3)
     assert not second.done()
     party.commit()
-    assert second.result(20) is False
+    assert second.result(120) is False
     other.rollback()
     assert [(found.attempts, found.error) for found in every(party, lot)] == [(1, one.error)]
 
@@ -522,7 +522,7 @@ def test_a_take_over_waits_for_the_transactions_of_the_owner_before(one: Owner, 
     time.sleep(0.3)
     assert not taking.done()
     one.party.commit()
-    assert taking.result(20) is not None
+    assert taking.result(120) is not None
     assert one.owned() == 0
 
 
@@ -538,9 +538,9 @@ def test_a_transaction_that_begins_during_a_take_over_waits_and_finds_the_token_
         time.sleep(0.3)
         assert not late.done(), "it went past the one that waits: overlapping ones would starve it"
         one.party.commit()
-        late.result(20)
+        late.result(120)
         third.commit()
-    assert taking.result(20) is not None
+    assert taking.result(120) is not None
     assert one.owned() == 0
 
 
@@ -560,7 +560,7 @@ def test_what_the_owner_before_parked_late_is_seen_by_the_next(one: Owner, two: 
     time.sleep(0.3)
     assert not loading.done()
     one.party.commit()
-    assert [len(numbers) for numbers in loading.result(20).values()] == [1]
+    assert [len(numbers) for numbers in loading.result(120).values()] == [1]
 
 
 def test_other_partitions_consumers_and_tables_have_other_fences(stand: Stand) -> None:

@@ -305,7 +305,7 @@ async def test_a_rewind_waits_for_the_batch_under_way_and_a_mark_does_not(server
         assert await run(partial(books.pruning.forget, plan=plan, after=None, limit=5)) is not None
         mark = {TopicPartition("t", 0): progress.Mark(b"o" * 16, 101, 100, 102)}
         advance = partial(progress.advance, tables=TABLES, consumer=books.consumer, marks=mark)
-        assert await asyncio.wait_for(books.database.run(lambda s: advance(s.connection())), 5) == set()
+        assert await asyncio.wait_for(books.database.run(lambda s: advance(s.connection())), 120) == set()
         rewind = asyncio.create_task(books.database.run(lambda s: move(s, books, run_forgotten=True)))
         await asyncio.sleep(0.5)
         assert not rewind.done()
@@ -330,7 +330,7 @@ async def test_a_row_that_somebody_has_locked_is_left_for_later(server_books: Bo
     c = TABLES.processed_messages.c
     async with books.database.transaction() as run:
         await run(lambda s: s.execute(select(c.digest).where(c.message_id == "one").with_for_update()).all())
-        assert (await asyncio.wait_for(books.forget(), 10)).count == 1
+        assert (await asyncio.wait_for(books.forget(), 120)).count == 1
     assert await books.left() == {"one"}
 
 

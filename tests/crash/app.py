@@ -42,6 +42,7 @@ class Settings:
     concurrency: int = 2
     session: int = 3000
     arm_after: int = 2
+    batch_time: float = 0.5
     grace: float = 60.0
     stall_timeout: float = 60.0
 
@@ -68,13 +69,13 @@ class Credit(Handler[Payment]):
     name = "credit"
     message_id = header("message-id")
     retry = Retry(attempts=3, wait=fixed(0.05), in_place=3)
-    batch_time = 60.0  # however slow the machine is, the size of a batch is what the plan makes it
 
     def __init__(self, settings: Settings) -> None:
         self.topic = settings.topic
         self.group = settings.topic
         self.dead_letter = DeadLetter(settings.dead_letter_topic)
         self.concurrency = settings.concurrency
+        self.batch_time = settings.batch_time
         self._slow = settings.slow
 
     async def handle(self, event: Payment, context: Context) -> None:

@@ -71,7 +71,7 @@ class Crew:
     def leave(self, process: subprocess.Popen[bytes]) -> None:
         """SIGTERM, and its end."""
         process.send_signal(signal.SIGTERM)
-        assert process.wait(40) == 0, self.last_words(process)
+        assert process.wait(120) == 0, self.last_words(process)
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         process.kill()
@@ -92,7 +92,7 @@ class Crew:
         where = f"what = '{what}'" + (f" AND pid = {pid}" if pid is not None else "")
         return int(self.stage.rows(f"SELECT count(*) AS n FROM told WHERE {where}")[0]["n"])
 
-    def until(self, condition: str, what: str, within: float = 60.0) -> None:
+    def until(self, condition: str, what: str, within: float = 120.0) -> None:
         """Wait until a query's first column is true, or more than zero."""
         wait_until(
             lambda: bool(next(iter(self.stage.rows(condition)[0].values()))), within=within, what=what, every=0.2
@@ -103,7 +103,7 @@ class Crew:
         taken = f"SELECT count(*) > 0 FROM told WHERE what = 'PartitionTaken' AND pid = {process.pid}"
         self.until(taken, f"partitions of process {process.pid}")
 
-    def until_finished(self, sent: Sequence[Given], within: float = 120.0) -> None:
+    def until_finished(self, sent: Sequence[Given], within: float = 400.0) -> None:
         """Wait until each message has its effect or its dead letter."""
         dead = sum(_times(one) >= ATTEMPTS for one in sent)
         self.until(

@@ -99,7 +99,7 @@ class Sampler(threading.Thread):
         watch.samples += 1
 
     def _committed(self) -> list[int]:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 found = self._offsets.read(range(PARTITIONS))

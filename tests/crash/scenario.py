@@ -68,6 +68,8 @@ class Scenario:
             # What a second lane has finished above the first one's position is delivered again, as it should be.
             concurrency=1 if self.plan.handed_over else 2,
             arm_after=self.plan.arm_after,
+            # However slow the machine is, the size of a batch is what the plan makes it.
+            batch_time=60.0,
             stall_timeout=self.plan.stall_timeout,
         )
         with (

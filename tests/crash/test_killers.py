@@ -47,7 +47,7 @@ class Reaper:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(120)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def _produce(settings: dict[str, str], killers: dict[int, bytes]) -> None:
     for number in range(MESSAGES):
         headers: list[tuple[str, str | bytes | None]] = [("message-id", f"m{number}".encode())]
         producer.produce(settings["topic"], killers.get(number, b"fine"), f"k{number}".encode(), headers=headers)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def _count(engine: Engine, query: str) -> int:

@@ -144,7 +144,7 @@ def test_a_kill_at_any_moment_of_a_retry_neither_doubles_nor_loses_nor_resets(
             crew.until_owning(process)
             # Always something to try again, until it dies.
             crew.stage.send(sent[2 * (len(MOMENTS) - len(left)) : 2 * (len(MOMENTS) - len(left)) + 2])
-            assert process.wait(30) < 0, crew.last_words(process)
+            assert process.wait(120) < 0, crew.last_words(process)
         assert crew.fired == {name.split(":")[0]: 1 for name in MOMENTS}
         crew.stage.send(sent[2 * len(MOMENTS) + 2 :])
         survivor = crew.start()

@@ -21,7 +21,7 @@ _CHANGING = (
     (re.compile(r"\[\d+\] "), "(process) "),
     (re.compile(r"\b\d+\.\d+ (m?s)\b"), r"(time) \1"),
 )
-_WITHIN = 60.0
+_WITHIN = 120.0
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ async def _outcome(url: str, act: Act) -> tuple[int, list[str]]:
         return session.scalars(select(func.count(Effect.id))).one(), list(reasons)
 
     await worker.database.run(make)
-    async with asyncio.timeout(30), worker:
+    async with asyncio.timeout(120), worker:
         while 1 not in broker.committed("act").values():  # noqa: ASYNC110 - the broker has no event to wait for
             await asyncio.sleep(0.02)
         return await worker.database.run(look)

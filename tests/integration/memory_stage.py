@@ -101,7 +101,7 @@ class MemoryStage:
         finally:
             stopping.set()
             with suppress(Exception):
-                await asyncio.wait_for(asyncio.shield(run.task), 40)
+                await asyncio.wait_for(asyncio.shield(run.task), 120)
 
     async def lines(self) -> list[Line]:
         """All lines, in the order in which they were written."""
@@ -113,7 +113,7 @@ class MemoryStage:
 
         return await self.database.run(work)
 
-    async def until_written(self, run: Run, count: int, within: float = 30) -> list[Line]:
+    async def until_written(self, run: Run, count: int, within: float = 120) -> list[Line]:
         """Wait for so many lines."""
         loop = asyncio.get_running_loop()
         until = loop.time() + within

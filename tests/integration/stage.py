@@ -110,7 +110,7 @@ class Run:
         """The sizes of the groups in which something was processed."""
         return [g.processed + g.duplicates + g.duplicates_of_dead + g.dead for g in self.seen(GroupCommitted)]
 
-    async def until(self, condition: Callable[[], bool], what: str, *, within: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], bool], what: str, *, within: float = 120.0) -> None:
         """Wait until `condition`, asked in a thread, holds; the worker must not end before."""
         deadline = time.monotonic() + within
         while not await asyncio.to_thread(condition):
@@ -165,7 +165,7 @@ class Stage:
         refused: list[str] = []
         topic = topic or self.topic
         producer = _producer(self.kafka.bootstrap)
-        producer.list_topics(topic, timeout=30)  # it may have been made anew since, with more partitions
+        producer.list_topics(topic, timeout=120)  # it may have been made anew since, with more partitions
         for record in records:
             producer.produce(
                 topic,
@@ -199,7 +199,7 @@ class Stage:
             except BaseException:
                 stopping.set()
                 with suppress(BaseException):
-                    await asyncio.wait_for(asyncio.shield(run.task), 40)
+                    await asyncio.wait_for(asyncio.shield(run.task), 120)
                 raise
             stopping.set()
             await run.task
@@ -260,11 +260,11 @@ class Stage:
         )
         numbers = range(partitions or self.partitions)
         try:
-            ends = [consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1] for n in numbers]
+            ends = [consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=120)[1] for n in numbers]
             consumer.assign([TopicPartition(topic, n, 0) for n in numbers])
             found: list[Found] = []
             while len(found) < sum(ends):
-                message = consumer.poll(10)
+                message = consumer.poll(60)
                 assert message is not None, f"{topic} could not be read to its end"
                 key, value = message.key(), message.value()
                 found.append(Found(_bytes(key), _bytes(value), _headers(message.headers())))

@@ -16,6 +16,8 @@ from consumerkit.transports.memory_group import MemoryConsumer
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 
 STALL = 1.0
+# For one that works: a busy machine may keep it from its turn for as long as the others are given.
+SOUND_STALL = 4.0
 
 
 class Stuck(Handler[bytes]):
@@ -76,16 +78,17 @@ async def main(way: str, file: str) -> None:
     await place.create_tables()
     place.append(1)
     handler: Any = Stuck() if way == "thread" else Write(block_the_loop if way == "loop" else None)
-    worker = place.make(handler, stall_timeout=STALL, transaction_timeout=1.0)
+    stall = SOUND_STALL if way == "sound" else STALL
+    worker = place.make(handler, stall_timeout=stall, transaction_timeout=1.0)
     worker.transport = Transport(Memory(place.broker), KINDS.get(way, MemoryConsumer))
     print("starts", flush=True)
     # Sound for longer than it would take a watchdog that is too quick.
-    await worker.run(asyncio.Event()) if way != "sound" else await asyncio.wait_for(run_a_while(worker), 30)
+    await worker.run(asyncio.Event()) if way != "sound" else await asyncio.wait_for(run_a_while(worker), 120)
 
 
 async def run_a_while(worker: Any) -> None:
     async with worker:
-        await asyncio.sleep(4 * STALL)
+        await asyncio.sleep(2 * SOUND_STALL)
 
 
 async def abandon(file: str) -> None:

@@ -385,7 +385,7 @@ async def test_a_server_that_is_silent_at_begin_is_left(
     async with CommitProxy(where.hostname, where.port, plan) as proxy:
         place.url = f"postgresql+{driver}://postgres@127.0.0.1:{proxy.port}/{database}"
         async with place.run(Write(batch_size=1), transaction_timeout=1.0) as run:
-            found = await place.until_written(run, 20, within=80)
+            found = await place.until_written(run, 20)
             await run.until(lambda: place.committed() == place.ends(), "all is committed")
     assert proxy.lost == 2
     assert sorted(int(one.message_id) for one in found) == list(range(20))

@@ -52,18 +52,17 @@ async def test_a_provider_that_is_down_for_every_message(yard: Yard, ordering: O
         yard.send(number, key=b"%d" % (number % 40), partition=number % 2)
     async with yard.run(handler) as run:
         await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
-        began = time.monotonic()
-        await run.until(lambda: time.monotonic() > began + 4, "some probes")
-        calls = sorted(call.moment for of in handler.calls.values() for call in of if call.moment > began + 0.2)
+        before = sum(map(len, handler.calls.values()))
+        # The waits of these grow from 0.3 to 1.5 seconds; before them may be an attempt that was under way.
+        await run.until(lambda: sum(map(len, handler.calls.values())) >= before + 6, "some probes")
+        calls = sorted(call.moment for of in handler.calls.values() for call in of)[before:]
         gaps = [b - a for a, b in pairwise(calls)]
-        assert 2 <= len(calls) <= 8, gaps
-        assert gaps[-1] > 1.2, gaps
-        assert gaps[0] <= gaps[-1]
+        assert min(gaps[-2:]) > 1.2, gaps
         assert len(yard.dead()) <= 10
         before = len(yard.dead())
         handler.healed = True
-        await run.until(lambda: bool(run.seen(BrakeOff)), "the end of the brake", within=10)
-        await run.until(lambda: len(yard.effects()) == total - before, "all others", within=60)
+        await run.until(lambda: bool(run.seen(BrakeOff)), "the end of the brake")
+        await run.until(lambda: len(yard.effects()) == total - before, "all others")
     assert len(yard.dead()) == before <= 10
     assert not yard.parked()
     assert not run.seen(PartitionInDoubt)
@@ -86,7 +85,7 @@ async def test_a_deploy_that_always_raises_and_the_next_one(
     before = len(yard.dead())
     assert 0 < before <= 10
     async with yard.run(kind(retry=retry, brake=QUICK, healed=True)) as run:
-        await run.until(lambda: len(yard.effects()) == total - before, "all others", within=60)
+        await run.until(lambda: len(yard.effects()) == total - before, "all others")
     assert len(yard.dead()) == before
     yard.check()
 
@@ -104,7 +103,7 @@ async def test_a_flood_with_five_percent_of_poison_keeps_flowing(yard: Yard, poi
         else:
             yard.send(number, "reject", key=b"%d" % (number % 50), partition=number % 2)
     async with yard.run(Trial(batch_size=batch)) as run:
-        await run.until(lambda: len(yard.effects()) == total - len(bad), "all good ones", within=60)
+        await run.until(lambda: len(yard.effects()) == total - len(bad), "all good ones")
         await run.until(lambda: len(yard.dead()) == len(bad), "all dead letters")
     assert not run.seen(BrakeOn)
     yard.check()
@@ -135,7 +134,7 @@ async def test_a_deploy_that_cannot_decode_anything(yard: Yard, ordering: Orderi
     assert not run.seen(PartitionInDoubt)
     async with yard.run(Trial(ordering=ordering, codec=Lenient(), brake=QUICK)) as run:
         # A dead letter for want of an ID has no claim, so it runs when it is delivered again.
-        await run.until(lambda: len(yard.effects()) >= total - dead, "what can be decoded now", within=60)
+        await run.until(lambda: len(yard.effects()) >= total - dead, "what can be decoded now")
         await run.until(lambda: not yard.parked() and yard.committed() == total, "an empty lot")
         yard.forget_offsets()
     # And delivered again, now with an ID in the ledger.
@@ -179,6 +178,6 @@ async def test_an_outage_on_the_real_broker(stage: Stage) -> None:
         before = len(stage.dead())
         assert before <= 10
         handler.healed = True
-        await run.until(stage.finished(total - before), "all others", within=60)
+        await run.until(stage.finished(total - before), "all others")
     assert len(stage.dead()) == before
     stage.check_ledger()

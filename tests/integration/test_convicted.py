@@ -59,7 +59,7 @@ def dead(yard: Yard) -> list[str]:
 
 
 async def all_committed(run: Run, yard: Yard, count: int) -> None:
-    await run.until(lambda: yard.committed() == count, f"{count} offsets", within=40)
+    await run.until(lambda: yard.committed() == count, f"{count} offsets")
 
 
 async def test_a_conviction_that_the_database_loses_is_noticed(yard: Yard) -> None:
@@ -88,7 +88,7 @@ async def test_a_conviction_that_the_database_loses_is_noticed(yard: Yard) -> No
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         assert dead(yard) == [], "nothing was lost"
-        await run.until(lambda: dead(yard) == ["p-2"], "the dead letter, again", within=40)
+        await run.until(lambda: dead(yard) == ["p-2"], "the dead letter, again")
         assert run.seen(CommitsLost)
         await all_committed(run, yard, 2)
     assert yard.outcome(2) == 3

@@ -61,11 +61,11 @@ async def test_a_missing_topic_holds_up_no_other_and_goes_on_when_it_is_there(st
         began = asyncio.get_running_loop().time()
         for n in range(5):
             await write(stage, *(OutboxMessage(name, None, b"%d" % n, ()) for name in others))
-            await run.until(lambda: stage.outbox() == 8, "the other topics' messages", within=4)
-        assert asyncio.get_running_loop().time() - began < 15
+            await run.until(lambda: stage.outbox() == 8, "the other topics' messages")
+        assert asyncio.get_running_loop().time() - began < 60  # each waits for none of the silent topic's attempts
         assert len(stage.dead()) == 8
         await asyncio.to_thread(stage.kafka.create_topic, stage.dead_letter_topic, 2)
-        await run.until(stage.finished(0, 8), "all dead letters", within=70)
+        await run.until(stage.finished(0, 8), "all dead letters")
         await run.until(lambda: run.worker.readiness().ready, "readiness again")
         assert [event.topic for event in run.seen(OutboxResumed)] == [stage.dead_letter_topic]
         assert len(run.seen(OutboxHeldBack)) == 1
@@ -101,7 +101,7 @@ async def test_two_relays_publish_each_message_once(stage: Stage, transport: Cli
                 for n in range(start, start + 300)
             ]
             await write(stage, *rows)
-        await run.until(lambda: stage.outbox() == 0, "an empty outbox", within=60)
+        await run.until(lambda: stage.outbox() == 0, "an empty outbox")
     values = sorted(int(one.value or b"") for one in stage.read(stage.dead_letter_topic))
     assert values == list(range(count))
 
@@ -118,7 +118,7 @@ async def test_a_broker_that_is_down_loses_no_dead_letter(
             broker.pause()
             await asyncio.sleep(5)
             broker.resume()
-            await run.until(stage.finished(0, 8), "all dead letters", within=90)
+            await run.until(stage.finished(0, 8), "all dead letters")
         found = {one.header("consumerkit-dlq-offset") for one in stage.read(stage.dead_letter_topic)}
         assert found == {str(n) for n in range(8)}
 
@@ -187,7 +187,7 @@ def allow(server: SecureKafka, kind: ResourceType, name: str, *operations: AclOp
         for operation in operations
     ]
     for answer in admin.create_acls(rules).values():
-        answer.result(timeout=30)
+        answer.result(timeout=120)
 
 
 def forbid_writing(server: SecureKafka) -> None:
@@ -203,7 +203,7 @@ def forbid_writing(server: SecureKafka) -> None:
         AclPermissionType.ALLOW,
     )
     for answer in admin.delete_acls([writing]).values():
-        answer.result(timeout=30)
+        answer.result(timeout=120)
 
 
 async def test_a_forbidden_topic_waits_for_its_right_and_says_which(
@@ -230,7 +230,7 @@ async def test_a_forbidden_topic_waits_for_its_right_and_says_which(
         way_out = f"allow principal User:{USER} the operation WRITE on topic '{stage.dead_letter_topic}'"
         assert way_out in str(run.worker.readiness())
         allow(guarded, ResourceType.TOPIC, stage.dead_letter_topic, AclOperation.WRITE)
-        await run.until(lambda: stage.outbox() == 0, "all dead letters", within=70)
+        await run.until(lambda: stage.outbox() == 0, "all dead letters")
         await run.until(lambda: run.worker.readiness().ready, "readiness")
         assert len(run.seen(OutboxHeldBack)) == 1
     assert len(stage.read(stage.dead_letter_topic)) == 5
@@ -256,6 +256,6 @@ async def test_a_principal_that_may_write_nowhere_consumes_and_sends_once_it_may
         await run.until(lambda: stage.count_effects() == 5 and len(stage.dead()) == 5, "effects and dead letters")
         await run.until(lambda: not run.worker.readiness().ready, "readiness to tell")
         allow(guarded, ResourceType.TOPIC, stage.dead_letter_topic, AclOperation.WRITE)
-        await run.until(lambda: stage.outbox() == 0, "all dead letters", within=90)
+        await run.until(lambda: stage.outbox() == 0, "all dead letters")
         await run.until(lambda: run.worker.readiness().ready, "readiness")
     assert len(stage.read(stage.dead_letter_topic)) == 5

@@ -44,12 +44,12 @@ def test_the_books_balance_and_every_printed_command_works() -> None:
         looks = [command for command in commands if "--database" in command]
         assert len(looks) == 3
         for command in looks:
-            subprocess.run(command, shell=True, check=True, capture_output=True, timeout=60)
+            subprocess.run(command, shell=True, check=True, capture_output=True, timeout=120)
         _run_a_worker_again(next(command for command in commands if "CONSUMERKIT_APP" in command))
         directory = Path(re.findall(r"DEMO_DIRECTORY=(\S+)", output)[0])
         assert directory.is_dir()
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(30) == 0
+        assert demo.wait(120) == 0
         assert not directory.exists()
 
 
@@ -79,14 +79,14 @@ def test_sigterm_ends_the_demo_with_its_processes(tmp_path: Path) -> None:
     _read_until(demo.stdout, "workers alive 2")
     demo.terminate()
     # Everything that holds the pipe or the directory has ended when this returns.
-    demo.communicate(timeout=60)
+    demo.communicate(timeout=120)
     assert demo.returncode == 130
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
-    done = subprocess.run([*DEMO, "--keep", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*DEMO, "--keep", str(tmp_path)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: --keep {tmp_path}: this is not an empty directory; name another one\n"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
@@ -100,7 +100,7 @@ def _staying() -> Iterator[subprocess.Popen[str]]:
     finally:
         if demo.poll() is None:
             demo.terminate()
-        demo.communicate(timeout=60)
+        demo.communicate(timeout=120)
 
 
 def _read_until(stream: IO[str], words: str) -> str:
@@ -119,5 +119,5 @@ def _run_a_worker_again(command: str) -> None:
     assert worker.stdout is not None
     _read_until(worker.stdout, "got payments.captured[")
     worker.terminate()
-    worker.communicate(timeout=60)
+    worker.communicate(timeout=120)
     assert worker.returncode == 0

@@ -205,7 +205,7 @@ async def test_a_running_worker_goes_on_after_its_parked_messages_were_erased(pl
     place.append(3, key=b"bob")
     async with place.run(handler) as run:
         await run.until(lambda: "3" in handler.seen, "the other key flows")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while len(await place.database.run(lambda s: all_rows(s, "parked_messages", "id"))) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         handler.mended = True

@@ -320,7 +320,7 @@ async def test_rows_that_somebody_has_in_hand_starve_nobody(
     async with shelf.database.transaction() as run:
         for query in held:
             await run(partial(lock, query=query))
-        assert await asyncio.wait_for(expiry.turn(), 20) == [Expired(handler="credit", parked=3)]
+        assert await asyncio.wait_for(expiry.turn(), 120) == [Expired(handler="credit", parked=3)]
     assert [row.offset for row in await shelf.lot() if row.kind == "message"] == [1, 2, 3]
     assert await expiry.turn() == [Expired(handler="credit", parked=3)]
 
@@ -417,11 +417,11 @@ async def test_nothing_is_given_up_while_a_relay_sends(place: MemoryStage, monke
     running = asyncio.create_task(relay.run())
     expiry = shelf.expiry(PayloadRetention(outbox=MONTH))
     try:
-        await asyncio.wait_for(producer.sending.wait(), 10)
+        await asyncio.wait_for(producer.sending.wait(), 120)
         assert await expiry.unsent() == Unsent(0, complete=False)
         assert (await shelf.outbox(), place.broker.records("t.dlq")) == (1, [])
         producer.go.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while await shelf.outbox():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert await expiry.unsent() == Unsent(0)
@@ -597,7 +597,7 @@ async def test_a_running_worker_ends_what_it_parked_and_its_key_flows_and_it_com
     place.append(1, key=b"alice")
     place.append(2, key=b"alice")
     async with place.run(handler, payload_retention=PayloadRetention(parked=MONTH)) as run:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while await count(place) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         handler.mended = True

@@ -57,7 +57,7 @@ async def test_a_parking_whose_commit_is_in_doubt_and_lands_late_lets_nothing_ov
         stage.run(handler, transport=transport, database=through(stage, proxy)) as run,
     ):
         await asyncio.to_thread(stage.send, [payment(1, kind="fail:1")])
-        await run.until(lambda: proxy.kept is not None, "the COMMIT kept back", within=60)
+        await run.until(lambda: proxy.kept is not None, "the COMMIT kept back")
         later = [payment(2), payment(3, account="other", partition=1)]
         await asyncio.to_thread(stage.send, later)
         await run.until(lambda: order(stage, "other") == ["p-3"], "another partition's message, meanwhile")
@@ -65,7 +65,7 @@ async def test_a_parking_whose_commit_is_in_doubt_and_lands_late_lets_nothing_ov
         assert order(stage) == []
         assert len(run.seen(PartitionInDoubt)) == 1
         await run.until(lambda: proxy.landed is not None, "its arrival")
-        await run.until(lambda: len(order(stage)) == 2, "all effects", within=60)
+        await run.until(lambda: len(order(stage)) == 2, "all effects")
     assert order(stage) == ["p-1", "p-2"]
     assert [attempt for attempt in handler.attempts(1) if attempt > 1] == [2]
     stage.check_ledger()
@@ -91,19 +91,19 @@ async def hand_over(stage: Stage, transport: Client, one: Trial, other: Trial) -
         url = through(stage, proxy)
         async with stage.run(one, transport=transport, database=url, grace=0.5, drain_timeout=0.5) as first:
             await asyncio.to_thread(stage.send, [payment(1, kind="fail:1")])
-            await first.until(lambda: proxy.kept is not None, "the COMMIT kept back", within=60)
+            await first.until(lambda: proxy.kept is not None, "the COMMIT kept back")
             # It gives up long before its COMMIT arrives, and leaves the group.
             first.stopping.set()
             async with stage.run(other, transport=transport) as second:
                 await asyncio.to_thread(stage.send, [payment(2)])
-                await second.until(lambda: taken(second, 1), "the partition that nobody holds", within=60)
+                await second.until(lambda: taken(second, 1), "the partition that nobody holds")
                 assert not landed(proxy), "it landed before the next owner came"
                 assert not taken(second, 0)
-                await second.until(lambda: taken(second, 0), "the fence", within=60)
+                await second.until(lambda: taken(second, 0), "the fence")
                 assert landed(proxy)
                 (parked,) = [event.parked for event in second.seen(PartitionTaken) if event.partition.partition == 0]
                 assert parked == 1
-                await second.until(lambda: len(order(stage)) == 2, "all effects", within=60)
+                await second.until(lambda: len(order(stage)) == 2, "all effects")
 
 
 def landed(proxy: LateCommits) -> bool:

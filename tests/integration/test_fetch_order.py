@@ -62,11 +62,11 @@ async def test_a_fetch_that_runs_out_in_a_rebalance_leaves_no_gap(stage: Stage, 
         for _ in range(3):
             other, others = made.consumer(subscription), SlowListener(0.0)
             await other.start(others)
-            await asyncio.wait_for(others.taken_on.wait(), 20)
+            await asyncio.wait_for(others.taken_on.wait(), 120)
             before = set(chains)
             listener.taken_on.clear()
             await other.stop()
-            await asyncio.wait_for(listener.taken_on.wait(), 20)
+            await asyncio.wait_for(listener.taken_on.wait(), 120)
             await until(lambda: set(chains) > before, "what came back to be read")  # noqa: B023 - awaited here
     finally:
         over.set()
@@ -91,7 +91,7 @@ async def test_a_partition_that_went_while_nobody_fetched_is_read_when_it_comes_
     # Long enough for a client to hold its partitions back, since nobody takes their messages.
     await asyncio.sleep(1.5)
     await other.start(SlowListener(0.0))
-    await asyncio.wait_for(listener.given_up.wait(), 20)
+    await asyncio.wait_for(listener.given_up.wait(), 120)
     await asyncio.sleep(1.5)
     await asyncio.to_thread(stage.send, [Given(b"y", partition=n % 2) for n in range(20)])
     reading = asyncio.create_task(_reads(one, {0, 1}, value=b"y"))
@@ -104,6 +104,6 @@ async def test_a_partition_that_went_while_nobody_fetched_is_read_when_it_comes_
 async def _reads(consumer: Consumer, partitions: set[int], value: bytes = b"x") -> None:
     """Fetch until such a message of each partition has come."""
     left = set(partitions)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(120):
         while left:
             left -= {message.partition for message in await consumer.fetch(50, 0.5) if message.value == value}

@@ -48,7 +48,7 @@ async def test_later_messages_of_a_dead_key_wait_and_come_after_it(
         assert len(yard.published()) == 1
         handler.healed = True
         assert (await redrive(yard.url, Selection())).redriven == 1
-        await run.until(yard.has(1, 2, 3, 4), "all of the key", within=15)
+        await run.until(yard.has(1, 2, 3, 4), "all of the key")
         yard.send(5)
         await run.until(yard.has(5), "one that needs not wait any more")
     assert [number for number in yard.effects() if number != "other"] == ["0", "1", "2", "3", "4", "5"]
@@ -61,7 +61,7 @@ async def test_dead_again_it_holds_again(yard: Yard) -> None:
     async with yard.run(Trial(retry=ONCE, dead_letter=HOLD)) as run:
         await run.until(lambda: len(yard.parked()) == 2, "what waits")
         await redrive(yard.url, Selection())
-        await run.until(lambda: len(yard.published()) == 2, "the second death", within=15)
+        await run.until(lambda: len(yard.published()) == 2, "the second death")
     assert kinds(yard) == [("p-1", "held"), ("p-2", "message")]
     assert (states(yard), yard.effects()) == (["dead"], [])
 
@@ -73,7 +73,7 @@ async def test_closed_by_hand_it_lets_go(yard: Yard, close: object) -> None:
     async with yard.run(Trial(dead_letter=HOLD)) as run:
         await run.until(lambda: len(yard.parked()) == 2, "what waits")
         await (resolve if close is resolve else discard)(yard.url, Selection(), note="seen to")
-        await run.until(yard.has(2), "what waited", within=15)
+        await run.until(yard.has(2), "what waited")
         await run.until(lambda: not yard.parked(), "an empty lot")
         yard.send(3)
         await run.until(yard.has(3), "a later one")
@@ -107,7 +107,7 @@ async def test_what_cannot_be_read_holds_its_key_within_its_own_group(yard: Yard
         await run.until(yard.has("other"), "the other key")
         await run.until(lambda: len(yard.parked()) == 5, "what waits")
         await discard(yard.url, Selection(), note="broken")
-        await run.until(yard.has(2, 3, 4, 5), "what waited", within=15)
+        await run.until(yard.has(2, 3, 4, 5), "what waited")
     assert yard.effects() == ["other", "2", "3", "4", "5"]
 
 
@@ -123,7 +123,7 @@ async def test_what_dies_behind_a_parked_one_holds_when_that_has_succeeded(yard:
         assert [(row["kind"], row["due_at"]) for row in yard.parked()] == [("held", None), ("message", None)]
         assert (len(yard.published()), yard.dead()[0]["reason"]) == (1, "undecodable")
         await discard(yard.url, Selection(), note="broken")
-        await run.until(yard.has(3), "what waited", within=15)
+        await run.until(yard.has(3), "what waited")
     assert yard.effects() == ["1", "other", "3"]
 
 
@@ -135,11 +135,11 @@ async def test_two_dead_ones_of_a_key_come_back_in_order(yard: Yard) -> None:
     async with yard.run(handler) as run:
         await run.until(lambda: len(yard.parked()) == 3, "what waits")
         await discard(yard.url, Selection(), note="the first", by="ann")
-        await run.until(lambda: states(yard) == ["discarded", "dead"], "the second death", within=15)
+        await run.until(lambda: states(yard) == ["discarded", "dead"], "the second death")
         assert yard.effects() == []
         handler.healed = True
         await redrive(yard.url, Selection())
-        await run.until(yard.has(2, 3), "both", within=15)
+        await run.until(yard.has(2, 3), "both")
     assert yard.effects() == ["2", "3"]
 
 
@@ -201,7 +201,7 @@ async def test_a_resend_that_dies_has_a_letter_of_its_own_and_delivered_again_it
         handler.healed = True
         report = await redrive(yard.url, Selection())
         assert [one.fate for one in report.letters] == [Fate.REDRIVEN, Fate.UNDER_WAY]
-        await run.until(lambda: states(yard) == ["resolved", "resolved"], "both letters", within=15)
+        await run.until(lambda: states(yard) == ["resolved", "resolved"], "both letters")
     assert (yard.effects(), yard.outcome(1)) == (["1"], 1)
 
 
@@ -246,7 +246,7 @@ async def test_a_resend_elsewhere_lets_go_of_the_key_that_its_letter_holds(yard:
         yard.send(1, "forever", partition=1)
         await run.until(yard.has(1), "the resend's effect")
         await run.until(lambda: states(yard) == ["resolved"], "the letter")
-        await run.until(yard.has(2), "what waited", within=15)
+        await run.until(yard.has(2), "what waited")
         await run.until(lambda: not yard.parked(), "an empty lot")
     assert yard.effects() == ["1", "2"]
 
@@ -263,7 +263,7 @@ async def test_a_resend_behind_the_dead_message_that_holds_its_key_runs_in_its_p
         handler.healed = True
         yard.send(1, "forever", headers=(("trace", b"again"),))
         yard.send(3)
-        await run.until(yard.has(1, 2, 3), "all of the key", within=15)
+        await run.until(yard.has(1, 2, 3), "all of the key")
         await run.until(lambda: yard.committed() == 4, "the offsets")
         yard.send(4)
         await run.until(yard.has(4), "one that needs not wait any more")
@@ -280,17 +280,17 @@ async def test_a_resend_that_dies_in_the_place_of_its_letter_holds_the_key_and_e
     async with yard.run(handler) as run:
         await run.until(lambda: len(yard.parked()) == 2, "what waits")
         yard.send(1, "forever")
-        await run.until(lambda: states(yard) == ["dead", "dead"], "the second death", within=15)
+        await run.until(lambda: states(yard) == ["dead", "dead"], "the second death")
         assert kinds(yard) == [("p-1", "held"), ("p-2", "message")]
         assert [row["offset"] for row in yard.parked()] == [2, 1]
         # The first letter holds nothing any more; by itself it would wait behind the second, which would wait for it.
         assert (await redrive(yard.url, Selection(ids=[1]))).redriven == 1
-        await run.until(lambda: len(yard.published()) == 3, "the third death", within=15)
+        await run.until(lambda: len(yard.published()) == 3, "the third death")
         assert [row["offset"] for row in yard.parked()] == [0, 1]
         handler.healed = True
         report = await redrive(yard.url, Selection())
         assert [one.fate for one in report.letters] == [Fate.REDRIVEN, Fate.UNDER_WAY]
-        await run.until(yard.has(1, 2), "both", within=15)
+        await run.until(yard.has(1, 2), "both")
     assert (yard.effects(), states(yard), yard.parked()) == (["1", "2"], ["resolved", "resolved"], [])
 
 
@@ -302,13 +302,13 @@ async def test_a_resend_of_a_discarded_id_waits_its_turn_behind_one_that_holds(y
     async with yard.run(handler) as run:
         await run.until(lambda: len(yard.parked()) == 3 and kinds(yard)[0] == ("p-1", "held"), "the first death")
         await discard(yard.url, Selection(), note="the first")
-        await run.until(lambda: len(yard.dead()) == 2, "the second death", within=15)
+        await run.until(lambda: len(yard.dead()) == 2, "the second death")
         assert kinds(yard) == [("p-2", "held"), ("p-3", "message")]
         handler.healed = True
         # The discarded one holds nothing: its resend waits its turn, behind the one that does.
         yard.send(1, "forever")
         await run.until(lambda: kinds(yard)[2:] == [("p-1", "message")], "the first one's resend")
         yard.send(2, "forever")
-        await run.until(yard.has(1, 2, 3), "all of the key", within=15)
+        await run.until(yard.has(1, 2, 3), "all of the key")
     assert yard.effects() == ["2", "3", "1"]
     assert (states(yard), yard.parked()) == (["discarded", "resolved"], [])

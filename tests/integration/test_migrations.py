@@ -161,7 +161,7 @@ def test_of_several_processes_that_upgrade_at_once_one_does(url: str, schema_nam
         assert process.stdin is not None
         process.stdin.write("g")
         process.stdin.flush()
-    answers = [process.communicate(timeout=60) for process in processes]
+    answers = [process.communicate(timeout=120) for process in processes]
 
     assert sorted(answer[0].strip() for answer in answers) == [str(REVISIONS), "[]", "[]", "[]", "[]"], answers
 

@@ -262,6 +262,6 @@ async def test_the_letter_of_a_failed_duplicate_never_runs_the_message(yard: Yar
     calls = len(handler.calls["p-1"])
     async with yard.run(handler) as run:
         await redrive(yard.url, Selection())
-        await asyncio.sleep(7.0)  # longer than what is due is looked for
+        await run.until(lambda: [row["state"] for row in yard.dead()] == ["resolved"], "what becomes of it")
     assert (yard.effects(), [row["state"] for row in yard.dead()]) == (["1"], ["resolved"])
     assert len(handler.calls["p-1"]) == calls

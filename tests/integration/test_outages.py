@@ -55,7 +55,7 @@ async def test_a_database_that_goes_and_comes_back(kafka: KafkaServer, topic_nam
             await asyncio.to_thread(server.stop, how)
             await run.until(lambda: len(run.seen(Trouble)) >= 3, "trouble told")
             await asyncio.to_thread(server.start)
-            await run.until(stage.finished(total), "the rest, by itself", within=60)
+            await run.until(stage.finished(total), "the rest, by itself")
             assert run.seen(TroubleOver)
             await run.until(lambda: sum(stage.committed(stage.topic).values()) == total, "all offsets")
         check_nothing_counted(stage, run, total)
@@ -78,8 +78,8 @@ async def test_a_broker_that_stops_answering_and_goes_on(
             await asyncio.sleep(9)
             broker.resume()
             await asyncio.to_thread(stage.send, records[half:])
-            await run.until(stage.finished(2 * half), "the rest, by itself", within=60)
-            await run.until(lambda: sum(stage.committed(stage.topic).values()) == 2 * half, "all offsets", within=60)
+            await run.until(stage.finished(2 * half), "the rest, by itself")
+            await run.until(lambda: sum(stage.committed(stage.topic).values()) == 2 * half, "all offsets")
         check_nothing_counted(stage, run, 2 * half)
 
 
@@ -116,7 +116,7 @@ async def test_sessions_ended_by_the_administrator(stage: Stage, driver: str) ->
         await run.until(lambda: stage.count_effects() > 0, "the first effects")
         # Not for ever: where every transaction takes longer than that, none would be left to finish.
         with terminating(stage, 0.4, times=8) as ended:
-            await run.until(stage.finished(total), "all effects", within=90)
+            await run.until(stage.finished(total), "all effects")
     assert sum(ended) >= 3
     check_nothing_counted(stage, run, total)
 
@@ -176,7 +176,7 @@ async def test_lanes_that_deadlock_are_no_ones_attempt(stage: Stage) -> None:
         stage, ordering=Ordering.NONE, concurrency=4, batch_size=20, retry=Retry(attempts=1, wait=fixed(0))
     )
     async with stage.run(handler) as run:
-        await run.until(stage.finished(total), "all effects", within=60)
+        await run.until(stage.finished(total), "all effects")
     assert any("40P01" in event.error for event in run.seen(GroupRolledBack))
     assert stage.rows("SELECT sum(balance)::int AS n FROM balances") == [{"n": 2 * total}]
     check_nothing_counted(stage, run, total)
@@ -191,6 +191,6 @@ async def test_a_missing_table_of_the_users_stops_the_handler_and_buries_nothing
     stage.send([payment(n) for n in range(20)])
     with pytest.raises(Exception, match="42P01"):
         async with stage.run(Missing(stage)) as run:
-            await run.until(lambda: False, "the worker's end", within=20)
+            await run.until(lambda: False, "the worker's end")
     assert not stage.dead()
     assert not stage.ledger()

@@ -74,7 +74,7 @@ async def test_a_running_owner_finds_it_by_itself(yard: Yard) -> None:
         await run.until(lambda: states(yard) == ["dead"], "the death")
         handler.healed = True
         await redrive(run.worker.database, Selection())
-        await run.until(yard.has(1), "the effect", within=10)
+        await run.until(yard.has(1), "the effect")
         await run.until(lambda: states(yard) == ["resolved"], "the letter")
 
 
@@ -85,7 +85,7 @@ async def test_dead_again_is_the_same_letter_with_its_history_and_published_agai
         await run.until(lambda: len(yard.published()) == 1, "the first death")
         for turn in (2, 3):
             await redrive(yard.url, Selection(), by=f"person {turn}")
-            await run.until(lambda turn=turn: len(yard.published()) == turn, "the next death", within=10)  # type: ignore[misc]
+            await run.until(lambda turn=turn: len(yard.published()) == turn, "the next death")  # type: ignore[misc]
     (letter,) = yard.dead()
     assert (letter["state"], letter["redrives"], letter["attempts"]) == ("dead", 2, 1)
     assert [entry["by"] for entry in json.loads(letter["history"])] == ["person 2", "person 3"]
@@ -104,7 +104,7 @@ async def test_the_cap_on_redrives_leaves_a_letter(yard: Yard) -> None:
     async with yard.run(handler) as run:
         await run.until(lambda: states(yard) == ["dead"], "the death")
         await redrive(yard.url, Selection())
-        await run.until(lambda: len(yard.published()) == 2, "the second death", within=10)
+        await run.until(lambda: len(yard.published()) == 2, "the second death")
     assert fates(await redrive(yard.url, Selection(), max_redrives=1)) == [Fate.TOO_OFTEN]
     assert fates(await redrive(yard.url, Selection(), max_redrives=2)) == [Fate.REDRIVEN]
 

@@ -57,7 +57,7 @@ async def states(place: MemoryStage) -> list[str]:
 
 
 async def until(place: MemoryStage, run: Run, holds: Callable[[list[str]], bool]) -> None:
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(120):
         while not holds(await states(place)):
             assert not run.task.done()
             await asyncio.sleep(0.05)
@@ -139,12 +139,12 @@ async def test_a_command_that_is_interrupted_says_so_and_is_gone_on_with(place: 
     slow = await asyncio.to_thread(
         lambda: subprocess.Popen([*command, "--rate", "2"], stderr=subprocess.PIPE, text=True)
     )
-    for _ in range(800):
+    for _ in range(2400):
         if "redriven" in await states(place):
             break
         await asyncio.sleep(0.05)
     slow.send_signal(signal.SIGINT)
-    _, said = await asyncio.to_thread(slow.communicate, timeout=30)
+    _, said = await asyncio.to_thread(slow.communicate, timeout=120)
     assert (slow.returncode, said) == (
         130,
         "error: interrupted: what was done so far stays done; run the same command again to go on\n",

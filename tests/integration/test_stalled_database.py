@@ -22,7 +22,7 @@ DRAIN = 1.0
 # What a transport allows beyond the drain before it takes the listener for stuck.
 MARGIN = 5.0
 # For starting a worker, and for the members' hearing of each other.
-JOINING = 8.0
+JOINING = 60.0
 Moment = Literal["in a transaction", "after a commit"]
 
 
@@ -68,7 +68,12 @@ async def test_partitions_are_given_back_in_time_though_the_database_does_not_an
                 line.stall()  # before the mark, and before word is left
 
         url = f"postgresql+psycopg://postgres@{line.address}/{stage.database}"
-        ours = {"database": url, "drain_timeout": DRAIN, "observers": [stall_after_a_commit]}
+        ours = {
+            "database": url,
+            "drain_timeout": DRAIN,
+            "transaction_timeout": 600.0,
+            "observers": [stall_after_a_commit],
+        }
         async with stage.run(Watched(stage, during=during), transport=transport, **ours) as first:
             await asyncio.to_thread(stage.send, [payment(n, partition=n % 2) for n in range(10)])
             await first.until(lambda: sum(stage.committed(stage.topic).values()) == 10, "the first ten")

@@ -129,7 +129,7 @@ async def test_protection_from_killers_costs_at_most_one_statement_in_a_thousand
         yard.send(number, "fail:1" if bad else "ok", key=b"%d" % (number % 500), partition=number % 2)
     with metered() as meter:
         async with yard.run(Trial(retry=Retry(attempts=3, wait=fixed(0.1)))) as run:
-            await run.until(lambda: len(yard.effects()) == total, "all effects", within=100)
+            await run.until(lambda: len(yard.effects()) == total, "all effects")
             retried = {event.message_id for event in run.seen(AttemptFailed)}
             taken = len(run.seen(PartitionTaken))
     assert len(retried) == failing

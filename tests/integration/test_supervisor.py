@@ -71,7 +71,7 @@ class Supervised:
         until(lambda: len(self.lines(what)) >= count, f"{count} times {what!r}")
         return self.lines(what)
 
-    def ends(self, within: float = 20) -> int:
+    def ends(self, within: float = 120) -> int:
         return self.process.wait(timeout=within)
 
     @property
@@ -79,7 +79,7 @@ class Supervised:
         return self._log.read_text()
 
 
-def until(holds: Callable[[], bool], what: str, within: float = 20) -> None:
+def until(holds: Callable[[], bool], what: str, within: float = 120) -> None:
     end = time.monotonic() + within
     while not holds():
         assert time.monotonic() < end, f"waited {within} s for {what}"
@@ -166,7 +166,7 @@ def test_a_signal_ends_the_wait_for_a_restart(start: Start) -> None:
 
     supervised.process.send_signal(signal.SIGTERM)
 
-    assert supervised.ends(within=10) == 0
+    assert supervised.ends() == 0
 
 
 def test_it_gives_up_when_all_fail_to_start(start: Start) -> None:
@@ -198,7 +198,7 @@ def test_a_process_that_ignores_its_grace_is_killed_and_told_by_the_exit_code(st
     supervised.process.send_signal(signal.SIGTERM)
 
     assert supervised.ends() == 3
-    assert 0.6 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.6
     assert len(supervised.lines("ignored")) == 2
     assert not any(map(is_running, pids))
     assert supervised.log.count("is killed after its grace of 0.3 s") == 2
@@ -213,7 +213,7 @@ def test_a_second_signal_kills_at_once(start: Start) -> None:
     time.sleep(1.1)
     supervised.process.send_signal(signal.SIGINT)
 
-    assert supervised.ends(within=10) == 3
+    assert supervised.ends() == 3
     assert not any(map(is_running, pids))
 
 
@@ -222,8 +222,8 @@ def test_a_signal_that_is_told_twice_at_once_is_one(start: Start) -> None:
     pids = [pid for _, pid in supervised.wait_for("started", 2)]
 
     supervised.process.send_signal(signal.SIGINT)
-    supervised.wait_for("ignored", 2)
     supervised.process.send_signal(signal.SIGTERM)
+    supervised.wait_for("ignored", 2)
     time.sleep(0.5)
 
     assert all(map(is_running, pids))
@@ -271,4 +271,4 @@ async def test_a_command_that_cannot_be_started_is_tried_again(caplog: pytest.Lo
     running = asyncio.create_task(supervisor.run())
     await asyncio.to_thread(until, lambda: caplog.text.count("cannot be started") >= 2, "two attempts")
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(running, 5) == 0
+    assert await asyncio.wait_for(running, 120) == 0

@@ -31,7 +31,7 @@ def start(way: str, directory: Path) -> subprocess.Popen[str]:
 )
 def test_a_worker_that_stands_still_ends_itself(tmp_path: Path, way: str, reason: str) -> None:
     process = start(way, tmp_path)
-    out, err = process.communicate(timeout=40)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (EXIT_STATUS, "starts\n"), err
     assert EXIT_STATUS == 71
     assert f"worker: {reason}" in err
@@ -40,14 +40,14 @@ def test_a_worker_that_stands_still_ends_itself(tmp_path: Path, way: str, reason
 
 def test_a_worker_that_works_goes_on(tmp_path: Path) -> None:
     process = start("sound", tmp_path)
-    _, err = process.communicate(timeout=40)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "the process ends" not in err
 
 
 def test_a_worker_whose_loop_is_closed_ends_no_process(tmp_path: Path) -> None:
     process = start("abandoned", tmp_path)
-    _, err = process.communicate(timeout=40)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "the process ends" not in err
 
@@ -58,7 +58,7 @@ def test_a_process_that_was_itself_stopped_gets_a_fresh_start(tmp_path: Path) ->
     assert process.stdout.readline() == "starts\n"
     time.sleep(1.5)
     os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(6)  # longer than it may stand still
     os.kill(process.pid, signal.SIGCONT)
-    _, err = process.communicate(timeout=40)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err

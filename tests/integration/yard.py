@@ -164,7 +164,7 @@ class Yard:
         except BaseException:
             stopping.set()
             with suppress(BaseException):
-                await asyncio.wait_for(asyncio.shield(run.task), 40)
+                await asyncio.wait_for(asyncio.shield(run.task), 120)
             raise
         stopping.set()
         await run.task

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from tests.services.postgres import PostgresServer
 
-_PATIENCE = 10.0
+_PATIENCE = 60.0
 _SESSIONS = "FROM pg_stat_activity WHERE datname = %s"
 _SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
 # As template0 has it.

@@ -93,7 +93,7 @@ class KafkaServer:
         if not given:
             return cls.start_private(lasting=True)
         server = cls(given, os.environ.get(VERSION_VARIABLE, "unknown"))
-        if not server._answers(within=10.0):
+        if not server._answers(within=60.0):
             raise ServiceError(f"no Kafka answers at {given}; start it, or unset {VARIABLE}")
         return server
 
@@ -145,12 +145,12 @@ class KafkaServer:
         """Create a topic and wait until each partition has its leader."""
         topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=config or {})
         self._ask(lambda admin: admin.create_topics([topic]))
-        wait_until(lambda: self._leaders(name) == partitions, within=15, what=f"topic {name}")
+        wait_until(lambda: self._leaders(name) == partitions, within=120, what=f"topic {name}")
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic and wait until it is gone."""
         self._ask(lambda admin: admin.delete_topics([name]))
-        wait_until(lambda: self._leaders(name) == 0, within=15, what=f"deletion of topic {name}")
+        wait_until(lambda: self._leaders(name) == 0, within=120, what=f"deletion of topic {name}")
 
     def delete_records(self, topic: str, partition: int, offset: int) -> None:
         """Delete what lies before an offset, as retention does, and wait until it is gone."""
@@ -191,7 +191,7 @@ class KafkaServer:
     def _start(self) -> None:
         process = self._own()
         process.start()
-        process.wait_until_ready(lambda: self._answers(within=1.0), within=60, name="Kafka")
+        process.wait_until_ready(lambda: self._answers(within=1.0), within=120, name="Kafka")
 
     def _answers(self, within: float) -> bool:
         try:
@@ -200,13 +200,13 @@ class KafkaServer:
             return False
 
     def _leaders(self, topic: str) -> int:
-        found = self._admin().list_topics(topic, timeout=10).topics[topic]
+        found = self._admin().list_topics(topic, timeout=120).topics[topic]
         return 0 if found.error else sum(part.leader >= 0 and not part.error for part in found.partitions.values())
 
     def _ask(self, request: Callable[[AdminClient], dict[Any, Future[Any]]]) -> None:
         admin = self._admin()  # held until the futures answered: collected earlier, it destroys them
         for future in request(admin).values():
-            future.result(timeout=30)
+            future.result(timeout=120)
 
     def _admin(self) -> AdminClient:
         # One per call: a lasting one would report each pause and kill on standard error, and back off after it.

@@ -155,7 +155,7 @@ class PostgresServer:
         """Start the server again, on the same port and data."""
         process = self._own()
         process.start()
-        process.wait_until_ready(self._answers, within=60, name="PostgreSQL")
+        process.wait_until_ready(self._answers, within=120, name="PostgreSQL")
         self._read_version()
 
     def close(self) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import Collection, Mapping
 
+import pytest
+
 from consumerkit.engine import budget
 from consumerkit.engine.budget import OVERHEAD, Budget, cost
 from consumerkit.message import Message, TopicPartition
@@ -58,13 +60,12 @@ async def test_below_its_limit_there_is_room() -> None:
     assert consumer.calls == []
 
 
-async def test_at_its_limit_there_is_none_until_something_is_given_back() -> None:
+async def test_at_its_limit_there_is_none_until_something_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "PAUSE_AFTER", 3600.0)  # so that it is not this that ends the wait
     made, consumer = Budget(100), Switch()
     made.took(100)
-    began = time.monotonic()
     asyncio.get_running_loop().call_later(0.02, made.gave_back, 1)
-    assert not await made.room(consumer)
-    assert time.monotonic() - began < budget.PAUSE_AFTER / 4
+    assert not await asyncio.wait_for(made.room(consumer), 120)
     assert await made.room(consumer)
     assert consumer.calls == []
 
@@ -74,7 +75,7 @@ async def test_a_budget_that_stays_full_pauses_and_one_half_empty_resumes() -> N
     made.took(150)
     began = time.monotonic()
     while not await made.room(consumer):
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 60
     assert time.monotonic() - began > budget.PAUSE_AFTER
     assert consumer.calls == ["pause"]
     # While paused it is fetched from, or the consumer would leave its group.

@@ -40,7 +40,7 @@ async def _run(file: Path) -> tuple[list[int], list[tuple[Any, ...]]]:
     dead = worker.tables.dead_letters.c
     letters = select(dead.message_id, dead.reason, dead.attempts, dead.error_type, dead.error)
     async with worker:
-        for _ in range(2000):
+        for _ in range(6000):
             if list(broker.committed("settle").values()) == [3]:
                 break
             await asyncio.sleep(0.01)
