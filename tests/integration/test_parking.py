@@ -171,8 +171,9 @@ async def test_a_rebalance_keeps_attempts_and_due_times(yard: Yard) -> None:
             await run.until(yard.has(1, 2), "the effects")
     for number in (1, 2):
         calls = sorted([*one.calls[f"p-{number}"], *other.calls[f"p-{number}"]], key=lambda call: call.moment)
-        assert [call.attempt for call in calls][-3:] == [2, 3, 4]
-        assert all(b.moment - a.moment > 1.9 for a, b in pairwise(calls[-4:]))
+        # The change of owners may cut an attempt off, which is then made again under its number.
+        assert list(dict.fromkeys(call.attempt for call in calls)) == [1, 2, 3, 4]
+        assert all(b.moment - a.moment > 1.9 for a, b in pairwise(calls) if b.attempt > a.attempt)
     assert one.attempts(1)[-1] < 4 or one.attempts(2)[-1] < 4
     yard.check()
 
@@ -212,10 +213,12 @@ async def test_a_key_with_much_behind_it_does_not_make_others_late(yard: Yard) -
     wait = 1.5
     handler = Slow(retry=Retry(attempts=9, wait=fixed(wait)), concurrency=1, batch_size=20)
     for number in range(400):
-        yard.send(number, "defer:8:2" if number == 0 else "ok", key=b"long")
+        yard.send(number, "defer:3600:1" if number == 0 else "ok", key=b"long")
     async with yard.run(handler) as run:
         await run.until(lambda: len(yard.parked()) == 400, "the parking")
         yard.send("other", "fail:8", key=b"other")
+        await run.until(lambda: len(yard.parked()) == 401, "the other key's parking")
+        yard.execute("UPDATE consumerkit_parked_messages SET due_at = now() WHERE message_id = 'p-0'")
         await run.until(yard.has("other"), "the other key's effect")
         await run.until(lambda: len(yard.effects()) == 401, "all effects")
     assert [n for n in yard.effects() if n != "other"] == [str(n) for n in range(400)]
