@@ -213,7 +213,7 @@ async def test_a_key_with_much_behind_it_does_not_make_others_late(yard: Yard) -
     wait = 1.5
     handler = Slow(retry=Retry(attempts=9, wait=fixed(wait)), concurrency=1, batch_size=20)
     for number in range(400):
-        yard.send(number, "defer:3600:1" if number == 0 else "ok", key=b"long")
+        yard.send(number, "defer:3600:2" if number == 0 else "ok", key=b"long")
     async with yard.run(handler) as run:
         await run.until(lambda: len(yard.parked()) == 400, "the parking")
         yard.send("other", "fail:8", key=b"other")
