@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from consumerkit.cli import target as targets
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.observability.printable import printable
+from consumerkit.storage import schema
 from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 from consumerkit.worker import Worker
@@ -65,7 +66,7 @@ class Opened:
         return database.run_blocking(lambda session: work(session, tables))
 
 
-def place(target: str | None, url: str | None, prefix: str = DEFAULT_PREFIX, schema: str | None = None) -> Place:
+def place(target: str | None, url: str | None, prefix: str = DEFAULT_PREFIX, schema_name: str | None = None) -> Place:
     """Choose between a target and a URL, each of which may come from the command line or from its variable.
 
     What was typed wins over what stands in a variable.
@@ -83,9 +84,9 @@ def place(target: str | None, url: str | None, prefix: str = DEFAULT_PREFIX, sch
         raise ConfigurationError(
             f"which database? Give a target or --database URL, or set {targets.VARIABLE} or {VARIABLE}"
         )
-    if target and (prefix != DEFAULT_PREFIX or schema is not None):
+    if target and (prefix != DEFAULT_PREFIX or schema_name is not None):
         raise ConfigurationError("--prefix and --schema go with --database; a target's worker has its own tables=")
-    return Place(target, url, Tables(prefix=prefix, schema=schema))
+    return Place(target, url, Tables(prefix=prefix, schema=schema_name))
 
 
 @asynccontextmanager
@@ -105,6 +106,21 @@ async def opened(where: Place) -> AsyncIterator[Opened]:
         found = Opened(worker.database, worker.tables, worker)
         async with _closing(found):
             yield found
+
+
+async def run_checked(where: Place, work: Callable[[Session, Tables], T]) -> T:
+    """Run work in one transaction on a place's database, once its tables are seen to be there and up to date.
+
+    Raises:
+        StartError: The database is out of reach, or refuses, or the tables are missing, older or newer.
+    """
+    async with opened(where) as found:
+
+        def checked(session: Session, tables: Tables) -> T:
+            schema.check(session, tables)
+            return work(session, tables)
+
+        return await found.run(checked)
 
 
 @asynccontextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from sqlalchemy.orm import Session
 
-from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
 from consumerkit.cli.examples import examples
 from consumerkit.cli.letter_actions import add_actions
 from consumerkit.cli.letter_import import import_
@@ -29,11 +28,9 @@ from consumerkit.cli.target import TargetArgument
 from consumerkit.observability.printable import printable, printable_lines
 from consumerkit.redrive.plan import check
 from consumerkit.storage import dead_letters, history
-from consumerkit.storage import schema as our_schema
 from consumerkit.storage.sealing import Payload, payload
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
-T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, help="See to the messages that were given up.")
 
 _PAYLOAD = ("key", "value", "headers")
@@ -74,7 +71,7 @@ def list_(
         check(session, tables, selection)
         return list(dead_letters.listed(session, tables, selection, states=wanted, limit=limit, before=before))
 
-    rows = asyncio.run(_read(place(target, database, prefix, schema), read))
+    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
     if as_json:
         print_json([as_object(row) for row in rows])
         return
@@ -127,7 +124,7 @@ def groups(
         check(session, tables, selection)
         return list(dead_letters.grouped(session, tables, selection))
 
-    rows = asyncio.run(_read(place(target, database, prefix, schema), read))
+    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
     if as_json:
         print_json([as_object(row) for row in rows])
     elif rows:
@@ -160,7 +157,7 @@ def show(
     """Show one dead letter: where it stood and why it was given up. Its payload is shown only with --value."""
     where = place(target, database, prefix, schema)
     row, sealer = asyncio.run(
-        _read(where, lambda session, tables: (dead_letters.shown(session, tables, id), tables.sealer))
+        run_checked(where, lambda session, tables: (dead_letters.shown(session, tables, id), tables.sealer))
     )
     if row is None:
         complain(f"there is no dead letter {id}; consumerkit dead-letters list shows what there is")
@@ -236,13 +233,3 @@ app.command(
         "dead-letters import --handler mail --topic orders-dlt",
     ),
 )(import_)
-
-
-async def _read(where: Place, read: Callable[[Session, Tables], T]) -> T:
-    async with opened(where) as found:
-
-        def checked(session: Session, tables: Tables) -> T:
-            our_schema.check(session, tables)
-            return read(session, tables)
-
-        return await found.run(checked)

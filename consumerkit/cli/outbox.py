@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from sqlalchemy.orm import Session
 
-from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
 from consumerkit.cli.examples import examples
 from consumerkit.cli.output import as_object, complain, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.storage import outbox
-from consumerkit.storage import schema as our_schema
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
-T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, help="Look at what waits to be sent, and give up what cannot be.")
 
 
@@ -45,7 +42,7 @@ def list_(
     def read(session: Session, tables: Tables) -> list[Any]:
         return list(outbox.listed(session, tables, topic=topic, limit=limit, after=after))
 
-    rows = asyncio.run(_run(place(target, database, prefix, schema), read))
+    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
     if as_json:
         print_json([as_object(row) for row in rows])
         return
@@ -82,19 +79,9 @@ def discard(
     if not yes:
         typer.confirm(f"message {id} will be lost; discard it?", abort=True)
     topic = asyncio.run(
-        _run(where, lambda session, tables: outbox.discard(session, tables, id, actor=getpass.getuser()))
+        run_checked(where, lambda session, tables: outbox.discard(session, tables, id, actor=getpass.getuser()))
     )
     if topic is None:
         complain(f"there is no message {id} in the outbox: it was sent meanwhile, or consumerkit outbox list shows it")
         raise typer.Exit(1)
     say(f"discarded message {id} for {topic}")
-
-
-async def _run(where: Place, work: Callable[[Session, Tables], T]) -> T:
-    async with opened(where) as found:
-
-        def checked(session: Session, tables: Tables) -> T:
-            our_schema.check(session, tables)
-            return work(session, tables)
-
-        return await found.run(checked)

@@ -1,0 +1,228 @@
+"""`consumerkit parked`: what waits for its next attempt, why, until when, and having it tried now."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy.orm import Session
+
+from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
+from consumerkit.cli.examples import examples
+from consumerkit.cli.letter_options import AllOption, ByOption, HandlerOption, JsonLinesOption, WhatArgument, parted
+from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
+from consumerkit.cli.target import TargetArgument
+from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.observability.printable import printable, printable_lines
+from consumerkit.storage import actions, consumers, parked_listing
+from consumerkit.storage.parked import Kind
+from consumerkit.storage.parked_listing import ParkedSelection
+from consumerkit.storage.sealing import payload
+from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+
+app = typer.Typer(no_args_is_help=True, help="Look at the messages that wait for a retry, and try them now.")
+
+ErrorTypeOption = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="Only with a last error of this type, as list shows it.", show_default=False),
+]
+_UNREADABLE = ("key", "key_digest", "value", "headers", "digest", "fingerprint", "sealed", "consumer")
+
+
+@app.command("list", epilog=examples("parked list --handler credit-account"))
+def list_(
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    error_type: ErrorTypeOption = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
+    after: Annotated[int, typer.Option(metavar="ID", help="Only with a higher ID: pages on.", show_default=False)] = 0,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """List parked messages in their order, without payloads."""
+    selection = ParkedSelection(handler=handler, error_type=error_type)
+
+    def read(session: Session, tables: Tables) -> list[Any]:
+        _check(session, tables, selection)
+        return list(parked_listing.listed(session, tables, selection, limit=limit, after=after))
+
+    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
+    if as_json:
+        print_json([as_object(row) for row in rows])
+        return
+    if not rows:
+        say("no parked messages")
+        return
+    titles = ("id", "parked since", "handler", "message ID", "attempts", "next attempt", "last error")
+    lines = [
+        (row.id, row.parked_at, row.handler, row.message_id, row.attempts, _next_attempt(row), _error(row, 100))
+        for row in rows
+    ]
+    print_table(titles, lines)
+    if len(rows) == limit:
+        say(f"there may be more: --after {rows[-1].id}")
+
+
+@app.command(epilog=examples("parked groups", "parked retry-now --error-type ProviderTimeout"))
+def groups(
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Group parked messages by handler and last error. The largest groups come first."""
+    selection = ParkedSelection(handler=handler)
+
+    def read(session: Session, tables: Tables) -> list[Any]:
+        _check(session, tables, selection)
+        return list(parked_listing.grouped(session, tables, selection))
+
+    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
+    if as_json:
+        print_json([as_object(row) for row in rows])
+    elif rows:
+        titles = ("messages", "due", "handler", "error type", "first ID", "oldest", "newest")
+        lines = [
+            (row.messages, row.due, row.handler, row.error_type or "(none yet)", row.first, row.oldest, row.newest)
+            for row in rows
+        ]
+        print_table(titles, lines)
+    else:
+        say("no parked messages")
+
+
+@app.command(epilog=examples("parked show 118", "parked show 118 --value"))
+def show(
+    id: Annotated[int, typer.Argument(metavar="ID", help="The message's ID, as list shows it.", show_default=False)],
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    value: Annotated[bool, typer.Option("--value", help="Show key, headers and value too: the payload.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show one parked message: why it waits, and until when. Its payload is shown only with --value."""
+
+    def read(session: Session, tables: Tables) -> tuple[Any, list[int], Any]:
+        row = parked_listing.shown(session, tables, id)
+        return row, list(parked_listing.behind(session, tables, row)) if row is not None else [], tables.sealer
+
+    row, ahead, sealer = asyncio.run(run_checked(place(target, database, prefix, schema), read))
+    if row is None:
+        complain(
+            f"no parked message has the ID {id}: it was tried in the meantime, or consumerkit parked list shows it"
+        )
+        raise typer.Exit(1)
+    found = payload(sealer, row) if value else None
+    if as_json:
+        told = {name: fact for name, fact in as_object(row).items() if name not in _UNREADABLE}
+        if found is not None:
+            told |= {"key": row.key, "headers": [list(header) for header in found.headers], "value": found.value}
+        print_json({**told, "behind": ahead[0] if ahead else None})
+        return
+    for name, fact in _facts(row, ahead).items():
+        say(f"{name:<12} {printable(str(fact))}")
+    if found is None:
+        say("payload      not shown; --value shows it")
+    else:
+        say(f"{'key':<12} {escaped(row.key)}")
+        for name, content in found.headers:
+            say(f"{'header':<12} {printable(name)}: {escaped(content)}")
+        say(f"{'value':<12} {escaped(found.value)}")
+    if row.stack:
+        say("\n" + printable_lines(row.stack.rstrip()))
+
+
+def _facts(row: Any, ahead: list[int]) -> dict[str, object]:
+    facts = {
+        "id": row.id,
+        "handler": row.handler,
+        "message ID": row.message_id,
+        "origin": f"{row.topic}[{row.partition}]@{row.offset} (topic ID {row.topic_id})",
+        "last error": _error(row) or "(it has not run yet)",
+        "attempts": row.attempts,
+        "first failed": moment(row.first_failed_at) or "(never)",
+        "parked since": moment(row.parked_at),
+        "next attempt": f"behind {ahead[0]}" if ahead else _next_attempt(row),
+    }
+    if row.dead_letter is not None:
+        facts["dead letter"] = f"{row.dead_letter}; consumerkit dead-letters show {row.dead_letter}"
+    return facts
+
+
+@app.command("retry-now", epilog=examples("parked retry-now 118 120-125", "parked retry-now --handler credit-account"))
+def retry_now(
+    what: WhatArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    error_type: ErrorTypeOption = None,
+    all_: AllOption = False,
+    by: ByOption = None,
+) -> None:
+    """Have parked messages tried now instead of when they are due.
+
+    Attempts count as before. What waits behind another message keeps its turn. Who did it is recorded.
+    """
+    ids, target = parted(what)
+    selection = ParkedSelection(ids=tuple(ids), handler=handler, error_type=error_type)
+    if selection.is_everything and not all_:
+        raise ConfigurationError("which messages? Give IDs, --handler or --error-type, or --all for every one")
+    if all_ and not selection.is_everything:
+        raise ConfigurationError("--all does not go with IDs, --handler or --error-type; leave one of them out")
+
+    def work(session: Session, tables: Tables) -> int:
+        _check(session, tables, selection)
+        return parked_listing.make_due(session, tables, selection, actor=by or actions.current_user())
+
+    count = asyncio.run(run_checked(place(target, database, prefix, schema), work))
+    if count:
+        say(f"{count} {'message is' if count == 1 else 'messages are'} due now; a running worker tries them in seconds")
+    else:
+        say("nothing to do: no such message waits for a later time")
+
+
+def _check(session: Session, tables: Tables, selection: ParkedSelection) -> None:
+    """Refuse the name of a handler that has never started: most often it is mistyped."""
+    if selection.handler is None:
+        return
+    known = consumers.names(session.connection(), tables)
+    if selection.handler not in known:
+        raise StartError(consumers.unknown(selection.handler, known))
+
+
+def _next_attempt(row: Any) -> str:
+    if row.kind == Kind.HELD.value:
+        return "held: decide on its dead letter"
+    if row.kind == Kind.RELEASED.value:
+        return "released: leaves in seconds"
+    if row.due_in is None:
+        return "behind another"
+    return "due" if row.due_in <= 0 else f"in {_span(float(row.due_in))}"
+
+
+def _span(seconds: float) -> str:
+    """Return a wait for people.
+
+    Example:
+        >>> _span(4.2), _span(61), _span(7_300), _span(200_000)
+        ('5 s', '2 min', '2 h 2 min', '2 d 8 h')
+    """
+    if seconds <= 60:
+        return f"{-int(-seconds // 1)} s"
+    minutes = -int(-seconds // 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _error(row: Any, length: int | None = None) -> str:
+    text = f"{row.error_type}: {row.error}" if row.error else str(row.error_type)
+    return text if length is None or len(text) <= length else f"{text[: length - 1]}…"
