@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from typing import overload
+from collections.abc import Coroutine, Mapping
+from typing import Any, overload
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -28,7 +28,7 @@ def publish(
     headers: Mapping[str, str | bytes] | None = None,
     codec: Codec = _JSON,
     tables: Tables = DEFAULT_TABLES,
-) -> Awaitable[str]: ...
+) -> Coroutine[Any, Any, str]: ...
 
 
 @overload
@@ -55,7 +55,7 @@ def publish(
     headers: Mapping[str, str | bytes] | None = None,
     codec: Codec = _JSON,
     tables: Tables = DEFAULT_TABLES,
-) -> Awaitable[str] | str:
+) -> Coroutine[Any, Any, str] | str:
     """Write a message to the outbox, in the session's transaction; a running worker's relay sends it to Kafka.
 
     The message exists if and only if the transaction commits. It is sent at least once, with the same message ID each

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any, NamedTuple, overload
 from uuid import UUID
 
@@ -28,7 +28,7 @@ def message_status(
     topic: str | None = None,
     probe: bool = True,
     tables: Tables = DEFAULT_TABLES,
-) -> Awaitable[MessageStatus]: ...
+) -> Coroutine[Any, Any, MessageStatus]: ...
 
 
 @overload
@@ -49,7 +49,7 @@ def message_status(
     topic: str | None = None,
     probe: bool = True,
     tables: Tables = DEFAULT_TABLES,
-) -> Awaitable[MessageStatus] | MessageStatus:
+) -> Coroutine[Any, Any, MessageStatus] | MessageStatus:
     """Tell whether a message was processed, is parked, dead, in flight, or unknown.
 
     It reads in the session's transaction and flushes nothing. Within a handler's own session, the messages of its

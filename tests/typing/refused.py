@@ -20,6 +20,10 @@ from consumerkit import (
     exponential,
     fixed,
     header,
+    message_status,
+    outbox,
+    transition,
+    upsert,
 )
 from tests.typing.accepted import Account, Captured, Refunded
 
@@ -143,3 +147,11 @@ def calls(one: Handler[Captured]) -> None:
     DeadLetter("a").topic = "b"  # type: ignore[misc]
     many: list[Handler[Refunded]] = [one]  # type: ignore[list-item]
     del many
+
+
+async def forgotten_awaits(session: AsyncSession) -> None:
+    outbox.publish(session, "receipts", key="k")  # type: ignore[unused-coroutine]
+    message_status(session, "credit", "pay-1")  # type: ignore[unused-coroutine]
+    upsert(session, Account, {"id": "a"}, on=["id"])  # type: ignore[unused-coroutine]
+    where = Account.id == "a"
+    transition(session, Account.balance, before={1}, after=2, where=where)  # type: ignore[unused-coroutine]
