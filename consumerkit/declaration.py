@@ -162,6 +162,7 @@ def _decoder(attributes: Attributes, identity: Identity, codec: Codec) -> Decode
     if bytes in event_types and any(source.needs_event for source in identity.sources):
         attributes.refuse_value("message_id", "reads a field, and the event is bytes, which have none; read a header")
     attributes.refuse_unknown_fields(event_types)
+    attributes.refuse_unstable_fields(event_types)
     try:
         return decoder_of(codec, event_type) if events is None else decoder_of_several(codec, events)
     except Exception as error:  # noqa: BLE001 - whatever a codec makes of a type that it cannot decode

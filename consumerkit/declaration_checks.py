@@ -14,10 +14,12 @@ from consumerkit.codecs import Codec
 from consumerkit.dead_letter import DeadLetter
 from consumerkit.errors import ConfigurationError
 from consumerkit.event_type import field_names
+from consumerkit.field_types import field_types
 from consumerkit.handler import AnyHandler, BatchHandler, Events, Handler, Ordering
 from consumerkit.identity import Fingerprint, Identity
 from consumerkit.message import is_topic_name
 from consumerkit.retry import Retry
+from consumerkit.value_types import fingerprint_problem, id_problem
 
 T = TypeVar("T")
 
@@ -242,6 +244,17 @@ class Attributes:
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(map(repr, sorted(names)))}"
                 types = " or ".join(kind.__name__ if isinstance(kind, type) else in_short(kind) for kind in event_types)
                 self.refuse_value(attribute, f"reads {field!r}, and no event ({types}) has it; {hint}")
+
+    def refuse_unstable_fields(self, event_types: Sequence[Any]) -> None:
+        """Refuse a message ID or a fingerprint that reads a field whose bytes would not be its value."""
+        identities = {"message_id": self.identity(), "event_time": self.event_time()}
+        sources = [(name, source) for name, found in identities.items() if found for source in found.sources]
+        read = [(name, path, id_problem) for name, source in sources for path in source.fields]
+        read += [("fingerprint", path, fingerprint_problem) for path in self.fingerprint().names]
+        for attribute, path, problem_of in read:
+            problems = [problem_of(kind) for event_type in event_types for kind in field_types(event_type, path)]
+            for problem in filter(None, problems):
+                self.refuse_value(attribute, f"reads {path!r}, which {problem}; name fields of plain types")
 
     def _several_topics(self, topics: Any) -> tuple[str, ...]:
         if isinstance(topics, str | bytes) or not hasattr(topics, "__iter__"):

@@ -33,7 +33,7 @@ def declared_event_type(handler_class: type) -> Any:
     for variable, default in defaults.items():
         if default is NoDefault:
             raise ConfigurationError(f"its event type leaves the type variable {variable.__name__} open")
-    return _fill(found, defaults)
+    return fill(found, defaults)
 
 
 def admits_none(event_type: Any) -> bool:
@@ -122,7 +122,7 @@ def _argument(cls: type) -> Any:
             continue
         inner = _argument(origin)
         if inner is not MISSING:
-            return _fill(inner, dict(zip(origin.__parameters__, arguments, strict=False)))
+            return fill(inner, dict(zip(origin.__parameters__, arguments, strict=False)))
     return MISSING
 
 
@@ -150,7 +150,8 @@ def _parameters(tree: Any) -> list[Any]:
     return list(generic["parameters"] if generic else getattr(tree, "__parameters__", ()))
 
 
-def _fill(tree: Any, values: Mapping[Any, Any]) -> Any:
+def fill(tree: Any, values: Mapping[Any, Any]) -> Any:
+    """Return a type with type variables in it replaced by their values."""
     if isinstance(tree, TypeVar):
         return values.get(tree, tree)
     # Pydantic makes no difference between `Envelope[T]` and `Envelope`: it is open if T is ours to fill.

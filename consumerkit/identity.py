@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import date, time, timedelta
-from decimal import Decimal
-from enum import Enum
 from hashlib import blake2b
 from typing import Any, NamedTuple
-from uuid import UUID
-
-from pydantic_core import PydanticSerializationError, to_json
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.fingerprint import DIGEST_BYTES, WHOLE_VALUE, Fingerprint, event_fields, is_name
 from consumerkit.message import Message
+from consumerkit.value_bytes import NoStableBytes, encode_field, read_path
 
-DIGEST_BYTES = 16
+__all__ = [
+    "DIGEST_BYTES",
+    "WHOLE_VALUE",
+    "Fingerprint",
+    "Identity",
+    "MessageId",
+    "coordinates",
+    "encode_field",
+    "event_field",
+    "event_fields",
+    "header",
+    "possible_digests",
+    "read_path",
+    "record_timestamp",
+    "shown",
+    "topic_scope",
+]
+
 MAX_KEY_SIZE = blake2b.MAX_KEY_SIZE
 SHOWN_CHARACTERS = 200
-
-_SCALARS = (str, int, float, Decimal, UUID, date, time, timedelta)
-_LARGE = 10**600
 
 # blake2b keeps hashes of different "persons" apart: an ID of one part, of several, and a position in the log can
 # never be taken for each other, whatever bytes they hold.
@@ -171,15 +181,11 @@ def _digest(parts: tuple[bytes, ...], person: bytes, scope: bytes) -> bytes:
 
 def _source(kind: str, names: tuple[str, ...], make: Callable[[str], Part], *, needs_event: bool) -> Identity:
     description = f"{kind}({', '.join(map(repr, names))})"
-    if not names or not all(map(_is_name, names)):
+    if not names or not all(map(is_name, names)):
         raise ConfigurationError(f"{description}: give at least one name, none of them empty")
     person = _SINGLE if len(names) == 1 else _COMPOSITE
     fields = names if needs_event else ()
     return Identity((_Source(tuple(make(name) for name in names), person, description, fields),))
-
-
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and name != ""
 
 
 def header(*names: str) -> Identity:
@@ -208,7 +214,14 @@ def event_field(*names: str) -> Identity:
 
     def part(name: str) -> Part:
         path = tuple(name.split("."))
-        return lambda _message, event: encode_field(read_path(event, path))
+
+        def read(_message: Message, event: object) -> bytes | None:
+            try:
+                return encode_field(read_path(event, path))
+            except NoStableBytes as error:
+                raise NoStableBytes(f"{name!r} {error}") from None
+
+        return read
 
     return _source("event_field", names, part, needs_event=True)
 
@@ -232,73 +245,3 @@ def record_timestamp() -> Identity:
         return b"%d" % message.timestamp if message.timestamp >= 0 else None
 
     return Identity((_Source((part,), _TIMESTAMP, "record_timestamp()"),))
-
-
-def read_path(event: object, path: tuple[str, ...]) -> object:
-    """Follow names through attributes and mappings; None where one is missing or cannot be read."""
-    for name in path:
-        try:
-            event = event.get(name) if isinstance(event, Mapping) else getattr(event, name, None)
-        except Exception:  # noqa: BLE001 - a property of the user's may raise anything; the field is not there then
-            return None
-        if event is None:
-            return None
-    return event
-
-
-def encode_field(value: object) -> bytes | None:
-    """Return a field's value as bytes: text as UTF-8, bytes as they are, numbers, dates and UUIDs as their text.
-
-    A model, mapping or list becomes its JSON. None where the value has no text that is the same each time.
-    """
-    if value is None or isinstance(value, bytes):
-        return value
-    if isinstance(value, Enum):
-        return encode_field(value.value)
-    if isinstance(value, int) and abs(value) >= _LARGE:
-        # Python refuses to write very large numbers in decimal.
-        value = hex(value)
-    if isinstance(value, _SCALARS):
-        return str(value).encode("utf-8", "surrogatepass")
-    try:
-        return to_json(value)
-    except PydanticSerializationError:
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """The event fields that tell a resend from a conflict; made by `event_fields`."""
-
-    names: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        return f"event_fields({', '.join(map(repr, self.names))})"
-
-    def of(self, message: Message, event: object) -> bytes:
-        """Return the fingerprint: of the named fields, or of the raw value where none are named."""
-        if not self.names:
-            return blake2b(message.value or b"", digest_size=DIGEST_BYTES).digest()
-        joined = bytearray()
-        for name in self.names:
-            raw = encode_field(read_path(event, tuple(name.split("."))))
-            joined += b"-" if raw is None else len(raw).to_bytes(8, "big") + raw
-        return blake2b(joined, digest_size=DIGEST_BYTES).digest()
-
-
-WHOLE_VALUE = Fingerprint(())
-
-
-def event_fields(*names: str) -> Fingerprint:
-    """Compare only these fields when the same ID arrives again; the default compares the whole value.
-
-    Use it where a resend differs harmlessly, as in a timestamp.
-
-    Example:
-        >>> event_fields("payment_id", "amount")
-        event_fields('payment_id', 'amount')
-    """
-    if not names or not all(map(_is_name, names)):
-        described = ", ".join(map(repr, names))
-        raise ConfigurationError(f"event_fields({described}): give at least one name, none of them empty")
-    return Fingerprint(names)

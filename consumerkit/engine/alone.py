@@ -238,7 +238,8 @@ class Alone:
             item = Item(parked.message, dead=letters.undeclared(parked))
         if parked.digest is not None:
             # The claim was made when it was parked, whatever the handler reads its IDs from today.
-            item.digest, item.fingerprint, item.message_id = parked.digest, parked.fingerprint, parked.message_id
+            item.digest, item.message_id = parked.digest, parked.message_id
+            item.fingerprint, item.fingerprint_version = parked.fingerprint, parked.fingerprint_version
         item.parked = parked
         item.repeats = parked.kind is Kind.REPEAT
         return item

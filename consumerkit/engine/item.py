@@ -36,6 +36,7 @@ class Item:
         digest: The ledger's key; None where no ID was found.
         message_id: The ID as text.
         fingerprint: What tells a resend from a conflict.
+        fingerprint_version: In which it was made; see `Fingerprint`.
         fallback: Whether the ID came from a fallback source.
         attempt: The number of this attempt.
         claimed: Whether this item inserted the claim on its ID.
@@ -59,6 +60,7 @@ class Item:
         "event",
         "fallback",
         "fingerprint",
+        "fingerprint_version",
         "hold",
         "message",
         "message_id",
@@ -82,12 +84,14 @@ class Item:
         fallback: bool = False,
         attempt: int = 1,
         dead: DeadMessage | None = None,
+        fingerprint_version: int | None = None,
     ) -> None:
         self.message = message
         self.event = event
         self.digest = digest
         self.message_id = message_id
         self.fingerprint = fingerprint
+        self.fingerprint_version = fingerprint_version
         self.fallback = fallback
         self.attempt = attempt
         self.dead = dead

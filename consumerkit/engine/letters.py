@@ -62,6 +62,7 @@ def conflict(item: Item) -> DeadMessage:
         error_type="Conflict",
         error="another payload was processed under this message ID; see `fingerprint` if resends differ harmlessly",
         fingerprint=item.fingerprint,
+        fingerprint_version=item.fingerprint_version,
     )
 
 
@@ -80,6 +81,7 @@ def from_error(
         attempts=attempts,
         first_failed_at=first_failed_at,
         fingerprint=item.fingerprint,
+        fingerprint_version=item.fingerprint_version,
         place=place_of(error),
     )
 
@@ -95,6 +97,7 @@ def killer(item: Item, deaths: int) -> DeadMessage:
         error=f"the process died {deaths} times while it handled this message and nothing else",
         attempts=item.attempt - 1,
         fingerprint=item.fingerprint,
+        fingerprint_version=item.fingerprint_version,
     )
 
 
@@ -108,6 +111,7 @@ def stale(item: Item) -> DeadMessage:
         error_type="Stale",
         error="the ledger has no row for it, but has forgotten those of its time: it may have been processed before",
         fingerprint=item.fingerprint,
+        fingerprint_version=item.fingerprint_version,
     )
 
 
@@ -123,6 +127,7 @@ def undeclared(parked: ParkedMessage) -> DeadMessage:
         attempts=parked.attempts,
         first_failed_at=parked.first_failed_at,
         fingerprint=parked.fingerprint,
+        fingerprint_version=parked.fingerprint_version,
     )
 
 
@@ -136,6 +141,7 @@ def parked(
         digest=item.digest,
         message_id=item.message_id,
         fingerprint=item.fingerprint,
+        fingerprint_version=item.fingerprint_version,
         attempts=attempts,
         wait=wait,
         first_failed_at=first_failed_at,
@@ -155,6 +161,7 @@ def held(item: Item, wait: float) -> ParkedMessage:
         digest=item.digest,
         message_id=item.message_id or item.dead.message_id or "",
         fingerprint=item.fingerprint,
+        fingerprint_version=item.fingerprint_version,
         attempts=item.parked.attempts if item.parked is not None else 0,
         wait=wait,
         error_type=item.dead.error_type,
@@ -170,7 +177,11 @@ def _kind(item: Item) -> Kind:
 def behind(item: Item) -> ParkedMessage:
     """Return what to park of a message that must wait behind another one of its key."""
     return ParkedMessage(
-        message=item.message, digest=item.digest, message_id=item.message_id, fingerprint=item.fingerprint
+        message=item.message,
+        digest=item.digest,
+        message_id=item.message_id,
+        fingerprint=item.fingerprint,
+        fingerprint_version=item.fingerprint_version,
     )
 
 

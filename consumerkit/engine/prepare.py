@@ -14,6 +14,7 @@ from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.redaction import redact
 from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.value_bytes import NoStableBytes
 
 _MOST_SECONDS: Final = 1e11  # the year 5138
 
@@ -55,10 +56,13 @@ class Preparer:
             found = declared.identity.find(message, event, scope=self._scopes.get(message.topic, b""))
             if found is None:
                 return _buried(message, Reason.UNIDENTIFIED, f"no message ID: {declared.identity!r} found none")
-            fingerprint = declared.fingerprint.of(message, event)
+            version = declared.fingerprint.version
+            fingerprint = declared.fingerprint.of(message, event, version)
+        except NoStableBytes as error:
+            return _buried(message, Reason.UNIDENTIFIED, f"{declared.identity!r}: {error}")
         except Exception as error:  # noqa: BLE001 - an event's property or __str__ may raise anything
             return _buried(message, Reason.UNIDENTIFIED, f"{type(error).__name__} while {declared.identity!r} was read")
-        item = Item(message, event, found.digest, str(found), fingerprint, found.fallback, attempt)
+        item = Item(message, event, found.digest, str(found), fingerprint, found.fallback, attempt, None, version)
         item.outdated = self._outdated(message, event)
         return item
 

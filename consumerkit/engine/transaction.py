@@ -121,12 +121,11 @@ class Transaction:
 
     def _lost(self, item: Item, ahead: Item, kept: Kept | None) -> None:
         """Decide on an item whose ID was claimed before: by another transaction, or by an earlier item of this one."""
-        fingerprint = kept.fingerprint if kept is not None else ahead.fingerprint
         if kept is None and ahead is item:
             # The row was there and is gone: a retention run took it between the two statements. Claim again.
             raise LedgerMoved(f"the ledger row of message ID {item.message_id!r} vanished while it was claimed")
         outcome = kept.outcome if kept is not None else ahead.outcome
-        if fingerprint != item.fingerprint:
+        if not self._is_same(item, kept, ahead):
             item.verdict = Verdict.BURY
             item.dead = letters.conflict(item)
         elif outcome is Outcome.DEAD:
@@ -135,6 +134,13 @@ class Transaction:
             self._repeat(item)
         else:
             item.verdict = Verdict.DUPLICATE
+
+    def _is_same(self, item: Item, kept: Kept | None, ahead: Item) -> bool:
+        """Tell a resend from a conflict: compare in the version in which the first one's fingerprint was made."""
+        known = (kept.fingerprint, kept.version) if kept else (ahead.fingerprint, ahead.fingerprint_version)
+        if item.fingerprint_version == known[1]:
+            return item.fingerprint == known[0]
+        return self._declared.fingerprint.of(item.message, item.event, known[1]) == known[0]
 
     def _repeat(self, item: Item) -> None:
         """Have the handler told of a duplicate of a processed message, if it wants to be.
@@ -348,4 +354,4 @@ def _check_first(item: Item) -> None:
 
 def _claim(item: Item) -> Claim:
     assert item.digest is not None
-    return Claim(item.digest, item.message_id, item.fingerprint, item.outcome)
+    return Claim(item.digest, item.message_id, item.fingerprint, item.outcome, item.fingerprint_version)

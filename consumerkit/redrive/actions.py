@@ -88,7 +88,9 @@ class Redrive:
 
     def _kept(self, scene: Scene, numbers: Sequence[int]) -> dict[bytes, Kept]:
         c = scene.lot.tables.dead_letters.c
-        asked = select(c.id, c.digest, c.reason, c.message_id, c.fingerprint).where(c.id.in_(numbers))
+        asked = select(c.id, c.digest, c.reason, c.message_id, c.fingerprint, c.fingerprint_version).where(
+            c.id.in_(numbers)
+        )
         rows = scene.connection.execute(asked).all()
         digests = {identified(row, new_id=self.new_id).digest for row in rows} - {None}
         return _locked_ledger(scene, sorted(digest for digest in digests if digest is not None))
@@ -172,10 +174,10 @@ def origin(letter: Any) -> tuple[str, int, int]:
 
 def _locked_ledger(scene: Scene, digests: Sequence[bytes]) -> dict[bytes, Kept]:
     c = scene.lot.tables.processed_messages.c
-    query = select(c.digest, c.fingerprint, c.outcome).where(c.consumer == scene.lot.consumer, c.digest.in_(digests))
-    query = query.order_by(c.digest)
+    query = select(c.digest, c.fingerprint, c.outcome, c.fingerprint_version).order_by(c.digest)
+    query = query.where(c.consumer == scene.lot.consumer, c.digest.in_(digests))
     rows = scene.connection.execute(query if scene.dry else query.with_for_update())
-    return {bytes(row.digest): Kept(bytes(row.fingerprint), Outcome(row.outcome)) for row in rows}
+    return {bytes(one.digest): Kept(bytes(one[1]), Outcome(one.outcome), one.fingerprint_version) for one in rows}
 
 
 def _completed(tables: Tables, letter: Any, identity: Identified, kept: Kept | None) -> Identified:
@@ -183,7 +185,7 @@ def _completed(tables: Tables, letter: Any, identity: Identified, kept: Kept | N
     if identity.fingerprint is not None or identity.digest is None:
         return identity
     if kept is not None:
-        return Identified(identity.digest, identity.message_id, kept.fingerprint)
+        return Identified(identity.digest, identity.message_id, kept.fingerprint, kept.version)
     if letter.reason == Reason.CONFLICT:
         value = payload(tables.sealer, letter).value
         message = Message(letter.topic, letter.partition, letter.offset, value=value)
@@ -198,7 +200,7 @@ def _claim(scene: Scene, going: Sequence[Identified], kept: Mapping[bytes, Kept]
     digests = [one.digest for one in going if one.digest is not None]
     dead = [digest for digest in digests if digest in kept]
     claims = [
-        Claim(one.digest, one.message_id or "(none)", one.fingerprint, Outcome.PARKED)
+        Claim(one.digest, one.message_id or "(none)", one.fingerprint, Outcome.PARKED, one.version)
         for one in going
         if one.digest is not None and one.digest not in kept and one.fingerprint is not None
     ]
@@ -215,6 +217,7 @@ def _comeback(letter: Any, identity: Identified) -> Comeback:
         digest=identity.digest,
         message_id=identity.message_id,
         fingerprint=identity.fingerprint or b"",
+        fingerprint_version=identity.version,
     )
 
 

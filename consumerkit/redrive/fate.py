@@ -62,11 +62,13 @@ class Identified:
         digest: The ledger's key; None where the message has none, or it is found out when it runs.
         message_id: For people.
         fingerprint: As in the ledger; None where it is not known.
+        version: The fingerprint's.
     """
 
     digest: bytes | None
     message_id: str
     fingerprint: bytes | None
+    version: int | None = None
 
 
 def identified(letter: Any, *, new_id: bool) -> Identified:
@@ -81,7 +83,7 @@ def identified(letter: Any, *, new_id: bool) -> Identified:
         seed = digest + int(letter.id).to_bytes(8, "big")
         digest = blake2b(seed, digest_size=DIGEST_BYTES, person=b"redrive").digest()
         message_id = f"{message_id}#redrive-{letter.id}"
-    return Identified(digest, message_id, fingerprint)
+    return Identified(digest, message_id, fingerprint, letter.fingerprint_version)
 
 
 def fate(
@@ -106,7 +108,9 @@ def fate(
         max_redrives: How often a letter may be redriven.
     """
     outcome = None if kept is None else kept.outcome
-    other = kept is not None and identity.fingerprint not in (None, kept.fingerprint)
+    # Of another version nothing can be told: such a letter was made a conflict, if it is one, when its message ran.
+    known = kept is not None and identity.fingerprint is not None and identity.version == kept.version
+    other = known and kept is not None and identity.fingerprint != kept.fingerprint
     waits = outcome is Outcome.PARKED or identity.digest in taken or standing in (Kind.MESSAGE, Kind.RELEASED)
     # In this order: what says most about a letter comes first.
     answers = (

@@ -36,7 +36,7 @@ class DeadMessage:
         attempts: Invocations that failed alone.
         first_failed_at: When the first of them failed.
         keep_value: False for an oversized record: its size is kept, and its place in the log refers to it.
-        fingerprint: As in the ledger; None where it is not known.
+        fingerprint, fingerprint_version: As in the ledger; the first None where it is not known.
         place: Where the error was raised, as file, line and function; with its type it tells groups of errors apart.
         letter: The dead letter that was redriven and has died again; None for a message from the log.
         redrives: How often it was redriven before, and
@@ -58,6 +58,7 @@ class DeadMessage:
     letter: int | None = None
     redrives: int = 0
     history: Sequence[Entry] = ()
+    fingerprint_version: int | None = None
 
 
 class State(StrEnum):
@@ -145,6 +146,7 @@ def _failure(dead: DeadMessage) -> dict[str, Any]:
         "attempts": dead.attempts,
         "first_failed_at": dead.first_failed_at,
         "fingerprint": dead.fingerprint or None,
+        "fingerprint_version": dead.fingerprint_version,
         "place": None if dead.place is None else storable(dead.place),
     }
 

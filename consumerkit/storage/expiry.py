@@ -263,6 +263,7 @@ def _expired(row: ParkedMessage, seconds: float) -> DeadMessage:
         attempts=row.attempts,
         first_failed_at=row.first_failed_at,
         fingerprint=row.fingerprint,
+        fingerprint_version=row.fingerprint_version,
         letter=row.dead_letter,
     )
 

@@ -38,7 +38,7 @@ class ParkedMessage:
         message: The record.
         digest: The ledger's key; None where the message could not be identified.
         message_id: The ID as text.
-        fingerprint: As in the ledger.
+        fingerprint, fingerprint_version: As in the ledger.
         attempts: Invocations that failed alone.
         deliveries: Runs that were begun and of which nothing is known: the process died.
         wait: Seconds until it is due; None where it waits behind another.
@@ -64,6 +64,7 @@ class ParkedMessage:
     stack: str = ""
     kind: Kind = Kind.MESSAGE
     dead_letter: int | None = None
+    fingerprint_version: int | None = None
 
     @property
     def due_or_waiting(self) -> bool:
@@ -99,6 +100,7 @@ def row_of(parked: ParkedMessage) -> dict[str, Any]:
         "stack": storable(parked.stack),
         "kind": parked.kind.value,
         "dead_letter": parked.dead_letter,
+        "fingerprint_version": parked.fingerprint_version,
     }
 
 
@@ -129,6 +131,7 @@ def parked_in(row: Any, sealer: Sealer | None) -> ParkedMessage:
         stack=row.stack,
         kind=Kind(row.kind),
         dead_letter=row.dead_letter,
+        fingerprint_version=row.fingerprint_version,
     )
 
 

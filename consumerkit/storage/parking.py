@@ -300,5 +300,5 @@ def _as_read(parked: ParkedMessage) -> dict[str, Any]:
 
 
 # A message that could not be identified when it was parked may have been since.
-_IDENTITY = frozenset({"digest", "message_id", "fingerprint"})
+_IDENTITY = frozenset({"digest", "message_id", "fingerprint", "fingerprint_version"})
 _CHANGING = _IDENTITY | {"kind", "attempts", "first_failed_at", "error_type", "error", "stack"}

@@ -27,8 +27,8 @@ class Comeback:
     Attributes:
         letter: Its ID.
         record: The columns of `COPIED`.
-        digest, message_id, fingerprint: What it is known by from now on; digest None where that is found out when
-            it runs.
+        digest, message_id, fingerprint, fingerprint_version: What it is known by from now on; digest None where that is
+            found out when it runs.
     """
 
     letter: int
@@ -36,6 +36,7 @@ class Comeback:
     digest: bytes | None
     message_id: str
     fingerprint: bytes
+    fingerprint_version: int | None = None
 
     @property
     def spot(self) -> Spot:
@@ -152,6 +153,7 @@ def _row(one: Comeback) -> dict[str, Any]:
         "digest": one.digest,
         "message_id": one.message_id,
         "fingerprint": one.fingerprint,
+        "fingerprint_version": one.fingerprint_version,
         "attempts": 0,
         "deliveries": 0,
         "first_failed_at": None,

@@ -104,7 +104,10 @@ def _consumers(prefix: str, metadata: MetaData) -> Table:
 
 
 def _processed_messages(prefix: str, metadata: MetaData) -> Table:
-    """One row for each message ID that was processed or given up; 16 bytes of digest over the raw ID bytes."""
+    """One row for each message ID that was processed or given up; 16 bytes of digest over the raw ID bytes.
+
+    `fingerprint_version` is None for the first one; a row's fingerprint is compared with one made in its version.
+    """
     return Table(
         f"{prefix}processed_messages",
         metadata,
@@ -114,6 +117,7 @@ def _processed_messages(prefix: str, metadata: MetaData) -> Table:
         Column("fingerprint", LargeBinary(16), nullable=False),
         Column("outcome", SmallInteger, nullable=False),
         Column("processed_at", _Moment, nullable=False, server_default=func.now()),
+        Column("fingerprint_version", SmallInteger),
         Index(f"{prefix}processed_messages_processed_at", "processed_at"),
         sqlite_with_rowid=False,
     )
@@ -166,6 +170,7 @@ def _dead_letters(prefix: str, metadata: MetaData) -> Table:
         Column("history", Text, nullable=False, server_default="[]"),
         Column("sealed", Boolean, nullable=False, server_default=false()),
         Column("erased_at", _Moment),
+        Column("fingerprint_version", SmallInteger),
         UniqueConstraint("consumer", "topic_id", "partition", "offset", name=f"{prefix}dead_letters_origin"),
         Index(f"{prefix}dead_letters_consumer_reason", "consumer", "reason"),
         Index(f"{prefix}dead_letters_dead_at", "dead_at"),
@@ -224,6 +229,7 @@ def _parked_messages(prefix: str, metadata: MetaData) -> Table:
         Column("kind", Text, nullable=False, server_default="message"),
         Column("dead_letter", BigInteger),
         Column("sealed", Boolean, nullable=False, server_default=false()),
+        Column("fingerprint_version", SmallInteger),
         UniqueConstraint("consumer", "topic_id", "partition", "offset", name=f"{prefix}parked_messages_origin"),
         Index(f"{prefix}parked_messages_key", "consumer", "topic", "partition", "key_digest", "id"),
         Index(f"{prefix}parked_messages_due", "consumer", "due_at"),

@@ -146,7 +146,7 @@ VALUES: Final[dict[str, Any]] = {
     "a model with a time": Payment(
         id="p", money=Money(amount=Decimal(1)), at=datetime(2024, 1, 1, tzinfo=EAST), extra={"z": 1, "a": None}
     ),
-    "a model with more fields": Open(id="o", z=1, a="x"),  # type: ignore[call-arg]
+    "a model with more fields": Open(id="o", z=1, a="x"),
     "a root model": Names(["b", "a"]),
     "a dataclass": Line(Payment(id="p", money=Money(amount=Decimal(2))), 3),
     "a dataclass with slots": Slotted(1, 2.0),

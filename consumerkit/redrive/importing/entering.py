@@ -36,10 +36,12 @@ class Candidate:
     Attributes:
         dead: Its row.
         at_home: Whether its partition is part of its origin; see `consumerkit.redrive.importing.placing`.
+        first_fingerprint: Its fingerprint in the first version; None where the row's own is.
     """
 
     dead: DeadMessage
     at_home: bool
+    first_fingerprint: bytes | None = None
 
     @property
     def place(self) -> Place:
@@ -53,7 +55,7 @@ class Candidate:
         dead = self.dead
         if dead.digest is None or dead.fingerprint is None or dead.reason is Reason.CONFLICT:
             return None
-        return Claim(dead.digest, dead.message_id or "", dead.fingerprint, Outcome.DEAD)
+        return Claim(dead.digest, dead.message_id or "", dead.fingerprint, Outcome.DEAD, dead.fingerprint_version)
 
 
 class Register:
@@ -88,7 +90,7 @@ class Register:
                 fresh.append(at)
         claims = [claim for at in fresh if (claim := candidates[at].claim) is not None]
         known = self._claimed(connection, claims)
-        fates = {at: _fate(candidates[at].claim, known) for at in fresh}
+        fates = {at: _fate(candidates[at], known) for at in fresh}
         added = self._added(connection, [(candidates[at], fates[at]) for at in fresh if fates[at].is_import])
         for at, fate in fates.items():
             number = added.get(dead_letters.origin(candidates[at].dead.message))
@@ -128,7 +130,7 @@ class Register:
             won, kept = self.ledger.claim(connection, first.values())
         if len(won) + len(kept) < len(first):
             raise LedgerMoved
-        return {**kept, **{digest: Kept(first[digest].fingerprint, Outcome.DEAD) for digest in won}}
+        return {**kept, **{digest: _kept(first[digest]) for digest in won}}
 
     def _added(self, connection: Connection, new: Sequence[tuple[Candidate, Fate]]) -> dict[Origin, int]:
         """Add letters, and return the IDs of those that were not there; in a dry run no IDs."""
@@ -136,11 +138,15 @@ class Register:
             self._places |= {candidate.place for candidate, _ in new}
             for candidate, fate in new:
                 if fate is Fate.IMPORTED and (claim := candidate.claim) is not None:
-                    self._claims.setdefault(claim.digest, Kept(claim.fingerprint, Outcome.DEAD))
+                    self._claims.setdefault(claim.digest, _kept(claim))
             return {dead_letters.origin(candidate.dead.message): 0 for candidate, _ in new}
         rows = [candidate.dead if fate is Fate.IMPORTED else as_conflict(candidate.dead) for candidate, fate in new]
         added = dead_letters.add(connection, self.ledger.tables, self.ledger.consumer, rows)
         return {origin: letter.id for origin, letter in added.items()}
+
+
+def _kept(claim: Claim) -> Kept:
+    return Kept(claim.fingerprint, Outcome.DEAD, claim.fingerprint_version)
 
 
 def as_conflict(dead: DeadMessage) -> DeadMessage:
@@ -150,11 +156,13 @@ def as_conflict(dead: DeadMessage) -> DeadMessage:
     return replace(dead, reason=Reason.CONFLICT, error_type="Conflict", error=text)
 
 
-def _fate(claim: Claim | None, known: dict[bytes, Kept]) -> Fate:
+def _fate(candidate: Candidate, known: dict[bytes, Kept]) -> Fate:
+    claim = candidate.claim
     if claim is None:
         return Fate.IMPORTED
     kept = known[claim.digest]
-    if kept.fingerprint != claim.fingerprint:
+    in_its_version = claim.fingerprint if kept.version == claim.fingerprint_version else candidate.first_fingerprint
+    if kept.fingerprint != in_its_version:
         return Fate.CONFLICT
     if kept.outcome is Outcome.PROCESSED:
         return Fate.PROCESSED

@@ -88,7 +88,12 @@ class Screen:
         dead = _dead(item, letter)
         why = f"{dead.error_type}: {dead.error}" if dead.error else dead.error_type
         line = _line(record, Fate.IMPORTED, why, letter, dead)
-        return Screened(line, Candidate(dead, at.at_home))
+        return Screened(line, Candidate(dead, at.at_home, self._first_fingerprint(item)))
+
+    def _first_fingerprint(self, item: Item) -> bytes | None:
+        if item.digest is None or item.fingerprint_version is None:
+            return None
+        return self._declared.fingerprint.of(item.message, item.event)
 
 
 def _dead(item: Item, letter: Letter) -> DeadMessage:
@@ -109,6 +114,7 @@ def _dead(item: Item, letter: Letter) -> DeadMessage:
         attempts=letter.attempts,
         first_failed_at=letter.first_failed_at,
         fingerprint=item.fingerprint or None,
+        fingerprint_version=item.fingerprint_version,
         place=None if letter.place is None else _cut(letter.place, _KIND_CHARACTERS),
     )
 

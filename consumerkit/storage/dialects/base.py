@@ -18,12 +18,14 @@ class Claim(NamedTuple):
     """One row that a transaction wants to be the first to insert, in its final state.
 
     Digest and fingerprint have 16 bytes; `message_id` is as `identity.shown` returns it: printable, and not empty.
+    `fingerprint_version` None is the first.
     """
 
     digest: bytes
     message_id: str
     fingerprint: bytes
     outcome: Outcome
+    fingerprint_version: int | None = None
 
 
 class Kept(NamedTuple):
@@ -31,6 +33,7 @@ class Kept(NamedTuple):
 
     fingerprint: bytes
     outcome: Outcome
+    version: int | None = None
 
 
 class Holder(Enum):

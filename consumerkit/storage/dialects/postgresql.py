@@ -68,12 +68,13 @@ class PostgreSQL:
         self._pruning = crc32(f"{ledger} pruning".encode()) & 0x7FFFFFFF
         self._claim = text(f"""
             WITH won AS (
-                INSERT INTO {ledger} (consumer, digest, message_id, fingerprint, outcome)
+                INSERT INTO {ledger} (consumer, digest, message_id, fingerprint, outcome, fingerprint_version)
                 SELECT :consumer,
                        substring(CAST(:digests AS bytea) FROM n * {DIGEST_BYTES} + 1 FOR {DIGEST_BYTES}),
                        message_id,
                        substring(CAST(:fingerprints AS bytea) FROM n * {DIGEST_BYTES} + 1 FOR {DIGEST_BYTES}),
-                       get_byte(CAST(:outcomes AS bytea), n)
+                       get_byte(CAST(:outcomes AS bytea), n),
+                       NULLIF(get_byte(CAST(:versions AS bytea), n), 0)
                 FROM (SELECT message_id, CAST(ordinality - 1 AS int) AS n
                       FROM unnest(string_to_array(CAST(:message_ids AS text), chr({ord(_SEPARATOR)})))
                       WITH ORDINALITY AS given (message_id, ordinality)) AS claims
@@ -83,7 +84,7 @@ class PostgreSQL:
             SELECT string_agg(digest, CAST('' AS bytea)) FROM won
         """)  # noqa: S608 - the table's name was checked by Tables
         self._kept = text(
-            f"SELECT digest, fingerprint, outcome FROM {ledger} "  # noqa: S608
+            f"SELECT digest, fingerprint, outcome, fingerprint_version FROM {ledger} "  # noqa: S608
             "WHERE consumer = :consumer AND digest = ANY(CAST(:digests AS bytea[]))"
         )
         self._release = text(
@@ -120,7 +121,7 @@ class PostgreSQL:
 
     def claim(self, connection: Connection, consumer: int, claims: Sequence[Claim]) -> set[bytes]:
         """See `Dialect.claim`."""
-        digests, message_ids, fingerprints, outcomes = zip(*claims, strict=True)
+        digests, message_ids, fingerprints, outcomes, versions = zip(*claims, strict=True)
         names = _SEPARATOR.join(message_ids)
         assert names, "a message ID as text is empty"
         assert names.count(_SEPARATOR) == len(claims) - 1, "a message ID as text is not printable"
@@ -130,6 +131,7 @@ class PostgreSQL:
             "message_ids": names,
             "fingerprints": b"".join(fingerprints),
             "outcomes": bytes(outcomes),
+            "versions": bytes(version or 0 for version in versions),
         }
         won = bytes(connection.execute(self._claim, parameters).scalar_one() or b"")
         return {won[at : at + DIGEST_BYTES] for at in range(0, len(won), DIGEST_BYTES)}
@@ -137,7 +139,9 @@ class PostgreSQL:
     def kept(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> dict[bytes, Kept]:
         """See `Dialect.kept`."""
         rows = connection.execute(self._kept, {"consumer": consumer, "digests": list(digests)})
-        return {bytes(digest): Kept(bytes(fingerprint), Outcome(outcome)) for digest, fingerprint, outcome in rows}
+        return {
+            bytes(digest): Kept(bytes(found), Outcome(outcome), version) for digest, found, outcome, version in rows
+        }
 
     def holder(self, connection: Connection, consumer: int, digest: bytes) -> Holder:
         """See `Dialect.holder`."""

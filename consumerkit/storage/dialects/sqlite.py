@@ -65,11 +65,11 @@ class SQLite:
         found: dict[bytes, Kept] = {}
         for some in _portions(digests):
             rows = connection.execute(
-                select(ledger.digest, ledger.fingerprint, ledger.outcome).where(
+                select(ledger.digest, ledger.fingerprint, ledger.outcome, ledger.fingerprint_version).where(
                     ledger.consumer == consumer, ledger.digest.in_(some)
                 )
             )
-            found.update({digest: Kept(fingerprint, Outcome(outcome)) for digest, fingerprint, outcome in rows})
+            found.update({digest: Kept(raw, Outcome(outcome), version) for digest, raw, outcome, version in rows})
         return found
 
     def holder(self, connection: Connection, consumer: int, digest: bytes) -> Holder:

@@ -19,6 +19,7 @@ def letter(**parts: Any) -> Any:
         "digest": b"d" * 16,
         "message_id": "pay-1",
         "fingerprint": OWN,
+        "fingerprint_version": None,
         "reason": Reason.EXHAUSTED,
         "erased_at": None,
         "redrives": 0,
