@@ -277,7 +277,8 @@ class Alone:
     def _next_wait(self, error: Exception, attempt: int, elapsed: float) -> float | None:
         if isinstance(error, Reject):
             return None
-        return self._runner.declared.retry.next_wait(error, attempt=attempt, elapsed=elapsed)
+        retry = self._runner.declared.retry
+        return self._runner.contexts.run(retry.next_wait, error, attempt=attempt, elapsed=elapsed)
 
     async def _bury(self, item: Item, error: Exception, attempts: int, first_failed_at: datetime | None) -> None:
         reason = Reason.REJECTED if isinstance(error, Reject) else Reason.EXHAUSTED

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from consumerkit.declaration import SKIP, Declaration
+from consumerkit.engine.fresh_context import FreshContexts
 from consumerkit.engine.item import Item
 from consumerkit.errors import Unavailable, Undecodable
 from consumerkit.identity import MessageId, topic_scope
@@ -25,6 +26,7 @@ class Preparer:
     def __init__(self, declaration: Declaration) -> None:
         self._declaration = declaration
         by_topic = declaration.scope == "topic"
+        self._contexts = FreshContexts()
         self._scopes = {topic: topic_scope(topic) if by_topic else b"" for topic in declaration.topics}
 
     def prepare(self, message: Message, attempt: int = 1) -> Item | None:
@@ -33,6 +35,9 @@ class Preparer:
         Raises:
             Unavailable: Something that decoding needs is down.
         """
+        return self._contexts.run(self._prepare, message, attempt)
+
+    def _prepare(self, message: Message, attempt: int) -> Item | None:
         declared = self._declaration
         if declared.size_limit is not None and message.size > declared.size_limit:
             return _oversized(message, declared.size_limit)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from consumerkit.declaration import Declaration
 from consumerkit.engine import letters
+from consumerkit.engine.fresh_context import FreshContexts
 from consumerkit.engine.gate import Gate
 from consumerkit.engine.group import Group
 from consumerkit.engine.item import Item, Verdict
@@ -99,6 +100,7 @@ class Runner:
         self.retired: list[Lane] = []
         self._work = work
         self.preparer = Preparer(declared)
+        self.contexts = FreshContexts()
 
     async def prepare(self, message: Message, attempt: int = 1) -> Item | None:
         """Return the item for a message, or None for one to skip; waits while the codec is in trouble."""

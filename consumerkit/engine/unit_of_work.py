@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.declaration import Declaration
 from consumerkit.engine.containment import ambiguous, being_cancelled, closing, keeping, raise_contained, settled
+from consumerkit.engine.fresh_context import FreshContexts, in_context
 from consumerkit.engine.group import Group
 from consumerkit.engine.guard import guard
 from consumerkit.engine.transaction import Transaction, TransactionEnded
@@ -58,6 +59,7 @@ class AsyncUnitOfWork:
         self._deadline = deadline
         self._invoke: Callable[..., Any] = _method(declared)
         self._tell: Any = declared.on_duplicate
+        self._contexts = FreshContexts()
 
     async def run(self, group: Group) -> None:
         """See `UnitOfWork.run`."""
@@ -103,23 +105,26 @@ class AsyncUnitOfWork:
         held: list[object] = []
         if declared.prefetch is not None and running:
             with keeping(session.sync_session, held):
-                await declared.prefetch([item.event for item in running], session)
+                events = [item.event for item in running]
+                await in_context(self._contexts.new(), declared.prefetch, events, session)
         if declared.is_batch:
             if running:
                 with group.whole(running):
-                    await self._invoke(group.received(running), group.batch_context(session))
+                    received, surroundings = group.received(running), group.batch_context(session)
+                    await in_context(self._contexts.new(), self._invoke, received, surroundings)
             return
         for item in group.each():
+            own = self._contexts.new()
             if declared.session_setup is not None:
-                await declared.session_setup(item.event, session)
+                await in_context(own, declared.session_setup, item.event, session)
             reach("in_handler")
             context = group.context(item, session)
             if item.repeats:
-                result = await self._tell(item.event, group.first_result(item), context)
+                result = await in_context(own, self._tell, item.event, group.first_result(item), context)
             else:
-                result = await self._invoke(item.event, context)
+                result = await in_context(own, self._invoke, item.event, context)
             group.guard.check()
-            group.handled_one(item, result)
+            own.run(group.handled_one, item, result)
             if group.careful:
                 await session.run_sync(transaction.probe)
                 rearm()
@@ -165,6 +170,7 @@ class SyncUnitOfWork:
         self._deadline = deadline
         self._invoke: Callable[..., Any] = _method(declared)
         self._tell: Any = declared.on_duplicate
+        self._contexts = FreshContexts()
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"consumerkit-{declared.name}")
 
     async def run(self, group: Group) -> None:
@@ -213,23 +219,24 @@ class SyncUnitOfWork:
         held: list[object] = []
         if declared.prefetch is not None and running:
             with keeping(session, held):
-                declared.prefetch([item.event for item in running], session)
+                self._contexts.run(declared.prefetch, [item.event for item in running], session)
         if declared.is_batch:
             if running:
                 with group.whole(running):
-                    self._invoke(group.received(running), group.batch_context(session))
+                    self._contexts.run(self._invoke, group.received(running), group.batch_context(session))
             return
         for item in group.each():
+            own = self._contexts.new()
             if declared.session_setup is not None:
-                declared.session_setup(item.event, session)
+                own.run(declared.session_setup, item.event, session)
             reach("in_handler")
             context = group.context(item, session)
             if item.repeats:
-                result = self._tell(item.event, group.first_result(item), context)
+                result = own.run(self._tell, item.event, group.first_result(item), context)
             else:
-                result = self._invoke(item.event, context)
+                result = own.run(self._invoke, item.event, context)
             group.guard.check()
-            group.handled_one(item, result)
+            own.run(group.handled_one, item, result)
             if group.careful:
                 transaction.probe(session)
             elif group.apart:
