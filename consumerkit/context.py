@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
-from consumerkit.message import Headers, Message, is_topic_name
+from consumerkit.message import TOPIC_RULE, Headers, Message, is_topic_name
 
 S = TypeVar("S", default=AsyncSession)
 
@@ -24,6 +24,21 @@ class Publication(NamedTuple):
     value: bytes | None
     headers: Headers
     id: str | None
+
+
+def check_publication(topic: object, key: object, id: object) -> None:
+    """Refuse what cannot be sent, at the call that says it: in the outbox it would hold up what comes after it.
+
+    Raises:
+        TypeError: The key is neither text nor bytes, or the message ID is not text.
+        ValueError: Kafka has no topics of such a name.
+    """
+    if not is_topic_name(topic):
+        raise ValueError(f"publish: {topic!r} is not the name of a topic; {TOPIC_RULE}")
+    if key is not None and not isinstance(key, str | bytes):
+        raise TypeError(f"publish: a key is text or bytes, not {type(key).__name__}; give key=str(...)")
+    if id is not None and not isinstance(id, str):
+        raise TypeError(f"publish: a message ID is text, not {type(id).__name__}; give id=str(...)")
 
 
 class Publisher:
@@ -45,8 +60,7 @@ class Publisher:
         headers: Mapping[str, str | bytes] | None = None,
     ) -> None:
         """Have a message sent to `topic` once, after the transaction has committed; see `Context.publish`."""
-        if not is_topic_name(topic):
-            raise ValueError(f"publish: {topic!r} is not the name of a topic")
+        check_publication(topic, key, id)
         self.publications.append(
             Publication(
                 topic,
@@ -62,6 +76,11 @@ def encoded_headers(headers: Mapping[str, str | bytes] | None) -> Headers:
     """Return headers given by a user as they go into a record."""
     if not headers:
         return ()
+    given: Mapping[Any, Any] = headers  # whatever its type says
+    for name, value in given.items():
+        if not isinstance(name, str) or not isinstance(value, str | bytes):
+            kinds = f"{type(name).__name__}: {type(value).__name__}"
+            raise TypeError(f"publish: headers are text with text or bytes, not {kinds}")
     return tuple((name, value.encode() if isinstance(value, str) else value) for name, value in headers.items())
 
 
@@ -94,7 +113,7 @@ class _Publishes:
             headers: Further headers.
 
         Raises:
-            TypeError: The value cannot be encoded.
+            TypeError: The value cannot be encoded, or key, ID or a header is neither text nor bytes.
             ValueError: Kafka has no topics of such a name.
         """
         self._publisher.publish(topic, key=key, value=value, id=id, headers=headers)

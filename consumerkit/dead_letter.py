@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from consumerkit.errors import ConfigurationError
+from consumerkit.message import TOPIC_RULE, is_topic_name
+
 HEADER_PREFIX: Final = "consumerkit-dlq-"
 """Begins the names of the headers that a dead letter has in its topic, besides the message's own."""
 
@@ -24,6 +27,9 @@ class DeadLetter:
         resend: What becomes of a message whose ID is dead already, sent again: "skip" counts it, "run" runs it; where
             the dead one holds its key, in its place.
 
+    Raises:
+        ConfigurationError: The topic is not the name of one.
+
     Example:
         >>> DeadLetter("payments.captured.dlq")
         DeadLetter(topic='payments.captured.dlq')
@@ -32,6 +38,10 @@ class DeadLetter:
     topic: str
     hold_key: bool = False
     resend: Literal["skip", "run"] = "skip"
+
+    def __post_init__(self) -> None:
+        if not is_topic_name(self.topic):
+            raise ConfigurationError(f"DeadLetter({self.topic!r}): this is not the name of a topic; {TOPIC_RULE}")
 
     def __repr__(self) -> str:
         said = [f"{name}={getattr(self, name)!r}" for name, usual in _USUAL.items() if getattr(self, name) != usual]

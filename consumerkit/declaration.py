@@ -83,6 +83,7 @@ def declare(handler: AnyHandler) -> Declaration:
     _check_is_handler(handler)
     attributes = Attributes(handler)
     attributes.refuse_near_misses()
+    attributes.refuse_what_is_set_elsewhere()
     name = attributes.name()
     topics = attributes.topics()
     identity = attributes.identity()

@@ -17,7 +17,7 @@ from consumerkit.event_type import field_names
 from consumerkit.field_types import field_types
 from consumerkit.handler import AnyHandler, BatchHandler, Events, Handler, Ordering
 from consumerkit.identity import Fingerprint, Identity
-from consumerkit.message import is_topic_name
+from consumerkit.message import TOPIC_RULE, is_topic_name
 from consumerkit.retry import Retry
 from consumerkit.value_types import fingerprint_problem, id_problem
 
@@ -25,7 +25,6 @@ T = TypeVar("T")
 
 NAME_CHARACTERS = 200
 GROUP_CHARACTERS = 249
-TOPIC_RULE = "a topic's name has 1 to 249 of the characters a-z A-Z 0-9 . _ -"
 
 _DECLARED = Handler.__mro__[1]
 _VALUES = frozenset(_DECLARED.__annotations__) - {"OPTIONAL_METHODS"}
@@ -34,6 +33,10 @@ _OURS = (*Handler.__mro__, *BatchHandler.__mro__)
 _ELSEWHERE = {
     "retries": "retry",
     "max_retries": "retry",
+    "max_attempts": "retry",
+    "attempts": "retry",
+    "batch": "batch_size",
+    "max_batch_size": "batch_size",
     "dlq": "dead_letter",
     "dlq_topic": "dead_letter",
     "idempotency_key": "message_id",
@@ -41,6 +44,13 @@ _ELSEWHERE = {
     "auto_offset_reset": "start_from",
 }
 """What a declaration is called elsewhere: not like ours to the letter, and without a word it would do nothing."""
+_NOT_HERE = {
+    "timeout": "a transaction's time is Worker(transaction_timeout=...)",
+    "workers": "the number of processes is consumerkit run --workers",
+    "middleware": "there is none; observers of events are Worker(observers=...)",
+    "middlewares": "there are none; observers of events are Worker(observers=...)",
+}
+"""What other frameworks let a handler declare, and where its like is."""
 _CLOSE = 0.765
 """How like a declaration an attribute must be to be taken for a slip: `group_id` is, `message_key` is not."""
 
@@ -117,8 +127,6 @@ class Attributes:
             return None
         way_out = 'is not a DeadLetter; set DeadLetter("...") or None'
         dead_letter = self.instance("dead_letter", DeadLetter, way_out)
-        if not is_topic_name(dead_letter.topic):
-            self.refuse_value("dead_letter", f"names no topic; {TOPIC_RULE}")
         if dead_letter.topic in topics:
             self.refuse_value(
                 "dead_letter", "is among the topics the handler consumes; give dead letters another topic"
@@ -224,6 +232,13 @@ class Attributes:
                 meant = {_ELSEWHERE[attribute]} - taken if attribute in _ELSEWHERE else set()
                 for close in meant or get_close_matches(attribute, sorted(known - taken), n=1, cutoff=_CLOSE):
                     self.refuse(f"{attribute} is no declaration; did you mean {close}? If not, rename it")
+
+    def refuse_what_is_set_elsewhere(self) -> None:
+        """Refuse a class attribute by which another framework sets what is not a handler's here."""
+        for cls in type(self.handler).__mro__:
+            for attribute in () if cls in _OURS else vars(cls):
+                if attribute in _NOT_HERE:
+                    self.refuse(f"{attribute} is no declaration: {_NOT_HERE[attribute]}. If it is yours, rename it")
 
     def refuse_unknown_fields(self, event_types: Sequence[Any]) -> None:
         """Refuse a message ID or a fingerprint that reads a field of which no event type knows.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -85,6 +85,10 @@ class Message:
 
     def __repr__(self) -> str:
         return f"Message({self.topic}[{self.partition}]@{self.offset})"
+
+
+TOPIC_RULE: Final = "a topic's name has 1 to 249 of the characters a-z A-Z 0-9 . _ -"
+"""What `is_topic_name` asks, in a sentence."""
 
 
 def is_topic_name(name: object) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from consumerkit.codecs import Codec, Json
-from consumerkit.context import encoded_headers
+from consumerkit.context import check_publication, encoded_headers
 from consumerkit.storage import outbox as table
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
@@ -76,11 +76,13 @@ def publish(
         The message ID.
 
     Raises:
-        TypeError: The value cannot be encoded.
+        TypeError: The value cannot be encoded, or key, ID or a header is neither text nor bytes.
+        ValueError: Kafka has no topics of such a name.
 
     Example:
         await outbox.publish(session, "orders", key=order.id, value=OrderPlaced(id=order.id))
     """
+    check_publication(topic, key, id)
     name = id or uuid4().hex
     message = table.OutboxMessage(
         topic,

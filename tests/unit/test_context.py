@@ -1,10 +1,12 @@
 """What a handler publishes is kept in order until its transaction decides."""
 
+from functools import partial
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
-from consumerkit import BatchContext, Context, Json, Message
+from consumerkit import BatchContext, Context, Json, Message, outbox
 from consumerkit.context import Publication, Publisher, encoded_headers
 
 
@@ -53,3 +55,22 @@ def test_a_topic_that_kafka_would_refuse_is_refused_while_the_handler_runs(topic
 
 def test_no_headers_are_none() -> None:
     assert encoded_headers(None) == encoded_headers({}) == ()
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"key": 5}, "a key is text or bytes, not int; give key=str"),
+        ({"id": 5}, "a message ID is text, not int; give id=str"),
+        ({"headers": {"n": 5}}, "headers are text with text or bytes, not str: int"),
+        ({"headers": {5: "n"}}, "headers are text with text or bytes, not int: str"),
+    ],
+)
+def test_what_no_record_can_hold_is_refused_at_the_call(wrong: dict[str, Any], said: str) -> None:
+    publisher, context, batch_context = made()
+    for publish in (context.publish, batch_context.publish, partial(outbox.publish, Session())):
+        with pytest.raises(TypeError, match=said):
+            publish("receipts", **wrong)
+    with pytest.raises(ValueError, match="'a b' is not the name of a topic"):
+        outbox.publish(Session(), "a b")
+    assert publisher.publications == []

@@ -137,7 +137,6 @@ MISDECLARED: list[tuple[dict[str, Any], str]] = [
     ({"retry": 3}, WHO + "retry=3 is not a Retry; set Retry(attempts=...), Retry(deadline=...) or both"),
     ({"retry": None}, WHO + "retry=None is not a Retry; set Retry(attempts=...), Retry(deadline=...) or both"),
     ({"dead_letter": "dlq"}, WHO + "dead_letter='dlq' is not a DeadLetter; set DeadLetter(\"...\") or None"),
-    ({"dead_letter": DeadLetter("")}, WHO + f"dead_letter=DeadLetter(topic='') names no topic; {TOPIC_RULE}"),
     ({"dead_letter": DeadLetter("payments")}, WHO + "dead_letter=DeadLetter(topic='payments') is among the topics the "
         "handler consumes; give dead letters another topic"),
     ({"dead_letter": DeadLetter("d", resend="again")}, WHO + "dead_letter: resend='again' is neither \"skip\" nor "  # type: ignore[arg-type]
@@ -179,6 +178,8 @@ MISDECLARED: list[tuple[dict[str, Any], str]] = [
     ({"handle": "x"}, WHO + "handle='x' is not a method; define handle(self, event, context)"),
     ({"prefetch": 3}, WHO + "prefetch=3 is not a method; define prefetch(self, events, session)"),
     ({"retries": 3}, WHO + "retries is no declaration; did you mean retry? If not, rename it"),
+    ({"max_attempts": 3}, WHO + "max_attempts is no declaration; did you mean retry? If not, rename it"),
+    ({"batch": 3}, WHO + "batch is no declaration; did you mean batch_size? If not, rename it"),
     ({"dlq": "d"}, WHO + "dlq is no declaration; did you mean dead_letter? If not, rename it"),
     ({"message_id": DELETED, "idempotency_key": header("a")}, WHO + "idempotency_key is no declaration; did you mean "
         "message_id? If not, rename it"),
@@ -632,3 +633,27 @@ def test_a_handler_alone_is_no_list() -> None:
 def test_retry_survives_as_given() -> None:
     retry = Retry(deadline=60)
     assert declare(pay(retry=retry)).retry is retry
+
+
+@pytest.mark.parametrize(
+    "attribute, meant",
+    [
+        ("timeout", "Worker(transaction_timeout=...)"),
+        ("workers", "consumerkit run --workers"),
+        ("middlewares", "Worker(observers=...)"),
+        ("middleware", "Worker(observers=...)"),
+    ],
+)
+def test_what_is_set_elsewhere_is_refused_in_a_class_and_left_alone_in_an_instance(attribute: str, meant: str) -> None:
+    said = refusal(pay(**{attribute: 5}))
+    assert said.startswith(WHO + f"{attribute} is no declaration: ")
+    assert meant in said
+    handler = Pay()
+    setattr(handler, attribute, 5)  # as a constructor keeps its own arguments
+    assert declare(handler).handler is handler
+
+
+@pytest.mark.parametrize("topic", ["", "a b", 5, None])
+def test_a_dead_letter_without_a_topic_is_refused_where_it_is_written(topic: Any) -> None:
+    with pytest.raises(ConfigurationError, match="is not the name of a topic; a topic's name has 1 to 249"):
+        DeadLetter(topic)
