@@ -89,9 +89,7 @@ class Fences:
                 end=info.end,
                 ago=ago(),
             )
-            parked = self.lot.keys(connection, name)
-            if parked:
-                self.lot.wake_partition(connection, name, any_key=self.any_key)
+            parked = self.lot.load(connection, name, any_key=self.any_key)
             return taken, parked, begins
 
         found = await self.run(work)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, takewhile
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -16,7 +16,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
-    exists,
     func,
     insert,
     select,
@@ -25,11 +24,15 @@ from sqlalchemy import (
 )
 
 from consumerkit.message import TopicPartition
+from consumerkit.storage import heads
 from consumerkit.storage.dead_letters import Origin, origin
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.parked import Kind, ParkedMessage, key_digest, parked_in, plain, row_of
 from consumerkit.storage.sealing import sealed
 from consumerkit.storage.tables import Tables
+
+# SQLite takes a thousand parameters in a statement, in its older releases.
+_AT_ONCE: Final = 900
 
 
 class Place(NamedTuple):
@@ -83,29 +86,15 @@ class ParkingLot:
         A row without a due time that nothing stands before would never be found.
         """
         if numbers:
-            self._wake(connection, self.tables.parked_messages.c.id.in_(numbers), any_key=any_key)
+            partitions = heads.first_of_partition(self.tables, self.consumer, numbers)
+            self._wake(connection, numbers, partitions if any_key else heads.first_of_key(self.tables))
 
-    def wake_partition(self, connection: Connection, partition: TopicPartition, *, any_key: bool) -> None:
-        """Make due whatever stands first, under the partition's fence, as its new owner's order has it.
-
-        It may have been parked behind others in an order that has been changed since, and nobody would promote it.
-        """
-        c = self.tables.parked_messages.c
-        here = and_(c.consumer == self.consumer, c.topic == partition.topic, c.partition == partition.partition)
-        self._wake(connection, here, any_key=any_key)
-
-    def _wake(self, connection: Connection, which: ColumnElement[bool], *, any_key: bool) -> None:
+    def _wake(self, connection: Connection, numbers: Sequence[int], first: ColumnElement[bool] | None = None) -> None:
+        """Make rows due that have no due time, unless they stand for a dead message."""
         table = self.tables.parked_messages
-        ahead = table.alias("ahead")
-        before = exists().where(
-            ahead.c.consumer == table.c.consumer,
-            ahead.c.topic == table.c.topic,
-            ahead.c.partition == table.c.partition,
-            ahead.c.id < table.c.id,
-        )
-        if not any_key:
-            before = before.where(ahead.c.key_digest == table.c.key_digest)
-        due = update(table).where(which, table.c.due_at.is_(None), self._may_run(), ~before)
+        due = update(table).where(table.c.id.in_(numbers), table.c.due_at.is_(None), self._may_run())
+        if first is not None:
+            due = due.where(first)
         connection.execute(due.values(due_at=self.dialect.in_seconds(0.0)))
 
     def row(self, one: ParkedMessage) -> dict[str, Any]:
@@ -229,12 +218,20 @@ class ParkingLot:
             Place(TopicPartition(row.topic, row.partition), plain(row.key), row.id) for row in connection.execute(query)
         ]
 
-    def keys(self, connection: Connection, partition: TopicPartition) -> dict[bytes | None, set[int]]:
-        """Return the numbers of a partition's parked messages, by key."""
+    def load(
+        self, connection: Connection, partition: TopicPartition, *, any_key: bool = False
+    ) -> dict[bytes | None, set[int]]:
+        """Return the numbers of a partition's parked messages, by key, under the partition's fence.
+
+        Whatever stands first, in the order of the new owner, is made due: it may have been parked behind others in
+        another order, and no owner would promote it. The rows are read once, so the cost grows with their number.
+        """
         c = self.tables.parked_messages.c
-        found: dict[bytes | None, set[int]] = {}
-        for key, number in connection.execute(self._of(select(c.key, c.id), [partition])):
-            found.setdefault(plain(key), set()).add(number)
+        stuck = and_(c.due_at.is_(None), self._may_run()).label("stuck")
+        rows = connection.execute(self._of(select(c.key, c.id, stuck), [partition]).order_by(c.id))
+        found, waiting = heads.by_key(map(tuple, rows), any_key=any_key)
+        for at in range(0, len(waiting), _AT_ONCE):
+            self._wake(connection, waiting[at : at + _AT_ONCE])
         return found
 
     def due(

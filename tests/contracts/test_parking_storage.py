@@ -237,9 +237,9 @@ def test_keys_and_places_are_told(venue: Venue, party: Party, lot: ParkingLot) -
     one, two, three = park(party, lot, parked(1, key=b"\x00a"), parked(2, wait=None, key=b"\x00a"), parked(3, key=None))
     [four] = park(party, lot, parked(4, key=b"b", partition=THERE.partition))
     park(party, replace(lot, consumer=Stand(venue).consumer), parked(1), parked(5))
-    assert committed(party, lambda connection: lot.keys(connection, HERE)) == {b"\x00a": {one, two}, None: {three}}
-    assert committed(party, lambda connection: lot.keys(connection, THERE)) == {b"b": {four}}
-    assert committed(party, lambda connection: lot.keys(connection, TopicPartition("u", 3))) == {}
+    assert committed(party, lambda connection: lot.load(connection, HERE)) == {b"\x00a": {one, two}, None: {three}}
+    assert committed(party, lambda connection: lot.load(connection, THERE)) == {b"b": {four}}
+    assert committed(party, lambda connection: lot.load(connection, TopicPartition("u", 3))) == {}
     wanted = [digest(n) for n in (1, 3, 4, 5)]
     places = committed(party, lambda connection: lot.places(connection, wanted))
     assert set(places) == {Place(HERE, b"\x00a", one), Place(HERE, None, three), Place(THERE, b"b", four)}
@@ -552,7 +552,7 @@ def test_what_the_owner_before_parked_late_is_seen_by_the_next(one: Owner, two: 
     def take_and_load(session: Session) -> dict[bytes | None, set[int]]:
         connection = session.connection()
         fence.take(connection, two.stand.dialect, DEFAULT_TABLES, two.stand.consumer, HERE, wait=20)
-        keys = lot.keys(connection, HERE)
+        keys = lot.load(connection, HERE)
         session.commit()
         return keys
 
