@@ -9,13 +9,15 @@ PYTEST_ARGS ?=
 PROCESSES ?= 5
 # Fewer of those that kill and freeze processes: a machine that is late by itself hides what they look for.
 CALM_PROCESSES ?= 3
+# For how long `make stress` begins new seeds.
+MINUTES ?= 30
 CODE := consumerkit tests examples benchmarks
 # Directories that exist: a checkout without benchmarks is still checked.
 PRESENT = $(wildcard $(CODE))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check test-unit test-crash test-mutants bench fmt lock clean venv
+.PHONY: help demo test check test-unit test-crash test-mutants stress bench fmt lock clean venv
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,9 +46,13 @@ test-crash: $(VENV)/.dev  ## the full fault matrix: every named kill, each trans
 	@$(BIN)/python -m tests.services --prepare
 	$(BIN)/python -m pytest tests/crash tests/integration/test_benchmarks.py --matrix --timeout=1800 $(PYTEST_ARGS)
 
-test-mutants: $(VENV)/.dev  ## the verdict of the crash tests must fail on a product without one of its rules
+test-mutants: $(VENV)/.dev  ## the crash tests and the stress must fail on a product without one of its rules
 	@$(BIN)/python -m tests.services --prepare
-	$(BIN)/python -m pytest tests/crash/test_mutants.py --matrix $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/crash/test_mutants.py tests/stress --matrix $(PYTEST_ARGS)
+
+stress: $(VENV)/.dev  ## new seeds of the stress for MINUTES (30), or one again: make stress SEED=n
+	@$(BIN)/python -m tests.services --prepare
+	@$(BIN)/python -m tests.stress $(if $(SEED),--seed $(SEED),--minutes $(MINUTES) --keep-going)
 
 bench: $(VENV)/.bench  ## the same handler in other frameworks and hand-written loops, side by side
 	@$(BIN)/python -m tests.services --prepare

@@ -1,0 +1,187 @@
+"""The workers of a run, and what can be done to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from consumerkit import Brake, DeadLetter, Ordering, Retry, fixed
+from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork
+from consumerkit.transports.memory import Memory, MemoryBroker
+from consumerkit.transports.memory_group import MemoryConsumer
+from consumerkit.worker import Worker
+from tests.stress.handlers import DEAD, FORMS, NAME
+from tests.stress.journal import Journal
+from tests.stress.plan import Plan
+
+_PATIENCE = 90.0
+
+
+@dataclass
+class Gate:
+    """Holds a worker's transactions back before they begin, as a pause of its process does.
+
+    Attributes:
+        closed: Whether it does.
+        waiting: How many wait.
+        inside: How many are under way.
+        late: Whether others own the worker's partitions, so that nothing that begins now may be committed.
+        committed: How many of those were.
+    """
+
+    closed: bool = False
+    waiting: int = 0
+    inside: int = 0
+    late: bool = False
+    committed: int = 0
+
+    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Have a transaction go through."""
+        self.waiting += 1
+        while self.closed:  # noqa: ASYNC110 - opened from outside of any loop, too
+            await asyncio.sleep(0.005)
+        self.waiting -= 1
+        began_late = self.late
+        self.inside += 1
+        try:
+            await work()
+        finally:
+            self.inside -= 1
+        self.committed += began_late
+
+
+@contextlib.contextmanager
+def gated(gates: dict[str, Gate]) -> Iterator[None]:
+    """Lead the transactions of each worker through its gate."""
+    kinds: tuple[Any, ...] = (AsyncUnitOfWork, SyncUnitOfWork)
+    before = [kind.run for kind in kinds]
+
+    def through(run: Callable[[Any, Any], Awaitable[None]]) -> Callable[[Any, Any], Awaitable[None]]:
+        async def gate(self: Any, group: Any) -> None:
+            await gates[self._declared.handler.worker].run(lambda: run(self, group))
+
+        return gate
+
+    for kind, run in zip(kinds, before, strict=True):
+        kind.run = through(run)
+    try:
+        yield
+    finally:
+        for kind, run in zip(kinds, before, strict=True):
+            kind.run = run
+
+
+@dataclass
+class Mate:
+    """One worker that runs."""
+
+    name: str
+    worker: Worker
+    stopping: asyncio.Event
+    task: asyncio.Task[bool]
+
+    @property
+    def consumer(self) -> MemoryConsumer | None:
+        """Its member of the group, once it has one."""
+        engines = self.worker._engines
+        consumer = engines[0].consumer if engines else None
+        assert consumer is None or isinstance(consumer, MemoryConsumer)
+        return consumer
+
+    def partitions(self) -> set[int]:
+        """The partitions that it believes to have."""
+        return {partition.name.partition for engine in self.worker._engines for partition in engine.partitions}
+
+
+@dataclass
+class Crew:
+    """All workers of a run."""
+
+    plan: Plan
+    url: str
+    broker: MemoryBroker
+    journal: Journal
+    mates: list[Mate] = field(default_factory=list)
+    gates: dict[str, Gate] = field(default_factory=dict)
+    _count: int = 0
+
+    async def start(self, at: int | None = None) -> Mate:
+        """Start a worker, in the place of another where `at` says so."""
+        self._count += 1
+        name = f"w{self._count}"
+        self.gates[name] = Gate()
+        worker = Worker(
+            database=self.url,
+            kafka=Memory(self.broker),
+            handlers=[self._handler(name)],
+            observers=[self.journal.observer(name)],
+            grace=self.plan.grace,
+            stall_timeout=3600.0,  # the watchdog would end the whole run
+            transaction_timeout=20.0,
+            retention=0.2 if self.plan.has("prune") else 7 * 86_400.0,
+        )
+        stopping = asyncio.Event()
+        mate = Mate(name, worker, stopping, asyncio.create_task(worker.run(stopping)))
+        if at is None:
+            self.mates.append(mate)
+        else:
+            self.mates[at] = mate
+        return mate
+
+    def _handler(self, worker: str) -> Any:
+        plan = self.plan
+        letter = DeadLetter(DEAD, hold_key=plan.hold_key, resend="run" if plan.resend_runs else "skip")
+        return FORMS[plan.form, plan.on_duplicate](
+            self.journal,
+            worker,
+            pause=plan.pause,
+            publishing=plan.publishing,
+            ordering=Ordering(plan.ordering),
+            retry=Retry(attempts=plan.attempts, wait=fixed(plan.wait), in_place=plan.in_place),
+            dead_letter=letter if plan.dead_letter else None,
+            brake=Brake(allowance=10_000),
+            concurrency=plan.lanes,
+            batch_size=plan.batch_size,
+        )
+
+    async def stop(self, at: int) -> None:
+        """Stop a worker in good order."""
+        mate = self.mates[at]
+        mate.stopping.set()
+        await asyncio.wait_for(asyncio.shield(mate.task), _PATIENCE)
+
+    async def cancel(self, at: int) -> None:
+        """Cancel the task in which a worker runs."""
+        mate = self.mates[at]
+        mate.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(mate.task), _PATIENCE)
+
+    def check(self) -> None:
+        """Raise what ended a worker that was not told to."""
+        for mate in self.mates:
+            if mate.task.done() and not mate.stopping.is_set() and not mate.task.cancelled():
+                mate.task.result()
+                raise AssertionError(f"{mate.name} ended by itself")
+
+    @contextlib.asynccontextmanager
+    async def cut_off(self, mate: Mate) -> AsyncIterator[None]:
+        """Have the group go on without a worker that knows nothing of it."""
+        members = self.broker.group(NAME).members
+        consumer = mate.consumer
+        assert consumer in members, f"{mate.name} is no member"
+        async with self.broker.cut_off(NAME, members.index(consumer)):
+            yield
+
+    async def stop_all(self) -> None:
+        """Stop whatever runs; what is stuck is left to the end of the process."""
+        for mate in self.mates:
+            mate.stopping.set()
+        tasks = [mate.task for mate in self.mates]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_PATIENCE)
+            if late:
+                self.journal.problems.append(f"{len(late)} workers did not stop within {_PATIENCE:.0f} s")

@@ -1,0 +1,240 @@
+"""The faults: each waits until it can take effect, counts that it did, and is over when it returns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from consumerkit import positions
+from consumerkit.errors import ConsumerkitError
+from consumerkit.message import TopicPartition
+from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.engines import Database
+from consumerkit.storage.tables import DEFAULT_TABLES
+from consumerkit.transports.memory import Memory
+from tests.stress.handlers import NAME, TOPIC
+from tests.stress.plan import Step
+
+if TYPE_CHECKING:
+    from tests.stress.run import Run
+
+
+async def terminate(run: Run, step: Step) -> None:
+    """End every connection."""
+    run.journal.fired[step.what] += await asyncio.to_thread(run.store.terminate, busy=False)
+    run.sampler.stir()
+
+
+async def terminate_busy(run: Run, step: Step) -> None:
+    """End the connections that have written something which is not committed."""
+    while not run.sampler.quiet:
+        run.crew.check()
+        if ended := await asyncio.to_thread(run.store.terminate, busy=True):
+            run.journal.fired[step.what] += ended
+            run.sampler.stir()
+            return
+        await asyncio.sleep(0.01)
+
+
+async def restart(run: Run, step: Step) -> None:
+    """Stop a worker in good order, and start another."""
+    await run.crew.stop(step.number)
+    await run.crew.start(step.number)
+    run.journal.fired[step.what] += 1
+
+
+async def cancel(run: Run, step: Step) -> None:
+    """Cancel a worker, and start another."""
+    await run.crew.cancel(step.number)
+    await run.crew.start(step.number)
+    run.journal.fired[step.what] += 1
+
+
+async def zombie_in_its_transaction(run: Run, step: Step) -> None:
+    """A worker pauses within a transaction, others are given its partitions, and it goes on."""
+    mate = run.crew.mates[step.number]
+    run.journal.still.add(mate.name)
+    before = run.journal.standing[mate.name]
+    stands = await run.until(lambda: run.journal.standing[mate.name] > before, "a transaction", or_quiet=True)
+    if not stands or mate.consumer not in run.broker.group(NAME).members:
+        run.journal.still.discard(mate.name)
+        return
+    had = mate.partitions()
+    async with run.crew.cut_off(mate):
+        others = [one for one in run.crew.mates if one is not mate]
+        await run.until(lambda: all(had <= one.partitions() for one in others), "the others' assignment")
+        run.journal.fired[step.what] += 1
+        run.journal.still.discard(mate.name)
+        gate = run.crew.gates[mate.name]
+        await run.until(lambda: not gate.inside, "the end of its transaction")
+
+
+async def zombie_between_two(run: Run, step: Step) -> None:
+    """A worker pauses before a transaction, others take its partitions over and go on, and so does it."""
+    mate = run.crew.mates[step.number]
+    gate = run.crew.gates[mate.name]
+    gate.closed = True
+    stands = await run.until(lambda: gate.waiting > 0 and not gate.inside, "a transaction to begin", or_quiet=True)
+    if not stands or mate.consumer not in run.broker.group(NAME).members:
+        gate.closed = False
+        return
+    had, now = mate.partitions(), run.journal.moment()
+    async with run.crew.cut_off(mate):
+        others = [one.name for one in run.crew.mates if one is not mate]
+
+        def taken() -> bool:
+            found = {at for name in others for moment, at in run.journal.taken[name] if moment > now}
+            return had <= found
+
+        await run.until(taken, "the others' taking over")
+        # They get as far as the work that the zombie has in hand.
+        await run.called_more(10)
+        gate.late = True
+        run.journal.fired[step.what] += gate.waiting > 0
+        gate.closed = False
+        await run.until(lambda: not gate.inside and not gate.waiting, "the end of its transactions", or_quiet=True)
+        gate.late = False
+
+
+async def expire(run: Run, step: Step) -> None:
+    """All sessions with the group run out."""
+    await run.broker.expire(NAME)
+    run.journal.fired[step.what] += 1
+
+
+async def rebalance(run: Run, step: Step) -> None:
+    """All partitions are dealt out again."""
+    await run.broker.rebalance(NAME)
+    run.journal.fired[step.what] += 1
+
+
+async def outage(run: Run, step: Step) -> None:
+    """The broker answers nobody for some samples."""
+    with run.broker.outage():
+        await _some_samples(run)
+    run.journal.fired[step.what] += 1
+    run.sampler.stir()
+
+
+async def leaderless(run: Run, step: Step) -> None:
+    """Nothing leads a partition for some samples."""
+    with run.broker.leaderless(TOPIC, step.number):
+        await _some_samples(run)
+    run.journal.fired[step.what] += 1
+    run.sampler.stir()
+
+
+async def add_partitions(run: Run, step: Step) -> None:
+    """The topic grows, messages come to the new partition at once, and the group notices later."""
+    number = len(run.broker.logs.topics[TOPIC].partitions)
+    run.broker.add_partitions(TOPIC, number + 1)
+    run.send_to_new(number)
+    await run.broker.rebalance(NAME)
+    run.journal.fired[step.what] += 1
+
+
+async def control_records(run: Run, step: Step) -> None:
+    """A transaction ends: its marker takes an offset."""
+    run.broker.append_control_records(TOPIC, step.number, 1 + step.after % 3)
+    run.journal.fired[step.what] += 1
+    run.sampler.stir()
+
+
+async def retention(run: Run, step: Step) -> None:
+    """The log forgets what is below the committed offset."""
+    at = TopicPartition(TOPIC, step.number)
+    mark = run.last.marks.get(step.number, 0)
+    below = min(mark, run.broker.committed(NAME).get(at, 0))
+    if below > run.broker.logs.partition(at).start:
+        run.broker.delete_before(TOPIC, step.number, below)
+        run.journal.fired[step.what] += 1
+
+
+async def redrive(run: Run, step: Step) -> None:
+    """Every dead letter comes back, those that will die again among them."""
+    await run.until(lambda: any(one.state == "dead" for one in run.last.dead), "a dead letter", or_quiet=True)
+    await run.redrive()
+
+
+async def rewind(run: Run, step: Step) -> None:
+    """A partition is read again from somewhere in its log."""
+    at = TopicPartition(TOPIC, step.number)
+    await run.until(lambda: run.last.marks.get(step.number, 0) > 0, "a mark", or_quiet=True)
+    mark, start = run.last.marks.get(step.number, 0), run.broker.logs.partition(at).start
+    if mark <= start:
+        return
+    database = Database(run.store.url, connections=1)
+    place = positions.Place(
+        database=database,
+        dialect=dialect_for(database.dialect_name, DEFAULT_TABLES),
+        tables=DEFAULT_TABLES,
+        transport=Memory(run.broker),
+    )
+    try:
+        await positions.rewind(place, NAME, TOPIC, start + step.after % (mark - start), partitions=[step.number])
+        run.journal.fired[step.what] += 1
+    except ConsumerkitError:
+        pass  # the mark has moved, or its worker held on: then nothing was moved
+    finally:
+        await database.dispose()
+        run.sampler.stir()
+
+
+async def prune(run: Run, step: Step) -> None:
+    """The ledger forgets what was processed; that it did, its event tells."""
+
+    async def turned() -> None:
+        for mate in run.crew.mates:
+            if mate.worker._forgetting is not None:
+                await mate.worker._forgetting.turn()
+
+    before = run.journal.fired[step.what]
+    while run.journal.fired[step.what] == before and not run.sampler.quiet:
+        run.crew.check()
+        await turned()
+        await asyncio.sleep(0.05)
+    await turned()
+
+
+async def backup(run: Run, step: Step) -> None:
+    """Keep a copy of the database."""
+    with run.sampler.upheaval():
+        await asyncio.to_thread(run.store.backup)
+    run.journal.fired[step.what] += 1
+
+
+async def restore(run: Run, step: Step) -> None:
+    """Go back to the copy: commits are lost."""
+    before = len(run.last.effects)
+    with run.sampler.upheaval():
+        await asyncio.to_thread(run.store.restore)
+        after = await asyncio.to_thread(run.store.snapshot)
+    run.journal.fired[step.what] += before > len(after.effects)
+
+
+async def _some_samples(run: Run) -> None:
+    goal = run.sampler.samples + 4
+    await run.until(lambda: run.sampler.samples >= goal, "some samples")
+
+
+FAULTS: Final[dict[str, Callable[[Run, Step], Awaitable[None]]]] = {
+    "terminate": terminate,
+    "terminate busy": terminate_busy,
+    "restart": restart,
+    "cancel": cancel,
+    "zombie in its transaction": zombie_in_its_transaction,
+    "zombie between two": zombie_between_two,
+    "expire": expire,
+    "rebalance": rebalance,
+    "outage": outage,
+    "leaderless": leaderless,
+    "add partitions": add_partitions,
+    "control records": control_records,
+    "retention": retention,
+    "redrive": redrive,
+    "rewind": rewind,
+    "prune": prune,
+    "backup": backup,
+    "restore": restore,
+}

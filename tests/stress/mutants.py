@@ -1,0 +1,37 @@
+"""The product with one of its rules taken out: seeds must fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from consumerkit.engine import transaction
+from tests.crash.mutants import without_claim, without_drain, without_finalise, without_sort
+
+
+def without_token() -> None:
+    """Nobody looks whether the partition's token is still his."""
+
+    def count_owned(*given: object) -> int:
+        owners = given[-1]
+        assert isinstance(owners, dict)
+        return len(owners)
+
+    transaction.fence.count_owned = count_owned  # type: ignore[attr-defined]
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    "claim": without_claim,
+    "finalise": without_finalise,
+    "sort": without_sort,
+    "drain": without_drain,
+    "token": without_token,
+}
+
+# Plans that are hard on each: one of them must fail.
+SEEDS: dict[str, tuple[int, ...]] = {
+    "claim": (13, 14, 27),
+    "finalise": (13, 14, 27),
+    "sort": (0, 78, 111),
+    "drain": (6, 24, 26),
+    "token": (1, 3, 10, 11),
+}

@@ -1,0 +1,214 @@
+"""One run of one plan: send, break, wait until all is quiet, judge."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from consumerkit import redrive
+from consumerkit.transports.memory import MemoryBroker
+from tests.stress import faults
+from tests.stress.answers import Answers
+from tests.stress.crew import Crew, gated
+from tests.stress.database import Store
+from tests.stress.handlers import DEAD, NAME, OUT, TOPIC, value_of
+from tests.stress.journal import Journal
+from tests.stress.oracle import PROCESSED, History, Logged, Published, Snapshot, judge
+from tests.stress.plan import Given, Plan
+from tests.stress.sampler import Sampler
+
+# Without any progress for so long, a run stands still: a hundred times what the slowest wait of the product takes here.
+PATIENCE: Final = 120.0
+
+
+class StoodStill(Exception):
+    """Nothing went on, though something was left to do."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a run.
+
+    Attributes:
+        problems: What is wrong.
+        void: Faults that were planned and did not fire: the run says nothing of them.
+        fired: How often each fault took effect.
+        seconds: How long it took.
+    """
+
+    problems: tuple[str, ...]
+    void: tuple[str, ...] = ()
+    fired: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    last_words: tuple[str, ...] = ()
+
+
+class Run:
+    """A run under way; `faults` acts on it."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan = plan
+        self.store = store
+        self.journal = Journal()
+        self.broker = MemoryBroker(topics={TOPIC: plan.partitions, OUT: 3, DEAD: 2})
+        self.crew = Crew(plan, store.url, self.broker, self.journal)
+        self.log: list[Logged] = []
+        self.sampler = Sampler(plan, store.snapshot, self.broker, self.journal, self.log)
+        self.announced_from: set[tuple[int, int]] = set()
+        self._progress: object = None
+        self._progressed = time.monotonic()
+
+    async def go(self) -> Verdict:
+        """Carry the plan out, and judge."""
+        began = time.monotonic()
+        sampling = asyncio.create_task(self.sampler.run())
+        answers = Answers(self.plan)
+        try:
+            with gated(self.crew.gates), self.broker.acknowledging(answers):
+                try:
+                    await self._carry_out()
+                finally:
+                    for gate in self.crew.gates.values():
+                        gate.closed = False
+                    self.journal.still.clear()
+                    await self.crew.stop_all()
+        except Exception as error:  # whatever it is, it is this seed's finding
+            self.journal.problems.append(f"{type(error).__name__}: {error}")
+        finally:
+            sampling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sampling
+        fired = self.journal.fired + answers.fired
+        void = tuple(sorted({fault for fault in self.plan.faults if not fired[fault]}))
+        problems = tuple(dict.fromkeys(self.journal.problems))
+        words = tuple(self.journal.last_words()) if problems else ()
+        return Verdict(problems, void, fired, time.monotonic() - began, words)
+
+    async def _carry_out(self) -> None:
+        backlog = self.plan.profile == "crossed"
+        if not backlog:
+            await self._start()
+        for step in self.plan.steps:
+            await self.called_more(step.after)
+            if step.what == "send":
+                self.send(self.plan.waves[step.number])
+            else:
+                await faults.FAULTS[step.what](self, step)
+        if backlog:
+            await self._start()
+        await self.until_quiet()
+        self._judge()
+        if any(one.state == "dead" for one in self.last.dead):
+            self.journal.healed = True
+            await self.redrive()
+            await self.until_quiet()
+            self._judge()
+
+    async def _start(self) -> None:
+        for _ in range(self.plan.workers):
+            await self.crew.start()
+
+    def send(self, wave: tuple[Given, ...]) -> None:
+        """Append messages to the log."""
+        for given in wave:
+            key = None if given.key is None else b"k%d" % given.key
+            headers = (("id", given.id.encode()),)
+            sent = self.broker.append(TOPIC, value_of(given), key=key, headers=headers, partition=given.partition)
+            if not given.first and self.last.ledger.get(given.id) == PROCESSED:
+                self.announced_from.add((sent.partition, sent.offset))
+            self.log.append(Logged(sent.partition, sent.offset, given))
+        self.sampler.stir()
+
+    def send_to_new(self, partition: int) -> None:
+        """Send some messages to a partition that was just added."""
+        made = [Given(f"new-{partition}-{n}", 100 + n % 2, partition, "ok", 0, 0, first=True) for n in range(8)]
+        self.send(tuple(made))
+
+    async def redrive(self) -> None:
+        """Redrive every dead letter."""
+        with self.sampler.upheaval():
+            report = await redrive.redrive(self.store.url, redrive.Selection(handler=NAME), max_redrives=1000)
+        self.journal.fired["redrive"] += report.done
+        self.sampler.stir()
+
+    # Waiting.
+
+    @property
+    def last(self) -> Snapshot:
+        """The last snapshot of the database."""
+        return self.sampler.last
+
+    async def until(self, condition: Callable[[], bool], what: str, *, or_quiet: bool = False) -> bool:
+        """Wait for a condition; return False where all is quiet instead.
+
+        Raises:
+            StoodStill: Nothing went on for long.
+        """
+        self._progressed = time.monotonic()
+        while not condition():
+            self.crew.check()
+            if or_quiet and self.sampler.quiet:
+                return False
+            self._watch(what)
+            await asyncio.sleep(0.01)
+        return True
+
+    async def called_more(self, times: int) -> None:
+        """Wait until the handlers were called so many more times, or nothing is left to do."""
+        goal = len(self.journal.calls) + times
+        await self.until(lambda: len(self.journal.calls) >= goal, f"{times} more calls", or_quiet=True)
+
+    async def until_quiet(self) -> None:
+        """Wait until nothing is left to do."""
+        self.sampler.stir()
+        await self.until(lambda: self.sampler.quiet, "the end of all work")
+
+    def _watch(self, what: str) -> None:
+        committed = tuple(sorted(self.broker.committed(NAME).values()))
+        last = self.last
+        outcomes = (len(last.ledger), len(last.effects), len(last.dead), len(last.parked), last.outbox)
+        progress = (len(self.journal.calls), committed, len(self.broker.records(OUT)), outcomes)
+        now = time.monotonic()
+        if progress != self._progress:
+            self._progress, self._progressed = progress, now
+        elif now - self._progressed > PATIENCE:
+            standing = [mate.worker.readiness() for mate in self.crew.mates]
+            raise StoodStill(
+                f"nothing for {PATIENCE:.0f} s while waiting for {what}; {self.sampler.left()}; {standing}"
+            )
+
+    # Judging.
+
+    def _judge(self) -> None:
+        # A transaction behind the last sample would not be seen by it, and there is none: all is quiet.
+        self.journal.problems += judge(self._history())
+
+    def _history(self) -> History:
+        return History(
+            plan=self.plan,
+            log=self.log,
+            end=self.last,
+            published=self._published(),
+            committed={at.partition: offset for at, offset in self.broker.committed(NAME).items()},
+            ends=self.sampler.ends(),
+            ever_dead=frozenset(self.journal.ever_dead),
+            announced_from=frozenset(self.announced_from),
+            calls=Counter(call.id for call in self.journal.calls),
+            duplicates=self.journal.duplicates,
+            deadlocks=self.store.deadlocks(),
+            zombies=sum(gate.committed for gate in self.crew.gates.values()),
+        )
+
+    def _published(self) -> list[Published]:
+        found = []
+        for record in self.broker.records(OUT):
+            [name] = [value for header, value in record.headers if header == "message-id"]
+            what, message_id, partition, offset = json.loads(record.value or b"")
+            found.append(Published(what, message_id, partition, offset, (name or b"").decode()))
+        return found

@@ -1,0 +1,53 @@
+"""A seed is a plan: always the same one, and of every kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.stress.faults import FAULTS
+from tests.stress.plan import SERVER, TWO_WORKERS, plan
+
+PLANS = [plan(seed) for seed in range(400)]
+
+
+def test_a_seed_always_names_the_same_plan() -> None:
+    assert all(plan(one.seed) == one for one in PLANS[:50])
+    assert plan(1) != plan(2)
+
+
+def test_every_profile_every_form_and_every_fault_comes_up() -> None:
+    assert {one.profile for one in PLANS} == {"general", "calm", "crossed", "relayed"}
+    assert {fault for one in PLANS for fault in one.faults} == set(FAULTS)
+    for option in ("form", "driver", "ordering", "database", "acks", "hold_key", "resend_runs", "on_duplicate"):
+        assert len({getattr(one, option) for one in PLANS}) > 1, option
+    kinds = {given.kind for one in PLANS for wave in one.waves for given in wave}
+    assert kinds == {"ok", "fail", "dead", "reject", "defer", "swallow"}
+
+
+@pytest.mark.parametrize("faults, wrong", [(SERVER, "sqlite"), (TWO_WORKERS, "sqlite")])
+def test_a_file_is_spared_what_it_cannot_meet(faults: frozenset[str], wrong: str) -> None:
+    assert not [one.seed for one in PLANS if one.database == wrong and one.has(*faults)]
+
+
+def test_a_restore_has_its_backup_and_nothing_that_it_could_not_undo() -> None:
+    restored = [one for one in PLANS if one.has("restore")]
+    assert restored
+    for one in restored:
+        assert one.faults.index("backup") < one.faults.index("restore")
+        assert not one.has("retention", "prune")
+
+
+def test_nothing_is_sent_again_that_the_ledger_may_have_forgotten() -> None:
+    assert not [one.seed for one in PLANS if one.has("prune") and (one.has_copies or one.has("redrive"))]
+
+
+def test_a_first_message_is_the_first_of_its_id() -> None:
+    for one in PLANS:
+        seen: set[str] = set()
+        for given in (given for wave in one.waves for given in wave):
+            assert given.first == (given.id not in seen)
+            seen.add(given.id)
+
+
+def test_a_plan_tells_its_options() -> None:
+    assert f"seed = {PLANS[3].seed}" in PLANS[3].shown()
