@@ -95,7 +95,8 @@ class _Declared:
         batch_time: Seconds of handling after which a transaction takes no further message.
         concurrency: Lanes in each process: transactions in flight at once.
         parking_limit: How many messages of one partition may be parked; with more, the partition waits.
-        start_from: Where a new consumer group starts: "earliest" or "latest".
+        start_from: Where the first run on a topic begins, in partitions without a committed offset: "earliest" or
+            "latest". It is decided once, for all partitions that the topic then has.
     """
 
     name: str

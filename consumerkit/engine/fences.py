@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,10 @@ from consumerkit.engine.partition import Partition
 from consumerkit.engine.placing import Beginning
 from consumerkit.errors import CommitsLost, Fenced
 from consumerkit.message import TopicPartition
-from consumerkit.storage import fence, progress
+from consumerkit.storage import fence, first_runs, progress
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.fence import Taken
+from consumerkit.storage.first_runs import FirstStart
 from consumerkit.storage.parked import ParkedMessage
 from consumerkit.storage.parking import ParkingLot
 from consumerkit.storage.progress import Lane, Mark, Standing
@@ -100,6 +101,29 @@ class Fences:
         partition.topic_id = info.topic_id
         self.tokens[partition.name] = taken.owner
         return begins  # type: ignore[no-any-return]
+
+    async def first_run(self, topic: str, topic_id: str) -> dict[int, FirstStart]:
+        """Return where the first run on a topic begins; nothing where that is not decided."""
+        _, tables, consumer = self._place
+        return await self.run(  # type: ignore[no-any-return]
+            lambda connection: first_runs.recorded(connection, tables, consumer, topic, topic_id)
+        )
+
+    async def had_another(self, topic: str, topic_id: str) -> bool:
+        """Return whether the handler has begun with a topic of this name that is not there any more."""
+        _, tables, consumer = self._place
+        return await self.run(  # type: ignore[no-any-return]
+            lambda connection: first_runs.had_another(connection, tables, consumer, topic, topic_id)
+        )
+
+    async def decide_first_run(
+        self, topic: str, topic_id: str, wanted: Mapping[int, FirstStart]
+    ) -> dict[int, FirstStart]:
+        """Write down where the first run on a topic begins; return what another worker has written, if it was first."""
+        _, tables, consumer = self._place
+        return await self.run(  # type: ignore[no-any-return]
+            lambda connection: first_runs.decide(connection, tables, consumer, topic, topic_id, wanted)
+        )
 
     async def mark(
         self, partitions: Iterable[Partition], lanes: Callable[[], Sequence[Lane]]

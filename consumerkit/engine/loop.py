@@ -17,6 +17,7 @@ from consumerkit.engine.budget import Budget, cost
 from consumerkit.engine.committer import Committer
 from consumerkit.engine.due import DueWatch
 from consumerkit.engine.fences import Fences
+from consumerkit.engine.first_runs import FirstRuns
 from consumerkit.engine.gate import Gate
 from consumerkit.engine.lane import Lane
 from consumerkit.engine.ownership import Ownership
@@ -80,8 +81,9 @@ class Engine:
         self._stopping = False
         self._calls: set[asyncio.Future[None]] = set()
         name = declared.name
+        first_runs = FirstRuns(name, consumer, fences, declared.start_from)
         self.ownership = Ownership(
-            name, consumer, self.partitions, fences, announce, self._taken, self._given_up, self.lanes
+            name, consumer, self.partitions, fences, first_runs, announce, self._taken, self._given_up, self.lanes
         )
         self.committer = Committer(name, consumer, self.partitions, fences, announce, self)
         self.due = DueWatch(name, fences.lot, fences.run, self.partitions, announce, self._give)

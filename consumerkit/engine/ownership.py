@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from consumerkit import events
 from consumerkit.engine import letters, placing
 from consumerkit.engine.fences import Fences
+from consumerkit.engine.first_runs import FirstRuns
 from consumerkit.engine.partition import Partition, Partitions
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.event_wait import wait_until_set
@@ -48,6 +49,7 @@ class Ownership:
         consumer: Asked to commit an offset where ownership is in doubt.
         partitions: What is assigned.
         fences: The database.
+        first_runs: Knows where a first run begins.
         announce: Told what happened.
         taken: Called when a partition is ours.
         given_up: Called when a partition cannot be used before a person acts.
@@ -60,6 +62,7 @@ class Ownership:
         consumer: Consumer,
         partitions: Partitions,
         fences: Fences,
+        first_runs: FirstRuns,
         announce: Announcer,
         taken: Callable[[Partition], None],
         given_up: Callable[[Partition], None],
@@ -69,6 +72,7 @@ class Ownership:
         self._consumer = consumer
         self._partitions = partitions
         self._fences = fences
+        self._first_runs = first_runs
         self._announce = announce
         self._taken = taken
         self._given_up = given_up
@@ -123,7 +127,7 @@ class Ownership:
 
     async def _round(self) -> None:
         """Try all partitions without waiting, then wait a little for the first that another worker still holds."""
-        asked = await self._ask()
+        asked = await self._decided(await self._ask())
         failed = [name for name in list(asked.info) if not await self._tried(name, asked, wait=0.0)]
         failed += [name for name in self._wanted if name not in asked.info]
         waiting = [name for name in self._wanted if name not in failed]
@@ -145,17 +149,29 @@ class Ownership:
         if not self._wanted:
             return Asked({}, at)
         try:
-            return Asked(await self._consumer.describe(list(self._wanted)), at)
+            told = await self._consumer.describe(list(self._wanted))
         except Unavailable as error:
             self._trouble("broker", error)
-            if not self._wanted:  # all of them went meanwhile
-                return Asked({}, at)
-            # One partition without a leader must not keep the others from being taken: it has its turn after them.
-            first = next(iter(self._wanted))
-            self._wanted[first] = self._wanted.pop(first)
-        with suppress(Unavailable):
-            return Asked(await self._consumer.describe([first]), at)
-        return Asked({}, at)
+            return Asked({}, at)
+        # One partition without a leader keeps no other from being taken.
+        if untold := [name for name in self._wanted if name not in told and self._partitions.get(name) is not None]:
+            some = ", ".join(map(str, sorted(untold)[:5])) + (", ..." if len(untold) > 5 else "")
+            self._trouble("broker", Unavailable(f"the broker does not tell about {some}: look for its leader"))
+        return Asked(told, at)
+
+    async def _decided(self, asked: Asked) -> Asked:
+        """Have it decided where a first run begins, before anything is read; leave out what is not decided."""
+        topics = {(name.topic, info.topic_id) for name, info in asked.info.items()}
+        for topic in sorted(self._first_runs.unknown(topics)):
+            try:
+                await self._first_runs.learn(topic)
+            except Unavailable as error:
+                self._trouble("broker", error)
+            except Exception as error:  # noqa: BLE001 - announced, and tried again
+                self._trouble("database", error)
+        unknown = self._first_runs.unknown(topics)
+        known = {name: info for name, info in asked.info.items() if (name.topic, info.topic_id) not in unknown}
+        return Asked(known, asked.at)
 
     async def _calm(self, name: TopicPartition) -> bool:
         partition = self._partitions.get(name)
@@ -198,9 +214,11 @@ class Ownership:
         if self._partitions.get(name) is not partition:
             return
 
+        first = await self._first_runs.find(name, info.topic_id)
+
         def place(standing: Standing) -> placing.Beginning:
             self._standings[name] = standing
-            return placing.beginning(self._handler, name, standing, info, partition.reading_from)
+            return placing.beginning(self._handler, name, standing, info, first)
 
         begins = await self._fences.take(
             partition,
@@ -253,7 +271,8 @@ class Ownership:
             return False
         # Not by comparing the answers: under traffic no two are the same, as the log's end moves on.
         with suppress(PartitionUnusable):
-            placing.beginning(self._handler, name, self._standings[name], fresh, partition.reading_from)
+            first = self._first_runs.known(name, fresh.topic_id)
+            placing.beginning(self._handler, name, self._standings[name], fresh, first)
             return False
         self._wanted.pop(name, None)
         if name not in self._stopped:

@@ -40,7 +40,6 @@ class Partition:
         start: Where the consumer's first run began.
         end: No owner before has processed anything at or above it.
         forgotten_below: The IDs of messages below it may be forgotten, so that they cannot be proven new.
-        reading_from: Where the transport began to read it.
         adrift: Whether messages were let go of, so that it must be read again from the mark.
         topic_id: The topic's ID when it was taken over.
     """
@@ -60,7 +59,6 @@ class Partition:
         "offsets",
         "owner",
         "parked",
-        "reading_from",
         "start",
         "suspects",
         "topic_id",
@@ -82,7 +80,6 @@ class Partition:
         self.start = 0
         self.end = 0
         self.forgotten_below = 0
-        self.reading_from = start.offset
         self.adrift = False
         self.topic_id = ""
         self._ordering = ordering

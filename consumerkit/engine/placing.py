@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from consumerkit.errors import PartitionUnusable
 from consumerkit.message import TopicPartition
+from consumerkit.storage.first_runs import FirstStart, Source
 from consumerkit.storage.progress import Standing
 from consumerkit.transports.base import PartitionInfo
 
@@ -54,7 +55,7 @@ def noted_start(handler: str, text: str) -> int | None:
 
 
 def beginning(
-    handler: str, partition: TopicPartition, standing: Standing, info: PartitionInfo, reading_from: int
+    handler: str, partition: TopicPartition, standing: Standing, info: PartitionInfo, first: FirstStart | None
 ) -> Beginning:
     """Return where to begin with a partition.
 
@@ -63,7 +64,7 @@ def beginning(
         partition: Which.
         standing: What the database knows.
         info: What the broker knows.
-        reading_from: Where the transport began to read: Kafka's committed offset, or what the first-run policy says.
+        first: What was decided about its first run; None where it was added since.
 
     Raises:
         PartitionUnusable: The log is not the one the mark was made in, or what lies between was deleted unread.
@@ -71,7 +72,7 @@ def beginning(
     ours = noted_start(handler, info.note)
     if standing.mark is None:
         if ours is None:
-            return Beginning(reading_from, reading_from)
+            return _first_run(handler, partition, info, first)
         _check(handler, partition, ours, info, "where its first run began, since its mark is lost")
         lost = (
             f"the database has lost the mark of {partition}, for which Kafka has offset {info.committed}; beginning "
@@ -88,6 +89,20 @@ def beginning(
     start = standing.mark if standing.start is None else standing.start
     remark, alarming = _difference(standing.mark, info, ours=ours is not None)
     return Beginning(standing.mark, start, remark and f"{partition}: {remark}", alarming)
+
+
+def _first_run(handler: str, partition: TopicPartition, info: PartitionInfo, first: FirstStart | None) -> Beginning:
+    if first is None:
+        # Whoever committed an offset for it has handled what is below.
+        offset = info.start if info.committed is None else info.committed
+    elif first.offset is None or first.source is Source.START:
+        # What retention takes before a handler has begun to read is older than its first run.
+        offset = max(info.start, first.offset or 0)
+    else:
+        offset = first.offset
+    if offset < info.start:
+        _check(handler, partition, offset, info, "where its first run begins")
+    return Beginning(offset, offset)
 
 
 def _skip(handler: str, partition: TopicPartition) -> str:

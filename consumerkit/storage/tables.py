@@ -66,6 +66,7 @@ class Tables:
     outbox_messages: Table = field(init=False, repr=False, compare=False)
     parked_messages: Table = field(init=False, repr=False, compare=False)
     partition_progress: Table = field(init=False, repr=False, compare=False)
+    first_runs: Table = field(init=False, repr=False, compare=False)
     lane_progress: Table = field(init=False, repr=False, compare=False)
     operator_actions: Table = field(init=False, repr=False, compare=False)
 
@@ -268,6 +269,25 @@ def _partition_progress(prefix: str, metadata: MetaData) -> Table:
     )
 
 
+def _first_runs(prefix: str, metadata: MetaData) -> Table:
+    """Where a handler's first run on a topic begins: one row for each partition that the topic then had.
+
+    `source` is what decided it: `start`, `end`, `committed` (Kafka's offset), or `mark` (an older release had begun).
+    `start` is NULL where the broker could not tell; `asked_at` is when it was asked, in milliseconds since 1970.
+    """
+    return Table(
+        f"{prefix}first_runs",
+        metadata,
+        Column("consumer", Integer, primary_key=True, autoincrement=False),
+        Column("topic", Text, primary_key=True),
+        Column("topic_id", Text, primary_key=True),
+        Column("partition", Integer, primary_key=True, autoincrement=False),
+        Column("source", Text, nullable=False),
+        Column("start", BigInteger),
+        Column("asked_at", BigInteger, nullable=False),
+    )
+
+
 def _lane_progress(prefix: str, metadata: MetaData) -> Table:
     """The number of each lane's last transaction: where it is lower than the lane knows, the database lost commits."""
     return Table(
@@ -303,6 +323,7 @@ _MAKERS = (
     _outbox_messages,
     _parked_messages,
     _partition_progress,
+    _first_runs,
     _lane_progress,
     _operator_actions,
 )

@@ -4,7 +4,8 @@ Differences that may matter when choosing: every rebalance takes all partitions 
 anew, and heartbeats stop while the event loop is blocked. That a partition is lost rather than revoked is known where
 the broker has answered so (`lost` is called); where it has not yet, `revoked` is called and its commit is refused.
 
-Topics are described and created through confluent-kafka: aiokafka does not know topic IDs.
+Topics are described and created, and questions about partitions asked, through confluent-kafka: aiokafka does not know
+topic IDs, and asks on the connections by which it fetches.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class AiokafkaTransport:
 
     def consumer(self, subscription: Subscription) -> Consumer:
         """Make a consumer."""
-        return AiokafkaConsumer(self._settings, self._options, subscription, self.topics)
+        questions = self._admin.questions(subscription.group, self.topics)
+        return AiokafkaConsumer(self._settings, self._options, subscription, self.topics, questions)
 
     def producer(self) -> Producer:
         """Make a producer."""

@@ -11,12 +11,11 @@ import inspect
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 import aiokafka.errors as errors  # type: ignore[import-untyped]
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka import TopicPartition as ClientPartition
 from aiokafka.conn import create_conn  # type: ignore[import-untyped]
 
 from consumerkit.errors import StartError
@@ -162,11 +161,6 @@ class Insight:
         """
         coordinator = self._client._coordinator  # noqa: SLF001
         return coordinator is not None and coordinator.generation < 0
-
-    async def committed(self, partitions: Sequence[ClientPartition]) -> dict[ClientPartition, tuple[int, str]]:
-        """Return what the group has committed, with its text; the public face returns the offset alone."""
-        found = await self._client._coordinator.fetch_committed_offsets(partitions)  # noqa: SLF001
-        return {at: (each.offset, each.metadata) for at, each in found.items() if each.offset >= 0}
 
     def fatal(self) -> str | None:
         """What ended one of the client's own tasks; nothing is fetched, or no rebalance followed, from then on."""

@@ -17,7 +17,8 @@ from consumerkit.transports import aiokafka_client, aiokafka_records
 from consumerkit.transports.aiokafka_client import Insight, words
 from consumerkit.transports.aiokafka_group import COMMIT_TIMEOUT, DRAIN_MARGIN, Describe, Membership
 from consumerkit.transports.aiokafka_reader import Reader
-from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription
+from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription, Survey
+from consumerkit.transports.confluent_questions import Questions
 
 _SESSION_MS: Final = 45_000
 _NEVER_MS: Final = 2**31 - 1
@@ -32,12 +33,18 @@ class AiokafkaConsumer:
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], options: Mapping[str, Any], subscription: Subscription, describe: Describe
+        self,
+        settings: Mapping[str, Any],
+        options: Mapping[str, Any],
+        subscription: Subscription,
+        describe: Describe,
+        questions: Questions,
     ) -> None:
         self._settings = settings
         self._options = options
         self._subscription = subscription
         self._describe = describe
+        self._questions = questions
         self._client: AIOKafkaConsumer | None = None
         self._group: Membership | None = None
         self._reader: Reader | None = None
@@ -62,7 +69,7 @@ class AiokafkaConsumer:
         client = await aiokafka_client.connect(lambda: AIOKafkaConsumer(**arguments), self._settings)
         try:
             await self._check_rights(client)
-            group = Membership(client, subscription, listener, self._describe)
+            group = Membership(client, subscription, listener, self._questions.describe)
             client.subscribe(list(subscription.topics), listener=group)
         except BaseException:
             await aiokafka_client.stop(client)
@@ -133,6 +140,22 @@ class AiokafkaConsumer:
         assert self._group is not None, "start comes first"
         return await self._group.describe(partitions)
 
+    async def survey(self, topic: str) -> Survey:
+        """Ask the broker about all partitions of a topic.
+
+        Raises:
+            Unavailable: The broker did not answer.
+        """
+        return await self._questions.survey(topic)
+
+    async def since(self, partition: TopicPartition, milliseconds: int) -> int:
+        """Return the first offset since a moment.
+
+        Raises:
+            Unavailable: The broker did not answer.
+        """
+        return await self._questions.since(partition, milliseconds)
+
     async def stop(self) -> None:
         """Have the listener finish with all partitions, commit what it returns, and leave the group."""
         client, group, self._client = self._client, self._group, None
@@ -144,6 +167,7 @@ class AiokafkaConsumer:
             self._reading.cancel()
             await asyncio.wait({self._reading})
             self._reading = None
+        await self._questions.stop()
 
     def health(self) -> Health:
         """Tell how the consumer does; from any thread."""

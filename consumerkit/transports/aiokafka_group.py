@@ -18,7 +18,7 @@ import aiokafka.errors as errors  # type: ignore[import-untyped]
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import TopicPartition as ClientPartition
 
-from consumerkit.errors import PartitionUnusable, StartError, Unavailable
+from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.aiokafka_client import Insight, words
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription, TopicInfo
@@ -29,12 +29,12 @@ COMMIT_TIMEOUT: Final = 5.0
 DRAIN_MARGIN: Final = 5.0
 """Seconds beyond `Subscription.drain_timeout` after which a listener that has not returned is given up."""
 
-_LOOKUP_TIMEOUT: Final = 10.0
 _RETRY_PAUSE: Final = 0.2
 
 _log = logging.getLogger(__name__)
 
 Describe = Callable[[Collection[str]], Awaitable[dict[str, TopicInfo]]]
+Ask = Callable[[Collection[TopicPartition]], Awaitable[dict[TopicPartition, PartitionInfo]]]
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     """
 
     def __init__(
-        self, client: AIOKafkaConsumer, subscription: Subscription, listener: AssignmentListener, describe: Describe
+        self, client: AIOKafkaConsumer, subscription: Subscription, listener: AssignmentListener, ask: Ask
     ) -> None:
         self.name = subscription.group
         self.held: dict[TopicPartition, Held] = {}
@@ -84,7 +84,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         self._insight = Insight(client)
         self._subscription = subscription
         self._listener = listener
-        self._describe = describe
+        self._ask = ask
         self._topic_ids: dict[str, str] = {}
         self._first_positions: dict[TopicPartition, int] = {}
         self._epochs = itertools.count(1)
@@ -120,18 +120,24 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     # -- taking over
 
     async def _take(self, partitions: list[TopicPartition], turn: int) -> None:
-        starts = None
-        while starts is None:
+        """Tell the listener of partitions of which the broker tells; ask again about the others."""
+        waiting = set(partitions)
+        while waiting:
             try:
-                starts = await asyncio.wait_for(self._starts(partitions), _LOOKUP_TIMEOUT)
+                told = await self._told(waiting)
             except Exception as error:  # noqa: BLE001 - given up, the partitions would stand still and nobody be told
                 if turn != self._round:
                     return
                 _log.warning("%s: looking up where to start: %s", self.name, words(error))
+                told = {}
+            async with self._telling:
+                if turn != self._round:
+                    return
+                if told:
+                    await self._announce({at: self._start(at, info) for at, info in told.items()})
+            waiting -= told.keys()
+            if waiting:
                 await asyncio.sleep(_RETRY_PAUSE)
-        async with self._telling:
-            if turn == self._round:
-                await self._announce(starts)
 
     async def _announce(self, starts: Mapping[TopicPartition, int]) -> None:
         held = {at: Held(next(self._epochs), self._topic_ids[at.topic], start) for at, start in starts.items()}
@@ -146,37 +152,23 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         self._client.resume(*(ClientPartition(*partition) for partition, mine in held.items() if not mine.on_hold))
 
-    async def _starts(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        asked = [self._client.committed(ClientPartition(*partition)) for partition in partitions]
-        _, *offsets = await asyncio.gather(self._ask_topic_ids({at.topic for at in partitions}), *asked)
-        starts = {at: offset for at, offset in zip(partitions, offsets, strict=True) if offset is not None}
-        first_run = [at for at in partitions if at not in starts]
-        return starts | await self._first_run(first_run)
-
-    async def _ask_topic_ids(self, topics: Collection[str]) -> None:
+    async def _told(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
         """Ask at each assignment, since a topic may have been created anew: what was told before is no answer.
 
         Raises:
-            StartError: The broker did not answer.
-            Unavailable: It knows no such topic, now.
+            Unavailable: The broker did not answer.
         """
-        infos = await self._describe(topics)
-        self._topic_ids |= {name: info.topic_id for name, info in infos.items()}
-        if unknown := set(topics) - infos.keys():
-            raise Unavailable(f"{self.name}: the broker does not know of {', '.join(sorted(unknown))}")
+        told = await self._ask(partitions)
+        self._topic_ids |= {at.topic: info.topic_id for at, info in told.items()}
+        return told
 
-    async def _first_run(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        # "latest" is decided once: decided again after each rebalance, it would skip what came in between.
-        known = {at: self._first_positions[at] for at in partitions if at in self._first_positions}
-        asked = [ClientPartition(*at) for at in partitions if at not in known]
-        if not asked:
-            return known
+    def _start(self, partition: TopicPartition, info: PartitionInfo) -> int:
+        if info.committed is not None:
+            return info.committed
         if self._subscription.start_from == "earliest":
-            found = await self._client.beginning_offsets(asked)
-        else:
-            found = await self._client.end_offsets(asked)
-            self._first_positions |= {TopicPartition(*at): offset for at, offset in found.items()}
-        return known | {TopicPartition(*at): offset for at, offset in found.items()}
+            return info.start
+        # "latest" is decided once: decided again after each rebalance, it would skip what came in between.
+        return self._first_positions.setdefault(partition, info.end)
 
     # -- giving back
 
@@ -301,25 +293,8 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         Raises:
             Unavailable: It did not answer.
         """
-        asked = [ClientPartition(*at) for at in partitions if at in self.held]
-        if not asked:
-            return {}
-        try:
-            async with asyncio.timeout(_LOOKUP_TIMEOUT):
-                await self._ask_topic_ids({at.topic for at in asked})
-                # At once: a broker answers these after the fetch that is waiting on the same connection.
-                starts, ends, committed = await asyncio.gather(
-                    self._client.beginning_offsets(asked),
-                    self._client.end_offsets(asked),
-                    self._insight.committed(asked),
-                )
-        except (TimeoutError, errors.KafkaError, StartError) as error:
-            raise Unavailable(f"{self.name}: the broker did not tell about its partitions: {words(error)}") from error
-        found = {}
-        for at in asked:
-            offset, note = committed.get(at, (None, ""))
-            found[TopicPartition(*at)] = PartitionInfo(self._topic_ids[at.topic], starts[at], ends[at], offset, note)
-        return found
+        found = await self._told([at for at in partitions if at in self.held])
+        return {at: info for at, info in found.items() if at in self.held}
 
     # -- failing
 

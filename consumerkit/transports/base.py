@@ -25,8 +25,12 @@ away, and the transport tells the `AssignmentListener`:
 Listener calls of one consumer never overlap. A listener must not raise; if it does, the transport treats the
 partitions as revoked without positions and reports through `health`.
 
-**Where reading starts.** At the group's committed offset. Where there is none, at `Subscription.start_from`, decided
-at assignment, as an explicit position; the engine commits it, so that it is decided once.
+**Where reading starts.** At the group's committed offset. Where there is none, at `Subscription.start_from`, as an
+explicit position. An engine whose database knows better goes elsewhere by `seek`. A partition of which the broker
+cannot tell, for want of a leader, is assigned once it can, and keeps no other waiting.
+
+**Questions.** `describe`, `survey` and `since` ask about many partitions at a time, on connections that fetch nothing:
+a broker answers what stands behind a fetch only after it.
 
 **Fetching.** `fetch` returns what is there, in offset order within a partition: at most `limit` messages, an empty
 list after `timeout` seconds without any. It returns as soon as it has one message, and does not linger. It must be
@@ -174,6 +178,27 @@ class PartitionInfo:
     note: str = ""
 
 
+class Surveyed(NamedTuple):
+    """What the broker tells of one partition of a topic, whoever has it.
+
+    Attributes:
+        span: The offsets that are in the log; None where the broker cannot tell now, for want of a leader.
+        committed: What the group has committed, or None.
+        note: The text that was committed with it.
+    """
+
+    span: Span | None
+    committed: int | None = None
+    note: str = ""
+
+
+class Survey(NamedTuple):
+    """What the broker tells of a topic and of all its partitions."""
+
+    topic_id: str
+    partitions: Mapping[int, Surveyed]
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """How a consumer does.
@@ -242,10 +267,29 @@ class Consumer(Protocol):
         ...
 
     async def describe(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
-        """Ask the broker about assigned partitions, now; one that is not assigned any more is left out.
+        """Ask the broker about assigned partitions, now.
+
+        One that is not assigned any more is left out, and so is one of which the broker cannot tell now, for want of a
+        leader.
 
         Raises:
             Unavailable: The broker did not answer, or does not know of a topic now; what it told before is no answer.
+        """
+        ...
+
+    async def survey(self, topic: str) -> Survey:
+        """Ask the broker about all partitions of a topic, whoever has them, now.
+
+        Raises:
+            Unavailable: The broker did not answer, or does not know the topic now.
+        """
+        ...
+
+    async def since(self, partition: TopicPartition, milliseconds: int) -> int:
+        """Return a partition's first offset whose record bears this timestamp or a later one; without any, its end.
+
+        Raises:
+            Unavailable: The broker did not answer.
         """
         ...
 

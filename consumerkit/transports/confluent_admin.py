@@ -18,6 +18,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from consumerkit.errors import StartError
 from consumerkit.transports.base import TopicInfo
+from consumerkit.transports.confluent_questions import AskTopics, Questions
 
 T = TypeVar("T")
 
@@ -62,6 +63,10 @@ class TopicAdmin:
             StartError: The broker refused; the message names the topic.
         """
         await asyncio.to_thread(self._create, partitions)
+
+    def questions(self, group: str, topics: AskTopics) -> Questions:
+        """Return who asks about partitions, for a group; `topics` describes topics as ours does."""
+        return Questions(self._config, group, topics)
 
     def describe(self, names: Collection[str]) -> dict[str, TopicInfo]:
         """Do the work of `topics`, blocking."""

@@ -14,9 +14,9 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol, TypeVar
 
 import confluent_kafka
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
 
-from consumerkit.errors import PartitionUnusable, StartError
+from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription
 from consumerkit.transports.confluent_messages import Reading
@@ -24,10 +24,9 @@ from consumerkit.transports.confluent_messages import Reading
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Partitions = list[confluent_kafka.TopicPartition]
-AskTopicIds = Callable[[], Coroutine[Any, Any, Mapping[str, str]]]
+Told = Mapping[TopicPartition, PartitionInfo]
+Ask = Callable[[Collection[TopicPartition]], Coroutine[Any, Any, Told]]
 
-_ASK = 5.0  # seconds for one question to the broker
-_ASK_AGAIN_FOR = 30.0
 _ASK_AGAIN_AFTER = 0.5
 _MARGIN = 5.0  # beyond the drain timeout, which the listener itself keeps
 _REFUSED = 1.0  # for so long the client may refuse to seek because an assignment has only begun
@@ -60,7 +59,8 @@ class Assignment:
     """The partitions of one consumer.
 
     One that is assigned is taken on in two steps: the callback has the client assign it, paused; the listener is told,
-    and reading begins, once its topic's ID is known. A topic may have been created anew, so that is asked each time.
+    and reading begins, once the broker has told of it. A topic may have been created anew, so that is asked each time,
+    and never on this thread, which must go on polling.
 
     Attributes:
         readings: What is known of each assigned partition.
@@ -73,7 +73,7 @@ class Assignment:
         host: Host,
         subscription: Subscription,
         listener: AssignmentListener,
-        topic_ids: AskTopicIds,
+        ask: Ask,
     ) -> None:
         self.readings: dict[tuple[str, int], Reading] = {}
         self.changes = 0
@@ -81,11 +81,11 @@ class Assignment:
         self._host = host
         self._subscription = subscription
         self._listener = listener
-        self._topic_ids = topic_ids
+        self._ask = ask
         self._epochs = itertools.count(1)
-        # Where to begin with partitions that are assigned and not taken on; and the question that they wait for.
-        self._waiting: dict[tuple[str, int], int] = {}
-        self._asked: Future[Mapping[str, str]] | None = None
+        # Partitions that are assigned and not taken on; and the question that they wait for.
+        self._waiting: set[TopicPartition] = set()
+        self._asked: Future[Told] | None = None
         self._ask_at = 0.0
 
     def subscribe(self, consumer: Consumer) -> None:
@@ -94,23 +94,23 @@ class Assignment:
         consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def take_on(self, consumer: Consumer) -> None:
-        """Take partitions on whose topics' IDs the broker has told by now; ask it again about the others."""
+        """Take partitions on of which the broker has told by now; ask it again about the others."""
         if not self._waiting:
             return
         if self._asked is None:
             if time.monotonic() >= self._ask_at:
-                self._asked = self._host.begin(self._topic_ids())
+                self._asked = self._host.begin(self._ask(tuple(self._waiting)))
             return
         if not self._asked.done():
             return
         asked, self._asked = self._asked, None
-        topic_ids = _answer(asked)
-        known = {at: offset for at, offset in self._waiting.items() if at[0] in topic_ids}
+        told = _answer(asked)
+        known = {at: told[at] for at in self._waiting if at in told}
         if len(known) < len(self._waiting):
-            log.warning("the topics' IDs are not known, so %d partitions wait", len(self._waiting) - len(known))
+            log.warning("the broker has not told about %d partitions yet, which wait", len(self._waiting) - len(known))
             self._ask_at = time.monotonic() + _ASK_AGAIN_AFTER
         if known:
-            self._begin(consumer, known, topic_ids)
+            self._begin(consumer, known)
 
     def current(self, positions: Mapping[TopicPartition, Position]) -> Partitions:
         """Return what to commit: positions of epochs that still hold."""
@@ -147,24 +147,6 @@ class Assignment:
         if not reading.lost_place:
             # The client has given up on it, and refuses to seek.
             self._assign_again(consumer, partition, reading)
-
-    def describe(self, consumer: Consumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
-        """Ask the broker about partitions, blocking.
-
-        Raises:
-            KafkaException: It did not answer.
-        """
-        asked = [confluent_kafka.TopicPartition(*at) for at in partitions if at in self.readings]
-        found = {}
-        for committed in consumer.committed(asked, timeout=_ASK) if asked else ():
-            if committed.error is not None:
-                raise KafkaException(committed.error)
-            low, high = consumer.get_watermark_offsets(committed, timeout=_ASK)
-            at = TopicPartition(committed.topic, committed.partition)
-            topic_id = self.readings[at].topic_id
-            offset = committed.offset if committed.offset >= 0 else None
-            found[at] = PartitionInfo(topic_id, low, high, offset, committed.metadata or "")
-        return found
 
     def find_place(self, consumer: Consumer) -> None:
         """Seek partitions that lost their place to the offset that is next by our own count."""
@@ -256,27 +238,28 @@ class Assignment:
         if not partitions:
             consumer.incremental_assign([])
             return
-        starts = self._starts(consumer, partitions)
-        consumer.incremental_assign(starts)
+        # Somewhere, since where to begin is not known yet.
+        ends = [confluent_kafka.TopicPartition(at.topic, at.partition, OFFSET_END) for at in partitions]
+        consumer.incremental_assign(ends)
         # The client may have begun to fetch all the same; what it returns of them before they are taken on is dropped.
-        consumer.pause(starts)
-        self._waiting |= {(start.topic, start.partition): start.offset for start in starts}
+        consumer.pause(ends)
+        self._waiting |= {TopicPartition(at.topic, at.partition) for at in partitions}
         # An answer to an earlier question may be older than this assignment.
-        self._asked = self._host.begin(self._topic_ids())
+        self._asked = self._host.begin(self._ask(tuple(self._waiting)))
 
-    def _begin(self, consumer: Consumer, starts: Mapping[tuple[str, int], int], topic_ids: Mapping[str, str]) -> None:
+    def _begin(self, consumer: Consumer, told: Told) -> None:
         """Tell the listener of partitions, and have them read."""
         self.changes += 1
         fresh: dict[tuple[str, int], Reading] = {}
-        for (topic, number), start in starts.items():
-            del self._waiting[topic, number]
-            fresh[topic, number] = Reading(self.next_epoch(), topic_ids[topic], start, self.changes)
-            fresh[topic, number].lost_place = True
-        told = {TopicPartition(*at): Position(reading.next, reading.epoch) for at, reading in fresh.items()}
+        for at, info in told.items():
+            self._waiting.discard(at)
+            fresh[at] = Reading(self.next_epoch(), info.topic_id, self._start(info), self.changes)
+            fresh[at].lost_place = True
+        begun = {TopicPartition(*at): Position(reading.next, reading.epoch) for at, reading in fresh.items()}
         # Known before the listener is: a commit from within `assigned` is one of this epoch.
         self.readings.update(fresh)
         named = [confluent_kafka.TopicPartition(*at) for at in fresh]
-        if self._host.tell(_true(self._listener.assigned(told)), _CALL) is None:
+        if self._host.tell(_true(self._listener.assigned(begun)), _CALL) is None:
             self._forget(named)
             return
         # The client keeps a pause beyond the assignment: a partition that went while paused would never be read again.
@@ -305,27 +288,10 @@ class Assignment:
             if answer.error is not None:
                 log.warning("the last commit of %s[%d] failed: %s", answer.topic, answer.partition, answer.error)
 
-    def _starts(self, consumer: Consumer, partitions: Partitions) -> Partitions:
-        """Return where to start each partition, asking until the broker answers."""
-        end = time.monotonic() + _ASK_AGAIN_FOR
-        while True:
-            try:
-                committed = consumer.committed(partitions, timeout=_ASK)
-                return [self._start(consumer, partition) for partition in committed]
-            except KafkaException as error:
-                if time.monotonic() > end:
-                    raise
-                log.info("asking again for committed offsets: %s", error)
-                time.sleep(0.2)
-
-    def _start(self, consumer: Consumer, committed: confluent_kafka.TopicPartition) -> confluent_kafka.TopicPartition:
-        if committed.error is not None:
-            raise KafkaException(committed.error)
-        if committed.offset >= 0:
-            return committed  # with the leader epoch of the commit, which the client checks against the log
-        low, high = consumer.get_watermark_offsets(committed, timeout=_ASK)
-        first = low if self._subscription.start_from == "earliest" else high
-        return confluent_kafka.TopicPartition(committed.topic, committed.partition, first)
+    def _start(self, info: PartitionInfo) -> int:
+        if info.committed is not None:
+            return info.committed
+        return info.start if self._subscription.start_from == "earliest" else info.end
 
     def _held(self, partitions: Iterable[confluent_kafka.TopicPartition]) -> Collection[TopicPartition]:
         named = (TopicPartition(at.topic, at.partition) for at in partitions)
@@ -334,7 +300,7 @@ class Assignment:
     def _forget(self, partitions: Iterable[confluent_kafka.TopicPartition]) -> None:
         for at in partitions:
             self.readings.pop((at.topic, at.partition), None)
-            self._waiting.pop((at.topic, at.partition), None)
+            self._waiting.discard(TopicPartition(at.topic, at.partition))
 
 
 async def _true(work: Coroutine[Any, Any, None]) -> bool:
@@ -342,10 +308,10 @@ async def _true(work: Coroutine[Any, Any, None]) -> bool:
     return True
 
 
-def _answer(asked: Future[Mapping[str, str]]) -> Mapping[str, str]:
-    """Return the IDs that the broker told; none where it did not answer."""
+def _answer(asked: Future[Told]) -> Told:
+    """Return what the broker told; nothing where it did not answer."""
     try:
         return asked.result()
-    except (StartError, CancelledError) as error:
-        log.warning("the topics' IDs could not be asked for: %s", error)
+    except (Unavailable, CancelledError) as error:
+        log.warning("the broker could not be asked about partitions: %s", error)
         return {}

@@ -5,11 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
-from consumerkit.errors import StartError, Unavailable
+from consumerkit.errors import StartError
 from consumerkit.message import Message, TopicPartition
-from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription
+from consumerkit.transports.base import (
+    AssignmentListener,
+    Health,
+    PartitionInfo,
+    Position,
+    Subscription,
+    Survey,
+    TopicInfo,
+)
 from consumerkit.transports.confluent_admin import TopicAdmin
 from consumerkit.transports.confluent_thread import PollThread
 
@@ -50,6 +57,7 @@ class ConfluentConsumer:
         self._subscription = subscription
         self._admin = admin
         self._topic_ids: dict[str, str] = {}
+        self._questions = admin.questions(subscription.group, self._ask_topics)
         self._thread: PollThread | None = None
 
     async def start(self, listener: AssignmentListener) -> None:
@@ -64,7 +72,7 @@ class ConfluentConsumer:
             raise StartError(f"no such topic: {', '.join(missing)}")
         self._topic_ids = {name: info.topic_id for name, info in topics.items()}
         loop = asyncio.get_running_loop()
-        thread = PollThread(self._config, self._subscription, listener, self._ask_topic_ids, loop)
+        thread = PollThread(self._config, self._subscription, listener, self._questions.describe, loop)
         thread.start()
         await thread.started
         self._thread = thread
@@ -111,14 +119,24 @@ class ConfluentConsumer:
         Raises:
             Unavailable: The broker did not answer.
         """
-        try:
-            ids = await self._ask_topic_ids()
-        except StartError as error:
-            raise Unavailable(f"the topics' IDs could not be asked for: {error}") from error
-        found = await self._running.describe(partitions)
-        if unknown := {at.topic for at in found} - ids.keys():
-            raise Unavailable(f"the broker does not know of {', '.join(sorted(unknown))}")
-        return {at: replace(info, topic_id=ids[at.topic]) for at, info in found.items()}
+        found = await self._questions.describe([at for at in partitions if self._running.holds(at)])
+        return {at: info for at, info in found.items() if self._running.holds(at)}
+
+    async def survey(self, topic: str) -> Survey:
+        """Ask the broker about all partitions of a topic.
+
+        Raises:
+            Unavailable: The broker did not answer.
+        """
+        return await self._questions.survey(topic)
+
+    async def since(self, partition: TopicPartition, milliseconds: int) -> int:
+        """Return the first offset since a moment.
+
+        Raises:
+            Unavailable: The broker did not answer.
+        """
+        return await self._questions.since(partition, milliseconds)
 
     async def stop(self) -> None:
         """Have the listener finish with all partitions, commit what it returns, and leave the group."""
@@ -130,6 +148,7 @@ class ConfluentConsumer:
             await asyncio.wait_for(asyncio.shield(self._thread.finished), within)
         except TimeoutError:
             log.warning("the consumer of group %s did not leave in time; its session will run out", self._group)
+        await self._questions.stop()
 
     def health(self) -> Health:
         """Tell how the consumer does; from any thread."""
@@ -144,16 +163,10 @@ class ConfluentConsumer:
     def _group(self) -> str:
         return self._subscription.group
 
-    async def _ask_topic_ids(self) -> Mapping[str, str]:
-        """Ask for the IDs of the topics that there are.
-
-        Raises:
-            StartError: The broker did not tell. What it told before is no answer: a topic may have been created anew.
-        """
-        topics = await self._admin.topics(self._subscription.topics)
-        found = {name: info.topic_id for name, info in topics.items()}
-        self._topic_ids |= found
-        return found
+    async def _ask_topics(self, names: Collection[str]) -> Mapping[str, TopicInfo]:
+        topics = await self._admin.topics(names)
+        self._topic_ids |= {name: info.topic_id for name, info in topics.items()}
+        return topics
 
 
 def _named(subscription: Subscription) -> dict[str, object]:

@@ -23,8 +23,8 @@ from confluent_kafka import TopicPartition as RawPartition
 
 from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import Message, TopicPartition
-from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription
-from consumerkit.transports.confluent_assignment import AskTopicIds, Assignment
+from consumerkit.transports.base import AssignmentListener, Health, Position, Subscription
+from consumerkit.transports.confluent_assignment import Ask, Assignment
 from consumerkit.transports.confluent_commits import Commits, resolve
 from consumerkit.transports.confluent_handover import Fetch, Handover
 from consumerkit.transports.confluent_messages import HOPELESS, UNUSABLE, convert
@@ -44,7 +44,7 @@ class PollThread:
         config: The client's whole configuration, but for its callbacks.
         subscription: What to read.
         listener: Told of assignments, on `loop`.
-        topic_ids: Asks the broker for the topics' IDs, on `loop`.
+        ask: Asks the broker about partitions, on `loop`.
         loop: Where futures are resolved and the listener runs.
     """
 
@@ -53,7 +53,7 @@ class PollThread:
         config: Mapping[str, object],
         subscription: Subscription,
         listener: AssignmentListener,
-        topic_ids: AskTopicIds,
+        ask: Ask,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.paused = self.over = False
@@ -67,7 +67,7 @@ class PollThread:
             "error_cb": self._on_error,
             "on_commit": self._commits.on_commit,
         }
-        self._assignment = Assignment(self, subscription, listener, topic_ids)
+        self._assignment = Assignment(self, subscription, listener, ask)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._consumer: Consumer | None = None
         self._handover = Handover(loop, self._commands.put)
@@ -108,13 +108,9 @@ class PollThread:
         self._commands.put(lambda: self._seek(partition, offset, epoch, topic_id))
         return epoch
 
-    def describe(self, partitions: Collection[TopicPartition]) -> asyncio.Future[dict[TopicPartition, PartitionInfo]]:
-        """Ask the broker about partitions."""
-        answer: asyncio.Future[dict[TopicPartition, PartitionInfo]] = self._loop.create_future()
-        self._commands.put(lambda: self._describe(partitions, answer))
-        if self.over:
-            resolve(self._loop, answer, Unavailable("the consumer has ended"))
-        return answer
+    def holds(self, partition: TopicPartition) -> bool:
+        """Return whether a partition is assigned; from any thread."""
+        return partition in self._assignment.readings
 
     def stop(self) -> None:
         """Ask for the end; `finished` tells when."""
@@ -256,16 +252,6 @@ class PollThread:
     def _seek(self, partition: TopicPartition, offset: int, epoch: int, topic_id: str | None) -> None:
         if self._consumer is not None:
             self._assignment.restart(self._consumer, partition, offset, epoch, topic_id)
-
-    def _describe(
-        self, partitions: Collection[TopicPartition], answer: asyncio.Future[dict[TopicPartition, PartitionInfo]]
-    ) -> None:
-        result: dict[TopicPartition, PartitionInfo] | Exception
-        try:
-            result = self._assignment.describe(self._consumer, partitions) if self._consumer is not None else {}
-        except (KafkaException, RuntimeError) as error:
-            result = Unavailable(f"the broker did not tell about {', '.join(map(str, partitions))}: {error}")
-        resolve(self._loop, answer, result)
 
     def _commit(self, positions: Mapping[TopicPartition, Position], answer: asyncio.Future[None]) -> None:
         offsets = self._assignment.current(positions)

@@ -10,7 +10,17 @@ from typing import Any, TypeVar
 from consumerkit.errors import PartitionUnusable, StartError, Unavailable
 from consumerkit.event_wait import wait_until_set
 from consumerkit.message import Message, TopicPartition
-from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription
+from consumerkit.transports.base import (
+    AssignmentListener,
+    Health,
+    PartitionInfo,
+    Position,
+    Span,
+    Subscription,
+    Survey,
+    Surveyed,
+)
+from consumerkit.transports.memory_log import TopicLog
 from consumerkit.transports.memory_members import MemoryGroup
 
 T = TypeVar("T")
@@ -39,6 +49,7 @@ class MemoryConsumer:
         self._reading: dict[TopicPartition, int] = {}
         self._paused = False
         self._held: set[TopicPartition] = set()
+        self._leaderless: set[TopicPartition] = set()
         self._error: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -57,6 +68,7 @@ class MemoryConsumer:
         end = time.monotonic() + timeout
         while True:
             self._awake.clear()
+            self._find_leaders()
             found = [] if self._paused or not self._reachable else self._take(limit)
             remaining = end - time.monotonic()
             if found or remaining <= 0:
@@ -100,18 +112,42 @@ class MemoryConsumer:
         """Tell about assigned partitions.
 
         Raises:
-            Unavailable: The broker is down, or nothing leads one of the partitions.
+            Unavailable: The broker is down.
         """
         self._reach()
         logs, offsets, notes = self._group.logs, self._group.offsets, self._group.notes
         found = {}
         for at in partitions:
-            if at in self._epochs:
+            if at in self._epochs and logs.partition(at).has_leader:
                 log, topic_id = logs.partition(at), logs.topics[at.topic].id
-                if not log.has_leader:
-                    raise Unavailable(f"{at} has no leader")
                 found[at] = PartitionInfo(topic_id, log.start, log.end, offsets.get(at), notes.get(at, ""))
         return found
+
+    async def survey(self, topic: str) -> Survey:
+        """Tell about all partitions of a topic.
+
+        Raises:
+            Unavailable: The broker is down, or there is no such topic.
+        """
+        log = self._topic(topic)
+        offsets, notes, found = self._group.offsets, self._group.notes, {}
+        for number, one in enumerate(log.partitions):
+            at = TopicPartition(topic, number)
+            span = Span(one.start, one.end) if one.has_leader else None
+            found[number] = Surveyed(span, offsets.get(at), notes.get(at, ""))
+        return Survey(log.id, found)
+
+    async def since(self, partition: TopicPartition, milliseconds: int) -> int:
+        """Return the first offset since a moment.
+
+        Raises:
+            Unavailable: The broker is down, there is no such topic, or nothing leads the partition.
+        """
+        log = self._topic(partition.topic).partitions[partition.partition]
+        if not log.has_leader:
+            raise Unavailable(f"{partition} has no leader")
+        later = (one.offset for one in log.read(log.start, log.end) if one.timestamp >= milliseconds)
+        return next(later, log.end)
 
     async def stop(self) -> None:
         """Have the listener finish with all partitions, commit what it returns, and leave the group."""
@@ -126,8 +162,10 @@ class MemoryConsumer:
         return Health(0.0, self._error)
 
     async def assign(self, partitions: Collection[TopicPartition]) -> None:
-        """Tell the listener of new partitions, then read them."""
-        starts = {partition: self._start(partition) for partition in sorted(partitions)}
+        """Tell the listener of new partitions, then read them; those that nothing leads, once they have a leader."""
+        led = {partition for partition in partitions if self._group.logs.partition(partition).has_leader}
+        self._leaderless |= set(partitions) - led
+        starts = {partition: self._start(partition) for partition in sorted(led)}
         for partition in starts:
             self._epoch += 1
             self._epochs[partition] = self._epoch
@@ -138,7 +176,17 @@ class MemoryConsumer:
                 self._reading.update({at: start for at, start in starts.items() if at not in self._reading})
                 self._awake.set()
             else:
-                self._epochs.clear()
+                for partition in starts:
+                    self._epochs.pop(partition, None)
+
+    async def assign_led(self) -> None:
+        """Take on partitions that were given earlier and have a leader by now."""
+        waiting, self._leaderless = self._leaderless, set()
+        await self.assign(waiting)
+
+    def _find_leaders(self) -> None:
+        if any(self._group.logs.partition(partition).has_leader for partition in self._leaderless):
+            self._spawn(self._group.assign_led(self))
 
     def _positions(self, starts: Mapping[TopicPartition, int]) -> dict[TopicPartition, Position]:
         return {partition: Position(offset, self._epochs[partition]) for partition, offset in starts.items()}
@@ -146,6 +194,7 @@ class MemoryConsumer:
     async def revoke(self) -> None:
         """Let the listener finish with all partitions, commit what it returns, and give them up."""
         self._reading.clear()
+        self._leaderless.clear()
         if not self._epochs:
             return
         within = self._subscription.drain_timeout + 1
@@ -161,6 +210,7 @@ class MemoryConsumer:
         """Give up all partitions without a commit, and tell the listener."""
         gone = tuple(self._epochs)
         self._reading.clear()
+        self._leaderless.clear()
         self._epochs.clear()
         self._held.clear()
         if gone:
@@ -178,6 +228,12 @@ class MemoryConsumer:
     def _reach(self) -> None:
         if not self._reachable:
             raise Unavailable("the broker in memory is down")
+
+    def _topic(self, name: str) -> TopicLog:
+        self._reach()
+        if name not in self._group.logs.topics:
+            raise Unavailable(f"the broker in memory has no topic {name!r}")
+        return self._group.logs.topics[name]
 
     @property
     def _listening(self) -> AssignmentListener:

@@ -30,6 +30,9 @@ class Member(Protocol):
     async def assign(self, partitions: Collection[TopicPartition]) -> None:
         """Take on partitions."""
 
+    async def assign_led(self) -> None:
+        """Take on partitions that were given earlier and have a leader by now."""
+
     async def revoke(self) -> None:
         """Finish with all partitions, commit, and give them up."""
 
@@ -59,6 +62,12 @@ class MemoryGroup:
     def members(self) -> tuple[Member, ...]:
         """The members, oldest first."""
         return tuple(self._members)
+
+    async def assign_led(self, member: Member) -> None:
+        """Have a member take on what it was given without a leader."""
+        async with self._changing:
+            if member in self._members:
+                await member.assign_led()
 
     async def rebalance(self) -> None:
         """Take all partitions and deal them out again, added ones among them."""

@@ -142,16 +142,16 @@ class TestConfluent(KafkaContract):
         self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         failures = 0
-        starts = Assignment._starts
+        assign = Assignment._assign
 
-        def failing_once(assignment: Assignment, consumer: Consumer, partitions: list[RawPartition]) -> Any:
+        def failing_once(assignment: Assignment, consumer: Consumer, partitions: list[RawPartition]) -> None:
             nonlocal failures
             failures += 1
             if failures == 1:
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-            return starts(assignment, consumer, partitions)
+            assign(assignment, consumer, partitions)
 
-        monkeypatch.setattr(Assignment, "_starts", failing_once)
+        monkeypatch.setattr(Assignment, "_assign", failing_once)
         await bench.append(topic, numbered(10))
         async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
             assert offsets(await member.reads(10), 0) == list(range(10))

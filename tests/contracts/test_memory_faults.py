@@ -16,7 +16,7 @@ from tests.contracts.member import Member, offsets, until
 from tests.contracts.reader_contract import read_out, started
 
 TOPIC, GROUP = "t", "g"
-AT = TopicPartition(TOPIC, 0)
+AT, OTHER = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
 LOST = SendFailure("REQUEST_TIMED_OUT", "no answer", permanent=False)
 
 
@@ -87,20 +87,39 @@ async def test_a_partition_without_a_leader_is_neither_read_nor_written_nor_desc
     await producer.start()
     keyed = [Record(TOPIC, key, b"v") for key in (b"21", b"1")]
     assert {broker.logs.topics[TOPIC].partition_for(record.key) for record in keyed} == {0, 1}
-    with broker.leaderless(TOPIC, 0):
-        async with member(broker) as one:
-            await one.holds(2)
+    async with member(broker) as one:
+        await one.holds(2)
+        await one.reads(3)
+        with broker.leaderless(TOPIC, 0):
+            append(broker, 1)
             append(broker, 1, partition=1)
-            await one.reads(1)
+            await one.reads(4)
             answers = await producer.send(keyed)
             assert [answer is None for answer in answers] == [False, True]
             assert answers[0] is not None
             assert not answers[0].permanent
+            # It keeps nobody from learning of the other.
+            assert set(await one.consumer.describe([AT, OTHER])) == {OTHER}
+            assert [one.span is None for _, one in sorted((await one.consumer.survey(TOPIC)).partitions.items())] == [
+                True,
+                False,
+            ]
             with pytest.raises(Unavailable, match="leader"):
-                await one.consumer.describe([AT])
-            assert offsets(one.seen, 0) == []
-    async with member(broker) as other:
-        assert offsets(await other.reads(3), 0) == [0, 1, 2]
+                await one.consumer.since(AT, 0)
+            assert offsets(one.seen, 0) == [0, 1, 2]
+        assert offsets(await one.reads(6), 0) == [0, 1, 2, 3]
+
+
+async def test_a_partition_that_has_no_leader_yet_is_assigned_once_it_has(broker: MemoryBroker) -> None:
+    append(broker, 3)
+    async with member(broker) as one:
+        with broker.leaderless(TOPIC, 0):
+            await one.holds(1)
+            append(broker, 1, partition=1)
+            await one.reads(1)
+            assert set(one.listener.held) == {OTHER}
+        await one.holds(2)
+        assert offsets(await one.reads(4), 0) == [0, 1, 2]
 
 
 async def test_answers_come_late_and_in_any_order_while_records_keep_theirs(broker: MemoryBroker) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import Message, TopicPartition
-from consumerkit.transports.base import PartitionInfo, Position, Record
+from consumerkit.transports.base import PartitionInfo, Position, Record, Span, Surveyed
 from tests.contracts.bench import Bench
 from tests.contracts.member import Member, Recorder, offsets, until
 from tests.contracts.reader_contract import ReaderContract
@@ -274,6 +274,44 @@ class TransportContract(ReaderContract):
                 at: PartitionInfo(topic_id, 3, 10, 6, "kept with it"),
                 empty: PartitionInfo(topic_id, 0, 0, None, ""),
             }
+
+    async def test_a_survey_tells_of_all_partitions_whoever_has_them(
+        self, bench: Bench, topic: str, group: str
+    ) -> None:
+        await bench.append(topic, numbered(10), 0)
+        await bench.append(topic, numbered(4), 1)
+        consumers = [bench.transport.consumer(bench.subscription(group, topic)) for _ in range(2)]
+        async with Member(consumers[0], finishes=False) as one, Member(consumers[1], finishes=False) as other:
+            await until(lambda: len(one.listener.held) == len(other.listener.held) == 1, "one partition each")
+            have = one if TopicPartition(topic, 0) in one.listener.held else other
+            at = TopicPartition(topic, 0)
+            await have.consumer.commit({at: Position(6, have.listener.held[at], "kept with it")})
+            await bench.delete_before(topic, 0, 3)
+            topic_id = (await bench.transport.topics([topic]))[topic].topic_id
+            for member in (one, other):
+                found = await member.consumer.survey(topic)
+                assert found.topic_id == topic_id
+                assert dict(found.partitions) == {
+                    0: Surveyed(Span(3, 10), 6, "kept with it"),
+                    1: Surveyed(Span(0, 4), None, ""),
+                }
+            with pytest.raises(Unavailable):
+                await one.consumer.survey(f"missing-{topic}")
+
+    async def test_a_partition_tells_its_first_offset_since_a_moment(
+        self, bench: Bench, topic: str, group: str
+    ) -> None:
+        await bench.append(topic, numbered(5))
+        at = TopicPartition(topic, 0)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+            seen = await member.reads(5)
+            await asyncio.sleep(0.05)
+            between = max(message.timestamp for message in seen) + 20
+            assert await member.consumer.since(at, between) == 5
+            await bench.append(topic, numbered(5))
+            assert await member.consumer.since(at, between) == 5
+            assert await member.consumer.since(at, 0) == 0
+            assert await member.consumer.since(at, (int(time.time()) + 3600) * 1000) == 10
 
     async def test_an_unknown_topic_refuses_to_start(self, bench: Bench, group: str) -> None:
         name = f"missing-{uuid4().hex[:8]}"

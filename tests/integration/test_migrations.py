@@ -21,7 +21,7 @@ from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.services import PostgresServer
 
-REVISIONS = ["0001", "0002", "0003", "0004", "0005"]
+REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006"]
 
 ELSEWHERE = Tables(prefix="ck_", schema="ledger")
 

@@ -9,7 +9,7 @@ import pytest
 from consumerkit.engine import budget
 from consumerkit.engine.budget import OVERHEAD, Budget, cost
 from consumerkit.message import Message, TopicPartition
-from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position
+from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Survey
 
 
 class Switch:
@@ -40,6 +40,12 @@ class Switch:
 
     async def describe(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
         return {}
+
+    async def survey(self, topic: str) -> Survey:
+        return Survey("", {})
+
+    async def since(self, partition: TopicPartition, milliseconds: int) -> int:
+        return 0
 
     async def stop(self) -> None: ...
 

@@ -28,6 +28,7 @@ def test_each_table_is_named_with_prefix_and_schema() -> None:
     assert sorted(tables.metadata.tables) == [
         "ledger.ck_consumers",
         "ledger.ck_dead_letters",
+        "ledger.ck_first_runs",
         "ledger.ck_lane_progress",
         "ledger.ck_message_results",
         "ledger.ck_operator_actions",

@@ -1,0 +1,81 @@
+"""Where a handler's first run on a topic begins: decided once, for all partitions that the topic then has.
+
+A partition that is missing from that record was added later, so nothing in it is older than the first run. The record
+is kept by the topic's ID: a topic that was made anew under its name is another topic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+from sqlalchemy import Connection, insert, select
+
+from consumerkit.storage.tables import Tables
+
+
+class Source(StrEnum):
+    """What decided where a partition's first run begins."""
+
+    START = "start"
+    END = "end"
+    COMMITTED = "committed"
+    MARK = "mark"
+
+
+class FirstStart(NamedTuple):
+    """Where the first run on one partition begins.
+
+    Attributes:
+        source: What decided it.
+        offset: The first message to read; None where the broker could not tell when it was asked.
+        asked_at: When the broker was asked, in milliseconds since 1970.
+    """
+
+    source: Source
+    offset: int | None
+    asked_at: int
+
+
+def recorded(connection: Connection, tables: Tables, consumer: int, topic: str, topic_id: str) -> dict[int, FirstStart]:
+    """Return what was decided about a topic's partitions; nothing where nothing was."""
+    c = tables.first_runs.c
+    rows = connection.execute(
+        select(c.partition, c.source, c.start, c.asked_at).where(
+            c.consumer == consumer, c.topic == topic, c.topic_id == topic_id
+        )
+    )
+    return {row.partition: FirstStart(Source(row.source), row.start, row.asked_at) for row in rows}
+
+
+def decide(
+    connection: Connection,
+    tables: Tables,
+    consumer: int,
+    topic: str,
+    topic_id: str,
+    wanted: Mapping[int, FirstStart],
+) -> dict[int, FirstStart]:
+    """Write down where a first run begins, unless another worker was first; return what counts.
+
+    The caller's transaction reads what is committed while it waits (READ COMMITTED), and commits.
+    """
+    consumers, table = tables.consumers, tables.first_runs
+    connection.execute(select(consumers.c.id).where(consumers.c.id == consumer).with_for_update())
+    if found := recorded(connection, tables, consumer, topic, topic_id):
+        return found
+    place = {"consumer": consumer, "topic": topic, "topic_id": topic_id}
+    rows = [
+        {**place, "partition": number, "source": one.source.value, "start": one.offset, "asked_at": one.asked_at}
+        for number, one in sorted(wanted.items())
+    ]
+    connection.execute(insert(table), rows)
+    return dict(wanted)
+
+
+def had_another(connection: Connection, tables: Tables, consumer: int, topic: str, topic_id: str) -> bool:
+    """Return whether the handler has begun with another topic of this name, which was deleted since."""
+    c = tables.partition_progress.c
+    other = (c.consumer == consumer, c.topic == topic, c.mark.is_not(None), c.topic_id != topic_id)
+    return connection.execute(select(c.partition).where(*other).limit(1)).first() is not None
