@@ -21,7 +21,17 @@ from typing import Any
 
 
 class ConsumerkitError(Exception):
-    """The root of all errors that consumerkit raises."""
+    """The root of all errors that consumerkit raises; each, and each subclass of yours, can be pickled and copied."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default Python calls the class with `args`, which are not always what its `__init__` takes.
+        return _again, (type(self), self.args), self.__dict__ or None
+
+
+def _again(kind: type[ConsumerkitError], args: tuple[Any, ...]) -> ConsumerkitError:
+    made = kind.__new__(kind)
+    made.args = args
+    return made
 
 
 class ConfigurationError(ConsumerkitError):

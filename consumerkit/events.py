@@ -115,6 +115,7 @@ class GroupCommitted(Event):
         dead: Messages it dead-lettered.
         parked: Messages it parked, or parked for longer.
         fallback_ids: Messages whose ID came from a fallback source.
+        unreadable_times: Messages in which `event_time` read no moment, or one far in the future; such run.
         seconds: From BEGIN to COMMIT's answer.
     """
 
@@ -125,6 +126,7 @@ class GroupCommitted(Event):
     dead: int = 0
     parked: int = 0
     fallback_ids: int = 0
+    unreadable_times: int = 0
     seconds: float = 0.0
 
 

@@ -13,6 +13,7 @@ from consumerkit.engine.item import Item
 from consumerkit.engine.partition import Partition
 from consumerkit.engine.patience import Interrupted
 from consumerkit.engine.runner import Runner
+from consumerkit.engine.transaction import StaleFound
 from consumerkit.errors import Defer, Fenced, Reject
 from consumerkit.outcome import Reason
 from consumerkit.storage.faults import Fault
@@ -240,6 +241,8 @@ class Alone:
             # The claim was made when it was parked, whatever the handler reads its IDs from today.
             item.digest, item.message_id = parked.digest, parked.message_id
             item.fingerprint, item.fingerprint_version = parked.fingerprint, parked.fingerprint_version
+        if parked.error_type == letters.STALE and item.aged:
+            item.dead = item.dead or letters.stale(item)
         item.parked = parked
         item.repeats = parked.kind is Kind.REPEAT
         return item
@@ -261,6 +264,8 @@ class Alone:
                 await self._runner.transact(group)
             except Interrupted:
                 raise
+            except StaleFound:
+                return await self._quarantine(item)
             except Exception as error:  # noqa: BLE001 - every error becomes a decision
                 if group.convicted:
                     return None
@@ -273,6 +278,16 @@ class Alone:
                 await self._runner.infrastructure(fault, error)
             else:
                 return None
+
+    async def _quarantine(self, item: Item) -> Exception | None:
+        """Bury a message whose event is too old for the ledger, if the brake allows it; else park it."""
+        item.token, item.dead = self._runner.gate.spend(), letters.stale(item)
+        if not item.token:
+            item.parking, item.dead = letters.held(item, self._runner.gate.wait), None
+        try:
+            return await self._attempt(item)
+        finally:
+            self._runner.refund([item])
 
     def _next_wait(self, error: Exception, attempt: int, elapsed: float) -> float | None:
         if isinstance(error, Reject):

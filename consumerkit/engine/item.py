@@ -49,10 +49,13 @@ class Item:
         revived: Whether its ID was dead, and it runs all the same.
         token: Whether a token of the brake is reserved for its dead letter.
         verdict: See `Verdict`.
+        aged: Whether it is older than what the ledger remembers, by its event.
+        untimed: Whether it has no readable time, where one is declared.
         outdated: Whether it is older than what the ledger remembers, by its event or by its place in the log.
     """
 
     __slots__ = (
+        "aged",
         "attempt",
         "claimed",
         "dead",
@@ -71,6 +74,7 @@ class Item:
         "repeats",
         "revived",
         "token",
+        "untimed",
         "verdict",
     )
 
@@ -105,6 +109,8 @@ class Item:
         self.verdict = Verdict.RUN
         self.claimed = False
         self.outdated = False
+        self.aged = False
+        self.untimed = False
 
     @property
     def is_stale(self) -> bool:

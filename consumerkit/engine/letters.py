@@ -25,6 +25,7 @@ from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.parked import Kind, ParkedMessage
 
 MESSAGE_ID_HEADER: Final = "message-id"
+STALE: Final = "Stale"
 STACK_BYTES: Final = 8 * 1024
 TEXT_CHARACTERS: Final = 2000
 CAUSES: Final = 10
@@ -108,11 +109,16 @@ def stale(item: Item) -> DeadMessage:
         digest=item.digest,
         message_id=item.message_id,
         reason=Reason.STALE,
-        error_type="Stale",
+        error_type=STALE,
         error="the ledger has no row for it, but has forgotten those of its time: it may have been processed before",
         fingerprint=item.fingerprint,
         fingerprint_version=item.fingerprint_version,
     )
+
+
+def is_held(item: Item) -> bool:
+    """Tell whether an item is stale, and to be parked since the brake allows no dead letter."""
+    return item.parking is not None and item.parking.error_type == STALE
 
 
 def undeclared(parked: ParkedMessage) -> DeadMessage:

@@ -15,6 +15,7 @@ from consumerkit.engine.assignments import GIVE_BACK_TIMEOUT, Assignments
 from consumerkit.engine.books import LaneBooks
 from consumerkit.engine.budget import Budget, cost
 from consumerkit.engine.committer import Committer
+from consumerkit.engine.database_clock import DatabaseClock
 from consumerkit.engine.due import DueWatch
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.first_runs import FirstRuns
@@ -91,6 +92,7 @@ class Engine:
         self._solitude = solitude
         self.gate = Gate(name, declared.brake, announce)
         self.fences = fences
+        self._clock = DatabaseClock(fences.lot.dialect, fences.run)
         self._lanes = [self._lane(number, work) for number, work in enumerate(works)]
         self._assignments = Assignments(
             name,
@@ -115,7 +117,7 @@ class Engine:
         books = LaneBooks(self)
         tell = Tell(name, number, self._announce)
         patience = Patience(name, self._announce, interrupted)
-        runner = Runner(self.declared, work, tell, patience, self.partitions, books, self.gate)
+        runner = Runner(self.declared, work, tell, patience, self.partitions, books, self.gate, self._clock.now)
         pipeline = Pipeline(runner)
         books.lane = Lane(
             pipeline, interrupted, self.partitions, self.gate, self._solitude, self._dropped, self.due.returned
@@ -128,6 +130,8 @@ class Engine:
         Raises:
             StartError: The broker refused.
         """
+        if self.declared.event_time is not None:
+            await self._clock.measure()
         await self.consumer.start(self._assignments)
 
     async def run(self) -> None:
@@ -139,6 +143,8 @@ class Engine:
         """
         work = [lane.work() for lane in self._lanes]
         work += [self._fetch(), self.committer.run(), self.ownership.run(), self.due.run(), self._topics.run()]
+        if self.declared.event_time is not None:
+            work.append(self._clock.run())
         self._tasks = [asyncio.create_task(coroutine) for coroutine in work]
         self.running = True
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)

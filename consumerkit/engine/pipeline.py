@@ -19,10 +19,12 @@ from consumerkit.engine.group import Group
 from consumerkit.engine.item import Item
 from consumerkit.engine.patience import Interrupted
 from consumerkit.engine.runner import Runner
+from consumerkit.engine.transaction import StaleFound
 from consumerkit.errors import Reject, Unavailable
 from consumerkit.failpoints import reach
 from consumerkit.handler import Ordering
 from consumerkit.message import Message
+from consumerkit.storage.dead_letters import Origin, origin
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.parked import ParkedMessage
 from consumerkit.storage.progress import Lane
@@ -38,6 +40,8 @@ class Pipeline:
         self._plan: deque[int] = deque()
         # Whether messages of a group were found to get at each other's changes.
         self._apart = False
+        # The messages that the ledger was found not to know, and whose events are too old for it.
+        self._stale: set[Origin] = set()
 
     @property
     def busy_since(self) -> float | None:
@@ -81,6 +85,9 @@ class Pipeline:
             await self._runner.transact(group)
         except Interrupted:
             raise
+        except StaleFound as found:
+            self._stale.update(found.places)
+            return [item.message for item in items]
         except Exception as error:  # noqa: BLE001 - every error becomes a decision
             again = [item.message for item in items if item not in group.convicted]
             if again:
@@ -100,6 +107,9 @@ class Pipeline:
             if item is None:
                 skipped.append(message)
             else:
+                if origin(message) in self._stale:
+                    self._stale.discard(origin(message))
+                    item.dead = item.dead or letters.stale(item)
                 items.append(item)
         if skipped:
             self._runner.books.finished(skipped, False)
@@ -180,7 +190,10 @@ class Pipeline:
         """Return the index of the item at fault, where that is known."""
         if isinstance(error, Reject) and error.of is not None:
             message = getattr(error.of, "message", None)
-            return next((index for index, item in enumerate(group.items) if item.message is message), None)
+            # Not the same object, where the error comes out of another process.
+            at = None if message is None else (message.topic, message.partition, message.offset)
+            places = [(one.message.topic, one.message.partition, one.message.offset) for one in group.items]
+            return places.index(at) if at in places else None
         return group.current
 
     async def retry(self, parked: ParkedMessage) -> None:
@@ -209,6 +222,7 @@ class Pipeline:
     def forget_plan(self) -> None:
         """Drop what was decided about messages that the lane does not hold any more."""
         self._plan.clear()
+        self._stale.clear()
 
 
 def _halves(size: int) -> deque[int]:

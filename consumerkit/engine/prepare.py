@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -10,21 +11,27 @@ from consumerkit.declaration import SKIP, Declaration
 from consumerkit.engine.fresh_context import FreshContexts
 from consumerkit.engine.item import Item
 from consumerkit.errors import Unavailable, Undecodable
-from consumerkit.identity import MessageId, topic_scope
+from consumerkit.identity import Identity, MessageId, topic_scope
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.redaction import redact
 from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.value_bytes import NoStableBytes
 
-_MOST_SECONDS: Final = 1e11  # the year 5138
+# A number above each of these is one of milliseconds, microseconds, nanoseconds: as seconds it is the year 5138 or
+# later, and as the next smaller unit March 1973 or earlier.
+_UNITS: Final = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
+_TOO_LARGE: Final = 1e20
+FAR_FUTURE: Final = 86_400.0
+"""Seconds ahead of the database's clock after which a moment is not believed to be when something happened."""
 
 
 class Preparer:
-    """Prepares messages as one handler's declarations say."""
+    """Prepares messages as one handler's declarations say; `clock` is the database's, None where it is not known."""
 
-    def __init__(self, declaration: Declaration) -> None:
+    def __init__(self, declaration: Declaration, clock: Callable[[], float | None] = time.time) -> None:
         self._declaration = declaration
+        self._clock = clock
         by_topic = declaration.scope == "topic"
         self._contexts = FreshContexts()
         self._scopes = {topic: topic_scope(topic) if by_topic else b"" for topic in declaration.topics}
@@ -68,19 +75,26 @@ class Preparer:
         except Exception as error:  # noqa: BLE001 - an event's property or __str__ may raise anything
             return _buried(message, Reason.UNIDENTIFIED, f"{type(error).__name__} while {declared.identity!r} was read")
         item = Item(message, event, found.digest, str(found), fingerprint, found.fallback, attempt, None, version)
-        item.outdated = self._outdated(message, event)
+        if declared.event_time is not None and declared.remembered is not None:
+            age = self._age(declared.event_time, message, event)
+            item.untimed = age is None
+            item.aged = item.outdated = age is not None and age > declared.remembered
         return item
 
-    def _outdated(self, message: Message, event: Any) -> bool:
-        """Tell whether an event is older than what the ledger remembers; one without a time is not."""
-        declared = self._declaration
-        if declared.event_time is None or declared.remembered is None:
-            return False
+    def _age(self, event_time: Identity, message: Message, event: Any) -> float | None:
+        """Return how many seconds ago an event happened, by the database's clock; None where that cannot be read.
+
+        Raises:
+            Unavailable: The database's clock is not known yet.
+        """
+        now = self._clock()
+        if now is None:
+            raise Unavailable("the database's clock is not known yet")
         try:
-            happened = moment_of(declared.event_time.find(message, event))
-        except Exception:  # noqa: BLE001 - an event's property may raise anything; the message is then as any other
-            return False
-        return happened is not None and time.time() - happened > declared.remembered
+            happened = moment_of(event_time.find(message, event))
+        except Exception:  # noqa: BLE001 - an event's property may raise anything; it has no readable time then
+            return None
+        return None if happened is None or happened - now > FAR_FUTURE else now - happened
 
     def _hint(self, message: Message) -> str | None:
         """Return the ID of an undecodable message, where it is to be had without the event; for people only."""
@@ -91,7 +105,8 @@ class Preparer:
 def moment_of(found: MessageId | None) -> float | None:
     """Return a time that was read from a message, in seconds since the epoch; None where there is none.
 
-    ISO 8601, in UTC where it has no zone, or a number: of milliseconds where it is too large for seconds.
+    ISO 8601, in UTC where it has no zone, or a number: of seconds, or, where it is too large for that, of milliseconds,
+    microseconds or nanoseconds.
     """
     if found is None or len(found.parts) != 1:
         return None
@@ -101,12 +116,15 @@ def moment_of(found: MessageId | None) -> float | None:
     except ValueError:
         pass
     else:
-        return number / 1000 if number > _MOST_SECONDS else number
+        # Neither is NaN below it.
+        if not abs(number) < _TOO_LARGE:
+            return None
+        return number / next((per_second for least, per_second in _UNITS if abs(number) > least), 1)
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp()
 
 
 def _oversized(message: Message, limit: int) -> Item:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from consumerkit.declaration import Declaration
@@ -76,6 +76,7 @@ class Runner:
         partitions: What is assigned, and what of it is parked.
         books: Told what is durable and what is in doubt.
         gate: The brake.
+        clock: The database's.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Runner:
         partitions: Partitions,
         books: Books,
         gate: Gate,
+        clock: Callable[[], float | None] = time.time,
     ) -> None:
         self.declared = declared
         self.tell = tell
@@ -99,7 +101,7 @@ class Runner:
         self.lane = Lane.new()
         self.retired: list[Lane] = []
         self._work = work
-        self.preparer = Preparer(declared)
+        self.preparer = Preparer(declared, clock)
         self.contexts = FreshContexts()
 
     async def prepare(self, message: Message, attempt: int = 1) -> Item | None:

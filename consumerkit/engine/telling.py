@@ -34,6 +34,7 @@ class Tell:
                 dead=len(group.dead),
                 parked=group.count(Verdict.PARK),
                 fallback_ids=sum(item.fallback for item in group.items),
+                unreadable_times=sum(item.untimed for item in group.items),
                 seconds=seconds,
             )
         )

@@ -110,12 +110,19 @@ class Transaction:
             raise LedgerMoved("the ledger row of a dead message ID changed while it was claimed")
 
     def _quarantine(self, connection: Connection, group: Group) -> None:
-        """Bury what the ledger does not know, and may have forgotten: nobody can tell whether it was processed."""
+        """Bury what the ledger does not know, and may have forgotten: nobody can tell whether it was processed.
+
+        Raises:
+            StaleFound: Some are so by the time of their event, and the brake was not asked: a clock may be wrong.
+        """
         asked = [item for item in group.items if item.outdated and item.digest is not None]
         digests = [item.digest for item in asked if item.digest is not None]
         known = self._ledger.dialect.kept(connection, self._ledger.consumer, digests)
-        for item in asked:
-            if item.digest not in known and item.dead is None:
+        unknown = [item for item in asked if item.digest not in known and item.dead is None]
+        if found := [dead_letters.origin(item.message) for item in unknown if item.aged and not letters.is_held(item)]:
+            raise StaleFound(*found)
+        for item in unknown:
+            if not item.aged:
                 item.dead = letters.stale(item)
                 item.parking = None
 
@@ -333,6 +340,15 @@ class TransactionEnded(TransactionMisused):
 
 class LedgerMoved(Exception):
     """The ledger changed between two statements of ours: run the transaction again."""
+
+
+class StaleFound(Exception):
+    """Messages are stale by the time of their event: decide on them, and run the transaction again."""
+
+    @property
+    def places(self) -> Sequence[dead_letters.Origin]:
+        """Where they stand in the log."""
+        return self.args
 
 
 class Overtaken(Fenced):

@@ -83,6 +83,7 @@ def _committed(event: events.GroupCommitted) -> str:
     parts += [f"{event.dead} dead-lettered"] if event.dead else []
     parts += [f"{event.parked} parked"] if event.parked else []
     parts += [f"{event.fallback_ids} identified by a fallback"] if event.fallback_ids else []
+    parts += [f"{event.unreadable_times} without a readable time"] if event.unreadable_times else []
     return f"committed in {event.seconds * 1000:.1f} ms (lane {event.lane}): {', '.join(parts)}"
 
 
