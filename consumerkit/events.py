@@ -173,6 +173,27 @@ class MessageDeadLettered(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OriginClash(Event):
+    """Another message's row stands where this message stood in the log: this one has a row of its own beside it.
+
+    A dead-letter topic tells where its messages stood, and whoever writes to it may tell anything.
+
+    Attributes:
+        partition: Where the message stood, and
+        offset: at which offset.
+        message_id: The message's ID, as text; empty where it has none.
+        table: In which table that is: "dead_letters" or "parked_messages".
+        row: The number of the other message's row.
+    """
+
+    partition: TopicPartition
+    offset: int
+    message_id: str
+    table: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble(Event):
     """Something that is not a message's fault: the same work is tried again after `wait` seconds.
 

@@ -147,6 +147,8 @@ class Expiry:
                 raise _Busy
             for dead in batch.made:
                 self._announce(_told(terms.name, dead))
+                if dead.clash is not None:
+                    self._announce(events.OriginClash(handler=terms.name, **dead.clash._asdict()))
             count += len(batch.made)
             if batch.last is None:
                 return count

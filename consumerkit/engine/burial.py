@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from consumerkit.engine.item import Item
 from consumerkit.message import Message
-from consumerkit.storage.dead_letters import DeadMessage, Entered, Origin, origin
+from consumerkit.storage.dead_letters import DeadMessage, Entered
+from consumerkit.storage.origins import Origin, origin
 from consumerkit.storage.parked import Kind, ParkedMessage
 
 
@@ -24,7 +25,7 @@ def entered(buried: Sequence[Item], found: Mapping[Origin, Entered]) -> list[Dea
     made = []
     for item in buried:
         if item.dead is not None and (letter := found.get(origin(item.message))) is not None:
-            item.dead = replace(item.dead, redrives=letter.redrives, history=letter.history)
+            item.dead = replace(item.dead, redrives=letter.redrives, history=letter.history, clash=letter.clash)
             made.append(item.dead)
     return made
 
@@ -46,7 +47,7 @@ def hold(buried: Sequence[Item], found: Mapping[Origin, Entered]) -> None:
                 message.offset,
                 message.key,
                 timestamp=message.timestamp,
-                topic_id=message.topic_id,
+                topic_id=letter.topic_id,
             ),
             digest=None,
             message_id=item.message_id or item.dead.message_id or "",

@@ -11,7 +11,7 @@ from consumerkit import events
 from consumerkit.brake import Brake, BrakeState
 from consumerkit.events import Announcer
 from consumerkit.message import Message
-from consumerkit.storage.dead_letters import Origin, origin
+from consumerkit.storage.origins import Origin, origin
 
 REMEMBERED: Final = 20_000
 

@@ -20,6 +20,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.storage import outbox
 from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.fence import Owners
+from consumerkit.storage.origins import Clash
 from consumerkit.storage.parking import Place
 from consumerkit.storage.progress import Lane
 
@@ -41,6 +42,7 @@ class Group:
         item_began: When the last item's code began, by the monotonic clock.
         guard: Watches over the session while the user's code holds it.
         dead: What was buried, known after `Transaction.close`.
+        clashes: Messages that were parked beside another one that names the same place, known then, too.
         sound: Whether the transaction was found in order after the user's code had failed.
         convicted: Items that were buried since a handler committed their claims by itself.
         recalled: What the handler returned, as JSON, for messages before this group that items of it repeat.
@@ -70,6 +72,7 @@ class Group:
         self.guard = Guard()
         self.token = uuid4().hex
         self.dead: list[DeadMessage] = []
+        self.clashes: list[Clash] = []
         self.sound = False
         self.convicted: list[Item] = []
         self.funded = 0

@@ -21,6 +21,7 @@ from consumerkit.redaction import redact
 from consumerkit.storage.dead_letters import DeadMessage, storable
 from consumerkit.storage.faults import Fault, fault_of, sqlstate, was_raised_by_code
 from consumerkit.storage.history import within
+from consumerkit.storage.origins import home
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.parked import Kind, ParkedMessage
 
@@ -205,7 +206,7 @@ def dead_letter(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> 
         "stack": dead.stack,
         "place": dead.place or "",
         "topic": message.topic,
-        "topic-id": message.topic_id,
+        "topic-id": home(message.topic_id),
         "partition": str(message.partition),
         "offset": str(message.offset),
         "timestamp": str(message.timestamp),

@@ -24,8 +24,8 @@ from consumerkit.errors import Reject, Unavailable
 from consumerkit.failpoints import reach
 from consumerkit.handler import Ordering
 from consumerkit.message import Message
-from consumerkit.storage.dead_letters import Origin, origin
 from consumerkit.storage.faults import Fault
+from consumerkit.storage.origins import Origin, origin
 from consumerkit.storage.parked import ParkedMessage
 from consumerkit.storage.progress import Lane
 

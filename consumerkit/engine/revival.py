@@ -11,8 +11,8 @@ from consumerkit.declaration import Declaration
 from consumerkit.engine.item import Item, Verdict
 from consumerkit.outcome import Outcome
 from consumerkit.storage import settling
-from consumerkit.storage.dead_letters import Origin, origin
 from consumerkit.storage.ledger import Ledger
+from consumerkit.storage.origins import Origin, home
 
 
 class Revival:
@@ -67,7 +67,9 @@ class Revival:
 
 
 def _has_letter(item: Item, letters: dict[bytes, dict[Origin, int]]) -> bool:
-    return item.digest is not None and origin(item.message) in letters.get(item.digest, {})
+    message = item.message
+    at = (home(message.topic_id), message.partition, message.offset)
+    return item.digest is not None and at in letters.get(item.digest, {})
 
 
 def _run(item: Item, letter: int | None) -> None:

@@ -42,6 +42,9 @@ class Tell:
 
     def dead(self, group: Group) -> None:
         """Tell of what was buried."""
+        clashes = [*group.clashes, *(dead.clash for dead in group.dead if dead.clash is not None)]
+        for clash in clashes:
+            self._announce(events.OriginClash(handler=self._handler, **clash._asdict()))
         for dead in group.dead:
             self._announce(
                 events.MessageDeadLettered(

@@ -19,7 +19,7 @@ from consumerkit.errors import CommitsLost, Fenced, TransactionMisused
 from consumerkit.failpoints import reach
 from consumerkit.handler import Ordering
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import dead_letters, fence, outbox, progress, redriven, settling
+from consumerkit.storage import dead_letters, fence, origins, outbox, progress, redriven, settling
 from consumerkit.storage.dialects import Claim, Kept, Limits
 from consumerkit.storage.ledger import Claimed, Ledger
 from consumerkit.storage.parked import Kind, ParkedMessage
@@ -119,7 +119,7 @@ class Transaction:
         digests = [item.digest for item in asked if item.digest is not None]
         known = self._ledger.dialect.kept(connection, self._ledger.consumer, digests)
         unknown = [item for item in asked if item.digest not in known and item.dead is None]
-        if found := [dead_letters.origin(item.message) for item in unknown if item.aged and not letters.is_held(item)]:
+        if found := [origins.origin(item.message) for item in unknown if item.aged and not letters.is_held(item)]:
             raise StaleFound(*found)
         for item in unknown:
             if not item.aged:
@@ -189,7 +189,7 @@ class Transaction:
             ledger.dialect.release(connection, ledger.consumer, group.released)
         ledger.relapse(connection, group.relapsed)
         self._bury(connection, group, group.items)
-        self._park(connection, group.items)
+        self._park(connection, group, group.items)
         self._revival.settle(connection, group.items)
         ledger.keep_results(connection, group.results)
         outbox.append(connection, ledger.tables, group.publications)
@@ -245,7 +245,7 @@ class Transaction:
             topic, name, now = self._declared.dead_letter.topic, self._declared.name, datetime.now(UTC)
             group.publications += [letters.dead_letter(one, topic, name, now) for one in group.dead]
 
-    def _park(self, connection: Connection, items: Sequence[Item]) -> None:
+    def _park(self, connection: Connection, group: Group, items: Sequence[Item]) -> None:
         if not items:
             return
         if items[0].parked is not None:
@@ -253,9 +253,10 @@ class Transaction:
             return
         parking = [(one, row) for one in items if (row := one.hold or _parking(one)) is not None]
         rows = [row for _, row in parking]
-        numbers = redriven.park(self._lot, connection, rows, any_key=self._declared.ordering is Ordering.PARTITION)
-        for one, _ in parking:
-            one.number = numbers[dead_letters.origin(one.message)]
+        any_key = self._declared.ordering is Ordering.PARTITION
+        numbers, group.clashes = redriven.park(self._lot, connection, rows, any_key=any_key)
+        for (one, _), number in zip(parking, numbers, strict=True):
+            one.number = number
 
     def _leave_lot(self, connection: Connection, items: Sequence[Item]) -> None:
         """Settle the claims, take the rows out, and make the next of their key due in the same stroke."""
@@ -312,7 +313,7 @@ class Transaction:
             item.dead = letters.from_error(item, Reason.EXHAUSTED, error, attempts=item.attempt, first_failed_at=since)
         group.publications = []
         self._bury(connection, group, group.convicted)
-        self._park(connection, group.convicted)
+        self._park(connection, group, group.convicted)
         outbox.append(connection, self._ledger.tables, group.publications)
         self._move_on(connection, group)
 
@@ -321,10 +322,11 @@ class Transaction:
 
         Others were buried before, by a conviction of which no answer came, or are decided on by somebody else.
         """
-        parked = {dead_letters.origin(item.message): item for item in group.items if item.parked is not None}
+        parked = {origins.origin(item.message): item for item in group.items if item.parked is not None}
         there = redriven.standing(self._lot, connection, list(parked))
         kinds = {at: item.parked.kind for at, item in parked.items() if item.parked is not None}
-        return [parked[at] for at, kind in there.items() if kind is kinds[at] and kind is not Kind.RELEASED]
+        same = [at for at, row in there.items() if row.kind == kinds[at] and row.kind != Kind.RELEASED]
+        return [parked[at] for at in same]
 
 
 _SETTLED = {
@@ -346,7 +348,7 @@ class StaleFound(Exception):
     """Messages are stale by the time of their event: decide on them, and run the transaction again."""
 
     @property
-    def places(self) -> Sequence[dead_letters.Origin]:
+    def places(self) -> Sequence[origins.Origin]:
         """Where they stand in the log."""
         return self.args
 

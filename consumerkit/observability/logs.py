@@ -113,6 +113,14 @@ def _dead(event: events.MessageDeadLettered) -> str:
     return f"{name} at {event.partition}@{event.offset} is a dead letter ({event.reason.value}): {event.error}"
 
 
+def _clash(event: events.OriginClash) -> str:
+    name = event.message_id or "a message without an ID"
+    return (
+        f"{name} at {event.partition}@{event.offset}: row {event.row} of {event.table} names the same place and is "
+        "another message, so this one has a row beside it; look at that row, which an import may have put there"
+    )
+
+
 def _forgotten(event: events.MessagesForgotten) -> str:
     return f"the ledger forgot {event.count} message IDs processed before {event.before.isoformat(' ', 'seconds')}"
 
@@ -161,6 +169,7 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
     ),
     events.AttemptFailed: (logging.WARNING, _failed),
     events.MessageDeadLettered: (logging.ERROR, _dead),
+    events.OriginClash: (logging.ERROR, _clash),
     events.Trouble: (logging.WARNING, lambda e: f"{e.where} trouble, again in {e.wait:.1f} s: {e.error}"),
     events.TroubleOver: (logging.INFO, lambda e: f"{e.where} works again after {e.seconds:.1f} s"),
     events.BrakeOn: (

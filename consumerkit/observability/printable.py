@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
-# C0 and C1 controls, the line and paragraph separators, what turns the direction of writing, and lone surrogates.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
 
 def printable(text: str) -> str:
-    r"""Return text on one line, without control characters: each is written as its escape.
+    r"""Return text on one line, with what cannot be printed written as its escape.
+
+    That goes by Unicode's categories: controls, format characters (which turn the direction of writing, or cannot be
+    seen), separators other than the space, lone surrogates, and what has no meaning yet, or a private one.
 
     Message IDs, error texts and topic names come from producers and handlers; an escape sequence in one could forge a
     log line or take over the terminal of whoever reads it.
@@ -18,7 +16,9 @@ def printable(text: str) -> str:
         >>> print(printable("paid\n\x1b[2J"))
         paid\n\x1b[2J
     """
-    return _UNSAFE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def printable_lines(text: str) -> str:

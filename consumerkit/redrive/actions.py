@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,17 @@ from consumerkit.redrive.batch import Scene, Told
 from consumerkit.redrive.fate import Fate, Identified, fate, identified
 from consumerkit.redrive.plan import Log
 from consumerkit.storage import history, redriven
-from consumerkit.storage.dead_letters import State
+from consumerkit.storage.dead_letters import State, known
 from consumerkit.storage.dialects import Claim, Kept
 from consumerkit.storage.ledger import Ledger
+from consumerkit.storage.origins import MARK, Origin, home
+from consumerkit.storage.parked import Kind
+from consumerkit.storage.places import stands_for
 from consumerkit.storage.redriven import COPIED, Comeback
 from consumerkit.storage.sealing import payload
 from consumerkit.storage.tables import Tables
+
+_log = logging.getLogger(__name__)
 
 
 class Moved(Exception):
@@ -62,7 +68,7 @@ class Redrive:
         # The ledger's rows before the letters', as an engine locks them that resolves a letter.
         kept = self._kept(scene, numbers)
         letters = locked(connection, tables, numbers, dry=scene.dry)
-        standing = redriven.standing(scene.lot, connection, [origin(one) for one in letters])
+        standing, others = _standing(scene, letters)
         told: list[Told] = []
         going: dict[int, Identified] = {}
         taken: set[bytes] = set()
@@ -83,7 +89,7 @@ class Redrive:
                 going[letter.id] = _completed(scene.lot.tables, letter, identity, held)
                 taken |= {identity.digest} if identity.digest is not None else set()
         if not scene.dry:
-            self._go(scene, told, going, kept, by)
+            self._go(scene, [_beside(scene, one, others) for one in told], going, kept, by)
         return told
 
     def _kept(self, scene: Scene, numbers: Sequence[int]) -> dict[bytes, Kept]:
@@ -167,9 +173,42 @@ def locked(connection: Connection, tables: Tables, numbers: Sequence[int], *, dr
     return list(connection.execute(query if dry else query.with_for_update()))
 
 
-def origin(letter: Any) -> tuple[str, int, int]:
+def origin(letter: Any) -> Origin:
     """Return where a letter's message stood in the log."""
     return (letter.topic_id, letter.partition, letter.offset)
+
+
+def _standing(scene: Scene, letters: Sequence[Any]) -> tuple[dict[Origin, Kind], set[int]]:
+    """Return what is in the lot of these letters' messages, and which letters have another message at their place."""
+    lot, connection = scene.lot, scene.connection
+    rows = redriven.standing(lot, connection, [origin(one) for one in letters])
+    mine: dict[Origin, Kind] = {}
+    others: set[int] = set()
+    for letter in letters:
+        row = rows.get(origin(letter))
+        if row is None:
+            continue
+        if row.dead_letter == letter.id or stands_for(lot, connection, row).agrees(known(letter, lot.tables)):
+            mine[origin(letter)] = Kind(row.kind)
+        else:
+            others.add(letter.id)
+    return mine, others
+
+
+def _beside(scene: Scene, told: Told, others: Collection[int]) -> Told:
+    """Give a letter an origin of its own that is to be parked where another message stands."""
+    letter = told.letter
+    if told.fate is not Fate.REDRIVEN or letter.id not in others:
+        return told
+    table = scene.lot.tables.dead_letters
+    topic_id = f"{home(letter.topic_id)}{MARK}{letter.id}"
+    scene.connection.execute(update(table).where(table.c.id == letter.id).values(topic_id=topic_id))
+    _log.error(
+        "dead letter %s names the place %s[%s]@%s, where another message is parked: it has an origin of its own now",
+        letter.id, letter.topic, letter.partition, letter.offset,
+    )  # fmt: skip
+    found = scene.connection.execute(select(table).where(table.c.id == letter.id)).one()
+    return Told(found, told.fate)
 
 
 def _locked_ledger(scene: Scene, digests: Sequence[bytes]) -> dict[bytes, Kept]:

@@ -14,7 +14,7 @@ from consumerkit.storage.tables import Tables
 
 _STACK = HEADER_PREFIX + "stack"
 _HISTORY = HEADER_PREFIX + "history"
-_ORIGIN = ("consumer", "topic", "partition", "offset")
+_ORIGIN = ("consumer", "topic", "partition", "offset", "message-id")
 
 
 def is_dead_letter(message: OutboxMessage) -> bool:
@@ -26,10 +26,11 @@ def is_kept(session: Session, tables: Tables, message: OutboxMessage) -> bool:
     """Tell whether the table still holds the whole message that a dead letter in the outbox is a copy of."""
     facts = dict(message.headers)
     try:
-        consumer, topic, partition, offset = (
-            (facts[HEADER_PREFIX + name] or b"").decode("utf-8", "surrogateescape") for name in _ORIGIN
+        consumer, topic, partition, offset, name = (
+            (facts[HEADER_PREFIX + fact] or b"").decode("utf-8", "surrogateescape") for fact in _ORIGIN
         )
-        return dead_letters.keeps_value(session.connection(), tables, consumer, topic, int(partition), int(offset))
+        place = (topic, int(partition), int(offset))
+        return dead_letters.keeps_value(session.connection(), tables, consumer, place, name)
     except (KeyError, ValueError):
         return False
 

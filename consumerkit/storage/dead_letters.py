@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from consumerkit.outcome import Reason
 from consumerkit.storage import headers as header_text
 from consumerkit.storage.dialects import insert_if_new
 from consumerkit.storage.history import Entry, load
+from consumerkit.storage.origins import Clash, Identity, Origin, clash, home, identity, identity_of, moved, origin
 from consumerkit.storage.sealing import sealed
 from consumerkit.storage.selection import Selection
 from consumerkit.storage.tables import Tables
@@ -41,6 +42,7 @@ class DeadMessage:
         letter: The dead letter that was redriven and has died again; None for a message from the log.
         redrives: How often it was redriven before, and
         history: what it died of then; for the dead-letter topic, both known once it is entered.
+        clash: Set once it is entered, where another message's letter stands at its place.
     """
 
     message: Message
@@ -59,6 +61,7 @@ class DeadMessage:
     redrives: int = 0
     history: Sequence[Entry] = ()
     fingerprint_version: int | None = None
+    clash: Clash | None = None
 
 
 class State(StrEnum):
@@ -75,28 +78,29 @@ class State(StrEnum):
 
 
 class Entered(NamedTuple):
-    """A dead letter that was entered, or has become dead again."""
+    """A dead letter that was entered, or has become dead again.
+
+    Attributes:
+        id: Its ID.
+        topic_id: The topic ID in its row.
+        redrives: How often it was redriven before, and
+        history: what it died of then.
+        clash: Set where another message stands at its place, so that its row is beside that one's.
+    """
 
     id: int
+    topic_id: str
     redrives: int = 0
     history: Sequence[Entry] = ()
-
-
-Origin = tuple[str, int, int]
-
-
-def origin(message: Message) -> Origin:
-    """Return what makes a dead letter unique: topic ID, partition, offset."""
-    return (message.topic_id, message.partition, message.offset)
+    clash: Clash | None = None
 
 
 def add(connection: Connection, tables: Tables, consumer: int, dead: Sequence[DeadMessage]) -> dict[Origin, Entered]:
     """Enter dead letters in the caller's transaction; return those that are new, or were redriven and died again.
 
-    A message from the log that has its dead letter already, whatever became of that, was only delivered again.
+    A message from the log that has its dead letter already, whatever became of that, was only delivered again. Another
+    message's letter at the same place is not its own: whoever put that there, this one gets a letter beside it.
     """
-    c = tables.dead_letters.c
-    key = (c.consumer, c.topic_id, c.partition, c.offset)
     entered: dict[Origin, Entered] = {}
     for one in dead:
         at = origin(one.message)
@@ -104,9 +108,49 @@ def add(connection: Connection, tables: Tables, consumer: int, dead: Sequence[De
             entered[at] = again
             continue
         values = {"consumer": consumer, **sealed(tables.sealer, _record(one)), **_failure(one)}
-        if (number := insert_if_new(connection, tables.dead_letters, values, key=key, returning=c.id)) is not None:
-            entered[at] = Entered(number)
+        if (new := enter(connection, tables, values, identified(one))) is not None:
+            entered[at] = new
     return entered
+
+
+def enter(connection: Connection, tables: Tables, values: dict[str, Any], own: Identity) -> Entered | None:
+    """Insert the row of a dead letter, beside another message's where that stands at its place.
+
+    Returns:
+        None where the message has a letter already.
+    """
+    c = tables.dead_letters.c
+    key = (c.consumer, c.topic_id, c.partition, c.offset)
+    number = insert_if_new(connection, tables.dead_letters, values, key=key, returning=c.id)
+    if number is not None:
+        return Entered(number, values["topic_id"])
+    here = [column == values[column.name] for column in key]
+    there = connection.execute(select(tables.dead_letters).where(*here)).one()
+    if own.agrees(known(there, tables)):
+        return None
+    topic_id = home(values["topic_id"]) + own.mark
+    number = insert_if_new(connection, tables.dead_letters, {**values, "topic_id": topic_id}, key=key, returning=c.id)
+    if number is None:
+        return None
+    at = Message(values["topic"], values["partition"], values["offset"])
+    return Entered(number, topic_id, clash=clash(at, values.get("message_id"), "dead_letters", there.id))
+
+
+def beside(dead: DeadMessage) -> DeadMessage:
+    """Return a dead message under an origin of its own, as `add` gives it where its place is another message's."""
+    message = dead.message
+    return replace(dead, message=moved(message, home(message.topic_id) + identified(dead).mark))
+
+
+def identified(dead: DeadMessage) -> Identity:
+    """Return which message this is, as `known` does for one that was entered."""
+    return identity(dead.message, dead.digest, dead.fingerprint, dead.fingerprint_version, whole=dead.keep_value)
+
+
+def known(row: Any, tables: Tables) -> Identity:
+    """Return which message a row of `dead_letters` is about."""
+    whole = row.erased_at is None and not (row.reason == Reason.OVERSIZED and row.value is None)
+    return identity_of(row, tables.sealer, size=row.size, whole=whole)
 
 
 def _again(connection: Connection, tables: Tables, consumer: int, dead: DeadMessage) -> Entered | None:
@@ -117,7 +161,7 @@ def _again(connection: Connection, tables: Tables, consumer: int, dead: DeadMess
     values = {**_failure(dead), "state": State.DEAD.value, "state_at": func.now(), "dead_at": func.now()}
     statement = update(table).where(c.id == dead.letter, *own).values(**values).returning(c.id, c.redrives, c.history)
     row = connection.execute(statement).one_or_none()
-    return None if row is None else Entered(row.id, row.redrives, load(row.history))
+    return None if row is None else Entered(row.id, topic_id, row.redrives, load(row.history))
 
 
 def _record(dead: DeadMessage) -> dict[str, Any]:
@@ -210,14 +254,17 @@ def shown(session: Session, tables: Tables, number: int) -> Any | None:
     ).one_or_none()
 
 
-def keeps_value(connection: Connection, tables: Tables, handler: str, topic: str, partition: int, offset: int) -> bool:
-    """Tell whether the whole message of a dead letter is in the table, still."""
+def keeps_value(
+    connection: Connection, tables: Tables, handler: str, place: tuple[str, int, int], message_id: str
+) -> bool:
+    """Tell whether the whole message of a dead letter is in the table, still; by topic, partition, offset and ID."""
+    topic, partition, offset = place
     c, consumers = tables.dead_letters.c, tables.consumers.c
     query = (
         select(c.id)
         .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
         .where(consumers.name == handler, c.topic == topic, c.partition == partition, c.offset == offset)
-        .where(c.value.is_not(None), c.erased_at.is_(None))
+        .where(func.coalesce(c.message_id, "") == message_id, c.value.is_not(None), c.erased_at.is_(None))
     )
     return connection.execute(query.limit(1)).first() is not None
 

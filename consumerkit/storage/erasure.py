@@ -16,9 +16,10 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import actions, fence
+from consumerkit.storage import actions, dead_letters, fence
 from consumerkit.storage.dead_letters import State
-from consumerkit.storage.dialects import Dialect, Limits, insert_if_new
+from consumerkit.storage.dialects import Dialect, Limits
+from consumerkit.storage.origins import identity_of
 from consumerkit.storage.parked import ParkedMessage, key_digest
 from consumerkit.storage.parking import ParkingLot
 from consumerkit.storage.tables import Tables
@@ -97,8 +98,7 @@ class Erasing:
         return list(rows)
 
     def _bury(self, connection: Connection, row: Any) -> None:
-        table = self.tables.dead_letters
-        c = table.c
+        c = self.tables.dead_letters.c
         size = len(row.key or b"") + len(row.value or b"")
         place = {name: getattr(row, name) for name in ("consumer", "topic", "topic_id", "partition", "offset")}
         facts = {"timestamp": row.timestamp, "attempts": row.attempts, "first_failed_at": row.first_failed_at}
@@ -106,13 +106,10 @@ class Erasing:
         why = {"reason": reason.value, "error_type": "Erased", "error": "", "stack": ""}
         state = {"state": State.DISCARDED.value, "state_at": func.now(), "erased_at": func.now()}
         values = {**place, **facts, **why, **state, "headers": "[]", "size": size, "digest": row.digest}
-        insert_if_new(
-            connection,
-            table,
-            values,
-            key=(c.consumer, c.topic_id, c.partition, c.offset),
-            returning=c.id,
-        )
+        there = connection.execute(select(c.id).where(*(c[name] == value for name, value in place.items()))).scalar()
+        # The letter that was redriven is erased by itself; any other one at the place is another message's.
+        if there is None or there != row.dead_letter:
+            dead_letters.enter(connection, self.tables, values, identity_of(row, self.tables.sealer, size=size))
 
     def in_partition_order(self, connection: Connection, consumer: int) -> bool:
         """Return whether a handler's messages come in the order of their partition."""

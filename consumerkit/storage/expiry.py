@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import dead_letters, fence, history, outbox
+from consumerkit.storage import dead_letters, fence, history, origins, outbox
 from consumerkit.storage.dead_letters import DeadMessage, State
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.erasure import DECIDED, GONE, Erasing
@@ -228,14 +228,14 @@ class _Burial:
         """Return the letter; None where the message has one already."""
         tables, consumer = self.lot.tables, self.lot.consumer
         dead = _expired(row, self.seconds)
-        entered = dead_letters.add(connection, tables, consumer, [dead]).get(dead_letters.origin(row.message))
+        entered = dead_letters.add(connection, tables, consumer, [dead]).get(origins.origin(row.message))
         if row.digest is not None and row.kind is Kind.MESSAGE:
             self._settle(connection, row.digest)
         letter = entered.id if entered is not None and self._holds(dead) else None
         self.lot.hold(connection, _stand_in(row, letter))
         if entered is None:
             return None
-        dead = replace(dead, redrives=entered.redrives, history=entered.history)
+        dead = replace(dead, redrives=entered.redrives, history=entered.history, clash=entered.clash)
         if self.terms.copy is not None:
             outbox.append(connection, tables, [self.terms.copy(dead)])
         return dead

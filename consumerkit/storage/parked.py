@@ -104,6 +104,10 @@ def row_of(parked: ParkedMessage) -> dict[str, Any]:
     }
 
 
+# A message that could not be identified when it was parked may have been since.
+IDENTITY = frozenset({"digest", "message_id", "fingerprint", "fingerprint_version"})
+
+
 def parked_in(row: Any, sealer: Sealer | None) -> ParkedMessage:
     """Return the message of a row that was read with `failing_for` and `late`."""
     message = Message(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, takewhile
@@ -25,9 +25,10 @@ from sqlalchemy import (
 
 from consumerkit.message import TopicPartition
 from consumerkit.storage import heads
-from consumerkit.storage.dead_letters import Origin, origin
 from consumerkit.storage.dialects import Dialect
-from consumerkit.storage.parked import Kind, ParkedMessage, key_digest, parked_in, plain, row_of
+from consumerkit.storage.origins import Origin, origin
+from consumerkit.storage.parked import IDENTITY, Kind, ParkedMessage, key_digest, parked_in, plain, row_of
+from consumerkit.storage.places import places
 from consumerkit.storage.sealing import sealed
 from consumerkit.storage.tables import Tables
 
@@ -63,22 +64,30 @@ class ParkingLot:
         """
         if not parked:
             return {}
+        placed = places(self, connection, parked)
+        numbers = self.add(connection, placed.rows, placed.found, any_key=any_key)
+        return {origin(one.message): number for one, number in zip(parked, numbers, strict=True)}
+
+    def add(
+        self, connection: Connection, parked: Sequence[ParkedMessage], found: Mapping[Origin, int], *, any_key: bool
+    ) -> list[int]:
+        """Add those of these messages that were not `found` in the lot; return the numbers of all, in order."""
         c = self.tables.parked_messages.c
         statement = insert(self.tables.parked_messages).returning(c.id, c.topic_id, c.partition, c.offset)
-        found = self._present(connection, parked)
-        new = [one for one in parked if origin(one.message) not in found]
+        numbers = dict(found)
+        new = [one for one in parked if origin(one.message) not in numbers]
         for waits, some in groupby(new, lambda one: one.wait is None):
             if waits:
                 rows = list(connection.execute(statement, [self.row(one) for one in some]))
-                found |= {(row.topic_id, row.partition, row.offset): row.id for row in rows}
+                numbers |= {(row.topic_id, row.partition, row.offset): row.id for row in rows}
                 continue
             for one in some:
                 due = self.dialect.in_seconds(one.wait or 0.0)
                 row = connection.execute(statement.values(due_at=due, **self.row(one))).one()
-                found[origin(one.message)] = row.id
-        waiting = [found[origin(one.message)] for one in new if one.wait is None]
+                numbers[origin(one.message)] = row.id
+        waiting = [numbers[origin(one.message)] for one in new if one.wait is None]
         self.wake_heads(connection, waiting, any_key=any_key)
-        return found
+        return [numbers[origin(one.message)] for one in parked]
 
     def wake_heads(self, connection: Connection, numbers: Sequence[int], *, any_key: bool) -> None:
         """Make due what was parked to wait behind another, and stands first: the other was gone already.
@@ -100,25 +109,6 @@ class ParkingLot:
     def row(self, one: ParkedMessage) -> dict[str, Any]:
         """Return the columns of a message without its due time, for a row of its own or in another one's place."""
         return {"sealed": False, **sealed(self.tables.sealer, {"consumer": self.consumer, **row_of(one)})}
-
-    def _present(self, connection: Connection, parked: Sequence[ParkedMessage]) -> dict[Origin, int]:
-        """Return those that are in the lot already: no claim shows that a message without an ID was delivered again.
-
-        One that has an ID by now, and so a claim, gets it there, too.
-        """
-        table = self.tables.parked_messages
-        c = table.c
-        here = tuple_(c.topic_id, c.partition, c.offset).in_([origin(one.message) for one in parked])
-        rows = connection.execute(
-            select(c.id, c.topic_id, c.partition, c.offset).where(c.consumer == self.consumer, here)
-        )
-        found = {(row.topic_id, row.partition, row.offset): row.id for row in rows}
-        for one in parked:
-            number = found.get(origin(one.message))
-            if number is not None and one.digest is not None:
-                identity = {name: value for name, value in row_of(one).items() if name in _IDENTITY}
-                connection.execute(update(table).where(c.id == number).values(**identity))
-        return found
 
     def lock(self, connection: Connection, parked: ParkedMessage) -> bool | None:
         """Lock a parked message for this transaction.
@@ -296,6 +286,4 @@ def _as_read(parked: ParkedMessage) -> dict[str, Any]:
     }
 
 
-# A message that could not be identified when it was parked may have been since.
-_IDENTITY = frozenset({"digest", "message_id", "fingerprint", "fingerprint_version"})
-_CHANGING = _IDENTITY | {"kind", "attempts", "first_failed_at", "error_type", "error", "stack"}
+_CHANGING = IDENTITY | {"kind", "attempts", "first_failed_at", "error_type", "error", "stack"}

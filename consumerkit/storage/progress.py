@@ -191,6 +191,16 @@ def move(
     return standing(row)
 
 
+def marks(connection: Connection, tables: Tables, consumer: int) -> dict[tuple[str, str], dict[int, int]]:
+    """Return a consumer's marks by partition, for each topic's name and ID."""
+    c = tables.partition_progress.c
+    known = (c.consumer == consumer, c.mark.is_not(None), c.topic_id.is_not(None))
+    found: dict[tuple[str, str], dict[int, int]] = {}
+    for row in connection.execute(select(c.topic, c.topic_id, c.partition, c.mark).where(*known)):
+        found.setdefault((row.topic, row.topic_id), {})[row.partition] = row.mark
+    return found
+
+
 def standing(row: Any) -> Standing:
     """Return what a row of `partition_progress` says."""
     return Standing(row.topic_id, row.start, row.mark, row.forgotten_below)

@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, tuple_, update
 
 from consumerkit.outcome import Reason
-from consumerkit.storage.dead_letters import Origin, origin
+from consumerkit.storage.origins import Clash, Origin, origin
 from consumerkit.storage.parked import Kind, ParkedMessage, key_digest, plain
 from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.places import places
 
 Values = Mapping[str, Any]
 # Where letters of a message ID hold their key: topic, partition, key, digest.
@@ -45,12 +46,13 @@ class Comeback:
         return self.record["topic"], self.record["partition"], None if key is None else bytes(key), self.digest
 
 
-def standing(lot: ParkingLot, connection: Connection, origins: Sequence[Origin]) -> dict[Origin, Kind]:
-    """Return what is in the lot of messages from these places in the log."""
-    c = lot.tables.parked_messages.c
+def standing(lot: ParkingLot, connection: Connection, origins: Sequence[Origin]) -> dict[Origin, Any]:
+    """Return the rows of messages from these places in the log that are in the lot."""
+    table = lot.tables.parked_messages
+    c = table.c
     here = tuple_(c.topic_id, c.partition, c.offset).in_(origins)
-    rows = connection.execute(select(c.topic_id, c.partition, c.offset, c.kind).where(c.consumer == lot.consumer, here))
-    return {(row.topic_id, row.partition, row.offset): Kind(row.kind) for row in rows}
+    rows = connection.execute(select(table).where(c.consumer == lot.consumer, here))
+    return {(row.topic_id, row.partition, row.offset): row for row in rows}
 
 
 def bring_back(
@@ -88,22 +90,26 @@ def bring_back(
 
 def park(
     lot: ParkingLot, connection: Connection, parked: Sequence[ParkedMessage], *, any_key: bool
-) -> dict[Origin, int]:
+) -> tuple[list[int], list[Clash]]:
     """Park messages as `ParkingLot.park` does, but resends of a dead ID in the place where that one holds their key.
 
     Such a resend has come instead of the dead message. Behind it, it would wait for a person, who in turn is told to
     wait for the resend's outcome.
+
+    Returns:
+        Their numbers in the lot, in order, and which of them stand beside another message at their place.
     """
-    resends = [one for one in parked if one.dead_letter is not None and one.kind is Kind.MESSAGE and one.wait is None]
+    rows, found, clashes = places(lot, connection, parked)
+    fresh = [one for one in rows if origin(one.message) not in found]
+    resends = [one for one in fresh if one.dead_letter is not None and one.kind is Kind.MESSAGE and one.wait is None]
     spots = _spots(lot, connection, {one.digest for one in resends if one.digest is not None})
-    numbers = {}
+    stood_in = {}
     for one in resends:
         number = spots.pop((one.message.topic, one.message.partition, one.message.key, one.digest), None)
         if number is not None and _stand_in(lot, connection, number, one):
-            numbers[origin(one.message)] = number
-    lot.wake_heads(connection, list(numbers.values()), any_key=any_key)
-    others = [one for one in parked if origin(one.message) not in numbers]
-    return numbers | lot.park(connection, others, any_key=any_key)
+            stood_in[origin(one.message)] = number
+    lot.wake_heads(connection, list(stood_in.values()), any_key=any_key)
+    return lot.add(connection, rows, found | stood_in, any_key=any_key), clashes
 
 
 def _stand_in(lot: ParkingLot, connection: Connection, number: int, resend: ParkedMessage) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Collection
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
 from consumerkit.outcome import Reason
-from consumerkit.storage.dead_letters import Origin, State
+from consumerkit.storage.dead_letters import State
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.history import entry, extended
+from consumerkit.storage.origins import Origin, home
 from consumerkit.storage.parked import Kind
 from consumerkit.storage.tables import Tables
 
@@ -89,7 +90,7 @@ def origins(
     own = (c.consumer == consumer, c.digest.in_(digests), _own_id(tables))
     found: dict[bytes, dict[Origin, int]] = {}
     for row in connection.execute(select(c.digest, c.topic_id, c.partition, c.offset, c.id).where(*own)):
-        found.setdefault(bytes(row.digest), {})[row.topic_id, row.partition, row.offset] = row.id
+        found.setdefault(bytes(row.digest), {})[home(row.topic_id), row.partition, row.offset] = row.id
     return found
 
 

@@ -117,8 +117,7 @@ async def test_springs_letters_become_dead_letters_whole_and_only_once(stage: Me
     found = await rows(stage)
     assert sorted(row.offset for row in found) == list(range(250))
     row = next(row for row in found if row.offset == 7)
-    topic_id = stage.broker.logs.topics[TOPIC].id
-    assert (row.topic, row.topic_id, row.partition, row.timestamp) == (TOPIC, topic_id, 1, 1_700_000_000_123)
+    assert (row.topic, row.topic_id, row.partition, row.timestamp) == (TOPIC, "origin:t[1]", 1, 1_700_000_000_123)
     assert (bytes(row.key), bytes(row.value), row.size) == (b"k", b"v", 1 + 1 + 2 + 1 + 5 + 1)
     assert json.loads(row.headers) == [["id", "7"], ["trace", "/w==", "base64"]]
     assert (row.message_id, row.reason, row.attempts) == ("7", "exhausted", 0)
@@ -189,13 +188,16 @@ async def test_a_resend_of_an_imported_letter_is_known_as_that_of_a_dead_one(sta
     assert sum(event.duplicates_of_dead for event in run.seen(GroupCommitted)) == 1
 
 
-async def test_an_id_of_coordinates_is_that_of_the_place_where_the_message_stood(stage: MemoryStage) -> None:
+async def test_an_id_of_coordinates_is_that_of_an_origin_of_its_own_where_a_stranger_names_the_place(
+    stage: MemoryStage,
+) -> None:
     sent = stage.append(1, partition=1)
     dead(stage, 1, spring(TOPIC, sent.partition, sent.offset))
     await imported(stage, Write(message_id=coordinates()))
     async with stage.run(Write(message_id=coordinates())) as run:
         await run.until(lambda: stage.committed() == stage.ends(), "the offset")
-    assert await stage.lines() == []
+    assert len(await stage.lines()) == 1, "the message that is really there was taken for the one that a letter names"
+    assert sorted((await ledger(stage)).values()) == [Outcome.PROCESSED, Outcome.DEAD]
 
 
 async def test_what_the_handler_cannot_read_either_is_undecodable_and_claims_nothing(stage: MemoryStage) -> None:

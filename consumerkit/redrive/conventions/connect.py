@@ -13,7 +13,7 @@ from typing import Final
 
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.redrive.conventions.fields import Fields, decimal, text
+from consumerkit.redrive.conventions.fields import Fields, decimal, label
 from consumerkit.redrive.conventions.java import place_in, says_undecodable
 from consumerkit.redrive.conventions.letter import Letter, Origin
 
@@ -38,8 +38,8 @@ def read(message: Message) -> Letter:
         Malformed: It does not keep to the convention.
     """
     fields = Fields(message.headers)
-    stage = fields.get(f"{PREFIX}stage", text)
-    kind = fields.get(f"{PREFIX}exception.class.name", text, default=f"Connect.{stage}")
+    stage = fields.get(f"{PREFIX}stage", label)
+    kind = fields.get(f"{PREFIX}exception.class.name", label, default=f"Connect.{stage}")
     undecodable = stage in _CONVERTERS or says_undecodable(kind)
     return Letter(
         convention=NAME,
@@ -53,7 +53,7 @@ def read(message: Message) -> Letter:
         error=fields.words(f"{PREFIX}exception.message"),
         stack=fields.words(f"{PREFIX}exception.stacktrace"),
         place=place_in(fields.words(f"{PREFIX}exception.stacktrace")),
-        consumer=fields.get(f"{PREFIX}connector.name", text),
+        consumer=fields.get(f"{PREFIX}connector.name", label),
     )
 
 

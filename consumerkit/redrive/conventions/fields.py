@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Literal, TypeVar
 
 from consumerkit.message import Headers, is_topic_name
@@ -13,6 +14,14 @@ T = TypeVar("T")
 Read = Callable[[bytes], int]
 Which = Literal["first", "last"]
 MOST_ATTEMPTS: Final = 2**31 - 1
+LONGEST: Final = 1_000
+"""Characters of a name that a record tells: a class, a group, a connector."""
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(9998, 1, 1, tzinfo=UTC)
+"""Within these a moment has a date in every time zone, in every database and in Python."""
+_LATEST_MILLISECONDS: Final = int(_LATEST.timestamp()) * 1000
+# The broker's ID of a topic, or its name where the broker has none; or what an import put in its place.
+_TOPIC_ID: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}|(?:origin|dlq):[a-zA-Z0-9._-]{1,249}\[\d{1,10}\]")
 
 
 class Fields:
@@ -86,6 +95,26 @@ def text(value: bytes) -> str:
     return found
 
 
+def label(value: bytes) -> str:
+    """Read a name of something, which can be printed and is not too long."""
+    found = text(value)
+    if len(found) > LONGEST:
+        raise ValueError(f"it has more than {LONGEST} characters")
+    if not found.isprintable():
+        raise ValueError("it has characters that cannot be printed")
+    return found
+
+
+def topic_id(value: bytes) -> str:
+    """Read a topic's ID; empty where its writer knew none."""
+    if not value:
+        return ""
+    found = text(value)
+    if not _TOPIC_ID.fullmatch(found):
+        raise ValueError("it is not a topic's ID")
+    return found
+
+
 def topic_name(value: bytes) -> str:
     """Read a topic's name."""
     name = text(value)
@@ -130,11 +159,11 @@ def count(read: Read) -> Read:
 
 
 def timestamp(read: Read) -> Read:
-    """Make a reader of milliseconds since the epoch; -1 stands for none."""
+    """Make a reader of milliseconds since the epoch, up to the year 9998; -1 stands for none."""
 
     def stamped(value: bytes) -> int:
         found = read(value)
-        if not -1 <= found < 2**63:
+        if not -1 <= found < _LATEST_MILLISECONDS:
             raise ValueError("it is not a time")
         return found
 
@@ -142,14 +171,17 @@ def timestamp(read: Read) -> Read:
 
 
 def moment(value: bytes) -> datetime:
-    """Read a time in ISO 8601 with its zone."""
+    """Read a time in ISO 8601 with its zone, from 1970 to 9998; return it in UTC."""
     try:
         found = datetime.fromisoformat(text(value))
     except ValueError:
         raise ValueError("it is not a time in ISO 8601") from None
     if found.tzinfo is None:
         raise ValueError("it has no time zone")
-    return found
+    # Compared before it is converted: at the ends of the calendar a time has no date in another zone.
+    if not _EARLIEST <= found < _LATEST:
+        raise ValueError("it is not between 1970 and 9998")
+    return found.astimezone(UTC)
 
 
 def _place(read: Read, end: int) -> Read:

@@ -10,7 +10,7 @@ from typing import Final
 
 from consumerkit.message import Headers, Message
 from consumerkit.outcome import Reason
-from consumerkit.redrive.conventions.fields import Fields, count, decimal, moment, text, timestamp
+from consumerkit.redrive.conventions.fields import Fields, count, decimal, label, moment, text, timestamp, topic_id
 from consumerkit.redrive.conventions.letter import Letter, Malformed, Origin
 
 NAME: Final = "consumerkit"
@@ -36,16 +36,16 @@ def read(message: Message) -> Letter:
         value=message.value,
         headers=headers,
         origin=_origin(fields),
-        topic_id=fields.words(f"{PREFIX}topic-id"),
+        topic_id=fields.get(f"{PREFIX}topic-id", topic_id, default=""),
         timestamp=fields.get(f"{PREFIX}timestamp", timestamp(decimal)),
         reason=fields.get(f"{PREFIX}reason", _reason),
-        error_type=fields.get(f"{PREFIX}error-type", text),
+        error_type=fields.get(f"{PREFIX}error-type", label),
         error=fields.words(f"{PREFIX}error-message"),
         stack=fields.words(f"{PREFIX}stack"),
         place=fields.words(f"{PREFIX}place") or None,
         attempts=fields.get(f"{PREFIX}attempts", count(decimal)),
         first_failed_at=fields.get(f"{PREFIX}first-failed-at", moment),
-        consumer=fields.get(f"{PREFIX}consumer", text),
+        consumer=fields.get(f"{PREFIX}consumer", label),
         whole=_is_whole(message, headers, fields),
     )
 

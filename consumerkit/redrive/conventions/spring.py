@@ -14,7 +14,7 @@ from typing import Final
 
 from consumerkit.message import Headers, Message
 from consumerkit.outcome import Reason
-from consumerkit.redrive.conventions.fields import Fields, count, int32, int64, text, timestamp
+from consumerkit.redrive.conventions.fields import Fields, count, int32, int64, label, timestamp
 from consumerkit.redrive.conventions.java import place_in, says_undecodable
 from consumerkit.redrive.conventions.letter import Letter
 
@@ -54,9 +54,9 @@ def read(message: Message) -> Letter:
     failed = _family(names[::-1], "exception-fqcn", "key-exception-fqcn")
     # A key that could not be read has headers of its own, beside the value's or instead of them.
     part = "exception-" if f"{failed}exception-fqcn" in fields else "key-exception-"
-    kind = fields.get(f"{failed}{part}fqcn", text)
-    cause = fields.get(f"{failed}exception-cause-fqcn", text, default="")
-    key_kind = fields.get(f"{failed}key-exception-fqcn", text, default="")
+    kind = fields.get(f"{failed}{part}fqcn", label)
+    cause = fields.get(f"{failed}exception-cause-fqcn", label, default="")
+    key_kind = fields.get(f"{failed}key-exception-fqcn", label, default="")
     origin = fields.origin(
         f"{stood}original-topic",
         f"{stood}original-partition",
@@ -100,7 +100,7 @@ def _int8_or_int32(value: bytes) -> int:
 
 def _group(fields: Fields) -> str:
     names = (f"{prefix}original-consumer-group" for prefix in (_DLT, _RETRY))
-    return next((fields.get(name, text) for name in names if name in fields), "")
+    return next((fields.get(name, label) for name in names if name in fields), "")
 
 
 def _own_removed(headers: Headers) -> Headers:

@@ -14,8 +14,9 @@ from consumerkit.redrive.conventions import Convention
 from consumerkit.redrive.importing.entering import Register
 from consumerkit.redrive.importing.fates import Fate, ImportReport, Line
 from consumerkit.redrive.importing.importer import Importer, ImportProgress, Watch
+from consumerkit.redrive.importing.placing import Settled
 from consumerkit.redrive.importing.screening import Screen
-from consumerkit.storage import consumers, schema
+from consumerkit.storage import consumers, progress, schema
 from consumerkit.storage.actions import current_user
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.engines import Database
@@ -101,7 +102,7 @@ async def import_letters(
     topics = await _topics(worker, declared, topic, as_topic)
     number = await worker.database.run(lambda session: _number(session, worker.tables, declared, dry_run=dry_run))
     register = Register(Ledger(worker.tables, worker.dialect, number), dry_run=dry_run)
-    screen = Screen(declared, topics, convention, as_topic)
+    screen = Screen(declared, topics, convention, as_topic, await _settled(worker, number, topics))
     importer = Importer(worker.database, screen, register, by or current_user(), note, keep)
     reader = worker.transport.reader(topic, offsets)
     try:
@@ -134,6 +135,23 @@ async def _topics(
         if name not in found:
             raise StartError(f"handler {declared.name!r}: topic {name!r} does not exist; create it, or correct it")
     return found
+
+
+async def _settled(worker: Surroundings, number: int, topics: Mapping[str, TopicInfo]) -> Settled:
+    """Return below which offset each partition is settled: below the handler's mark, and within the log as it is."""
+    marks = await worker.database.run(lambda session: progress.marks(session.connection(), worker.tables, number))
+    ours = {name: marks.get((name, info.topic_id), {}) for name, info in topics.items()}
+    return {name: await _within(worker.transport, name, found) for name, found in ours.items() if found}
+
+
+async def _within(transport: Transport, topic: str, marks: Mapping[int, int]) -> dict[int, int]:
+    """A mark beyond the log's end is of a log that was cut since: what comes there is new."""
+    reader = transport.reader(topic)
+    try:
+        spans = await reader.start()
+    finally:
+        await reader.stop()
+    return {number: min(mark, spans[number].end) for number, mark in marks.items() if number in spans}
 
 
 def _number(session: Session, tables: Tables, declared: Declaration, *, dry_run: bool) -> int:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import Connection, and_, or_, select
 
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.redrive.importing.fates import Fate
+from consumerkit.redrive.importing.placing import Place
 from consumerkit.storage import dead_letters
-from consumerkit.storage.dead_letters import DeadMessage, Origin
+from consumerkit.storage.dead_letters import DeadMessage, beside, identified, known
 from consumerkit.storage.dialects import Claim, Kept
 from consumerkit.storage.ledger import Ledger
+from consumerkit.storage.origins import Identity, Origin, home, origin
 
-Place = tuple[str, int | None, int]
+T = TypeVar("T")
 
 
 class LedgerMoved(Exception):
@@ -35,19 +37,28 @@ class Candidate:
 
     Attributes:
         dead: Its row.
-        at_home: Whether its partition is part of its origin; see `consumerkit.redrive.importing.placing`.
+        place: What makes it unique among the handler's letters; see `consumerkit.redrive.importing.placing`.
+        others: Further places at which the same letter may be.
         first_fingerprint: Its fingerprint in the first version; None where the row's own is.
     """
 
     dead: DeadMessage
-    at_home: bool
+    place: Place
+    others: tuple[Place, ...] = ()
     first_fingerprint: bytes | None = None
 
     @property
-    def place(self) -> Place:
-        """What makes it unique among the handler's letters."""
-        message = self.dead.message
-        return message.topic_id, message.partition if self.at_home else None, message.offset
+    def places(self) -> list[Place]:
+        """Everywhere it may be: also beside another message at each of these places."""
+        mark = identified(self.dead).mark
+        named = (self.place, *self.others)
+        return [*named, *((home(topic_id) + mark, partition, offset) for topic_id, partition, offset in named)]
+
+    @property
+    def beside(self) -> Candidate:
+        """The same letter under an origin of its own."""
+        dead = beside(self.dead)
+        return replace(self, dead=dead, place=(dead.message.topic_id, *self.place[1:]))
 
     @property
     def claim(self) -> Claim | None:
@@ -69,54 +80,60 @@ class Register:
     def __init__(self, ledger: Ledger, *, dry_run: bool) -> None:
         self.ledger = ledger
         self.dry_run = dry_run
-        self._places: set[Place] = set()
+        self._places: dict[Place, list[_There]] = {}
         self._claims: dict[bytes, Kept] = {}
 
     def enter(self, connection: Connection, candidates: Sequence[Candidate]) -> list[Entry]:
         """Enter letters in the caller's transaction, and return what became of each.
 
-        A letter that is there already, whatever became of it, stays as it is. An ID that was processed, or that waits
-        for its next attempt, makes no dead letter; an ID under which another payload is known makes a conflict.
+        A letter that is there already, whatever became of it, stays as it is; it is the same one where ID and
+        fingerprint agree. Another one at the same place leaves it its own, beside it. An ID that was processed, or that
+        waits for its next attempt, makes no dead letter; an ID under which another payload is known makes a conflict.
 
         Raises:
             LedgerMoved: Roll back, and enter them once more.
         """
-        taken: dict[Place, int | None] = {**self._present(connection, candidates), **dict.fromkeys(self._places)}
-        entries = [Entry(Fate.PRESENT, taken.get(candidate.place)) for candidate in candidates]
-        fresh: list[int] = []
+        there = self._present(connection, candidates)
+        entries: dict[int, Entry] = {}
+        fresh: dict[int, Candidate] = {}
         for at, candidate in enumerate(candidates):
-            if candidate.place not in taken:
-                taken[candidate.place] = None
-                fresh.append(at)
-        claims = [claim for at in fresh if (claim := candidates[at].claim) is not None]
-        known = self._claimed(connection, claims)
-        fates = {at: _fate(candidates[at], known) for at in fresh}
-        added = self._added(connection, [(candidates[at], fates[at]) for at in fresh if fates[at].is_import])
+            same = _same(candidate, there)
+            if same is not None:
+                entries[at] = Entry(Fate.PRESENT, same.letter)
+                continue
+            fresh[at] = candidate.beside if there.get(candidate.place) else candidate
+            there.setdefault(fresh[at].place, []).append(_There(None, identified(candidate.dead)))
+        claims = [claim for candidate in fresh.values() if (claim := candidate.claim) is not None]
+        known_ids = self._claimed(connection, claims)
+        fates = {at: _fate(candidate, known_ids) for at, candidate in fresh.items()}
+        added = self._added(connection, [(one, fates[at]) for at, one in fresh.items() if fates[at].is_import])
         for at, fate in fates.items():
-            number = added.get(dead_letters.origin(candidates[at].dead.message))
+            number = added.get(origin(fresh[at].dead.message))
+            if fate is Fate.IMPORTED and fresh[at] is not candidates[at]:
+                fate = Fate.BESIDE  # noqa: PLW2901 - the same one, told more closely
             # An import that finds its letter there after all: another one was faster.
             entries[at] = Entry(Fate.PRESENT if fate.is_import and number is None else fate, number)
-        return entries
+        return [entries[at] for at in range(len(candidates))]
 
-    def _present(self, connection: Connection, candidates: Sequence[Candidate]) -> dict[Place, int]:
-        """Return the places of those that are there: from elsewhere, the same origin may be in another partition."""
-        c = self.ledger.tables.dead_letters.c
-        asked: dict[tuple[str, int | None], list[int]] = {}
-        for candidate in candidates:
-            topic_id, partition, offset = candidate.place
-            asked.setdefault((topic_id, partition), []).append(offset)
+    def _present(self, connection: Connection, candidates: Sequence[Candidate]) -> dict[Place, list[_There]]:
+        """Return what stands at their places: of one from elsewhere, the same origin may be in another partition."""
+        table = self.ledger.tables.dead_letters
+        c = table.c
+        asked: dict[tuple[str, int | None], set[int]] = {}
+        for topic_id, partition, offset in (place for candidate in candidates for place in candidate.places):
+            asked.setdefault((topic_id, partition), set()).add(offset)
+        found: dict[Place, list[_There]] = {at: list(some) for at, some in self._places.items()}
         if not asked:
-            return {}
+            return found
         conditions = [
             and_(c.topic_id == topic_id, *(() if partition is None else (c.partition == partition,)), c.offset.in_(at))
             for (topic_id, partition), at in asked.items()
         ]
-        rows = connection.execute(
-            select(c.id, c.topic_id, c.partition, c.offset).where(c.consumer == self.ledger.consumer, or_(*conditions))
-        )
-        found: dict[Place, int] = {}
-        for number, topic_id, partition, offset in rows:
-            found |= {(topic_id, partition, offset): number, (topic_id, None, offset): number}
+        for some in _portions(conditions):
+            for row in connection.execute(select(table).where(c.consumer == self.ledger.consumer, or_(*some))):
+                one = _There(row.id, known(row, self.ledger.tables))
+                for partition in (row.partition, None):
+                    found.setdefault((row.topic_id, partition, row.offset), []).append(one)
         return found
 
     def _claimed(self, connection: Connection, claims: Sequence[Claim]) -> dict[bytes, Kept]:
@@ -135,11 +152,11 @@ class Register:
     def _added(self, connection: Connection, new: Sequence[tuple[Candidate, Fate]]) -> dict[Origin, int]:
         """Add letters, and return the IDs of those that were not there; in a dry run no IDs."""
         if self.dry_run:
-            self._places |= {candidate.place for candidate, _ in new}
             for candidate, fate in new:
+                self._places.setdefault(candidate.place, []).append(_There(None, identified(candidate.dead)))
                 if fate is Fate.IMPORTED and (claim := candidate.claim) is not None:
                     self._claims.setdefault(claim.digest, _kept(claim))
-            return {dead_letters.origin(candidate.dead.message): 0 for candidate, _ in new}
+            return {origin(candidate.dead.message): 0 for candidate, _ in new}
         rows = [candidate.dead if fate is Fate.IMPORTED else as_conflict(candidate.dead) for candidate, fate in new]
         added = dead_letters.add(connection, self.ledger.tables, self.ledger.consumer, rows)
         return {origin: letter.id for origin, letter in added.items()}
@@ -147,6 +164,28 @@ class Register:
 
 def _kept(claim: Claim) -> Kept:
     return Kept(claim.fingerprint, Outcome.DEAD, claim.fingerprint_version)
+
+
+class _There(NamedTuple):
+    """A letter at a place, with its ID where it has a row."""
+
+    letter: int | None
+    identity: Identity
+
+
+def _same(candidate: Candidate, there: dict[Place, list[_There]]) -> _There | None:
+    """Return the letter that is this one: of the same ID and fingerprint, or, named for the same place, whole alike.
+
+    An ID that is made of the place may be another one since the handler got further.
+    """
+    own = identified(candidate.dead)
+    found = (one for place in candidate.places for one in there.get(place, ()))
+    return next((one for one in found if own.agrees(one.identity) or own.holds_the_same(one.identity)), None)
+
+
+def _portions(conditions: Sequence[T]) -> Iterable[Sequence[T]]:
+    """SQLite nests a condition of some hundred parts too deeply."""
+    return (conditions[at : at + 100] for at in range(0, len(conditions), 100))
 
 
 def as_conflict(dead: DeadMessage) -> DeadMessage:

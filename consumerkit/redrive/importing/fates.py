@@ -16,6 +16,7 @@ class Fate(StrEnum):
     """What became of one record; the values are words for people."""
 
     IMPORTED = "imported"
+    BESIDE = "imported beside another message of its place"
     CONFLICT = "imported as a conflict"
     PRESENT = "there already"
     PROCESSED = "processed already"
@@ -27,16 +28,30 @@ class Fate(StrEnum):
     UNPLACED = "from another topic"
     UNRECOGNISED = "of no convention"
     MALFORMED = "malformed"
+    REFUSED = "refused"
 
     @property
     def is_import(self) -> bool:
         """Whether the record has become a dead letter of the handler's."""
-        return self in (Fate.IMPORTED, Fate.CONFLICT)
+        return self in (Fate.IMPORTED, Fate.BESIDE, Fate.CONFLICT)
 
     @property
     def wants_a_look(self) -> bool:
-        """Whether the record was left alone for something that a person should know of."""
-        return self in (Fate.ABSENT, Fate.OVERSIZED, Fate.UNPLACED, Fate.UNRECOGNISED, Fate.MALFORMED)
+        """Whether the record was left alone, or put beside another one, for something a person should know of."""
+        return self in _TO_LOOK_AT
+
+
+_TO_LOOK_AT = frozenset(
+    {
+        Fate.BESIDE,
+        Fate.ABSENT,
+        Fate.OVERSIZED,
+        Fate.UNPLACED,
+        Fate.UNRECOGNISED,
+        Fate.MALFORMED,
+        Fate.REFUSED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +98,7 @@ class ImportReport:
         dry_run: Whether nothing was written.
         letters: The letters of all its records that are among the handler's now, whatever their state.
         counts: How many records had which fate.
-        lines: The first records: of a dry run of all, else of those that were not imported.
+        lines: The first records: of a dry run of all, else of those that were not imported, or beside another one.
         untold: How many more there are of those.
     """
 
@@ -100,5 +115,5 @@ class ImportReport:
 
     @property
     def wants_a_look(self) -> bool:
-        """Whether any record was left alone for something that a person should know of."""
+        """Whether any record was left alone, or put beside another one, for something a person should know of."""
         return any(fate.wants_a_look for fate in self.counts)

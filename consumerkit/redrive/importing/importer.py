@@ -16,8 +16,9 @@ from uuid import uuid4
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from consumerkit.engine import letters
 from consumerkit.redrive.importing.entering import Entry, LedgerMoved, Register
-from consumerkit.redrive.importing.fates import ImportReport, Placement
+from consumerkit.redrive.importing.fates import Fate, ImportReport, Placement
 from consumerkit.redrive.importing.screening import Screen, Screened
 from consumerkit.storage import actions
 from consumerkit.storage.dialects import Limits
@@ -40,6 +41,13 @@ class ImportProgress(NamedTuple):
 
 
 Watch = Callable[[ImportProgress], None]
+
+
+class Outcome(NamedTuple):
+    """What became of a record; `why` where the database would not have it."""
+
+    entry: Entry
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,22 @@ class Importer:
                 watch(ImportProgress(sum(at - spans[number].start for number, at in reader.positions.items()), total))
         return report
 
-    async def _entered(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[Entry]:
+    async def _entered(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[Outcome]:
+        """Enter a batch, and each half by itself where a record is at fault, down to that one, which is left alone."""
+        try:
+            return [Outcome(entry) for entry in await self._insisted(screened, details)]
+        except Exception as error:
+            if fault_of(error, in_handler=True) is not Fault.HANDLER or isinstance(error, LedgerMoved):
+                raise
+            if len(screened) == 1:
+                return [Outcome(Entry(Fate.REFUSED, None), f"it cannot be stored: {letters.described(error)}")]
+        middle = len(screened) // 2
+        return [
+            *await self._entered(screened[:middle], details),
+            *await self._entered(screened[middle:], details),
+        ]
+
+    async def _insisted(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[Entry]:
         """Enter a batch, again where another transaction was in the way; return what became of each record."""
         for attempt in range(TRIES):
             try:
@@ -109,15 +132,15 @@ class Importer:
             )
         return entries
 
-    def _tell(self, report: ImportReport, screened: Sequence[Screened], entries: Sequence[Entry]) -> None:
-        report.counts.update(Counter(entry.fate for entry in entries))
-        for one, (fate, letter) in zip(screened, entries, strict=True):
+    def _tell(self, report: ImportReport, screened: Sequence[Screened], outcomes: Sequence[Outcome]) -> None:
+        report.counts.update(Counter(outcome.entry.fate for outcome in outcomes))
+        for one, ((fate, letter), why) in zip(screened, outcomes, strict=True):
             if one.candidate is not None and letter:
                 at = one.candidate.dead.message
                 report.letters.append(Placement(at.topic, at.topic_id, at.partition, at.offset, letter))
-            if fate.is_import and not report.dry_run:
+            if fate.is_import and not fate.wants_a_look and not report.dry_run:
                 continue
             if len(report.lines) < self.keep:
-                report.lines.append(replace(one.line, fate=fate))
+                report.lines.append(replace(one.line, fate=fate, why=why or one.line.why))
             else:
                 report.untold += 1

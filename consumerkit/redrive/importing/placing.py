@@ -1,25 +1,40 @@
 """Where a dead letter of a dead-letter topic belongs: at which place of which topic that its handler reads.
 
-A letter that stood in one of the handler's topics goes back there, under the origin that the handler's own dead letter
-of it would have. One from elsewhere goes to a topic that the operator names, into the partition that Kafka's own
-producers choose for its key, so that it keeps its order among the key's messages. Its origin is then told by a text in
-place of a topic's ID, which is the same whenever it is imported: `origin:TOPIC[PARTITION]`, or, where the letter does
-not tell its origin, `dlq:ID[PARTITION]` of the dead-letter topic.
+A place in the log that a record names is the handler's own only where the record tells the ID that the topic has now,
+and the place is below the log's end and below the handler's mark: whatever stood there has been dealt with. Then the
+letter has the origin that the handler's own dead letter of it would have.
+
+All others have an origin of their own, told by a text in place of the topic's ID: `origin:TOPIC[PARTITION]`, the same
+whenever the letter is imported; the ID that the record tells, where that is another topic's; or, where it tells no
+place, `dlq:ID[PARTITION]` of the dead-letter topic. A letter from another topic than the handler's goes to a topic that
+the operator names, into the partition that Kafka's own producers choose for its key, so that it keeps its order among
+the key's messages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from consumerkit.message import Message
-from consumerkit.redrive.conventions import Letter
+from consumerkit.redrive.conventions import Letter, Origin
 from consumerkit.transports.base import TopicInfo
 from consumerkit.transports.memory_log import murmur2
+
+_NOTHING: Final[Mapping[str, Mapping[int, int]]] = MappingProxyType({})
 
 
 class Unplaced(ValueError):
     """A letter comes from elsewhere, and no topic was named for those."""
+
+
+Place = tuple[str, int | None, int]
+"""Topic ID, partition, offset; of a letter with an origin of its own the partition changes when the topic grows."""
+
+Settled = Mapping[str, Mapping[int, int]]
+"""Below which offset a place in a topic's partition is the handler's own; a partition that is missing has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +44,23 @@ class Placed:
     Attributes:
         message: The message as the handler will see it.
         at_home: Whether it stands where it stood; else its partition may be another when the topic has grown.
+        others: Further places at which the same letter may be, entered by the handler itself or by an earlier import.
     """
 
     message: Message
     at_home: bool
+    others: tuple[Place, ...] = ()
+
+    @property
+    def place(self) -> Place:
+        """What makes it unique among the handler's letters."""
+        message = self.message
+        return message.topic_id, message.partition if self.at_home else None, message.offset
 
 
-def placed(letter: Letter, record: Message, topics: Mapping[str, TopicInfo], as_topic: str | None) -> Placed:
+def placed(
+    letter: Letter, record: Message, topics: Mapping[str, TopicInfo], as_topic: str | None, settled: Settled = _NOTHING
+) -> Placed:
     """Return a letter's message at its place.
 
     Args:
@@ -43,30 +68,47 @@ def placed(letter: Letter, record: Message, topics: Mapping[str, TopicInfo], as_
         record: The record of the dead-letter topic.
         topics: The topics that the handler reads.
         as_topic: Which of them takes the letters from elsewhere.
+        settled: Which places in them are the handler's own.
 
     Raises:
         Unplaced: It comes from elsewhere, and `as_topic` is None.
     """
     origin = letter.origin
     home = None if origin is None else topics.get(origin.topic)
-    if origin is not None and home is not None and origin.partition < home.partitions:
-        topic_id = letter.topic_id or home.topic_id
-        return Placed(_message(letter, home.name, origin.partition, origin.offset, topic_id), at_home=True)
     if home is None and as_topic is None:
         where = "it does not tell its origin" if origin is None else f"it stood in {origin.topic!r}"
         raise Unplaced(f"{where}, and the handler reads {', '.join(sorted(topics))}; name one of them with --as-topic")
     target = home or topics[as_topic or ""]
     if origin is None:
-        topic_id, offset = f"dlq:{record.topic_id}[{record.partition}]", record.offset
-    else:
-        topic_id, offset = f"origin:{origin.topic}[{origin.partition}]", origin.offset
-    partition = _partition(letter.key, offset, target.partitions)
-    return Placed(_message(letter, target.name, partition, offset, topic_id), at_home=False)
+        found = _message(letter, target, record.offset, f"dlq:{record.topic_id}[{record.partition}]")
+        return Placed(found, at_home=False)
+    if home is None or origin.partition >= home.partitions:
+        return Placed(_message(letter, target, origin.offset, _of_its_own(origin)), at_home=False)
+    return _in_its_topic(letter, origin, home, topics, settled)
+
+
+def _in_its_topic(
+    letter: Letter, origin: Origin, home: TopicInfo, topics: Mapping[str, TopicInfo], settled: Settled
+) -> Placed:
+    at = (origin.partition, origin.offset)
+    others: tuple[Place, ...] = ((home.topic_id, *at), (_of_its_own(origin), None, origin.offset))
+    below = settled.get(home.name, {}).get(origin.partition, 0)
+    if letter.topic_id == home.topic_id and origin.offset < below:
+        return Placed(_message(letter, home, origin.offset, home.topic_id, origin.partition), True, others[1:])
+    if letter.topic_id and all(letter.topic_id != topic.topic_id for topic in topics.values()):
+        return Placed(_message(letter, home, origin.offset, letter.topic_id, origin.partition), True, others)
+    found = _message(letter, home, origin.offset, _of_its_own(origin), origin.partition)
+    return Placed(found, at_home=False, others=others[:1])
+
+
+def _of_its_own(origin: Origin) -> str:
+    return f"origin:{origin.topic}[{origin.partition}]"
 
 
 def _partition(key: bytes | None, offset: int, partitions: int) -> int:
     return offset % partitions if key is None else (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
-def _message(letter: Letter, topic: str, partition: int, offset: int, topic_id: str) -> Message:
-    return Message(topic, partition, offset, letter.key, letter.value, letter.headers, letter.timestamp, topic_id)
+def _message(letter: Letter, target: TopicInfo, offset: int, topic_id: str, partition: int | None = None) -> Message:
+    number = _partition(letter.key, offset, target.partitions) if partition is None else partition
+    return Message(target.name, number, offset, letter.key, letter.value, letter.headers, letter.timestamp, topic_id)

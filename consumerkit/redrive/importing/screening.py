@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from consumerkit.declaration import Declaration
+from consumerkit.engine import letters
 from consumerkit.engine.item import Item
 from consumerkit.engine.letters import STACK_BYTES, TEXT_CHARACTERS
 from consumerkit.engine.prepare import Preparer
+from consumerkit.errors import Unavailable
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.redaction import redact
@@ -17,7 +19,7 @@ from consumerkit.redrive import conventions
 from consumerkit.redrive.conventions import Convention, Letter, Malformed, Unrecognised
 from consumerkit.redrive.importing.entering import Candidate
 from consumerkit.redrive.importing.fates import Fate, Line, place_of
-from consumerkit.redrive.importing.placing import Placed, Unplaced, placed
+from consumerkit.redrive.importing.placing import Placed, Settled, Unplaced, placed
 from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.transports.base import TopicInfo
 
@@ -46,23 +48,38 @@ class Screen:
         topics: The topics that it reads.
         convention: How the records are written.
         as_topic: Which of the topics takes the letters from elsewhere; None leaves them alone.
+        settled: Which places in the topics are the handler's own.
     """
 
     def __init__(
-        self, declared: Declaration, topics: Mapping[str, TopicInfo], convention: Convention, as_topic: str | None
+        self,
+        declared: Declaration,
+        topics: Mapping[str, TopicInfo],
+        convention: Convention,
+        as_topic: str | None,
+        settled: Settled,
     ) -> None:
         self._declared = declared
         self._topics = topics
         self._convention = convention
         self._as_topic = as_topic
+        self._settled = settled
         self._preparer = Preparer(declared)
 
     def screen(self, record: Message) -> Screened:
-        """Look at a record.
+        """Look at a record; one that cannot be dealt with is left, whatever it raises.
 
         Raises:
             Unavailable: Something that decoding needs is down.
         """
+        try:
+            return self._screened(record)
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - a record may hold anything, and the others are to be imported
+            return _left(record, Fate.REFUSED, letters.described(error))
+
+    def _screened(self, record: Message) -> Screened:
         try:
             letter = conventions.read(record, self._convention)
         except Unrecognised as error:
@@ -74,7 +91,7 @@ class Screen:
         if not letter.whole or (letter.reason is Reason.OVERSIZED and letter.value is None):
             return _left(record, Fate.ABSENT, "the message was too large; it is where it stood", letter)
         try:
-            at = placed(letter, record, self._topics, self._as_topic)
+            at = placed(letter, record, self._topics, self._as_topic, self._settled)
         except Unplaced as error:
             return _left(record, Fate.UNPLACED, str(error), letter)
         return self._prepared(record, letter, at)
@@ -88,7 +105,7 @@ class Screen:
         dead = _dead(item, letter)
         why = f"{dead.error_type}: {dead.error}" if dead.error else dead.error_type
         line = _line(record, Fate.IMPORTED, why, letter, dead)
-        return Screened(line, Candidate(dead, at.at_home, self._first_fingerprint(item)))
+        return Screened(line, Candidate(dead, at.place, at.others, self._first_fingerprint(item)))
 
     def _first_fingerprint(self, item: Item) -> bytes | None:
         if item.digest is None or item.fingerprint_version is None:

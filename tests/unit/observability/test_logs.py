@@ -89,6 +89,16 @@ TOLD: list[tuple[Event, int, str]] = [
         "credit: a message without an ID at payments[3]@7 is a dead letter (unidentified): no id",
     ),
     (
+        events.OriginClash(
+            handler="credit", partition=PARTITION, offset=7, message_id="p-1", table="dead_letters", row=12
+        ),
+        logging.ERROR,
+        (
+            "credit: p-1 at payments[3]@7: row 12 of dead_letters names the same place and is another message, "
+            "so this one has a row beside it; look at that row, which an import may have put there"
+        ),
+    ),
+    (
         events.Trouble(where="database", error="connection refused", wait=2.0),
         logging.WARNING,
         "database trouble, again in 2.0 s: connection refused",

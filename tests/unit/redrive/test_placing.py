@@ -16,15 +16,29 @@ RECORD = record(*spring())
 LETTER = read(RECORD)
 
 
-def at(letter: Letter, as_topic: str | None = None, of: Message = RECORD) -> tuple[str, str, int, int, bool]:
-    found = placed(letter, of, TOPICS, as_topic)
+OURS = replace(LETTER, topic_id="payments-id", origin=Origin("payments", 3, 7))
+
+
+def at(
+    letter: Letter, as_topic: str | None = None, of: Message = RECORD, below: int = 0
+) -> tuple[str, str, int, int, bool]:
+    found = placed(letter, of, TOPICS, as_topic, {"payments": {3: below}})
     message = found.message
     return message.topic, message.topic_id, message.partition, message.offset, found.at_home
 
 
-def test_a_letter_from_one_of_the_handlers_topics_goes_back_to_where_it_stood() -> None:
-    assert at(LETTER) == ("payments", "payments-id", 3, 5_000_000_000, True)
-    assert at(LETTER, "refunds") == at(LETTER)
+def test_a_letter_that_tells_the_topics_id_goes_back_to_where_it_stood_if_that_is_settled() -> None:
+    assert at(OURS, below=8) == ("payments", "payments-id", 3, 7, True)
+    assert at(OURS, "refunds", below=8) == at(OURS, below=8)
+
+
+def test_what_is_not_settled_or_tells_no_topic_id_has_an_origin_of_its_own_in_its_partition() -> None:
+    for letter, below in ((OURS, 7), (OURS, 0), (replace(OURS, topic_id=""), 8)):
+        assert at(letter, below=below) == ("payments", "origin:payments[3]", 3, 7, False)
+
+
+def test_the_id_of_another_topic_of_the_handlers_is_not_believed() -> None:
+    assert at(replace(OURS, topic_id="refunds-id"), below=8)[1] == "origin:payments[3]"
 
 
 def test_the_topic_id_that_a_letter_tells_is_believed() -> None:

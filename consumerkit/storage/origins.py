@@ -1,0 +1,163 @@
+"""Where messages stood in the log: what makes letters and parked messages unique, and tells two of one place apart.
+
+An origin is topic ID, partition and offset. Two messages may name the same one: a dead-letter topic says whatever its
+producers write. The second of them goes beside the first, under the topic's ID with a digest of the message behind it.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from consumerkit.errors import PayloadSealed
+from consumerkit.message import Message, TopicPartition
+from consumerkit.storage import headers as header_text
+from consumerkit.storage.sealing import Sealer, payload
+
+Origin = tuple[str, int, int]
+UNREADABLE: Final = b"unreadable"
+"""Stands for the content of a row that is sealed by means which are not here: it is the same as no other."""
+MARK: Final = "#"
+"""Stands before what tells two messages of one origin apart; no topic's ID and no topic's name has it."""
+
+
+def origin(message: Message) -> Origin:
+    """Return what makes a dead letter unique: topic ID, partition, offset."""
+    return (message.topic_id, message.partition, message.offset)
+
+
+def moved(message: Message, topic_id: str) -> Message:
+    """Return the same message under another topic ID.
+
+    Example:
+        >>> moved(Message("orders", 0, 7, b"k"), "other").topic_id
+        'other'
+    """
+    return Message(
+        message.topic,
+        message.partition,
+        message.offset,
+        message.key,
+        message.value,
+        message.headers,
+        message.timestamp,
+        topic_id,
+        message.epoch,
+    )
+
+
+def home(topic_id: str) -> str:
+    """Return the topic's ID of an origin, without what tells two messages apart.
+
+    Example:
+        >>> home("pRWzGhbSTDG_pQ0Jc#07c2")
+        'pRWzGhbSTDG_pQ0Jc'
+    """
+    return topic_id.partition(MARK)[0]
+
+
+class Identity(NamedTuple):
+    """What tells a message from another one at the same place.
+
+    Attributes:
+        digest: The ledger's key; None where it is not known.
+        fingerprint: As in the ledger; None where it is not known.
+        content: A digest of key, value and headers; None where the payload was not kept, or cannot be read.
+        facts: Size and timestamp, which are kept where the payload is not.
+        version: The fingerprint's; those of two versions cannot be compared.
+    """
+
+    digest: bytes | None
+    fingerprint: bytes | None
+    content: bytes | None
+    facts: tuple[int, int]
+    version: int | None = None
+
+    def agrees(self, other: Identity) -> bool:
+        """Tell whether both are the same message: by ID and fingerprint where both are known, else by what they hold.
+
+        Example:
+            >>> known = Identity(b"id", b"one", b"content", (7, -1))
+            >>> known.agrees(known._replace(fingerprint=b"two"))
+            False
+            >>> known.agrees(known._replace(digest=None, fingerprint=None))
+            True
+        """
+        if self.is_known and other.is_known:
+            if self.digest != other.digest:
+                return False
+            if self.version == other.version:
+                return self.fingerprint == other.fingerprint
+        if UNREADABLE in (self.content, other.content):
+            return False
+        if self.content is None or other.content is None:
+            return self.facts == other.facts
+        return self.content == other.content
+
+    def holds_the_same(self, other: Identity) -> bool:
+        """Tell whether both are known to hold the same payload, whatever their IDs are."""
+        return self.content == other.content and self.content not in (None, UNREADABLE)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether ID and fingerprint are known."""
+        return bool(self.digest and self.fingerprint)
+
+    @property
+    def mark(self) -> str:
+        """Return the same text for the same message each time, to stand behind the ID of its topic."""
+        parts = (self.digest or b"", self.fingerprint or b"", self.content or b"")
+        return MARK + blake2b(b"".join(map(_framed, parts)), digest_size=8).hexdigest()
+
+
+def identity(
+    message: Message, digest: bytes | None, fingerprint: bytes | None, version: int | None, *, whole: bool = True
+) -> Identity:
+    """Return the identity of a message; without its content where only the facts of it are kept."""
+    content = _content(message.key, message.value, header_text.dump(message.headers)) if whole else None
+    return Identity(digest or None, fingerprint or None, content, (message.size, message.timestamp), version)
+
+
+def identity_of(row: Any, sealer: Sealer | None, *, size: int, whole: bool = True) -> Identity:
+    """Return the identity of what stands in a row of ours; `whole` tells whether its payload is there."""
+    digest, fingerprint = (None if value is None else bytes(value) for value in (row.digest, row.fingerprint))
+    content: bytes | None = None
+    if whole:
+        try:
+            value, headers = payload(sealer, row)
+            content = _content(None if row.key is None else bytes(row.key), value, header_text.dump(headers))
+        except PayloadSealed:
+            content = UNREADABLE
+    return Identity(digest or None, fingerprint or None, content, (size, row.timestamp), row.fingerprint_version)
+
+
+class Clash(NamedTuple):
+    """Two messages at one place: the second has a row of its own, beside that of the first.
+
+    Attributes:
+        partition: The partition, and
+        offset: the offset, where both stood or are said to have stood.
+        message_id: The second one's ID, as text.
+        table: In which table that is, "dead_letters" or "parked_messages".
+        row: The number of the first one's row.
+    """
+
+    partition: TopicPartition
+    offset: int
+    message_id: str
+    table: str
+    row: int
+
+
+def clash(message: Message, message_id: str | None, table: str, row: int) -> Clash:
+    """Return the clash of a message with a row that stands at its place."""
+    return Clash(TopicPartition(message.topic, message.partition), message.offset, message_id or "", table, row)
+
+
+def _content(key: bytes | None, value: bytes | None, headers: str) -> bytes:
+    parts = map(_framed, (key, value, headers.encode("utf-8", "surrogatepass")))
+    return blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def _framed(part: bytes | None) -> bytes:
+    return b"-" if part is None else b"%d:%b" % (len(part), part)
