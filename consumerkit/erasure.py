@@ -72,6 +72,7 @@ async def erase(
     """
     opened = Database(database)
     try:
+        tables = await opened.locate(tables)
         return await erase_in(
             opened.run,
             Erasing(tables, dialect_for(opened.dialect_name, tables)),

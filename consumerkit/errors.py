@@ -9,6 +9,7 @@ ConsumerkitError
 ├── Unavailable             raised by a codec or a transport: the infrastructure's fault, never an attempt
 ├── TransactionMisused      a handler ended our transaction or swallowed its failure
 ├── CommitUnknown           COMMIT was sent and its answer did not come
+├── TablesReplaced          our tables are not those that the worker started with
 ├── PayloadSealed           a stored payload was sealed by means that are not at hand
 ├── Fenced                  another worker has taken a partition over, or may have
 │   └── CommitsLost         the database has lost transactions that it had acknowledged
@@ -94,6 +95,10 @@ class TransactionMisused(ConsumerkitError):
 
 class CommitUnknown(ConsumerkitError):
     """COMMIT was sent and no answer came in time: the transaction may or may not be durable."""
+
+
+class TablesReplaced(ConsumerkitError):
+    """Our tables are not those that the worker started with: they were restored or made again while it ran."""
 
 
 class PayloadSealed(ConsumerkitError):

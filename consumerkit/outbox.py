@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from consumerkit.codecs import Codec, Json
 from consumerkit.context import check_publication, encoded_headers
 from consumerkit.storage import outbox as table
+from consumerkit.storage.location import located_for
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
 _JSON = Json()
@@ -70,7 +71,8 @@ def publish(
             the request if the request itself may be repeated.
         headers: Further headers.
         codec: How to encode `value`.
-        tables: The table definitions, if they are not the default ones.
+        tables: The table definitions, if they are not the default ones. Without a schema, the message goes where the
+            session's search path finds the tables at this moment, which is asked first; with one, nothing is asked.
 
     Returns:
         The message ID.
@@ -78,6 +80,7 @@ def publish(
     Raises:
         TypeError: The value cannot be encoded, or key, ID or a header is neither text nor bytes.
         ValueError: Kafka has no topics of such a name.
+        ConfigurationError: The search path finds no tables of ours, or a schema_translate_map reaches them.
 
     Example:
         await outbox.publish(session, "orders", key=order.id, value=OrderPlaced(id=order.id))
@@ -92,10 +95,14 @@ def publish(
     )
     if isinstance(session, AsyncSession):
         return _published(session, tables, message, name)
-    table.append(session.connection(), tables, [message])
+    _append(session, tables, message)
     return name
 
 
 async def _published(session: AsyncSession, tables: Tables, message: table.OutboxMessage, name: str) -> str:
-    await session.run_sync(lambda sync: table.append(sync.connection(), tables, [message]))
+    await session.run_sync(_append, tables, message)
     return name
+
+
+def _append(session: Session, tables: Tables, message: table.OutboxMessage) -> None:
+    table.append(session.connection(), located_for(session, tables), [message])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, select
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.message import TopicPartition
 from consumerkit.storage import actions, consumers, fence, progress
-from consumerkit.storage.dialects import Dialect
+from consumerkit.storage.dialects import Dialect, dialect_for
 from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import Span, Transport
@@ -115,6 +115,7 @@ async def _move(
     back: bool,
     run_forgotten: bool,
 ) -> list[Moved]:
+    place = await _located(place)
     consumer = await place.database.run(lambda session: _consumer(session, place.tables, handler, topic))
     topic_id, logs = await _logs(place.transport, topic)
     wanted = sorted(partitions or logs)
@@ -137,6 +138,11 @@ async def _move(
         for one in moved:
             await _carry_out(place, consumer, topic_id, one, who, back=back, run_forgotten=run_forgotten)
     return moved
+
+
+async def _located(place: Place) -> Place:
+    tables = await place.database.locate(place.tables)
+    return replace(place, tables=tables, dialect=dialect_for(place.database.dialect_name, tables))
 
 
 async def _carry_out(

@@ -13,6 +13,7 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.handler import AnyHandler, BatchHandler, Handler
 from consumerkit.identity import Identity, encode_field, possible_digests, shown, topic_scope
 from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.location import located_for
 from consumerkit.storage.status import MessageStatus, Search
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
@@ -68,11 +69,11 @@ def message_status(
         id: The message ID: each of its parts. Of `coordinates()` it is one: "topic-id/partition/offset".
         topic: Which topic's message, for a handler of several topics with `scope = "topic"`.
         probe: Whether to look for a message in flight.
-        tables: The table definitions, if they are not the default ones.
+        tables: The table definitions, if they are not the default ones; as for `outbox.publish`.
 
     Raises:
         ConfigurationError: The handler has no name or identity to look by, or has another number of parts; or the topic
-            is missing or not one of its own.
+            is missing or not one of its own; or our tables are not where the session looks.
 
     Example:
         status = await message_status(session, CreditAccount, "pay-1")
@@ -82,9 +83,9 @@ def message_status(
     address = address_of(handler, id, topic)
 
     def look(sync: Session) -> MessageStatus:
-        connection = sync.connection()
-        dialect = dialect_for(connection.dialect.name, tables)
-        return Search(connection, tables, dialect, address.handler, address.message_id, address.digests, probe).status()
+        connection, found = sync.connection(), located_for(sync, tables)
+        dialect = dialect_for(connection.dialect.name, found)
+        return Search(connection, found, dialect, address.handler, address.message_id, address.digests, probe).status()
 
     return session.run_sync(look) if isinstance(session, AsyncSession) else look(session)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
 
 import typer
@@ -17,6 +17,7 @@ from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.observability.printable import printable
 from consumerkit.storage import schema
 from consumerkit.storage.engines import Database
+from consumerkit.storage.location import located
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 from consumerkit.worker import Worker
 
@@ -90,8 +91,12 @@ def place(target: str | None, url: str | None, prefix: str = DEFAULT_PREFIX, sch
 
 
 @asynccontextmanager
-async def opened(where: Place) -> AsyncIterator[Opened]:
+async def opened(where: Place, *, connect: bool = True) -> AsyncIterator[Opened]:
     """Open a place's database; its troubles become one line.
+
+    Args:
+        where: The place.
+        connect: Whether to look up at once where the tables are.
 
     Raises:
         StartError: The database is out of reach, or refuses.
@@ -99,13 +104,20 @@ async def opened(where: Place) -> AsyncIterator[Opened]:
     if where.url is not None:
         found = Opened(Database(where.url), where.tables)
         async with _closing(found):
-            yield found
+            yield await _located(found) if connect else found
         return
     assert where.target is not None
     async with targets.opened(where.target) as worker:
         found = Opened(worker.database, worker.tables, worker)
         async with _closing(found):
-            yield found
+            yield await _located(found) if connect else found
+
+
+async def _located(opened: Opened) -> Opened:
+    tables = await opened.run(lambda session, tables: located(session.connection(), tables))
+    if opened.worker is not None:
+        opened.worker.use(tables)
+    return replace(opened, tables=tables)
 
 
 async def run_checked(where: Place, work: Callable[[Session, Tables], T]) -> T:

@@ -61,7 +61,7 @@ def upgrade(
 
 
 async def _upgrade(where: Place, *, sql: bool) -> None:
-    async with opened(where) as found:
+    async with opened(where, connect=not sql) as found:
         if sql:
             say(our_schema.upgrade_sql(found.database.dialect_name, found.tables).rstrip())
             return

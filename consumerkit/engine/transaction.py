@@ -19,7 +19,7 @@ from consumerkit.errors import CommitsLost, Fenced, TransactionMisused
 from consumerkit.failpoints import reach
 from consumerkit.handler import Ordering
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import dead_letters, fence, origins, outbox, progress, redriven, settling
+from consumerkit.storage import dead_letters, fence, location, origins, outbox, progress, redriven, settling
 from consumerkit.storage.dialects import Claim, Kept, Limits
 from consumerkit.storage.ledger import Claimed, Ledger
 from consumerkit.storage.parked import Kind, ParkedMessage
@@ -43,6 +43,7 @@ class Transaction:
         reach("before_begin")
         connection = session.connection(execution_options={**self._options, OPTION: group.guard})
         ledger = self._ledger
+        location.remember(session, ledger.tables)
         for item in group.items:
             item.hold, item.revived, item.claimed = None, False, False
         fences = fence.numbers(ledger.tables, ledger.consumer, group.owners)

@@ -161,12 +161,13 @@ async def export(
         ...         async for letter in export(database, Selection(reason="undecodable")):
         ...             print(json.dumps(letter), file=file)
     """
-
-    def checked(session: Session) -> None:
-        schema.check(session, tables)
-        plan.check(session, tables, selection)
-
     async with opened(database) as found:
+        tables = await found.locate(tables)
+
+        def checked(session: Session) -> None:
+            schema.check(session, tables)
+            plan.check(session, tables, selection)
+
         await found.run(checked)
         after = 0
         while True:
@@ -196,6 +197,7 @@ async def _over(
     rate: float | None = None,
 ) -> Report:
     async with opened(database) as found:
+        tables = await found.locate(tables)
         await found.run(lambda session: schema.check(session, tables))
         run = Run(found.run, tables, action, by or current_user(), rate=rate, dry=dry_run, watch=watch)
         return await run.over(selection)

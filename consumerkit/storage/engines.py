@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -14,6 +16,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.storage import sqlite_engine
+from consumerkit.storage.location import located
+from consumerkit.storage.tables import Tables
 
 T = TypeVar("T")
 AsyncSessions = async_sessionmaker[AsyncSession]
@@ -104,8 +108,19 @@ class Database:
 
     @property
     def location(self) -> str:
-        """The database's name, which on SQLite is its file."""
-        return self._engine().url.database or ""
+        """The database's name; on SQLite its file, by the one path to which all links lead."""
+        name = self._engine().url.database or ""
+        if self.dialect_name != "sqlite" or name in ("", ":memory:"):
+            return name
+        if not name.startswith("file:"):
+            return os.path.realpath(name)
+        found = urlsplit(name)
+        in_memory = "mode=memory" in found.query or found.path in ("", ":memory:")
+        return "" if in_memory else os.path.realpath(unquote(found.path))
+
+    async def locate(self, tables: Tables) -> Tables:
+        """Return the tables under the schema in which this database has them; see `location.located`."""
+        return await self.run(lambda session: located(session.connection(), tables))
 
     async def run(self, work: Callable[[Session], T], *, within: float | None = None) -> T:
         """Run synchronous work in a transaction of its own, from a coroutine; commit unless it raises.

@@ -27,7 +27,7 @@ Owners = Mapping[TopicPartition, bytes]
 
 def number(tables: Tables, consumer: int, partition: TopicPartition) -> int:
     """Return the number of a partition's advisory lock: 64 bits, since all users of a database share one space."""
-    name = f"{tables.partition_progress.fullname}\x00{consumer}\x00{partition.topic}\x00{partition.partition}"
+    name = f"{tables.identity(tables.partition_progress)}\x00{consumer}\x00{partition.topic}\x00{partition.partition}"
     return int.from_bytes(blake2b(name.encode(), digest_size=8, person=b"fence").digest(), "big", signed=True)
 
 

@@ -23,11 +23,19 @@ class Claimed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """One consumer's part of the ledger."""
+    """One consumer's part of the ledger.
+
+    Attributes:
+        tables: The table definitions.
+        dialect: The database's.
+        consumer: The handler's number.
+        name: The handler's name: each claim then proves that the tables give it this number. None proves nothing.
+    """
 
     tables: Tables
     dialect: Dialect
     consumer: int
+    name: str | None = None
 
     def claim(self, connection: Connection, claims: Iterable[Claim]) -> Claimed:
         """Claim message IDs in this transaction, each digest given once.
@@ -38,7 +46,7 @@ class Ledger:
         ordered = sorted(claims)
         if not ordered:
             return Claimed(set(), {})
-        won = self.dialect.claim(connection, self.consumer, ordered)
+        won = self.dialect.claim(connection, self.consumer, ordered, name=self.name)
         if len(won) == len(ordered):
             return Claimed(won, {})
         lost = [claim.digest for claim in ordered if claim.digest not in won]

@@ -13,6 +13,7 @@ from sqlalchemy.schema import CreateSchema
 
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.storage.engines import Database
+from consumerkit.storage.location import located
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
 if TYPE_CHECKING:  # it takes a third of the time that SQLAlchemy takes to import, and a running worker needs it once
@@ -45,7 +46,7 @@ def apply(session: Session, tables: Tables = DEFAULT_TABLES) -> list[str]:
     """
     from alembic import command
 
-    connection = _locked(session, tables)
+    connection, tables = _locked(session, tables)
     _make_schema(connection, tables)
     _refuse_newer(_heads(connection, tables), tables)
     applied: list[str] = []
@@ -84,6 +85,7 @@ def check(session: Session, tables: Tables = DEFAULT_TABLES) -> None:
         StartError: They are missing, older or newer; one line says what to do.
     """
     connection = session.connection()
+    tables = located(connection, tables)
     heads, wanted = _heads(connection, tables), _wanted()
     _refuse_newer(heads, tables)
     if not heads:
@@ -102,15 +104,17 @@ def check(session: Session, tables: Tables = DEFAULT_TABLES) -> None:
         )
 
 
-def _locked(session: Session, tables: Tables) -> Connection:
+def _locked(session: Session, tables: Tables) -> tuple[Connection, Tables]:
     """Keep other upgrades of the same tables out until the transaction ends."""
     dialect = session.get_bind().dialect.name
     if dialect != "postgresql":
-        return session.connection()  # SQLite: every transaction of ours begins as the only writer
+        connection = session.connection()  # SQLite: every transaction of ours begins as the only writer
+        return connection, located(connection, tables)
     # A snapshot taken before the lock was granted would not show what the lock's last holder did.
     connection = session.connection(execution_options={"isolation_level": "READ COMMITTED"})
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(tables)})
-    return connection
+    found = located(connection, tables)
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(found)})
+    return connection, found
 
 
 def _make_schema(connection: Connection, tables: Tables) -> None:

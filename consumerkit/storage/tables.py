@@ -6,7 +6,9 @@ Migrations live in `consumerkit.storage.migrations`; a test compares them with t
 from __future__ import annotations
 
 import re
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Final
 
 from sqlalchemy import (
     BigInteger,
@@ -36,6 +38,7 @@ _Sequence = BigInteger().with_variant(Integer, "sqlite")
 _SEALER = ("seal", "unseal")
 _Moment = DateTime(timezone=True)
 _WHOLE = text("erased_at IS NULL")
+_MOST_PLACES: Final = 64  # definitions of ten tables each; a service with a schema for each tenant may have thousands
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Tables:
 
     Args:
         prefix: Put before each table's name.
-        schema: The database schema; the connection's default where None.
+        schema: The database schema. Where None, it is found once, at the start: on PostgreSQL it is the first one of
+            the search path that has the tables, on SQLite the main file.
         sealer: Encrypts the values and headers that are stored; they stand in the clear where None.
 
     Raises:
@@ -58,6 +62,7 @@ class Tables:
     prefix: str = DEFAULT_PREFIX
     schema: str | None = None
     sealer: Sealer | None = field(default=None, repr=False, compare=False)
+    configured: Tables | None = field(default=None, init=False, repr=False, compare=False)
     metadata: MetaData = field(init=False, repr=False, compare=False)
     consumers: Table = field(init=False, repr=False, compare=False)
     processed_messages: Table = field(init=False, repr=False, compare=False)
@@ -79,16 +84,42 @@ class Tables:
                 )
         if self.sealer is not None and not all(callable(getattr(self.sealer, name, None)) for name in _SEALER):
             raise ConfigurationError("Tables(sealer=...): give an object with the methods seal(bytes), unseal(bytes)")
-        metadata = MetaData(schema=self.schema)
-        object.__setattr__(self, "metadata", metadata)
-        for make in _MAKERS:
-            table = make(self.prefix, metadata)
-            object.__setattr__(self, table.name.removeprefix(self.prefix), table)
+        _define(self)
+
+    def within(self, schema: str) -> Tables:
+        """Return these tables, qualified by the schema in which a database has them; any name will do.
+
+        `configured` of what is returned are these definitions.
+        """
+        places: dict[str, Tables] = vars(self)["_places"]
+        if (found := places.get(schema)) is None:
+            found = copy(self)
+            object.__setattr__(found, "schema", schema)
+            object.__setattr__(found, "configured", self.configured or self)
+            _define(found)
+            if len(places) >= _MOST_PLACES:
+                places.clear()
+            places[schema] = found
+        return found
+
+    def identity(self, table: Table) -> str:
+        """Return `schema.table`, by which locks are numbered: two services in one database differ in it."""
+        return table.name if self.schema is None else f"{self.schema}.{table.name}"
 
     @property
     def version_table(self) -> str:
         """The name of the table in which Alembic keeps our schema's version, apart from the user's own."""
         return f"{self.prefix}alembic_version"
+
+
+def _define(tables: Tables) -> None:
+    metadata = MetaData(schema=tables.schema)
+    places: dict[str, Tables] = {}
+    object.__setattr__(tables, "metadata", metadata)
+    object.__setattr__(tables, "_places", places)
+    for make in _MAKERS:
+        table = make(tables.prefix, metadata)
+        object.__setattr__(tables, table.name.removeprefix(tables.prefix), table)
 
 
 def _consumers(prefix: str, metadata: MetaData) -> Table:

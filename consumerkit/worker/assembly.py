@@ -125,7 +125,7 @@ class Assembly:
         return InTurn(work, self.turn) if self.dialect.single_writer else work
 
     def _unit_of_work(self, declared: Declaration, lot: ParkingLot, number: int) -> UnitOfWork:
-        ledger = Ledger(self.tables, self.dialect, number)
+        ledger = Ledger(self.tables, self.dialect, number, declared.name)
         transaction = Transaction(ledger, lot, declared, self.limits)
         if declared.is_async:
             assert self.database.async_sessions is not None

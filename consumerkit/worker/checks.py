@@ -17,6 +17,7 @@ from consumerkit.storage import consumers, occupancy, schema, waiting
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.engines import Database
 from consumerkit.storage.faults import Fault, fault_of
+from consumerkit.storage.location import located as find
 from consumerkit.storage.pruning import Pruning
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import TopicInfo, Transport
@@ -127,6 +128,16 @@ def parked(kept: PayloadRetention, declarations: Sequence[Declaration]) -> None:
     seconds = kept.seconds("parked")
     for line in () if seconds is None else horizons.parked_warnings(seconds, declarations):
         _log.warning("%s", line)
+
+
+async def located(given: Database, tables: Tables) -> Tables:
+    """Return the tables under the schema in which the database has them.
+
+    Raises:
+        ConfigurationError: That cannot be told, or a schema_translate_map would send our statements elsewhere.
+        StartError: The database cannot be used.
+    """
+    return await _asked(given, lambda session: find(session.connection(), tables))
 
 
 async def database(

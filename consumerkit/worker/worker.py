@@ -112,13 +112,11 @@ class Worker:
         self.declarations = tuple(replace(declared, remembered=self.retention) for declared in self.declarations)
         self.payload_retention = payload_retention_of(payload_retention)
         checks.arguments(kafka, tables, observers)
-        self.tables = tables
         self.grace = grace
         self.processes = 1
         self._lanes = sum(declared.concurrency for declared in self.declarations)
         self.database = Database(database, connections=self._lanes + 3)
         checks.drivers(self.declarations, self.database)
-        self.dialect = dialect_for(self.database.dialect_name, tables)
         self.transport: Transport = kafka.connect() if isinstance(kafka, Kafka) else kafka
         self._limits = Limits(statement=transaction_timeout, lock=transaction_timeout / 2, idle=transaction_timeout)
         self._memory_budget = memory_budget
@@ -132,7 +130,7 @@ class Worker:
         self._outbox_written = asyncio.Event()
         self._engines: list[HandlerEngine] = []
         self._relay: Relay | None = None
-        self._assembly = Assembly(self.database, self.dialect, tables, self._limits, self._announce)
+        self.use(tables)
         self._forgetting: Retention | None = None
         self._watchdog: Watchdog | None = None
         self._tasks: dict[asyncio.Task[None], str] = {}
@@ -163,6 +161,12 @@ class Worker:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"the handlers are {', '.join(map(repr, known))}"
                 raise ConfigurationError(f"{option} {name!r}: no handler has this name; {hint}")
+
+    def use(self, tables: Tables) -> None:
+        """Work on these tables from now on: as configured, or under the schema in which they were found."""
+        self.tables = tables
+        self.dialect = dialect_for(self.database.dialect_name, tables)
+        self._assembly = Assembly(self.database, self.dialect, tables, self._limits, self._announce)
 
     async def start(self) -> None:
         """Check what is outside the code, join the groups, and consume.
@@ -197,6 +201,7 @@ class Worker:
     async def _checked(self) -> dict[str, int]:
         topics = await checks.topics(self.declarations, self.transport)
         checks.dead_letter_partitions(self.declarations, topics)
+        self.use(await checks.located(self.database, self.tables))
         numbers = await checks.database(
             self.database,
             self.dialect,

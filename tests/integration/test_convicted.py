@@ -135,7 +135,7 @@ async def test_a_parked_message_is_convicted_once_though_the_answer_was_lost(yar
     letters = DeadLetter(DEAD, hold_key=hold_key)
     handler = CommitsLater(retry=Retry(attempts=2, wait=fixed(0.2)), dead_letter=letters)
     # Its COMMIT lands, while the worker sees the connection end.
-    cut = LateCommits(where.hostname, where.port, b"INSERT INTO consumerkit_dead_letters", 0.0, cut=True)
+    cut = LateCommits(where.hostname, where.port, b"INSERT INTO public.consumerkit_dead_letters", 0.0, cut=True)
     async with cut as proxy:
         url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/{yard.database}"
         async with yard.run(handler, database=url) as run:

@@ -225,7 +225,7 @@ async def test_a_busy_partition_is_named_and_left_alone(
     monkeypatch.setattr(statements, "FENCE_WAIT", 0.2)
     await place.database.run(fill)
     dialect = dialect_for("postgresql", TABLES)
-    number = fence.number(TABLES, 1, TopicPartition("t", 0))
+    number = fence.number(TABLES.within("public"), 1, TopicPartition("t", 0))
     async with place.database.transaction() as run:
         await run(lambda s: dialect.take_over(s.connection(), number, wait=1))
         told = await asyncio.to_thread(command, "data", "erase", "--key", "alice", "--database", place.url)

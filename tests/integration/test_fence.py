@@ -28,7 +28,7 @@ from tests.services.late import LateCommits
 
 pytestmark = pytest.mark.calm
 
-PARKING = b"INSERT INTO consumerkit_parked_messages"
+PARKING = b"INSERT INTO public.consumerkit_parked_messages"
 SESSION, IDLE = 3.0, 3.0
 
 

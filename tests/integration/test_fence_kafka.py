@@ -16,7 +16,7 @@ from tests.services import KafkaServer, PostgresServer
 from tests.services.late import LateCommits
 
 pytestmark = [pytest.mark.calm, pytest.mark.slow, pytest.mark.timeout(180)]
-PARKING = b"INSERT INTO consumerkit_parked_messages"
+PARKING = b"INSERT INTO public.consumerkit_parked_messages"
 TRANSPORTS = [get_args(Client)[0], *(pytest.param(one, marks=pytest.mark.matrix) for one in get_args(Client)[1:])]
 
 

@@ -563,6 +563,6 @@ async def test_a_partition_that_goes_and_comes_while_it_is_waited_for_is_taken_a
 def hold_fence(yard: Yard, partition: int) -> "psycopg.Connection[tuple[object, ...]]":
     """Hold a partition's fence as a zombie's open transaction does; closing the connection ends it."""
     connection = psycopg.connect(yard.postgres.dsn(yard.database))
-    number = fence.number(DEFAULT_TABLES, 1, TopicPartition(TOPIC, partition))
+    number = fence.number(DEFAULT_TABLES.within("public"), 1, TopicPartition(TOPIC, partition))
     connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", [number])
     return connection

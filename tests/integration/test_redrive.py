@@ -229,7 +229,7 @@ async def test_a_transaction_of_the_owner_is_waited_for_and_a_busy_partition_lef
     await dead(yard, Trial(), 2)
     monkeypatch.setattr(batch, "FENCE_WAIT", 0.2)
     monkeypatch.setattr(run_module, "TRIES", 2)
-    lock = fence.number(DEFAULT_TABLES, yard.dead()[0]["consumer"], TopicPartition(TOPIC, 0))
+    lock = fence.number(DEFAULT_TABLES.within("public"), yard.dead()[0]["consumer"], TopicPartition(TOPIC, 0))
     with psycopg.connect(yard.postgres.dsn(yard.database)) as owner:
         owner.execute("SELECT pg_advisory_xact_lock_shared(%s)", (lock,))
         report = await redrive(yard.url, Selection())

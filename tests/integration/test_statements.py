@@ -24,9 +24,9 @@ GROUP = (
     "SELECT count FROM consumerkit_partition_progress",
     "the lane moves on",
 )
-LANE = "consumerkit_lane_progress"
-LOT = "consumerkit_parked_messages"
-PROGRESS = "UPDATE consumerkit_partition_progress"
+LANE = "public.consumerkit_lane_progress"
+LOT = "public.consumerkit_parked_messages"
+PROGRESS = "UPDATE public.consumerkit_partition_progress"
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ DOING = {
     "promote": f"UPDATE {LOT} SET due_at",
     "constraints": "SET CONSTRAINTS",
     "token": "SELECT current_setting",
-    "fence": "SELECT count.*FROM consumerkit_partition_progress",
+    "fence": "SELECT count.*FROM public.consumerkit_partition_progress",
     "lane": f"(UPDATE|INSERT INTO) {LANE}",
 }
 

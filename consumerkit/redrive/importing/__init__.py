@@ -18,7 +18,7 @@ from consumerkit.redrive.importing.placing import Settled
 from consumerkit.redrive.importing.screening import Screen
 from consumerkit.storage import consumers, progress, schema
 from consumerkit.storage.actions import current_user
-from consumerkit.storage.dialects import Dialect
+from consumerkit.storage.dialects import Dialect, dialect_for
 from consumerkit.storage.engines import Database
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.tables import Tables
@@ -100,9 +100,11 @@ async def import_letters(
     """
     declared = _declared(worker, handler)
     topics = await _topics(worker, declared, topic, as_topic)
-    number = await worker.database.run(lambda session: _number(session, worker.tables, declared, dry_run=dry_run))
-    register = Register(Ledger(worker.tables, worker.dialect, number), dry_run=dry_run)
-    screen = Screen(declared, topics, convention, as_topic, await _settled(worker, number, topics))
+    tables = await worker.database.locate(worker.tables)
+    number = await worker.database.run(lambda session: _number(session, tables, declared, dry_run=dry_run))
+    ledger = Ledger(tables, dialect_for(worker.database.dialect_name, tables), number, declared.name)
+    register = Register(ledger, dry_run=dry_run)
+    screen = Screen(declared, topics, convention, as_topic, await _settled(worker, tables, number, topics))
     importer = Importer(worker.database, screen, register, by or current_user(), note, keep)
     reader = worker.transport.reader(topic, offsets)
     try:
@@ -137,9 +139,11 @@ async def _topics(
     return found
 
 
-async def _settled(worker: Surroundings, number: int, topics: Mapping[str, TopicInfo]) -> Settled:
+async def _settled(
+    worker: Surroundings, tables: Tables, number: int, topics: Mapping[str, TopicInfo]
+) -> Settled:
     """Return below which offset each partition is settled: below the handler's mark, and within the log as it is."""
-    marks = await worker.database.run(lambda session: progress.marks(session.connection(), worker.tables, number))
+    marks = await worker.database.run(lambda session: progress.marks(session.connection(), tables, number))
     ours = {name: marks.get((name, info.topic_id), {}) for name, info in topics.items()}
     return {name: await _within(worker.transport, name, found) for name, found in ours.items() if found}
 

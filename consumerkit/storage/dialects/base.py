@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from sqlalchemy import ColumnElement, Connection
 from sqlalchemy.orm import Session
 
+from consumerkit.errors import TablesReplaced
 from consumerkit.outcome import Outcome
 
 
@@ -60,6 +61,19 @@ class Limits:
     idle: float = 60.0
 
 
+def check_number(consumer: int, name: str | None, found: int | None) -> None:
+    """Check that the tables which a claim went to give a handler the number that the worker started with.
+
+    Raises:
+        TablesReplaced: They do not: they are another set, restored or made again under the running worker.
+    """
+    if name is not None and found != consumer:
+        raise TablesReplaced(
+            f"handler {name!r} has {'no number' if found is None else f'the number {found}'} in consumerkit's tables, "
+            f"and had {consumer} when the worker started: the tables were replaced under it; start it again"
+        )
+
+
 class Dialect(Protocol):
     """What the ledger needs of a database, within one transaction on one connection.
 
@@ -91,11 +105,16 @@ class Dialect(Protocol):
         """Return how long ago a moment was, in seconds, on the database's clock."""
         ...
 
-    def claim(self, connection: Connection, consumer: int, claims: Sequence[Claim]) -> set[bytes]:
+    def claim(
+        self, connection: Connection, consumer: int, claims: Sequence[Claim], *, name: str | None = None
+    ) -> set[bytes]:
         """Insert the claims that nobody holds, in the order of their digests; return the digests inserted.
 
         Waits for a concurrent transaction that inserted one of them, and finds it taken if that one commits.
-        `claims` is sorted by digest, each digest once.
+        `claims` is sorted by digest, each digest once. `name` is the handler's whose number is `consumer`.
+
+        Raises:
+            TablesReplaced: The handler `name` has another number in the tables that this transaction sees.
         """
         ...
 

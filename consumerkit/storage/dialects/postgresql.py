@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from zlib import crc32
 
-from sqlalchemy import ColumnElement, Connection, TextClause, extract, func, text
+from sqlalchemy import ColumnElement, Connection, Table, TextClause, extract, func, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from consumerkit.identity import DIGEST_BYTES
 from consumerkit.outcome import Outcome
-from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits
+from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits, check_number
 from consumerkit.storage.dialects.holder import holder
 from consumerkit.storage.faults import sqlstate
 from consumerkit.storage.tables import Tables
@@ -63,9 +63,9 @@ class PostgreSQL:
 
     def __init__(self, tables: Tables) -> None:
         self._ledger = tables.processed_messages
-        ledger = self._ledger.fullname
-        self._relay = crc32(tables.outbox_messages.fullname.encode()) & 0x7FFFFFFF
-        self._pruning = crc32(f"{ledger} pruning".encode()) & 0x7FFFFFFF
+        ledger, consumers = _quoted(tables.processed_messages), _quoted(tables.consumers)
+        self._relay = crc32(tables.identity(tables.outbox_messages).encode()) & 0x7FFFFFFF
+        self._pruning = crc32(f"{tables.identity(self._ledger)} pruning".encode()) & 0x7FFFFFFF
         self._claim = text(f"""
             WITH won AS (
                 INSERT INTO {ledger} (consumer, digest, message_id, fingerprint, outcome, fingerprint_version)
@@ -81,8 +81,9 @@ class PostgreSQL:
                 ON CONFLICT (consumer, digest) DO NOTHING
                 RETURNING digest
             )
-            SELECT string_agg(digest, CAST('' AS bytea)) FROM won
-        """)  # noqa: S608 - the table's name was checked by Tables
+            SELECT string_agg(digest, CAST('' AS bytea)), (SELECT id FROM {consumers} WHERE name = CAST(:name AS text))
+            FROM won
+        """)  # noqa: S608 - the tables' names are quoted
         self._kept = text(
             f"SELECT digest, fingerprint, outcome, fingerprint_version FROM {ledger} "  # noqa: S608
             "WHERE consumer = :consumer AND digest = ANY(CAST(:digests AS bytea[]))"
@@ -119,7 +120,9 @@ class PostgreSQL:
         """See `Dialect.seconds_since`."""
         return extract("epoch", func.clock_timestamp() - moment)
 
-    def claim(self, connection: Connection, consumer: int, claims: Sequence[Claim]) -> set[bytes]:
+    def claim(
+        self, connection: Connection, consumer: int, claims: Sequence[Claim], *, name: str | None = None
+    ) -> set[bytes]:
         """See `Dialect.claim`."""
         digests, message_ids, fingerprints, outcomes, versions = zip(*claims, strict=True)
         names = _SEPARATOR.join(message_ids)
@@ -127,13 +130,16 @@ class PostgreSQL:
         assert names.count(_SEPARATOR) == len(claims) - 1, "a message ID as text is not printable"
         parameters = {
             "consumer": consumer,
+            "name": name,
             "digests": b"".join(digests),
             "message_ids": names,
             "fingerprints": b"".join(fingerprints),
             "outcomes": bytes(outcomes),
             "versions": bytes(version or 0 for version in versions),
         }
-        won = bytes(connection.execute(self._claim, parameters).scalar_one() or b"")
+        answer, number = connection.execute(self._claim, parameters).one()
+        check_number(consumer, name, number)
+        won = bytes(answer or b"")
         return {won[at : at + DIGEST_BYTES] for at in range(0, len(won), DIGEST_BYTES)}
 
     def kept(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> dict[bytes, Kept]:
@@ -200,6 +206,12 @@ def _in_time(connection: Connection, wait: float, statement: TextClause, place: 
             return False
         raise
     return True
+
+
+def _quoted(table: Table) -> str:
+    # A schema that was found may have any name; a colon would be a parameter to `text`.
+    schema = "" if table.schema is None else '"' + table.schema.replace('"', '""').replace(":", "\\:") + '".'
+    return f"{schema}{table.name}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, text
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, null, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from consumerkit.outcome import Outcome
-from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits
-from consumerkit.storage.tables import Tables
+from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits, check_number
+from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
 # A statement takes 32,766 parameters at most, in older builds 999.
 _DIGESTS_A_STATEMENT = 900
@@ -30,6 +30,8 @@ class SQLite:
 
     def __init__(self, tables: Tables) -> None:
         self._ledger = tables.processed_messages
+        self._consumers = tables.consumers
+        self._relay = "consumerkit" if tables.prefix == DEFAULT_PREFIX else tables.prefix
 
     def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> None:
         """Mark the transaction by a savepoint, which no COMMIT and no ROLLBACK leaves behind."""
@@ -47,9 +49,11 @@ class SQLite:
         """See `Dialect.seconds_since`."""
         return (func.julianday("now") - func.julianday(moment)) * 86400.0
 
-    def claim(self, connection: Connection, consumer: int, claims: Sequence[Claim]) -> set[bytes]:
+    def claim(
+        self, connection: Connection, consumer: int, claims: Sequence[Claim], *, name: str | None = None
+    ) -> set[bytes]:
         """Insert what is not there: nobody else can write between the read and the insert."""
-        taken = self.kept(connection, consumer, [claim.digest for claim in claims])
+        taken = self._taken(connection, consumer, [claim.digest for claim in claims], name)
         rows = [
             {**claim._asdict(), "consumer": consumer, "outcome": int(claim.outcome)}
             for claim in claims
@@ -58,6 +62,18 @@ class SQLite:
         if rows:
             connection.execute(insert(self._ledger), rows)
         return {row["digest"] for row in rows}
+
+    def _taken(self, connection: Connection, consumer: int, digests: Sequence[bytes], name: str | None) -> set[bytes]:
+        """Return the digests that are in the ledger; the handler's number is read by the same statements."""
+        ledger, consumers = self._ledger.c, self._consumers.c
+        found: set[bytes] = set()
+        for some in _portions(digests):
+            mine = (ledger.consumer == consumer, ledger.digest.in_(some))
+            numbers = select(null(), consumers.id).where(consumers.name == name)
+            rows = connection.execute(select(ledger.digest, ledger.consumer).where(*mine).union_all(numbers)).all()
+            check_number(consumer, name, next((number for digest, number in rows if digest is None), None))
+            found.update(digest for digest, _ in rows if digest is not None)
+        return found
 
     def kept(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> dict[bytes, Kept]:
         """See `Dialect.kept`."""
@@ -103,7 +119,7 @@ class SQLite:
         if location in ("", ":memory:"):
             yield True
             return
-        descriptor = os.open(f"{location}-consumerkit-relay", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(f"{location}-{self._relay}-relay", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield True
