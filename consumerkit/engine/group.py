@@ -19,6 +19,7 @@ from consumerkit.handler import Received
 from consumerkit.message import TopicPartition
 from consumerkit.storage import outbox
 from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dialects import Settings
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.origins import Clash
 from consumerkit.storage.parking import Place
@@ -71,6 +72,7 @@ class Group:
         self.handling = False
         self.guard = Guard()
         self.token = uuid4().hex
+        self.begun: Settings | None = None
         self.dead: list[DeadMessage] = []
         self.clashes: list[Clash] = []
         self.sound = False

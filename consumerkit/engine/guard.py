@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from consumerkit.errors import TransactionMisused
+from consumerkit.storage.dialects.settings import READ_ONLY
 from consumerkit.storage.sqlite_engine import BEGIN
 
 _KEY: Final = "consumerkit.guard"
@@ -29,6 +30,13 @@ _ENDS = re.compile(
     re.IGNORECASE,
 )
 
+
+_SETS = re.compile(
+    rf"(?:^|;)(?:{_GAP}|;)*(?:set{_GAP}+(?P<local>local)\b|(?:set{_GAP}+(?!constraints\b|transaction\b)|reset\b))"
+    r"|set_config\s*\("
+    rf"|(?:^|;)(?:{_GAP}|;)*set{_GAP}+transaction\b[^;]*\b(?P<read>read{_GAP}+only)\b",
+    re.IGNORECASE,
+)
 
 # What makes a session forget changes that it has not flushed.
 _FORGET: Final = ("expire", "expire_all", "expunge", "expunge_all")
@@ -48,14 +56,18 @@ class Guard:
         open: Whether the user's code may not end the transaction now.
         misused: What it did all the same, or None.
         crowded: Whether the group must be run again, with a flush after each message.
+        set_local: Whether SET LOCAL was seen.
+        set_session: Whether a SET was seen that outlasts the transaction, or may.
     """
 
-    __slots__ = ("_asked", "_before", "_session", "crowded", "misused", "open")
+    __slots__ = ("_asked", "_before", "_session", "crowded", "misused", "open", "set_local", "set_session")
 
     def __init__(self, session: Session | None = None) -> None:
         self.open = True
         self.misused: str | None = None
         self.crowded = False
+        self.set_local = False
+        self.set_session = False
         self._session = session
         self._before: tuple[int, int] | None = None
         self._asked: float | None = None
@@ -67,6 +79,21 @@ class Guard:
     def answered(self) -> None:
         """Take note that the statement was answered."""
         self._asked = None
+
+    def note_settings(self, statement: str) -> None:
+        """Take note of the settings that a statement makes, as far as its text tells.
+
+        Raises:
+            TransactionMisused: It makes the transaction read-only, so that nothing of the group could be written.
+        """
+        if ";" in statement or "set_config" in statement or statement.lstrip()[:5].lower().startswith(("set", "reset")):
+            for found in _SETS.finditer(statement):
+                if found["read"]:
+                    raise TransactionMisused(READ_ONLY)
+                if found["local"]:
+                    self.set_local = True
+                else:
+                    self.set_session = True
 
     def waited(self) -> float:
         """Return how many seconds a statement has been without an answer; 0 where there is none."""
@@ -174,6 +201,7 @@ def _before_execute(connection: Any, _cursor: Any, statement: str, _parameters: 
     if isinstance(made, Guard):
         made.keep_apart()
         made.ask()
+        made.note_settings(statement)
     if (found := _ENDS.match(statement)) is not None:
         what = found["what"].split(None, 1)[0].upper()
         raise TransactionMisused(f"the handler executed {what}; consumerkit ends the transaction")

@@ -19,7 +19,15 @@ from consumerkit.engine.prepare import Preparer
 from consumerkit.engine.telling import Tell
 from consumerkit.engine.transaction import LedgerMoved, TransactionEnded
 from consumerkit.engine.unit_of_work import UnitOfWork
-from consumerkit.errors import CommitsLost, CommitUnknown, Fenced, Reject, TablesReplaced, Unavailable
+from consumerkit.errors import (
+    CommitsLost,
+    CommitUnknown,
+    ConfigurationError,
+    Fenced,
+    Reject,
+    TablesReplaced,
+    Unavailable,
+)
 from consumerkit.failpoints import reach
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.faults import Fault, fault_of
@@ -244,7 +252,7 @@ class Runner:
         """Return whose fault the failure of a group is."""
         if isinstance(error, LedgerMoved):
             return Fault.CONFLICT
-        if isinstance(error, TablesReplaced):
+        if isinstance(error, TablesReplaced) or (isinstance(error, ConfigurationError) and not group.handling):
             return Fault.DEPLOY
         if isinstance(error, Unavailable):
             return Fault.CAPACITY

@@ -44,10 +44,11 @@ class Transaction:
         connection = session.connection(execution_options={**self._options, OPTION: group.guard})
         ledger = self._ledger
         location.remember(session, ledger.tables)
+        location.refuse_translation(connection, ledger.tables)
         for item in group.items:
             item.hold, item.revived, item.claimed = None, False, False
         fences = fence.numbers(ledger.tables, ledger.consumer, group.owners)
-        ledger.dialect.begin(connection, self._limits, group.token, fences)
+        group.begun = ledger.dialect.begin(connection, self._limits, group.token, fences)
         reach("after_begin")
         if group.items[0].parked is None:
             self._claim(connection, group)
@@ -57,6 +58,7 @@ class Transaction:
         if self._declared.on_duplicate is not None:
             repeated = [item.digest for item in group.items if item.verdict is Verdict.REPEAT and item.digest]
             group.recalled = ledger.results(connection, repeated)
+        group.guard.set_local = group.guard.set_session = False  # what was seen until now is ours
 
     def _resume(self, connection: Connection, item: Item, parked: ParkedMessage) -> None:
         """Lock a parked message; its ID was claimed when it was parked, unless it had none then."""
@@ -181,10 +183,14 @@ class Transaction:
         self._ledger.dialect.probe(session.connection())
 
     def close(self, session: Session, group: Group) -> None:
-        """Flush, write dead letters, parked messages, results and outbox, and check that all will be committed."""
+        """Flush, write dead letters, parked messages, results and outbox, and check that all will be committed.
+
+        The user's flush and deferred constraints run under what a handler has set; our own statements do not.
+        """
         reach("after_handler")
         session.flush()
         connection = session.connection()
+        self._end_handling(connection, group)
         ledger = self._ledger
         if group.released:
             ledger.dialect.release(connection, ledger.consumer, group.released)
@@ -203,11 +209,17 @@ class Transaction:
         if group.dead:
             reach("before_dead_letter_commit")
 
+    def _end_handling(self, connection: Connection, group: Group) -> None:
+        # Where none of the handler's code ran, nobody can have ended the transaction or swallowed an error in it.
+        if not group.handled:
+            return
+        location.untranslated(connection, self._ledger.tables)
+        local = group.guard.set_local and not group.guard.set_session
+        if not self._ledger.dialect.finalise(connection, group.token, group.begun, local=local):
+            raise TransactionEnded("the handler ended the transaction behind its session's back")
+
     def _finalise(self, connection: Connection, group: Group) -> None:
         ledger = self._ledger
-        # Where none of the handler's code ran, nobody can have ended the transaction or swallowed an error in it.
-        if group.handled and not ledger.dialect.finalise(connection, group.token):
-            raise TransactionEnded("the handler ended the transaction behind its session's back")
         owned = fence.count_owned(connection, ledger.tables, ledger.consumer, group.owners)
         if owned != len(group.owners):
             raise Fenced(f"{len(group.owners) - owned} of {len(group.owners)} partitions were taken over")

@@ -51,7 +51,7 @@ def located(connection: Connection, tables: Tables, *, must_exist: bool = False)
         found = tables.within(_schema(connection, tables, must_exist=must_exist))
     else:
         found = tables.within(_MAIN)
-    _refuse_translation(connection, found)
+    refuse_translation(connection, found)
     return found
 
 
@@ -59,6 +59,7 @@ def located_for(session: Session, tables: Tables) -> Tables:
     """Return the tables for a call from any session: a worker's own where it is the worker's, else `located`."""
     known: Tables | None = session.info.get(_KEY)
     if known is not None and known.schema is not None and tables in (known.configured, known):
+        refuse_translation(session.connection(), known)
         return tables if tables == known else tables.within(known.schema)
     return located(session.connection(), tables, must_exist=True)
 
@@ -94,7 +95,12 @@ def _schema(connection: Connection, tables: Tables, *, must_exist: bool) -> str:
     return schemas[0] if schemas else str(rows[0].schema)
 
 
-def _refuse_translation(connection: Connection, tables: Tables) -> None:
+def refuse_translation(connection: Connection, tables: Tables) -> None:
+    """Refuse a schema_translate_map that would send our statements elsewhere.
+
+    Raises:
+        ConfigurationError: The connection has one.
+    """
     given: Any = connection.get_execution_options().get("schema_translate_map") or {}
     configured = None if tables.configured is None else tables.configured.schema
     for name in (configured, tables.schema):
@@ -104,6 +110,14 @@ def _refuse_translation(connection: Connection, tables: Tables) -> None:
                 f"database: schema_translate_map={{{name!r}: {given[name]!r}}} would send consumerkit's statements to "
                 f"other tables than those it started with; {way_out}"
             )
+
+
+def untranslated(connection: Connection, tables: Tables) -> None:
+    """Take what a handler mapped our schema to out of the connection's schema_translate_map."""
+    given: Any = connection.get_execution_options().get("schema_translate_map") or {}
+    if tables.schema in given:
+        others = {name: target for name, target in given.items() if name != tables.schema}
+        connection.execution_options(schema_translate_map=others)
 
 
 def _names(tables: Tables) -> list[str]:

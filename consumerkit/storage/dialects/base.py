@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.errors import TablesReplaced
 from consumerkit.outcome import Outcome
+from consumerkit.storage.dialects.settings import Settings
 
 
 class Claim(NamedTuple):
@@ -83,11 +84,15 @@ class Dialect(Protocol):
     single_writer: bool
     """Whether only one transaction at a time can write, so that more lanes than one are of no use."""
 
-    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> None:
+    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> Settings | None:
         """Set the limits and full durability for this transaction, mark it with `token`, and keep take-overs out.
 
         `fences` are the numbers of the partitions whose messages it handles, sorted: until it ends, `take_over` waits.
+
+        Returns:
+            What a handler may set for the transaction or the session, for `finalise` to set back.
         """
+        ...
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """Wait until no transaction holds this fence, and keep new ones out until this transaction ends.
@@ -132,11 +137,23 @@ class Dialect(Protocol):
     def release(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
         """Take back claims of this transaction, for messages that will run in another."""
 
-    def finalise(self, connection: Connection, token: str) -> bool:
-        """Check deferred constraints, and return whether this is still the transaction that `begin` marked.
+    def finalise(
+        self, connection: Connection, token: str, begun: Settings | None = None, *, local: bool = False
+    ) -> bool:
+        """End the handlers' part: check deferred constraints, then set back what they set.
+
+        Args:
+            connection: Of the transaction.
+            token: What `begin` marked it with.
+            begun: What `begin` returned; nothing is set back where None.
+            local: Whether the handlers set by SET LOCAL alone; else the session's own values are set back, too.
+
+        Returns:
+            Whether this is still the transaction that `begin` marked.
 
         Raises:
             DBAPIError: A constraint is violated, or the transaction is aborted.
+            TransactionMisused: The transaction is read-only.
         """
         ...
 

@@ -13,27 +13,32 @@ from sqlalchemy.orm import Session
 
 from consumerkit.identity import DIGEST_BYTES
 from consumerkit.outcome import Outcome
+from consumerkit.storage.dialects import settings
 from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits, check_number
 from consumerkit.storage.dialects.holder import holder
+from consumerkit.storage.dialects.settings import Settings
 from consumerkit.storage.faults import sqlstate
 from consumerkit.storage.tables import Tables
 
 # The token is a setting local to the transaction: it is gone after any COMMIT or ROLLBACK, and costs no transaction ID.
 # synchronous_commit is raised where it would lose acknowledged commits, and left where it promises more than `on`.
-_BEGIN = text("""
-    SELECT set_config('consumerkit.claim', :token, true),
+_BEGIN = text(f"""
+    SELECT {settings.STATE},
+           set_config('consumerkit.claim', :token, true),
            set_config('statement_timeout', :statement, true),
            set_config('lock_timeout', :lock, true),
            set_config('idle_in_transaction_session_timeout', :idle, true),
            (SELECT count(pg_advisory_xact_lock_shared(fence)) FROM unnest(CAST(:fences AS bigint[])) AS f (fence)),
            CASE WHEN current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')
-                THEN set_config('synchronous_commit', 'on', true) END
-""")
+                THEN set_config('synchronous_commit', 'on', true) END,
+           {settings.STATE}
+""")  # noqa: S608 - the names of settings are ours
 # Between message IDs as text, which are printable. One value for each column, cut up by the server: the drivers write
 # arrays an element at a time, which took a tenth of the time that a message takes.
 _SEPARATOR = "\n"
 _CONSTRAINTS = text("SET CONSTRAINTS ALL IMMEDIATE")
 _TOKEN = text("SELECT current_setting('consumerkit.claim', true)")
+_END = text(f"SELECT current_setting('consumerkit.claim', true), {settings.STATE}")
 _PROBE = text("SELECT 1")
 # A transaction's lock, not a session's: that one would stay with the connection behind a pooler.
 # The broker is waited for within it, longer perhaps than the server or the role lets a transaction idle: ended then,
@@ -93,9 +98,9 @@ class PostgreSQL:
             "WHERE consumer = :consumer AND digest = ANY(CAST(:digests AS bytea[]))"
         )
 
-    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> None:
+    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> Settings:
         """See `Dialect.begin`."""
-        connection.execute(
+        told = connection.execute(
             _BEGIN,
             {
                 "token": token,
@@ -104,7 +109,8 @@ class PostgreSQL:
                 "lock": _milliseconds(limits.lock),
                 "idle": _milliseconds(limits.idle),
             },
-        )
+        ).one()
+        return Settings(told[0], told[-1])
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """See `Dialect.take_over`; lock requests queue fairly, so sharers that come later wait behind it."""
@@ -157,10 +163,17 @@ class PostgreSQL:
         """See `Dialect.release`."""
         connection.execute(self._release, {"consumer": consumer, "digests": list(digests)})
 
-    def finalise(self, connection: Connection, token: str) -> bool:
+    def finalise(
+        self, connection: Connection, token: str, begun: Settings | None = None, *, local: bool = False
+    ) -> bool:
         """See `Dialect.finalise`."""
         connection.execute(_CONSTRAINTS)
-        return self.holds(connection, token)
+        found, state = connection.execute(_END).one()
+        if found != token:
+            return False
+        if begun is not None:
+            settings.put_back(connection, begun, state, local=local)
+        return True
 
     def holds(self, connection: Connection, token: str) -> bool:
         """See `Dialect.holds`."""

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.outcome import Outcome
 from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits, check_number
+from consumerkit.storage.dialects.settings import Settings
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
 # A statement takes 32,766 parameters at most, in older builds 999.
@@ -33,9 +34,10 @@ class SQLite:
         self._consumers = tables.consumers
         self._relay = "consumerkit" if tables.prefix == DEFAULT_PREFIX else tables.prefix
 
-    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> None:
+    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> Settings | None:
         """Mark the transaction by a savepoint, which no COMMIT and no ROLLBACK leaves behind."""
         connection.execute(text(f"SAVEPOINT consumerkit_{token}"))
+        return None
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """See `Dialect.take_over`: this transaction is the only writer already."""
@@ -98,7 +100,9 @@ class SQLite:
         for some in _portions(digests):
             connection.execute(delete(self._ledger).where(ledger.consumer == consumer, ledger.digest.in_(some)))
 
-    def finalise(self, connection: Connection, token: str) -> bool:
+    def finalise(
+        self, connection: Connection, token: str, begun: Settings | None = None, *, local: bool = False
+    ) -> bool:
         """Release the savepoint: it is gone if the transaction it was set in is."""
         return _found_savepoint(connection, f"RELEASE consumerkit_{token}")
 
