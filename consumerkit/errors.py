@@ -18,7 +18,10 @@ ConsumerkitError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+
+LONGEST_WAIT: Final = 315_576_000.0  # ten years; what is more was meant in milliseconds, or computed wrongly
 
 
 class ConsumerkitError(Exception):
@@ -65,8 +68,11 @@ class Defer(ConsumerkitError):
     """Raised by a handler to have its message run again later, without counting an attempt.
 
     Args:
-        seconds: After how long, on the database's clock.
+        seconds: After how long, on the database's clock; ten years at most.
         why: The reason for people to read; it is stored, so keep payloads out of it.
+
+    Raises:
+        ValueError: `seconds` is no number above 0, or more than ten years.
 
     Example:
         >>> raise Defer(60, "the shop is closed")
@@ -78,6 +84,8 @@ class Defer(ConsumerkitError):
         super().__init__(why)
         if not seconds > 0:
             raise ValueError(f"Defer({seconds}): give seconds > 0")
+        if seconds > LONGEST_WAIT:
+            raise ValueError(f"Defer({seconds}): give at most {LONGEST_WAIT:.0f} seconds, which are ten years")
         self.seconds = float(seconds)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from typing import Any, NoReturn, TypeAlias
 
-from consumerkit.errors import ConfigurationError, ConsumerkitError, Defer, Reject
+from consumerkit.errors import LONGEST_WAIT, ConfigurationError, ConsumerkitError, Defer, Reject
 from consumerkit.waits import Wait, chain, exponential, fixed, is_number, uniform
 
 __all__ = ["Retry", "Unsatisfied", "Wait", "chain", "exponential", "fixed", "uniform"]
@@ -235,6 +235,8 @@ class Retry:
             self._refuse("retry_after", "give a plain function that takes the error, or the name of an attribute")
         if not (is_number(most) and most > 0):
             self._refuse("retry_after_max", "give a number of seconds > 0")
+        if most > LONGEST_WAIT:
+            self._refuse("retry_after_max", f"give at most {LONGEST_WAIT:.0f} seconds, which are ten years")
         if read is None and most != RETRY_AFTER_MAX:
             self._refuse("retry_after_max", "it bounds what retry_after reads; give retry_after= too")
 

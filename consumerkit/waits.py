@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import tenacity
 from tenacity.wait import wait_base
 
-from consumerkit.errors import ConfigurationError
+from consumerkit.errors import LONGEST_WAIT, ConfigurationError
 
 _BASE = 2.0
 _JITTER = 0.25
@@ -87,7 +87,7 @@ def exponential(initial: float, *, max: float, base: float = _BASE, jitter: floa
         jitter: The share of each wait that is added at random; it never shortens a wait.
 
     Raises:
-        ConfigurationError: A value is negative or no number, or `max` is below `initial`.
+        ConfigurationError: A value is negative or no number, `max` is below `initial`, or above ten years.
 
     Example:
         >>> [exponential(1, max=10, jitter=0).after(n) for n in (1, 2, 3, 4, 5)]
@@ -99,6 +99,7 @@ def exponential(initial: float, *, max: float, base: float = _BASE, jitter: floa
             f"exponential({initial!r}, max={max!r}, base={base!r}, jitter={jitter!r}): give numbers with "
             "0 <= initial <= max, base >= 1 and jitter >= 0"
         )
+    _bound(f"exponential({initial!r}, max={max!r})", max)
     growing = tenacity.wait_exponential(multiplier=initial, max=max, exp_base=base)
     shape = ("" if base == _BASE else f", base={base}") + ("" if jitter == _JITTER else f", jitter={jitter}")
     capped, longest = _Capped(growing, jitter, max), _CappedLongest(growing, jitter, max)
@@ -109,7 +110,7 @@ def fixed(seconds: float) -> Wait:
     """Wait the same number of seconds after each failure.
 
     Raises:
-        ConfigurationError: `seconds` is negative or no number.
+        ConfigurationError: `seconds` is negative, no number, or more than ten years.
 
     Example:
         >>> fixed(5).after(3)
@@ -117,6 +118,7 @@ def fixed(seconds: float) -> Wait:
     """
     if not is_number(seconds) or seconds < 0:
         raise ConfigurationError(f"fixed({seconds!r}): give a number of seconds >= 0")
+    _bound(f"fixed({seconds!r})", seconds)
     same = tenacity.wait_fixed(seconds)
     return Wait(same, same, same, f"fixed({seconds})")
 
@@ -125,7 +127,7 @@ def uniform(low: float, high: float) -> Wait:
     """Wait a random number of seconds, any between `low` and `high` as likely as any other.
 
     Raises:
-        ConfigurationError: A value is negative or no number, or `high` is below `low`.
+        ConfigurationError: A value is negative or no number, `high` is below `low`, or above ten years.
 
     Example:
         >>> 1 <= uniform(1, 3).after(1) <= 3
@@ -133,6 +135,7 @@ def uniform(low: float, high: float) -> Wait:
     """
     if not all(map(is_number, (low, high))) or not 0 <= low <= high:
         raise ConfigurationError(f"uniform({low!r}, {high!r}): give numbers of seconds with 0 <= low <= high")
+    _bound(f"uniform({low!r}, {high!r})", high)
     # Capped, since rounding may carry the sum past `high`.
     drawn = _Capped(tenacity.wait_random(low, high), 0, high)
     return Wait(drawn, tenacity.wait_fixed(low), tenacity.wait_fixed(high), f"uniform({low}, {high})")
@@ -161,6 +164,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _bound(what: str, longest: float) -> None:
+    if longest > LONGEST_WAIT:
+        raise ConfigurationError(f"{what}: give at most {LONGEST_WAIT:.0f} seconds, which are ten years")
+
+
 def _combined(
     how: type[tenacity.wait_combine | tenacity.wait_chain], waits: tuple[Wait, ...], description: str
 ) -> Wait:
@@ -176,7 +184,7 @@ def _combined(
 def _drawn(strategy: wait_base, attempt: int) -> float:
     state = tenacity.RetryCallState(retry_object=tenacity.Retrying(), fn=None, args=(), kwargs={})
     state.attempt_number = attempt
-    return max(0.0, float(strategy(state)))
+    return min(max(0.0, float(strategy(state))), LONGEST_WAIT)
 
 
 def _in_short(value: object) -> str:

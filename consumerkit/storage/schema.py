@@ -171,4 +171,6 @@ def _joined(revisions: set[str]) -> str:
 
 
 def _place(tables: Tables) -> str:
+    if tables.configured is not None and tables.schema in ("public", "main"):
+        tables = tables.configured  # as people know them
     return f"{tables.schema}.{tables.prefix}*" if tables.schema else f"{tables.prefix}*"

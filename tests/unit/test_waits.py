@@ -2,13 +2,14 @@
 
 import pickle
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumerkit import ConfigurationError
+from consumerkit import ConfigurationError, Defer
 from consumerkit.waits import Wait, chain, exponential, fixed, uniform
 
 SECONDS = st.floats(0, 10_000)
@@ -123,3 +124,32 @@ def test_a_wait_that_cannot_be_meant_is_refused(make: Any, text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         make()
     assert str(caught.value) == text
+
+
+TEN_YEARS = 315_576_000
+
+
+@pytest.mark.parametrize(
+    "make, what",
+    [
+        (lambda: fixed(1e18), "fixed(1e+18)"),
+        (lambda: fixed(TEN_YEARS + 1), "fixed(315576001)"),
+        (lambda: uniform(0, 1e12), "uniform(0, 1000000000000.0)"),
+        (lambda: exponential(1, max=1e18), "exponential(1, max=1e+18)"),
+    ],
+)
+def test_a_wait_that_no_database_can_add_is_refused_where_it_is_made(make: Callable[[], Wait], what: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        make()
+    assert str(caught.value) == f"{what}: give at most 315576000 seconds, which are ten years"
+
+
+def test_waits_added_up_stay_within_the_bound() -> None:
+    assert (fixed(TEN_YEARS) + fixed(TEN_YEARS)).after(1) == TEN_YEARS
+    assert exponential(1, max=TEN_YEARS, jitter=1e9, base=1e300).after(5000) == TEN_YEARS
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), -1, 0, 1e18])
+def test_defer_refuses_what_is_no_wait(seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"Defer\("):
+        Defer(seconds)
