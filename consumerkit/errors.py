@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-
 LONGEST_WAIT: Final = 315_576_000.0  # ten years; what is more was meant in milliseconds, or computed wrongly
 
 

@@ -460,7 +460,12 @@ class Owner:
     def working(self) -> Callable[[Session], None]:
         """The beginning of a transaction that handles messages of the partition."""
         fences = fence.numbers(DEFAULT_TABLES, self.stand.consumer, [HERE])
-        return lambda session: self.stand.dialect.begin(session.connection(), Limits(), TOKEN, fences)
+        dialect = self.stand.dialect
+
+        def begin(session: Session) -> None:
+            dialect.begin(session.connection(), Limits(), TOKEN, fences)
+
+        return begin
 
 
 @pytest.fixture

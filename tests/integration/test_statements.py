@@ -179,7 +179,7 @@ async def test_a_retry_of_a_parked_message_costs_a_known_number_of_statements(ya
         # Three more, of each its failure and what is written down about it.
         ("begin", "lock", "token"): 3,
         ("begin", "postpone", "fence", "lane"): 3,
-        ("begin", "lock", "settle", "remove", "promote", "constraints", "token", "fence", "lane"): 1,
+        ("begin", "lock", "constraints", "token", "settle", "remove", "promote", "fence", "lane"): 1,
     }
 
 

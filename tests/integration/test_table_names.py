@@ -4,12 +4,13 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import CursorResult, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -33,7 +34,7 @@ async def place(postgres: PostgresServer, database: str) -> AsyncIterator[Memory
     made.broker = MemoryBroker(topics={TOPIC: 4, "out": 1})
     await made.create_tables()
     for name in ("a", "b"):
-        await made.database.run(lambda session, name=name: schema.apply(session, Tables(schema=name)))
+        await made.database.run(partial(schema.apply, tables=Tables(schema=name)))
     yield made
     await made.close()
 
@@ -45,7 +46,7 @@ def by_path(url: str, path: str) -> str:
 async def rows(place: MemoryStage, query: str) -> list[Any]:
     def work(session: Session) -> list[Any]:
         result = session.execute(text(query))
-        return list(result.all()) if result.returns_rows else []
+        return list(result.all()) if cast(CursorResult[Any], result).returns_rows else []
 
     return await place.database.run(work)
 
