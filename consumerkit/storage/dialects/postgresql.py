@@ -23,8 +23,8 @@ from consumerkit.storage.tables import Tables
 # The token is a setting local to the transaction: it is gone after any COMMIT or ROLLBACK, and costs no transaction ID.
 # synchronous_commit is raised where it would lose acknowledged commits, and left where it promises more than `on`.
 _BEGIN = text(f"""
-    SELECT {settings.STATE},
-           set_config('consumerkit.claim', :token, true),
+    SELECT set_config('consumerkit.claim', :token, true),
+           {settings.STATE},
            set_config('statement_timeout', :statement, true),
            set_config('lock_timeout', :lock, true),
            set_config('idle_in_transaction_session_timeout', :idle, true),
@@ -110,7 +110,7 @@ class PostgreSQL:
                 "idle": _milliseconds(limits.idle),
             },
         ).one()
-        return Settings(told[0], told[-1])
+        return Settings(told[1], told[-1])
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """See `Dialect.take_over`; lock requests queue fairly, so sharers that come later wait behind it."""
