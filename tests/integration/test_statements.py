@@ -189,7 +189,7 @@ DOING = {
     "lock": f"SELECT {LOT}.*FOR UPDATE",
     "look": f"SELECT {LOT}.id",
     "park": f"INSERT INTO {LOT}",
-    "settle": "UPDATE consumerkit_processed_messages",
+    "settle": "UPDATE public.consumerkit_processed_messages",
     "remove": f"DELETE FROM {LOT}",
     "postpone": f"UPDATE {LOT} SET .*attempts=",
     "promote": f"UPDATE {LOT} SET due_at",
