@@ -139,9 +139,7 @@ async def _topics(
     return found
 
 
-async def _settled(
-    worker: Surroundings, tables: Tables, number: int, topics: Mapping[str, TopicInfo]
-) -> Settled:
+async def _settled(worker: Surroundings, tables: Tables, number: int, topics: Mapping[str, TopicInfo]) -> Settled:
     """Return below which offset each partition is settled: below the handler's mark, and within the log as it is."""
     marks = await worker.database.run(lambda session: progress.marks(session.connection(), tables, number))
     ours = {name: marks.get((name, info.topic_id), {}) for name, info in topics.items()}
