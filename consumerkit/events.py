@@ -348,6 +348,10 @@ class Announcer:
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = tuple(observers)
 
+    def add(self, observer: Observer) -> None:
+        """Tell another observer, too, from now on."""
+        self._observers = (*self._observers, observer)
+
     def __call__(self, event: Event) -> None:
         """Tell all observers, in order."""
         for observer in self._observers:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -19,6 +20,8 @@ import typer
 from consumerkit.cli import target as targets
 from consumerkit.cli.output import complain, exit_code
 from consumerkit.errors import ConsumerkitError
+from consumerkit.monitoring.monitor import check_installed, monitored, supervised
+from consumerkit.monitoring.server import address
 from consumerkit.observability.logs import configure
 from consumerkit.supervisor import CLEAN, FAILED, GRACE_EXCEEDED, SAME_REQUEST, Lifeline, Supervisor
 
@@ -33,12 +36,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Call:
-    """What one worker process is to do; `processes` is how many do it, for the budget of database connections."""
+    """What one worker process is to do.
+
+    `processes` is how many do it, for the budget of database connections; `place` is where it serves its health.
+    """
 
     target: str
     only: Sequence[str]
     adopt: Sequence[str]
     processes: int
+    place: tuple[str, int] | None
 
 
 def run(
@@ -60,6 +67,14 @@ def run(
         LogFormat, typer.Option(metavar="text|json", help="Lines for people, or JSON lines.")
     ] = "text",
     log_level: Annotated[LogLevel, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve /live, /ready and /metrics here, such as 127.0.0.1:8080.",
+            show_default=False,
+        ),
+    ] = None,
     processes: Annotated[int, typer.Option(hidden=True)] = 1,
 ) -> None:
     """Run the worker until SIGTERM or Ctrl-C.
@@ -72,13 +87,20 @@ def run(
     """
     configure(log_format, log_level)
     spec = targets.given(target)
+    place = None if http is None else address(http)
+    if place is not None:
+        check_installed()
     if workers > 1:
         command = [sys.executable, "-m", "consumerkit", "run", spec]
         command += [f"--only={name}" for name in only or ()] + [f"--adopt={name}" for name in adopt or ()]
         command += [f"--log-format={log_format}", f"--log-level={log_level}", f"--processes={workers}"]
-        raise typer.Exit(asyncio.run(Supervisor(command, workers).run()))
+        with nullcontext() if place is None else supervised(place, workers) as port:
+            _say_where(place, port)
+            raise typer.Exit(asyncio.run(Supervisor(command, workers).run()))
     raise typer.Exit(
-        asyncio.run(_consume_or_complain(_Call(spec, only or (), adopt or (), processes), as_log=log_format == "json"))
+        asyncio.run(
+            _consume_or_complain(_Call(spec, only or (), adopt or (), processes, place), as_log=log_format == "json")
+        )
     )
 
 
@@ -113,8 +135,15 @@ async def _consume(call: _Call) -> int:
             worker.adopt(call.adopt)
         lifeline.tell_grace(worker.grace)
         await asyncio.sleep(0)  # lets in a signal that came while the target was being loaded
-        clean = stopping.is_set() or await worker.run(stopping)
+        async with monitored(worker, call.place) as port:
+            _say_where(call.place, port)
+            clean = stopping.is_set() or await worker.run(stopping)
     return CLEAN if clean else GRACE_EXCEEDED
+
+
+def _say_where(place: tuple[str, int] | None, port: int | None) -> None:
+    if place is not None and port is not None:
+        _log.info("/live, /ready and /metrics are served on %s:%d", place[0], port)
 
 
 def _listen(stopping: asyncio.Event) -> None:

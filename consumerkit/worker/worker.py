@@ -121,7 +121,7 @@ class Worker:
         self._limits = Limits(statement=transaction_timeout, lock=transaction_timeout / 2, idle=transaction_timeout)
         self._memory_budget = memory_budget
         self._drain_timeout = drain_timeout
-        self._stall_timeout = stall_timeout
+        self.stall_timeout = float(stall_timeout)
         self._failpoints = failpoints
         self._states = States()
         self._announce = Announcer((LoggingObserver(), self._states, *observers))
@@ -153,6 +153,10 @@ class Worker:
         """
         self._known(names, "--adopt")
         self._adopted = frozenset(names)
+
+    def observe(self, observer: Observer) -> None:
+        """Have one more observer called with every event; before the start."""
+        self._announce.add(observer)
 
     def _known(self, names: Collection[str], option: str) -> None:
         known = [declared.name for declared in self.declarations]
@@ -238,7 +242,7 @@ class Worker:
         self._spawn(self._relay.run(), "relay")
         self._forgetting = self._retention()
         self._spawn(self._forgetting.run(), "retention")
-        self._watchdog = Watchdog(self._engines, stall=self._stall_timeout, transaction=self._limits.idle)
+        self._watchdog = Watchdog(self._engines, stall=self.stall_timeout, transaction=self._limits.idle)
         self._watchdog.start(asyncio.get_running_loop())
 
     def _retention(self) -> Retention:

@@ -1,0 +1,126 @@
+"""Whether a worker process lives and is ready: one value, which a supervisor can read from a file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from consumerkit.worker import Worker
+
+BEAT: Final = 1.0
+"""Seconds between two signs of life of the event loop, and between two reports to a supervisor."""
+STALE: Final = 10.0
+"""Seconds after which a report no longer says anything about its process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How a worker, or several, are.
+
+    Attributes:
+        live: Whether the process works at all; one that does not is to be restarted.
+        ready: Whether nothing is wrong; see `Worker.readiness`.
+        findings: What is wrong and what to do, a sentence each.
+
+    Example:
+        >>> Health(live=True, ready=False, findings=("credit: the brake is on",)).ready
+        False
+    """
+
+    live: bool
+    ready: bool
+    findings: tuple[str, ...] = ()
+
+
+class Pulse:
+    """Tells from any thread how a worker in this process is, also while its event loop is blocked."""
+
+    def __init__(self, worker: Worker, *, patience: float) -> None:
+        """Watch a worker.
+
+        Args:
+            worker: The worker.
+            patience: Seconds for which the event loop may be silent.
+        """
+        self._worker = worker
+        self._patience = patience
+        self._beat = time.monotonic()
+
+    async def run(self) -> None:
+        """Give signs of life from the event loop, until cancelled."""
+        while True:
+            self._beat = time.monotonic()
+            await asyncio.sleep(BEAT)
+
+    def health(self) -> Health:
+        """Return how the worker is."""
+        silent = time.monotonic() - self._beat
+        readiness = self._worker.readiness()
+        findings = list(map(str, readiness.findings))
+        live = silent < self._patience
+        blocked = silent > max(5.0, 3 * BEAT)
+        if blocked:
+            findings.insert(
+                0, f"the event loop is blocked for {silent:.0f} s; look for a handler that waits in a plain call"
+            )
+        return Health(live=live, ready=readiness.ready and not blocked, findings=tuple(findings))
+
+
+def report(directory: Path, health: Health) -> None:
+    """Write this process's health where its supervisor reads it; a reader sees the old report or the new one."""
+    written = directory / f"health-{os.getpid()}.new"
+    written.write_text(json.dumps(asdict(health)))
+    written.replace(directory / f"health-{os.getpid()}.json")
+
+
+def together(directory: Path, workers: int) -> Health:
+    """Return how a supervisor's worker processes are, all together.
+
+    It lives as long as the supervisor does, which starts a process again that ended. It is ready if all of the
+    processes are.
+    """
+    found = [health for file in sorted(directory.glob("health-*.json")) if (health := _read(file)) is not None]
+    missing = workers - len(found)
+    findings = [f"{missing} of {workers} worker processes do not answer; the log tells why"] if missing > 0 else []
+    for health in found:
+        findings += [finding for finding in health.findings if finding not in findings]
+    ready = missing <= 0 and all(health.ready for health in found)
+    return Health(live=True, ready=ready, findings=tuple(findings))
+
+
+def forget_the_dead(directory: Path) -> Iterable[int]:
+    """Remove the reports of processes that have ended; return their process IDs."""
+    dead = []
+    for file in directory.glob("health-*.json"):
+        process = int(file.stem.partition("-")[2])
+        if not _runs(process):
+            file.unlink(missing_ok=True)
+            dead.append(process)
+    return dead
+
+
+def _read(file: Path) -> Health | None:
+    """Return a report that is fresh, of a process that runs."""
+    try:
+        if time.time() - file.stat().st_mtime > STALE:
+            return None
+        told = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return Health(live=told["live"], ready=told["ready"], findings=tuple(told["findings"]))
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,179 @@
+"""Metrics for Prometheus, made out of the events; labels are handlers' names and fixed words, so they are bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from consumerkit import events
+from consumerkit.events import Event
+from consumerkit.monitoring.backlog import Backlog
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_MESSAGES: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+
+
+class Metrics:
+    """An observer that counts and measures; give it to `Worker(observers=[...])` and serve its registry.
+
+    `consumerkit run --http` does both by itself. Inside a web service, the service's own `/metrics` shows it.
+
+    Args:
+        registry: Where the metrics are registered; one `Metrics` for each registry.
+
+    Example:
+        worker = Worker(..., observers=[Metrics()])
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._registry = registry
+        self._messages = self._counter("messages", "Messages that are finished, by what became of them.", "outcome")
+        self._dead = self._counter("dead_letters", "Messages that were dead-lettered, by reason.", "reason")
+        self._failed = self._counter("attempts_failed", "Attempts that failed, each of one message alone.")
+        self._rollbacks = self._counter("rollbacks", "Transactions that were rolled back whole and run again.")
+        self._fallback = self._counter("fallback_ids", "Messages whose ID came from a fallback source.")
+        self._trouble = self._counter("trouble", "Times that work waited for something outside.", "where")
+        self._lost = self._counter("commits_lost", "Times that the database lost transactions it had acknowledged.")
+        self._forgotten = self._counter("forgotten_ids", "Message IDs that the ledger forgot after its retention.")
+        self._sent = self._counter("outbox_published", "Messages from the outbox that the broker acknowledged.")
+        self._transaction = self._histogram("transaction_seconds", "From BEGIN to the answer of COMMIT.", _SECONDS)
+        self._batch = self._histogram("batch_messages", "Messages that one transaction finished.", _MESSAGES)
+        self._partitions = self._gauge("partitions", "Partitions that this worker owns.", "livesum")
+        self._stopped = self._gauge("partitions_stopped", "Partitions that wait for a person.", "livesum")
+        self._brake = self._gauge("brake_on", "1 while the brake is on.", "livemax")
+        self._halted = self._gauge("handler_stopped", "1 once the handler has stopped for good.", "livemax")
+        self._held_back = self._gauge(
+            "outbox_held_back", "Topics and messages that the broker does not take.", "livesum"
+        )
+        self._backlog = {
+            name: self._gauge(name, text, "mostrecent")
+            for name, text in {
+                "parked": "Messages that wait for their next attempt, or behind one that does.",
+                "parked_due": "Parked messages that are due.",
+                "parked_oldest_seconds": "For how long the oldest parked message is parked.",
+                "keys_held": "Keys that wait for a decision on a dead letter.",
+                "dead_undecided": "Dead letters that wait for a decision.",
+                "dead_oldest_seconds": "For how long the oldest of these waits.",
+            }.items()
+        }
+        self._outbox = self._gauge("outbox_waiting", "Messages in the outbox, by topic.", "mostrecent", "topic")
+        self._outbox_age = self._gauge(
+            "outbox_oldest_seconds", "For how long the oldest message in the outbox waits.", "mostrecent", "topic"
+        )
+        self._owned: dict[str, set[object]] = {}
+        self._unreadable: dict[str, set[object]] = {}
+        self._not_taken: set[object] = set()
+        self._topics: set[str] = set()
+        self._takes: Mapping[type[Event], Callable[[Any], None]] = {
+            events.GroupCommitted: self._committed,
+            events.MessagesSkipped: lambda event: self._add(self._messages, event, event.count, "skipped"),
+            events.MessageDeadLettered: lambda event: self._add(self._dead, event, 1, event.reason.value),
+            events.AttemptFailed: lambda event: self._add(self._failed, event),
+            events.GroupRolledBack: lambda event: self._add(self._rollbacks, event),
+            events.Trouble: lambda event: self._add(self._trouble, event, 1, event.where),
+            events.CommitsLost: lambda event: self._add(self._lost, event),
+            events.MessagesForgotten: lambda event: self._add(self._forgotten, event, event.count),
+            events.OutboxPublished: lambda event: self._add(self._sent, event, event.count),
+            events.PartitionTaken: self._taken,
+            events.PartitionStopped: self._partition_stopped,
+            events.PartitionsAssigned: self._assigned,
+            events.PartitionsRevoked: self._revoked,
+            events.BrakeOn: lambda event: self._brake.labels(event.handler).set(1),
+            events.BrakeOff: lambda event: self._brake.labels(event.handler).set(0),
+            events.HandlerStopped: lambda event: self._halted.labels(event.handler).set(1),
+            events.OutboxHeldBack: self._outbox_held_back,
+            events.OutboxResumed: self._outbox_resumed,
+        }
+
+    def __call__(self, event: Event) -> None:
+        """Count an event."""
+        take = self._takes.get(type(event))
+        if take is not None:
+            take(event)
+
+    def measured(self, backlog: Backlog) -> None:
+        """Show what waits in the database."""
+        for one in backlog.handlers:
+            for name, gauge in self._backlog.items():
+                gauge.labels(one.handler).set(getattr(one, name))
+        for gone in self._topics - {topic.topic for topic in backlog.outbox}:
+            self._outbox.labels("", gone).set(0)
+            self._outbox_age.labels("", gone).set(0)
+        self._topics |= {topic.topic for topic in backlog.outbox}
+        for topic in backlog.outbox:
+            self._outbox.labels("", topic.topic).set(topic.waiting)
+            self._outbox_age.labels("", topic.topic).set(topic.oldest_seconds)
+
+    # What each event means.
+
+    def _committed(self, event: events.GroupCommitted) -> None:
+        outcomes = {
+            "processed": event.processed,
+            "duplicate": event.duplicates,
+            "duplicate_of_dead": event.duplicates_of_dead,
+            "dead": event.dead,
+            "parked": event.parked,
+        }
+        for outcome, count in outcomes.items():
+            if count:
+                self._add(self._messages, event, count, outcome)
+        if event.fallback_ids:
+            self._add(self._fallback, event, event.fallback_ids)
+        self._transaction.labels(event.handler).observe(event.seconds)
+        self._batch.labels(event.handler).observe(sum(outcomes.values()))
+
+    def _assigned(self, event: events.PartitionsAssigned) -> None:
+        self._forget_stopped(event.handler, event.partitions)
+
+    def _taken(self, event: events.PartitionTaken) -> None:
+        owned = self._owned.setdefault(event.handler, set())
+        owned.add(event.partition)
+        self._partitions.labels(event.handler).set(len(owned))
+        self._forget_stopped(event.handler, (event.partition,))
+
+    def _revoked(self, event: events.PartitionsRevoked) -> None:
+        owned = self._owned.setdefault(event.handler, set())
+        owned.difference_update(event.partitions)
+        self._partitions.labels(event.handler).set(len(owned))
+        self._forget_stopped(event.handler, event.partitions)
+
+    def _partition_stopped(self, event: events.PartitionStopped) -> None:
+        stopped = self._unreadable.setdefault(event.handler, set())
+        stopped.add(event.partition)
+        self._stopped.labels(event.handler).set(len(stopped))
+
+    def _forget_stopped(self, handler: str, partitions: tuple[object, ...]) -> None:
+        stopped = self._unreadable.setdefault(handler, set())
+        stopped.difference_update(partitions)
+        self._stopped.labels(handler).set(len(stopped))
+
+    def _outbox_held_back(self, event: events.OutboxHeldBack) -> None:
+        self._not_taken.add((event.topic, event.sequence))
+        self._held_back.labels("").set(len(self._not_taken))
+
+    def _outbox_resumed(self, event: events.OutboxResumed) -> None:
+        self._not_taken.discard((event.topic, event.sequence))
+        self._held_back.labels("").set(len(self._not_taken))
+
+    # How a metric is made: `handler` is its first label always, empty where the whole worker is concerned.
+
+    @staticmethod
+    def _add(counter: Counter, event: Event, count: float = 1, *labels: str) -> None:
+        counter.labels(event.handler, *labels).inc(count)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"consumerkit_{name}", text, ("handler", *labels), registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"consumerkit_{name}", text, ("handler",), registry=self._registry, buckets=buckets)
+
+    def _gauge(self, name: str, text: str, among_processes: Any, *labels: str) -> Gauge:
+        return Gauge(
+            f"consumerkit_{name}",
+            text,
+            ("handler", *labels),
+            registry=self._registry,
+            multiprocess_mode=among_processes,
+        )

@@ -1,0 +1,137 @@
+"""Monitoring of a worker process, and of a supervisor's: what `consumerkit run --http` switches on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from consumerkit.errors import StartError
+from consumerkit.monitoring.backlog import keep_measuring
+from consumerkit.monitoring.health import BEAT, Pulse, forget_the_dead, report, together
+from consumerkit.monitoring.server import serving
+from consumerkit.worker import Worker
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name
+_REPORTS: Final = "CONSUMERKIT_MONITORING"
+
+
+def check_installed() -> None:
+    """Refuse to promise metrics without the library that makes them.
+
+    Raises:
+        StartError: prometheus-client is not installed.
+    """
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError:
+        raise StartError(
+            "--http needs prometheus-client; install consumerkit[metrics], such as: pip install 'consumerkit[metrics]'"
+        ) from None
+
+
+@asynccontextmanager
+async def monitored(worker: Worker, place: tuple[str, int] | None) -> AsyncIterator[int | None]:
+    """Monitor a worker in this process until the block ends.
+
+    Under a supervisor that monitors, it reports there; else it serves on `place`. The port is yielded.
+
+    Raises:
+        StartError: The port is taken.
+    """
+    directory = os.environ.pop(_REPORTS, None)
+    if directory is None and place is None:
+        yield None
+        return
+    from consumerkit.monitoring.metrics import Metrics
+
+    registry = _fresh_registry()
+    metrics = Metrics(registry)
+    worker.observe(metrics)
+    pulse = Pulse(worker, patience=worker.stall_timeout)
+    works = [pulse.run(), keep_measuring(worker, metrics.measured)]
+    async with _beside(*works):
+        if directory is not None:
+            with _reporting(Path(directory), pulse):
+                yield None
+        else:
+            assert place is not None
+            with serving(place, pulse.health, lambda: registry) as port:
+                yield port
+
+
+@contextmanager
+def supervised(place: tuple[str, int], workers: int) -> Iterator[int]:
+    """Serve what a supervisor's worker processes report, all together, until the block ends; yield the port.
+
+    Raises:
+        StartError: The port is taken.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="consumerkit-monitoring-"))
+    os.environ[_DIRECTORY] = os.environ[_REPORTS] = str(directory)
+
+    def registry() -> CollectorRegistry:
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+        for process in forget_the_dead(directory):
+            mark_process_dead(process, str(directory))  # type: ignore[no-untyped-call]
+        made = CollectorRegistry()
+        MultiProcessCollector(made, str(directory))  # type: ignore[no-untyped-call]
+        return made
+
+    try:
+        with serving(place, lambda: together(directory, workers), registry) as port:
+            yield port
+    finally:
+        del os.environ[_DIRECTORY], os.environ[_REPORTS]
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _fresh_registry() -> CollectorRegistry:
+    from prometheus_client import CollectorRegistry
+
+    return CollectorRegistry()
+
+
+@contextmanager
+def _reporting(directory: Path, pulse: Pulse) -> Iterator[None]:
+    """Report this process's health from a thread, so that a blocked event loop is reported too."""
+    over = threading.Event()
+
+    def work() -> None:
+        while True:
+            with contextlib.suppress(OSError):  # no room, or the supervisor is gone
+                report(directory, pulse.health())
+            if over.wait(BEAT):
+                return
+
+    thread = threading.Thread(target=work, name="consumerkit-report", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@asynccontextmanager
+async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run coroutines beside the block, and cancel them at its end."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,197 @@
+"""`/live`, `/ready` and `/metrics` of a worker, while it works, fails and hangs; and of a supervisor's processes."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from consumerkit import Brake, Context, DeadLetter, Defer, Reject
+from consumerkit.monitoring import backlog
+from consumerkit.monitoring.monitor import monitored
+from tests.integration.memory_stage import MemoryStage, Write
+from tests.integration.test_cli_run import Shop, shop
+
+__all__ = ["shop"]
+Samples = dict[tuple[str, tuple[str, ...]], float]
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def metrics(port: int) -> Samples:
+    status, text = get(port, "/metrics")
+    assert status == 200
+    return {
+        (sample.name, tuple(value for label, value in sorted(sample.labels.items()) if label not in ("pid", "le"))): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+class Mixed(Write):
+    """Refuses some messages, has others wait, and may block the event loop."""
+
+    dead_letter = DeadLetter("t.dlq")
+    brake = Brake(allowance=100)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = threading.Event()
+        self.blocked = threading.Event()
+
+    async def handle(self, event: bytes, context: Context) -> None:
+        if event == b"reject":
+            raise Reject("no such account")
+        if event == b"wait":
+            raise Defer(3_600)
+        if event == b"block":
+            self.blocked.set()
+            self.block.wait()
+        await super().handle(event, context)
+
+
+@asynccontextmanager
+async def running(stage: MemoryStage, handler: Mixed) -> AsyncIterator[int]:
+    stage.broker.logs.create("t.dlq", 1)
+    worker = stage.make(handler, stall_timeout=600.0)
+    stopping = asyncio.Event()
+    async with monitored(worker, ("127.0.0.1", 0)) as port:
+        assert port is not None
+        task = asyncio.create_task(worker.run(stopping))
+        try:
+            yield port
+        finally:
+            handler.block.set()
+            stopping.set()
+            await task
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[MemoryStage]:
+    made = MemoryStage(f"sqlite:///{tmp_path}/monitored.sqlite")
+    await made.create_tables()
+    yield made
+    await made.close()
+
+
+async def until_metric(port: int, wanted: Samples) -> Samples:
+    end = time.monotonic() + 120
+    while True:
+        found = await asyncio.to_thread(metrics, port)
+        if all(found.get(key) == value for key, value in wanted.items()):
+            return found
+        assert time.monotonic() < end, str(
+            {key: found.get(key) for key, value in wanted.items() if found.get(key) != value}
+        )
+        await asyncio.sleep(0.05)
+
+
+async def test_a_worker_is_measured(stage: MemoryStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "EVERY", 0.2)
+    for number in range(20):
+        stage.append(number)
+    stage.append(3)  # a duplicate
+    stage.append(100, value=b"reject", key=b"r")
+    stage.append(101, value=b"wait", key=b"w")
+    stage.append(102, key=b"w")
+    async with running(stage, Mixed()) as port:
+        found = await until_metric(
+            port,
+            {
+                ("consumerkit_messages_total", ("write", "processed")): 20,
+                ("consumerkit_messages_total", ("write", "duplicate")): 1,
+                ("consumerkit_messages_total", ("write", "dead")): 1,
+                ("consumerkit_dead_letters_total", ("write", "rejected")): 1,
+                ("consumerkit_parked", ("write",)): 2,
+                ("consumerkit_dead_undecided", ("write",)): 1,
+                ("consumerkit_partitions", ("write",)): 4,
+            },
+        )
+        assert found[("consumerkit_parked_due", ("write",))] == 0
+        assert found[("consumerkit_transaction_seconds_count", ("write",))] >= 1
+        assert found[("consumerkit_batch_messages_sum", ("write",))] >= 24
+        status, body = await asyncio.to_thread(get, port, "/ready")
+        assert (status, json.loads(body)) == (200, {"live": True, "ready": True, "findings": []})
+        assert (await asyncio.to_thread(get, port, "/live"))[0] == 200
+        assert await asyncio.to_thread(get, port, "/") == (404, "there is /live, /ready and /metrics\n")
+
+
+async def test_a_blocked_event_loop_is_told_while_it_is_blocked(stage: MemoryStage) -> None:
+    handler = Mixed()
+    stage.append(1, value=b"block")
+    answers: list[tuple[int, str]] = []
+
+    def ask(port: int) -> None:
+        assert handler.blocked.wait(120)
+        end = time.monotonic() + 120
+        while True:
+            answers.append(get(port, "/ready"))
+            if answers[-1][0] == 503 or time.monotonic() > end:
+                break
+            time.sleep(0.2)
+        answers.append(get(port, "/live"))
+        handler.block.set()
+
+    async with running(stage, handler) as port:
+        asking = threading.Thread(target=ask, args=(port,))
+        asking.start()
+        await asyncio.to_thread(asking.join)
+        await until_metric(port, {("consumerkit_messages_total", ("write", "processed")): 1})
+        assert (await asyncio.to_thread(get, port, "/ready"))[0] == 200
+    (status, body), (lives, _) = answers[-2:]
+    assert status == 503
+    assert "the event loop is blocked for" in body
+    assert lives == 200  # not for as long as the watchdog allows
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.mark.calm
+@pytest.mark.slow
+def test_several_processes_are_served_as_one(shop: Shop) -> None:
+    port = _free_port()
+    process = shop.run("record", "--workers", "2", "--http", f"127.0.0.1:{port}")
+
+    def answers(path: str, status: int) -> bool:
+        try:
+            return get(port, path)[0] == status
+        except OSError:
+            return False
+
+    shop.until(lambda: answers("/ready", 200), "both processes to be ready")
+    shop.send(0, 200)
+    processed = ("consumerkit_messages_total", ("record", "processed"))
+    shop.until(lambda: metrics(port).get(processed) == 200, "200 messages to be counted over both")
+
+    os.kill(shop.children()[0], signal.SIGKILL)
+    shop.until(lambda: answers("/ready", 503), "the missing process to be told")
+    assert answers("/live", 200)
+    shop.until(lambda: answers("/ready", 200), "the new process to be ready")
+    assert metrics(port)[processed] == 200  # what the dead one counted stays
+    owned = ("consumerkit_partitions", ("record",))
+    shop.until(lambda: metrics(port).get(owned) == 4, "the partitions of the living to be counted")
+
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 0
