@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from typing import Any, NoReturn, TypeAlias
 
+from consumerkit.error_tree import leaves
 from consumerkit.errors import LONGEST_WAIT, ConfigurationError, ConsumerkitError, Defer, Reject
 from consumerkit.waits import Wait, chain, exponential, fixed, is_number, uniform
 
@@ -72,6 +73,9 @@ class Retry:
             A number, a number as text or a timedelta lengthens the wait; anything else leaves it as it is.
         retry_after_max: The most seconds that an error may ask for; it is taken to ask for so many if it asks for more.
 
+    Of a group of errors, as `asyncio.TaskGroup` raises it, each error in it is asked: one that is worth no further
+    attempt ends them, and else the longest wait counts. A class of groups may be named in `on`, too.
+
     Only a failure of the message alone counts as an attempt: a failure within a group may be another message's
     fault, and trouble of the database or the broker is nobody's. Attempts are counted over all errors of a message:
     after two timeouts, a third failure of another kind is the third attempt of that kind's policy.
@@ -120,6 +124,18 @@ class Retry:
             attempt: Its number, from 1.
             elapsed: Seconds since the first attempt failed.
         """
+        found = leaves(error)
+        if found != [error] and not self._names(error):
+            waits = [self._next_wait(leaf, attempt, elapsed) for leaf in found]
+            return None if None in waits else max(wait for wait in waits if wait is not None)
+        return self._next_wait(error, attempt, elapsed)
+
+    def _names(self, error: BaseException) -> bool:
+        """Tell whether `on` names a class of groups to which an error belongs; then it is asked of the whole."""
+        kinds: Iterable[type] = () if callable(self.on) else self.on
+        return any(issubclass(kind, BaseExceptionGroup) and isinstance(error, kind) for kind in kinds)
+
+    def _next_wait(self, error: BaseException, attempt: int, elapsed: float) -> float | None:
         rule = self._rule(error)
         if isinstance(rule, Retry):
             return rule.next_wait(error, attempt=attempt, elapsed=elapsed)
@@ -171,7 +187,7 @@ class Retry:
             return self.wait if isinstance(error, self.on) else None
         try:
             return self.wait if self.on(error) else None
-        except Exception:  # noqa: BLE001 - a broken predicate must neither stop the lane nor bury what may succeed
+        except BaseException:  # noqa: BLE001 - a broken predicate must neither stop the lane nor bury what may succeed
             return self.wait
 
     def _asked(self, error: BaseException) -> float:
@@ -182,7 +198,7 @@ class Retry:
             read = self.retry_after
             asked = getattr(error, read, None) if isinstance(read, str) else read(error)
             return min(_seconds(asked), self.retry_after_max)
-        except Exception:  # noqa: BLE001 - the reader meets errors that it was not written for; the wait is then as usual
+        except BaseException:  # noqa: BLE001 - the reader meets errors that it was not written for; the wait is then as usual
             return 0.0
 
     def _check_on(self) -> None:

@@ -14,6 +14,7 @@ from consumerkit.engine.partition import Partition
 from consumerkit.engine.patience import Interrupted
 from consumerkit.engine.runner import Runner
 from consumerkit.engine.transaction import StaleFound
+from consumerkit.error_tree import deciding
 from consumerkit.errors import Defer, Fenced, Reject
 from consumerkit.outcome import Reason
 from consumerkit.storage.faults import Fault
@@ -271,7 +272,7 @@ class Alone:
                     return None
                 fault = self._runner.fault(group, error)
                 if fault is Fault.HANDLER and item.dead is None and item.parking is None:
-                    return error
+                    return deciding(error, Reject, Defer)
                 if fault is Fault.HANDLER:
                     # The dead letter or the parking itself was refused: nothing may be lost, so wait for better days.
                     fault = Fault.CAPACITY

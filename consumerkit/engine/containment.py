@@ -11,6 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from consumerkit.error_tree import leaves
 from consumerkit.errors import CommitUnknown
 from consumerkit.storage.faults import Fault, fault_of
 
@@ -69,7 +70,18 @@ def raise_contained(error: BaseException, *, cancelled: bool) -> NoReturn:
     """
     if (isinstance(error, Exception | KeyboardInterrupt) and not isinstance(error, StopIteration)) or cancelled:
         raise error
+    if isinstance(error, BaseExceptionGroup):
+        # What each task of a group has raised still decides.
+        raise ExceptionGroup("of the handler", [_contained(leaf) for leaf in leaves(error)]) from error
     raise RuntimeError(f"the handler raised {type(error).__name__}") from error
+
+
+def _contained(leaf: BaseException) -> Exception:
+    if isinstance(leaf, Exception):
+        return leaf
+    made = RuntimeError(f"the handler raised {type(leaf).__name__}")
+    made.__cause__ = leaf
+    return made
 
 
 async def settled(work: asyncio.Future[Any], seconds: float | None) -> bool:

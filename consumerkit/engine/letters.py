@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
-import traceback
-from collections import deque
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Final
 
-from sqlalchemy.exc import DBAPIError, StatementError
-
 from consumerkit.context import Publication
 from consumerkit.dead_letter import BY_REFERENCE, HEADER_PREFIX
+from consumerkit.engine.error_text import (
+    CAUSES,
+    STACK_BYTES,
+    TEXT_CHARACTERS,
+    cut,
+    described,
+    error_text,
+    error_type,
+    recorded_text,
+    stack_of,
+)
 from consumerkit.engine.item import Item
 from consumerkit.engine.places import place_of
-from consumerkit.errors import ConsumerkitError, Reject
 from consumerkit.message import Headers
 from consumerkit.outcome import Reason
-from consumerkit.redaction import redact
 from consumerkit.storage.dead_letters import DeadMessage, storable
-from consumerkit.storage.faults import Fault, fault_of, sqlstate, was_raised_by_code
 from consumerkit.storage.history import within
 from consumerkit.storage.origins import home
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.parked import Kind, ParkedMessage
 
+__all__ = [
+    "CAUSES",
+    "MESSAGE_ID_HEADER",
+    "STACK_BYTES",
+    "STALE",
+    "TEXT_CHARACTERS",
+    "behind",
+    "conflict",
+    "dead_letter",
+    "described",
+    "error_text",
+    "error_type",
+    "from_error",
+    "held",
+    "is_held",
+    "killer",
+    "now",
+    "parked",
+    "published",
+    "recorded_text",
+    "source_of",
+    "stack_of",
+    "stale",
+    "told",
+    "undeclared",
+]
+
 MESSAGE_ID_HEADER: Final = "message-id"
 STALE: Final = "Stale"
-STACK_BYTES: Final = 8 * 1024
-TEXT_CHARACTERS: Final = 2000
-CAUSES: Final = 10
 
 
 def published(publication: Publication, consumer: str, digest: bytes | None, ordinal: int) -> OutboxMessage:
@@ -225,108 +253,11 @@ def dead_letter(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> 
     return OutboxMessage(topic, message.key, message.value, (*message.headers, *ours))
 
 
-def error_type(error: BaseException) -> str:
-    """Return an error's class, with its module where it is not a builtin."""
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def error_text(error: BaseException) -> str:
-    """Return an error's own words, for the dead letter; those of a database without statement and parameters."""
-    if isinstance(error, DBAPIError):
-        state = sqlstate(error)
-        return f"{state}: {_database_text(error)}" if state else _database_text(error)
-    try:
-        return str(error.args[0] if isinstance(error, StatementError) else error)
-    except Exception as trouble:  # noqa: BLE001 - an error's own __str__ may raise anything
-        return f"(its text raised {type(trouble).__name__})"
-
-
-def recorded_text(error: BaseException) -> str:
-    """Return an error's words and, of each of its causes, class and words: redacted, and cut."""
-    text = error_text(error)
-    for cause in _chain(error)[1:]:
-        words = error_text(cause)
-        text += f"; caused by {error_type(cause)}" + (f": {words}" if words else "")
-    return _cut(redact(text), TEXT_CHARACTERS)
-
-
-def described(error: BaseException) -> str:
-    """Return an error for logs: what it is and where it was raised, and no words that may hold a payload.
-
-    The words are in the dead letter, which is under the database's access control.
-    """
-    if isinstance(error, Reject | ConsumerkitError):
-        return _cut(redact(f"{type(error).__name__}: {error_text(error)}"), 300)
-    if isinstance(error, DBAPIError):
-        if not _may_quote(error):
-            return _cut(redact(f"{type(error).__name__}: {error_text(error)}"), 300)
-        return f"{type(error).__name__} with SQLSTATE {sqlstate(error) or 'unknown'}"
-    place = deque(traceback.walk_tb(error.__traceback__), maxlen=1)
-    return f"{error_type(error)} at {place[0][0].f_code.co_filename}:{place[0][1]}" if place else error_type(error)
-
-
 def told(dead: DeadMessage) -> str:
     """Return a dead letter's error for logs: its class, and the words of a `Reject`, which are written for people."""
-    return _cut(f"Reject: {dead.error}", 300) if dead.reason is Reason.REJECTED else dead.error_type
-
-
-def stack_of(error: BaseException) -> str:
-    """Return where an error and its causes were raised, as file, line and function; never values; cut at the front."""
-    parts: list[str] = []
-    for one in _chain(error):
-        frames = "".join(traceback.format_list(_places(one)))
-        parts.append(f"{error_type(one)}\n{frames}")
-    # The end is what is kept, and redacting takes its time: what is far from it is not looked at.
-    text = redact("caused by\n".join(parts)[-4 * STACK_BYTES :]).encode("utf-8", "backslashreplace")
-    return text[-STACK_BYTES:].decode("utf-8", "ignore") if len(text) > STACK_BYTES else text.decode()
-
-
-def _places(error: BaseException) -> list[traceback.FrameSummary]:
-    """Return where an error was raised, without columns: to underline each, Python compiles its line anew."""
-    return [
-        traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """Return an error and its causes, as Python would show them, the first few.
-
-    What SQLAlchemy wraps is left out: it is in the error's own words, without the values that the driver quotes.
-    """
-    chain: list[BaseException] = []
-    seen: BaseException | None = error
-    while seen is not None and len(chain) < CAUSES:
-        chain.append(seen)
-        if isinstance(seen, StatementError):
-            break
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-    return chain
+    return cut(f"Reject: {dead.error}", 300) if dead.reason is Reason.REJECTED else dead.error_type
 
 
 def now() -> datetime:
     """Return this moment, with its zone."""
     return datetime.now(UTC)
-
-
-def _may_quote(error: DBAPIError) -> bool:
-    """Tell whether the first line of the database's message may hold a value, as in `invalid input syntax ...: "x"`.
-
-    It does where data is bad or a trigger speaks, whose SQLSTATE may be any; a violated constraint is named alone.
-    """
-    if was_raised_by_code(error):
-        return True
-    violated = (sqlstate(error) or "").startswith("23")
-    return fault_of(error, in_handler=True) is Fault.HANDLER and not violated
-
-
-def _database_text(error: DBAPIError) -> str:
-    """Return the first line of the database's message: the further ones (DETAIL) quote values."""
-    lines = str(error.orig).splitlines() or [""]
-    # asyncpg's errors come as "<class '...'>: text".
-    return lines[0].rpartition("'>: ")[2]
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

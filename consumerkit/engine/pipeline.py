@@ -20,6 +20,7 @@ from consumerkit.engine.item import Item
 from consumerkit.engine.patience import Interrupted
 from consumerkit.engine.runner import Runner
 from consumerkit.engine.transaction import StaleFound
+from consumerkit.error_tree import deciding
 from consumerkit.errors import Reject, Unavailable
 from consumerkit.failpoints import reach
 from consumerkit.handler import Ordering
@@ -188,8 +189,9 @@ class Pipeline:
 
     def _blamed(self, group: Group, error: Exception) -> int | None:
         """Return the index of the item at fault, where that is known."""
-        if isinstance(error, Reject) and error.of is not None:
-            message = getattr(error.of, "message", None)
+        decided = deciding(error, Reject)
+        if isinstance(decided, Reject) and decided.of is not None:
+            message = getattr(decided.of, "message", None)
             # Not the same object, where the error comes out of another process.
             at = None if message is None else (message.topic, message.partition, message.offset)
             places = [(one.message.topic, one.message.partition, one.message.offset) for one in group.items]

@@ -6,10 +6,15 @@ import site
 import sys
 import sysconfig
 import traceback
+from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import Final
 
+from consumerkit.error_tree import first_leaf, traceback_of
+
+_FRAMES: Final = 1000
+_NAME_CHARACTERS: Final = 300
 _OURS: Final = str(Path(__file__).parents[1])
 
 
@@ -19,12 +24,13 @@ def place_of(error: BaseException) -> str | None:
     Where there is none, the innermost of all; None without any. The file is told from where it would be imported, so
     that it reads the same wherever the program is installed.
     """
-    frames = traceback.extract_tb(error.__traceback__)
+    walked = deque(traceback.walk_tb(traceback_of(first_leaf(error))), maxlen=_FRAMES)
+    frames = traceback.StackSummary.extract(((frame, line) for frame, line in walked), lookup_lines=False)
     if not frames:
         return None
     theirs = [frame for frame in frames if not _is_installed(frame.filename)]
     frame = (theirs or frames)[-1]
-    return f"{_short(frame.filename)}:{frame.lineno} in {frame.name}"
+    return f"{_short(frame.filename)}:{frame.lineno} in {frame.name[:_NAME_CHARACTERS]}"
 
 
 def _is_installed(filename: str) -> bool:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from consumerkit.declaration import SKIP, Declaration
+from consumerkit.engine.error_text import TEXT_CHARACTERS, cut
 from consumerkit.engine.fresh_context import FreshContexts
 from consumerkit.engine.item import Item
 from consumerkit.errors import Unavailable, Undecodable
@@ -145,6 +146,6 @@ def _dead(
         message_id=message_id,
         reason=reason,
         error_type=reason.value.capitalize(),
-        error=redact(text),
+        error=cut(redact(text), TEXT_CHARACTERS),
         keep_value=keep_value,
     )

@@ -19,6 +19,7 @@ from consumerkit.engine.prepare import Preparer
 from consumerkit.engine.telling import Tell
 from consumerkit.engine.transaction import LedgerMoved, TransactionEnded
 from consumerkit.engine.unit_of_work import UnitOfWork
+from consumerkit.error_tree import is_a, leaves
 from consumerkit.errors import (
     CommitsLost,
     CommitUnknown,
@@ -254,11 +255,13 @@ class Runner:
             return Fault.CONFLICT
         if isinstance(error, TablesReplaced) or (isinstance(error, ConfigurationError) and not group.handling):
             return Fault.DEPLOY
-        if isinstance(error, Unavailable):
+        found = leaves(error)
+        if any(is_a(leaf, Unavailable) for leaf in found):
             return Fault.CAPACITY
-        if isinstance(error, Reject) and group.sound:
+        if group.sound and any(is_a(leaf, Reject) for leaf in found):
             # Said on purpose, whatever error it was said about: of another database, or undone by a savepoint.
-            return Fault.HANDLER
+            others = (fault_of(leaf, in_handler=group.handling) for leaf in found if not is_a(leaf, Reject))
+            return next((fault for fault in others if fault is not Fault.HANDLER), Fault.HANDLER)
         return fault_of(error, in_handler=group.handling)
 
     async def infrastructure(self, fault: Fault, error: Exception) -> None:

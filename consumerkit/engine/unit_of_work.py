@@ -23,6 +23,7 @@ from consumerkit.engine.fresh_context import FreshContexts, in_context
 from consumerkit.engine.group import Group
 from consumerkit.engine.guard import guard
 from consumerkit.engine.transaction import Transaction, TransactionEnded
+from consumerkit.error_tree import is_a, leaves
 from consumerkit.errors import CommitUnknown, Unavailable
 from consumerkit.failpoints import reach
 from consumerkit.storage.engines import AsyncSessions, SyncSessions
@@ -68,7 +69,11 @@ class AsyncUnitOfWork:
                 await self._run(session, group)
             except BaseException as error:
                 group.guard.open = False
-                if isinstance(error, TimeoutError) and group.handling and self._is_silent(group):
+                if (
+                    any(is_a(leaf, TimeoutError) for leaf in leaves(error))
+                    and group.handling
+                    and self._is_silent(group)
+                ):
                     await session.invalidate()
                     raise Unavailable(f"the database has not answered for {group.guard.waited():.0f} s") from error
                 if group.handling and not group.guard.misused and not being_cancelled():

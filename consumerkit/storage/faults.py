@@ -13,6 +13,8 @@ from enum import Enum
 from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from consumerkit.error_tree import all_in, is_a
+
 
 class Fault(Enum):
     """What to do about an error."""
@@ -72,29 +74,19 @@ def fault_of(error: BaseException, *, in_handler: bool) -> Fault:
         error: What was raised.
         in_handler: Whether the user's code ran. Outside of it a failing socket can only be the database's.
     """
-    seen: BaseException | None = error
-    for _ in range(20):
-        if seen is None:
-            break
-        fault = _fault(seen, in_handler)
-        if fault is Fault.HANDLER and isinstance(seen, BaseExceptionGroup):
-            found = (fault_of(member, in_handler=in_handler) for member in seen.exceptions)
-            fault = next((one for one in found if one is not Fault.HANDLER), Fault.HANDLER)
-        if fault is not Fault.HANDLER:
-            return fault
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-    return Fault.HANDLER
+    found = (_fault(one, in_handler) for one in all_in(error))
+    return next((fault for fault in found if fault is not Fault.HANDLER), Fault.HANDLER)
 
 
 def _fault(error: BaseException, in_handler: bool) -> Fault:
-    if isinstance(error, PoolTimeout):
+    if is_a(error, PoolTimeout):
         return Fault.CAPACITY
-    if isinstance(error, PendingRollbackError):
+    if is_a(error, PendingRollbackError):
         # What a session says after the handler has swallowed an error; the code is that of a lost connection.
         return Fault.CONNECTION if error.code == "8s2b" else Fault.HANDLER
-    if isinstance(error, DBAPIError):
+    if is_a(error, DBAPIError):
         return _database_fault(error)
-    outside = not in_handler and isinstance(error, OSError | TimeoutError)
+    outside = not in_handler and issubclass(type(error), OSError | TimeoutError)
     return Fault.CONNECTION if outside else Fault.HANDLER
 
 

@@ -1,0 +1,145 @@
+"""Errors in words: bounded in every part, and without raising anything, whatever the error does when it is asked."""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from typing import Any, Final
+
+from sqlalchemy.exc import DBAPIError, StatementError
+
+from consumerkit.error_tree import first_leaf, is_a, raised_from, traceback_of
+from consumerkit.errors import ConsumerkitError
+from consumerkit.redaction import redact
+from consumerkit.storage.faults import Fault, fault_of, sqlstate, was_raised_by_code
+
+STACK_BYTES: Final = 8 * 1024
+TEXT_CHARACTERS: Final = 2000
+KIND_CHARACTERS: Final = 300
+CAUSES: Final = 10
+_READ_CHARACTERS: Final = 20 * TEXT_CHARACTERS
+_FRAMES: Final = 100
+_NAME_CHARACTERS: Final = 300
+
+
+def error_type(error: BaseException) -> str:
+    """Return an error's class, with its module where it is not a builtin; of a group, its first leaf's."""
+    return _kind(first_leaf(error))
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error's own words, for the dead letter; those of a database without statement and parameters."""
+    return _words(first_leaf(error))
+
+
+def recorded_text(error: BaseException) -> str:
+    """Return an error's words and, of each of its causes, class and words: redacted, and cut."""
+    first, *causes = _chain(error)
+    text = _words(first)
+    for cause in causes:
+        words = _words(cause)
+        text += f"; caused by {_kind(cause)}" + (f": {words}" if words else "")
+    return cut(redact(text), TEXT_CHARACTERS)
+
+
+def described(error: BaseException) -> str:
+    """Return an error for logs: what it is and where it was raised, and no words that may hold a payload.
+
+    The words are in the dead letter, which is under the database's access control.
+    """
+    error = first_leaf(error)
+    if is_a(error, ConsumerkitError):
+        return cut(redact(f"{_name(error)}: {_words(error)}"), KIND_CHARACTERS)
+    if is_a(error, DBAPIError):
+        if not _may_quote(error):
+            return cut(redact(f"{_name(error)}: {_words(error)}"), KIND_CHARACTERS)
+        return f"{_name(error)} with SQLSTATE {sqlstate(error) or 'unknown'}"
+    place = _places(error, 1)
+    return f"{_kind(error)} at {place[0].filename}:{place[0].lineno}" if place else _kind(error)
+
+
+def stack_of(error: BaseException) -> str:
+    """Return where an error and its causes were raised, as file, line and function; never values; cut at the front."""
+    parts: list[str] = []
+    for one in _chain(error):
+        frames = "".join(traceback.format_list(_places(one, _FRAMES)))
+        parts.append(f"{_kind(one)}\n{frames}")
+    # The end is what is kept, and redacting takes its time: what is far from it is not looked at.
+    text = redact("caused by\n".join(parts)[-4 * STACK_BYTES :]).encode("utf-8", "backslashreplace")
+    return text[-STACK_BYTES:].decode("utf-8", "ignore") if len(text) > STACK_BYTES else text.decode()
+
+
+def cut(text: str, length: int) -> str:
+    """Return a text of at most so many characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _kind(error: BaseException) -> str:
+    kind = type(error)
+    module, name = _plain(kind.__module__), cut(_plain(kind.__qualname__), KIND_CHARACTERS)
+    return name if module == "builtins" else f"{cut(module, KIND_CHARACTERS)}.{name}"
+
+
+def _name(error: BaseException) -> str:
+    return cut(_plain(type(error).__name__), KIND_CHARACTERS)
+
+
+def _plain(text: Any) -> str:
+    """Return a text as a plain one: of a subclass, past what it overrides, and of anything else nothing."""
+    return str.__str__(text) if issubclass(type(text), str) else "?"
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return _asked(error)[:_READ_CHARACTERS]
+    except BaseException as trouble:  # noqa: BLE001 - an error's own __str__ may raise anything, SystemExit too
+        return f"(its text raised {_name(trouble)})"
+
+
+def _asked(error: BaseException) -> str:
+    if is_a(error, DBAPIError):
+        state = sqlstate(error)
+        return f"{state}: {_database_text(error)}" if state else _database_text(error)
+    return _plain(str(error.args[0] if is_a(error, StatementError) else error))
+
+
+def _places(error: BaseException, most: int) -> list[traceback.FrameSummary]:
+    """Return where an error was raised, the innermost last, without columns, for which Python compiles each line."""
+    return [
+        traceback.FrameSummary(frame.f_code.co_filename, line, cut(frame.f_code.co_name, _NAME_CHARACTERS))
+        for frame, line in deque(traceback.walk_tb(traceback_of(error)), maxlen=most)
+    ]
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and its causes, as Python would show them, the first few; of each group its first leaf.
+
+    What SQLAlchemy wraps is left out: it is in the error's own words, without the values that the driver quotes.
+    """
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and len(chain) < CAUSES:
+        seen = first_leaf(seen)
+        chain.append(seen)
+        if is_a(seen, StatementError):
+            break
+        seen = raised_from(seen)
+    return chain
+
+
+def _may_quote(error: DBAPIError) -> bool:
+    """Tell whether the first line of the database's message may hold a value, as in `invalid input syntax ...: "x"`.
+
+    It does where data is bad or a trigger speaks, whose SQLSTATE may be any; a violated constraint is named alone.
+    """
+    if was_raised_by_code(error):
+        return True
+    violated = (sqlstate(error) or "").startswith("23")
+    return fault_of(error, in_handler=True) is Fault.HANDLER and not violated
+
+
+def _database_text(error: DBAPIError) -> str:
+    """Return the first line of the database's message: the further ones (DETAIL) quote values."""
+    lines = _plain(str(error.orig)).splitlines() or [""]
+    # asyncpg's errors come as "<class '...'>: text".
+    return lines[0].rpartition("'>: ")[2]

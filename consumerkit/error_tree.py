@@ -1,0 +1,102 @@
+"""Errors that hold errors: the leaves of a group, and what an error was raised from.
+
+An error is the user's, and so may be its class: what is read here is read past whatever that class overrides, and
+nothing here goes deeper than it must or calls itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Final, TypeGuard, TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
+MOST: Final = 10_000
+"""Errors that are looked at in one group or chain; what a program raises by itself has a few."""
+
+_cause: Callable[[BaseException], BaseException | None] = vars(BaseException)["__cause__"].__get__
+_context: Callable[[BaseException], BaseException | None] = vars(BaseException)["__context__"].__get__
+_suppresses: Callable[[BaseException], bool] = vars(BaseException)["__suppress_context__"].__get__
+_traceback: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
+_members: Callable[[BaseException], tuple[BaseException, ...]] = vars(BaseExceptionGroup)["exceptions"].__get__
+
+
+def is_a(error: BaseException, kind: type[E]) -> TypeGuard[E]:
+    """Tell whether an error is of a class, whatever it says itself of its class."""
+    return issubclass(type(error), kind)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors of a group that are no groups, in order, however deep; an error that is none is its own.
+
+    Example:
+        >>> leaves(ExceptionGroup("a", [ValueError(1), ExceptionGroup("b", [KeyError(2)])]))
+        [ValueError(1), KeyError(2)]
+    """
+    if not is_a(error, BaseExceptionGroup):
+        return [error]
+    found: list[BaseException] = []
+    left: list[BaseException] = [error]
+    for _ in range(MOST):
+        if not left:
+            break
+        one = left.pop()
+        members = _group(one)
+        if members:
+            left.extend(reversed(members))
+        else:
+            found.append(one)
+    return found or [error]
+
+
+def first_leaf(error: BaseException) -> BaseException:
+    """Return the first error of a group that is no group: whose words, stack and place stand for the group's."""
+    for _ in range(MOST):
+        if not is_a(error, BaseExceptionGroup):
+            break
+        error = _members(error)[0]
+    return error
+
+
+def deciding(error: Exception, *kinds: type[Exception]) -> Exception:
+    """Return the leaf that decides what becomes of a message: the first of the first class that there is, or the error.
+
+    Example:
+        >>> deciding(ExceptionGroup("", [ValueError(1), KeyError(2)]), KeyError, ValueError)
+        KeyError(2)
+    """
+    found = leaves(error)
+    for kind in kinds:
+        for leaf in found:
+            if is_a(leaf, kind) and isinstance(leaf, Exception):
+                return leaf
+    return error
+
+
+def raised_from(error: BaseException) -> BaseException | None:
+    """Return what an error was raised from, as Python would show it."""
+    return _cause(error) or (None if _suppresses(error) else _context(error))
+
+
+def traceback_of(error: BaseException) -> TracebackType | None:
+    """Return where an error came along."""
+    return _traceback(error)
+
+
+def all_in(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, the members of groups, and what each was raised from; each once, and of very many the first."""
+    left, seen = [error], {id(error)}
+    while left:
+        one = left.pop()
+        yield one
+        cause = raised_from(one)
+        further = [*([cause] if cause is not None else []), *reversed(_group(one))]
+        for other in further:
+            if id(other) not in seen and len(seen) < MOST:
+                seen.add(id(other))
+                left.append(other)
+
+
+def _group(error: BaseException) -> tuple[BaseException, ...]:
+    return _members(error) if is_a(error, BaseExceptionGroup) else ()
