@@ -56,13 +56,23 @@ def checked_methods(attributes: Attributes) -> Methods:
     )
 
 
+def method_of(handler: object, name: str) -> Any:
+    """Return a handler's method as it is called, or None where it has none.
+
+    A `functools.partial` in a class body is called without the handler, in every Python: 3.13 warns when it is read
+    as an attribute, since a later one will pass the handler first.
+    """
+    found = inspect.getattr_static(handler, name, None)
+    return found if isinstance(found, functools.partial) else getattr(handler, name, None)
+
+
 def _main_method(attributes: Attributes, name: str, other: str) -> str:
     handler = attributes.handler
     base = BatchHandler if name == "handle_batch" else Handler
-    if hasattr(handler, other):
+    if method_of(handler, other) is not None:
         way_out = "Handler" if other == "handle" else "BatchHandler"
         attributes.refuse(f"is a {base.__name__} and defines {other}; define {name}, or make it a {way_out}")
-    method = getattr(handler, name)
+    method = method_of(handler, name)
     if getattr(method, "__func__", None) is vars(base)[name]:
         attributes.refuse(f"{name} is missing; define {_signature(name)}")
     _check_callable(attributes, name)
@@ -70,7 +80,7 @@ def _main_method(attributes: Attributes, name: str, other: str) -> str:
 
 
 def _optional_method(attributes: Attributes, name: str, main: str, *, is_async: bool) -> Method | None:
-    method: Method | None = getattr(attributes.handler, name, None)
+    method: Method | None = method_of(attributes.handler, name)
     if method is None:
         return None
     if main == "handle_batch" and name == "on_duplicate":
@@ -87,7 +97,7 @@ def _optional_method(attributes: Attributes, name: str, main: str, *, is_async: 
 
 
 def _check_callable(attributes: Attributes, name: str) -> None:
-    method = getattr(attributes.handler, name)
+    method = method_of(attributes.handler, name)
     if not callable(method):
         attributes.refuse_value(name, f"is not a method; define {_signature(name)}")
     if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
@@ -99,7 +109,7 @@ def _check_callable(attributes: Attributes, name: str) -> None:
 
 
 def _is_async(attributes: Attributes, name: str) -> bool:
-    method = getattr(attributes.handler, name)
+    method = method_of(attributes.handler, name)
     # An object with `async def __call__` is no coroutine function by itself.
     if inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(vars(type(method)).get("__call__")):
         return True
@@ -123,7 +133,7 @@ def _innermost(method: Method) -> Method:
 
 
 def _check_context(attributes: Attributes, name: str, *, is_async: bool, kind: type) -> None:
-    annotation = _context_annotation(getattr(attributes.handler, name), _PARAMETERS[name].index("context"))
+    annotation = _context_annotation(method_of(attributes.handler, name), _PARAMETERS[name].index("context"))
     annotated = get_origin(annotation) or annotation
     if annotated not in (Context, BatchContext):
         return

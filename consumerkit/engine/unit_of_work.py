@@ -26,6 +26,7 @@ from consumerkit.engine.transaction import Transaction, TransactionEnded
 from consumerkit.error_tree import is_a, leaves
 from consumerkit.errors import CommitUnknown, Unavailable
 from consumerkit.failpoints import reach
+from consumerkit.method_checks import method_of
 from consumerkit.storage.engines import AsyncSessions, SyncSessions
 from consumerkit.storage.faults import Fault, fault_of
 
@@ -262,7 +263,7 @@ class SyncUnitOfWork:
 
 
 def _method(declared: Declaration) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(declared.handler, "handle_batch" if declared.is_batch else "handle")
+    method: Callable[..., Any] = method_of(declared.handler, "handle_batch" if declared.is_batch else "handle")
     return method
 
 

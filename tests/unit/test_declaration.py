@@ -31,6 +31,7 @@ from consumerkit import (
     header,
 )
 from consumerkit.declaration import declare, declare_all
+from consumerkit.method_checks import method_of
 
 WHO = "Pay (name 'pay'): "
 NO_NAME = 'Pay: name is missing; set name = "...", and never reuse it: the ledger knows the handler by it'
@@ -321,6 +322,20 @@ PLAIN_HOLDS_ASYNC = (
 )
 def test_a_handle_that_cannot_be_called_as_declared_is_refused(handle: Any, problem: str) -> None:
     assert refusal(pay(handle=handle)) == WHO + problem
+
+
+async def test_a_partial_in_a_class_body_is_called_without_the_handler(recwarn: pytest.WarningsRecorder) -> None:
+    """In every Python: one of them warns of it, and a later one would pass the handler first."""
+    seen: list[object] = []
+
+    async def keep(given: list[object], event: object, context: object) -> None:
+        given.append((event, context))
+
+    handler: Any = pay(handle=functools.partial(keep, seen))
+    declare(handler)
+    await method_of(handler, "handle")("event", "context")
+    assert seen == [("event", "context")]
+    assert not recwarn.list
 
 
 class _AsyncCallable:

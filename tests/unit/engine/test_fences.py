@@ -1,10 +1,10 @@
 """A mark is written only where the database has all that it rests on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, create_engine, insert
+from sqlalchemy import Connection, Engine, create_engine, insert
 
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.partition import Partition
@@ -21,9 +21,15 @@ from consumerkit.transports.base import Position
 AT = TopicPartition("t", 0)
 
 
-async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_there_too() -> None:
-    engine = create_engine("sqlite://")
-    DEFAULT_TABLES.metadata.create_all(engine)
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    made = create_engine("sqlite://")
+    DEFAULT_TABLES.metadata.create_all(made)
+    yield made
+    made.dispose()
+
+
+async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_there_too(engine: Engine) -> None:
     dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), Lane(b"l" * 16, 5)
     partition, lanes = Partition(AT, Position(0, 1), Ordering.KEY, 100), [lane]
     with engine.begin() as connection:
@@ -47,9 +53,7 @@ async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_the
     assert partition.mark == 0
 
 
-async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one() -> None:
-    engine = create_engine("sqlite://")
-    DEFAULT_TABLES.metadata.create_all(engine)
+async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one(engine: Engine) -> None:
     dialect = dialect_for("sqlite", DEFAULT_TABLES)
     partition = Partition(AT, Position(0, 1), Ordering.KEY, 100)
     with engine.begin() as connection:

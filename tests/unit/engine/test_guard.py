@@ -1,9 +1,9 @@
 """Which SQL ends a transaction, and which only looks like it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import StaticPool, create_engine, text
+from sqlalchemy import Engine, StaticPool, create_engine, text
 from sqlalchemy.orm import Session
 
 from consumerkit.engine.guard import OPTION, guard
@@ -71,13 +71,22 @@ PASSES = [
 
 
 @pytest.fixture
-def session() -> Session:
-    """A session as ours are, on SQLite in memory."""
-    database = Database(create_engine("sqlite://", poolclass=StaticPool))
+def engine() -> Iterator[Engine]:
+    """SQLite in memory."""
+    made = create_engine("sqlite://", poolclass=StaticPool)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """A session as ours are."""
+    database = Database(engine)
     assert database.sync_sessions is not None
     made = database.sync_sessions()
     made.connection(execution_options={OPTION: True})
-    return made
+    yield made
+    made.close()
 
 
 def refused(session: Session, statement: str) -> str | None:
@@ -110,8 +119,8 @@ def test_a_statement_of_comments_without_end_is_matched_in_no_time(session: Sess
     assert refused(session, "/* x */" * 20_000 + "COMMIT") is not None
 
 
-def test_a_session_that_is_not_ours_may_end_its_transaction() -> None:
-    with Session(create_engine("sqlite://", poolclass=StaticPool)) as mine:
+def test_a_session_that_is_not_ours_may_end_its_transaction(engine: Engine) -> None:
+    with Session(engine) as mine:
         assert refused(mine, "COMMIT") is None
         mine.commit()
 

@@ -150,6 +150,7 @@ def test_an_engine_that_is_given_stays_its_owners() -> None:
     assert database.async_sessions is None
     assert database.dialect_name == "sqlite"
     assert database.location in ("", ":memory:")
+    engine.dispose()
 
 
 def test_a_dialect_that_we_do_not_speak_is_named() -> None:
