@@ -16,8 +16,20 @@ _NAMES = (
     r"password|passwd|passphrase|pwd|secret|token|credentials?|api[_-]?key|access[_-]?key|private[_-]?key|signature"
     r"|session[_-]?id|cvv|cvc"
 )
+# What a server adds to its message, and SQLAlchemy to that, holds rows, keys and statements: up to the next paragraph,
+# hint or traceback. The words are PostgreSQL's in English, and where its `lc_messages` say otherwise.
+_FIELD = (
+    r"(?:DETAIL|D[ÉE]TAIL|DETALLE|DETALHE|DETTAGLI|CONTEXT|KONTEXT|CONTEXTE|CONTEXTO|QUERY"
+    r"|(?:LINE|ZEILE|LIGNE) \d{1,9})"
+)
+_END = r"(?=\n\s{0,9}\n|\n\s{0,99}(?:HINT|TIP|Traceback \(|During handling|The above exc)|; caused by |\Z)"
 # Every repetition is bounded or cannot begin where another does, so that no text takes long.
 _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
+    (re.compile(rf"({_FIELD}\s{{0,3}}:)\s.*?{_END}", re.DOTALL), rf"\g<1> {HIDDEN}"),
+    (re.compile(rf"(\[(?:SQL|parameters): ).*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}]"),
+    # `Key (ssn)=(123) already exists` in any language, where its field's name is gone.
+    (re.compile(r"(\([^()=\n]{1,500}\)=)\([^\n]*"), rf"\g<1>({HIDDEN})"),
+    (re.compile(r"([Ff]ailing row contains )\([^\n]*"), rf"\g<1>({HIDDEN})"),
     (
         re.compile(
             r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
@@ -65,8 +77,9 @@ def redact(text: str) -> str:
 
     Those are: passwords in URLs; what follows `password=`, `token:`, `api_key=` and the like; `Authorization` headers,
     `Bearer ...`, cookies; private keys, JSON web tokens and the tokens of well-known services; and card numbers, which
-    are runs of 13 to 19 digits that begin with 2 to 6 and pass Luhn's check. It is a net with holes, not a wall: keep
-    secrets and payloads out of errors. A text of more than 40,000 characters is cut there.
+    are runs of 13 to 19 digits that begin with 2 to 6 and pass Luhn's check; and what a database adds to its message:
+    DETAIL and CONTEXT, with keys and rows, and statements with their parameters. It is a net with holes, not a wall:
+    keep secrets and payloads out of errors. A text of more than 40,000 characters is cut there.
 
     Example:
         >>> redact("cannot reach postgresql://app:hunter2@db/shop for card 4111 1111 1111 1111")

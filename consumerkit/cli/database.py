@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from consumerkit.cli import target as targets
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.observability.printable import printable
+from consumerkit.redaction import redact
 from consumerkit.storage import schema
 from consumerkit.storage.engines import Database
 from consumerkit.storage.location import located
@@ -157,4 +158,4 @@ def in_one_line(error: BaseException) -> str:
     """Return what a driver says, without the statement, its parameters and further lines."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     first = next(iter(str(cause).strip().splitlines()), "")
-    return printable(first) or type(cause).__name__
+    return printable(redact(first)) or type(cause).__name__

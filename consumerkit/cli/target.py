@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from consumerkit.errors import ConfigurationError, ConsumerkitError
+from consumerkit.redaction import redact
 from consumerkit.worker import Worker
 
 VARIABLE = "CONSUMERKIT_APP"
@@ -86,7 +87,7 @@ def _imported(module_name: str, target: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if module_name != missing and not module_name.startswith(f"{missing}."):
-            raise _broken(target, error) from error
+            raise _broken(target, error) from None
         parent, _, last = missing.rpartition(".")
         hint = _did_you_mean(last, _siblings(parent))
         raise ConfigurationError(
@@ -94,8 +95,8 @@ def _imported(module_name: str, target: str) -> Any:
         ) from None
     except ConsumerkitError:
         raise
-    except (Exception, SystemExit) as error:
-        raise _broken(target, error) from error
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - its traceback may quote a secret; it is told in a line
+        raise _broken(target, error) from None
 
 
 async def _called(found: Any, target: str) -> Any:
@@ -109,8 +110,8 @@ async def _called(found: Any, target: str) -> Any:
                 found = await found
         except ConsumerkitError:
             raise
-        except Exception as error:
-            raise _broken(target, error) from error
+        except Exception as error:  # noqa: BLE001 - as above
+            raise _broken(target, error) from None
     return found
 
 
@@ -131,7 +132,10 @@ def _broken(target: str, error: BaseException) -> ConfigurationError:
     place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
     if isinstance(error, SyntaxError):
         place = f" ({error.filename}:{error.lineno})"
-    what = str(error.msg if isinstance(error, SyntaxError) else error)
+    what = redact(str(error.msg if isinstance(error, SyntaxError) else error))
+    if any(frame.filename.endswith("sqlalchemy/engine/url.py") for frame in frames):
+        # Its error quotes what it takes for a port, which is where an unescaped password ends up.
+        what = "it is not a URL of a database"
     return ConfigurationError(f"target {target!r}: {type(error).__name__}: {what}{place}")
 
 

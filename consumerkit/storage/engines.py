@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from sqlalchemy import URL, Engine, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy.exc import NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -18,6 +18,7 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.storage import sqlite_engine
 from consumerkit.storage.location import located
 from consumerkit.storage.tables import Tables
+from consumerkit.storage.urls import Address, address
 
 T = TypeVar("T")
 AsyncSessions = async_sessionmaker[AsyncSession]
@@ -55,7 +56,7 @@ class Database:
         self.async_sessions: AsyncSessions | None = None
         self.sync_sessions: SyncSessions | None = None
         if isinstance(given, str | URL):
-            self._from_url(_parsed(given), connections)
+            self._from_url(address(given, _DRIVERS), connections)
         elif isinstance(given, AsyncEngine):
             self.async_sessions = async_sessionmaker(given, expire_on_commit=False)
         elif isinstance(given, Engine):
@@ -76,9 +77,11 @@ class Database:
             for engine in self._engines():
                 sqlite_engine.set_up(engine)
 
-    def _from_url(self, url: URL, connections: int) -> None:
+    def _from_url(self, found: Address, connections: int) -> None:
+        url = found.url
         async_driver, sync_driver = _DRIVERS[url.drivername]
         options = _options(url, connections)
+        options["connect_args"] |= found.secrets
         if async_driver is not None:
             made = _made(create_async_engine, url.set(drivername=async_driver), options)
             self._owned.append(made)
@@ -212,21 +215,6 @@ def _check_sessionmaker(arguments: dict[str, Any]) -> None:
     for name, (allowed, why) in _UNFIT.items():
         if name in arguments and arguments[name] not in allowed:
             raise ConfigurationError(f"database: give a sessionmaker without {name}=; {why}")
-
-
-def _parsed(given: str | URL) -> URL:
-    try:
-        url = make_url(given)
-    except ArgumentError:
-        # SQLAlchemy's own text repeats the URL, which may hold a password.
-        raise ConfigurationError(
-            "database: cannot read the URL; write it like postgresql+psycopg://user:password@host:5432/name"
-        ) from None
-    if url.drivername not in _DRIVERS:
-        raise ConfigurationError(
-            f"database: {url.drivername!r} is not supported; use one of {', '.join(sorted(_DRIVERS))}"
-        )
-    return url
 
 
 def _options(url: URL, connections: int) -> dict[str, Any]:

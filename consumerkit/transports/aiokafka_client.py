@@ -61,6 +61,7 @@ async def connect(make: Callable[[], C], settings: Mapping[str, Any]) -> C:
     """
     end = time.monotonic() + START_TIMEOUT
     while True:
+        keep_secrets_out_of_logs()
         client = make()
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(1.0, end - time.monotonic())):
@@ -125,7 +126,10 @@ def suited(make: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, An
 
 
 def keep_secrets_out_of_logs() -> None:
-    """Silence aiokafka's debugging of requests, which shows passwords and payloads; may be called again."""
+    """Silence aiokafka's debugging of requests, which shows passwords and payloads.
+
+    Called whenever a client connects: a program that sets its logging up anew lets go of filters.
+    """
     for name in _TALKATIVE:
         logging.getLogger(name).addFilter(_no_debugging)
 

@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -118,7 +119,7 @@ class Kafka:
     def servers(self) -> tuple[str, ...]:
         """The `host:port` of each bootstrap server."""
         given = self.bootstrap.split(",") if isinstance(self.bootstrap, str) else list(self.bootstrap)
-        servers = tuple(_server(server) for server in given)
+        servers = tuple(_server(server, number) for number, server in enumerate(given, 1))
         if not servers:
             raise ConfigurationError("Kafka(bootstrap=...) is empty; give at least one host:port")
         return servers
@@ -204,24 +205,32 @@ def _choice(place: str, value: object, choices: Sequence[str]) -> None:
     if value in choices:
         return
     close = get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    # Text that is like none of them is not repeated: arguments in the wrong order put a password here.
+    told = f" {value!r}" if close or value is None else ""
     hint = f"did you mean {close[0]!r}?" if close else f"it is one of {', '.join(map(repr, choices))}"
-    raise ConfigurationError(f"{place}: unknown value {value!r}; {hint}")
+    raise ConfigurationError(f"{place}: unknown value{told}; {hint}")
 
 
-def _server(given: object) -> str:
-    if not isinstance(given, str) or not given.strip():
-        raise ConfigurationError(f"Kafka(bootstrap=...) holds {given!r}; each server is a host:port")
+# What stands before a port; of anything else a password may be part, so it is not repeated.
+_HOST = re.compile(r"[\w.-]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]")
+
+
+def _server(given: object, number: int) -> str:
+    place = f"Kafka(bootstrap=...), server {number}"
+    if not isinstance(given, str):
+        raise ConfigurationError(f"{place} is a value of type {type(given).__name__}; each server is a host:port")
     server = given.strip()
+    if not server:
+        raise ConfigurationError(f"{place} is empty; each server is a host:port")
     if "://" in server or "@" in server:
-        # Not quoted: a URL may carry a password.
-        raise ConfigurationError(
-            "Kafka(bootstrap=...) takes host:port, not a URL; credentials go to security=Sasl(...)"
-        )
+        raise ConfigurationError(f"{place} takes host:port, not a URL; credentials go to security=Sasl(...)")
     host, _, port = server.rpartition(":")
     if not host or (":" in host and not host.startswith("[")):
-        raise ConfigurationError(f"Kafka(bootstrap={server!r}) has no port; write host:port, such as broker:9092")
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigurationError(f"Kafka(bootstrap={server!r}): {port!r} is not a port; write host:port")
+        raise ConfigurationError(f"{place} has no port; write host:port, such as broker:9092")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
+        raise ConfigurationError(f"{place}: what stands behind the colon is not a port; write host:port")
+    if not _HOST.fullmatch(host):
+        raise ConfigurationError(f"{place}: what stands before the port is not a host; write host:port")
     return server
 
 

@@ -47,6 +47,14 @@ TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlF
         ("card 4111-1111-1111-1111 12", "card *** 12"),
         (f"order 77 {CARD} 12 3782 822463 10005", "order 77 *** 12 ***"),
         ("pan=5555555555554444&x", "pan=***&x"),
+        ("no\nDETAIL:  Key (ssn)=(078-05-1120) already exists.", "no\nDETAIL: ***"),
+        ("no\nDETAIL:  two\nlines 078\nHINT:  look", "no\nDETAIL: ***\nHINT:  look"),
+        ("E('no\\nDETAIL:  Key (ssn)=(078-05-1120) already exists.')", "E('no\\nDETAIL: ***"),
+        ("no\nKONTEXT:  COPY t, line 1: 078", "no\nKONTEXT: ***"),
+        ("no\nLINE 1: INSERT INTO t VALUES ('078')\n      ^\n\nnext", "no\nLINE 1: ***\n\nnext"),
+        ("no\n[SQL: INSERT INTO t VALUES ('078')]\n[parameters: {'a': '078'}]\n(Background)", "no\n[SQL: ***]"),
+        ("Schlüssel »(ssn)=(078-05-1120)« existiert bereits", "Schlüssel »(ssn)=(***)"),
+        ("Failing row contains (1, 078-05-1120).", "Failing row contains (***)"),
     ],
 )
 def test_secrets_are_hidden_and_their_surroundings_kept(text: str, kept: str) -> None:

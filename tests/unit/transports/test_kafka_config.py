@@ -59,6 +59,32 @@ def test_bad_bootstrap_servers_are_refused(bootstrap: Any, words: str) -> None:
     assert "bootstrap" in refusal(error)
 
 
+@pytest.mark.parametrize(
+    "bootstrap",
+    [
+        f"h:{SECRET}",
+        f"{SECRET} x:9092",
+        f"app:{SECRET}:9092",
+        f"broker:9092/{SECRET}",
+        f"u/x:{SECRET}@h:9092",
+        f"broker:9092,{SECRET}",
+        [SECRET],
+        [SECRET.encode()],
+        f"[{SECRET}]:9092",
+    ],
+)
+def test_no_part_of_an_address_is_told_before_it_was_read(bootstrap: Any) -> None:
+    with pytest.raises(ConfigurationError, match="host:port") as error:
+        Kafka(bootstrap, allow_insecure=True)
+    refusal(error)
+
+
+def test_a_password_where_another_value_belongs_is_not_repeated() -> None:
+    with pytest.raises(ConfigurationError, match="mechanism") as error:
+        Sasl(SECRET, "shop", "PLAIN")  # type: ignore[arg-type]
+    refusal(error)
+
+
 def test_a_url_with_a_password_is_refused_without_quoting_it() -> None:
     with pytest.raises(ConfigurationError) as error:
         Kafka(f"kafka://shop:{SECRET}@broker:9092", allow_insecure=True)

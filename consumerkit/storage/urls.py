@@ -1,0 +1,66 @@
+"""Reading a database's URL without ever telling what is in it: a malformed one may have its password anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final, NamedTuple
+
+from sqlalchemy import URL, make_url
+
+from consumerkit.errors import ConfigurationError
+
+_EXAMPLE: Final = "postgresql+psycopg://user:password@host:5432/name"
+_KNOWN: Final = ("postgres", "mysql", "mariadb", "oracle", "mssql")
+"""Databases that somebody may want; any other word in front of a URL may be a secret, and is not repeated."""
+
+
+class Address(NamedTuple):
+    """A URL that can be shown with its password hidden, and further secrets, as arguments of the driver."""
+
+    url: URL
+    secrets: dict[str, str]
+
+
+def address(given: str | URL, drivers: Collection[str]) -> Address:
+    """Read a URL.
+
+    Args:
+        given: The URL.
+        drivers: What may stand in front of it.
+
+    Raises:
+        ConfigurationError: It cannot be read, or names another database; no part of it is quoted.
+
+    Example:
+        >>> address("sqlite:///books.sqlite", ["sqlite"]).url.database
+        'books.sqlite'
+    """
+    try:
+        url = make_url(given)
+    except Exception:  # noqa: BLE001 - SQLAlchemy's ArgumentError, and a ValueError that quotes what it takes for a port
+        raise ConfigurationError(f"database: cannot read the URL; write it like {_EXAMPLE}") from None
+    if url.drivername not in drivers:
+        name = url.get_backend_name()
+        what = repr(name) if name in _KNOWN else "what stands in front of the URL"
+        raise ConfigurationError(f"database: {what} is not supported; use one of {', '.join(sorted(drivers))}")
+    if not url.drivername.startswith("sqlite"):
+        _check_parts(url)
+    return _hidden(url)
+
+
+def _check_parts(url: URL) -> None:
+    """Refuse a URL whose parts are not where they seem: an unescaped `/` or `@` puts a password into another one."""
+    if any("@" in (part or "") for part in (url.host, url.database)):
+        raise ConfigurationError(
+            "database: the URL has an @ behind its host; in user and password write / as %2F, @ as %40 and : as %3A"
+        )
+
+
+def _hidden(url: URL) -> Address:
+    """Take secrets out of the query, which engines show: the password to where it is hidden, others to the driver."""
+    secrets = {name: url.query[name] for name in url.query if "password" in name.lower()}
+    flat = {name: value if isinstance(value, str) else value[-1] for name, value in secrets.items()}
+    url = url.difference_update_query(secrets)
+    if (password := flat.pop("password", None)) is not None:
+        url = url.set(password=password)
+    return Address(url, flat)
