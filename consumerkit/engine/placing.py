@@ -11,7 +11,7 @@ from consumerkit.storage.first_runs import FirstStart, Source
 from consumerkit.storage.progress import Standing
 from consumerkit.transports.base import PartitionInfo
 
-_NOTE: Final = re.compile(r"consumerkit (?P<handler>\S+) start=(?P<start>\d+)")
+_NOTE: Final = re.compile(r"consumerkit (?P<handler>\S+) start=(?P<start>\d+)")  # an older release marked no end
 
 
 class Beginning(NamedTuple):
@@ -50,7 +50,7 @@ def noted_start(handler: str, text: str) -> int | None:
         >>> noted_start("credit-account", note("credit-account", 17)), noted_start("other", "")
         (17, None)
     """
-    found = _NOTE.fullmatch(text)
+    found = _NOTE.match(text)
     return int(found["start"]) if found and found["handler"] == handler else None
 
 

@@ -22,6 +22,7 @@ from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.aiokafka_client import Insight, words
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription, TopicInfo
+from consumerkit.transports.notes import closed
 
 COMMIT_TIMEOUT: Final = 5.0
 """Seconds after which a commit without an answer is given up; aiokafka itself would try for ever."""
@@ -239,7 +240,9 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         # One at a time, and `give_back` waits its turn: a commit that lingered would get the next generation's number.
         async with self._committing:
             current = {at: position for at, position in positions.items() if self._is_current(at, position)}
-            offsets = {ClientPartition(*at): (position.offset, position.note) for at, position in current.items()}
+            offsets = {
+                ClientPartition(*at): (position.offset, closed(position.note)) for at, position in current.items()
+            }
             if not offsets:
                 return
             if self._insight.fenced():

@@ -20,6 +20,7 @@ from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription
 from consumerkit.transports.confluent_messages import Reading
+from consumerkit.transports.notes import closed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -118,7 +119,7 @@ class Assignment:
         for partition, (offset, epoch, note) in positions.items():
             reading = self.readings.get(partition)
             if reading is not None and reading.epoch == epoch:
-                found.append(reading.position(partition, offset, note))
+                found.append(reading.position(partition, offset, closed(note)))
         return found
 
     def fail(self, consumer: Consumer, partition: TopicPartition, error: KafkaError) -> None:

@@ -23,6 +23,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import PartitionInfo, Span, Survey, Surveyed, TopicInfo
+from consumerkit.transports.notes import note_of
 
 T = TypeVar("T")
 AskTopics = Callable[[Collection[str]], Awaitable[Mapping[str, TopicInfo]]]
@@ -262,4 +263,4 @@ def _checked(answers: list[confluent_kafka.TopicPartition]) -> list[confluent_ka
 
 
 def _committed(one: confluent_kafka.TopicPartition) -> Committed:
-    return Committed(one.offset, one.metadata or "") if one.offset >= 0 else Committed()
+    return Committed(one.offset, note_of(one)) if one.offset >= 0 else Committed()
