@@ -170,12 +170,17 @@ class Questions:
         """
         found: dict[TopicPartition, int] = {}
         answers: dict[TopicPartition, Future[Any]] = {}
-        graced = False
+        graced, pause = False, _PAUSE
         end = time.monotonic() + PATIENCE
         while len(found) < len(partitions):
             if missing := [at for at in partitions if at not in found and at not in answers]:
                 answers |= self._request(missing, which)
-            self._take(answers, found)
+            if not self._take(answers, found):
+                # What it knows of the leaders is out of date, and it would not ask before minutes have passed.
+                self._renew()
+                answers.clear()
+                time.sleep(pause)
+                pause *= 2
             if len(found) < len(partitions) and (self._over or time.monotonic() > end):
                 if not found:
                     raise self._no_answer(partitions)
@@ -192,16 +197,15 @@ class Questions:
         answers = self._client().admin.list_offsets(asked, isolation_level=level, request_timeout=PATIENCE)
         return {TopicPartition(at.topic, at.partition): answer for at, answer in answers.items()}
 
-    def _take(self, answers: dict[TopicPartition, Future[Any]], found: dict[TopicPartition, int]) -> None:
-        """Take what is answered; what was refused is asked again in a moment."""
+    def _take(self, answers: dict[TopicPartition, Future[Any]], found: dict[TopicPartition, int]) -> bool:
+        """Take what is answered; return whether nothing of it was refused."""
         refused = False
         for at in [at for at, answer in answers.items() if answer.done()]:
             try:
                 found[at] = answers.pop(at).result().offset
             except KafkaException as error:
                 self._last, refused = error.args[0], True
-        if refused:
-            time.sleep(_PAUSE)
+        return not refused
 
     def _committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, Committed]:
         asked = [confluent_kafka.TopicPartition(*at) for at in partitions]
@@ -239,6 +243,12 @@ class Questions:
             if self._clients is None:
                 self._clients = Clients(self._config, self._group)
             return self._clients
+
+    def _renew(self) -> None:
+        """Describe with a new client from now on."""
+        with self._making:
+            if self._clients is not None:
+                self._clients.admin = AdminClient(dict(self._config))
 
     def _close(self) -> None:
         with self._making:

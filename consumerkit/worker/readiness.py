@@ -160,6 +160,8 @@ class States:
             self._end("stopped", event.handler, partition)
 
     def _taken(self, event: events.PartitionTaken) -> None:
+        # Whoever takes it reads it again from its mark; where that fails, it is told to be stopped again.
+        self._end("stopped", event.handler, event.partition)
         self._end("doubt", event.handler, event.partition)
 
     def _revoked(self, event: events.PartitionsRevoked) -> None:

@@ -25,6 +25,7 @@ class Cluster:
     """Answers in place of both clients.
 
     Attributes:
+        renewed: How often a new client was made.
         leaderless: Partitions without a leader.
         silent: Partitions whose leader does not answer.
         asked: How many partitions each request named.
@@ -35,10 +36,10 @@ class Cluster:
         self.silent: set[int] = set()
         self.refused: set[int] = set()
         self.asked: list[int] = []
+        self.admin = self
+        self.renewed = 0
 
-    @property
-    def admin(self) -> Cluster:
-        return self
+    admin: Any = None
 
     @property
     def reader(self) -> Cluster:
@@ -70,6 +71,12 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
+
+    def renewed(_: Any) -> Cluster:
+        made.renewed += 1
+        return made
+
+    monkeypatch.setattr(confluent_questions, "AdminClient", renewed)
     monkeypatch.setattr(confluent_questions, "Clients", lambda *_: made)
     return made
 
@@ -112,6 +119,8 @@ async def test_a_leader_that_does_not_answer_keeps_no_other_waiting_for_long(
     began = time.monotonic()
     assert set(await questions.describe(_partitions())) == set(_partitions(3))
     assert time.monotonic() - began < 60.0
+    # What a client knows of leaders is old where one refuses, and it keeps that for minutes.
+    assert cluster.renewed == 1
     await questions.stop()
 
 
