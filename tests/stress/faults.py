@@ -17,6 +17,7 @@ from tests.stress.handlers import NAME, TOPIC
 from tests.stress.plan import Step
 
 if TYPE_CHECKING:
+    from tests.stress.crew import Mate
     from tests.stress.run import Run
 
 
@@ -28,13 +29,13 @@ async def terminate(run: Run, step: Step) -> None:
 
 async def terminate_busy(run: Run, step: Step) -> None:
     """End the connections that have written something which is not committed."""
-    while not run.sampler.quiet:
+    while not (ended := await asyncio.to_thread(run.store.terminate, busy=True)):
         run.crew.check()
-        if ended := await asyncio.to_thread(run.store.terminate, busy=True):
-            run.journal.fired[step.what] += ended
-            run.sampler.stir()
-            return
+        if run.sampler.quiet:
+            run.feed(run.partitions)
         await asyncio.sleep(0.01)
+    run.journal.fired[step.what] += ended
+    run.sampler.stir()
 
 
 async def restart(run: Run, step: Step) -> None:
@@ -53,11 +54,12 @@ async def cancel(run: Run, step: Step) -> None:
 
 async def zombie_in_its_transaction(run: Run, step: Step) -> None:
     """A worker pauses within a transaction, others are given its partitions, and it goes on."""
-    mate = run.crew.mates[step.number]
+    mate = await _owner(run, step)
     run.journal.still.add(mate.name)
     before = run.journal.standing[mate.name]
+    run.feed(run.partitions)
     stands = await run.until(lambda: run.journal.standing[mate.name] > before, "a transaction", or_quiet=True)
-    if not stands or mate.consumer not in run.broker.group(NAME).members:
+    if not stands:  # it has no partition
         run.journal.still.discard(mate.name)
         return
     had = mate.partitions()
@@ -72,11 +74,12 @@ async def zombie_in_its_transaction(run: Run, step: Step) -> None:
 
 async def zombie_between_two(run: Run, step: Step) -> None:
     """A worker pauses before a transaction, others take its partitions over and go on, and so does it."""
-    mate = run.crew.mates[step.number]
+    mate = await _owner(run, step)
     gate = run.crew.gates[mate.name]
     gate.closed = True
+    run.feed(run.partitions)
     stands = await run.until(lambda: gate.waiting > 0 and not gate.inside, "a transaction to begin", or_quiet=True)
-    if not stands or mate.consumer not in run.broker.group(NAME).members:
+    if not stands:  # it has no partition
         gate.closed = False
         return
     had, now = mate.partitions(), run.journal.moment()
@@ -129,7 +132,7 @@ async def add_partitions(run: Run, step: Step) -> None:
     """The topic grows, messages come to the new partition at once, and the group notices later."""
     number = len(run.broker.logs.topics[TOPIC].partitions)
     run.broker.add_partitions(TOPIC, number + 1)
-    run.send_to_new(number)
+    run.feed([number], count=8)
     await run.broker.rebalance(NAME)
     run.journal.fired[step.what] += 1
 
@@ -153,17 +156,20 @@ async def retention(run: Run, step: Step) -> None:
 
 async def redrive(run: Run, step: Step) -> None:
     """Every dead letter comes back, those that will die again among them."""
-    await run.until(lambda: any(one.state == "dead" for one in run.last.dead), "a dead letter", or_quiet=True)
+    if not any(one.state == "dead" for one in run.last.dead):
+        run.feed(run.partitions, count=1, kind="reject")
+    await run.until(lambda: any(one.state == "dead" for one in run.last.dead), "a dead letter")
     await run.redrive()
 
 
 async def rewind(run: Run, step: Step) -> None:
     """A partition is read again from somewhere in its log."""
-    at = TopicPartition(TOPIC, step.number)
-    await run.until(lambda: run.last.marks.get(step.number, 0) > 0, "a mark", or_quiet=True)
-    mark, start = run.last.marks.get(step.number, 0), run.broker.logs.partition(at).start
-    if mark <= start:
+    await run.until(lambda: bool(_behind(run)), "a mark", or_quiet=True)
+    found = _behind(run)
+    if not found:
         return
+    at = TopicPartition(TOPIC, found[step.number % len(found)])
+    mark, start = run.last.marks[at.partition], run.broker.logs.partition(at).start
     database = Database(run.store.url, connections=1)
     place = positions.Place(
         database=database,
@@ -172,13 +178,19 @@ async def rewind(run: Run, step: Step) -> None:
         transport=Memory(run.broker),
     )
     try:
-        await positions.rewind(place, NAME, TOPIC, start + step.after % (mark - start), partitions=[step.number])
+        await positions.rewind(place, NAME, TOPIC, start + step.after % (mark - start), partitions=[at.partition])
         run.journal.fired[step.what] += 1
     except ConsumerkitError:
         pass  # the mark has moved, or its worker held on: then nothing was moved
     finally:
         await database.dispose()
         run.sampler.stir()
+
+
+def _behind(run: Run) -> list[int]:
+    """The partitions of which something is read and still in the log."""
+    logs = run.broker.logs.topics[TOPIC].partitions
+    return [number for number in run.partitions if run.last.marks.get(number, 0) > logs[number].start]
 
 
 async def prune(run: Run, step: Step) -> None:
@@ -211,6 +223,14 @@ async def restore(run: Run, step: Step) -> None:
         await asyncio.to_thread(run.store.restore)
         after = await asyncio.to_thread(run.store.snapshot)
     run.journal.fired[step.what] += before > len(after.effects)
+
+
+async def _owner(run: Run, step: Step) -> Mate:
+    """Return a worker that has partitions, the one that the step means where it has some."""
+    await run.until(lambda: any(mate.partitions() for mate in run.crew.mates), "an owner")
+    owners = [mate for mate in run.crew.mates if mate.partitions()]
+    meant = run.crew.mates[step.number]
+    return meant if meant in owners else owners[0]
 
 
 async def _some_samples(run: Run) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -61,6 +61,7 @@ class Run:
         self.log: list[Logged] = []
         self.sampler = Sampler(plan, store.snapshot, self.broker, self.journal, self.log)
         self.announced_from: set[tuple[int, int]] = set()
+        self._fed = 0
         self._progress: object = None
         self._progressed = time.monotonic()
 
@@ -125,9 +126,18 @@ class Run:
             self.log.append(Logged(sent.partition, sent.offset, given))
         self.sampler.stir()
 
-    def send_to_new(self, partition: int) -> None:
-        """Send some messages to a partition that was just added."""
-        made = [Given(f"new-{partition}-{n}", 100 + n % 2, partition, "ok", 0, 0, first=True) for n in range(8)]
+    def feed(self, partitions: Iterable[int], *, count: int = 6, kind: str = "fail") -> None:
+        """Send more, to each of these partitions: a fault needs something that is under way.
+
+        Every other message is of this kind.
+        """
+        made = []
+        for partition in partitions:
+            for number in range(count):
+                self._fed += 1
+                what = kind if number % 2 == 0 and partition < self.plan.partitions else "ok"
+                name = f"fed-{self._fed}"
+                made.append(Given(name, 100 + number // 3, partition, what, int(what == "fail"), 0, first=True))
         self.send(tuple(made))
 
     async def redrive(self) -> None:
@@ -138,6 +148,11 @@ class Run:
         self.sampler.stir()
 
     # Waiting.
+
+    @property
+    def partitions(self) -> range:
+        """The numbers of the partitions that the topic has."""
+        return range(len(self.broker.logs.topics[TOPIC].partitions))
 
     @property
     def last(self) -> Snapshot:
