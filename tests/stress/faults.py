@@ -30,7 +30,7 @@ async def terminate(run: Run, step: Step) -> None:
 async def terminate_busy(run: Run, step: Step) -> None:
     """End the connections that have written something which is not committed."""
     while not (ended := await asyncio.to_thread(run.store.terminate, busy=True)):
-        run.crew.check()
+        run.watch("an open transaction")
         if run.sampler.quiet:
             run.feed(run.partitions)
         await asyncio.sleep(0.01)
@@ -203,7 +203,7 @@ async def prune(run: Run, step: Step) -> None:
 
     before = run.journal.fired[step.what]
     while run.journal.fired[step.what] == before and not run.sampler.quiet:
-        run.crew.check()
+        run.watch("something to forget")
         await turned()
         await asyncio.sleep(0.05)
     await turned()

@@ -24,7 +24,11 @@ from tests.stress.plan import Given, Plan
 from tests.stress.sampler import Sampler
 
 # Without any progress for so long, a run stands still: a hundred times what the slowest wait of the product takes here.
-PATIENCE: Final = 120.0
+PATIENCE: Final = 180.0
+
+
+class SeenEnough(Exception):
+    """Something is wrong already, and the rest of the run would only take time."""
 
 
 class StoodStill(Exception):
@@ -79,6 +83,8 @@ class Run:
                         gate.closed = False
                     self.journal.still.clear()
                     await self.crew.stop_all()
+        except SeenEnough:
+            pass
         except Exception as error:  # whatever it is, it is this seed's finding
             self.journal.problems.append(f"{type(error).__name__}: {error}")
         finally:
@@ -167,10 +173,9 @@ class Run:
         """
         self._progressed = time.monotonic()
         while not condition():
-            self.crew.check()
             if or_quiet and self.sampler.quiet:
                 return False
-            self._watch(what)
+            self.watch(what)
             await asyncio.sleep(0.01)
         return True
 
@@ -184,11 +189,17 @@ class Run:
         self.sampler.stir()
         await self.until(lambda: self.sampler.quiet, "the end of all work")
 
-    def _watch(self, what: str) -> None:
+    def watch(self, what: str) -> None:
+        """See that the workers run and get on, while something is waited for."""
+        self.crew.check()
+        if self.journal.problems:
+            raise SeenEnough
         committed = tuple(sorted(self.broker.committed(NAME).values()))
         last = self.last
-        outcomes = (len(last.ledger), len(last.effects), len(last.dead), len(last.parked), last.outbox)
-        progress = (len(self.journal.calls), committed, len(self.broker.records(OUT)), outcomes)
+        outcomes = (len(last.ledger), len(last.effects), len(last.dead), last.outbox)
+        parked = sorted((one.id, one.attempts, one.due) for one in last.parked)
+        # What is durable: a handler that is called again and again without any outcome is no progress.
+        progress = (committed, len(self.broker.records(OUT)), outcomes, parked, self.journal.deferred.total())
         now = time.monotonic()
         if progress != self._progress:
             self._progress, self._progressed = progress, now
