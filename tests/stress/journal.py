@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from consumerkit import Context
 from consumerkit.events import (
+    CommitsLost,
     Event,
     GroupCommitted,
     HandlerStopped,
@@ -33,6 +34,9 @@ class Call(NamedTuple):
 class Journal:
     """Takes notes; from any thread.
 
+    Args:
+        restored: Whether the database is restored from a backup, so that commits are really lost.
+
     Attributes:
         healed: Whether messages that failed for ever succeed from now on.
         calls: Every call of a handler, in order.
@@ -45,7 +49,7 @@ class Journal:
         problems: What was seen to be wrong while the run went on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, restored: bool = False) -> None:
         self.healed = False
         self.calls: list[Call] = []
         self.deferred: Counter[str] = Counter()
@@ -58,6 +62,7 @@ class Journal:
         self.events: list[tuple[str, Event]] = []
         self.still: set[str] = set()
         self.standing: Counter[str] = Counter()
+        self._restored = restored
         self._moments = itertools.count(1)
         self._lock = threading.Lock()
 
@@ -105,6 +110,8 @@ class Journal:
                     self.problems.append(f"{event.partition} was stopped: {event.error}")
                 case HandlerStopped():
                     self.problems.append(f"the handler stopped: {event.error}")
+                case CommitsLost() if not self._restored:
+                    self.problems.append(f"commits were said to be lost, and none were: {event.error}")
                 case MessagesForgotten():
                     self.fired["prune"] += 1
                 case _:

@@ -59,7 +59,7 @@ class Run:
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan = plan
         self.store = store
-        self.journal = Journal()
+        self.journal = Journal(restored=plan.has("restore"))
         self.broker = MemoryBroker(topics={TOPIC: plan.partitions, OUT: 3, DEAD: 2})
         self.crew = Crew(plan, store.url, self.broker, self.journal)
         self.log: list[Logged] = []
