@@ -298,6 +298,26 @@ class OutboxResumed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxTurnAwaited(Event):
+    """Messages wait in the outbox, and another process has the relay's turn and shows no sign of life. Told once.
+
+    Attributes:
+        holder: Who has the turn, as a person finds it.
+        seconds: For how long this process has waited for the turn.
+    """
+
+    holder: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxTurnCame(Event):
+    """What `OutboxTurnAwaited` told of is over, after `seconds`: the outbox is sent, or empty."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterByReference(Event):
     """A dead letter was too large for its topic and went without its value; the table holds the whole message."""
 

@@ -204,6 +204,17 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
         logging.INFO,
         lambda e: f"outbox: {_what_of(e)} {e.topic} is not held back any more, after {e.seconds:.1f} s",
     ),
+    events.OutboxTurnAwaited: (
+        logging.WARNING,
+        lambda e: (
+            f"outbox: another process has the relay's turn for {e.seconds:.0f} s and shows no sign of life: "
+            f"{e.holder}; end that process"
+        ),
+    ),
+    events.OutboxTurnCame: (
+        logging.INFO,
+        lambda e: f"outbox: the relay's turn is not held by a silent process any more, after {e.seconds:.0f} s",
+    ),
     events.DeadLetterByReference: (
         logging.WARNING,
         lambda e: (

@@ -1,4 +1,4 @@
-"""What is held back, and until when: a topic, a key of it, or one message. Time is passed in."""
+"""What is held back, and until when: a topic, a queue of it, or one message. Time is passed in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from consumerkit.relay.refusals import Cause
-from consumerkit.storage.outbox import Pending
+from consumerkit.storage.outbox import Pending, Queue
 
 LONGEST_WAIT: Final = 60.0
 _JITTER: Final = 0.25
@@ -15,10 +15,10 @@ _FORGOTTEN_AFTER: Final = 2 * LONGEST_WAIT
 
 
 class Place(NamedTuple):
-    """A topic; a key of it; or, where a message without a key is at fault, that message alone."""
+    """A topic; a queue of it; or, where a message without a key is at fault, that message alone."""
 
     topic: str
-    key: bytes | None = None
+    queue: Queue | None = None
     sequence: int | None = None
 
 
@@ -68,8 +68,8 @@ class Holds:
     @staticmethod
     def _at_fault(pending: Pending) -> Place:
         # A message without a key has no order: it holds back itself alone.
-        topic, key = pending.message.topic, pending.message.key
-        return Place(topic, None, pending.sequence) if key is None else Place(topic, key)
+        topic, queue = pending.message.topic, pending.queue
+        return Place(topic, queue) if queue.key else Place(topic, queue, pending.sequence)
 
     def held(self, pending: Pending, now: float) -> bool:
         """Tell whether a message must wait."""
@@ -96,11 +96,11 @@ class Holds:
 
     def topics(self, now: float) -> list[str]:
         """Return the topics that wait as a whole."""
-        return sorted(place.topic for place in self._waiting(now) if place == Place(place.topic))
+        return sorted(place.topic for place in self._waiting(now) if place.queue is None)
 
-    def places(self, now: float) -> list[Place]:
-        """Return the keys and messages that wait by themselves."""
-        return [place for place in self._waiting(now) if place != Place(place.topic)]
+    def queues(self, now: float) -> set[Queue]:
+        """Return the queues that wait, and those without a key of which a message does."""
+        return {place.queue for place in self._waiting(now) if place.queue is not None}
 
     def _waiting(self, now: float) -> list[Place]:
         return [place for place, hold in self._holds.items() if hold.until > now]

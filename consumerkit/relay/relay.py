@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final
-
-from sqlalchemy.orm import Session
 
 from consumerkit.errors import StartError
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
-from consumerkit.relay import reference
 from consumerkit.relay.holds import Holds
 from consumerkit.relay.refusals import cause_of
+from consumerkit.relay.rows import Rows
 from consumerkit.relay.shipment import Delivery, Shipment
 from consumerkit.relay.telling import Telling
-from consumerkit.storage import outbox
+from consumerkit.relay.turn import Awaited, Turn, TurnLost, taken
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.engines import Database
-from consumerkit.storage.outbox import Identity, OutboxMessage, Pending
+from consumerkit.storage.outbox import Pending, Queue
+from consumerkit.storage.outbox_queues import Page, Waiting
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import Producer, SendFailure
 
-PAGE: Final = 500
-PAGE_BYTES: Final = 8 * 1024 * 1024
 PAGES: Final = 20
 POLL_INTERVAL: Final = 1.0
 PATIENCE: Final = 0.25
@@ -41,8 +37,8 @@ PATIENCE: Final = 0.25
 UNANSWERED_BYTES: Final = 64 * 1024 * 1024
 """Bytes of messages without an answer above which no further page is read."""
 
-MOST_PLACES: Final = 200
-"""Keys and messages that wait by themselves and that are left out when a page is read; more are passed over."""
+MOST_QUEUES: Final = 200
+"""Queues that wait by themselves and that are left out when a page is read; more are passed over."""
 
 STOP_PATIENCE: Final = 3.0
 
@@ -84,12 +80,14 @@ class Relay:
         self._stopping = asyncio.Event()
         # Topics that have not answered yet, in whichever round they were sent to; nothing else of them goes meanwhile.
         self._shipments: dict[str, Shipment] = {}
-        # What the broker has, and the outbox still, too: removed before anything else, whatever failed meanwhile.
-        self._acknowledged: list[Identity] = []
-        # Of the round under way: when it began, and the topics and keys that must wait for the next one.
-        self._began = 0.0
+        self._rows = Rows(database, dialect, tables, deadline)
+        self._awaited = Awaited(self._rows.holder, announce)
+        # Topics that must wait for the next round.
         self._out: set[str] = set()
-        self._behind: set[tuple[str, bytes]] = set()
+        # Where the next page begins: the queue to go on from, and by a topic's digest what to look past without a key.
+        self._after: Queue | None = None
+        self._keyless: dict[bytes, int] = {}
+        self._digests: dict[str, bytes] = {}
 
     async def run(self) -> None:
         """Publish until `stop`."""
@@ -119,6 +117,9 @@ class Relay:
         self._written.clear()
         try:
             sent = await self.publish()
+        except TurnLost as error:
+            await self._sleep(self._telling.turn_lost(error, time.monotonic()))
+            return
         except Exception as error:  # noqa: BLE001 - the outbox stays as it is, and this is tried again
             await self._sleep(self._telling.trouble(error, time.monotonic()))
             return
@@ -128,99 +129,98 @@ class Relay:
 
     async def publish(self) -> int:
         """Publish what is there now, if no other relay does; return how many messages went."""
-        with self._dialect.relay_guard(self._database.location) as mine:
-            if not mine:
-                return 0
-            if self._dialect.single_writer:
-                return await self._rounds(_nothing)
-            # This transaction holds the lock and nothing else; it reads and writes nothing, so it holds up no vacuum.
-            async with self._database.transaction(within=self._deadline) as run:
-                if not await run(self._dialect.lock_relay):
-                    return 0
-                return await self._rounds(partial(run, self._probe))
+        # Whoever has the turn now: what the broker has need not be sent again.
+        sent = self._harvest()
+        await self._rows.remove()
+        async with taken(self._database, self._dialect, self._deadline) as turn:
+            if turn is None:
+                await self._awaited.note(time.monotonic())
+                return sent
+            self._awaited.over(time.monotonic())
+            return sent + await self._rounds(turn)
 
-    def _probe(self, session: Session) -> None:
-        self._dialect.probe(session.connection())
-
-    async def _rounds(self, still_ours: Callable[[], Awaitable[None]]) -> int:
-        """Go round after round until nothing more can go and each topic has answered; `still_ours` raises if not."""
+    async def _rounds(self, turn: Turn) -> int:
+        """Go round after round until nothing more can go and each topic has answered."""
         sent, rounds, more = 0, 0, True
         while not self._stopping.is_set() and (self._shipments or (more and rounds < PAGES)):
-            await still_ours()
-            went, left = await self._round()
+            went, left = await self._round(turn)
             sent, rounds, more = sent + went, rounds + 1, bool(went and left)
             if self._shipments and not went:
                 await self._sleep(POLL_INTERVAL, *self._tasks())
         if self._shipments:
             await asyncio.wait(self._tasks(), timeout=STOP_PATIENCE)
             sent += self._harvest()
-        await self._removed()
+        await self._rows.remove()
         return sent
 
-    async def _round(self) -> tuple[int, bool]:
-        """Send page after page: what fails or waits is not overtaken by its topic's or key's later messages.
+    async def _round(self, turn: Turn) -> tuple[int, bool]:
+        """Send page after page; what fails or waits holds back its own queue or topic.
 
         Returns:
             How many messages went, and whether some were passed over.
         """
-        self._began = time.monotonic()
-        for topic, hold in self._holds.forget(self._began):
-            self._telling.resumed(topic, hold, self._began)
-        self._behind.clear()
-        sent, after, pages = self._harvest(), 0, 0
+        began = time.monotonic()
+        for topic, hold in self._holds.forget(began):
+            self._telling.resumed(topic, hold, began)
+        sent, pages, passed_over, over = self._harvest(), 0, self._after is not None, False
         self._out = set(self._shipments)
-        while pages < PAGES and not self._stopping.is_set():
-            page = await self._removed(partial(self._page, after=after))
-            if not page:
-                break
-            after = page[-1].sequence
-            went = await self._send(page)
+        while pages < PAGES and not over and not self._stopping.is_set():
+            now = time.monotonic()
+            waiting = self._waiting(now)
+            page = await (self._rows.lowest() if waiting is None else self._rows.next_queues(self._after, waiting))
+            await turn.check()
+            went = await self._send(page.pending, turn, now)
             sent += went
             # One from which nothing went does not count: what is held back must not hide what comes behind it.
             pages += bool(went)
+            passed_over = passed_over or bool(page.cut)
+            over = not page.pending if waiting is None else self._moved_on(page, now)
         if sent:
             self._telling.published(sent)
-        return sent, bool(self._out) or pages == PAGES
+        return sent, bool(self._out) or passed_over or pages == PAGES
 
-    async def _removed(self, read: Callable[[Session], list[Pending]] | None = None) -> list[Pending]:
-        """Remove what the broker has, and read in the same transaction."""
-        acknowledged = list(self._acknowledged)
+    def _waiting(self, now: float) -> Waiting | None:
+        """Return what is to be left out, or None where nothing is: then the lowest rows are read, the quickest way."""
+        topics, queues = self._out.union(self._holds.topics(now)), self._holds.queues(now)
+        if not topics and not queues:
+            self._after = None
+            return None
+        # Those that come next; where they are too many, the others are passed over.
+        after = self._after or Queue(b"", b"")
+        held = sorted(queue for queue in queues if queue.key and queue > after)
+        return Waiting([self._digests[topic] for topic in topics], held[:MOST_QUEUES], self._keyless)
 
-        def work(session: Session) -> list[Pending]:
-            outbox.remove(session.connection(), self._tables, acknowledged)
-            return read(session) if read is not None else []
+    def _moved_on(self, page: Page, now: float) -> bool:
+        """Go on after a page's queues; return whether none is left.
 
-        if read is None and not acknowledged:
-            return []
-        found = await self._database.run(work, within=self._deadline)
-        del self._acknowledged[: len(acknowledged)]
-        return found
+        Of rows without a key, whose every one waits by itself, the next ones are looked at first.
+        """
+        looked_past = False
+        for queue in page.cut:
+            rows = [one for one in page.pending if one.queue == queue]
+            if not queue.key and all(self._holds.held(one, now) for one in rows):
+                self._keyless[queue.topic] = rows[-1].sequence
+                looked_past = True
+        if looked_past:
+            return False
+        self._after = page.last
+        if page.last is None:
+            self._keyless.clear()
+        return page.last is None
 
-    def _page(self, session: Session, after: int) -> list[Pending]:
-        places = self._holds.places(self._began)[:MOST_PLACES]
-        return outbox.page(
-            session.connection(),
-            self._tables,
-            PAGE,
-            PAGE_BYTES,
-            after=after,
-            without=sorted(self._out.union(self._holds.topics(self._began))),
-            without_keys=[(place.topic, place.key) for place in places if place.key is not None],
-            without_sequences=[place.sequence for place in places if place.sequence is not None],
-        )
-
-    async def _send(self, page: Sequence[Pending]) -> int:
+    async def _send(self, page: Sequence[Pending], turn: Turn, now: float) -> int:
         """Send each topic its part, and wait a little; return how many messages went."""
         by_topic: dict[str, list[Pending]] = {}
         for one in page:
-            if not self._waits(one):
+            if not self._holds.held(one, now):
                 by_topic.setdefault(one.message.topic, []).append(one)
         for topic, pending in by_topic.items():
+            self._digests[topic] = pending[0].queue.topic
             # Where the last try failed one goes ahead, and no more than one is waited for if that fails, too.
             part = pending[:1] if self._holds.ill(topic) else pending
             if len(part) < len(pending):
                 self._out.add(topic)
-            self._shipments[topic] = Shipment(self._producer, part, self._is_kept)
+            self._shipments[topic] = Shipment(self._producer, part, self._rows.keeps, turn.is_ours)
         if by_topic:
             await asyncio.wait(self._tasks(by_topic), timeout=PATIENCE)
         went = self._harvest()
@@ -236,16 +236,6 @@ class Relay:
     def _unanswered(self) -> int:
         return sum(shipment.size for shipment in self._shipments.values())
 
-    def _waits(self, pending: Pending) -> bool:
-        # By the time at which the round began: a hold that ends meanwhile would let the later ones pass.
-        message = pending.message
-        behind = message.key is not None and (message.topic, message.key) in self._behind
-        return behind or message.topic in self._out or self._holds.held(pending, self._began)
-
-    async def _is_kept(self, message: OutboxMessage) -> bool:
-        look = partial(reference.is_kept, tables=self._tables, message=message)
-        return await self._database.run(look, within=self._deadline)
-
     def _harvest(self) -> int:
         """Take note of the answers that are there; return how many messages went."""
         went = 0
@@ -260,7 +250,7 @@ class Relay:
 
     def _note(self, topic: str, delivery: Delivery) -> None:
         now = time.monotonic()
-        self._acknowledged += [one.identity for one in delivery.acknowledged]
+        self._rows.acknowledge(delivery.acknowledged)
         for one in delivery.by_reference:
             self._telling.by_reference(one)
         for one in delivery.acknowledged:
@@ -271,10 +261,8 @@ class Relay:
             self._hold(one, failure, now)
 
     def _hold(self, pending: Pending, failure: SendFailure, now: float) -> None:
-        topic, key = pending.message.topic, pending.message.key
+        topic = pending.message.topic
         self._telling.resumed(topic, self._holds.outlived(pending), now)
-        if key is not None:
-            self._behind.add((topic, key))
         hold, news = self._holds.hold(pending, cause_of(failure), now)
         if hold.sequence is None:
             self._out.add(topic)
@@ -295,7 +283,3 @@ class Relay:
     def stop(self) -> None:
         """Have the relay end after what is under way."""
         self._stopping.set()
-
-
-async def _nothing() -> None:
-    """A file's lock cannot be lost."""

@@ -40,28 +40,34 @@ class Shipment:
         producer: Sends.
         pending: What to send, in order; all of one topic.
         kept: Tells whether the table holds the whole of a dead letter.
+        may_send: Tells whether the relay's turn is still ours.
     """
 
     def __init__(
-        self, producer: Producer, pending: Sequence[Pending], kept: Callable[[OutboxMessage], Awaitable[bool]]
+        self,
+        producer: Producer,
+        pending: Sequence[Pending],
+        kept: Callable[[OutboxMessage], Awaitable[bool]],
+        may_send: Callable[[], Awaitable[bool]],
     ) -> None:
         self.size = sum(map(size, pending))
         self.delivery = Delivery()
-        self.task = asyncio.create_task(ship(producer, pending, kept, self.delivery))
+        self.task = asyncio.create_task(ship(producer, pending, kept, may_send, self.delivery))
 
 
 async def ship(
     producer: Producer,
     pending: Sequence[Pending],
     kept: Callable[[OutboxMessage], Awaitable[bool]],
+    may_send: Callable[[], Awaitable[bool]],
     delivery: Delivery,
 ) -> None:
     """Send messages of one topic, and note in `delivery` what becomes of them.
 
-    Whatever fails, its key's later ones stay behind; if the topic does, all of them.
+    Whatever fails, its key's later ones stay behind; if the topic does, all of them. Without the turn all stay.
     """
     left = list(pending)
-    while left and not delivery.topic_failed:
+    while left and not delivery.topic_failed and await may_send():
         wave, left = _wave(left)
         reach("before_dlq_produce")
         answers = await producer.send([Record(*one.message) for one in wave])

@@ -33,6 +33,10 @@ class Telling:
         """Announce that the database is in trouble; return for how long to wait."""
         return self._again("database", type(error).__name__, now)
 
+    def turn_lost(self, error: Exception, now: float) -> float:
+        """Announce that the relay's turn was lost; return for how long to wait."""
+        return self._again("database", str(error), now)
+
     def unconnected(self, error: Exception, now: float) -> float:
         """Announce that the producer was refused, which may need a person; return for how long to wait."""
         return self._again("broker", f"the outbox cannot be sent: {error}", now)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, type_coerce
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, type_coerce
 from sqlalchemy.orm import Session
 from sqlalchemy.types import NullType
 
@@ -16,6 +16,8 @@ from consumerkit.storage import headers as header_text
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.sealing import payload, sealed
 from consumerkit.storage.tables import Tables
+
+T = TypeVar("T")
 
 _AT_ONCE: Final = 300  # three parameters a row, and a statement of an older SQLite takes 999
 
@@ -45,12 +47,25 @@ class Identity(NamedTuple):
     headers: str
 
 
+class Queue(NamedTuple):
+    """The rows of one topic and key, which are sent one after another; or a topic's rows without a key, in any order.
+
+    Attributes:
+        topic: The topic's digest, as the database stores it.
+        key: The key's digest; empty for rows without a key.
+    """
+
+    topic: bytes
+    key: bytes
+
+
 class Pending(NamedTuple):
     """A message in the outbox."""
 
     sequence: int
     message: OutboxMessage
     identity: Identity
+    queue: Queue
 
 
 class Old(NamedTuple):
@@ -75,60 +90,58 @@ def append(connection: Connection, tables: Tables, messages: Sequence[OutboxMess
         connection.execute(insert(tables.outbox_messages), rows)
 
 
-def page(
-    connection: Connection,
-    tables: Tables,
-    rows: int,
-    most_bytes: int,
-    *,
-    after: int = 0,
-    without: Sequence[str] = (),
-    without_keys: Sequence[tuple[str, bytes]] = (),
-    without_sequences: Sequence[int] = (),
-) -> list[Pending]:
-    """Return the oldest messages beyond the sequence `after`, in order, as many as fit, and at least one.
+def page(connection: Connection, tables: Tables, rows: int, most_bytes: int) -> list[Pending]:
+    """Return the lowest rows, in order, as many as fit, and at least one.
+
+    One snapshot shows them all, so no row is here without every lower row of its queue that was committed before it
+    was inserted.
 
     Args:
         connection: Of the caller's transaction.
         tables: The table definitions.
         rows: At most so many.
         most_bytes: At most so many bytes of keys, values and headers, unless the first alone has more.
-        after: The sequence to go on from.
-        without: Topics to leave out.
-        without_keys: Keys of topics to leave out.
-        without_sequences: Messages to leave out.
     """
     c = tables.outbox_messages.c
-    length = func.length(c.headers) + func.coalesce(func.length(c.key), 0) + func.coalesce(func.length(c.value), 0)
     # Sizes first: a database tells a value's length without reading it.
-    query = select(c.sequence, length).where(c.sequence > after).order_by(c.sequence).limit(rows)
-    if without:
-        query = query.where(c.topic.not_in(without))
-    for topic, key in without_keys:
-        query = query.where(or_(c.topic != topic, c.key.is_(None), c.key != key))
-    if without_sequences:
-        query = query.where(c.sequence.not_in(without_sequences))
+    query = select(c.sequence, _length(tables)).order_by(c.sequence).limit(rows)
     fitting: list[int] = []
-    for sequence, length_in_bytes in connection.execute(query):
-        most_bytes -= length_in_bytes
+    for sequence, length in connection.execute(query):
+        most_bytes -= length
         if fitting and most_bytes < 0:
             break
         fitting.append(sequence)
-    return _read(connection, tables, fitting)
+    return read(connection, tables, fitting)
 
 
-def _read(connection: Connection, tables: Tables, sequences: Sequence[int]) -> list[Pending]:
+def stored_bytes(connection: Connection, tables: Tables, sequences: Sequence[int]) -> dict[int, int]:
+    """Return how many bytes the key, value and headers of rows have, by their sequences."""
+    c = tables.outbox_messages.c
+    sizes: dict[int, int] = {}
+    for some in _portions(sequences):
+        found = connection.execute(select(c.sequence, _length(tables)).where(c.sequence.in_(some)))
+        sizes.update((sequence, length) for sequence, length in found)
+    return sizes
+
+
+def _length(tables: Tables) -> ColumnElement[int]:
+    c = tables.outbox_messages.c
+    return func.length(c.headers) + func.coalesce(func.length(c.key), 0) + func.coalesce(func.length(c.value), 0)
+
+
+def read(connection: Connection, tables: Tables, sequences: Sequence[int]) -> list[Pending]:
+    """Return the messages that have these sequences and are still there, in order."""
     if not sequences:
         return []
     c = tables.outbox_messages.c
-    query = select(c.sequence, c.topic, c.key, c.value, c.headers, c.sealed, _moment(tables).label("moment")).where(
-        c.sequence.in_(sequences)
-    )
+    columns = (c.sequence, c.topic, c.key, c.value, c.headers, c.sealed, c.topic_digest, c.key_digest)
+    query = select(*columns, _moment(tables).label("moment")).where(c.sequence.in_(sequences))
     return [
         Pending(
             row.sequence,
             OutboxMessage(row.topic, _bytes(row.key), *payload(tables.sealer, row)),
             Identity(row.sequence, row.moment, row.headers),
+            Queue(bytes(row.topic_digest), bytes(row.key_digest)),
         )
         for row in connection.execute(query.order_by(c.sequence))
     ]
@@ -155,7 +168,7 @@ def remove(connection: Connection, tables: Tables, sent: Sequence[Identity]) -> 
         connection.execute(delete(tables.outbox_messages).where(*known))
 
 
-def _portions(sent: Sequence[Identity]) -> Iterator[Sequence[Identity]]:
+def _portions(sent: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(sent), _AT_ONCE):
         yield sent[start : start + _AT_ONCE]
 

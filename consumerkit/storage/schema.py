@@ -18,6 +18,7 @@ from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
 if TYPE_CHECKING:  # it takes a third of the time that SQLAlchemy takes to import, and a running worker needs it once
     from alembic.config import Config
+    from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -31,14 +32,26 @@ def upgrade(database: Database, tables: Tables = DEFAULT_TABLES) -> list[str]:
     within an event loop: there, `await database.run(lambda session: apply(session, tables))`.
 
     Raises:
+        ConfigurationError: A migration of your own Alembic runs, of whose transaction this would not be a part.
         StartError: The tables are of a newer consumerkit.
         DBAPIError: The database is out of reach, or does not let us.
     """
+    if _running_migration() is not None:
+        raise ConfigurationError(
+            "schema.upgrade() within an Alembic migration would commit by itself, whatever becomes of the migration; "
+            "write schema.apply(Session(op.get_bind())), which is part of its transaction"
+        )
     return database.run_blocking(lambda session: apply(session, tables))
 
 
 def apply(session: Session, tables: Tables = DEFAULT_TABLES) -> list[str]:
-    """Do as `upgrade`, in the caller's transaction, of which this must be the first work; the caller commits.
+    """Do as `upgrade`, in the caller's transaction; the caller commits.
+
+    On PostgreSQL a transaction that has begun must be `READ COMMITTED`.
+
+    Example:
+        def upgrade() -> None:  # in a migration of your own
+            schema.apply(Session(op.get_bind()))
 
     Raises:
         StartError: The tables are of a newer consumerkit.
@@ -53,8 +66,33 @@ def apply(session: Session, tables: Tables = DEFAULT_TABLES) -> list[str]:
     config = _config(tables)
     config.attributes["connection"] = connection
     config.attributes["on_version_apply"] = lambda *, step, **_: applied.append(step.up_revision_id)
-    command.upgrade(config, "head")
+    outer = _running_migration()
+    try:
+        command.upgrade(config, "head")
+    finally:
+        if outer is not None:
+            _resume(outer)
     return applied
+
+
+def _running_migration() -> MigrationContext | None:
+    """Return the context of the Alembic migration that runs, if one does."""
+    from alembic import op
+
+    try:
+        return op.get_context()
+    except (NameError, AttributeError):  # Alembic's ways to say that none has run, and that none runs any more
+        return None
+
+
+def _resume(outer: MigrationContext) -> None:
+    """Have `alembic.context` and `alembic.op` speak of a migration again, since ours took their place."""
+    from alembic.operations import Operations
+
+    environment = outer.environment_context
+    if environment is not None:
+        environment.__enter__()
+    Operations.context(outer).__enter__()
 
 
 def upgrade_sql(dialect_name: str, tables: Tables = DEFAULT_TABLES) -> str:
@@ -111,7 +149,15 @@ def _locked(session: Session, tables: Tables) -> tuple[Connection, Tables]:
         connection = session.connection()  # SQLite: every transaction of ours begins as the only writer
         return connection, located(connection, tables)
     # A snapshot taken before the lock was granted would not show what the lock's last holder did.
-    connection = session.connection(execution_options={"isolation_level": "READ COMMITTED"})
+    bind = session.get_bind()
+    if isinstance(bind, Connection) and bind.in_transaction():
+        connection = session.connection()
+        if (level := connection.get_isolation_level()) != "READ COMMITTED":
+            raise StartError(
+                f"database: consumerkit's tables are made in READ COMMITTED, and this transaction is {level}"
+            )
+    else:
+        connection = session.connection(execution_options={"isolation_level": "READ COMMITTED"})
     found = located(connection, tables)
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(found)})
     return connection, found

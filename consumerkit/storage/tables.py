@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Computed,
     DateTime,
     Index,
     Integer,
@@ -29,6 +30,7 @@ from sqlalchemy import (
 )
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.storage.digests import KeyDigest, TopicDigest
 from consumerkit.storage.sealing import Sealer
 
 DEFAULT_PREFIX = "consumerkit_"
@@ -213,6 +215,11 @@ def _dead_letters(prefix: str, metadata: MetaData) -> Table:
 
 
 def _outbox_messages(prefix: str, metadata: MetaData) -> Table:
+    """Messages to send. The database makes the digests and `place` itself, so they are there whoever writes a row.
+
+    `place` is the sequence under a name that the primary key does not have. A statement on digests and place can only
+    follow the index on them, whatever the statistics say.
+    """
     return Table(
         f"{prefix}outbox_messages",
         metadata,
@@ -223,6 +230,10 @@ def _outbox_messages(prefix: str, metadata: MetaData) -> Table:
         Column("headers", Text, nullable=False),
         Column("created_at", _Moment, nullable=False, server_default=func.now()),
         Column("sealed", Boolean, nullable=False, server_default=false()),
+        Column("topic_digest", LargeBinary, Computed(TopicDigest())),
+        Column("key_digest", LargeBinary, Computed(KeyDigest())),
+        Column("place", BigInteger, Computed("sequence")),
+        Index(f"{prefix}outbox_messages_queue", "topic_digest", "key_digest", "place"),
         sqlite_autoincrement=True,
     )
 

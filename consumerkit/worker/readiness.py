@@ -93,6 +93,8 @@ class States:
             events.OffsetsCommitted: self._offsets,
             events.OutboxHeldBack: self._held_back,
             events.OutboxResumed: self._resumed,
+            events.OutboxTurnAwaited: self._turn_awaited,
+            events.OutboxTurnCame: self._turn_came,
         }
 
     def __call__(self, event: Event) -> None:
@@ -190,3 +192,13 @@ class States:
 
     def _resumed(self, event: events.OutboxResumed) -> None:
         self._end("outbox", event.topic, event.sequence)
+
+    def _turn_awaited(self, event: events.OutboxTurnAwaited) -> None:
+        what = (
+            f"messages wait in the outbox, and another process has the relay's turn and shows no sign of life: "
+            f"{event.holder}; end that process"
+        )
+        self._begin(("outbox turn",), event, what)
+
+    def _turn_came(self, _: events.OutboxTurnCame) -> None:
+        self._end("outbox turn")

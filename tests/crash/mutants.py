@@ -62,8 +62,8 @@ def without_contiguity() -> None:
 def without_publishing() -> None:
     """The relay takes every message for acknowledged."""
 
-    async def send(self: Relay, page: Sequence[Pending]) -> int:
-        self._acknowledged += [pending.identity for pending in page]
+    async def send(self: Relay, page: Sequence[Pending], *_: Any) -> int:
+        self._rows.acknowledge(page)
         return len(page)
 
     _replace(Relay, "_send", send)

@@ -14,14 +14,14 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, text
 
-from consumerkit.errors import StartError
+from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.storage import schema
 from consumerkit.storage.autogenerate import alembic_filter
 from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.services import PostgresServer
 
-REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006"]
+REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006", "0007"]
 
 ELSEWHERE = Tables(prefix="ck_", schema="ledger")
 
@@ -340,3 +340,67 @@ def test_the_filter_sees_a_users_table_of_the_same_name_in_another_schema() -> N
     assert not include_name("ck_consumers", "table", {"schema_name": "ledger"})
     assert include_name("ck_consumers", "table", {"schema_name": "mine"})
     assert include_name("ck_consumers", "index", {"schema_name": "ledger"})
+
+
+OWN = """
+from alembic import op
+from alembic import context
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+from consumerkit.storage import schema
+from consumerkit.storage.engines import Database
+revision, down_revision = "aaaa", None
+
+def upgrade():
+    op.create_table("accounts", sa.Column("id", sa.Integer, primary_key=True))
+    {work}
+    assert context.config.get_main_option("sqlalchemy.url")
+    op.create_table("later", sa.Column("id", sa.Integer, primary_key=True))
+    {end}
+
+def downgrade():
+    op.drop_table("accounts")
+"""
+APPLY = "schema.apply(Session(op.get_bind()))"
+UPGRADE_IN_IT = "schema.upgrade(Database(context.config.get_main_option('sqlalchemy.url')))"
+
+
+def _own_migration(directory: Path, url: str, work: str, end: str = "") -> Config:
+    config = _user_project(directory, url)
+    (directory / "versions" / "aaaa_own.py").write_text(OWN.replace("{work}", work).replace("{end}", end or "pass"))
+    return config
+
+
+def test_our_tables_can_be_made_in_a_migration_of_the_users(
+    url: str, engine: Engine, tmp_path: Path, opened: Open
+) -> None:
+    command.upgrade(_own_migration(tmp_path / "migrations", url, APPLY), "head")
+
+    assert {"accounts", "later", "consumerkit_consumers", "alembic_version"} <= set(inspect(engine).get_table_names())
+    assert schema.upgrade(opened(url)) == []
+    # And where they are there already.
+    config = _own_migration(tmp_path / "again", url, APPLY)
+    with engine.begin() as connection:
+        for table in ("accounts", "later", "alembic_version"):
+            connection.execute(text(f"DROP TABLE {table}"))
+    command.upgrade(config, "head")
+
+
+def test_ours_go_with_the_users_migration_when_it_fails(postgres_url: str, tmp_path: Path) -> None:
+    config = _own_migration(tmp_path / "migrations", postgres_url, APPLY, "raise RuntimeError('no')")
+
+    with pytest.raises(RuntimeError, match="no"):
+        command.upgrade(config, "head")
+
+    engine = create_engine(postgres_url)
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
+def test_an_upgrade_of_its_own_is_refused_in_a_migration(url: str, engine: Engine, tmp_path: Path) -> None:
+    config = _own_migration(tmp_path / "migrations", url, UPGRADE_IN_IT)
+
+    with pytest.raises(ConfigurationError, match=r"write schema\.apply\(Session\(op\.get_bind\(\)\)\)"):
+        command.upgrade(config, "head")
+
+    assert not {name for name in inspect(engine).get_table_names() if name.startswith("consumerkit_")}

@@ -2,20 +2,21 @@
 
 import pytest
 
-from consumerkit.relay.holds import LONGEST_WAIT, Holds, Place
+from consumerkit.relay.holds import LONGEST_WAIT, Holds
 from consumerkit.relay.refusals import Cause
-from consumerkit.storage.outbox import Identity, OutboxMessage, Pending
+from consumerkit.storage.outbox import Identity, OutboxMessage, Pending, Queue
 
 
 def pending(sequence: int = 1, topic: str = "t", key: bytes | None = b"k") -> Pending:
-    return Pending(sequence, OutboxMessage(topic, key, b"v", ()), Identity(sequence, None, "[]"))
+    queue = Queue(topic.encode(), b"" if key is None else b"k" + key)
+    return Pending(sequence, OutboxMessage(topic, key, b"v", ()), Identity(sequence, None, "[]"), queue)
 
 
 def test_nothing_is_held_back_at_first() -> None:
     holds = Holds()
     assert not holds.held(pending(), 0.0)
     assert holds.topics(0.0) == []
-    assert holds.places(0.0) == []
+    assert holds.queues(0.0) == set()
     assert holds.release(pending()) is None
     assert holds.release_topic("t") is None
     assert not holds.ill("t")
@@ -32,7 +33,7 @@ def test_a_topics_failure_holds_back_the_topic_alone(cause: Cause) -> None:
     assert holds.held(pending(3, key=None), 100.5)
     assert not holds.held(pending(4, topic="u"), 100.5)
     assert holds.topics(100.5) == ["t"]
-    assert holds.places(100.5) == []
+    assert holds.queues(100.5) == set()
 
 
 @pytest.mark.parametrize("cause", [Cause.TOO_LARGE, Cause.UNFIT])
@@ -45,7 +46,7 @@ def test_a_records_failure_holds_back_its_key_alone(cause: Cause) -> None:
     assert not holds.held(pending(4, key=None), 100.5)
     assert not holds.held(pending(5, topic="u"), 100.5)
     assert holds.topics(100.5) == []
-    assert holds.places(100.5) == [Place("t", b"k")]
+    assert holds.queues(100.5) == {Queue(b"t", b"kk")}
 
 
 def test_a_record_without_a_key_holds_back_itself_alone() -> None:
@@ -54,7 +55,7 @@ def test_a_record_without_a_key_holds_back_itself_alone() -> None:
     assert holds.held(pending(1, key=None), 100.5)
     assert not holds.held(pending(2, key=None), 100.5)
     assert not holds.held(pending(1, key=b"1"), 100.5)
-    assert holds.places(100.5) == [Place("t", None, 1)]
+    assert holds.queues(100.5) == {Queue(b"t", b"")}
 
 
 def test_waits_double_up_to_a_minute_and_jitter_only_adds() -> None:

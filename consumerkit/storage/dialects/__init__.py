@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.storage.dialects.base import Claim, Dialect, Holder, Kept, Limits
+from consumerkit.storage.dialects.base import (
+    RELAY_IDLE,
+    Claim,
+    Dialect,
+    Holder,
+    Kept,
+    Limits,
+    RelayHolder,
+)
 from consumerkit.storage.dialects.insertion import insert_if_new
 from consumerkit.storage.dialects.postgresql import PostgreSQL
 from consumerkit.storage.dialects.settings import Settings
 from consumerkit.storage.dialects.sqlite import SQLite
 from consumerkit.storage.tables import Tables
 
-__all__ = ["Claim", "Dialect", "Holder", "Kept", "Limits", "Settings", "dialect_for", "insert_if_new"]
+__all__ = [
+    "RELAY_IDLE",
+    "Claim",
+    "Dialect",
+    "Holder",
+    "Kept",
+    "Limits",
+    "RelayHolder",
+    "Settings",
+    "dialect_for",
+    "insert_if_new",
+]
 
 
 def dialect_for(name: str, tables: Tables) -> Dialect:

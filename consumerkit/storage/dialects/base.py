@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import ColumnElement, Connection
 from sqlalchemy.orm import Session
@@ -75,6 +75,22 @@ def check_number(consumer: int, name: str | None, found: int | None) -> None:
         )
 
 
+RELAY_IDLE: Final = 10.0
+"""Seconds after which a relay of which nothing is heard loses its turn, where the server can see to that."""
+
+
+class RelayHolder(NamedTuple):
+    """Who has the relay's turn.
+
+    Attributes:
+        name: As a person finds it: the server's process, or the file that is locked.
+        silent: Seconds since its last sign of life; None where that cannot be seen.
+    """
+
+    name: str
+    silent: float | None
+
+
 class Dialect(Protocol):
     """What the ledger needs of a database, within one transaction on one connection.
 
@@ -93,6 +109,9 @@ class Dialect(Protocol):
             What a handler may set for the transaction or the session, for `finalise` to set back.
         """
         ...
+
+    def limit(self, connection: Connection, limits: Limits) -> None:
+        """Have the server end this transaction when it takes too long: the process may be frozen, and hold locks."""
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """Wait until no transaction holds this fence, and keep new ones out until this transaction ends.
@@ -173,10 +192,23 @@ class Dialect(Protocol):
         ...
 
     def lock_relay(self, session: Session, *, wait: float = 0.0) -> bool:
-        """Keep other relays out until this transaction ends; return whether it is our turn.
+        """Keep other relays out until this transaction ends, `RELAY_IDLE` after its last statement at the latest.
+
+        Returns whether it is our turn.
 
         This is the transaction's first work. If it is not our turn after `wait` seconds, it may be of no further use.
         """
+        ...
+
+    def relay_lives(self, location: str) -> None:
+        """Leave a sign of life beside a guard from outside of the database."""
+
+    def relay_holder(self, connection: Connection, location: str) -> RelayHolder | None:
+        """Return who has the relay's turn; None where nobody has."""
+        ...
+
+    def by_index(self, connection: Connection) -> AbstractContextManager[None]:
+        """Have statements within read by indexes, in their order, whatever the tables' statistics say."""
         ...
 
     def lock_pruning(self, connection: Connection) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from zlib import crc32
 
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from consumerkit.identity import DIGEST_BYTES
 from consumerkit.outcome import Outcome
 from consumerkit.storage.dialects import settings
-from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits, check_number
+from consumerkit.storage.dialects.base import RELAY_IDLE, Claim, Holder, Kept, Limits, RelayHolder, check_number
 from consumerkit.storage.dialects.holder import holder
 from consumerkit.storage.dialects.settings import Settings
 from consumerkit.storage.faults import sqlstate
@@ -33,6 +33,11 @@ _BEGIN = text(f"""
                 THEN set_config('synchronous_commit', 'on', true) END,
            {settings.STATE}
 """)  # noqa: S608 - the names of settings are ours
+_LIMIT = text("""
+    SELECT set_config('statement_timeout', :statement, true),
+           set_config('lock_timeout', :lock, true),
+           set_config('idle_in_transaction_session_timeout', :idle, true)
+""")
 # Between message IDs as text, which are printable. One value for each column, cut up by the server: the drivers write
 # arrays an element at a time, which took a tenth of the time that a message takes.
 _SEPARATOR = "\n"
@@ -41,16 +46,28 @@ _TOKEN = text("SELECT current_setting('consumerkit.claim', true)")
 _END = text(f"SELECT current_setting('consumerkit.claim', true), {settings.STATE}")
 _PROBE = text("SELECT 1")
 # A transaction's lock, not a session's: that one would stay with the connection behind a pooler.
-# The broker is waited for within it, longer perhaps than the server or the role lets a transaction idle: ended then,
-# it would forget what was acknowledged, and all of it would be sent again and again. The second is PostgreSQL 17's.
+# The broker is waited for within it, longer perhaps than the server or the role lets a transaction last or idle. But
+# a process that is frozen must not keep it. The second setting is PostgreSQL 17's.
 _LOCK_RELAY = text("""
     SELECT pg_try_advisory_xact_lock(:space, :relay),
-           set_config('idle_in_transaction_session_timeout', '0', true),
+           set_config('idle_in_transaction_session_timeout', :idle, true),
            CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
                 THEN set_config('transaction_timeout', '0', true) END
 """)
 _LOCK_SPACE = 0x636B  # "ck"
 _AWAIT_RELAY = text("SELECT pg_advisory_xact_lock(:space, :relay)")
+_RELAY_HOLDER = text("""
+    SELECT l.pid, host(a.client_addr) AS address, a.application_name AS application,
+           extract(epoch FROM clock_timestamp() - a.state_change) AS silent
+    FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+      AND l.classid = CAST(:space AS bigint) AND l.objid = CAST(:relay AS bigint)
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+""")
+_PLANS = text("""
+    SELECT set_config('enable_' || name, :allowed, true)
+    FROM unnest(ARRAY['sort', 'seqscan', 'bitmapscan', 'hashjoin', 'mergejoin', 'material']) AS t (name)
+""")
 _LOCK_PRUNING = text("SELECT pg_try_advisory_xact_lock(:space, :pruning)")
 _TRY_FENCE = text("SELECT pg_try_advisory_xact_lock(:fence)")
 _TAKE_FENCE = text("SELECT pg_advisory_xact_lock(:fence)")
@@ -105,12 +122,14 @@ class PostgreSQL:
             {
                 "token": token,
                 "fences": list(fences),
-                "statement": _milliseconds(limits.statement),
-                "lock": _milliseconds(limits.lock),
-                "idle": _milliseconds(limits.idle),
+                **_limits(limits),
             },
         ).one()
         return Settings(told[1], told[-1])
+
+    def limit(self, connection: Connection, limits: Limits) -> None:
+        """See `Dialect.limit`."""
+        connection.execute(_LIMIT, _limits(limits))
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """See `Dialect.take_over`; lock requests queue fairly, so sharers that come later wait behind it."""
@@ -194,7 +213,29 @@ class PostgreSQL:
         place = {"space": _LOCK_SPACE, "relay": self._relay}
         if wait > 0 and not _in_time(connection, wait, _AWAIT_RELAY, place):
             return False
-        return bool(connection.scalar(_LOCK_RELAY, place))
+        return bool(connection.scalar(_LOCK_RELAY, {**place, "idle": _milliseconds(RELAY_IDLE)}))
+
+    def relay_lives(self, location: str) -> None:
+        """See `Dialect.relay_lives`: each statement is one."""
+
+    def relay_holder(self, connection: Connection, location: str) -> RelayHolder | None:
+        """See `Dialect.relay_holder`; of another role's session it is not seen whether it lives."""
+        row = connection.execute(_RELAY_HOLDER, {"space": _LOCK_SPACE, "relay": self._relay}).first()
+        if row is None:
+            return None
+        name = f"the server's process {row.pid} (client {row.address or 'unknown'}, {row.application or 'no name'})"
+        return RelayHolder(name, None if row.silent is None else float(row.silent))
+
+    @contextmanager
+    def by_index(self, connection: Connection) -> Iterator[None]:
+        """See `Dialect.by_index`.
+
+        What sorts, or scans by another index, reads all there is before it returns the first row. With statistics from
+        when the table was short, that looks cheap.
+        """
+        connection.execute(_PLANS, {"allowed": "off"})
+        yield
+        connection.execute(_PLANS, {"allowed": "on"})
 
     def lock_pruning(self, connection: Connection) -> bool:
         """See `Dialect.lock_pruning`."""
@@ -225,6 +266,14 @@ def _quoted(table: Table) -> str:
     # A schema that was found may have any name; a colon would be a parameter to `text`.
     schema = "" if table.schema is None else '"' + table.schema.replace('"', '""').replace(":", "\\:") + '".'
     return f"{schema}{table.name}"
+
+
+def _limits(limits: Limits) -> dict[str, str]:
+    return {
+        "statement": _milliseconds(limits.statement),
+        "lock": _milliseconds(limits.lock),
+        "idle": _milliseconds(limits.idle),
+    }
 
 
 def _milliseconds(seconds: float) -> str:

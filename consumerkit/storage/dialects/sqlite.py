@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, null, select, text
@@ -13,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from consumerkit.outcome import Outcome
-from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits, check_number
+from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits, RelayHolder, check_number
 from consumerkit.storage.dialects.settings import Settings
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
@@ -38,6 +40,9 @@ class SQLite:
         """Mark the transaction by a savepoint, which no COMMIT and no ROLLBACK leaves behind."""
         connection.execute(text(f"SAVEPOINT consumerkit_{token}"))
         return None
+
+    def limit(self, connection: Connection, limits: Limits) -> None:
+        """See `Dialect.limit`: there is no server that could."""
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """See `Dialect.take_over`: this transaction is the only writer already."""
@@ -123,7 +128,7 @@ class SQLite:
         if location in ("", ":memory:"):
             yield True
             return
-        descriptor = os.open(f"{location}-{self._relay}-relay", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self._relay_file(location), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield True
@@ -132,9 +137,26 @@ class SQLite:
         finally:
             os.close(descriptor)
 
+    def _relay_file(self, location: str) -> Path:
+        return Path(f"{location}-{self._relay}-relay")
+
     def lock_relay(self, session: Session, *, wait: float = 0.0) -> bool:
         """See `Dialect.lock_relay`."""
         return True
+
+    def relay_lives(self, location: str) -> None:
+        """See `Dialect.relay_lives`."""
+        if location not in ("", ":memory:"):
+            os.utime(self._relay_file(location))
+
+    def relay_holder(self, connection: Connection, location: str) -> RelayHolder | None:
+        """See `Dialect.relay_holder`; nobody holds it where the file is not locked, as who asks has found out."""
+        file = self._relay_file(location)
+        return RelayHolder(f"the process that locks {file}", max(0.0, time.time() - file.stat().st_mtime))
+
+    def by_index(self, connection: Connection) -> AbstractContextManager[None]:
+        """See `Dialect.by_index`: it plans by rules, not by statistics."""
+        return nullcontext()
 
     def lock_pruning(self, connection: Connection) -> bool:
         """See `Dialect.lock_pruning`: this transaction is the only writer already."""

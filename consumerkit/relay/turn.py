@@ -1,0 +1,183 @@
+"""The relay's turn: one relay at a time publishes the outbox of a database.
+
+On PostgreSQL a transaction holds the turn. The server ends it when it hears nothing of it for ten seconds: so a
+process that is frozen, or whose connection is dead, holds no other up for longer. While the relay works, a statement
+every few seconds keeps it. On SQLite the turn is the lock of a file, whose time of change is the sign of life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from consumerkit import events
+from consumerkit.events import Announcer
+from consumerkit.storage.dialects import RELAY_IDLE, Dialect, RelayHolder
+from consumerkit.storage.engines import Database
+
+KEPT_ALIVE: Final = RELAY_IDLE / 4
+"""Seconds between two signs of life."""
+
+PATIENCE: Final = 1.5 * RELAY_IDLE
+"""Seconds without a sign of life after which it is told that another process has the turn."""
+
+UNSEEN_PATIENCE: Final = 60.0
+"""Seconds after which that is told where no sign of life could be seen."""
+
+_END: Final = 1.0
+
+
+class TurnLost(Exception):
+    """Another relay may have the turn: the transaction that held it is gone."""
+
+
+class Turn:
+    """The turn while it is ours."""
+
+    def __init__(self, sign_of_life: Callable[[], Awaitable[None]]) -> None:
+        self._sign_of_life = sign_of_life
+        self._one_at_a_time = asyncio.Lock()
+        self._lost: Exception | None = None
+        self._heard = time.monotonic()
+        self._over = False
+
+    async def check(self) -> None:
+        """Give a sign of life.
+
+        Raises:
+            TurnLost: The turn is not ours any more.
+            TimeoutError: The database does not answer.
+        """
+        async with self._one_at_a_time:
+            if self._lost is None:
+                # Not when the answer is read: we may be frozen in between.
+                asked = time.monotonic()
+                try:
+                    await self._sign_of_life()
+                    self._heard = asked
+                except TimeoutError as error:
+                    self._lost = error
+                except Exception as error:  # noqa: BLE001 - whatever it was, nothing may be sent
+                    self._lost = TurnLost(
+                        f"the relay's turn was lost ({type(error).__name__}): the server ends it when this process "
+                        f"says nothing for {RELAY_IDLE:.0f} s; look for what froze the process or its event loop"
+                    )
+                    self._lost.__cause__ = error
+            if self._lost is not None:
+                raise self._lost
+
+    async def is_ours(self) -> bool:
+        """Tell whether the turn is still ours; asks where the last sign of life is old: we may have been frozen."""
+        if self._over:
+            return False
+        if time.monotonic() - self._heard > 2 * KEPT_ALIVE:
+            with suppress(TurnLost, TimeoutError):
+                await self.check()
+        return self._lost is None
+
+    async def end(self) -> None:
+        """Be ours no more, and ask nothing."""
+        self._over = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END), self._one_at_a_time:
+                pass
+
+    async def keep(self, over: asyncio.Event) -> None:
+        """Give signs of life until the turn is over or lost."""
+        with suppress(TurnLost, TimeoutError):  # the next `check` raises it
+            while not over.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), KEPT_ALIVE)
+                if not over.is_set():
+                    await self.check()
+
+
+@asynccontextmanager
+async def taken(database: Database, dialect: Dialect, deadline: float) -> AsyncIterator[Turn | None]:
+    """Take the turn for the `with` block; None where another relay has it.
+
+    Args:
+        database: Where the outbox is.
+        dialect: Its dialect.
+        deadline: Seconds after which a database that does not answer is left.
+    """
+    with dialect.relay_guard(database.location) as mine:
+        if not mine:
+            yield None
+        elif dialect.single_writer:
+            async with _kept(Turn(partial(_touch, dialect, database.location))) as turn:
+                yield turn
+        else:
+            # It holds the lock and nothing else; it reads and writes nothing, so it holds up no vacuum.
+            async with database.transaction(within=deadline) as run:
+                if not await run(dialect.lock_relay):
+                    yield None
+                    return
+                async with _kept(Turn(partial(run, lambda session: _probe(dialect, session)))) as turn:
+                    yield turn
+
+
+@asynccontextmanager
+async def _kept(turn: Turn) -> AsyncIterator[Turn]:
+    over = asyncio.Event()
+    keeping = asyncio.create_task(turn.keep(over))
+    try:
+        yield turn
+    finally:
+        over.set()
+        await turn.end()
+        await asyncio.wait([keeping], timeout=_END)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+class Awaited:
+    """Tells, once, that the turn is with a process of which nothing is heard, and that this is over.
+
+    A process that works keeps the turn for as long as there is much to send. That is no standing still.
+
+    Args:
+        holder: Returns who has the turn while messages wait.
+        announce: Told.
+    """
+
+    def __init__(self, holder: Callable[[], Awaitable[RelayHolder | None]], announce: Announcer) -> None:
+        self._holder = holder
+        self._announce = announce
+        self._since: float | None = None
+        self._told = False
+
+    async def note(self, now: float) -> None:
+        """Take note that another process has the turn."""
+        if self._since is None:
+            self._since = now
+        waited = now - self._since
+        if self._told or waited < PATIENCE:
+            return
+        holder = await self._holder()
+        if holder is None:
+            return
+        silent = waited >= UNSEEN_PATIENCE if holder.silent is None else holder.silent >= PATIENCE
+        if silent:
+            self._told = True
+            self._announce(events.OutboxTurnAwaited(holder=holder.name, seconds=waited))
+
+    def over(self, now: float) -> None:
+        """Take note that the turn is ours."""
+        if self._told and self._since is not None:
+            self._announce(events.OutboxTurnCame(seconds=now - self._since))
+        self._since, self._told = None, False
+
+
+def _probe(dialect: Dialect, session: Session) -> None:
+    dialect.probe(session.connection())
+
+
+async def _touch(dialect: Dialect, location: str) -> None:
+    dialect.relay_lives(location)
