@@ -167,6 +167,19 @@ TOLD: list[tuple[Event, int, str]] = [
         "outbox: what is for receipts is not held back any more, after 61.0 s",
     ),
     (
+        events.OutboxTurnAwaited(holder="the server's process 7", seconds=15.0),
+        logging.WARNING,
+        (
+            "outbox: another process has the relay's turn for 15 s and shows no sign of life: the server's process 7; "
+            "end that process"
+        ),
+    ),
+    (
+        events.OutboxTurnCame(seconds=20.0),
+        logging.INFO,
+        "outbox: the relay's turn is not held by a silent process any more, after 20 s",
+    ),
+    (
         events.DeadLetterByReference(topic="receipts.dlq", sequence=7),
         logging.WARNING,
         (
