@@ -25,6 +25,9 @@ UNRUNNABLE = {
     "$ consumerkit rewind credit-account shop.worker:worker --topic payments.captured --to start --dry-run": (
         "shows the form of commands; tests/integration/test_cli_positions.py runs them"
     ),
+    "$ consumerkit parked groups                     # by handler and last error": (
+        "shows the form of commands; tests/integration/test_cli_parked.py runs them"
+    ),
     "$ make demo": "the demo has tests of its own, and `make test` is what runs this one",
 }
 
