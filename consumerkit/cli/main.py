@@ -37,6 +37,11 @@ ROOMS = {
     ),
     "demo": Room("consumerkit.demo.command:demo", "Thousands of payments, poison and kills, then the books."),
     "db": Room("consumerkit.cli.db:app", "Make, check, count and prune consumerkit's tables."),
+    "grants": Room(
+        "consumerkit.cli.grants:grants",
+        "Print the rights that worker, reader and migrator need.",
+        examples("grants shop.worker:worker --worker shop --reader support --migrator deploy"),
+    ),
     "data": Room("consumerkit.cli.data:app", "Erase what is stored of the messages of one key."),
     "dead-letters": Room("consumerkit.cli.dead_letters:app", "See to the messages that were given up."),
     "parked": Room("consumerkit.cli.parked:app", "Look at the messages that wait for a retry, and try them now."),

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.storage import sqlite_engine
+from consumerkit.storage import postgresql_engine, sqlite_engine
 from consumerkit.storage.location import located
 from consumerkit.storage.tables import Tables
 from consumerkit.storage.urls import Address, address
@@ -73,15 +73,19 @@ class Database:
         if isinstance(given, sessionmaker | async_sessionmaker):
             _check_sessionmaker(given.kw)
         self.dialect_name = self._engine().dialect.name
-        if self.dialect_name == "sqlite":
-            for engine in self._engines():
-                sqlite_engine.set_up(engine)
+        for engine in self._engines():
+            _set_up(engine)
 
     def _from_url(self, found: Address, connections: int) -> None:
         url = found.url
         async_driver, sync_driver = _DRIVERS[url.drivername]
         options = _options(url, connections)
-        options["connect_args"] |= found.secrets
+        postgresql_engine.warn_of_network(url)
+        if async_driver == "postgresql+asyncpg":
+            url, arguments = postgresql_engine.for_asyncpg(url, found.secrets)
+            options["connect_args"] |= arguments
+        else:
+            options["connect_args"] |= found.secrets
         if async_driver is not None:
             made = _made(create_async_engine, url.set(drivername=async_driver), options)
             self._owned.append(made)
@@ -201,6 +205,13 @@ class Database:
                 await engine.dispose()
             else:
                 engine.dispose()
+
+
+def _set_up(engine: Engine) -> None:
+    if engine.dialect.name == "sqlite":
+        sqlite_engine.set_up(engine)
+    elif engine.dialect.name == "postgresql":
+        postgresql_engine.set_up(engine)
 
 
 # Arguments of a sessionmaker under which claims and effects would not be one transaction, or none would begin.

@@ -28,7 +28,8 @@ class Fault(Enum):
 
 _BY_CLASS = {
     "08": Fault.CONNECTION,  # connection_exception; asyncpg tells 08003 for whatever ended a session
-    "28": Fault.DEPLOY,  # invalid_authorization_specification
+    # invalid_authorization_specification: what connected once will again, when the password was changed on both sides.
+    "28": Fault.CONNECTION,
     "40": Fault.CONFLICT,  # serialization_failure, deadlock_detected
     "42": Fault.DEPLOY,  # a table, column, function or right that is missing
     "53": Fault.CAPACITY,  # disk_full, out_of_memory, configuration_limit_exceeded
@@ -103,6 +104,8 @@ def _database_fault(error: DBAPIError) -> Fault:
 
 
 def _by_state(state: str, error: DBAPIError) -> Fault:
+    if state.startswith("28") and was_raised_by_code(error):
+        return Fault.HANDLER  # the server refuses a connection by it, and no statement
     if state == "42601" and _told(error, "position") is None:
         return Fault.HANDLER  # a syntax error without a place in the statement: bad text for a tsquery or a jsonpath
     if state == "42883" and _told(error, "source_function") == "op_error":

@@ -13,7 +13,7 @@ from consumerkit.declaration import Declaration
 from consumerkit.declaration_checks import in_short
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.payload_retention import PayloadRetention
-from consumerkit.storage import consumers, occupancy, schema, waiting
+from consumerkit.storage import consumers, occupancy, schema, server, waiting
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.engines import Database
 from consumerkit.storage.faults import Fault, fault_of
@@ -157,6 +157,7 @@ async def database(
 
     def work(session: Session) -> dict[str, int]:
         schema.check(session, tables)
+        server.check(session.connection(), tables)
         _connections(dialect.most_connections(session.connection()), connections)
         numbers = {
             declared.name: consumers.bind(

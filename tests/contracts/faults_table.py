@@ -207,9 +207,9 @@ ROWS = {
     "right missing": Row("42501", D, sql("SET LOCAL ROLE pg_monitor", "SELECT * FROM consumerkit_consumers")),
     "statement unreadable": Row("42601", D, sql("SELEC 1")),
     "database missing": Row("3D000", D, raised("3D000")),
-    "authorisation refused": Row("28000", D, raised("28000")),
-    "password wrong": Row("28P01", D, raised("28P01")),
     # The handler's own.
+    "authorisation refused, by code": Row("28000", H, raised("28000")),
+    "password wrong, by code": Row("28P01", H, raised("28P01")),
     "unique": Row("23505", H, sql(TABLE, "INSERT INTO limited VALUES (1), (1)")),
     "foreign key": Row("23503", H, sql(TABLE, "INSERT INTO limited VALUES (1, '', 7)")),
     "check": Row("23514", H, sql(TABLE, "INSERT INTO limited VALUES (0)")),
