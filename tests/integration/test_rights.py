@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from consumerkit import Reject, StartError
+from consumerkit import ConfigurationError, Reject, StartError
 from consumerkit.events import GroupCommitted, MessageDeadLettered, Trouble
 from consumerkit.redrive import redrive
 from consumerkit.storage import postgresql_engine, schema, server
@@ -238,3 +238,12 @@ def test_a_connection_over_a_network_without_verification_is_warned_of_once(
             postgresql_engine.warn_of_network(make_url(url))
     assert len(caplog.records) == WARNED[url]
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("query, told", [("keepalives_idle=3", "no 'keepalives_idle' in a URL"), ("hunter2=1", "")])
+def test_what_asyncpg_does_not_know_is_refused_without_quoting_what_may_be_a_secret(query: str, told: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Database(f"postgresql+asyncpg://u@localhost/x?{query}")
+    assert str(caught.value).startswith("database: asyncpg knows")
+    assert told in str(caught.value)
+    assert "hunter2" not in str(caught.value)
