@@ -40,7 +40,7 @@ ROOMS = {
     "grants": Room(
         "consumerkit.cli.grants:grants",
         "Print the rights that worker, reader and migrator need.",
-        examples("grants shop.worker:worker --worker shop --reader support --migrator deploy"),
+        examples("grants shop.worker:worker --worker shop --reader support"),
     ),
     "data": Room("consumerkit.cli.data:app", "Erase what is stored of the messages of one key."),
     "dead-letters": Room("consumerkit.cli.dead_letters:app", "See to the messages that were given up."),

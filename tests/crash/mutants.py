@@ -23,8 +23,10 @@ def without_claim() -> None:
     """Every claim is won, whoever was first."""
     insert_what_is_new = PostgreSQL.claim
 
-    def claim(self: PostgreSQL, connection: Connection, consumer: int, claims: Sequence[Claim]) -> set[bytes]:
-        insert_what_is_new(self, connection, consumer, claims)
+    def claim(
+        self: PostgreSQL, connection: Connection, consumer: int, claims: Sequence[Claim], *, name: str | None = None
+    ) -> set[bytes]:
+        insert_what_is_new(self, connection, consumer, claims, name=name)
         return {one.digest for one in claims}
 
     _replace(PostgreSQL, "claim", claim)
@@ -32,6 +34,7 @@ def without_claim() -> None:
 
 def without_finalise() -> None:
     """Nobody looks whether the transaction still is what it was, nor meets it by asking for the fence."""
+    _replace(Transaction, "_end_handling", lambda *_: None)
     _replace(Transaction, "_finalise", lambda *_: None)
     _replace(PostgreSQL, "probe", lambda *_: None)
 
