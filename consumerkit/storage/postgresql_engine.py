@@ -55,7 +55,7 @@ _LIBPQ: Final = frozenset(
 _SECONDS: Final = "connect_timeout"
 # SQLAlchemy's own, or keywords of asyncpg that it converts or that are text.
 _KNOWN: Final = frozenset(
-    ("host", "port", "user", "password", "database", "prepared_statement_cache_size", "prepared_statement_name_func")
+    ("host", "port", "user", "password", "ssl", "prepared_statement_cache_size", "prepared_statement_name_func")
 )
 _warned: Final[set[str]] = set()
 
