@@ -9,6 +9,7 @@ partition anew at the new mark, within seconds.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -37,12 +38,14 @@ class Moved:
         before: The mark until now; None where the handler had not begun with it, or the topic was made anew.
         after: The mark from now on.
         log: The offsets that are in the log.
+        gone: Whether the topic does not have the partition any more, so that it is dropped.
     """
 
     partition: TopicPartition
     before: int | None
     after: int
     log: Span
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,8 @@ async def skip(
     """Have a handler pass over messages, or begin with a topic that was made anew under its name.
 
     Args and errors are those of `rewind`; `to` may be `end`, for what is sent from now on, or `start`, for the oldest
-    message there is, where what lies before it was deleted unread.
+    message there is, where what lies before it was deleted unread. A partition that the topic does not have any more,
+    since it was made anew with fewer, is dropped.
     """
     return await _move(place, handler, topic, to, partitions, actor, dry_run, back=False, run_forgotten=False)
 
@@ -117,11 +121,15 @@ async def _move(
 ) -> list[Moved]:
     place = await _located(place)
     consumer = await place.database.run(lambda session: _consumer(session, place.tables, handler, topic))
+    asked_at = time.monotonic()
     topic_id, logs = await _logs(place.transport, topic)
     wanted = sorted(partitions or logs)
+    gone = [] if back else await place.database.run(lambda session: _gone(session, place.tables, consumer, topic, logs))
+    drops = [one for one in gone if one.partition.partition in (partitions or range(1 << 31))]
+    wanted = [number for number in wanted if number not in {one.partition.partition for one in drops}]
     if missing := [number for number in wanted if number not in logs]:
         raise ConfigurationError(f"topic {topic!r} has no partition {missing[0]}; it has {len(logs)}, from 0 on")
-    if isinstance(to, int) and len(wanted) != 1:
+    if isinstance(to, int) and len(wanted) + len(drops) != 1:
         raise ConfigurationError(f"offset {to}: name the one partition that it is meant for, with --partition")
     wants = {TopicPartition(topic, number): _target(logs[number], to) for number in wanted}
 
@@ -130,13 +138,13 @@ async def _move(
         moved = [Moved(at, marks.get(at), offset, logs[at.partition]) for at, offset in wants.items()]
         for one in moved:
             _check(one, back=back)
-        return moved
+        return moved + drops
 
     moved = await place.database.run(work)
     if not dry_run:
         who = actor or actions.current_user()
         for one in moved:
-            await _carry_out(place, consumer, topic_id, one, who, back=back, run_forgotten=run_forgotten)
+            await _carry_out(place, consumer, topic_id, one, who, asked_at, back=back, run_forgotten=run_forgotten)
     return moved
 
 
@@ -146,7 +154,15 @@ async def _located(place: Place) -> Place:
 
 
 async def _carry_out(
-    place: Place, consumer: int, topic_id: str, one: Moved, actor: str, *, back: bool, run_forgotten: bool
+    place: Place,
+    consumer: int,
+    topic_id: str,
+    one: Moved,
+    actor: str,
+    asked_at: float,
+    *,
+    back: bool,
+    run_forgotten: bool,
 ) -> None:
     tables, dialect = place.tables, place.dialect
     details: dict[str, Any] = {
@@ -155,6 +171,7 @@ async def _carry_out(
         "from": one.before,
         "to": one.after,
         "run_forgotten": run_forgotten,
+        **({"gone": True} if one.gone else {}),
     }
 
     def work(session: Session) -> bool:
@@ -162,16 +179,21 @@ async def _carry_out(
         number = fence.number(tables, consumer, one.partition)
         if not dialect.take_over(connection, number, wait=_WAIT):
             return False
-        progress.move(
-            connection,
-            tables,
-            consumer,
-            one.partition,
-            topic_id=topic_id,
-            mark=one.after,
-            end=max(one.log.end, one.before or 0),
-            run_forgotten=run_forgotten,
-        )
+        if one.gone:
+            progress.drop(connection, tables, consumer, one.partition)
+        else:
+            progress.move(
+                connection,
+                dialect,
+                tables,
+                consumer,
+                one.partition,
+                topic_id=topic_id,
+                mark=one.after,
+                end=max(one.log.end, one.before or 0),
+                ago=time.monotonic() - asked_at,
+                run_forgotten=run_forgotten,
+            )
         action = "rewind" if back else "skip"
         actions.record(connection, tables, actor=actor, action=action, consumer=consumer, details=details)
         return True
@@ -221,6 +243,17 @@ def _consumer(session: Session, tables: Tables, handler: str, topic: str) -> int
             f"handler {handler!r} does not consume topic {topic!r}; it consumes {', '.join(topics)}"
         )
     return int(row.id)
+
+
+def _gone(session: Session, tables: Tables, consumer: int, topic: str, logs: Collection[int]) -> list[Moved]:
+    """Return the partitions that the handler had of a topic, and that the topic does not have any more."""
+    c = tables.partition_progress.c
+    rows = session.execute(select(c.partition, c.mark).where(c.consumer == consumer, c.topic == topic))
+    return [
+        Moved(TopicPartition(topic, row.partition), row.mark, 0, Span(0, 0), gone=True)
+        for row in rows
+        if row.partition not in logs
+    ]
 
 
 def _marks(

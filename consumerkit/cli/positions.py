@@ -75,7 +75,7 @@ def skip(
     """Have a handler pass over messages, or begin a new topic.
 
     What is passed over gets no outcome and no dead letter. A topic that was made anew under its name
-    begins where you say. A running worker follows within seconds.
+    begins where you say; partitions that it has no more are dropped. A running worker follows within seconds.
     """
     to_ = _to(to)
 
@@ -98,7 +98,12 @@ def _to(given: str) -> To:
 def _run(move: Move, target: str | None, *, dry_run: bool) -> None:
     moved = asyncio.run(_moved(move, targets.given(target)))
     rows = [
-        (str(one.partition), "-" if one.before is None else one.before, one.after, f"{one.log.start} to {one.log.end}")
+        (
+            str(one.partition),
+            "-" if one.before is None else one.before,
+            "-" if one.gone else one.after,
+            "no such partition: dropped" if one.gone else f"{one.log.start} to {one.log.end}",
+        )
         for one in moved
     ]
     print_table(("partition", "before", "after", "the log has"), rows)

@@ -142,7 +142,7 @@ class Fences:
 
         def marks() -> dict[TopicPartition, Mark]:
             for one in held:
-                position, owner = one.offsets.position, one.owner
+                owner, position = one.owner, one.offsets.position
                 if owner is not None and position is not None and one.mark is not None:
                     written[one.name] = Mark(owner, position, one.mark, max(one.end, one.offsets.next or 0))
             return written
@@ -153,6 +153,10 @@ class Fences:
             found = marks()
             # After the marks: what these rest on, even if it was acknowledged while this connection was waited for.
             known = lanes()
+            # In a thread: what was given up since its position was read rests on lanes that are not known any more.
+            for one in held:
+                if one.name in found and one.owner != found[one.name].owner:
+                    del found[one.name]
             if not progress.are_kept(connection, tables, consumer, known):
                 raise CommitsLost("the database has lost transactions that it had acknowledged")
             return progress.advance(connection, tables, consumer, found), known

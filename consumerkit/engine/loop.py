@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import cycle
 
@@ -37,7 +37,7 @@ from consumerkit.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage import progress
 from consumerkit.storage.parked import ParkedMessage
-from consumerkit.transports.base import Consumer
+from consumerkit.transports.base import Consumer, Position
 
 _log = logging.getLogger(__name__)
 FETCH_TIMEOUT = 0.5
@@ -167,6 +167,7 @@ class Engine:
             reach("after_poll")
             if messages:
                 self._spread(messages)
+            self._pass_over(self.consumer.passed())
 
     def _spread(self, messages: Sequence[Message]) -> None:
         partitions, lanes, choose = self.partitions, self._lanes, self._choose
@@ -184,6 +185,15 @@ class Engine:
         self._budget.took(taken)
         for lane in lanes:
             lane.wake()
+
+    def _pass_over(self, passed: Mapping[TopicPartition, Position]) -> None:
+        """Go on where the log goes on without a message, or its end would never be reached."""
+        for name, position in passed.items():
+            partition = self.partitions.get(name)
+            if partition is None or partition.offsets.epoch != position.epoch:
+                continue
+            if partition.offsets.passed(position.offset):
+                self.committer.wake()
 
     def _choose(self, message: Message) -> int:
         """Return the number of a message's lane: that of its ordering key, or the next one where it has no order."""
@@ -231,12 +241,13 @@ class Engine:
     def commits_lost(self, error: CommitsLost) -> None:
         """Go back to what the database has: nobody can tell which transactions it has lost."""
         self._announce(events.CommitsLost(handler=self.declared.name, error=str(error)))
-        for lane in self._lanes:
-            lane.pipeline.begin_anew()
         for partition in self.partitions:
             # The lanes that begin anew know nothing of what was lost, so nothing in hand is as sure as it looks.
             partition.adrift = True
+        # Given up before the lanes forget: a mark that a thread is writing looks at the lanes, and then at the owner.
         self.ownership.doubt_all(error)
+        for lane in self._lanes:
+            lane.pipeline.begin_anew()
 
     def restore(self, partition: Partition) -> None:
         """Let the lanes go on with a partition, if it is ready; else have nothing more fetched of it."""

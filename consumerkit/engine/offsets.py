@@ -24,6 +24,8 @@ class OffsetTracker:
         4
         >>> tracker.finished(4); tracker.position
         9
+        >>> tracker.finished(9); tracker.passed(12), tracker.position
+        (True, 12)
     """
 
     __slots__ = ("_done", "_lock", "_next", "_pending", "committed", "epoch", "leaving")
@@ -50,6 +52,13 @@ class OffsetTracker:
         self._pending.append(offset)
         self._next = offset + 1
 
+    def passed(self, offset: int) -> bool:
+        """Take note that nothing more comes below an offset; return whether that is news."""
+        if self._next is not None and offset <= self._next:
+            return False
+        self._next = offset
+        return True
+
     def finished(self, offset: int) -> None:
         """Take note that a message's outcome is durable."""
         self._done.add(offset)
@@ -66,7 +75,7 @@ class OffsetTracker:
 
     @property
     def next(self) -> int | None:
-        """The offset after the last message that was delivered; None where none was, and no start is known."""
+        """The offset after the last message that was delivered, and what was passed over behind it."""
         return self._next
 
     @property

@@ -38,6 +38,13 @@ class FirstStart(NamedTuple):
     asked_at: int
 
 
+class LatestTopic(NamedTuple):
+    """The topic that a name stood for last, and the partitions that it had when its first run was decided."""
+
+    topic_id: str
+    partitions: set[int]
+
+
 def recorded(connection: Connection, tables: Tables, consumer: int, topic: str, topic_id: str) -> dict[int, FirstStart]:
     """Return what was decided about a topic's partitions; nothing where nothing was."""
     c = tables.first_runs.c
@@ -72,6 +79,22 @@ def decide(
     ]
     connection.execute(insert(table), rows)
     return dict(wanted)
+
+
+def latest(connection: Connection, tables: Tables, consumer: int) -> dict[str, LatestTopic]:
+    """Return, by the names of a handler's topics, the topic that it has met last, with the partitions it then had.
+
+    What an upgrade has taken over from an older release is left out: it does not tell which topic was the last.
+    """
+    c = tables.first_runs.c
+    told = select(c.topic, c.topic_id, c.partition).where(c.consumer == consumer, c.source != Source.MARK.value)
+    rows = connection.execute(told.order_by(c.asked_at, c.topic_id))
+    found: dict[str, LatestTopic] = {}
+    for row in rows:
+        if row.topic not in found or found[row.topic].topic_id != row.topic_id:
+            found[row.topic] = LatestTopic(row.topic_id, set())
+        found[row.topic].partitions.add(row.partition)
+    return found
 
 
 def had_another(connection: Connection, tables: Tables, consumer: int, topic: str, topic_id: str) -> bool:

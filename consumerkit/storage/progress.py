@@ -144,6 +144,7 @@ def advance(
 
 def move(
     connection: Connection,
+    dialect: Dialect,
     tables: Tables,
     consumer: int,
     partition: TopicPartition,
@@ -151,13 +152,14 @@ def move(
     topic_id: str,
     mark: int,
     end: int,
+    ago: float,
     run_forgotten: bool,
 ) -> Standing | None:
     """Move a partition's mark on a person's word, fence its owner, and return what was there before.
 
     The caller's transaction holds the fence. The owner finds another's token, takes the partition anew, and so comes to
     the new mark. What is above it may have been processed, so nothing is forgotten before the mark has passed the log's
-    end as it is now.
+    end as it was when it was asked for, `ago` seconds ago.
     """
     table = tables.partition_progress
     c = table.c
@@ -172,7 +174,8 @@ def move(
         "mark": mark,
         "marked_at": func.now(),
         "window_end": end,
-        "window_at": func.now(),
+        # A worker may have processed what came since then, for which the fence was not asked yet.
+        "window_at": dialect.in_seconds(-(ago + _MARGIN)),
         "settled_at": None,
     }
     if row is None:
@@ -199,6 +202,11 @@ def marks(connection: Connection, tables: Tables, consumer: int) -> dict[tuple[s
     for row in connection.execute(select(c.topic, c.topic_id, c.partition, c.mark).where(*known)):
         found.setdefault((row.topic, row.topic_id), {})[row.partition] = row.mark
     return found
+
+
+def drop(connection: Connection, tables: Tables, consumer: int, partition: TopicPartition) -> None:
+    """Forget a partition that its topic does not have any more; the caller's transaction holds the fence."""
+    connection.execute(delete(tables.partition_progress).where(_here(tables, consumer, partition)))
 
 
 def standing(row: Any) -> Standing:

@@ -15,7 +15,7 @@ deletion is committed, a deletion never waits for a claim.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -40,7 +40,9 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import TopicPartition
 from consumerkit.outcome import Outcome
+from consumerkit.storage import first_runs
 from consumerkit.storage.dialects import Dialect, Limits
+from consumerkit.storage.first_runs import LatestTopic
 from consumerkit.storage.tables import Tables
 
 BATCH: Final = 5_000
@@ -129,7 +131,8 @@ class Pruning:
     def _plan(self, session: Session, consumer: Any, old: datetime, *, unpositioned: bool) -> Plan:
         c = self.tables.partition_progress.c
         marked = session.execute(select(self.tables.partition_progress).where(c.consumer == consumer.id, c.mark >= 0))
-        rows = marked.all()
+        latest = first_runs.latest(session.connection(), self.tables, consumer.id)
+        rows = [row for row in marked.all() if not _is_gone(row, latest)]
         topics = json.loads(consumer.topics)
         settled = {_place(row): row.settled_at for row in rows if row.topic in topics}
         holders = [Holder(place, since) for place, since in settled.items() if since is None or since < old]
@@ -255,6 +258,12 @@ class Pruning:
         for some in _portions(digests):
             for table in (self.tables.message_results, self.tables.processed_messages):
                 connection.execute(delete(table).where(table.c.consumer == consumer, table.c.digest.in_(some)))
+
+
+def _is_gone(row: Row[Any], latest: Mapping[str, LatestTopic]) -> bool:
+    """Return whether a partition's topic was made anew with fewer partitions: nothing of it can come again."""
+    now = latest.get(row.topic)
+    return now is not None and row.topic_id != now.topic_id and row.partition not in now.partitions
 
 
 def _place(row: Row[Any]) -> TopicPartition:

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import aiokafka.errors as errors  # type: ignore[import-untyped]
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import TopicPartition as ClientPartition
 from aiokafka.conn import create_conn  # type: ignore[import-untyped]
 
 from consumerkit.errors import StartError
@@ -165,6 +166,14 @@ class Insight:
         """
         coordinator = self._client._coordinator  # noqa: SLF001
         return coordinator is not None and coordinator.generation < 0
+
+    def position(self, partition: ClientPartition) -> int | None:
+        """Return where a partition is read on; the public face waits where that is not known yet."""
+        subscription = self._client._subscription.subscription  # noqa: SLF001
+        if subscription is None or subscription.assignment is None:
+            return None
+        state = subscription.assignment.state_value(partition)
+        return state.position if state is not None and state.has_valid_position else None
 
     def fatal(self) -> str | None:
         """What ended one of the client's own tasks; nothing is fetched, or no rebalance followed, from then on."""

@@ -50,6 +50,7 @@ class AiokafkaConsumer:
         self._reader: Reader | None = None
         self._reading: asyncio.Task[list[Message]] | None = None
         self._ready: list[Message] = []
+        self._passed: Mapping[TopicPartition, Position] = {}
         self._seen_version = 0
         self._running = asyncio.Event()
         self._running.set()
@@ -79,6 +80,7 @@ class AiokafkaConsumer:
     async def fetch(self, limit: int, timeout: float) -> list[Message]:
         """Return what is there, at most `limit` messages; wait `timeout` seconds for the first."""
         assert self._reader is not None, "start comes first"
+        self._passed = {}
         if self._ready and not self._running.is_set():
             # What an earlier call left over waits out the pause, too.
             await asyncio.sleep(timeout)
@@ -97,7 +99,13 @@ class AiokafkaConsumer:
             self._ready = reading.result()
         self._drop_what_is_over()
         found, self._ready = self._ready[:limit], self._ready[limit:]
+        if not self._ready and self._reading is None:
+            self._passed = self._reader.passed
         return found
+
+    def passed(self) -> Mapping[TopicPartition, Position]:
+        """Return where the client reads on, where all that it had was returned."""
+        return self._passed
 
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Commit the positions of epochs that still hold.

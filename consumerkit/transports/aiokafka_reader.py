@@ -18,8 +18,9 @@ from aiokafka import TopicPartition as ClientPartition
 
 from consumerkit.event_wait import wait_until_set
 from consumerkit.message import Message, TopicPartition
-from consumerkit.transports.aiokafka_client import words
+from consumerkit.transports.aiokafka_client import Insight, words
 from consumerkit.transports.aiokafka_group import Held, Membership
+from consumerkit.transports.base import Position
 
 _TROUBLE_PAUSE: Final = 0.1
 _CAREFUL_SECONDS: Final = 15.0
@@ -36,12 +37,15 @@ class Reader:
         running: Cleared while the consumer is paused. aiokafka is told nothing of it: it would throw away what it has
             fetched, and forget the pause at the next rebalance.
         turned: When the client was last seen to run, by the monotonic clock.
+        passed: Where the client reads on, behind what was returned last.
     """
 
     def __init__(self, client: AIOKafkaConsumer, group: Membership, running: asyncio.Event) -> None:
         self.running = running
         self.turned = time.monotonic()
+        self.passed: dict[TopicPartition, Position] = {}
         self._client = client
+        self._insight = Insight(client)
         self._group = group
         self._careful_until = 0.0
         self._trouble = ""
@@ -57,13 +61,23 @@ class Reader:
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the contract has fetch survive it
-                messages = []
+                messages, self.passed = [], {}
                 await self._recover(error)
+            else:
+                self._note_positions()
             self.turned = time.monotonic()
             if messages:
                 self._trouble = ""
             if messages or end <= self.turned:
                 return messages
+
+    def _note_positions(self) -> None:
+        """Note what the client has passed over without a message; all that it had is taken from it."""
+        self.passed = {}
+        for partition, mine in self._group.held.items():
+            position = self._insight.position(ClientPartition(*partition))
+            if mine.readable and not mine.on_hold and position is not None and position > mine.next:
+                self.passed[partition] = Position(position, mine.epoch)
 
     async def _poll(self, limit: int, timeout: float) -> list[Message]:
         client = self._client

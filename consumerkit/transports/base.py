@@ -41,6 +41,12 @@ tombstone has the value None. Headers come in order, duplicates kept, a None val
 comes with its bytes escaped, and never makes the record unreadable. After an error in the client no fetched record is
 skipped.
 
+**Passing over.** Where a log goes on without a message (the markers of transactions, aborted and compacted records),
+`passed` tells how far a partition is read: all below that offset was returned by `fetch`, or holds no message. It goes
+with the `fetch` that returned last, and is to be asked for before the next one. A partition of which something is
+fetched and not yet returned is not told of, nor is one that is held; a position bears its epoch, so `seek` and a new
+assignment make it void.
+
 **Pausing.** `pause` stops delivery for all partitions, including those assigned later, until `resume`; a rebalance
 changes nothing about it. A fetch that was under way may still return messages.
 
@@ -241,6 +247,10 @@ class Consumer(Protocol):
 
     async def fetch(self, limit: int, timeout: float) -> list[Message]:
         """Return what is there, at most `limit` messages; wait `timeout` seconds for the first."""
+        ...
+
+    def passed(self) -> Mapping[TopicPartition, Position]:
+        """Return where partitions are read on, as of the last `fetch`, at least those that end without a message."""
         ...
 
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:

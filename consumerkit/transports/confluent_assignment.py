@@ -122,6 +122,20 @@ class Assignment:
                 found.append(reading.position(partition, offset, closed(note)))
         return found
 
+    def passed(self, consumer: Consumer) -> dict[TopicPartition, Position]:
+        """Return where the client reads on, where that is behind the last message and nothing is in the way."""
+        asked = [
+            confluent_kafka.TopicPartition(*at)
+            for at, reading in self.readings.items()
+            if not (reading.failed or reading.held or reading.lost_place)
+        ]
+        found = {}
+        for one in consumer.position(asked) if asked else ():
+            reading = self.readings[one.topic, one.partition]
+            if one.error is None and one.offset > reading.next:
+                found[TopicPartition(one.topic, one.partition)] = Position(one.offset, reading.epoch)
+        return found
+
     def fail(self, consumer: Consumer, partition: TopicPartition, error: KafkaError) -> None:
         """Read a partition no further, and tell the listener; others go on."""
         reading = self.readings[partition]

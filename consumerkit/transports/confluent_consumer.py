@@ -59,6 +59,7 @@ class ConfluentConsumer:
         self._topic_ids: dict[str, str] = {}
         self._questions = admin.questions(subscription.group, self._ask_topics)
         self._thread: PollThread | None = None
+        self._passed: Mapping[TopicPartition, Position] = {}
 
     async def start(self, listener: AssignmentListener) -> None:
         """Connect and subscribe.
@@ -79,10 +80,17 @@ class ConfluentConsumer:
 
     async def fetch(self, limit: int, timeout: float) -> list[Message]:
         """Return what is there, at most `limit` messages; wait `timeout` seconds for the first."""
+        self._passed = {}
         if self._running.over:
             await asyncio.sleep(timeout)  # `health` says why; a caller that goes on asking must not spin
             return []
-        return await self._running.fetch(limit, timeout)
+        fetched = await self._running.fetch(limit, timeout)
+        self._passed = fetched.passed
+        return fetched.messages
+
+    def passed(self) -> Mapping[TopicPartition, Position]:
+        """Return where the client reads on, where all that it had was returned."""
+        return self._passed
 
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Commit the positions of epochs that still hold; return when the broker has them.

@@ -7,10 +7,18 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from consumerkit.message import Message
+from consumerkit.message import Message, TopicPartition
+from consumerkit.transports.base import Position
 from consumerkit.transports.confluent_messages import Reading
 
 _UNCHECKED = -1
+
+
+class Fetched(NamedTuple):
+    """The answer to a fetch: messages, and how far their partitions and others are read behind them."""
+
+    messages: list[Message]
+    passed: Mapping[TopicPartition, Position]
 
 
 class Fetch(NamedTuple):
@@ -18,7 +26,7 @@ class Fetch(NamedTuple):
 
     limit: int
     deadline: float
-    answer: asyncio.Future[list[Message]]
+    answer: asyncio.Future[Fetched]
 
 
 class Handover:
@@ -27,14 +35,21 @@ class Handover:
     Args:
         loop: Where the fetches wait.
         call: Runs a function on the poll thread, soon; callable from the event loop.
+        passed: Returns how far partitions are read, where all that was polled is handed over.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        call: Callable[[Callable[[], None]], None],
+        passed: Callable[[], Mapping[TopicPartition, Position]] = dict,
+    ) -> None:
         self.fetch: Fetch | None = None
         self.ready: list[Message] = []
         self._valid_at = _UNCHECKED
         self._loop = loop
         self._call = call
+        self._passed = passed
 
     def ask(self, fetch: Fetch) -> None:
         """Take on a fetch."""
@@ -75,10 +90,12 @@ class Handover:
 
     def _answer(self, fetch: Fetch, messages: list[Message]) -> None:
         self.fetch = None
+        # Behind what waits still, nothing is passed yet.
+        fetched = Fetched(messages, {} if self.ready else self._passed())
 
         def hand_over() -> None:
             if not fetch.answer.done():
-                fetch.answer.set_result(messages)
+                fetch.answer.set_result(fetched)
             elif messages:  # cancelled against the contract: the next fetch gets them
                 self._call(lambda: self._put_back(messages))
 

@@ -22,11 +22,11 @@ from confluent_kafka import Message as RawMessage
 from confluent_kafka import TopicPartition as RawPartition
 
 from consumerkit.errors import StartError, Unavailable
-from consumerkit.message import Message, TopicPartition
+from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, Health, Position, Subscription
 from consumerkit.transports.confluent_assignment import Ask, Assignment
 from consumerkit.transports.confluent_commits import Commits, resolve
-from consumerkit.transports.confluent_handover import Fetch, Handover
+from consumerkit.transports.confluent_handover import Fetch, Fetched, Handover
 from consumerkit.transports.confluent_messages import HOPELESS, UNUSABLE, convert
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 SLICE = 0.02  # seconds that a command waits at most while the thread polls
 PARK_AFTER = 0.5
+LOOK_AFTER = 0.25  # seconds between two looks at the client's positions
 LEAVE = 3.0  # seconds for telling the group, once everything is given up
 
 
@@ -70,7 +71,8 @@ class PollThread:
         self._assignment = Assignment(self, subscription, listener, ask)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._consumer: Consumer | None = None
-        self._handover = Handover(loop, self._commands.put)
+        self._handover = Handover(loop, self._commands.put, self._passed)
+        self._passed_at = 0.0
         self._parked = self._stopping = self._telling = False
         self._polled = self._ran = time.monotonic()
         self._error: str | None = None
@@ -82,12 +84,12 @@ class PollThread:
         """Connect and subscribe; `started` tells when."""
         self._thread.start()
 
-    def fetch(self, limit: int, timeout: float) -> asyncio.Future[list[Message]]:
+    def fetch(self, limit: int, timeout: float) -> asyncio.Future[Fetched]:
         """Ask for messages."""
         fetch = Fetch(limit, time.monotonic() + timeout, self._loop.create_future())
         self._commands.put(lambda: self._handover.ask(fetch))
         if self.over:  # perhaps nobody takes it on any more
-            resolve(self._loop, fetch.answer, [])
+            resolve(self._loop, fetch.answer, Fetched([], {}))
         return fetch.answer
 
     def commit(self, positions: Mapping[TopicPartition, Position]) -> asyncio.Future[None]:
@@ -230,6 +232,14 @@ class PollThread:
         for event in events:
             self._on_event(consumer, event)
         self._assignment.find_place(consumer)
+
+    def _passed(self) -> dict[TopicPartition, Position]:
+        """Return what the client has passed over without a message, now and then; it forgets that at a seek."""
+        now, consumer = time.monotonic(), self._consumer
+        if self._telling or consumer is None or now - self._passed_at < LOOK_AFTER:
+            return {}
+        self._passed_at = now
+        return self._assignment.passed(consumer)
 
     def _park(self, consumer: Consumer, *, parked: bool) -> None:
         if self._parked == parked:

@@ -76,6 +76,10 @@ class MemoryConsumer:
             if not await wait_until_set(self._awake, remaining):
                 return []
 
+    def passed(self) -> Mapping[TopicPartition, Position]:
+        """Return where partitions are read on."""
+        return self._positions({at: offset for at, offset in self._reading.items() if at not in self._held})
+
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Commit the positions of epochs that still hold."""
         self._reach()

@@ -14,9 +14,9 @@ from typing_extensions import override
 
 from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import TopicPartition
-from consumerkit.transports.base import Record, Subscription, Transport
+from consumerkit.transports.base import Position, Record, Subscription, Transport
 from tests.contracts.kafka_bench import KafkaBench
-from tests.contracts.member import Member, Recorder, offsets
+from tests.contracts.member import Member, Recorder, offsets, until
 from tests.contracts.reader_contract import read_out, started
 from tests.contracts.rebalance_contract import RebalanceContract
 from tests.contracts.transport_contract import numbered
@@ -71,6 +71,48 @@ class KafkaContract(RebalanceContract):
         assert [message.value for message in seen] == [b"plain", b"committed", b"last"]
         # 1 and 2 were aborted; 3 and 5 are the markers that end the transactions
         assert offsets(seen, 0) == [0, 4, 6]
+
+    async def test_what_holds_no_message_at_the_end_of_a_log_is_passed_over(
+        self, bench: KafkaBench, topic: str, group: str
+    ) -> None:
+        at = TopicPartition(topic, 0)
+        await bench.transaction(topic, [b"0", b"1", b"2"], commit=True)  # and a marker at 3
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            await member.reads(3)
+            first = member.listener.held[at]
+            await until(lambda: member.passed.get(at) == Position(4, first), "the marker is passed")
+            # A seek makes it void, and the same log is passed over under the new epoch.
+            epoch = member.goes_to(at, 1)
+            await until(lambda: member.passed.get(at) == Position(4, epoch), "the marker is passed again")
+            assert offsets(member.seen, 0) == [0, 1, 2, 1, 2]
+            await bench.transaction(topic, [b"aborted"] * 3, commit=False)  # 4 to 6, and a marker at 7
+            await until(lambda: member.passed.get(at) == Position(8, epoch), "what was aborted is passed")
+            epoch = member.goes_to(at, 7)
+            await until(lambda: member.passed.get(at) == Position(8, epoch), "a marker alone is passed")
+            await bench.append(topic, [b"8"])
+            assert offsets(await member.reads(6), 0)[-1] == 8
+            async with bench.open_transaction(topic, [b"open"], 0):
+                await asyncio.sleep(1.0)
+                assert all(position.offset <= 9 for position in member.passed.values())
+
+    async def test_nothing_that_was_not_returned_is_passed_over(
+        self, bench: KafkaBench, topic: str, group: str
+    ) -> None:
+        at = TopicPartition(topic, 0)
+        for _ in range(20):
+            await bench.transaction(topic, [b"x"] * 20, commit=True)
+        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+            await member.holds(2)
+            await member.quiet()
+            count, next_ = 0, 0
+            while count < 400:
+                for message in await member.consumer.fetch(7, 5.0):
+                    if message.partition == 0:
+                        assert message.offset >= next_, "what was passed over is returned"
+                        count, next_ = count + 1, message.offset + 1
+                if (passed := member.consumer.passed().get(at)) is not None:
+                    next_ = max(next_, passed.offset)
+                    assert next_ <= count + (count + 19) // 20
 
     async def test_a_reader_ends_behind_aborted_records_and_before_those_of_an_open_transaction(
         self, bench: KafkaBench, log: str

@@ -118,6 +118,7 @@ class Member:
 
     Attributes:
         seen: Every message that was fetched.
+        passed: How far each partition was passed over last, under the assignment it had.
         consumer: The consumer, for what a test does besides reading.
         listener: Its notes.
     """
@@ -127,6 +128,7 @@ class Member:
         self.listener = Recorder()
         self.seen: list[Message] = []
         self.errors: list[BaseException] = []
+        self.passed: dict[TopicPartition, Position] = {}
         self._finishes = finishes
         self._over: set[int] = set()
         self._running = True
@@ -194,6 +196,9 @@ class Member:
             held = dict(self.listener.held)
             for message in messages:
                 self._receive(message, held)
+            for partition, position in self.consumer.passed().items():
+                if held.get(partition) == position.epoch:
+                    self.passed[partition] = position
 
     def _receive(self, message: Message, held: Mapping[TopicPartition, int]) -> None:
         if message.epoch in self._over:

@@ -183,3 +183,20 @@ async def test_a_member_that_stops_while_it_is_given_up_does_not_come_back(broke
             await one.stop()
             assert len(one.listener.calls("lost")) == 1
     assert broker.group(GROUP).members == ()
+
+
+async def test_what_holds_no_message_at_the_end_of_a_log_is_passed_over(broker: MemoryBroker) -> None:
+    append(broker, 3)
+    broker.append_control_records(TOPIC, 0, 2)
+    async with member(broker) as one:
+        await one.reads(3)
+        epoch = one.listener.held[AT]
+        await until(lambda: one.passed.get(AT) == Position(5, epoch), "the markers are passed")
+        epoch = one.goes_to(AT, 3)
+        await until(lambda: one.passed.get(AT) == Position(5, epoch), "the markers alone are passed")
+        await one.consumer.hold([AT])
+        broker.append_control_records(TOPIC, 0, 1)
+        await one.consumer.fetch(1, 0.05)
+        assert AT not in one.consumer.passed()
+        await one.consumer.release([AT])
+        await until(lambda: one.passed.get(AT) == Position(6, epoch), "the last one is passed")

@@ -263,8 +263,8 @@ async def test_nothing_goes_while_a_bound_cannot_be_raised(
 
 def move(session: Session, books: Books, *, run_forgotten: bool) -> None:
     at = TopicPartition("t", 0)
-    options: dict[str, Any] = {"topic_id": "T", "mark": 10, "end": 100, "run_forgotten": run_forgotten}
-    progress.move(session.connection(), TABLES, books.consumer, at, **options)
+    options: dict[str, Any] = {"topic_id": "T", "mark": 10, "end": 100, "ago": 0, "run_forgotten": run_forgotten}
+    progress.move(session.connection(), books.pruning.dialect, TABLES, books.consumer, at, **options)
 
 
 @pytest.mark.parametrize("run_forgotten", [True, False])

@@ -16,6 +16,9 @@ from consumerkit.engine import topic_watch
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.events import CommitsLost, GroupCommitted, PartitionStopped, PartitionTaken, PositionDiffers
 from consumerkit.message import TopicPartition
+from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.pruning import Pruning
+from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.kafka import Client
 from consumerkit.transports.memory_group import MemoryConsumer
 from tests.crash.model import Payment
@@ -378,6 +381,34 @@ async def test_a_topic_made_anew_stops_until_a_person_says_so(place: MemoryStage
         await place.until_written(run, 13)
         assert len(run.seen(PartitionStopped)) == 1
     assert await _ids_of(place) == [*range(10), 100, 101, 102]
+
+
+async def test_partitions_that_a_topic_lacks_hold_nothing_and_can_be_dropped(place: MemoryStage) -> None:
+    place.broker.add_partitions(TOPIC, 3)
+    for number in range(6):
+        place.append(number, partition=number % 3)
+    async with _ran(place, 6):
+        pass
+    del place.broker.logs.topics[TOPIC]
+    place.broker.create_topic(TOPIC, 1)
+    place.broker.group("write").offsets.clear()
+    place.broker.group("write").notes.clear()
+    pruning = Pruning(DEFAULT_TABLES, dialect_for(place.database.dialect_name, DEFAULT_TABLES))
+    async with place.run(Write()) as run:
+        await run.until(lambda: bool(run.seen(PartitionStopped)), "the stop")
+        # Dry, so that what is told is what would be done.
+        for dry_run in (True, False):
+            moved = await positions.skip(_place(run), "write", TOPIC, "start", dry_run=dry_run)
+            assert [(one.partition.partition, one.gone) for one in moved] == [(0, False), (1, True), (2, True)]
+            [plan] = await place.database.run(lambda session: pruning.plans(session, 0.0))
+            # Only the one that the topic still has, and that stands.
+            assert {holder.partition for holder in plan.holders} <= {AT}
+        place.append(100)
+        await place.until_written(run, 7)
+        rows = await _execute(place, "SELECT partition FROM consumerkit_partition_progress")
+        assert [row.partition for row in rows] == [0]
+        with pytest.raises(ConfigurationError, match="no partition 2"):
+            await positions.skip(_place(run), "write", TOPIC, "start", partitions=[2])
 
 
 async def test_a_topic_made_anew_stops_its_partition_under_traffic(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, insert
+from sqlalchemy import Connection, Engine, create_engine, insert, select
 
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.partition import Partition
@@ -77,3 +77,30 @@ async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one(engi
     assert partition.mark == 0
     partition.owner, anew = b"somebody's before" + taken.owner, False
     assert await fences.mark([partition], list) == ({AT}, [])
+
+
+async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not_written(engine: Engine) -> None:
+    """Its position rests on lanes that begin anew in between, of which the database can tell nothing any more."""
+    dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), Lane(b"l" * 16, 5)
+    partition = Partition(AT, Position(0, 1), Ordering.KEY, 100)
+    with engine.begin() as connection:
+        taken = fence.take(connection, dialect, DEFAULT_TABLES, 1, AT, wait=0)
+        progress.begin(connection, dialect, DEFAULT_TABLES, 1, AT, topic_id="id", mark=0, start=0, end=0, ago=0)
+    assert taken is not None
+    partition.owner, partition.mark = taken.owner, 0
+    partition.offsets.delivered(0)
+    partition.offsets.finished(0)
+
+    async def run(work: Callable[[Connection], Any]) -> Any:
+        with engine.begin() as connection:
+            return work(connection)
+
+    def lanes() -> list[Lane]:
+        # The engine's thread: it gives the partition up, and then has its lanes begin anew.
+        partition.owner = None
+        return [Lane(lane.id, 0)]
+
+    assert (await Fences(ParkingLot(DEFAULT_TABLES, dialect, 1), run).mark([partition], lanes))[0] == set()
+    assert partition.mark == 0
+    with engine.connect() as connection:
+        assert connection.execute(select(DEFAULT_TABLES.partition_progress.c.mark)).scalar_one() == 0

@@ -30,11 +30,11 @@ async def test_a_fetch_that_expired_within_a_poll_is_not_given_what_the_poll_bro
     waiting.ask(first)
     # A rebalance callback within the poll serves commands: the fetch's time is up, and the engine asks anew.
     waiting.expire(time.monotonic())
-    assert await first.answer == []
+    assert (await first.answer).messages == []
     waiting.ask(second)
     waiting.add(messages(0, 1, 2), 1)
     waiting.give(READINGS, 1)
-    assert [message.offset for message in await second.answer] == [0, 1, 2]
+    assert [message.offset for message in (await second.answer).messages] == [0, 1, 2]
     assert commands == []
 
 
@@ -48,7 +48,7 @@ async def test_what_a_poll_brought_waits_where_no_fetch_does() -> None:
     later = fetch(limit=4)
     waiting.ask(later)
     waiting.give(READINGS, 1)
-    assert [message.offset for message in await later.answer] == [0, 1, 2, 3]
+    assert [message.offset for message in (await later.answer).messages] == [0, 1, 2, 3]
     assert [message.offset for message in waiting.ready] == [4]
 
 

@@ -64,6 +64,11 @@ BEGINS_AND_ENDS: list[tuple[Event, Event, str]] = [
         "t[3]",
     ),
     (
+        events.PartitionStopped(handler="credit", partition=PARTITION, error="deleted unread"),
+        events.PartitionTaken(handler="credit", partition=PARTITION, parked=0),
+        "deleted unread",
+    ),
+    (
         events.Trouble(handler="credit", where="database", error="gone", wait=1.0),
         events.TroubleOver(handler="credit", where="database", seconds=3.0),
         "database trouble",
