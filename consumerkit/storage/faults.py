@@ -40,7 +40,7 @@ _BY_STATE = {
     "25006": Fault.CONNECTION,  # read_only_sql_transaction: not the primary any more
     "25P03": Fault.CONNECTION,  # idle_in_transaction_session_timeout
     "26000": Fault.CONNECTION,  # invalid_sql_statement_name: a pooler gave us another session, without what we prepared
-    "3D000": Fault.DEPLOY,  # invalid_catalog_name
+    "3D000": Fault.CONNECTION,  # invalid_catalog_name: found at the start, so it is just being restored
     "3F000": Fault.DEPLOY,  # invalid_schema_name
     "53300": Fault.CONNECTION,  # too_many_connections, of the server, the database or the role
     "55P03": Fault.CONFLICT,  # lock_not_available

@@ -27,11 +27,11 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "token": without_token,
 }
 
-# Plans that are hard on each: one of them must fail.
-SEEDS: dict[str, tuple[int, ...]] = {
-    "claim": (13, 14, 27),
-    "finalise": (14, 13, 27),
-    "sort": (0, 78, 111),
-    "drain": (6, 24, 26),
-    "token": (3, 10, 11, 16),
+# Plans that are hard on each, one of which must fail, and a word of the problem that must be found.
+SEEDS: dict[str, tuple[tuple[int, ...], str]] = {
+    "claim": ((13, 14, 27), " effects"),
+    "finalise": ((14, 13, 27), "commits were said to be lost"),
+    "sort": ((0, 78, 111), "deadlocks"),
+    "drain": ((6, 24, 26), "though nothing broke"),
+    "token": ((3, 10, 11, 16), "by a worker after others had taken its partitions"),
 }

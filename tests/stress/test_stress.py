@@ -51,8 +51,9 @@ def test_a_seed_that_is_kept_finds_nothing(postgres: PostgresServer, seed: int) 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_product_without_one_of_its_rules_is_found_out(postgres: PostgresServer, mutant: str) -> None:
-    for seed in SEEDS[mutant]:
+    seeds, word = SEEDS[mutant]
+    for seed in seeds:
         status, said = stress(postgres, "--seed", str(seed), "--mutant", mutant, within=1700)
-        if status == 1 and "PROBLEM:" in said:
+        if status == 1 and any(word in line for line in said.splitlines() if line.startswith("PROBLEM:")):
             return
-    pytest.fail(f"none of the seeds {SEEDS[mutant]} fails without {mutant}")
+    pytest.fail(f"none of the seeds {seeds} shows {word!r} without {mutant}")
