@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal
 
 from typing_extensions import TypeVar
 
@@ -16,6 +16,9 @@ from consumerkit.dead_letter import DeadLetter
 from consumerkit.identity import WHOLE_VALUE, Fingerprint, Identity
 from consumerkit.message import Message
 from consumerkit.retry import Retry, exponential
+
+SIZE_LIMIT: Final = 1_048_576
+"""Bytes: a broker's own `message.max.bytes` is 1,048,588, for a batch with what belongs to it."""
 
 E = TypeVar("E")
 
@@ -90,7 +93,9 @@ class _Declared:
         fingerprint: What tells a resend from a conflict; the whole value by default.
         event_time: Where the time is read at which an event happened. A message whose event is older than the worker's
             `retention`, and which the ledger does not know, is dead-lettered as `stale`. None: any message runs.
-        size_limit: Bytes of key, value and headers above which a message is dead-lettered as `oversized`.
+        size_limit: Bytes of key, value and headers, decompressed, above which a message is dead-lettered as
+            `oversized`, by reference: its facts are kept and its payload is not. 1 MiB by default, which no record
+            exceeds that a broker takes uncompressed by its own default. None is no limit.
         batch_size: The most messages that share a transaction; 1 opts out.
         batch_time: Seconds of handling after which a transaction takes no further message.
         concurrency: Lanes in each process: transactions in flight at once.
@@ -113,7 +118,7 @@ class _Declared:
     events: Events | None = None
     fingerprint: Fingerprint = WHOLE_VALUE
     event_time: Identity | None = None
-    size_limit: int | None = None
+    size_limit: int | None = SIZE_LIMIT
     batch_size: int = 500
     batch_time: float = 0.5
     concurrency: int = 2

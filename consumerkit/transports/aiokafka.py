@@ -33,19 +33,25 @@ class AiokafkaTransport:
         settings: How to reach the cluster, in aiokafka's keyword arguments.
         options: More of them, each given to those clients that take it.
         admin: How to reach the cluster, in librdkafka's settings.
+        local_only: Refuse brokers that are not on this machine.
 
     Raises:
         ConfigurationError: No client of aiokafka takes an option.
     """
 
     def __init__(
-        self, settings: Mapping[str, object], *, admin: Mapping[str, object], options: Mapping[str, object]
+        self,
+        settings: Mapping[str, object],
+        *,
+        admin: Mapping[str, object],
+        options: Mapping[str, object],
+        local_only: bool = False,
     ) -> None:
         _check_names(options)
         keep_secrets_out_of_logs()
         self._settings: dict[str, Any] = dict(settings)
         self._options: dict[str, Any] = dict(options)
-        self._admin = TopicAdmin(admin)
+        self._admin = TopicAdmin(admin, local_only=local_only)
 
     def consumer(self, subscription: Subscription) -> Consumer:
         """Make a consumer."""

@@ -26,12 +26,13 @@ class ConfluentTransport:
     Args:
         config: librdkafka's settings: how to reach the cluster, and what a user tuned. What the contract of
             `consumerkit.transports.base` rests on is set here whatever it says.
+        local_only: Refuse brokers that are not on this machine.
     """
 
-    def __init__(self, config: Mapping[str, object]) -> None:
+    def __init__(self, config: Mapping[str, object], *, local_only: bool = False) -> None:
         self._config = dict(config)
         self._shared = {name: value for name, value in config.items() if not name.startswith(_CONSUMER_ONLY)}
-        self._admin = TopicAdmin(self._shared)
+        self._admin = TopicAdmin(self._shared, local_only=local_only)
 
     def consumer(self, subscription: Subscription) -> Consumer:
         """Make a consumer; nothing happens before its `start`."""

@@ -19,6 +19,7 @@ from confluent_kafka.cimpl import NewTopic
 from consumerkit.errors import StartError
 from consumerkit.transports.base import TopicInfo
 from consumerkit.transports.confluent_questions import AskTopics, Questions
+from consumerkit.transports.loopback import check_advertised
 
 T = TypeVar("T")
 
@@ -34,10 +35,12 @@ class TopicAdmin:
     Args:
         config: librdkafka's settings for reaching the cluster.
         timeout: Seconds after which the broker counts as unreachable.
+        local_only: Refuse brokers that are not on this machine.
     """
 
-    def __init__(self, config: Mapping[str, object], timeout: float = 15.0) -> None:
+    def __init__(self, config: Mapping[str, object], timeout: float = 15.0, *, local_only: bool = False) -> None:
         self._config = dict(config)
+        self._local_only = local_only
         self._timeout = timeout
 
     async def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
@@ -74,6 +77,8 @@ class TopicAdmin:
             return {}
         with _Session(self._config, self._timeout) as session:
             metadata = session.metadata()
+            if self._local_only:
+                check_advertised(broker.host or "" for broker in metadata.brokers.values())
             if _is_embedded(metadata):
                 known = {name: topic for name, topic in metadata.topics.items() if name in names}
                 return {name: TopicInfo(name, name, len(topic.partitions)) for name, topic in known.items()}

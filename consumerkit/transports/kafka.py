@@ -8,7 +8,6 @@ Example:
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.transports.kafka_options import check_options
+from consumerkit.transports.loopback import is_loopback
 from consumerkit.transports.tls import Tls
 
 if TYPE_CHECKING:
@@ -141,10 +141,12 @@ class Kafka:
             if self.transport == "aiokafka":
                 from consumerkit.transports.aiokafka import AiokafkaTransport
 
-                return AiokafkaTransport(self._aiokafka(context), options=self.options, admin=self._librdkafka())
+                return AiokafkaTransport(
+                    self._aiokafka(context), options=self.options, admin=self._librdkafka(), local_only=self._local_only
+                )
             from consumerkit.transports.confluent import ConfluentTransport
 
-            return ConfluentTransport({**self._librdkafka(), **self.options})
+            return ConfluentTransport({**self._librdkafka(), **self.options}, local_only=self._local_only)
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"Kafka(transport={self.transport!r}) needs the package {error.name}, which is not installed"
@@ -153,6 +155,11 @@ class Kafka:
     @property
     def _tls(self) -> Tls | None:
         return self.security.tls if isinstance(self.security, Sasl) else self.security
+
+    @property
+    def _local_only(self) -> bool:
+        """Whether every broker must be on this machine, as every bootstrap server is."""
+        return not self.allow_insecure and (self._tls is None or not self._tls.verify)
 
     @property
     def _protocol(self) -> str:
@@ -187,7 +194,7 @@ class Kafka:
         return config
 
     def _check_encryption(self, server: str) -> None:
-        if self.allow_insecure or _is_loopback(server.rpartition(":")[0]):
+        if self.allow_insecure or is_loopback(server.rpartition(":")[0]):
             return
         if self._tls is None:
             raise ConfigurationError(
@@ -232,13 +239,3 @@ def _server(given: object, number: int) -> str:
     if not _HOST.fullmatch(host):
         raise ConfigurationError(f"{place}: what stands before the port is not a host; write host:port")
     return server
-
-
-def _is_loopback(host: str) -> bool:
-    name = host.strip("[]").rstrip(".").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -73,7 +73,7 @@ def test_defaults_are_what_the_handler_documents() -> None:
     assert (declaration.name, declaration.topics, declaration.group) == ("pay", ("payments",), "pay")
     assert (declaration.ordering, declaration.scope, declaration.start_from) == (Ordering.KEY, "consumer", "earliest")
     assert (declaration.batch_size, declaration.batch_time, declaration.concurrency) == (500, 0.5, 2)
-    assert (declaration.size_limit, declaration.dead_letter) == (None, None)
+    assert (declaration.size_limit, declaration.dead_letter) == (1_048_576, None)
     assert (declaration.is_async, declaration.is_batch) == (True, False)
     assert (declaration.prefetch, declaration.session_setup, declaration.on_duplicate) == (None, None, None)
     assert declaration.encode({"a": 1}) == b'{"a":1}'

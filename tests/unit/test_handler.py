@@ -29,7 +29,7 @@ def test_what_must_be_declared_has_no_default(base: type[Any]) -> None:
 def test_defaults(base: type[Any]) -> None:
     assert base.retry == Retry(attempts=5, wait=exponential(1, max=60))
     assert (base.scope, base.ordering, base.start_from) == ("consumer", Ordering.KEY, "earliest")
-    assert (base.dead_letter, base.events, base.size_limit) == (None, None, None)
+    assert (base.dead_letter, base.events, base.size_limit) == (None, None, 1_048_576)
     assert base.fingerprint is WHOLE_VALUE
     assert repr(base.codec) == "Json()"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, null, se
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from consumerkit.errors import StartError
 from consumerkit.outcome import Outcome
 from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits, RelayHolder, check_number
 from consumerkit.storage.dialects.settings import Settings
@@ -128,7 +131,7 @@ class SQLite:
         if location in ("", ":memory:"):
             yield True
             return
-        descriptor = os.open(self._relay_file(location), os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = _opened(self._relay_file(location), location)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield True
@@ -169,6 +172,27 @@ class SQLite:
     def most_connections(self, connection: Connection) -> int | None:
         """See `Dialect.most_connections`."""
         return None
+
+
+def _opened(path: Path, database: str) -> int:
+    """Open a lock file of ours, or make it.
+
+    Raises:
+        StartError: Somebody else's file, or a link, stands in its place: who may put one there would have us open and
+            lock, or make, a file of his choice.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
+            raise
+        raise StartError(f"the lock file {path} is not a file; remove what stands there") from None
+    found = os.fstat(descriptor)
+    owners = {os.geteuid()} | ({os.stat(database).st_uid} if os.path.exists(database) else set())  # noqa: PTH110, PTH116
+    if stat.S_ISREG(found.st_mode) and found.st_uid in owners and found.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    raise StartError(f"the lock file {path} belongs to neither this process's user nor the database's; remove it")
 
 
 def _portions(digests: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

@@ -1,0 +1,46 @@
+"""A bootstrap server on this machine does not lead a plain connection to another one."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from consumerkit.errors import StartError
+from consumerkit.transports import confluent_admin
+from consumerkit.transports.kafka import Kafka, Sasl
+from consumerkit.transports.loopback import check_advertised
+from consumerkit.transports.tls import Tls
+
+LOCAL = "localhost:9092"
+FAR = "broker.example.org"
+
+
+@pytest.fixture
+def advertised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster with one topic, whose second broker is elsewhere."""
+    brokers = {0: SimpleNamespace(host="127.0.0.1"), 1: SimpleNamespace(host=FAR)}
+    topics = {"t": SimpleNamespace(partitions={0: None})}
+    found = SimpleNamespace(brokers=brokers, topics=topics, cluster_id="mockCluster")
+    monkeypatch.setattr(confluent_admin._Session, "metadata", lambda _: found)
+
+
+@pytest.mark.parametrize("client", ["confluent", "aiokafka"])
+@pytest.mark.parametrize("security", [None, Sasl("PLAIN", "shop", "secret", tls=None), Tls(verify=False)])
+async def test_a_broker_elsewhere_is_refused_where_the_connection_is_plain_or_unverified(
+    advertised: None, client: Any, security: Any
+) -> None:
+    with pytest.raises(StartError, match=f"advertises a broker at '{FAR}'.*allow_insecure"):
+        await Kafka(LOCAL, transport=client, security=security).connect().topics(["t"])
+
+
+@pytest.mark.parametrize("client", ["confluent", "aiokafka"])
+async def test_it_is_used_where_that_is_allowed_or_encrypted(advertised: None, client: Any) -> None:
+    for kafka in (
+        Kafka(LOCAL, transport=client, allow_insecure=True),
+        Kafka(LOCAL, transport=client, security=Sasl("PLAIN", "shop", "secret")),
+    ):
+        assert (await kafka.connect().topics(["t"]))["t"].partitions == 1
+
+
+def test_brokers_of_this_machine_pass() -> None:
+    check_advertised(["localhost", "127.0.0.7", "::1", "a.localhost"])
