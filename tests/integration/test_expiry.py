@@ -532,7 +532,7 @@ async def test_the_command_ends_by_its_targets_terms_and_says_what(
     ids_alone = await asyncio.to_thread(command, "db", "prune", "--database", shelf.url, "--json")
     assert "ended" not in ids_alone.out
     if shelf.database.dialect_name == "postgresql":
-        number = fence.number(TABLES, shelf.consumer, TopicPartition("t", 1))
+        number = fence.number(TABLES.within("public"), shelf.consumer, TopicPartition("t", 1))
         async with shelf.database.transaction() as run:
             await run(lambda s: shelf.dialect.take_over(s.connection(), number, wait=1))
             done = await asyncio.to_thread(command, "db", "prune", target, "--handler", "credit")
