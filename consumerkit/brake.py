@@ -7,6 +7,7 @@ message from time to time until one succeeds. A token bucket, filled by work ins
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from consumerkit.errors import ConfigurationError
@@ -21,6 +22,8 @@ class Brake:
         allowance: Dead letters without any success between them; also the most that successes can earn.
         earned: What one success earns; 0.25 lets one message in five be dead-lettered for ever.
         probe: The waits between trying one message and the next, while the brake is on.
+        rejected_keys: `Reject` is a verdict and spends nothing; but Rejects of more keys than this, without any success
+            between them, put the brake on: a bad version may reject everything. A message without a key counts as one.
 
     Raises:
         ConfigurationError: A value is out of its range.
@@ -33,10 +36,13 @@ class Brake:
     allowance: int = 10
     earned: float = 0.25
     probe: Wait = field(default_factory=lambda: exponential(1, max=60))
+    rejected_keys: int = 100
 
     def __post_init__(self) -> None:
-        if type(self.allowance) is not int or self.allowance < 1:
-            raise ConfigurationError(f"Brake(allowance={self.allowance!r}): give a whole number >= 1")
+        for name in ("allowance", "rejected_keys"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigurationError(f"Brake({name}={value!r}): give a whole number >= 1")
         if isinstance(self.earned, bool) or not isinstance(self.earned, int | float) or not 0 < self.earned <= 1:
             raise ConfigurationError(f"Brake(earned={self.earned!r}): give a number above 0 and up to 1")
         if type(self.probe) is not Wait:
@@ -50,12 +56,14 @@ class BrakeState:
         on: Whether the handler only probes.
     """
 
-    __slots__ = ("_policy", "_probes", "_tokens", "next_probe", "on")
+    __slots__ = ("_policy", "_probes", "_rejected", "_tokens", "_wait", "next_probe", "on")
 
     def __init__(self, policy: Brake) -> None:
         self._policy = policy
         self._tokens = float(policy.allowance)
         self._probes = 0
+        self._rejected: set[Hashable] = set()
+        self._wait = 0.0
         self.on = False
         self.next_probe = 0.0
 
@@ -71,11 +79,23 @@ class BrakeState:
         if self._tokens >= 1:
             self._tokens -= 1
             return True
+        self._put_on(now)
+        return False
+
+    def reject(self, key: Hashable, now: float) -> bool:
+        """Take note of a Reject; return False, with the brake on, where too many keys have had one since a success."""
+        if len(self._rejected) <= self._policy.rejected_keys:
+            self._rejected.add(key)
+        if len(self._rejected) <= self._policy.rejected_keys:
+            return True
+        self._put_on(now)
+        return False
+
+    def _put_on(self, now: float) -> None:
         if not self.on:
             self.on = True
             self._probes = 0
             self.failed_probe(now)
-        return False
 
     def refund(self, count: int) -> None:
         """Take back tokens for dead letters that were not written after all."""
@@ -84,7 +104,12 @@ class BrakeState:
     def failed_probe(self, now: float) -> None:
         """Set the time of the next probe, after one that did not succeed."""
         self._probes += 1
-        self.next_probe = now + self._policy.probe.after(self._probes)
+        self._wait = self._policy.probe.after(self._probes)
+        self.next_probe = now + self._wait
+
+    def wait_again(self, now: float) -> None:
+        """Have the wait for the next probe begin now, as long as it was set."""
+        self.next_probe = now + self._wait
 
     def succeeded(self, count: int, funded: int = 0) -> bool:
         """Earn tokens by messages that were processed; duplicates are not. Return whether this took the brake off.
@@ -97,6 +122,7 @@ class BrakeState:
         self._tokens = min(float(self._policy.allowance), max(0.0, self._tokens + earned))
         if not count:
             return False
+        self._rejected.clear()
         was_on, self.on = self.on, False
         if was_on:
             # What failed meanwhile is tried again, and must not put the brake on at its first dead letter.

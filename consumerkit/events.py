@@ -151,7 +151,10 @@ class GroupRolledBack(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(Event):
-    """A message failed alone; it is tried again after `wait` seconds, or not at all where that is None."""
+    """A message failed alone; it is tried again after `wait` seconds, or not at all where that is None.
+
+    While the handler is `braking` one message is tried at a time, so that it may take longer.
+    """
 
     partition: TopicPartition
     offset: int
@@ -159,6 +162,7 @@ class AttemptFailed(Event):
     attempt: int
     error: str
     wait: float | None
+    braking: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,8 +55,7 @@ class Alone:
             first_failed = first_failed or time.monotonic()
             first_failed_at = first_failed_at or letters.now()
             wait = self._next_wait(error, item.attempt, time.monotonic() - first_failed)
-            item.token = wait is None and self._runner.gate.spend()
-            if wait is None and not item.token:
+            if wait is None and not self._allowed(item, error):
                 wait = self._runner.gate.wait
             self._failed_alone(item, error, wait)
             if wait is None:
@@ -67,6 +66,13 @@ class Alone:
                 return
             await self._wait_in_place(item, error, wait, first_failed_at)
             item = await self._again(item)
+
+    def _allowed(self, item: Item, error: Exception) -> bool:
+        """Ask the brake for a dead letter: a Reject is a verdict, and no sign of an outage."""
+        if isinstance(error, Reject):
+            return self._runner.gate.reject(item.message)
+        item.token = self._runner.gate.spend()
+        return item.token
 
     async def _suspect(self, item: Item) -> Partition | None:
         """Before a message of an isolated partition runs, write down that it does; after three deaths, bury it.
@@ -103,7 +109,7 @@ class Alone:
 
     def _failed_alone(self, item: Item, error: Exception, wait: float | None) -> None:
         self._runner.pace.failed()
-        self._runner.tell.attempt_failed(item, error, wait)
+        self._runner.tell.attempt_failed(item, error, wait, braking=self._runner.gate.braking)
 
     async def _park(
         self, item: Item, error: Exception, attempts: int, wait: float, first_failed_at: datetime | None
@@ -220,8 +226,7 @@ class Alone:
         since = parked.first_failed_at or letters.now()
         wait = self._next_wait(error, item.attempt, parked.failing_for)
         poison = self._runner.gate.is_poison(item.message)
-        item.token = wait is None and not poison and self._runner.gate.spend()
-        if wait is None and not poison and not item.token:
+        if wait is None and not poison and not self._allowed(item, error):
             wait = self._runner.gate.wait
         self._failed_alone(item, error, wait)
         if wait is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from consumerkit import events
@@ -47,6 +49,8 @@ class Gate:
         wait = state.next_probe - time.monotonic()
         if wait <= 0 and self._prober is None:
             self._prober = lane
+            # Until it succeeds it counts as failed, so that what it says of the next one is true.
+            state.failed_probe(time.monotonic())
             return True
         waits = [asyncio.ensure_future(self._released.wait()), asyncio.ensure_future(interrupted.wait())]
         await asyncio.wait(waits, timeout=max(0.05, wait), return_when=asyncio.FIRST_COMPLETED)
@@ -61,8 +65,7 @@ class Gate:
         """End a lane's turn."""
         if self._prober is lane:
             self._prober = None
-            if self._state.on:
-                self._state.failed_probe(time.monotonic())
+            self._state.wait_again(time.monotonic())
 
     def funded(self, dead: int, good: int) -> int:
         """See `BrakeState.funded`."""
@@ -70,8 +73,16 @@ class Gate:
 
     def spend(self) -> bool:
         """Ask for a dead letter; False means that the message is to stay in the parking lot."""
+        return self._asked(self._state.spend)
+
+    def reject(self, message: Message) -> bool:
+        """Ask for the dead letter of a Reject, which costs no token; False as for `spend`."""
+        key = origin(message) if message.key is None else (message.topic, message.partition, message.key)
+        return self._asked(partial(self._state.reject, key))
+
+    def _asked(self, ask: Callable[[float], bool]) -> bool:
         was_on = self._state.on
-        allowed = self._state.spend(time.monotonic())
+        allowed = ask(time.monotonic())
         if self._state.on and not was_on:
             self._released.clear()
             self._announce(events.BrakeOn(handler=self._handler, wait=self.wait))

@@ -68,7 +68,7 @@ class Tell:
             )
         )
 
-    def attempt_failed(self, item: Item, error: BaseException, wait: float | None) -> None:
+    def attempt_failed(self, item: Item, error: BaseException, wait: float | None, *, braking: bool = False) -> None:
         """Tell of a message that failed alone."""
         self._announce(
             events.AttemptFailed(
@@ -79,6 +79,7 @@ class Tell:
                 attempt=item.attempt,
                 error=letters.described(error),
                 wait=wait,
+                braking=braking,
             )
         )
 

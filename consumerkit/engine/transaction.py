@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection
@@ -140,7 +141,7 @@ class Transaction:
             item.dead = letters.conflict(item)
         elif outcome is Outcome.DEAD:
             item.verdict = Verdict.DUPLICATE_OF_DEAD
-        elif outcome is Outcome.PROCESSED and (item.repeats or not (item.dead or item.parking)):
+        elif outcome is Outcome.PROCESSED and (item.repeats or item.dead is None):
             self._repeat(item)
         else:
             item.verdict = Verdict.DUPLICATE
@@ -155,12 +156,15 @@ class Transaction:
     def _repeat(self, item: Item) -> None:
         """Have the handler told of a duplicate of a processed message, if it wants to be.
 
-        Where it failed to take it, the duplicate is parked or buried; its ID's row in the ledger is the first one's.
+        Where it failed to take it, the duplicate is parked or buried; where its key is blocked, it waits in its turn.
+        Its ID's row in the ledger is the first one's.
         """
         if self._declared.on_duplicate is None:
             item.verdict = Verdict.DUPLICATE
             return
         item.repeats = True
+        if item.parking is not None:
+            item.parking = replace(item.parking, kind=Kind.REPEAT)
         item.verdict = Verdict.REPEAT if item.wanted is Verdict.RUN else item.wanted
 
     def _look_for_parked(self, connection: Connection, group: Group, claimed: Claimed) -> None:

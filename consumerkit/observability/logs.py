@@ -98,7 +98,8 @@ def _taken(event: events.PartitionTaken) -> str:
 
 
 def _failed(event: events.AttemptFailed) -> str:
-    what_next = "no further attempt" if event.wait is None else f"again in {event.wait:.1f} s"
+    at_least = "at least " if event.braking else ""
+    what_next = "no further attempt" if event.wait is None else f"again in {at_least}{event.wait:.1f} s"
     return (
         f"attempt {event.attempt} of {event.message_id} at {event.partition}@{event.offset} failed, {what_next}: "
         f"{event.error}"

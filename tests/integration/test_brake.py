@@ -7,7 +7,7 @@ import pytest
 
 from consumerkit import Ordering, Retry, exponential, fixed
 from consumerkit.brake import Brake
-from consumerkit.events import BrakeOff, BrakeOn, PartitionInDoubt
+from consumerkit.events import AttemptFailed, BrakeOff, BrakeOn, PartitionInDoubt
 from tests.integration.stage import Stage, payment
 from tests.integration.yard import BatchTrial, PlainTrial, Trial, Yard
 from tests.services import PostgresServer
@@ -106,6 +106,32 @@ async def test_a_flood_with_five_percent_of_poison_keeps_flowing(yard: Yard, poi
         await run.until(lambda: len(yard.effects()) == total - len(bad), "all good ones")
         await run.until(lambda: len(yard.dead()) == len(bad), "all dead letters")
     assert not run.seen(BrakeOn)
+    yard.check()
+
+
+async def test_rejects_of_one_key_hold_up_nothing_behind_them(yard: Yard) -> None:
+    for number in range(45):
+        yard.send(number, "reject" if number < 15 else "ok", key=b"k")
+    async with yard.run(Trial()) as run:
+        await run.until(lambda: len(yard.effects()) == 30, "all good ones", within=120)
+        assert len(yard.dead()) == 15
+    assert not run.seen(BrakeOn)
+    yard.check()
+
+
+async def test_a_deploy_that_rejects_every_key_is_braked(yard: Yard) -> None:
+    brake = Brake(rejected_keys=5, probe=fixed(0.2))
+    for number in range(20):
+        yard.send(number, "reject", key=b"%d" % number)
+    async with yard.run(Trial(brake=brake)) as run:
+        await run.until(lambda: bool(run.seen(BrakeOn)), "the brake", within=120)
+        await run.until(lambda: yard.committed() == 20, "all are parked", within=240)
+        assert len(yard.dead()) == 5
+        kept = [event for event in run.seen(AttemptFailed) if event.braking]
+        assert kept
+        assert all(event.wait is not None and event.wait >= 0.1 for event in kept)
+        yard.send(99, key=b"good")
+        await run.until(lambda: bool(run.seen(BrakeOff)), "the end of the brake", within=120)
     yard.check()
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from sqlalchemy.orm import Session
 
-from consumerkit import Context, Reject, Retry, fixed
+from consumerkit import Context, Ordering, Reject, Retry, fixed
 from consumerkit.events import GroupCommitted
 from consumerkit.redrive import Selection, redrive
 from consumerkit.transports.kafka import Client
@@ -124,6 +124,31 @@ async def test_what_is_announced_again_has_an_id_of_its_own_that_redelivery_does
     # The first message's own redelivery is the only one that is new.
     assert len(again - set(ids)) == 1
     assert yard.effects() == ["1"]
+
+
+@pytest.mark.parametrize("ordering", [Ordering.KEY, Ordering.PARTITION])
+@pytest.mark.parametrize("kind", [Told, PlainTold])
+async def test_a_copy_of_a_processed_message_whose_key_is_blocked_waits_in_its_turn(
+    yard: Yard, kind: type[Told | PlainTold], ordering: Ordering
+) -> None:
+    handler = kind(ordering=ordering, retry=Retry(attempts=99, wait=fixed(0.2)))
+    yard.send(1)
+    yard.send(2, "forever")  # until it is healed
+    yard.send(3)
+    yard.send(1)
+    yard.send(4)
+    async with yard.run(handler) as run:
+        await run.until(lambda: yard.committed() == 5, "all are parked")
+        assert len(yard.parked()) == 4
+        assert handler.told == []
+        handler.healed = True
+        await run.until(lambda: not yard.parked(), "an empty lot")
+        yard.send(1)
+        await run.until(finished(yard, 6), "one more copy, with nothing in its way")
+    # In its turn: after what was before it, and before what came later.
+    assert handler.told == [("p-1", first(1, 0), 3), ("p-1", first(1, 0), 5)]
+    assert yard.effects() == ["1", "2", "3", "4"]
+    yard.check()
 
 
 async def test_it_is_not_told_of_conflicts_nor_of_duplicates_of_what_is_dead_or_parked(yard: Yard) -> None:

@@ -141,3 +141,42 @@ def test_the_probe_is_a_wait() -> None:
     assert Brake(probe=fixed(3)).probe == fixed(3)
     with pytest.raises(ConfigurationError, match="probe=5"):
         Brake(probe=5)  # type: ignore[arg-type] # what the test is about
+
+
+def test_a_reject_spends_nothing_however_many_there_are_of_one_key() -> None:
+    state = BrakeState(POLICY)
+    assert all(state.reject("key", 0.0) for _ in range(10_000))
+    assert not state.on
+    assert spent(state, 11) == 10
+
+
+def test_rejects_of_many_keys_without_a_success_put_the_brake_on() -> None:
+    state = BrakeState(Brake(rejected_keys=100))
+    assert all(state.reject(key, 0.0) for key in range(100))
+    assert not state.reject(100, 5.0)
+    assert state.on
+    assert state.next_probe > 5.0
+    # Those of known keys are held back, too, until one succeeds.
+    assert not state.reject(3, 6.0)
+    assert state.succeeded(1)
+    assert all(state.reject(key, 7.0) for key in range(100))
+    assert not state.reject(100, 8.0)
+
+
+def test_a_success_between_them_breaks_the_run_and_a_duplicate_does_not() -> None:
+    state = BrakeState(Brake(rejected_keys=3))
+    for key in range(3):
+        assert state.reject(key, 0.0)
+    state.succeeded(1)
+    assert all(state.reject(key, 0.0) for key in range(3))
+    state.succeeded(0)
+    assert not state.reject(3, 0.0)
+
+
+def test_the_wait_that_is_told_during_a_probe_is_the_one_that_follows_it() -> None:
+    state = BrakeState(POLICY)
+    spent(state, 11, now=100.0)
+    state.failed_probe(101.0)  # it begins
+    told = state.next_probe - 101.0
+    state.wait_again(104.0)  # it took three seconds
+    assert state.next_probe - 104.0 == told == 2.0
