@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
+from consumerkit.errors import SessionOver
 from consumerkit.message import TOPIC_RULE, Headers, Message, is_topic_name
 
 S = TypeVar("S", default=AsyncSession)
@@ -87,8 +88,13 @@ def encoded_headers(headers: Mapping[str, str | bytes] | None) -> Headers:
 class _Publishes:
     """The part of a context that publishes."""
 
-    __slots__ = ("_publisher",)
+    __slots__ = ("_over", "_publisher")
     _publisher: Publisher
+    _over: str | None
+
+    def close(self, handler: str) -> None:
+        """Refuse what is published from now on; called by consumerkit when the handler has returned."""
+        self._over = handler
 
     def publish(
         self,
@@ -115,7 +121,13 @@ class _Publishes:
         Raises:
             TypeError: The value cannot be encoded, or key, ID or a header is neither text nor bytes.
             ValueError: Kafka has no topics of such a name.
+            SessionOver: The handler has returned.
         """
+        if self._over is not None:
+            raise SessionOver(
+                f"handler {self._over!r}: publish({topic!r}) was called after the handler had returned, so the message "
+                "would be lost; await what handle started before it returns"
+            )
         self._publisher.publish(topic, key=key, value=value, id=id, headers=headers)
 
 
@@ -138,6 +150,7 @@ class Context(_Publishes, Generic[S]):
         self.message_id = message_id
         self.attempt = attempt
         self._publisher = publisher
+        self._over = None
 
 
 class BatchContext(_Publishes, Generic[S]):
@@ -152,6 +165,7 @@ class BatchContext(_Publishes, Generic[S]):
     def __init__(self, session: S, publisher: Publisher) -> None:
         self.session = session
         self._publisher = publisher
+        self._over = None
 
 
 AnyContext = Context[Any] | BatchContext[Any]

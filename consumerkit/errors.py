@@ -8,6 +8,8 @@ ConsumerkitError
 ├── Undecodable             raised by a codec: the message's fault
 ├── Unavailable             raised by a codec or a transport: the infrastructure's fault, never an attempt
 ├── TransactionMisused      a handler ended our transaction or swallowed its failure
+├── SessionUnfit            the session cannot hold one transaction: it began a second one, or does not commit
+├── SessionOver             a session or context was used after the handler had returned
 ├── CommitUnknown           COMMIT was sent and its answer did not come
 ├── TablesReplaced          our tables are not those that the worker started with
 ├── PayloadSealed           a stored payload was sealed by means that are not at hand
@@ -98,6 +100,14 @@ class Unavailable(ConsumerkitError):
 
 class TransactionMisused(ConsumerkitError):
     """A handler committed, rolled back or broke the transaction that consumerkit owns."""
+
+
+class SessionUnfit(ConsumerkitError):
+    """The session given as `database` cannot hold claims and changes in one transaction: the handler pauses."""
+
+
+class SessionOver(ConsumerkitError):
+    """What a handler left behind used its session or context after the handler had returned."""
 
 
 class CommitUnknown(ConsumerkitError):

@@ -230,6 +230,22 @@ class BrakeOff(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerPaused(Event):
+    """A handler cannot do its work before a person acts; it tries one message again in `wait` seconds.
+
+    Nothing is counted against a message.
+    """
+
+    error: str
+    wait: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerResumed(Event):
+    """A handler that had paused goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerStopped(Event):
     """A handler stopped, since trying again would not help; a person must act."""
 

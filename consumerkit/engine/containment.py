@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from consumerkit.engine import letters
+from consumerkit.engine.guard import give_up
 from consumerkit.error_tree import leaves
-from consumerkit.errors import CommitUnknown
-from consumerkit.storage.faults import Fault, fault_of
+
+_log = logging.getLogger(__name__)
+_LET_GO: Final = 5.0
 
 
 @asynccontextmanager
-async def closing(session: AsyncSession) -> AsyncIterator[AsyncSession]:
-    """Close a session at the end; what failed before says more than a session that cannot be closed, and is raised."""
+async def closing(session: AsyncSession, handler: str) -> AsyncIterator[AsyncSession]:
+    """Close a session at the end; what happened before says more than a session that cannot be closed.
+
+    A connection that could not be closed is given up, so that no later transaction meets what it holds.
+    """
     try:
         yield session
-    except BaseException:
-        with suppress(Exception):
+    finally:
+        try:
             await asyncio.shield(session.close())
-        raise
-    await asyncio.shield(session.close())
+        except Exception as error:  # noqa: BLE001 - logged; the transaction's end is known already
+            _log.warning("handler %r: its session could not be closed: %s", handler, letters.described(error))
+            with suppress(Exception):
+                await asyncio.wait_for(AsyncSession.run_sync(session, give_up), _LET_GO)
+
+
+@contextmanager
+def closing_in_thread(session: Session, handler: str) -> Iterator[Session]:
+    """Close a session at the end; see `closing`."""
+    try:
+        yield session
+    finally:
+        try:
+            session.close()
+        except Exception as error:  # noqa: BLE001 - logged; the transaction's end is known already
+            _log.warning("handler %r: its session could not be closed: %s", handler, letters.described(error))
+            give_up(session)
 
 
 @contextmanager
@@ -43,17 +65,6 @@ def keeping(session: Session, held: list[object]) -> Iterator[None]:
         yield
     finally:
         event.remove(session, "loaded_as_persistent", keep)
-
-
-@contextmanager
-def ambiguous() -> Iterator[None]:
-    """Tell a COMMIT that was refused from one whose answer was lost: that one may have landed, or may yet."""
-    try:
-        yield
-    except Exception as error:
-        if fault_of(error, in_handler=False) is Fault.CONNECTION:
-            raise CommitUnknown(f"the connection broke at COMMIT: {type(error).__name__}") from error
-        raise
 
 
 def being_cancelled() -> bool:

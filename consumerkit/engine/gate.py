@@ -35,15 +35,32 @@ class Gate:
         self._prober: object | None = None
         self._successes = 0
         self._failed: dict[Origin, int] = {}
+        self._holders: set[object] = set()
+
+    def hold(self, holder: object) -> None:
+        """Keep all lanes from beginning but those that hold the handler; each of these tries again by itself."""
+        self._holders.add(holder)
+        self._released.clear()
+
+    def let_go(self, holder: object) -> None:
+        """End a hold, if there is one."""
+        if holder in self._holders:
+            self._holders.remove(holder)
+            if not self._holders:
+                self._released.set()
+                self._announce(events.HandlerResumed(handler=self._handler))
 
     @property
     def braking(self) -> bool:
         """Whether the brake is on."""
         return self._state.on
 
-    async def enter(self, lane: object, interrupted: asyncio.Event) -> bool:
+    async def enter(self, lane: object, interrupted: asyncio.Event, holder: object = None) -> bool:
         """Wait for this lane's turn; return False where there is none yet, to look again."""
         state = self._state
+        if self._holders and holder not in self._holders:
+            await self._wait(interrupted, 1.0)
+            return False
         if not state.on:
             return True
         wait = state.next_probe - time.monotonic()
@@ -52,14 +69,17 @@ class Gate:
             # Until it succeeds it counts as failed, so that what it says of the next one is true.
             state.failed_probe(time.monotonic())
             return True
+        await self._wait(interrupted, max(0.05, wait))
+        return False
+
+    async def _wait(self, interrupted: asyncio.Event, seconds: float) -> None:
         waits = [asyncio.ensure_future(self._released.wait()), asyncio.ensure_future(interrupted.wait())]
-        await asyncio.wait(waits, timeout=max(0.05, wait), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for one in waits:
             one.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*waits)
         interrupted.clear()
-        return False
 
     def leave(self, lane: object) -> None:
         """End a lane's turn."""

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from pydantic_core import from_json, to_json
 
-from consumerkit.context import BatchContext, Context, Publisher
+from consumerkit.context import AnyContext, BatchContext, Context, Publisher
 from consumerkit.declaration import Declaration
 from consumerkit.engine import letters
 from consumerkit.engine.guard import Guard
@@ -86,6 +86,7 @@ class Group:
         self.seconds = 0.0
         self._declared = declared
         self._publisher = Publisher(declared.encode)
+        self._context: AnyContext | None = None
         self.item_began = time.monotonic()
 
     def running(self) -> list[Item]:
@@ -124,16 +125,19 @@ class Group:
         self.current = self.items.index(running[0]) if len(running) == 1 else None
         yield
         self._take_publications(running[0])
+        self._close_context()
         self.current = None
         self.seconds = time.monotonic() - began
 
     def context(self, item: Item, session: Any) -> Context[Any]:
         """Return what the handler gets besides the item's event."""
-        return Context(session, item.message, item.message_id, item.attempt, self._publisher)
+        self._context = made = Context(session, item.message, item.message_id, item.attempt, self._publisher)
+        return made
 
     def batch_context(self, session: Any) -> BatchContext[Any]:
         """Return what a batch handler gets besides the events."""
-        return BatchContext(session, self._publisher)
+        self._context = made = BatchContext(session, self._publisher)
+        return made
 
     def received(self, running: list[Item]) -> list[Received[Any]]:
         """Return the items as a batch handler sees them."""
@@ -158,6 +162,17 @@ class Group:
                 self.results[item.digest] = storable_json(result)
         if self._publisher.publications:
             self._take_publications(item)
+        self._close_context()
+
+    def _close_context(self) -> None:
+        if self._context is not None:
+            self._context.close(self._declared.name)
+            self._context = None
+
+    def end(self) -> None:
+        """Refuse what the user's code left behind: it would change or publish nothing."""
+        self._close_context()
+        self.guard.end(self._declared.name)
 
     def _take_publications(self, item: Item) -> None:
         made = self._publisher.publications

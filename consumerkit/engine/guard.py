@@ -2,151 +2,54 @@
 
 Claims and effects are one transaction only as long as nobody else ends it. A session that a handler committed would
 make effects durable without the rest of the group, and one it rolled back would go on without claims; so both are
-refused where they are tried, and `finalise` looks again at the end.
+refused where they are tried, and `finalise` looks again at the end. A session that holds a second connection would
+commit twice, one after the other; so the second one is refused as it begins.
 """
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.orm import Session, SessionTransaction
 
-from consumerkit.errors import TransactionMisused
-from consumerkit.storage.dialects.settings import READ_ONLY
+from consumerkit.engine.session_guard import Crowded, Guard
+from consumerkit.engine.statements import ending
+from consumerkit.errors import SessionOver, TransactionMisused
 from consumerkit.storage.sqlite_engine import BEGIN
+
+__all__ = ["OPTION", "Crowded", "Guard", "give_up", "guard"]
 
 _KEY: Final = "consumerkit.guard"
 OPTION: Final = "consumerkit_guarded"
-_GAP = r"(?:\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)"  # white space or a comment
-_ENDS = re.compile(
-    rf"(?:{_GAP}|;)*"
-    rf"(?P<what>commit|end|abort|begin|start{_GAP}+transaction|prepare{_GAP}+transaction"
-    rf"|rollback(?!{_GAP}+(?:(?:work|transaction){_GAP}+)?to\b))\b",
-    re.IGNORECASE,
-)
-
-
-_SETS = re.compile(
-    rf"(?:^|;)(?:{_GAP}|;)*(?:set{_GAP}+(?P<local>local)\b|(?:set{_GAP}+(?!constraints\b|transaction\b)|reset\b))"
-    r"|set_config\s*\("
-    rf"|(?:^|;)(?:{_GAP}|;)*set{_GAP}+transaction\b[^;]*\b(?P<read>read{_GAP}+only)\b",
-    re.IGNORECASE,
-)
 
 # What makes a session forget changes that it has not flushed.
 _FORGET: Final = ("expire", "expire_all", "expunge", "expunge_all")
 
 
-class Crowded(Exception):
-    """One message's code meets changes of the messages before it that are not flushed: flush after each message."""
-
-
-class Guard:
-    """One transaction's guard.
-
-    It also keeps the messages of a group apart where a session would let one lose the changes of another: what is not
-    flushed can be forgotten, and is not seen by what goes past the session's autoflush.
-
-    Attributes:
-        open: Whether the user's code may not end the transaction now.
-        misused: What it did all the same, or None.
-        crowded: Whether the group must be run again, with a flush after each message.
-        set_local: Whether SET LOCAL was seen.
-        set_session: Whether a SET was seen that outlasts the transaction, or may.
-    """
-
-    __slots__ = ("_asked", "_before", "_session", "crowded", "misused", "open", "set_local", "set_session")
-
-    def __init__(self, session: Session | None = None) -> None:
-        self.open = True
-        self.misused: str | None = None
-        self.crowded = False
-        self.set_local = False
-        self.set_session = False
-        self._session = session
-        self._before: tuple[int, int] | None = None
-        self._asked: float | None = None
-
-    def ask(self) -> None:
-        """Take note that a statement is sent."""
-        self._asked = time.monotonic()
-
-    def answered(self) -> None:
-        """Take note that the statement was answered."""
-        self._asked = None
-
-    def note_settings(self, statement: str) -> None:
-        """Take note of the settings that a statement makes, as far as its text tells.
-
-        Raises:
-            TransactionMisused: It makes the transaction read-only, so that nothing of the group could be written.
-        """
-        if ";" in statement or "set_config" in statement or statement.lstrip()[:5].lower().startswith(("set", "reset")):
-            for found in _SETS.finditer(statement):
-                if found["read"]:
-                    raise TransactionMisused(READ_ONLY)
-                if found["local"]:
-                    self.set_local = True
-                else:
-                    self.set_session = True
-
-    def waited(self) -> float:
-        """Return how many seconds a statement has been without an answer; 0 where there is none."""
-        return 0.0 if self._asked is None else time.monotonic() - self._asked
-
-    def check(self) -> None:
-        """Raise `TransactionMisused` if the transaction was ended, and `Crowded` if the group is to be run apart."""
-        if self.misused is not None:
-            raise TransactionMisused(self.misused)
-        if self.crowded:
-            raise Crowded
-
-    def next_message(self) -> None:
-        """Take note that the changes so far are of other messages than those to come."""
-        self._before = self._changes()
-
-    def keep_apart(self) -> None:
-        """Flush what earlier messages have changed, before this one's code could lose or pass it.
-
-        Raises:
-            Crowded: This one has changes of its own already, which it may mean to forget.
-        """
-        if not self.open or self._before is None or self._before == (0, 0):
-            return
-        session, before = self._session, self._before
-        if session is None or session._flushing:  # noqa: SLF001 - there is no other way to ask
-            return
-        now = self._changes()
-        if now == (0, 0):  # flushed meanwhile
-            self._before = None
-        elif now == before:
-            self._before = None
-            session.flush()
-        else:
-            self.crowded = True
-            raise Crowded
-
-    def _changes(self) -> tuple[int, int]:
-        # Of `Session.new`, `dirty` and `deleted`, without going through them.
-        session = self._session
-        if session is None:
-            return (0, 0)
-        modified = len(session.identity_map._modified)  # noqa: SLF001
-        return (len(session._new) + len(session._deleted), modified)  # noqa: SLF001
-
-
-def guard(session: Session) -> Guard:
+def guard(session: Session, engine: Engine | None = None) -> Guard:
     """Put a session under guard for the rest of its transaction."""
-    made = Guard(session)
+    made = Guard(session, engine)
     session.info[_KEY] = made
     for name in _FORGET:
         setattr(session, name, _forgetting(made, getattr(session, name)))
     return made
+
+
+def give_up(session: Session) -> None:
+    """Close the connection of a session that cannot be closed: it may hold a transaction that is still open."""
+    with suppress(Exception):
+        Session.invalidate(session)
+    made: Guard | None = session.info.get(_KEY)
+    if made is not None and made.connection is not None and not made.connection.closed:
+        with suppress(Exception):
+            made.connection.invalidate()
+        with suppress(Exception):
+            made.connection.close()
 
 
 def _forgetting(found: Guard, method: Callable[..., None]) -> Callable[..., None]:
@@ -163,7 +66,34 @@ def _found(session: Session) -> Guard | None:
     return made if made is not None and made.open else None
 
 
-@event.listens_for(Session, "before_commit")
+def _of(connection: Connection) -> Guard | None:
+    made = connection.get_execution_options().get(OPTION)
+    return made if isinstance(made, Guard) else None
+
+
+# Of sessions. The user's own listeners may raise; ours come first.
+
+
+@event.listens_for(Session, "after_transaction_create", insert=True)
+def _after_create(session: Session, transaction: SessionTransaction) -> None:
+    made: Guard | None = session.info.get(_KEY)
+    if made is not None:
+        try:
+            made.check_time()
+        except SessionOver:
+            # Else the session would believe from now on that it has begun.
+            transaction.close()
+            raise
+
+
+@event.listens_for(Session, "after_begin", insert=True)
+def _after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+    made: Guard | None = session.info.get(_KEY)
+    if made is not None:
+        made.begun(connection)
+
+
+@event.listens_for(Session, "before_commit", insert=True)
 def _before_commit(session: Session) -> None:
     if session.in_nested_transaction():
         return
@@ -172,44 +102,71 @@ def _before_commit(session: Session) -> None:
         raise TransactionMisused(found.misused)
 
 
-@event.listens_for(Session, "after_soft_rollback")
+@event.listens_for(Session, "after_commit", insert=True)
+def _after_commit(session: Session) -> None:
+    made: Guard | None = session.info.get(_KEY)
+    if made is not None and not session.in_nested_transaction():
+        made.commit.answered()
+
+
+@event.listens_for(Session, "after_soft_rollback", insert=True)
 def _after_rollback(session: Session, previous: SessionTransaction) -> None:
     if not previous.nested and (found := _found(session)) is not None:
         found.misused = "the handler rolled back or closed its session; raise an error instead, or use begin_nested()"
 
 
-@event.listens_for(Session, "after_transaction_end")
+@event.listens_for(Session, "after_transaction_end", insert=True)
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
     # Told of `close` and `reset` too, which are no rollback in the session's eyes.
     if transaction.parent is None:
         _after_rollback(session, transaction)
 
 
-@event.listens_for(Engine, "commit")
+# Of connections.
+
+
+@event.listens_for(Engine, "commit", insert=True)
 def _before_connection_commit(connection: Connection) -> None:
+    if (found := _of(connection)) is None:
+        return
     # Of the connection itself, past its session. A handler that fails afterwards would hide it from `finalise`.
-    found = connection.get_execution_options().get(OPTION)
-    if isinstance(found, Guard) and found.open:
+    if found.open:
         found.misused = "the handler committed its session's connection; consumerkit commits it with the claims"
         raise TransactionMisused(found.misused)
+    found.commit.begin(connection)
 
 
-@event.listens_for(Engine, "before_cursor_execute")
+@event.listens_for(Engine, "rollback", insert=True)
+def _before_connection_rollback(connection: Connection) -> None:
+    if (found := _of(connection)) is not None:
+        found.commit.rolled_back = True
+
+
+@event.listens_for(Engine, "before_cursor_execute", insert=True)
 def _before_execute(connection: Any, _cursor: Any, statement: str, _parameters: Any, context: Any, _many: bool) -> None:
     if context is None or statement == BEGIN or not (made := context.execution_options.get(OPTION)):
         return
+    if (what := ending(statement, nested=connection.dialect.name != "sqlite")) is not None:
+        raise TransactionMisused(f"the handler executed {what}; consumerkit ends the transaction")
     if isinstance(made, Guard):
         made.keep_apart()
-        made.ask()
+        made.commit.executed()
         made.note_settings(statement)
-    if (found := _ENDS.match(statement)) is not None:
-        what = found["what"].split(None, 1)[0].upper()
-        raise TransactionMisused(f"the handler executed {what}; consumerkit ends the transaction")
+        made.statements.ask()
 
 
-@event.listens_for(Engine, "after_cursor_execute")
+@event.listens_for(Engine, "after_cursor_execute", insert=True)
 def _after_execute(
     _connection: Any, _cursor: Any, _statement: str, _parameters: Any, context: Any, _many: bool
 ) -> None:
     if context is not None and isinstance(made := context.execution_options.get(OPTION), Guard):
-        made.answered()
+        made.statements.answered()
+
+
+@event.listens_for(Engine, "handle_error", insert=True)
+def _on_error(context: ExceptionContext) -> None:
+    if context.connection is None or (made := _of(context.connection)) is None:
+        return
+    if context.statement is None:
+        made.commit.failed(context.sqlalchemy_exception or context.original_exception)
+    made.statements.failed(context.original_exception, lost=context.is_disconnect)

@@ -80,7 +80,7 @@ class Lane:
             if not self._due and not self.waiting:
                 self._wake.clear()
                 await self._wake.wait()
-            elif await self._gate.enter(self, self._interrupted):
+            elif await self._gate.enter(self, self._interrupted, self.pipeline.runner):
                 try:
                     await self._work_once()
                 finally:

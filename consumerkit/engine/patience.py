@@ -47,12 +47,26 @@ class Patience:
         if self._since is None:
             self._since = time.monotonic()
         self._where = where
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._times, 10))
-        self._times += 1
-        wait = longest * random.uniform(0.75, 1.0)
+        wait = self._longer()
         described = letters.described(error)
         self._announce(events.Trouble(handler=self._handler, where=where, error=described, wait=wait))
         await self.pause(wait)
+
+    async def pause_handler(self, error: BaseException) -> None:
+        """Announce that the handler cannot do its work before a person acts, and wait.
+
+        Raises:
+            Interrupted: See there.
+        """
+        wait = self._longer()
+        told = letters.described(error)
+        self._announce(events.HandlerPaused(handler=self._handler, error=told, wait=wait))
+        await self.pause(wait)
+
+    def _longer(self) -> float:
+        longest: float = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(self._times, 10))
+        self._times += 1
+        return longest * random.uniform(0.75, 1.0)
 
     async def insist(self, work: Callable[[], Awaitable[None]], *, unless: tuple[type[Exception], ...] = ()) -> None:
         """Do what must be done before anything else, again and again while the database is in trouble.
@@ -79,7 +93,8 @@ class Patience:
         if self._since is not None:
             seconds = time.monotonic() - self._since
             self._announce(events.TroubleOver(handler=self._handler, where=self._where, seconds=seconds))
-            self._since, self._times = None, 0
+            self._since = None
+        self._times = 0
 
     async def pause(self, seconds: float) -> None:
         """Wait.

@@ -45,6 +45,11 @@ class Pipeline:
         self._stale: set[Origin] = set()
 
     @property
+    def runner(self) -> Runner:
+        """What runs this lane's transactions."""
+        return self._runner
+
+    @property
     def busy_since(self) -> float | None:
         """When the transaction under way began, by the monotonic clock."""
         return self._runner.busy_since
@@ -167,7 +172,8 @@ class Pipeline:
         if group.guard.crowded:
             self._apart = True
             self._plan = deque([size])
-        elif fault is Fault.HANDLER:
+        elif fault is Fault.HANDLER or (fault is Fault.UNFIT and group.current is not None):
+            # The messages before the one whose code met it are run first; alone, it holds the handler.
             self._runner.tell.rolled_back(group, error)
             self._plan = self._split(group, error, size)
         elif fault is Fault.CONFLICT:

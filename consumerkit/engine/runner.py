@@ -26,6 +26,7 @@ from consumerkit.errors import (
     ConfigurationError,
     Fenced,
     Reject,
+    SessionUnfit,
     TablesReplaced,
     Unavailable,
 )
@@ -177,6 +178,7 @@ class Runner:
             reach("after_dead_letter_commit")
         self.pace.succeeded(group.handled, group.seconds)
         self.patience.over()
+        self.gate.let_go(self)
         self._settle(group, group.items)
         self.tell.committed(group, time.monotonic() - began)
 
@@ -258,17 +260,32 @@ class Runner:
         found = leaves(error)
         if any(is_a(leaf, Unavailable) for leaf in found):
             return Fault.CAPACITY
+        if group.guard.unfit is not None or any(is_a(leaf, SessionUnfit) for leaf in found):
+            return Fault.UNFIT
+        in_handler = group.handling or group.guard.commit.in_hook
         if group.sound and any(is_a(leaf, Reject) for leaf in found):
             # Said on purpose, whatever error it was said about: of another database, or undone by a savepoint.
-            others = (fault_of(leaf, in_handler=group.handling) for leaf in found if not is_a(leaf, Reject))
+            others = (fault_of(leaf, in_handler=in_handler) for leaf in found if not is_a(leaf, Reject))
             return next((fault for fault in others if fault is not Fault.HANDLER), Fault.HANDLER)
-        return fault_of(error, in_handler=group.handling)
+        return fault_of(error, in_handler=in_handler)
 
     async def infrastructure(self, fault: Fault, error: Exception) -> None:
         """Wait out what is no message's fault; it never counts as an attempt."""
         if fault is Fault.DEPLOY:
             raise HandlerHalted(letters.described(error)) from error
-        await self.patience.wait_out("database", error)
+        if fault is Fault.UNFIT:
+            await self._hold(error)
+        else:
+            await self.patience.wait_out("database", error)
+
+    async def _hold(self, error: Exception) -> None:
+        """Keep the handler's other lanes from beginning, and wait: what is wrong is wrong for all of them."""
+        self.gate.hold(self)
+        try:
+            await self.patience.pause_handler(error)
+        except Interrupted:
+            self.gate.let_go(self)
+            raise
 
 
 def _spent(items: Sequence[Item]) -> None:

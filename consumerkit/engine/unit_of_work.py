@@ -14,11 +14,19 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from consumerkit.declaration import Declaration
-from consumerkit.engine.containment import ambiguous, being_cancelled, closing, keeping, raise_contained, settled
+from consumerkit.engine.containment import (
+    being_cancelled,
+    closing,
+    closing_in_thread,
+    keeping,
+    raise_contained,
+    settled,
+)
 from consumerkit.engine.fresh_context import FreshContexts, in_context
 from consumerkit.engine.group import Group
 from consumerkit.engine.guard import guard
@@ -27,6 +35,7 @@ from consumerkit.error_tree import is_a, leaves
 from consumerkit.errors import CommitUnknown, Unavailable
 from consumerkit.failpoints import reach
 from consumerkit.method_checks import method_of
+from consumerkit.storage import plain_sessions
 from consumerkit.storage.engines import AsyncSessions, SyncSessions
 from consumerkit.storage.faults import Fault, fault_of
 
@@ -62,10 +71,12 @@ class AsyncUnitOfWork:
         self._invoke: Callable[..., Any] = _method(declared)
         self._tell: Any = declared.on_duplicate
         self._contexts = FreshContexts()
+        self._bind: AsyncEngine = sessions.kw["bind"]
+        self._engine = self._bind.sync_engine
 
     async def run(self, group: Group) -> None:
         """See `UnitOfWork.run`."""
-        async with closing(self._sessions()) as session:
+        async with closing(self._sessions(), self._declared.name) as session:
             try:
                 await self._run(session, group)
             except BaseException as error:
@@ -76,33 +87,37 @@ class AsyncUnitOfWork:
                     and self._is_silent(group)
                 ):
                     await session.invalidate()
-                    raise Unavailable(f"the database has not answered for {group.guard.waited():.0f} s") from error
-                if group.handling and not group.guard.misused and not being_cancelled():
+                    waited = group.guard.statements.waited()
+                    raise Unavailable(f"the database has not answered for {waited:.0f} s") from error
+                if group.handling and not group.guard.ended and not being_cancelled():
                     await session.run_sync(self._transaction.check, group)
-                if not group.sound and (_is_lost(error, group) or group.guard.misused):
+                if not group.sound and (_is_lost(error, group) or group.guard.broken):
                     await session.invalidate()
                 raise_contained(error, cancelled=being_cancelled())
+            finally:
+                group.end()
 
     def _is_silent(self, group: Group) -> bool:
         """Tell a database that stands still or is overloaded from a handler that took too long by itself.
 
         Our deadline comes before the server's for the statement, which began later.
         """
-        return group.guard.waited() > self._deadline / 2
+        return group.guard.statements.waited() > self._deadline / 2
 
     async def _run(self, session: AsyncSession, group: Group) -> None:
-        group.guard = guard(session.sync_session)
+        group.guard = guard(session.sync_session, self._engine)
         # A server may be silent whatever it was asked, and its own limits are of no use then.
         async with asyncio.timeout(self._deadline):
             await session.run_sync(self._transaction.open, group)
         group.handling = True
         async with asyncio.timeout(self._deadline) as timeout:
+            group.guard.statements.limit = timeout
             await self._handle(session, group, partial(_rearm, timeout, self._deadline))
         group.guard.check()
         group.handling = False
         async with asyncio.timeout(self._deadline):
             await session.run_sync(self._transaction.close, group)
-        group.guard.open = False
+        group.guard.seal()
         await self._commit(session, group)
 
     async def _handle(self, session: AsyncSession, group: Group, rearm: Callable[[], None]) -> None:
@@ -140,25 +155,31 @@ class AsyncUnitOfWork:
 
     async def _commit(self, session: AsyncSession, group: Group) -> None:
         """Commit, shielded from cancellation, and wait no longer than the deadline for the answer."""
-        commit = asyncio.ensure_future(session.commit())
+        name, seen = self._declared.name, group.guard.commit
+        commit = asyncio.ensure_future(_committed(session))
         # One turn of the loop puts COMMIT on its way.
         await asyncio.sleep(0)
         reach("commit_sent")
         if await settled(commit, self._deadline):
-            with ambiguous():
-                commit.result()
+            seen.conclude(name, commit.result())
             return
         commit.cancel()
         # psycopg asks the server to cancel, for 5 s, before it lets go; until then the session cannot be closed.
         await settled(commit, 10.0)
+        late = f"commit() did not return within {self._deadline:g} s"
+        if seen.durable:
+            seen.tell(name, TimeoutError(late))
+            return
         with suppress(Exception):
             await asyncio.wait_for(session.invalidate(), 5.0)
-        raise CommitUnknown(f"COMMIT was not answered within {self._deadline:g} s")
+        raise CommitUnknown(late)
 
     async def convict(self, group: Group, error: TransactionEnded) -> None:
         """See `UnitOfWork.convict`."""
-        async with self._sessions.begin() as session:
+        # Not a session of the user's class: its hooks belong to what handlers do.
+        async with plain_sessions.for_coroutines(self._bind)() as session:
             await session.run_sync(self._transaction.convict, group, error)
+            await session.run_sync(plain_sessions.commit)
 
     def close(self) -> None:
         """See `UnitOfWork.close`."""
@@ -177,6 +198,7 @@ class SyncUnitOfWork:
         self._invoke: Callable[..., Any] = _method(declared)
         self._tell: Any = declared.on_duplicate
         self._contexts = FreshContexts()
+        self._engine: Engine = sessions.kw["bind"]
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"consumerkit-{declared.name}")
 
     async def run(self, group: Group) -> None:
@@ -188,33 +210,34 @@ class SyncUnitOfWork:
         work.result()
 
     def _run(self, group: Group) -> None:
-        with self._sessions() as session:
+        with closing_in_thread(self._sessions(), self._declared.name) as session:
             try:
-                group.guard = guard(session)
+                group.guard = guard(session, self._engine)
                 self._transaction.open(session, group)
                 group.handling = True
                 self._handle(session, group)
                 group.guard.check()
                 group.handling = False
                 self._transaction.close(session, group)
-                group.guard.open = False
-                with ambiguous():
-                    session.commit()
+                group.guard.seal()
+                group.guard.commit.conclude(self._declared.name, _outcome(session.commit))
             except BaseException as error:  # noqa: BLE001 - raised again, contained
                 group.guard.open = False
-                if group.handling and not group.guard.misused:
+                if group.handling and not group.guard.ended:
                     self._transaction.check(session, group)
-                if group.guard.misused:
+                if group.guard.broken:
                     session.invalidate()
                 elif not group.sound and _is_lost(error, group):
                     session.invalidate()
                     if not isinstance(error, CommitUnknown):
                         self._refuse_slow(group)
                 raise_contained(error, cancelled=False)
+            finally:
+                group.end()
 
     def _refuse_slow(self, group: Group) -> None:
         """Tell a connection that the server ended, since the handler took too long, from one that was lost."""
-        if (group.handled or group.handling) and group.guard.waited() <= self._deadline / 2:
+        if (group.handled or group.handling) and group.guard.statements.waited() <= self._deadline / 2:
             took = time.monotonic() - group.item_began
             if took >= self._deadline:
                 raise TimeoutError(f"the handler took {took:.0f} s, and has {self._deadline:g} s") from None
@@ -254,8 +277,9 @@ class SyncUnitOfWork:
         await asyncio.get_running_loop().run_in_executor(self._threads, self._convict, group, error)
 
     def _convict(self, group: Group, error: TransactionEnded) -> None:
-        with self._sessions.begin() as session:
+        with plain_sessions.for_threads(self._engine)() as session:
             self._transaction.convict(session, group, error)
+            plain_sessions.commit(session)
 
     def close(self) -> None:
         """See `UnitOfWork.close`."""
@@ -265,6 +289,23 @@ class SyncUnitOfWork:
 def _method(declared: Declaration) -> Callable[..., Any]:
     method: Callable[..., Any] = method_of(declared.handler, "handle_batch" if declared.is_batch else "handle")
     return method
+
+
+async def _committed(session: AsyncSession) -> BaseException | None:
+    # A task out of which SystemExit comes would end the event loop.
+    try:
+        await session.commit()
+    except BaseException as error:  # noqa: BLE001 - judged by what is known of the transaction
+        return error
+    return None
+
+
+def _outcome(work: Callable[[], object]) -> BaseException | None:
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001 - judged by what is known of the transaction
+        return error
+    return None
 
 
 def _is_lost(error: BaseException, group: Group) -> bool:

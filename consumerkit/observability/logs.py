@@ -179,6 +179,11 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
         lambda e: f"everything fails: nothing more is dead-lettered, one message is tried in {e.wait:.1f} s",
     ),
     events.BrakeOff: (logging.INFO, lambda e: "a message succeeded, going on"),
+    events.HandlerPaused: (
+        logging.ERROR,
+        lambda e: f"paused, nothing is counted against a message, again in {e.wait:.1f} s: {e.error}",
+    ),
+    events.HandlerResumed: (logging.INFO, lambda e: "not paused any more, going on"),
     events.HandlerStopped: (
         logging.CRITICAL,
         lambda e: f"stopped, since trying again would not help: {e.error}; repair it and start the worker again",

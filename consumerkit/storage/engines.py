@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -15,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.storage import postgresql_engine, sqlite_engine
+from consumerkit.storage import plain_sessions, postgresql_engine, session_checks, sqlite_engine
 from consumerkit.storage.location import located
 from consumerkit.storage.tables import Tables
 from consumerkit.storage.urls import Address, address
@@ -71,7 +72,7 @@ class Database:
                 "async_sessionmaker"
             )
         if isinstance(given, sessionmaker | async_sessionmaker):
-            _check_sessionmaker(given.kw)
+            session_checks.check(given, self._engine)
         self.dialect_name = self._engine().dialect.name
         for engine in self._engines():
             _set_up(engine)
@@ -94,6 +95,18 @@ class Database:
             engine = _made(create_engine, url.set(drivername=sync_driver), options)
             self._owned.append(engine)
             self.sync_sessions = sessionmaker(engine, expire_on_commit=False)
+
+    # What consumerkit does for itself runs no code of the user's session class.
+
+    @cached_property
+    def _plain_async(self) -> AsyncSessions | None:
+        given = self.async_sessions
+        return None if given is None else plain_sessions.for_coroutines(given.kw["bind"])
+
+    @cached_property
+    def _plain_sync(self) -> SyncSessions | None:
+        given = self.sync_sessions
+        return None if given is None else plain_sessions.for_threads(given.kw["bind"])
 
     def _engines(self) -> list[Engine]:
         found = []
@@ -135,13 +148,13 @@ class Database:
         Raises:
             TimeoutError: It took longer than `within` seconds; the connection is given up.
         """
-        if self.async_sessions is None:
+        if self._plain_async is None:
             async with asyncio.timeout(within):
                 return await asyncio.to_thread(self.run_blocking, work)
         async with self._left_if_silent() as session, asyncio.timeout(within):
             with _cancelled_as_such():
                 result = await session.run_sync(work)
-                await session.commit()
+                await session.run_sync(plain_sessions.commit)
             return result
 
     @asynccontextmanager
@@ -152,7 +165,7 @@ class Database:
             TimeoutError: With a driver for coroutines, one of them or the commit took longer than `within` seconds; the
                 connection is given up. A thread cannot be left.
         """
-        if self.async_sessions is not None:
+        if self._plain_async is not None:
             async with self._left_if_silent() as session:
 
                 async def run(work: Callable[[Session], Any]) -> Any:
@@ -161,17 +174,18 @@ class Database:
 
                 yield run
                 async with asyncio.timeout(within):
-                    await session.commit()
+                    await session.run_sync(plain_sessions.commit)
             return
-        assert self.sync_sessions is not None
-        with self.sync_sessions.begin() as held:
+        assert self._plain_sync is not None
+        with self._plain_sync() as held:
             yield lambda work: asyncio.to_thread(work, held)
+            plain_sessions.commit(held)
 
     @asynccontextmanager
     async def _left_if_silent(self) -> AsyncIterator[AsyncSession]:
         """Close a session at the end, with its connection given up where it was not waited for any longer."""
-        assert self.async_sessions is not None
-        session = self.async_sessions()
+        assert self._plain_async is not None
+        session = self._plain_async()
         try:
             yield session
         except (TimeoutError, asyncio.CancelledError):
@@ -187,10 +201,12 @@ class Database:
 
         Without a driver for threads (asyncpg), it borrows an event loop: not for use within one.
         """
-        if self.sync_sessions is None:
+        if self._plain_sync is None:
             return asyncio.run(self._run_and_dispose(work))
-        with self.sync_sessions.begin() as session:
-            return work(session)
+        with self._plain_sync() as session:
+            result = work(session)
+            plain_sessions.commit(session)
+            return result
 
     async def _run_and_dispose(self, work: Callable[[Session], T]) -> T:
         try:
@@ -212,20 +228,6 @@ def _set_up(engine: Engine) -> None:
         sqlite_engine.set_up(engine)
     elif engine.dialect.name == "postgresql":
         postgresql_engine.set_up(engine)
-
-
-# Arguments of a sessionmaker under which claims and effects would not be one transaction, or none would begin.
-_UNFIT: dict[str, tuple[Any, str]] = {
-    "binds": ((None, {}), "one message's changes would be committed to several databases, one after another"),
-    "twophase": ((False,), "a commit would be prepared and not carried out where it is interrupted"),
-    "autobegin": ((True,), "consumerkit leaves it to the session to begin"),
-}
-
-
-def _check_sessionmaker(arguments: dict[str, Any]) -> None:
-    for name, (allowed, why) in _UNFIT.items():
-        if name in arguments and arguments[name] not in allowed:
-            raise ConfigurationError(f"database: give a sessionmaker without {name}=; {why}")
 
 
 def _options(url: URL, connections: int) -> dict[str, Any]:

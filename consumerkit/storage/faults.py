@@ -23,6 +23,7 @@ class Fault(Enum):
     CONFLICT = "another transaction was in the way: run this one again"
     CAPACITY = "the database is full or overloaded: wait"
     DEPLOY = "a table, column or right is missing: stop, a person must act"
+    UNFIT = "the session cannot hold one transaction: pause, a person must act"
     HANDLER = "the handler's own"
 
 
@@ -138,6 +139,20 @@ def _sqlite_fault(error: sqlite3.Error) -> Fault:
     if code == sqlite3.SQLITE_ERROR and _SQLITE_MISTAKE.match(str(error)):
         return Fault.DEPLOY
     return _BY_SQLITE_CODE.get(code & 0xFF, Fault.HANDLER)
+
+
+# SQLite answers these and leaves the transaction open or takes it back.
+_SQLITE_REFUSALS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CONSTRAINT}
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether an error that COMMIT was answered with says that nothing of the transaction is durable."""
+    if not isinstance(error, DBAPIError) or _database_fault(error) is Fault.CONNECTION:
+        return False
+    if isinstance(error.orig, sqlite3.Error):
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in _SQLITE_REFUSALS
+    return sqlstate(error) is not None
 
 
 def sqlstate(error: DBAPIError) -> str | None:

@@ -80,6 +80,8 @@ class States:
             events.WorkerStarted: self._started,
             events.WorkerStopped: self._stopped,
             events.HandlerStopped: self._halted,
+            events.HandlerPaused: self._paused,
+            events.HandlerResumed: self._handler_resumed,
             events.BrakeOn: self._brake,
             events.BrakeOff: self._brake_off,
             events.PartitionStopped: self._partition_stopped,
@@ -135,6 +137,13 @@ class States:
 
     def _halted(self, event: events.HandlerStopped) -> None:
         self._begin(("halted", event.handler), event, f"stopped; repair it and restart the worker: {event.error}")
+
+    def _paused(self, event: events.HandlerPaused) -> None:
+        what = f"paused; repair it and it goes on by itself, or restart the worker with it repaired: {event.error}"
+        self._begin(("paused", event.handler), event, what)
+
+    def _handler_resumed(self, event: events.HandlerResumed) -> None:
+        self._end("paused", event.handler)
 
     def _brake(self, event: events.BrakeOn) -> None:
         what = (

@@ -68,6 +68,12 @@ TOLD: list[tuple[Event, int, str]] = [
         "credit: everything fails: nothing more is dead-lettered, one message is tried in 1.2 s",
     ),
     (events.BrakeOff(handler="credit"), logging.INFO, "credit: a message succeeded, going on"),
+    (
+        events.HandlerPaused(handler="credit", error="SessionUnfit: two engines", wait=0.25),
+        logging.ERROR,
+        "credit: paused, nothing is counted against a message, again in 0.2 s: SessionUnfit: two engines",
+    ),
+    (events.HandlerResumed(handler="credit"), logging.INFO, "credit: not paused any more, going on"),
     (events.MessagesSkipped(handler="credit", count=4), logging.DEBUG, "credit: 4 messages of unknown types skipped"),
     (
         events.GroupRolledBack(handler="credit", size=100, handled=40, error="ValueError"),

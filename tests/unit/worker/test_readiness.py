@@ -54,6 +54,11 @@ def test_a_worker_is_ready_while_it_runs_and_nothing_is_wrong(clock: Clock) -> N
 BEGINS_AND_ENDS: list[tuple[Event, Event, str]] = [
     (events.BrakeOn(handler="credit", wait=1.0), events.BrakeOff(handler="credit"), "credit: everything fails"),
     (
+        events.HandlerPaused(handler="credit", error="two engines", wait=1.0),
+        events.HandlerResumed(handler="credit"),
+        "credit: paused; repair it",
+    ),
+    (
         events.PartitionStopped(handler="credit", partition=PARTITION, error="position 7 is outside the log"),
         events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=0, lost=False),
         "t[3] is not read any further, and a person must decide: position 7",

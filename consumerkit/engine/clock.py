@@ -1,0 +1,52 @@
+"""Measures how long the database has been asked, so that a silent one is told from a slow handler."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+
+class StatementClock:
+    """Times the statements of one transaction.
+
+    Attributes:
+        lost: Whether the connection was lost under a statement.
+        cut: Whether the user's code cancelled a statement, which costs the connection.
+        limit: The deadline of ours that runs, in a coroutine.
+    """
+
+    __slots__ = ("_asked", "_waited", "cut", "limit", "lost")
+
+    def __init__(self) -> None:
+        self.lost = False
+        self.cut = False
+        self.limit: asyncio.Timeout | None = None
+        self._asked: float | None = None
+        self._waited = 0.0
+
+    def ask(self) -> None:
+        """A statement is sent."""
+        self._asked = time.monotonic()
+
+    def answered(self) -> None:
+        """The statement was answered."""
+        self._asked = None
+
+    def failed(self, error: BaseException, *, lost: bool) -> float:
+        """A statement failed: on the client's side, on the server's, or since the connection was lost.
+
+        Returns:
+            How many seconds the statement took.
+        """
+        if isinstance(error, Exception):
+            self.lost = self.lost or lost
+        elif self.limit is None or not self.limit.expired():
+            self.cut = True
+            lost = False
+        waited, self._asked = self.waited(), None
+        self._waited = waited if lost else 0.0
+        return waited
+
+    def waited(self) -> float:
+        """Return how many seconds a statement has been, or was when its connection went, without an answer."""
+        return self._waited if self._asked is None else time.monotonic() - self._asked

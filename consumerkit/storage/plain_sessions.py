@@ -1,0 +1,41 @@
+"""Sessions for what consumerkit does for itself: of no class of the user's, and durable whatever their hooks raise."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from sqlalchemy import Engine, event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+_DURABLE: Final = "consumerkit.durable"
+_log = logging.getLogger(__name__)
+
+
+def for_coroutines(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """Return a maker of sessions for coroutines."""
+    return async_sessionmaker(engine, expire_on_commit=False, info={_DURABLE: False})
+
+
+def for_threads(engine: Engine) -> sessionmaker[Session]:
+    """Return a maker of sessions for threads."""
+    return sessionmaker(engine, expire_on_commit=False, info={_DURABLE: False})
+
+
+def commit(session: Session) -> None:
+    """Commit; an error of a listener that comes once the transaction is durable is only logged."""
+    try:
+        session.commit()
+    except Exception as error:
+        if not session.info.get(_DURABLE):
+            # Where a listener failed before COMMIT was sent, SQLAlchemy takes the transaction for ended, and it is open.
+            session.invalidate()
+            raise
+        _log.error("a listener of sessions failed after COMMIT; the transaction is durable: %s", type(error).__name__)
+
+
+@event.listens_for(Session, "after_commit", insert=True)
+def _after_commit(session: Session) -> None:
+    if _DURABLE in session.info and not session.in_nested_transaction():
+        session.info[_DURABLE] = True
