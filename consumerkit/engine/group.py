@@ -42,6 +42,7 @@ class Group:
         handling: Whether the user's code runs, or was running when something failed.
         item_began: When the last item's code began, by the monotonic clock.
         guard: Watches over the session while the user's code holds it.
+        proof: What proves that a row of the ledger is this transaction's; see `Dialect.proof`.
         dead: What was buried, known after `Transaction.close`.
         clashes: Messages that were parked beside another one that names the same place, known then, too.
         sound: Whether the transaction was found in order after the user's code had failed.
@@ -73,6 +74,7 @@ class Group:
         self.guard = Guard()
         self.token = uuid4().hex
         self.begun: Settings | None = None
+        self.proof = ""
         self.dead: list[DeadMessage] = []
         self.clashes: list[Clash] = []
         self.sound = False

@@ -56,6 +56,8 @@ class Transaction:
         for item in group.items:
             if item.parked is not None:
                 self._resume(connection, item, item.parked)
+        if any(item.claimed for item in group.items):
+            group.proof = ledger.dialect.proof(connection)
         if self._declared.on_duplicate is not None:
             repeated = [item.digest for item in group.items if item.verdict is Verdict.REPEAT and item.digest]
             group.recalled = ledger.results(connection, repeated)
@@ -192,10 +194,13 @@ class Transaction:
         The user's flush and deferred constraints run under what a handler has set; our own statements do not.
         """
         reach("after_handler")
-        session.flush()
         connection = session.connection()
-        self._end_handling(connection, group)
         ledger = self._ledger
+        if not ledger.dialect.is_open(connection):
+            # Behind a driver that was told to roll back, each change that is flushed could be durable by itself.
+            raise TransactionEnded("the handler ended the transaction behind its session's back")
+        session.flush()
+        self._end_handling(connection, group)
         if group.released:
             ledger.dialect.release(connection, ledger.consumer, group.released)
         ledger.relapse(connection, group.relapsed)
@@ -320,7 +325,7 @@ class Transaction:
         """
         connection = session.connection()
         claimed = {item.digest: item for item in group.items if item.claimed and item.digest is not None}
-        durable = self._ledger.kill(connection, list(claimed)) if claimed else set()
+        durable = self._ledger.kill(connection, list(claimed), group.proof) if claimed else set()
         # A parked message's claim was durable before, so nothing tells whether its effects are.
         waiting = self._waiting(connection, group)
         group.convicted = [item for item in group.items if item in waiting or item.digest in durable]

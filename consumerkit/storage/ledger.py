@@ -78,13 +78,17 @@ class Ledger:
         if connection.execute(statement).rowcount != len(digests):
             raise RuntimeError("a parked message's claim is gone or decided already")
 
-    def kill(self, connection: Connection, digests: Sequence[bytes]) -> set[bytes]:
-        """Turn processed IDs into dead ones; return those that were processed."""
+    def kill(self, connection: Connection, digests: Sequence[bytes], proof: str) -> set[bytes]:
+        """Turn IDs into dead ones that the transaction with this proof made processed; return these.
+
+        Where it was rolled back, another one may have claimed them since: its rows are not ours to take back.
+        """
         table = self.tables.processed_messages
         statement = (
             update(table)
             .where(table.c.consumer == self.consumer, table.c.digest.in_(digests))
             .where(table.c.outcome == int(Outcome.PROCESSED))
+            .where(self.dialect.written_by(proof))
             .values(outcome=int(Outcome.DEAD))
             .returning(table.c.digest)
         )
@@ -99,7 +103,7 @@ class Ledger:
             update(table)
             .where(table.c.consumer == self.consumer, table.c.digest.in_(digests))
             .where(table.c.outcome == int(Outcome.DEAD))
-            .values(outcome=int(outcome), processed_at=func.now())
+            .values(outcome=int(outcome), processed_at=self.dialect.claimed_at(connection))
             .returning(table.c.digest)
         )
         return {bytes(digest) for (digest,) in connection.execute(statement)}

@@ -29,7 +29,7 @@ def commit(session: Session) -> None:
         session.commit()
     except Exception as error:
         if not session.info.get(_DURABLE):
-            # Where a listener failed before COMMIT was sent, SQLAlchemy takes the transaction for ended, and it is open.
+            # A listener failed before COMMIT was sent: the transaction is open, and SQLAlchemy takes it for ended.
             session.invalidate()
             raise
         _log.error("a listener of sessions failed after COMMIT; the transaction is durable: %s", type(error).__name__)

@@ -245,10 +245,15 @@ class DialectContract:
         party.do(lambda session: stand.dialect.probe(session.connection()))
 
     def test_a_dead_id_is_one_that_was_processed(self, stand: Stand, party: Party) -> None:
-        party.do(stand.claiming([claim(1), claim(2, outcome=Outcome.DEAD)]))
-        party.commit()
         digests = [claim(1).digest, claim(2).digest, claim(3).digest]
-        killed = party.do(lambda session: stand.ledger.kill(session.connection(), digests))
+        party.do(stand.claiming([claim(1)]))
+        earlier = party.do(lambda session: stand.dialect.proof(session.connection()))
+        party.rollback()
+        party.do(stand.claiming([claim(1), claim(2, outcome=Outcome.DEAD)]))
+        proof = party.do(lambda session: stand.dialect.proof(session.connection()))
+        party.commit()
+        assert not party.do(lambda session: stand.ledger.kill(session.connection(), digests, earlier))
+        killed = party.do(lambda session: stand.ledger.kill(session.connection(), digests, proof))
         party.commit()
         assert killed == {claim(1).digest}
         assert party.do(stand.claiming([claim(1)])).kept[claim(1).digest].outcome is Outcome.DEAD

@@ -75,7 +75,8 @@ async def test_a_task_that_writes_after_its_handler_is_refused(
             await over.wait()
             await context.session.run_sync(way)
 
-        tasks.append(asyncio.create_task(later()))
+        if context.message_id == "1":
+            tasks.append(asyncio.create_task(later()))
 
     place.append(1)
     async with place.run(Write(leave)) as run:
@@ -89,10 +90,12 @@ async def test_a_task_that_writes_after_its_handler_is_refused(
         place.append(2)
         await run.until(lambda: place.committed() == place.ends(), "all is committed")
         busy = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%' AND datname = current_database()"
-        assert await place.database.run(lambda session: session.scalar(text(busy))) == 0
-    for task in tasks[1:]:
-        with pytest.raises(SessionOver):
-            await task
+        for _ in range(600):
+            if not await place.database.run(lambda session: session.scalar(text(busy))):
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise AssertionError("a connection is left in a transaction")
     assert [one.message_id for one in await place.lines()] == ["1", "2"]
 
 
@@ -114,11 +117,14 @@ class Threads(Handler[bytes]):
 
         def later() -> None:
             self.over.wait()
-            for work in (lambda: adds(context.session), lambda: context.publish("x", value=b"y")):
-                try:
-                    work()
-                except SessionOver as error:
-                    self.errors.append(error)
+            try:
+                adds(context.session)
+            except SessionOver as error:
+                self.errors.append(error)
+            try:
+                context.publish("x", value=b"y")
+            except SessionOver as error:
+                self.errors.append(error)
 
         self.threads.append(threading.Thread(target=later))
         self.threads[-1].start()

@@ -94,7 +94,7 @@ class RelayHolder(NamedTuple):
 class Dialect(Protocol):
     """What the ledger needs of a database, within one transaction on one connection.
 
-    The order is `begin`, `claim`, then `kept` if a claim was lost, at last `finalise`; nothing here commits.
+    The order is `begin`, `claim`, then `kept` if a claim was lost, at last `holds`, `finalise`; nothing here commits.
     """
 
     single_writer: bool
@@ -112,6 +112,25 @@ class Dialect(Protocol):
 
     def limit(self, connection: Connection, limits: Limits) -> None:
         """Have the server end this transaction when it takes too long: the process may be frozen, and hold locks."""
+
+    def is_open(self, connection: Connection) -> bool:
+        """Return whether the driver knows of a transaction; the server is not asked."""
+        ...
+
+    def proof(self, connection: Connection) -> str:
+        """Return what proves, once this transaction has ended, that it wrote a row of the ledger; see `written_by`.
+
+        The transaction has written one: else it may get a number of its own for nothing.
+        """
+        ...
+
+    def written_by(self, proof: str) -> ColumnElement[bool]:
+        """Return the condition that a row of the ledger was written by the transaction with this proof."""
+        ...
+
+    def claimed_at(self, connection: Connection) -> Any:
+        """Return the moment that this transaction writes as `processed_at`."""
+        ...
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """Wait until no transaction holds this fence, and keep new ones out until this transaction ends.

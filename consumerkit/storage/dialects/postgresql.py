@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Final
 from zlib import crc32
 
-from sqlalchemy import ColumnElement, Connection, Table, TextClause, extract, func, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    Text,
+    TextClause,
+    cast,
+    extract,
+    func,
+    literal_column,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -38,6 +49,9 @@ _LIMIT = text("""
            set_config('lock_timeout', :lock, true),
            set_config('idle_in_transaction_session_timeout', :idle, true)
 """)
+_TRANSACTION_ID = text("SELECT CAST(txid_current() AS text)")
+_PROOF: Final = "consumerkit.proof"
+_TRANSACTION_IDS = 1 << 32  # a row holds the lower half
 # Between message IDs as text, which are printable. One value for each column, cut up by the server: the drivers write
 # arrays an element at a time, which took a tenth of the time that a message takes.
 _SEPARATOR = "\n"
@@ -103,7 +117,8 @@ class PostgreSQL:
                 ON CONFLICT (consumer, digest) DO NOTHING
                 RETURNING digest
             )
-            SELECT string_agg(digest, CAST('' AS bytea)), (SELECT id FROM {consumers} WHERE name = CAST(:name AS text))
+            SELECT string_agg(digest, CAST('' AS bytea)), (SELECT id FROM {consumers} WHERE name = CAST(:name AS text)),
+                   CASE WHEN count(*) > 0 THEN CAST(txid_current() AS text) END
             FROM won
         """)  # noqa: S608 - the tables' names are quoted
         self._kept = text(
@@ -117,6 +132,7 @@ class PostgreSQL:
 
     def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> Settings:
         """See `Dialect.begin`."""
+        connection.info.pop(_PROOF, None)
         told = connection.execute(
             _BEGIN,
             {
@@ -130,6 +146,25 @@ class PostgreSQL:
     def limit(self, connection: Connection, limits: Limits) -> None:
         """See `Dialect.limit`."""
         connection.execute(_LIMIT, _limits(limits))
+
+    def is_open(self, connection: Connection) -> bool:
+        """See `Dialect.is_open`."""
+        driver: Any = connection.connection.driver_connection
+        if hasattr(driver, "is_in_transaction"):
+            return bool(driver.is_in_transaction())
+        return bool(driver.info.transaction_status)
+
+    def proof(self, connection: Connection) -> str:
+        """See `Dialect.proof`: its ID, which the claim has told if it inserted anything."""
+        return str(connection.info.get(_PROOF) or connection.execute(_TRANSACTION_ID).scalar_one())
+
+    def written_by(self, proof: str) -> ColumnElement[bool]:
+        """See `Dialect.written_by`: no other transaction has its ID."""
+        return cast(literal_column("xmin"), Text) == str(int(proof) % _TRANSACTION_IDS)
+
+    def claimed_at(self, connection: Connection) -> Any:
+        """See `Dialect.claimed_at`."""
+        return func.now()
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """See `Dialect.take_over`; lock requests queue fairly, so sharers that come later wait behind it."""
@@ -162,9 +197,11 @@ class PostgreSQL:
             "outcomes": bytes(outcomes),
             "versions": bytes(version or 0 for version in versions),
         }
-        answer, number = connection.execute(self._claim, parameters).one()
+        answer, number, transaction = connection.execute(self._claim, parameters).one()
         check_number(consumer, name, number)
         won = bytes(answer or b"")
+        if transaction is not None:
+            connection.info[_PROOF] = transaction
         return {won[at : at + DIGEST_BYTES] for at in range(0, len(won), DIGEST_BYTES)}
 
     def kept(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> dict[bytes, Kept]:

@@ -9,8 +9,9 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, null, select, text
 from sqlalchemy.exc import OperationalError
@@ -27,6 +28,7 @@ _DIGESTS_A_STATEMENT = 900
 # As SQLAlchemy writes a DateTime, so that both compare as text.
 _MOMENT = "%Y-%m-%d %H:%M:%f"
 _PROBE = text("SELECT 1")
+_BEGAN: Final = "consumerkit.began"
 
 
 class SQLite:
@@ -42,10 +44,29 @@ class SQLite:
     def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> Settings | None:
         """Mark the transaction by a savepoint, which no COMMIT and no ROLLBACK leaves behind."""
         connection.execute(text(f"SAVEPOINT consumerkit_{token}"))
+        connection.info[_BEGAN] = datetime.now(UTC)
         return None
 
     def limit(self, connection: Connection, limits: Limits) -> None:
         """See `Dialect.limit`: there is no server that could."""
+
+    def is_open(self, connection: Connection) -> bool:
+        """See `Dialect.is_open`."""
+        driver: Any = connection.connection.driver_connection
+        return bool(driver.in_transaction)
+
+    def proof(self, connection: Connection) -> str:
+        """See `Dialect.proof`: its moment. Writers come one after another, so that no two have the same microsecond."""
+        moment: datetime = connection.info[_BEGAN]
+        return moment.isoformat()
+
+    def written_by(self, proof: str) -> ColumnElement[bool]:
+        """See `Dialect.written_by`."""
+        return self._ledger.c.processed_at == datetime.fromisoformat(proof)
+
+    def claimed_at(self, connection: Connection) -> Any:
+        """See `Dialect.claimed_at`."""
+        return connection.info.get(_BEGAN) or func.now()
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """See `Dialect.take_over`: this transaction is the only writer already."""
@@ -64,8 +85,9 @@ class SQLite:
     ) -> set[bytes]:
         """Insert what is not there: nobody else can write between the read and the insert."""
         taken = self._taken(connection, consumer, [claim.digest for claim in claims], name)
+        moment = connection.info.get(_BEGAN) or datetime.now(UTC)
         rows = [
-            {**claim._asdict(), "consumer": consumer, "outcome": int(claim.outcome)}
+            {**claim._asdict(), "consumer": consumer, "outcome": int(claim.outcome), "processed_at": moment}
             for claim in claims
             if claim.digest not in taken
         ]

@@ -7,6 +7,7 @@ from sqlalchemy import Engine, StaticPool, create_engine, text
 from sqlalchemy.orm import Session
 
 from consumerkit.engine.guard import OPTION, guard
+from consumerkit.engine.statements import ending
 from consumerkit.errors import TransactionMisused
 from consumerkit.storage.engines import Database
 
@@ -42,6 +43,24 @@ ENDS = [
     "ROLLBACK -- TO\n",
     "START/* */TRANSACTION",
     "PREPARE -- x\n TRANSACTION 'x'",
+    "UPDATE t SET a = 1; ROLLBACK",
+    "UPDATE t SET a = 1;ROLLBACK;",
+    "UPDATE t SET a = 'it''s; x' ; commit",
+    "SELECT 1; /* then */ -- and\n END",
+    "SELECT 1; ROLLBACK; BEGIN",
+    "SAVEPOINT a; ROLLBACK TO a; ROLLBACK",
+    "SELECT E'a\\'; SELECT '; COMMIT; --'",
+    "SELECT e'\\\\'; COMMIT",
+    "SELECT U&'a\\'; ABORT",
+    "SELECT $$ ; $$; COMMIT",
+    "SELECT $a$ $$ $b$ ; $a$; COMMIT",
+    'SELECT 1 AS ";"; START TRANSACTION',
+    'SELECT 1 AS "a"";"; PREPARE TRANSACTION \'x\'',
+    "CREATE RULE r AS ON INSERT TO t DO (SELECT 1; SELECT 2); COMMIT",
+    "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; END; COMMIT",
+    "DO $$ BEGIN END $$; ROLLBACK",
+    "SELECT a$b$ FROM t; COMMIT; SELECT a$b$ FROM t",
+    "SELECT 'open; COMMIT'; COMMIT; SELECT 'open",
 ]
 PASSES = [
     "SELECT 1",
@@ -67,6 +86,22 @@ PASSES = [
     "WITH x AS (SELECT 1) SELECT * FROM x",
     "LOCK TABLE x",
     "",
+    "SELECT 1; SELECT 'x; COMMIT'",
+    "SELECT 1; SELECT E'x\\'; COMMIT'",
+    "SELECT 1; -- ; COMMIT\nSELECT 2",
+    "SELECT 1; /* ; COMMIT; */ SELECT 2",
+    "SELECT $$; COMMIT;$$",
+    "SELECT $q$; COMMIT; $$ ; END; $q$",
+    'SELECT 1 AS "; COMMIT"',
+    "SAVEPOINT a; UPDATE t SET a = 1; ROLLBACK TO a; RELEASE a",
+    "SELECT CASE WHEN a THEN 1 END; SELECT 2",
+    "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT CASE WHEN true THEN 1 END; END",
+    "CREATE OR REPLACE PROCEDURE p() LANGUAGE sql BEGIN ATOMIC INSERT INTO t VALUES (1); END; SELECT 1",
+    "CREATE TRIGGER r AFTER INSERT ON t BEGIN UPDATE t SET a = 1; END; SELECT 1",
+    "CREATE RULE r AS ON INSERT TO t DO (SELECT 1; SELECT 2)",
+    "SELECT 'it is open; COMMIT",
+    "SELECT $a$ open; COMMIT",
+    "SELECT 1 /* open; COMMIT",
 ]
 
 
@@ -117,6 +152,24 @@ def test_a_statement_of_comments_without_end_is_matched_in_no_time(session: Sess
     assert refused(session, "/*" + "*" * 50_000 + " SELECT 1") is None
     assert refused(session, "-- x\n" * 20_000 + "SELECT 1") is None
     assert refused(session, "/* x */" * 20_000 + "COMMIT") is not None
+
+
+@pytest.mark.parametrize(
+    "statement, nested, plain",
+    [
+        ("/* /* */ COMMIT; */ SELECT 1", None, "COMMIT"),
+        ("SELECT 1; /* /* */ */ COMMIT", "COMMIT", None),
+        ("SELECT [;] ; COMMIT", "COMMIT", "COMMIT"),
+        ("SELECT 1 AS [; COMMIT]", "COMMIT", None),
+        ("SELECT 1 AS `; COMMIT;`", "COMMIT", None),
+    ],
+)
+def test_comments_nest_on_postgresql_and_sqlite_has_quotes_of_its_own(
+    statement: str, nested: str | None, plain: str | None
+) -> None:
+    assert ending(statement, nested=True) == nested
+    if plain is not None or "*/ COMMIT" not in statement:
+        assert ending(statement, nested=False) == plain
 
 
 def test_a_session_that_is_not_ours_may_end_its_transaction(engine: Engine) -> None:
