@@ -168,10 +168,6 @@ class Guard:
         """Take note that the changes so far are of other messages than those to come."""
         self._before = self._changes()
 
-    def all_handled(self) -> None:
-        """No message's code is to come, which could lose or pass what is not flushed."""
-        self._before = None
-
     def keep_apart(self) -> None:
         """Flush what earlier messages have changed, before this one's code could lose or pass it.
 

@@ -194,7 +194,6 @@ class Transaction:
         The user's flush and deferred constraints run under what a handler has set; our own statements do not.
         """
         reach("after_handler")
-        group.guard.all_handled()
         connection = session.connection()
         ledger = self._ledger
         if not ledger.dialect.is_open(connection):

@@ -36,6 +36,7 @@ def without_finalise() -> None:
     """Nobody looks whether the transaction still is what it was, nor meets it by asking for the fence."""
     _replace(Transaction, "_end_handling", lambda *_: None)
     _replace(Transaction, "_finalise", lambda *_: None)
+    _replace(Transaction, "_end_handling", lambda *_: None)
     _replace(PostgreSQL, "probe", lambda *_: None)
 
 
