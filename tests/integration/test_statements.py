@@ -19,8 +19,8 @@ from tests.services import PostgresServer
 GROUP = (
     "SELECT set_config",
     "WITH won AS INSERT INTO consumerkit_processed_messages",
-    "SELECT current_setting",
     "SET CONSTRAINTS ALL IMMEDIATE",
+    "SELECT current_setting",
     "SELECT count FROM consumerkit_partition_progress",
     "the lane moves on",
 )
