@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from consumerkit.engine import transaction
+from consumerkit.relay.rows import Rows
+from consumerkit.storage.outbox_queues import Page
 from tests.crash.mutants import without_claim, without_drain, without_finalise, without_sort
 
 
@@ -19,12 +21,28 @@ def without_token() -> None:
     transaction.fence.count_owned = count_owned  # type: ignore[attr-defined]
 
 
+def without_order() -> None:
+    """The relay goes on after the last row that it read, whatever is committed behind it."""
+    read = Rows.lowest
+    last: dict[Rows, int] = {}
+
+    async def lowest(self: Rows) -> Page:
+        page = await read(self)
+        pending = [one for one in page.pending if one.sequence > last.get(self, 0)]
+        # Once nothing follows, it begins anew.
+        last[self] = pending[-1].sequence if pending else 0
+        return page._replace(pending=pending)
+
+    setattr(Rows, "lowest", lowest)  # noqa: B010 - a method is no attribute to be assigned
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "claim": without_claim,
     "finalise": without_finalise,
     "sort": without_sort,
     "drain": without_drain,
     "token": without_token,
+    "order": without_order,
 }
 
 # Plans that are hard on each, one of which must fail, and a word of the problem that must be found.
@@ -33,5 +51,6 @@ SEEDS: dict[str, tuple[tuple[int, ...], str]] = {
     "finalise": ((14, 13, 27), "commits were said to be lost"),
     "sort": ((0, 78, 111), "deadlocks"),
     "drain": ((6, 24, 26), "though nothing broke"),
+    "order": ((15, 2, 46, 52), "was published after"),
     "token": ((3, 10, 11, 16), "by a worker after others had taken its partitions"),
 }
