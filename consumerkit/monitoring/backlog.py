@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Float, cast, func, select
 from sqlalchemy.orm import Session
 
+from consumerkit.event_wait import wait_until_set
 from consumerkit.storage.dead_letters import State
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.parked import Kind
@@ -106,12 +107,12 @@ def _handler(name: str, lot: Any, letters: Any) -> HandlerBacklog:
     )
 
 
-async def keep_measuring(worker: Worker, tell: Callable[[Backlog], None]) -> None:
-    """Measure what waits every `EVERY` seconds, until cancelled; trouble with the database is the worker's to tell."""
+async def keep_measuring(worker: Worker, tell: Callable[[Backlog], None], over: asyncio.Event) -> None:
+    """Measure what waits every `EVERY` seconds until `over` is set; a measurement under way is finished."""
     names = [declared.name for declared in worker.declarations]
-    await asyncio.sleep(_FIRST)
     failing = False
-    while True:
+    await wait_until_set(over, _FIRST)
+    while not over.is_set():
         try:
             tell(await worker.database.run(lambda session: measure(session, worker.tables, names), within=_WITHIN))
             failing = False
@@ -120,4 +121,4 @@ async def keep_measuring(worker: Worker, tell: Callable[[Backlog], None]) -> Non
                 what = type(error).__name__
                 _log.warning("what waits in the database is not measured (%s); it is tried every %.0f s", what, EVERY)
             failing = True
-        await asyncio.sleep(EVERY)
+        await wait_until_set(over, EVERY)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from consumerkit.event_wait import wait_until_set
 from consumerkit.worker import Worker
 
 BEAT: Final = 1.0
@@ -52,11 +53,11 @@ class Pulse:
         self._patience = patience
         self._beat = time.monotonic()
 
-    async def run(self) -> None:
-        """Give signs of life from the event loop, until cancelled."""
-        while True:
+    async def run(self, over: asyncio.Event) -> None:
+        """Give signs of life from the event loop, until `over` is set."""
+        while not over.is_set():
             self._beat = time.monotonic()
-            await asyncio.sleep(BEAT)
+            await wait_until_set(over, BEAT)
 
     def health(self) -> Health:
         """Return how the worker is."""

@@ -59,8 +59,8 @@ async def monitored(worker: Worker, place: tuple[str, int] | None) -> AsyncItera
     metrics = Metrics(registry)
     worker.observe(metrics)
     pulse = Pulse(worker, patience=worker.stall_timeout)
-    works = [pulse.run(), keep_measuring(worker, metrics.measured)]
-    async with _beside(*works):
+    over = asyncio.Event()
+    async with _beside(over, pulse.run(over), keep_measuring(worker, metrics.measured, over)):
         if directory is not None:
             with _reporting(Path(directory), pulse):
                 yield None
@@ -126,12 +126,11 @@ def _reporting(directory: Path, pulse: Pulse) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run coroutines beside the block, and cancel them at its end."""
+async def _beside(over: asyncio.Event, *works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run coroutines beside the block; at its end `over` is set, and they are waited for."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
+        over.set()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -80,9 +80,11 @@ def _running_migration() -> MigrationContext | None:
     from alembic import op
 
     try:
-        return op.get_context()
+        found = op.get_context()
     except (NameError, AttributeError):  # Alembic's ways to say that none has run, and that none runs any more
         return None
+    # Alembic leaves the context of a migration that failed in its place; only the connection tells that it is over.
+    return found if found.connection is not None and not found.connection.closed else None
 
 
 def _resume(outer: MigrationContext) -> None:

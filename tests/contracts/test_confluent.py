@@ -119,7 +119,7 @@ class TestConfluent(KafkaContract):
         class Slow(Consumer):
             def resume(self, partitions: list[RawPartition]) -> None:
                 super().resume(partitions)
-                time.sleep(0.5)
+                time.sleep(3.0)
 
         await bench.append(topic, numbered(10), 0)
         at = TopicPartition(topic, 0)
@@ -131,7 +131,7 @@ class TestConfluent(KafkaContract):
             await bench.append(topic, numbered(10), 0)
             await bench.delete_before(topic, 0, 15)
             await member.consumer.release([at])
-            await asyncio.sleep(0.3)  # the client finds that its position is gone, and is asked for nothing yet
+            await asyncio.sleep(1.5)  # the client finds that its position is gone, and is asked for nothing yet
             await member.consumer.hold([at])
             await until(lambda: at in member.listener.failures, "the listener is told of the failure")
             await member.consumer.release([at])

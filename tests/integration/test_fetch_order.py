@@ -72,7 +72,7 @@ async def test_a_fetch_that_runs_out_in_a_rebalance_leaves_no_gap(stage: Stage, 
         over.set()
         await asyncio.gather(*tasks)
         await one.stop()
-    assert len(chains) >= 4
+    assert len(chains) >= 3  # each of the three rounds began one
     # Nothing is ever committed here, so each assignment begins at the beginning.
     for place, offsets in chains.items():
         assert offsets == list(range(len(offsets))), place

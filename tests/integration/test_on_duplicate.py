@@ -138,10 +138,12 @@ async def test_a_copy_of_a_processed_message_whose_key_is_blocked_waits_in_its_t
     yard.send(1)
     yard.send(4)
     async with yard.run(handler) as run:
-        await run.until(lambda: yard.committed() == 5, "all are parked")
-        assert len(yard.parked()) == 4
+        # With an order of the whole partition the others wait in the log.
+        parked = 4 if ordering is Ordering.KEY else 1
+        await run.until(lambda: len(yard.parked()) == parked, "what can be parked")
         assert handler.told == []
         handler.healed = True
+        await run.until(finished(yard, 5), "all of them")
         await run.until(lambda: not yard.parked(), "an empty lot")
         yard.send(1)
         await run.until(finished(yard, 6), "one more copy, with nothing in its way")

@@ -39,7 +39,10 @@ def upgrade() -> None:
     tables: Tables = context.config.attributes["tables"]
     name = f"{tables.prefix}outbox_messages"
     dialect = op.get_context().dialect
-    table = dialect.identifier_preparer.format_table(Table(name, MetaData(), schema=tables.schema))
+    preparer = dialect.identifier_preparer
+    table = preparer.format_table(Table(name, MetaData(), schema=tables.schema))
+    if preparer._double_percents:  # noqa: SLF001 - a statement as text has its percent signs doubled once more
+        table = table.replace("%%", "%")
     statements = [_POSTGRESQL] if dialect.name == "postgresql" else _SQLITE
     for statement in statements:
         op.execute(statement.replace("{table}", table))
