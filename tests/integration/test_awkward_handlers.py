@@ -16,9 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from consumerkit import Context, Handler, Reject, Retry, fixed, header
-from consumerkit.events import AttemptFailed, MessageDeadLettered, Trouble
+from consumerkit.events import AttemptFailed, MessageDeadLettered, Trouble, WorkerStarted
 from consumerkit.outcome import Reason
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
+from tests.integration.stage import Run
 from tests.services import PostgresServer
 from tests.services.proxy import CommitProxy, Lose
 
@@ -373,9 +374,10 @@ async def test_a_server_that_is_silent_at_begin_is_left(
     assert where.hostname is not None
     assert where.port is not None
     silent: list[int] = []
+    runs: list[Run] = []
 
     def plan(number: int) -> Lose:
-        if number > 6 and len(silent) < 2:
+        if runs and runs[0].seen(WorkerStarted) and len(silent) < 2:
             silent.append(number)
             return "silence"
         return "nothing"
@@ -385,6 +387,7 @@ async def test_a_server_that_is_silent_at_begin_is_left(
     async with CommitProxy(where.hostname, where.port, plan) as proxy:
         place.url = f"postgresql+{driver}://postgres@127.0.0.1:{proxy.port}/{database}"
         async with place.run(Write(batch_size=1), transaction_timeout=1.0) as run:
+            runs.append(run)
             found = await place.until_written(run, 20)
             await run.until(lambda: place.committed() == place.ends(), "all is committed")
     assert proxy.lost == 2
