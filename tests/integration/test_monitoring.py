@@ -104,6 +104,8 @@ async def until_metric(port: int, wanted: Samples) -> Samples:
         await asyncio.sleep(0.05)
 
 
+# Its threads have Python collect what tests before it have left, such as the connection of a migration that failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_worker_is_measured(stage: MemoryStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "EVERY", 0.2)
     for number in range(20):
