@@ -4,11 +4,14 @@ Not by the administrator's client: librdkafka 2.16 reads through a null pointer 
 not the group's coordinator, as it does while that is being found, and the whole process ends (librdkafka#5315).
 """
 
+import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+_NOT_YET = (KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS)
 
 
 class CommittedOffsets:
@@ -27,7 +30,15 @@ class CommittedOffsets:
         if partitions is None:
             partitions = self._consumer.list_topics(self._topic, timeout=60).topics[self._topic].partitions
         wanted = [TopicPartition(self._topic, number) for number in partitions]
-        return {found.partition: found.offset for found in self._consumer.committed(wanted, timeout=60)}
+        end = time.monotonic() + 60
+        while True:
+            try:
+                return {found.partition: found.offset for found in self._consumer.committed(wanted, timeout=60)}
+            except KafkaException as error:
+                # A broker that has just started is no coordinator yet.
+                if error.args[0].code() not in _NOT_YET or time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
 
     def __enter__(self) -> Self:
         return self
