@@ -114,15 +114,25 @@ class Director:
             number += 1
 
     def _ready(self, trouble: bool) -> bool:
-        """Have two workers, one of whom may go, and a kill in somebody's plan where one is still missed."""
+        """Have two workers, one of whom may go, and a kill that can fall where one is still missed."""
         self._fill_up(armed=trouble)
         self._settle()
-        if trouble and self._missing() and not self._pool.loaded():
-            for member in self._pool.armed()[:1]:
-                self._pool.leave(member)
+        if trouble and self._missing() and not self._can_fall():
+            self._make_room()
             self._fill_up()
             self._settle()
         return bool(self._pool.armed()) or time.monotonic() > self._deadline
+
+    def _can_fall(self) -> bool:
+        """Whether a living member carries a kill and has been given partitions often enough for it to fall."""
+        armed = {member.pid for member in self._pool.armed()}
+        return any(member.pid in armed for member in self._pool.loaded())
+
+    def _make_room(self) -> None:
+        """Have a member that carries no kill leave: its place and its partitions go to those that carry one."""
+        loaded = {member.pid for member in self._pool.loaded()}
+        for member in [one for one in self._pool.armed() if one.pid not in loaded][:1]:
+            self._pool.leave(member)
 
     def left_undone(self) -> list[str]:
         """Say what was planned and did not happen."""
