@@ -34,8 +34,14 @@ class Hold:
     until: float = 0.0
 
     def again(self, cause: Cause, now: float) -> None:
-        """Take note of one more failure: the wait doubles, and jitter only adds to it, never past the longest."""
+        """Take note of one more failure: the wait doubles, and jitter only adds to it, never past the longest.
+
+        What fails while the place waits was sent together with what made it wait: that is one failure, or a short
+        outage under load would be followed by the longest wait.
+        """
         self.cause = cause
+        if self.until > now:
+            return
         self.failures += 1
         longest = LONGEST_WAIT / (1 + _JITTER)
         # Many processes whose topic went at one moment are not to come back at one moment.

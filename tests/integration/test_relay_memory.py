@@ -303,6 +303,21 @@ async def test_an_outage_is_waited_for_and_said(place: MemoryStage) -> None:
     assert [type(event) for event in told[:1]] == [events.OutboxHeldBack]
 
 
+async def test_what_fails_together_is_one_failure_and_waits_as_one(place: MemoryStage, clock: Clock) -> None:
+    """However much was under way when the broker went, the wait is as short as it was said to be."""
+    await place.publish(*(message(b"%d" % n, key=b"k%d" % n) for n in range(30)))
+    told: list[Event] = []
+    made = relay_of(place, MemoryProducer(place.broker), told)
+    with place.broker.outage():
+        assert await made.publish() == 0
+    (held,) = told
+    assert isinstance(held, events.OutboxHeldBack)
+    clock.now += 0.9 * held.wait
+    assert await made.publish() == 0
+    clock.now += 0.2 * held.wait
+    assert await made.publish() == 30
+
+
 async def test_what_is_held_back_does_not_hide_what_comes_behind_it(
     place: MemoryStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,8 +176,8 @@ def _general(drawn: Plan, chance: random.Random) -> Plan:
 
 
 def _calm(drawn: Plan, chance: random.Random) -> Plan:
-    """Nothing breaks: workers come and go in good order, and no message is handled twice."""
-    drawn = replace(drawn, database="postgresql", workers=2, grace=20.0, on_duplicate=False, pause=0.01)
+    """Nothing breaks: workers come and go in good order, no message is handled twice, and each duplicate is told of."""
+    drawn = replace(drawn, database="postgresql", workers=2, grace=20.0, on_duplicate=True, pause=0.01)
     drawn = replace(drawn, partitions=chance.choice([4, 6]), batch_size=chance.choice([1, 5, 50]))
     waves = _waves(drawn, chance, count=3, size=(20, 40), kinds={"ok": 1}, copies=0.0)
     chosen = ["rebalance", *(chance.choice(["rebalance", "restart", "add partitions"]) for _ in range(2))]

@@ -170,10 +170,27 @@ def test_what_is_left_or_broken_at_the_end_is_found(changes: dict[str, Any], wor
 
 
 def test_a_run_in_which_nothing_breaks_handles_nothing_twice() -> None:
-    calm = planned(profile="calm")
-    assert judged(plan=calm) == ""
-    assert "3 messages were delivered twice" in judged(plan=calm, duplicates=3)
-    assert "b were handled twice" in judged(plan=calm, calls=Counter("abbcd"))
+    calm: dict[str, Any] = {"plan": planned(profile="calm"), "published": PUBLISHED, "announced_from": frozenset()}
+    assert judged(**calm) == ""
+    assert "b were handled twice" in judged(**calm, calls=Counter("abbcd"))
+    assert "3 messages were delivered twice, and the handler was told of none" in judged(**calm, duplicates=3)
+    calm["published"] = [*PUBLISHED, Published("again", "b", 0, 1, "again b")]
+    assert "0@1 was delivered twice, though nothing broke" in judged(**calm, duplicates=1)
+
+
+def test_what_was_finished_above_an_unfinished_message_may_be_delivered_twice() -> None:
+    """It stands above the mark at which its partition is handed over; with one lane, or in order, nothing does."""
+    a, b, c, d = EFFECTS
+    calm: dict[str, Any] = {
+        "plan": planned(profile="calm"),
+        "published": [*PUBLISHED, Published("again", "b", 0, 1, "again b")],
+        "announced_from": frozenset(),
+        "duplicates": 1,
+    }
+    overtook = [b._replace(sequence=1), a._replace(sequence=2), c, d]
+    assert judged(end={"effects": overtook}, **calm) == ""
+    above = [a, c._replace(sequence=2), b._replace(sequence=3), d]
+    assert "0@1 was delivered twice" in judged(end={"effects": above}, **calm)
 
 
 def test_resends_that_run_may_die_more_than_once_and_take_effect_once() -> None:

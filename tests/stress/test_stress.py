@@ -16,8 +16,17 @@ from tests.services import PostgresServer
 from tests.stress.mutants import MUTANTS, SEEDS
 
 ROOT = Path(__file__).parents[2]
-# Seeds that have found something, or stand for a kind of run.
-KEPT = (1, 2, 6, 111)
+# Seeds that have found something, or stand for a kind of run; half a minute all together.
+KEPT = {
+    2: "relayed: an outage while thirty messages are under way",
+    6: "calm: a rebalance, a restart, a new partition",
+    111: "crossed: the same IDs in two partitions, in opposite order",
+    13590977643: "calm: two lanes, of which one is ahead when the partition is handed over",
+    16633851198: "general: pruning, a rebalance, control records, no leader",
+    16633851222: "general: two zombies",
+}
+# So long new seeds are begun; with the last one it is about a minute.
+MINUTES = 0.85
 
 
 def stress(postgres: PostgresServer, *arguments: str, within: float) -> tuple[int, str]:
@@ -31,17 +40,13 @@ def stress(postgres: PostgresServer, *arguments: str, within: float) -> tuple[in
     return done.returncode, done.stdout + done.stderr
 
 
-# Apart from `make test` until its last finding is understood: two rebalances while partitions are added may deliver a
-# message twice, which the ledger tells, though nothing broke.
-@pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_minute_of_new_seeds_finds_nothing(postgres: PostgresServer) -> None:
-    status, said = stress(postgres, "--minutes", "1", within=1700)
+    status, said = stress(postgres, "--minutes", str(MINUTES), within=1700)
     assert status == 0, said
 
 
-@pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", KEPT)

@@ -36,6 +36,17 @@ def test_a_topics_failure_holds_back_the_topic_alone(cause: Cause) -> None:
     assert holds.queues(100.5) == set()
 
 
+@pytest.mark.parametrize("causes", [[Cause.UNREACHABLE] * 20, [Cause.UNREACHABLE, Cause.MISSING] * 10])
+def test_what_fails_while_a_place_waits_is_the_same_failure(causes: list[Cause]) -> None:
+    """A shipment's messages fail together."""
+    holds = Holds()
+    found = [holds.hold(pending(number, key=b"%d" % number), cause, 100.0)[0] for number, cause in enumerate(causes)]
+    assert len(set(map(id, found))) == 1
+    assert found[0].failures == 1
+    assert found[0].until <= 101.25
+    assert holds.hold(pending(), Cause.UNREACHABLE, 102.0)[0].failures == 2
+
+
 @pytest.mark.parametrize("cause", [Cause.TOO_LARGE, Cause.UNFIT])
 def test_a_records_failure_holds_back_its_key_alone(cause: Cause) -> None:
     holds = Holds()
