@@ -6,9 +6,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from itertools import count
 from typing import Final
 
 from consumerkit.engine import letters
+from consumerkit.engine.blame import OWN, fault_in
+from consumerkit.engine.group import Group
 from consumerkit.engine.item import Item
 from consumerkit.engine.partition import Partition
 from consumerkit.engine.patience import Interrupted
@@ -22,6 +25,8 @@ from consumerkit.storage.fence import Owners
 from consumerkit.storage.parked import Kind, ParkedMessage
 
 CONVICTED_AFTER: Final = 3
+_CONNECTIONS: Final = 50
+"""Connections of a pool, at most, on which an object that is there already is looked for."""
 
 
 class Alone:
@@ -30,8 +35,11 @@ class Alone:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
-    async def run(self, item: Item) -> None:
+    async def run(self, item: Item) -> bool:
         """Run one message until its outcome is durable, or until it is parked.
+
+        Returns:
+            Whether it has not failed.
 
         Raises:
             Interrupted: The lane was told to give up; the message is not finished, unless it was reported so.
@@ -39,19 +47,19 @@ class Alone:
         """
         suspected = await self._suspect(item)
         try:
-            await self._run(item)
+            return await self._run(item)
         finally:
             # Whatever became of it, the process has survived it; only what a death leaves behind convicts.
             if suspected is not None:
                 suspected.suspects.pop(item.message.offset, None)
 
-    async def _run(self, item: Item) -> None:
+    async def _run(self, item: Item) -> bool:
         first_failed: float | None = None
         first_failed_at: datetime | None = None
         while (error := await self._attempt(item)) is not None:
             if isinstance(error, Defer):
                 await self._park(item, error, item.attempt - 1, error.seconds, first_failed_at)
-                return
+                return False
             first_failed = first_failed or time.monotonic()
             first_failed_at = first_failed_at or letters.now()
             wait = self._next_wait(error, item.attempt, time.monotonic() - first_failed)
@@ -60,12 +68,13 @@ class Alone:
             self._failed_alone(item, error, wait)
             if wait is None:
                 await self._bury(item, error, item.attempt, first_failed_at)
-                return
+                return False
             if self._runner.gate.braking or item.attempt >= self._runner.declared.retry.in_place:
                 await self._park(item, error, item.attempt, wait, first_failed_at)
-                return
+                return False
             await self._wait_in_place(item, error, wait, first_failed_at)
             item = await self._again(item)
+        return first_failed is None
 
     def _allowed(self, item: Item, error: Exception) -> bool:
         """Ask the brake for a dead letter: a Reject is a verdict, and no sign of an outage."""
@@ -150,8 +159,8 @@ class Alone:
         except Interrupted:
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a decision
-            fault = self._runner.fault(group, error)
-            if fault is not Fault.HANDLER:
+            fault = fault_in(group, error)
+            if fault not in OWN:
                 await self._runner.infrastructure(fault, error)
                 return True
             self._runner.tell.rolled_back(group, error)
@@ -260,7 +269,7 @@ class Alone:
             The handler's error, or None when the item is finished.
         """
         owners: Owners | None = None
-        while True:
+        for run in count():
             group = self._runner.group([item])
             if owners is not None and group.owners != owners:
                 # Taken anew since the decision was made: what was ahead of it may be gone, or more may be.
@@ -275,15 +284,24 @@ class Alone:
             except Exception as error:  # noqa: BLE001 - every error becomes a decision
                 if group.convicted:
                     return None
-                fault = self._runner.fault(group, error)
-                if fault is Fault.HANDLER and item.dead is None and item.parking is None:
+                if not await self._runs_again(item, group, error, run):
                     return deciding(error, Reject, Defer)
-                if fault is Fault.HANDLER:
-                    # The dead letter or the parking itself was refused: nothing may be lost, so wait for better days.
-                    fault = Fault.CAPACITY
-                await self._runner.infrastructure(fault, error)
             else:
                 return None
+        raise AssertionError("unreachable")
+
+    async def _runs_again(self, item: Item, group: Group, error: Exception, run: int) -> bool:
+        """Wait out what is not an item's fault; return False where it is."""
+        fault = fault_in(group, error)
+        if fault is Fault.PRESENT and group.reused and run < _CONNECTIONS:
+            return True  # the connection was given up, with what a message before has left there
+        if fault in OWN:
+            if item.dead is None and item.parking is None:
+                return False
+            # The dead letter or the parking itself was refused: nothing may be lost, so wait for better days.
+            fault = Fault.CAPACITY
+        await self._runner.infrastructure(fault, error)
+        return True
 
     async def _quarantine(self, item: Item) -> Exception | None:
         """Bury a message whose event is too old for the ledger, if the brake allows it; else park it."""

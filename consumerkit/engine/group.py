@@ -40,6 +40,8 @@ class Group:
         current: The index of the item whose code runs, else None.
         handled: Handler calls made.
         handling: Whether the user's code runs, or was running when something failed.
+        theirs: Whether the transaction's statements are the user's: the handler's, or what its session flushes.
+        reused: Whether the connection has served a transaction before.
         item_began: When the last item's code began, by the monotonic clock.
         guard: Watches over the session while the user's code holds it.
         proof: What proves that a row of the ledger is this transaction's; see `Dialect.proof`.
@@ -71,6 +73,8 @@ class Group:
         self.current: int | None = None
         self.handled = 0
         self.handling = False
+        self.theirs = False
+        self.reused = False
         self.guard = Guard()
         self.token = uuid4().hex
         self.begun: Settings | None = None

@@ -13,6 +13,8 @@ from typing import Final
 # What a COMMIT costs, in handler calls: measured between 20 (a handler of several statements) and 300 (one ORM add).
 COMMIT_COST: Final = 200.0
 _MEMORY: Final = 500.0
+# Messages that cannot share a transaction are found by a group that fails: seldom enough to cost little.
+_PATIENCE: Final = 32.0
 
 
 class Pace:
@@ -23,13 +25,14 @@ class Pace:
         batch_time: Seconds of handling at which a group should be over.
     """
 
-    __slots__ = ("_failures", "_seconds", "batch_size", "batch_time")
+    __slots__ = ("_failures", "_most", "_seconds", "batch_size", "batch_time")
 
     def __init__(self, batch_size: int, batch_time: float) -> None:
         self.batch_size = batch_size
         self.batch_time = batch_time
         self._failures = 0.0
         self._seconds = 0.0
+        self._most: float | None = None
 
     def succeeded(self, handled: int, seconds: float) -> None:
         """Learn from a group that was committed after `seconds` of handling."""
@@ -37,14 +40,22 @@ class Pace:
             self._failures *= max(0.0, 1 - handled / _MEMORY)
             weight = min(1.0, handled / 50)
             self._seconds += weight * (seconds / handled - self._seconds)
+            if self._most is not None:
+                self._most += handled / _PATIENCE
 
     def failed(self) -> None:
         """Learn that one message failed its group."""
         self._failures += (1 - self._failures) / _MEMORY
 
+    def crowded(self, size: int) -> None:
+        """Learn that a message succeeded alone that had failed after `size` others in one transaction."""
+        self._most = float(size)
+
     def size(self) -> int:
         """Return how many messages the next group may take."""
         size = float(self.batch_size)
+        if self._most is not None:
+            size = min(size, self._most)
         if self._failures > 0:
             size = min(size, sqrt(2 * COMMIT_COST / self._failures))
         if self._seconds > 0:

@@ -1,9 +1,10 @@
 """Claim, handle, retry, bury: what becomes of the messages that a lane holds. The order here is correctness.
 
 A group that fails is rolled back whole. Where the failure is one message's, those before it are run again as a group,
-then it alone, then the others; where nobody can be blamed, the group is run once more with a flush after each message,
-and if that does not tell, each message alone. Blame within a group may be wrong (one message's bad row can be flushed
-by another's query), so only a failure alone counts as an attempt. Nothing waits inside a transaction.
+then it alone, then the others. Where no message can be blamed, the group is run once more with a flush after each
+message; if that does not tell, or if none of the messages ran, the group is halved until one message is alone. Blame
+within a group may be wrong (one message's bad row can be flushed by another's query), so only a failure alone counts as
+an attempt. Nothing waits inside a transaction.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dataclasses import replace
 
 from consumerkit.engine import letters
 from consumerkit.engine.alone import Alone
+from consumerkit.engine.blame import OWN, fault_in
 from consumerkit.engine.group import Group
 from consumerkit.engine.item import Item
 from consumerkit.engine.patience import Interrupted
+from consumerkit.engine.plan import Step, around, halves
 from consumerkit.engine.runner import Runner
 from consumerkit.engine.transaction import StaleFound
 from consumerkit.error_tree import deciding
@@ -37,8 +40,8 @@ class Pipeline:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._alone = Alone(runner)
-        # The sizes of the next groups, where a failure decided them; negative: with a flush after each message.
-        self._plan: deque[int] = deque()
+        # The next groups, where a failure decided them.
+        self._plan: deque[Step] = deque()
         # Whether messages of a group were found to get at each other's changes.
         self._apart = False
         # The messages that the ledger was found not to know, and whose events are too old for it.
@@ -59,7 +62,7 @@ class Pipeline:
         if self._runner.gate.braking:
             return 1
         # Never 0: a lane that took nothing would not wait, and the event loop would turn no more.
-        return max(1, abs(self._plan[0])) if self._plan else self._runner.pace.size()
+        return max(1, self._plan[0].size) if self._plan else self._runner.pace.size()
 
     async def run(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Run messages, in order, at most `size()` of them; return those to be given again, before any later ones.
@@ -70,22 +73,22 @@ class Pipeline:
         """
         if self._runner.gate.braking:
             self._plan.clear()
-        planned = self._plan.popleft() if self._plan else None
-        careful = planned is not None and planned < 0
+        step = self._plan.popleft() if self._plan else Step(len(messages))
         items = await self._prepared(messages)
         if not items:
             return ()
         funded = self._park_behind(items)
         try:
-            return await self._run(items, funded, careful=careful)
+            return await self._run(items, funded, step)
         finally:
             self._runner.refund(items)
 
-    async def _run(self, items: list[Item], funded: int, *, careful: bool) -> Sequence[Message]:
+    async def _run(self, items: list[Item], funded: int, step: Step) -> Sequence[Message]:
         if len(items) == 1:
-            await self._alone.run(items[0])
+            if await self._alone.run(items[0]) and step.after:
+                self._runner.pace.crowded(step.after)
             return ()
-        group = self._runner.group(items, careful=careful, apart=self._apart)
+        group = self._runner.group(items, careful=step.careful, apart=self._apart)
         group.funded = funded
         try:
             await self._runner.transact(group)
@@ -97,7 +100,7 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - every error becomes a decision
             again = [item.message for item in items if item not in group.convicted]
             if again:
-                await self._failed(group, error, min(len(again), len(group.items)))
+                await self._failed(group, error, step._replace(size=min(len(again), len(group.items))))
             return again
         return [item.message for item in items[len(group.items) :]]
 
@@ -166,32 +169,32 @@ class Pipeline:
             return None
         return message.topic, message.partition, message.key
 
-    async def _failed(self, group: Group, error: Exception, size: int) -> None:
-        """Decide how the `size` messages of a group that failed are grouped next."""
-        fault = self._runner.fault(group, error)
+    async def _failed(self, group: Group, error: Exception, step: Step) -> None:
+        """Decide how the messages of a group that failed are grouped next; `step` has as many as are to run again."""
+        fault = fault_in(group, error)
         if group.guard.crowded:
             self._apart = True
-            self._plan = deque([size])
-        elif fault is Fault.HANDLER or (fault is Fault.UNFIT and group.current is not None):
+            self._plan = deque([step])
+        elif fault in OWN or (fault is Fault.UNFIT and group.current is not None):
             # The messages before the one whose code met it are run first; alone, it holds the handler.
             self._runner.tell.rolled_back(group, error)
-            self._plan = self._split(group, error, size)
+            self._plan = self._split(group, error, step, crowded=fault is Fault.PRESENT)
         elif fault is Fault.CONFLICT:
             self._runner.tell.rolled_back(group, error)
-            self._plan = _halves(size)
+            self._plan = halves(step.size)
             await self._runner.patience.pause(random.uniform(0.005, 0.05))
         else:
             await self._runner.infrastructure(fault, error)
 
-    def _split(self, group: Group, error: Exception, size: int) -> deque[int]:
-        """Return the sizes of the groups to come, after a failure that is somebody's fault."""
+    def _split(self, group: Group, error: Exception, step: Step, *, crowded: bool) -> deque[Step]:
+        """Return the groups to come, after a failure that is a message's fault."""
         at = self._blamed(group, error)
         if at is not None:
             self._runner.pace.failed()
-            return deque([at, 1] if at else [1])
-        if self._runner.declared.is_batch:
-            return _halves(size)
-        return deque([1] * size if group.careful else [-size])
+            return around(at, crowded=crowded)
+        if self._runner.declared.is_batch or step.careful or step.halving or not group.handled:
+            return halves(step.size, halving=True)
+        return deque([step._replace(careful=True)])
 
     def _blamed(self, group: Group, error: Exception) -> int | None:
         """Return the index of the item at fault, where that is known."""
@@ -231,8 +234,3 @@ class Pipeline:
         """Drop what was decided about messages that the lane does not hold any more."""
         self._plan.clear()
         self._stale.clear()
-
-
-def _halves(size: int) -> deque[int]:
-    # A group that `batch_time` cut may be down to one message.
-    return deque([size // 2, size - size // 2] if size > 1 else [1])

@@ -17,22 +17,12 @@ from consumerkit.engine.partition import Partition, Partitions
 from consumerkit.engine.patience import Interrupted, Patience
 from consumerkit.engine.prepare import Preparer
 from consumerkit.engine.telling import Tell
-from consumerkit.engine.transaction import LedgerMoved, TransactionEnded
+from consumerkit.engine.transaction import TransactionEnded
 from consumerkit.engine.unit_of_work import UnitOfWork
-from consumerkit.error_tree import is_a, leaves
-from consumerkit.errors import (
-    CommitsLost,
-    CommitUnknown,
-    ConfigurationError,
-    Fenced,
-    Reject,
-    SessionUnfit,
-    TablesReplaced,
-    Unavailable,
-)
+from consumerkit.errors import CommitsLost, CommitUnknown, Fenced, Unavailable
 from consumerkit.failpoints import reach
 from consumerkit.message import Message, TopicPartition
-from consumerkit.storage.faults import Fault, fault_of
+from consumerkit.storage.faults import Fault
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.parked import ParkedMessage
 from consumerkit.storage.progress import Lane
@@ -250,24 +240,6 @@ class Runner:
         if lost is not None:
             self.books.doubt(group.owners, lost)
             raise Interrupted from lost
-
-    def fault(self, group: Group, error: Exception) -> Fault:
-        """Return whose fault the failure of a group is."""
-        if isinstance(error, LedgerMoved):
-            return Fault.CONFLICT
-        if isinstance(error, TablesReplaced) or (isinstance(error, ConfigurationError) and not group.handling):
-            return Fault.DEPLOY
-        found = leaves(error)
-        if any(is_a(leaf, Unavailable) for leaf in found):
-            return Fault.CAPACITY
-        if group.guard.unfit is not None or any(is_a(leaf, SessionUnfit) for leaf in found):
-            return Fault.UNFIT
-        in_handler = group.handling or group.guard.commit.in_hook
-        if group.sound and any(is_a(leaf, Reject) for leaf in found):
-            # Said on purpose, whatever error it was said about: of another database, or undone by a savepoint.
-            others = (fault_of(leaf, in_handler=in_handler) for leaf in found if not is_a(leaf, Reject))
-            return next((fault for fault in others if fault is not Fault.HANDLER), Fault.HANDLER)
-        return fault_of(error, in_handler=in_handler)
 
     async def infrastructure(self, fault: Fault, error: Exception) -> None:
         """Wait out what is no message's fault; it never counts as an attempt."""

@@ -44,6 +44,8 @@ class Transaction:
         reach("before_begin")
         connection = session.connection(execution_options={**self._options, OPTION: group.guard})
         ledger = self._ledger
+        group.reused = bool(connection.info.setdefault(_SERVED, False))
+        connection.info[_SERVED] = True
         location.remember(session, ledger.tables)
         location.refuse_translation(connection, ledger.tables)
         for item in group.items:
@@ -62,6 +64,7 @@ class Transaction:
             repeated = [item.digest for item in group.items if item.verdict is Verdict.REPEAT and item.digest]
             group.recalled = ledger.results(connection, repeated)
         group.guard.set_local = group.guard.set_session = False  # what was seen until now is ours
+        group.theirs = True
 
     def _resume(self, connection: Connection, item: Item, parked: ParkedMessage) -> None:
         """Lock a parked message; its ID was claimed when it was parked, unless it had none then."""
@@ -201,6 +204,7 @@ class Transaction:
             raise TransactionEnded("the handler ended the transaction behind its session's back")
         session.flush()
         self._end_handling(connection, group)
+        group.theirs = False
         if group.released:
             ledger.dialect.release(connection, ledger.consumer, group.released)
         ledger.relapse(connection, group.relapsed)
@@ -351,6 +355,7 @@ class Transaction:
         return [parked[at] for at in same]
 
 
+_SERVED = "consumerkit.served"
 _SETTLED = {
     Verdict.RUN: "processed",
     Verdict.DUPLICATE: "another message of its ID was there before",

@@ -91,7 +91,7 @@ class AsyncUnitOfWork:
                     raise Unavailable(f"the database has not answered for {waited:.0f} s") from error
                 if group.handling and not group.guard.ended and not being_cancelled():
                     await session.run_sync(self._transaction.check, group)
-                if not group.sound and (_is_lost(error, group) or group.guard.broken):
+                if (not group.sound and (_is_lost(error, group) or group.guard.broken)) or _is_littered(error, group):
                     await session.invalidate()
                 raise_contained(error, cancelled=being_cancelled())
             finally:
@@ -225,7 +225,7 @@ class SyncUnitOfWork:
                 group.guard.open = False
                 if group.handling and not group.guard.ended:
                     self._transaction.check(session, group)
-                if group.guard.broken:
+                if group.guard.broken or _is_littered(error, group):
                     session.invalidate()
                 elif not group.sound and _is_lost(error, group):
                     session.invalidate()
@@ -310,6 +310,11 @@ def _outcome(work: Callable[[], object]) -> BaseException | None:
 
 def _is_lost(error: BaseException, group: Group) -> bool:
     return fault_of(error, in_handler=group.handling) is Fault.CONNECTION
+
+
+def _is_littered(error: BaseException, group: Group) -> bool:
+    """Tell whether a connection may keep an object that a message before has left there."""
+    return group.reused and fault_of(error, in_handler=group.handling) is Fault.PRESENT
 
 
 def _rearm(timeout: asyncio.Timeout, seconds: float) -> None:

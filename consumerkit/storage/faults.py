@@ -23,6 +23,7 @@ class Fault(Enum):
     CONFLICT = "another transaction was in the way: run this one again"
     CAPACITY = "the database is full or overloaded: wait"
     DEPLOY = "a table, column or right is missing: stop, a person must act"
+    PRESENT = "an object is there already: run the message by itself, on a connection without what others left there"
     UNFIT = "the session cannot hold one transaction: pause, a person must act"
     HANDLER = "the handler's own"
 
@@ -51,6 +52,13 @@ _BY_STATE = {
     # What a statement with bad data raises within class 42 is the handler's: a cast or an operator that does not fit.
     "42804": Fault.HANDLER,  # datatype_mismatch
     "42846": Fault.HANDLER,  # cannot_coerce
+    # What another message of the transaction, or one before on the connection, has made.
+    "42P03": Fault.PRESENT,  # duplicate_cursor
+    "42P05": Fault.PRESENT,  # duplicate_prepared_statement
+    "42P06": Fault.PRESENT,  # duplicate_schema
+    "42P07": Fault.PRESENT,  # duplicate_table
+    "42710": Fault.PRESENT,  # duplicate_object
+    "42723": Fault.PRESENT,  # duplicate_function
 }
 # Where PL/pgSQL, PL/Python, PL/Perl and PL/Tcl raise what their code tells them to.
 _RAISERS = frozenset({"exec_stmt_raise", "PLy_output", "do_util_elog", "plperl_util_elog", "pltcl_elog"})

@@ -172,6 +172,7 @@ def connection_lost_and_swallowed(scene: Scene) -> None:
 
 TABLE = "CREATE TEMP TABLE limited (n int PRIMARY KEY CHECK (n > 0), t varchar(2), parent int REFERENCES limited)"
 C, X, F, D, H = Fault.CONNECTION, Fault.CONFLICT, Fault.CAPACITY, Fault.DEPLOY, Fault.HANDLER
+P = Fault.PRESENT
 
 ROWS = {
     # The connection is gone, or is not to the primary.
@@ -206,6 +207,13 @@ ROWS = {
     "schema missing": Row("3F000", D, sql("CREATE TABLE nowhere.t (n int)")),
     "right missing": Row("42501", D, sql("SET LOCAL ROLE pg_monitor", "SELECT * FROM consumerkit_consumers")),
     "statement unreadable": Row("42601", D, sql("SELEC 1")),
+    # Made before in the transaction, or left on the connection.
+    "cursor there": Row("42P03", P, sql(*2 * ["DECLARE a CURSOR FOR SELECT 1"])),
+    "statement prepared there": Row("42P05", P, sql(*2 * ["PREPARE a AS SELECT 1"])),
+    "schema there": Row("42P06", P, sql(*2 * ["CREATE SCHEMA a"])),
+    "table there": Row("42P07", P, sql(*2 * ["CREATE TEMP TABLE a (n int)"])),
+    "type there": Row("42710", P, sql(*2 * ["CREATE TYPE pg_temp.a AS ENUM ('b')"])),
+    "function there": Row("42723", P, sql(*2 * ["CREATE FUNCTION pg_temp.a() RETURNS int LANGUAGE sql AS 'SELECT 1'"])),
     # A backup is restored under a running worker; a database that never was there is found at the start.
     "database missing": Row("3D000", C, raised("3D000")),
     # The handler's own.

@@ -98,3 +98,18 @@ def test_a_group_is_never_empty_and_never_too_large(
         else:
             pace.succeeded(*one)
         assert 1 <= pace.size() <= batch_size
+
+
+def test_messages_that_cannot_share_a_transaction_run_alone_and_a_group_is_tried_now_and_then() -> None:
+    pace = Pace(batch_size=500, batch_time=0.5)
+    pace.crowded(1)
+    tried = 0
+    for _ in range(320):
+        if pace.size() > 1:
+            tried += 1
+            pace.crowded(1)
+        pace.succeeded(1, 0.001)
+    assert 5 <= tried <= 10
+    for _ in range(1000):
+        pace.succeeded(pace.size(), 0.0001 * pace.size())
+    assert pace.size() == 500
