@@ -10,6 +10,7 @@ from typing import Any
 
 from consumerkit import Brake, DeadLetter, Ordering, Retry, fixed
 from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork
+from consumerkit.errors import StartError
 from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.transports.memory_group import MemoryConsumer
 from consumerkit.worker import Worker
@@ -18,6 +19,8 @@ from tests.stress.journal import Journal
 from tests.stress.plan import Plan
 
 _PATIENCE = 90.0
+# Faults during which a server cannot be reached.
+_AWAY = ("terminate", "terminate busy", "outage", "backup", "restore")
 
 
 @dataclass
@@ -108,7 +111,7 @@ class Crew:
     gates: dict[str, Gate] = field(default_factory=dict)
     _count: int = 0
 
-    async def start(self, at: int | None = None) -> Mate:
+    def start(self, at: int | None = None) -> Mate:
         """Start a worker, in the place of another where `at` says so."""
         self._count += 1
         name = f"w{self._count}"
@@ -161,9 +164,16 @@ class Crew:
             await asyncio.wait_for(asyncio.shield(mate.task), _PATIENCE)
 
     def check(self) -> None:
-        """Raise what ended a worker that was not told to."""
-        for mate in self.mates:
+        """Raise what ended a worker that was not told to.
+
+        One that could not start while a fault kept it from a server is started again, as a supervisor does.
+        """
+        for at, mate in enumerate(self.mates):
             if mate.task.done() and not mate.stopping.is_set() and not mate.task.cancelled():
+                if isinstance(mate.task.exception(), StartError) and self.plan.has(*_AWAY):
+                    self.journal.fired["start again"] += 1
+                    self.start(at)
+                    continue
                 mate.task.result()
                 raise AssertionError(f"{mate.name} ended by itself")
 

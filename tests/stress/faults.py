@@ -41,14 +41,14 @@ async def terminate_busy(run: Run, step: Step) -> None:
 async def restart(run: Run, step: Step) -> None:
     """Stop a worker in good order, and start another."""
     await run.crew.stop(step.number)
-    await run.crew.start(step.number)
+    run.crew.start(step.number)
     run.journal.fired[step.what] += 1
 
 
 async def cancel(run: Run, step: Step) -> None:
     """Cancel a worker, and start another."""
     await run.crew.cancel(step.number)
-    await run.crew.start(step.number)
+    run.crew.start(step.number)
     run.journal.fired[step.what] += 1
 
 

@@ -100,7 +100,7 @@ class Run:
     async def _carry_out(self) -> None:
         backlog = self.plan.profile == "crossed"
         if not backlog:
-            await self._start()
+            self._start()
         for step in self.plan.steps:
             await self.called_more(step.after)
             if step.what == "send":
@@ -108,7 +108,7 @@ class Run:
             else:
                 await faults.FAULTS[step.what](self, step)
         if backlog:
-            await self._start()
+            self._start()
         await self.until_quiet()
         self._judge()
         if any(one.state == "dead" for one in self.last.dead):
@@ -117,9 +117,9 @@ class Run:
             await self.until_quiet()
             self._judge()
 
-    async def _start(self) -> None:
+    def _start(self) -> None:
         for _ in range(self.plan.workers):
-            await self.crew.start()
+            self.crew.start()
 
     def send(self, wave: tuple[Given, ...]) -> None:
         """Append messages to the log."""
