@@ -137,7 +137,7 @@ class Alone:
         """
         rows, began = [parked], time.monotonic()
         while rows and await (self._retried(rows[0]) if len(rows) == 1 else self._drained(rows)):
-            if time.monotonic() - began > self._runner.declared.batch_time and self._runner.books.others_due():
+            if time.monotonic() - began > self._runner.declared.batch_time and self._runner.books.others_wait():
                 # Those would be late. The next of this key was made due in the transaction before, behind them.
                 return
             rows = await self._runner.books.next_parked(rows[-1])

@@ -67,9 +67,9 @@ class LaneBooks:
         """See `Books.deliver`."""
         await self._engine.fences.deliver(partition, parked, begins=begins)
 
-    def others_due(self) -> bool:
-        """See `Books.others_due`."""
-        return self.lane.has_due
+    def others_wait(self) -> bool:
+        """See `Books.others_wait`."""
+        return self.lane.has_more
 
     async def next_parked(self, parked: ParkedMessage) -> list[ParkedMessage]:
         """See `Books.next_parked`; where the database does not answer, the watch for what is due finds them later."""

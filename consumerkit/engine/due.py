@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from consumerkit import events
 from consumerkit.engine import letters
 from consumerkit.engine.fences import InTransaction
+from consumerkit.engine.lane import MOST_DUE
 from consumerkit.engine.partition import Partitions
 from consumerkit.event_wait import wait_until_set
 from consumerkit.events import Announcer
@@ -19,6 +20,7 @@ from consumerkit.storage.parked import ParkedMessage
 from consumerkit.storage.parking import ParkingLot
 
 AT_ONCE: Final = 100
+WHERE_ALL_ARE_FULL: Final = 0.5
 SHORTEST_SLEEP: Final = 0.05
 LONGEST_SLEEP: Final = 5.0
 
@@ -26,13 +28,17 @@ LONGEST_SLEEP: Final = 5.0
 class DueWatch:
     """Hands the parked messages of an engine's partitions to their lanes when they are due.
 
+    A lane takes so many and no more, and what it does not take holds up no other lane: beside the longest overdue, each
+    look reads a page further on, until it has seen all that is due.
+
     Args:
         handler: The handler's name, for the announcements.
         lot: The parking lot.
         run: Runs work in a transaction of its own.
         partitions: What is assigned.
         announce: Told what happened.
-        give: Called with each message that is due.
+        lanes: How many lanes there are.
+        give: Called with each message that is due; tells whether its lane has taken it.
     """
 
     def __init__(
@@ -42,14 +48,17 @@ class DueWatch:
         run: InTransaction,
         partitions: Partitions,
         announce: Announcer,
-        give: Callable[[ParkedMessage], None],
+        lanes: int,
+        give: Callable[[ParkedMessage], bool],
     ) -> None:
         self._handler = handler
         self._lot = lot
         self._run = run
         self._partitions = partitions
         self._announce = announce
+        self._most = lanes * MOST_DUE
         self._give = give
+        self._passed: ParkedMessage | None = None
         self._given: set[int] = set()
         self._wake = asyncio.Event()
 
@@ -80,26 +89,34 @@ class DueWatch:
     async def _look(self) -> float:
         """Hand out what is due; return for how many seconds there is nothing to do."""
         names = [partition.name for partition in self._partitions.owned()]
-        if not names or len(self._given) > AT_ONCE:
+        if not names or len(self._given) >= self._most:
             # What is handed out is in memory; when a lane is through with some of it, there is room for more.
             return LONGEST_SLEEP
         due, next_due = await self._run(lambda connection: self._read(connection, names))
-        for parked in due:
-            if parked.id not in self._given:
-                self._hand_out(parked)
+        taken = [parked for parked in due if parked.id not in self._given and self._hand_out(parked)]
         await asyncio.sleep(SHORTEST_SLEEP)
+        if due and not taken and self._passed is None:
+            return WHERE_ALL_ARE_FULL
         return LONGEST_SLEEP if next_due is None else min(LONGEST_SLEEP, max(SHORTEST_SLEEP, next_due))
 
     def _read(self, connection: Connection, names: list[TopicPartition]) -> Any:
         due = self._lot.due(connection, names, AT_ONCE, without=self._given)
+        if len(due) == AT_ONCE:
+            more = self._lot.due(connection, names, AT_ONCE, without=self._given, after=self._passed or due[-1])
+            self._passed = more[-1] if len(more) == AT_ONCE else None
+            due += more
+        else:
+            self._passed = None
         return due, self._lot.next_due(connection, names, without=self._given | {one.id for one in due})
 
-    def _hand_out(self, parked: ParkedMessage) -> None:
+    def _hand_out(self, parked: ParkedMessage) -> bool:
         message = parked.message
         partition = self._partitions.get((message.topic, message.partition))
         if partition is None or partition.owner is None:
-            return
+            return False
         # Whoever put it there, as a redrive does: it blocks its key from now on.
         partition.park(message, parked.id)
+        if not self._give(parked):
+            return False
         self._given.add(parked.id)
-        self._give(parked)
+        return True

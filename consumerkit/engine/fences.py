@@ -34,6 +34,8 @@ class Fences:
     """Runs work in a transaction of its own, READ COMMITTED: what is parked is read after the wait for the fence."""
     tokens: dict[TopicPartition, bytes] = field(default_factory=dict)
     """The tokens that this process wrote last."""
+    spent: list[Lane] = field(default_factory=list)
+    """Full lanes whose rows can be taken out with the next marks."""
     any_key: bool = False
     """Whether what is parked waits behind whatever is parked of its partition, and not of its key only."""
 
@@ -159,10 +161,13 @@ class Fences:
                     del found[one.name]
             if not progress.are_kept(connection, tables, consumer, known):
                 raise CommitsLost("the database has lost transactions that it had acknowledged")
+            progress.drop_lanes(connection, tables, consumer, spent)
             return progress.advance(connection, tables, consumer, found), known
 
         epochs = {one.name: one.offsets.epoch for one in held}
+        spent = list(self.spent)
         gone, known = await self.run(work)
+        self.spent[:] = [lane for lane in self.spent if lane not in spent]
         for one in held:
             if one.name in written and one.name not in gone and one.offsets.epoch == epochs[one.name]:
                 one.mark = written[one.name].offset
@@ -179,7 +184,8 @@ class Fences:
     async def end(self, lanes: Sequence[Lane]) -> None:
         """Take out what is kept about lanes that have ended."""
         dialect, tables, consumer = self._place
-        await self.run(lambda connection: progress.forget_lanes(connection, dialect, tables, consumer, lanes))
+        ended = [*lanes, *self.spent]
+        await self.run(lambda connection: progress.forget_lanes(connection, dialect, tables, consumer, ended))
 
     async def touch(self, lanes: Sequence[Lane]) -> None:
         """Keep what is known of lanes that have nothing to do."""

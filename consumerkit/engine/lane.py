@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from consumerkit.engine.gate import Gate
 from consumerkit.engine.partition import CAREFUL_SIZE, Partitions
@@ -14,11 +16,18 @@ from consumerkit.engine.solitude import Solitude
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.parked import ParkedMessage
 
+MOST_DUE: Final = 100
+"""Messages that are due and wait for their turn; more stay in the database."""
+DUE_IN_A_ROW: Final = 10
+"""Messages that are due and run one after another while fresh ones wait."""
+
 
 class Lane:
     """Takes what is waiting and runs it; a batch is what is there, never waited for.
 
-    What is due from the parking lot goes first. Messages of a partition that is not ready are set aside, in order.
+    What is due from the parking lot goes first, but fresh messages have their turn after some of it, or after
+    `batch_time`: what is due may never end, and fresh messages may be what it waits for. Messages of a partition that
+    is not ready are set aside, in order.
 
     Args:
         pipeline: What runs the messages.
@@ -54,21 +63,31 @@ class Lane:
         self._retrying: ParkedMessage | None = None
         self._wake = asyncio.Event()
         self._fresh_first = False
+        self._due_in_a_row = 0
+        self._due_since = 0.0
         self._stopping = False
 
     def put(self, message: Message) -> None:
         """Add a message to what is waiting."""
         self.waiting.append(message)
 
-    def put_due(self, parked: ParkedMessage) -> None:
-        """Add a parked message that is due."""
+    def put_due(self, parked: ParkedMessage) -> bool:
+        """Add a parked message that is due, if there is room for it."""
+        if len(self._due) >= MOST_DUE:
+            return False
         self._due.append(parked)
         self._wake.set()
+        return True
 
     @property
     def has_due(self) -> bool:
         """Whether parked messages that are due wait for their turn."""
         return bool(self._due)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether anything else waits for its turn."""
+        return bool(self._due or self.waiting)
 
     def wake(self) -> None:
         """Have the lane look at what is waiting."""
@@ -92,10 +111,20 @@ class Lane:
             self._interrupted.clear()
         # Due ones first; but a probe must not always be one that failed before, when good ones may be waiting.
         self._fresh_first = self._gate.braking and bool(self.waiting) and not self._fresh_first
-        if self._due and not self._fresh_first:
+        if self._due and not self._fresh_first and not self._fresh_is_owed():
+            self._due_since = self._due_since if self._due_in_a_row else time.monotonic()
+            self._due_in_a_row += 1
             await self._retry(self._due.popleft())
         else:
+            self._due_in_a_row = 0
             await self._turn(self._take(self.pipeline.size()))
+
+    def _fresh_is_owed(self) -> bool:
+        """Whether fresh messages wait and enough of what is due has run since their last turn."""
+        if not self.waiting or not self._due_in_a_row:
+            return False
+        lasted = time.monotonic() - self._due_since
+        return self._due_in_a_row >= DUE_IN_A_ROW or lasted > self.pipeline.batch_time
 
     async def _retry(self, parked: ParkedMessage) -> None:
         self._retrying = parked

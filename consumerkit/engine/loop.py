@@ -87,7 +87,7 @@ class Engine:
             name, consumer, self.partitions, fences, first_runs, announce, self._taken, self._given_up, self.lanes
         )
         self.committer = Committer(name, consumer, self.partitions, fences, announce, self)
-        self.due = DueWatch(name, fences.lot, fences.run, self.partitions, announce, self._give)
+        self.due = DueWatch(name, fences.lot, fences.run, self.partitions, announce, len(works), self._give)
         self._topics = TopicWatch(name, consumer, self.partitions, announce, self.ownership.doubt)
         self._solitude = solitude
         self.gate = Gate(name, declared.brake, announce)
@@ -206,8 +206,8 @@ class Engine:
             return hash(message.key) % count
         return next(self._turns)
 
-    def _give(self, parked: ParkedMessage) -> None:
-        self._lanes[self._choose(parked.message)].put_due(parked)
+    def _give(self, parked: ParkedMessage) -> bool:
+        return self._lanes[self._choose(parked.message)].put_due(parked)
 
     def _taken(self, partition: Partition) -> None:
         """Let a partition's messages begin that was taken over."""
@@ -229,7 +229,7 @@ class Engine:
     def verified(self, lanes: Collection[progress.Lane]) -> None:
         """Take note of lanes that the database has, in the transaction in which it has taken the marks."""
         for lane in self._lanes:
-            lane.pipeline.retire(lanes)
+            self.fences.spent.extend(lane.pipeline.retire(lanes))
 
     def fenced(self, names: Collection[TopicPartition], error: Exception) -> None:
         """Take note of partitions that are not ours any more."""

@@ -57,6 +57,11 @@ class Pipeline:
         """When the transaction under way began, by the monotonic clock."""
         return self._runner.busy_since
 
+    @property
+    def batch_time(self) -> float:
+        """Seconds of handling after which a turn is over."""
+        return self._runner.declared.batch_time
+
     def size(self) -> int:
         """Return how many messages the next `run` may take."""
         if self._runner.gate.braking:
@@ -216,14 +221,18 @@ class Pipeline:
         """How many transactions of this lane are durable, under its present identity and under those it had."""
         return [self._runner.lane, *self._runner.retired]
 
-    def retire(self, verified: Collection[Lane]) -> None:
-        """Forget identities that the lane had, once all of their transactions were found.
+    def retire(self, verified: Collection[Lane]) -> list[Lane]:
+        """Forget identities that the lane had, once all of their transactions were found; return the full ones.
 
-        Not before the present one has a transaction: a database that loses the older ones then loses that one, too.
+        No transaction of a full one is under way, so its row can be taken out. Nothing is forgotten before the present
+        one has a transaction: a database that loses the older ones then loses that one, too.
         """
         present = self._runner.lane
-        if present.sequence and present in verified:
-            self._runner.retired = [lane for lane in self._runner.retired if lane not in verified]
+        if not present.sequence or present not in verified:
+            return []
+        gone = [lane for lane in self._runner.retired if lane in verified]
+        self._runner.retired = [lane for lane in self._runner.retired if lane not in verified]
+        return [lane for lane in gone if lane.full]
 
     def begin_anew(self) -> None:
         """Count from the beginning, as a lane that nobody has seen before."""

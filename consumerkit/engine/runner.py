@@ -52,8 +52,8 @@ class Books(Protocol):
     async def deliver(self, partition: Partition, parked: ParkedMessage, *, begins: bool) -> None:
         """Write down, durably, that a run of a parked message begins, or that the process has survived it."""
 
-    def others_due(self) -> bool:
-        """Return whether other parked messages that are due wait for this lane."""
+    def others_wait(self) -> bool:
+        """Return whether other messages wait for this lane: parked ones that are due, or fresh ones."""
         ...
 
     async def next_parked(self, parked: ParkedMessage) -> list[ParkedMessage]:
@@ -176,9 +176,11 @@ class Runner:
         """Take note that a group's transaction is durable, unless its lane has begun anew meanwhile."""
         if group.lane is not None and group.lane == self.lane:
             self.lane = group.lane.next
+            if self.lane.full:
+                self._leave_lane()
 
     def _leave_lane(self) -> None:
-        """Begin a new lane: nobody can tell at which number the present one stands, but it is no lower than this."""
+        """Begin a new lane: the present one is full, or stands at a number that is no lower than is known."""
         self.retired.append(self.lane)
         self.lane = Lane.new()
 

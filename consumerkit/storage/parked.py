@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from hashlib import blake2b
@@ -42,6 +42,7 @@ class ParkedMessage:
         attempts: Invocations that failed alone.
         deliveries: Runs that were begun and of which nothing is known: the process died.
         wait: Seconds until it is due; None where it waits behind another.
+        due_at: When it is due, as it was read; None where it was not.
         first_failed_at: When the first attempt failed; None before.
         failing_for: Seconds since then, on the database's clock.
         error_type, error, stack: The last failure.
@@ -57,6 +58,7 @@ class ParkedMessage:
     attempts: int = 0
     deliveries: int = 0
     wait: float | None = None
+    due_at: datetime | None = field(default=None, compare=False)
     first_failed_at: datetime | None = None
     failing_for: float = 0.0
     error_type: str = ""
@@ -128,6 +130,7 @@ def parked_in(row: Any, sealer: Sealer | None) -> ParkedMessage:
         attempts=row.attempts,
         deliveries=row.deliveries,
         wait=None if row.late is None else -float(row.late),
+        due_at=row.due_at,
         first_failed_at=row.first_failed_at,
         failing_for=float(row.failing_for or 0.0),
         error_type=row.error_type,

@@ -18,6 +18,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal,
     select,
     tuple_,
     update,
@@ -225,13 +226,24 @@ class ParkingLot:
         return found
 
     def due(
-        self, connection: Connection, partitions: Collection[TopicPartition], limit: int, *, without: Collection[int]
+        self,
+        connection: Connection,
+        partitions: Collection[TopicPartition],
+        limit: int,
+        *,
+        without: Collection[int],
+        after: ParkedMessage | None = None,
     ) -> list[ParkedMessage]:
-        """Return what is due in these partitions, the longest overdue first, leaving out some numbers."""
+        """Return what is due in these partitions, the longest overdue first, leaving out some numbers.
+
+        With `after` only what was due later than that one.
+        """
         c = self.tables.parked_messages.c
         query = self._of(self._select(), partitions).where(c.due_at <= self.dialect.in_seconds(0.0))
         if without:
             query = query.where(c.id.not_in(without))
+        if after is not None:
+            query = query.where(tuple_(c.due_at, c.id) > tuple_(literal(after.due_at, c.due_at.type), after.id))
         rows = connection.execute(query.order_by(c.due_at, c.id).limit(limit))
         return [parked_in(row, self.tables.sealer) for row in rows]
 

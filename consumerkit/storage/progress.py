@@ -23,6 +23,9 @@ from consumerkit.storage.tables import Tables
 
 LANE_BYTES: Final = 16
 LANE_KEPT: Final = 7 * 86_400.0
+# A row that changes with each transaction leaves a version behind for each, which an old snapshot keeps. Measured after
+# 11,000 transactions beside one: an update reads 193 buffers, and 6 of a row that has seen some hundred.
+LANE_LENGTH: Final = 300
 _MARGIN: Final = 1.0  # beyond the seconds since the log's end was asked for
 
 
@@ -57,6 +60,11 @@ class Lane(NamedTuple):
     def next(self) -> Lane:
         """The same lane after one more transaction."""
         return self._replace(sequence=self.sequence + 1)
+
+    @property
+    def full(self) -> bool:
+        """Whether its row has changed often enough: the next transaction is another lane's first."""
+        return self.sequence >= LANE_LENGTH
 
 
 class Mark(NamedTuple):
@@ -246,6 +254,15 @@ def forget_lanes(
     ended = c.lane.in_([lane.id for lane in lanes])
     left = c.moved_at < dialect.in_seconds(-LANE_KEPT)
     connection.execute(delete(table).where(c.consumer == consumer, ended | left))
+
+
+def drop_lanes(connection: Connection, tables: Tables, consumer: int, lanes: Collection[Lane]) -> None:
+    """Take out the rows of full lanes: the database is known to have their successors' transactions, too."""
+    if not lanes:
+        return
+    c = tables.lane_progress.c
+    gone = delete(tables.lane_progress).where(c.consumer == consumer, c.lane.in_([lane.id for lane in lanes]))
+    connection.execute(gone)
 
 
 def touch_lanes(connection: Connection, tables: Tables, consumer: int, lanes: Iterable[Lane]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,6 +12,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from consumerkit import Brake, Context, Events, Ordering, Retry, fixed, header
+from consumerkit.engine import due, lane
+from consumerkit.errors import Defer
 from consumerkit.events import AttemptFailed, GroupCommitted, PartitionInDoubt, PartitionTaken
 from consumerkit.message import TopicPartition
 from consumerkit.redrive import Selection, redrive
@@ -566,3 +569,77 @@ def hold_fence(yard: Yard, partition: int) -> "psycopg.Connection[tuple[object, 
     number = fence.number(DEFAULT_TABLES.within("public"), 1, TopicPartition(TOPIC, partition))
     connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", [number])
     return connection
+
+
+# What waits never holds what can run.
+
+
+class UntilGone(Trial):
+    """Defers all until a fresh message has come, which is behind them."""
+
+    def decide(self, kind: str, message_id: str, attempt: int) -> None:
+        if kind == "go":
+            self.healed = True
+        elif not self.healed:
+            raise Defer(0.01, "not yet")
+
+
+async def test_fresh_messages_have_their_turn_however_much_is_due(yard: Yard) -> None:
+    handler = UntilGone(concurrency=1, batch_size=5)
+    for number in range(24):
+        yard.send(number, key=b"%d" % number)
+    yard.send("go", "go", key=b"go")
+    async with yard.run(handler) as run:
+        await run.until(lambda: len(yard.effects()) == 25, "all effects")
+    assert not yard.parked()
+    yard.check()
+
+
+async def test_a_key_with_much_behind_it_leaves_fresh_messages_their_turn(yard: Yard) -> None:
+    handler = Slow(retry=LONG, concurrency=1, batch_size=5, batch_time=0.05)
+    for number in range(200):
+        yard.send(number, "defer:3600:2" if number == 0 else "ok", key=b"long")
+    async with yard.run(handler) as run:
+        await run.until(lambda: len(yard.parked()) == 200, "the parking")
+        yard.execute("UPDATE consumerkit_parked_messages SET due_at = now() WHERE message_id = 'p-0'")
+        await run.until(lambda: len(yard.effects()) > 10, "some of what waited")
+        yard.send("fresh", key=b"fresh")
+        await run.until(lambda: len(yard.effects()) == 201, "all effects")
+    effects = yard.effects()
+    assert effects.index("fresh") < 190
+    assert [n for n in effects if n != "fresh"] == [str(n) for n in range(200)]
+    yard.check()
+
+
+class Gated(Trial):
+    """Fails the first attempts; then those of one lane wait until the other lane's is through."""
+
+    def __init__(self, **declared: Any) -> None:
+        super().__init__(**declared)
+        self.through = asyncio.Event()
+
+    async def handle(self, event: Payment, context: Context) -> None:
+        await super().handle(event, context)
+        if context.message_id == "p-other":
+            self.through.set()
+        else:
+            await self.through.wait()
+
+
+async def test_what_is_due_of_a_busy_lane_makes_no_other_lane_late(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (due, lane):
+        monkeypatch.setattr(module, "MOST_DUE", 5)
+    monkeypatch.setattr(due, "AT_ONCE", 5)
+    handler = Gated(retry=Retry(attempts=5, wait=fixed(3600)), concurrency=2)
+    keys = [b"%d" % number for number in range(200)]
+    busy = [key for key in keys if hash(key) % 2 == 0][:22]
+    [other, *_] = [key for key in keys if hash(key) % 2 == 1]
+    for number, key in enumerate(busy):
+        yard.send(number, "fail:1", key=key)
+    yard.send("other", "fail:1", key=other)
+    async with yard.run(handler, transaction_timeout=600.0) as run:
+        await run.until(yard.holds(23), "the parking")
+        # All due, the other lane's last.
+        yard.execute("UPDATE consumerkit_parked_messages SET due_at = now() - interval '1 hour' + id * interval '1 ms'")
+        await run.until(lambda: len(yard.effects()) == 23, "all effects")
+    yard.check()

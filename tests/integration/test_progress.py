@@ -16,6 +16,7 @@ from consumerkit.engine import topic_watch
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.events import CommitsLost, GroupCommitted, PartitionStopped, PartitionTaken, PositionDiffers
 from consumerkit.message import TopicPartition
+from consumerkit.storage import progress
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.pruning import Pruning
 from consumerkit.storage.tables import DEFAULT_TABLES
@@ -576,3 +577,27 @@ async def test_a_message_that_is_stuck_keeps_what_came_after_it_from_being_settl
         gate.set()
         await place.until_written(run, 40)
     await place.close()
+
+
+async def test_a_lane_takes_a_new_row_after_some_hundred_transactions(
+    place: MemoryStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LANE_LENGTH", 4)
+    for number in range(30):
+        place.append(number, partition=0)
+    async with _ran(place, 30, Write(batch_size=1, concurrency=1)) as run:
+        for number in range(30, 34):
+            place.append(number, partition=0)
+            await place.until_written(run, number + 1)
+            await run.until(lambda: place.committed() == place.ends(), "its offset")
+        lanes = [row.sequence for row in await _execute(place, "SELECT sequence FROM consumerkit_lane_progress")]
+        # The rows of those that are full are taken out, once their successors' are known to be there.
+        assert len(lanes) <= 3
+        assert max(lanes) <= 4
+        # What the database has lost is noticed all the same.
+        await _execute(place, "DELETE FROM consumerkit_lane_progress")
+        place.append(34, partition=0)
+        place.append(35, partition=0)
+        await run.until(lambda: bool(run.seen(CommitsLost)), "that commits were lost")
+        await place.until_written(run, 36)
+    assert await _ids_of(place) == list(range(36))
