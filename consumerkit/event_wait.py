@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import Final
+
+_LEAST: Final = 1.0
 
 
 async def wait_until_set(event: asyncio.Event, within: float | None) -> bool:
@@ -21,3 +25,13 @@ async def wait_until_set(event: asyncio.Event, within: float | None) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def remaining(end: float) -> float:
+    """Return the seconds until a moment of the monotonic clock; one second where it is nearer or past.
+
+    Example:
+        >>> remaining(time.monotonic() - 5.0)
+        1.0
+    """
+    return max(_LEAST, end - time.monotonic())

@@ -44,6 +44,7 @@ class Group:
         reused: Whether the connection has served a transaction before.
         item_began: When the last item's code began, by the monotonic clock.
         guard: Watches over the session while the user's code holds it.
+        begun_at: When its transaction began, by the monotonic clock; None while it waits for its turn.
         proof: What proves that a row of the ledger is this transaction's; see `Dialect.proof`.
         dead: What was buried, known after `Transaction.close`.
         clashes: Messages that were parked beside another one that names the same place, known then, too.
@@ -78,6 +79,7 @@ class Group:
         self.guard = Guard()
         self.token = uuid4().hex
         self.begun: Settings | None = None
+        self.begun_at: float | None = None
         self.proof = ""
         self.dead: list[DeadMessage] = []
         self.clashes: list[Clash] = []

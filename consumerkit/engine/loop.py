@@ -31,6 +31,7 @@ from consumerkit.engine.telling import Tell
 from consumerkit.engine.topic_watch import TopicWatch
 from consumerkit.engine.unit_of_work import UnitOfWork
 from consumerkit.errors import CommitsLost
+from consumerkit.event_wait import remaining
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
 from consumerkit.handler import Ordering
@@ -41,6 +42,8 @@ from consumerkit.transports.base import Consumer, Position
 
 _log = logging.getLogger(__name__)
 FETCH_TIMEOUT = 0.5
+LEAVING = 5.0
+"""Seconds of a grace that are kept for leaving the group, or a quarter of a short one."""
 
 
 class Engine:
@@ -284,30 +287,34 @@ class Engine:
     async def stop(self, grace: float) -> bool:
         """Finish the transactions under way, commit, and leave the group.
 
+        Transactions get most of `grace`, and what follows gets the rest, so that a broker that is away does not make
+        the whole of it longer.
+
         Returns:
-            Whether all of it was done within `grace` seconds; otherwise what was left is rolled back.
+            Whether all transactions were done in time; otherwise what was left is rolled back.
         """
         reach("in_shutdown_drain")
+        end = time.monotonic() + grace
         self._stopping = True
         for lane in self._lanes:
             lane.stop()
         self._assignments.drain_timeout = 0.0
         lanes, others = self._tasks[: len(self._lanes)], self._tasks[len(self._lanes) :]
-        late = (await asyncio.wait(lanes, timeout=grace))[1] if lanes else set()
+        late = (await asyncio.wait(lanes, timeout=grace - min(LEAVING, grace / 4)))[1] if lanes else set()
         for task in {*late, *others[1:]}:
             task.cancel()
         if others:
             # The fetch under way is waited out, never cancelled; a thread that is stuck in a handler is not waited for.
-            await asyncio.wait({*late, *others}, timeout=5.0)
+            await asyncio.wait({*late, *others}, timeout=remaining(end))
         for task in self._tasks:  # `run` raises the first error; a second lane that cannot run adds nothing to it
             if task.done() and not task.cancelled() and not isinstance(error := task.exception(), HandlerHalted | None):
                 _log.error("handler %r: a part of its engine failed", self.declared.name, exc_info=error)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.consumer.stop(), 15.0)
-        await self._assignments.settle(10.0)
+            await asyncio.wait_for(self.consumer.stop(), remaining(end))
+        await self._assignments.settle(remaining(end))
         # What stays of them harms nobody, and is taken out when it is old.
         with suppress(Exception):
-            async with asyncio.timeout(GIVE_BACK_TIMEOUT):
+            async with asyncio.timeout(min(GIVE_BACK_TIMEOUT, remaining(end))):
                 await self.fences.end(self.lanes())
         for work in self._works:
             work.close()
@@ -316,4 +323,5 @@ class Engine:
     def oldest_transaction(self) -> float:
         """Return how many seconds the oldest transaction under way has taken."""
         now = time.monotonic()
-        return max((now - lane.pipeline.busy_since for lane in self._lanes if lane.pipeline.busy_since), default=0.0)
+        began = [lane.pipeline.busy_since or now for lane in self._lanes]
+        return max((now - one for one in began if one < now), default=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from consumerkit.declaration import Declaration
 from consumerkit.engine import letters
@@ -26,6 +26,9 @@ from consumerkit.storage.faults import Fault
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.parked import ParkedMessage
 from consumerkit.storage.progress import Lane
+
+LONGEST_TURN: Final = 60.0
+"""Seconds for which a transaction waits for a connection and for its turn; more is a standstill."""
 
 
 class Books(Protocol):
@@ -97,12 +100,23 @@ class Runner:
         self.books = books
         self.gate = gate
         self.pace = Pace(declared.batch_size, declared.batch_time)
-        self.busy_since: float | None = None
+        self._under_way: tuple[Group, float] | None = None
         self.lane = Lane.new()
         self.retired: list[Lane] = []
         self._work = work
         self.preparer = Preparer(declared, clock)
         self.contexts = FreshContexts()
+
+    @property
+    def busy_since(self) -> float | None:
+        """When the transaction under way began, by the monotonic clock; from any thread.
+
+        Waiting for one's turn is no transaction, so one that has not begun counts from when its turn is long overdue.
+        """
+        if (under_way := self._under_way) is None:
+            return None
+        group, asked = under_way
+        return asked + LONGEST_TURN if group.begun_at is None else group.begun_at
 
     async def prepare(self, message: Message, attempt: int = 1) -> Item | None:
         """Return the item for a message, or None for one to skip; waits while the codec is in trouble."""
@@ -143,7 +157,8 @@ class Runner:
     async def transact(self, group: Group) -> None:
         """Run one transaction and account for what it made durable."""
         self.patience.check()
-        self.busy_since = began = time.monotonic()
+        began = time.monotonic()
+        self._under_way = group, began
         try:
             await self._work.run(group)
         except TransactionEnded as error:
@@ -161,7 +176,7 @@ class Runner:
             self.books.doubt(group.owners, error)
             raise Interrupted from error
         finally:
-            self.busy_since = None
+            self._under_way = None
         self._moved_on(group)
         reach("after_commit")
         if group.dead:

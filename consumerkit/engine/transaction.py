@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -52,6 +53,7 @@ class Transaction:
             item.hold, item.revived, item.claimed = None, False, False
         fences = fence.numbers(ledger.tables, ledger.consumer, group.owners)
         group.begun = ledger.dialect.begin(connection, self._limits, group.token, fences)
+        group.begun_at = time.monotonic()
         reach("after_begin")
         if group.items[0].parked is None:
             self._claim(connection, group)

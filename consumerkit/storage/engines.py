@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy import URL, Engine, Pool, QueuePool, create_engine
 from sqlalchemy.exc import NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -122,6 +122,11 @@ class Database:
     def _engine(self) -> Engine:
         return self._engines()[0]
 
+    @property
+    def pooled(self) -> int | None:
+        """How many connections the pool gives at once; None where it sets no limit."""
+        return min((most for engine in self._engines() if (most := _most(engine.pool)) is not None), default=None)
+
     def __repr__(self) -> str:
         # Without the query, which may hold a password too.
         return f"Database({self._engine().url.set(query={}).render_as_string(hide_password=True)})"
@@ -221,6 +226,14 @@ class Database:
                 await engine.dispose()
             else:
                 engine.dispose()
+
+
+def _most(pool: Pool) -> int | None:
+    """Return how many connections a pool gives at once; SQLAlchemy has no public name for what may overflow."""
+    if not isinstance(pool, QueuePool):
+        return None
+    size, overflow = pool.size(), pool._max_overflow  # noqa: SLF001
+    return None if size == 0 or overflow < 0 else size + overflow
 
 
 def _set_up(engine: Engine) -> None:

@@ -140,6 +140,11 @@ async def located(given: Database, tables: Tables) -> Tables:
     return await _asked(given, lambda session: find(session.connection(), tables))
 
 
+def connections(lanes: int) -> int:
+    """Return how many connections a process may use at once: its lanes', the relay's, and two for marks and retries."""
+    return lanes + 3
+
+
 async def database(
     given: Database,
     dialect: Dialect,
@@ -147,18 +152,20 @@ async def database(
     declarations: Sequence[Declaration],
     *,
     adopted: Collection[str],
-    connections: int,
+    lanes: int,
+    processes: int,
 ) -> dict[str, int]:
     """Check tables and connections, and bind the handlers' names; return each handler's number.
 
     Raises:
         StartError: A table is missing, a name is bound elsewhere, or the database cannot be used.
     """
+    _pool(given.pooled, connections(lanes))
 
     def work(session: Session) -> dict[str, int]:
         schema.check(session, tables)
         server.check(session.connection(), tables)
-        _connections(dialect.most_connections(session.connection()), connections)
+        _connections(dialect.most_connections(session.connection()), processes * connections(lanes))
         numbers = {
             declared.name: consumers.bind(
                 session,
@@ -204,6 +211,14 @@ def _left_behind(session: Session, tables: Tables, declared: Declaration, number
             declared.name,
             count,
             topic,
+        )
+
+
+def _pool(most: int | None, needed: int) -> None:
+    if most is not None and needed > most:
+        raise StartError(
+            f"database: this worker may need {needed} connections at once (lanes + 3), and the engine's pool gives "
+            f"{most}; make it with pool_size={needed}, or lower concurrency"
         )
 
 

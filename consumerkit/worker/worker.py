@@ -23,6 +23,7 @@ from consumerkit.declaration import Declaration, declare_all
 from consumerkit.engine.loop import Engine as HandlerEngine
 from consumerkit.engine.runner import HandlerHalted
 from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
+from consumerkit.event_wait import remaining
 from consumerkit.events import Announcer, Observer
 from consumerkit.expiry import Expiry
 from consumerkit.handler import AnyHandler
@@ -64,7 +65,8 @@ class Worker:
         memory_budget: Bytes of messages in hand, for each handler, above which nothing is fetched.
         transaction_timeout: Seconds after which a handler call, a statement or a COMMIT is given up.
         drain_timeout: Seconds in which messages in hand are finished when a partition is taken away.
-        grace: Seconds in which `stop` finishes what is under way; the rest is rolled back, and delivered again.
+        grace: Seconds in which `stop` finishes what is under way and leaves the groups; the rest is rolled back, and
+            delivered again.
         stall_timeout: Seconds without a sign of life from the event loop, a consumer or a transaction (beyond
             `transaction_timeout`) after which the process ends itself, to be restarted.
         retention: For how long the ledger remembers a processed message ID: seconds, a timedelta, or None for ever.
@@ -114,8 +116,7 @@ class Worker:
         checks.arguments(kafka, tables, observers)
         self.grace = grace
         self.processes = 1
-        self._lanes = sum(declared.concurrency for declared in self.declarations)
-        self.database = Database(database, connections=self._lanes + 3)
+        self.database = Database(database, connections=checks.connections(self._lanes))
         checks.drivers(self.declarations, self.database)
         self.transport: Transport = kafka.connect() if isinstance(kafka, Kafka) else kafka
         self._limits = Limits(statement=transaction_timeout, lock=transaction_timeout / 2, idle=transaction_timeout)
@@ -135,6 +136,10 @@ class Worker:
         self._watchdog: Watchdog | None = None
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._failed: asyncio.Future[None] | None = None
+
+    @property
+    def _lanes(self) -> int:
+        return sum(declared.concurrency for declared in self.declarations)
 
     def only(self, names: Collection[str]) -> None:
         """Consume for these handlers alone; before the start.
@@ -212,7 +217,8 @@ class Worker:
             self.tables,
             self.declarations,
             adopted=self._adopted,
-            connections=self.processes * (self._lanes + 3),
+            lanes=self._lanes,
+            processes=self.processes,
         )
         checks.parked(self.payload_retention, self.declarations)
         pruning = Pruning(self.tables, self.dialect)
@@ -222,7 +228,7 @@ class Worker:
     async def _abandon(self) -> None:
         for engine in self._engines:
             with suppress(Exception):
-                await engine.stop(0.0)
+                await engine.stop(_LAST_STEPS)
         self._engines.clear()
         await self.database.dispose()
 
@@ -298,14 +304,16 @@ class Worker:
             Whether everything under way was finished within `grace`.
         """
         began = time.monotonic()
+        end = began + self.grace
         answers = await asyncio.gather(*(engine.halted or engine.stop(self.grace) for engine in self._engines))
         if self._relay is not None:
             self._relay.stop()
         if self._forgetting is not None:
             self._forgetting.stop()
-        _, late = await asyncio.wait(self._tasks, timeout=_LAST_STEPS) if self._tasks else (set(), set())
+        within = min(_LAST_STEPS, remaining(end))
+        _, late = await asyncio.wait(self._tasks, timeout=within) if self._tasks else (set(), set())
         for task in late:
-            _log.warning("%s did not end within %.0f s and was cancelled", self._tasks[task], _LAST_STEPS)
+            _log.warning("%s did not end within %.0f s and was cancelled", self._tasks[task], within)
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._watchdog is not None:

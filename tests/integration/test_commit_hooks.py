@@ -362,7 +362,7 @@ async def test_a_session_that_cannot_be_closed_leaves_no_transaction_open(
         raise Boom
 
     kind.close = close  # type: ignore[method-assign, assignment]
-    engine = create_async_engine(place.url, pool_size=2, max_overflow=0)
+    engine = create_async_engine(place.url, pool_size=5, max_overflow=0)
 
     async def fail(context: Context) -> None:
         await context.session.flush()

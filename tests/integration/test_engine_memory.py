@@ -2,17 +2,20 @@
 
 import asyncio
 import gc
+import sqlite3
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 
-from consumerkit import Context, Events, Ordering, header
+from consumerkit import Context, Events, Handler, Ordering, header
 from consumerkit.errors import ConsumerkitError, Unavailable
 from consumerkit.events import (
     GroupCommitted,
@@ -20,8 +23,12 @@ from consumerkit.events import (
     HandlerStopped,
     MessagesSkipped,
     PartitionsRevoked,
+    PartitionTaken,
+    WorkerStopped,
 )
+from consumerkit.handler import AnyHandler
 from consumerkit.transports.memory_group import MemoryConsumer
+from tests.integration import memory_stage
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 from tests.services import PostgresServer
 
@@ -376,3 +383,74 @@ async def test_a_worker_whose_last_handler_cannot_run_ends(place: MemoryStage) -
     async with place.run(Write(look_elsewhere)) as run:
         with pytest.raises(ConsumerkitError, match=r"^handler 'write' stopped, and no other is left: .*nowhere"):
             await asyncio.wait_for(run.task, 120)
+
+
+# Waiting for one's turn, and a stop that keeps its grace.
+
+
+class PlainWrite(Handler[bytes]):
+    name = "plain"
+    topic = TOPIC
+    message_id = header("id")
+
+    def handle(self, event: bytes, context: Context[Session]) -> None:
+        context.session.add(memory_stage.line(context))
+
+
+@pytest.mark.parametrize("handler", [Write(), PlainWrite()], ids=["coroutine", "plain"])
+async def test_waiting_for_the_turn_to_write_is_no_transaction(tmp_path: Path, handler: AnyHandler) -> None:
+    file = tmp_path / "lines.sqlite"
+    place = MemoryStage(f"sqlite:///{file}")
+    await place.create_tables()
+    async with place.run(handler) as run:
+        await run.until(lambda: len(run.seen(PartitionTaken)) == 4, "all partitions")
+        [engine] = run.worker._engines
+        with closing(sqlite3.connect(file, isolation_level=None)) as another:
+            another.execute("BEGIN IMMEDIATE")
+            place.append(1)
+            runner = engine._lanes[0].pipeline.runner
+            await run.until(lambda: runner.busy_since is not None, "the wait for the turn")
+            await asyncio.sleep(0.3)
+            # Otherwise a process whose database is busy elsewhere would be ended by its watchdog.
+            assert engine.oldest_transaction() == 0.0
+            another.execute("ROLLBACK")
+        await place.until_written(run, 1)
+    await place.close()
+
+
+async def test_a_transaction_counts_from_its_beginning(place: MemoryStage) -> None:
+    gate = Gate()
+    place.append(1)
+    async with place.run(Write(gate)) as run:
+        await gate.reached.wait()
+        [engine] = run.worker._engines
+        await run.until(lambda: engine.oldest_transaction() > 0.2, "a transaction that lasts")
+        gate.opened.set()
+        await place.until_written(run, 1)
+
+
+async def test_a_stop_keeps_its_grace_whatever_does_not_answer(
+    place: MemoryStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that is away keeps the client from leaving its group; the wait for that is part of the grace."""
+    left = asyncio.Event()
+    stop = MemoryConsumer.stop
+
+    async def silent(self: MemoryConsumer) -> None:
+        left.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await stop(self)
+
+    monkeypatch.setattr(MemoryConsumer, "stop", silent)
+    gate = Gate()
+    place.append(1)
+    async with place.run(Write(gate), grace=2.0, transaction_timeout=600.0) as run:
+        await gate.reached.wait()
+        run.stopping.set()
+        assert not await run.task
+    assert left.is_set()
+    # Without the bound it is the grace and fifteen seconds for the client, at least.
+    [stopped] = run.seen(WorkerStopped)
+    assert stopped.seconds < 15

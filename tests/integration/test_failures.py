@@ -243,7 +243,7 @@ async def test_two_messages_of_one_group_on_one_row_both_count(stage: Stage) -> 
         "INSERT INTO balances VALUES ('x', 0), ('y', 0)",
     )
     stage.send([payment(n, account="xy"[n % 2], amount=n, partition=n % 2) for n in range(300)])
-    async with stage.run(Mover(stage)) as run:
+    async with stage.run(Mover(stage, batch_time=60.0)) as run:
         await run.until(stage.finished(300), "all effects")
     balances = {row["account"]: row["balance"] for row in stage.rows("SELECT * FROM balances")}
     assert balances == {"x": sum(range(0, 300, 2)), "y": sum(range(1, 300, 2))}

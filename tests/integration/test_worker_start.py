@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import NullPool, create_engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
@@ -218,3 +218,37 @@ async def test_a_worker_that_runs_already(place: MemoryStage) -> None:
         with pytest.raises(StartError) as caught:
             await worker.start()
         assert str(caught.value) == "this worker runs already; build another one"
+
+
+@pytest.mark.parametrize("size, overflow", [(1, 0), (2, 2), (4, 0)])
+async def test_a_pool_in_which_something_would_wait_for_ever(place: MemoryStage, size: int, overflow: int) -> None:
+    engine = create_async_engine(place.url, pool_size=size, max_overflow=overflow)
+    line = await refusal(place.make(Write(concurrency=2), database=engine))
+    assert line == (
+        "database: this worker may need 5 connections at once (lanes + 3), and the engine's pool gives "
+        f"{size + overflow}; make it with pool_size=5, or lower concurrency"
+    )
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        {"pool_size": 5, "max_overflow": 0},
+        {"pool_size": 0},
+        {"pool_size": 1, "max_overflow": -1},
+        {"poolclass": NullPool},
+    ],
+)
+async def test_a_pool_that_is_large_enough_empties_the_outbox_too(place: MemoryStage, pool: dict[str, Any]) -> None:
+    async def publish(context: Context[Any]) -> None:
+        await context.session.flush()
+        context.publish("out", value=b"v", key=b"k")
+
+    place.broker.create_topic("out", 1)
+    for number in range(40):
+        place.append(number, key=b"%d" % number)
+    engine = create_async_engine(place.url, **pool)
+    async with place.run(Write(publish, concurrency=2), database=engine) as run:
+        await run.until(lambda: place.broker.logs.topics["out"].partitions[0].end == 40, "all that was published")
+    await engine.dispose()
