@@ -46,9 +46,9 @@ test-crash: $(VENV)/.dev  ## the full fault matrix: every named kill, each trans
 	@$(BIN)/python -m tests.services --prepare
 	$(BIN)/python -m pytest tests/crash tests/integration/test_benchmarks.py --matrix --timeout=1800 $(PYTEST_ARGS)
 
-test-mutants: $(VENV)/.dev  ## the crash tests and the stress must fail on a product without one of its rules
+test-mutants: $(VENV)/.dev  ## each rule taken out of the product: its test, the stress or a crash run must fail
 	@$(BIN)/python -m tests.services --prepare
-	$(BIN)/python -m pytest tests/crash/test_mutants.py tests/stress --matrix $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/mutants tests/stress tests/crash/test_mutants.py --matrix $(PYTEST_ARGS)
 
 stress: $(VENV)/.dev  ## new seeds of the stress for MINUTES (30), or one again: make stress SEED=n
 	@$(BIN)/python -m tests.services --prepare

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.engine.guard import OPTION, guard
 from consumerkit.engine.statements import ending
-from consumerkit.errors import TransactionMisused
+from consumerkit.errors import SessionOver, SessionUnfit, TransactionMisused
 from consumerkit.storage.engines import Database
 
 ENDS = [
@@ -205,6 +205,31 @@ def test_a_savepoint_of_the_handlers_own_is_none_of_our_business(session: Sessio
     nested = session.begin_nested()
     nested.commit()
     watch.check()
+
+
+def test_a_second_transaction_of_the_session_is_refused_and_remembered(engine: Engine) -> None:
+    """Also where nothing is written in it; the session's class, a mapper or a bind key may have sent it there."""
+    other = create_engine("sqlite://")
+    try:
+        with Session(engine) as session:
+            watch = guard(session, engine)
+            session.execute(text("SELECT 1"))
+            with pytest.raises(SessionUnfit, match="began a second transaction"):
+                session.execute(text("SELECT 1"), bind_arguments={"bind": other})
+            with pytest.raises(SessionUnfit, match="began a second transaction"):
+                watch.check()
+    finally:
+        other.dispose()
+
+
+def test_a_session_that_is_over_refuses(engine: Engine) -> None:
+    with Session(engine) as session:
+        watch = guard(session, engine)
+        session.execute(text("SELECT 1"))
+        watch.end("shop")
+        session.rollback()
+        with pytest.raises(SessionOver, match="after the transaction was over"):
+            session.execute(text("SELECT 1"))
 
 
 def test_a_guard_that_is_open_no_more_lets_us_commit(session: Session) -> None:

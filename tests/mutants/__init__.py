@@ -1,0 +1,1 @@
+"""The product with one rule taken out, and the test that must then fail: `make test-mutants`."""

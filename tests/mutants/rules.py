@@ -1,0 +1,306 @@
+"""Which test guards which rule: each row takes one rule out of the product's text, and names the test that then fails.
+
+S1 to S17 are rules of the transaction, its order and its IDs; the others are those on which all rest. A rule with
+several sides has several rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One rule taken out.
+
+    Attributes:
+        rule: Its name.
+        left_out: What the product does not do any more.
+        file: Where that stands.
+        old: The text that stands there, once.
+        new: What stands there instead.
+        test: The test that must fail.
+        word: What its failure must say, so that it fails for this reason.
+    """
+
+    rule: str
+    left_out: str
+    file: str
+    old: str
+    new: str
+    test: str
+    word: str
+
+
+INTEGRATION = "tests/integration"
+UNIT = "tests/unit"
+
+MUTANTS = (
+    Mutant(
+        "S1",
+        "a page of the outbox begins at its lowest row, whatever was read before",
+        "consumerkit/relay/rows.py",
+        "        del self._acknowledged[: len(acknowledged)]\n",
+        """        del self._acknowledged[: len(acknowledged)]
+        if isinstance(found, Page):
+            beyond = [one for one in found.pending if one.sequence > getattr(self, "_last", 0)]
+            self._last = max((one.sequence for one in beyond), default=0)
+            return found._replace(pending=beyond)
+""",
+        f"{INTEGRATION}/test_relay_order.py"
+        "::test_a_lower_sequence_that_is_committed_late_is_not_overtaken[other-nothing waits]",
+        "[b'm2', b'm1'] == [b'm1', b'm2']",
+    ),
+    Mutant(
+        "S1",
+        "the messages of a key are sent one after another",
+        "consumerkit/relay/shipment.py",
+        "        if key is None or key not in keys:",
+        "        if True:",
+        f"{INTEGRATION}/test_relay_memory.py::test_each_keys_messages_go_one_after_another[sqlite]",
+        "assert 500 == 50",
+    ),
+    Mutant(
+        "S2",
+        "where a first run begins is stored before anything is read",
+        "consumerkit/engine/first_runs.py",
+        "            record = await self._fences.decide_first_run(*topic, wanted)",
+        "            record = wanted",
+        f"{INTEGRATION}/test_first_run.py::test_a_death_between_two_take_overs_changes_nothing[sqlite-False-latest]",
+        "Left contains 6 more items",
+    ),
+    Mutant(
+        "S2",
+        "a partition that was added later begins at its start",
+        "consumerkit/engine/first_runs.py",
+        "        if found is None or found.offset is not None or found.source is Source.START:\n"
+        "            return found\n",
+        "        found = found or FirstStart(Source.END, None, _now())\n        if found.offset is not None:\n"
+        "            return found\n",
+        f"{INTEGRATION}/test_first_run.py::test_a_partition_that_is_added_is_read_from_its_start[sqlite-True-latest]",
+        "Right contains 10 more items",
+    ),
+    Mutant(
+        "S3",
+        "a second transaction of the handler's session is refused",
+        "consumerkit/engine/session_guard.py",
+        """        else:
+            self.unfit = (
+                f"the session began a second transaction""",
+        """        else:
+            return
+            self.unfit = (
+                f"the session began a second transaction""",
+        f"{UNIT}/engine/test_guard.py::test_a_second_transaction_of_the_session_is_refused_and_remembered",
+        "DID NOT RAISE SessionUnfit",
+    ),
+    Mutant(
+        "S4",
+        "a schema_translate_map that reaches our tables is refused",
+        "consumerkit/storage/location.py",
+        "        if name in given and given[name] != name:",
+        "        if False:",
+        f"{INTEGRATION}/test_table_names.py::test_a_map_that_reaches_our_tables_is_refused_at_the_start[default]",
+        "DID NOT RAISE",
+    ),
+    Mutant(
+        "S4",
+        "locks are numbered by the schema in which the tables were found",
+        "consumerkit/storage/fence.py",
+        "{tables.identity(tables.partition_progress)}",
+        "{(tables.configured or tables).schema}",
+        f"{INTEGRATION}/test_table_names.py::test_one_set_of_tables_has_one_fence_however_it_is_configured",
+        "assert 2 == 1",
+    ),
+    Mutant(
+        "S5",
+        "what a handler has set is set back before our statements",
+        "consumerkit/storage/dialects/settings.py",
+        "    if found == settings.ours:\n",
+        "    if True:\n",
+        f"{INTEGRATION}/test_handler_settings.py"
+        "::test_no_setting_of_a_handler_reaches_us_or_what_comes_later[psycopg-role-SET LOCAL]",
+        "permission denied for table consumerkit_",
+    ),
+    Mutant(
+        "S6",
+        "a set, whose bytes depend on the process, is no message ID",
+        "consumerkit/value_bytes.py",
+        "        SET: isinstance(value, Set),\n",
+        "",
+        f"{UNIT}/test_value_bytes.py::test_a_value_whose_bytes_would_not_be_the_value_is_refused_where_only_the_value_tells",
+        "DID NOT RAISE",
+    ),
+    Mutant(
+        "S6",
+        "the parts of a set are sorted in a fingerprint",
+        "consumerkit/value_bytes.py",
+        'b"".join(sorted(map(_canonical, value)))',
+        'b"".join(map(_canonical, value))',
+        f"{UNIT}/test_value_bytes.py::test_a_fingerprint_is_the_same_in_every_process",
+        "= len({'",
+    ),
+    Mutant(
+        "S6",
+        "fingerprints of two versions are not compared",
+        "consumerkit/engine/transaction.py",
+        "        if item.fingerprint_version == known[1]:\n",
+        "        if True:\n",
+        f"{INTEGRATION}/test_fingerprint_versions.py",
+        "assert 0 == 1",
+    ),
+    Mutant(
+        "S7",
+        "a number that is too large for seconds is one of a smaller unit",
+        "consumerkit/engine/prepare.py",
+        "_UNITS: Final = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))",
+        "_UNITS: Final = ((1e11, 1e3),)",
+        f"{INTEGRATION}/test_event_time.py::test_what_is_read_as_a_time",
+        "== 1700000000.123456",
+    ),
+    Mutant(
+        "S8",
+        "ages are told by the database's clock",
+        "consumerkit/engine/database_clock.py",
+        "        return None if self._ahead is None else time.monotonic() + self._ahead\n",
+        "        return None if self._ahead is None else time.time()\n",
+        f"{UNIT}/engine/test_database_clock.py::test_a_workers_clock_that_is_days_off_changes_nothing",
+        "it is told by the worker's clock",
+    ),
+    Mutant(
+        "S8",
+        "a flood of stale messages asks the brake",
+        "consumerkit/engine/transaction.py",
+        "            raise StaleFound(*found)\n        for item in unknown:\n            if not item.aged:\n",
+        "            pass\n        for item in unknown:\n            if True:\n",
+        f"{INTEGRATION}/test_event_time.py::test_a_flood_of_stale_messages_asks_the_brake",
+        "the brake: not within",
+    ),
+    Mutant(
+        "S9",
+        "what is raised after COMMIT was answered undoes nothing",
+        "consumerkit/engine/ending.py",
+        "                self.tell(handler, error)\n            return\n",
+        "                raise error\n            return\n",
+        f"{UNIT}/engine/test_ending.py::test_what_is_raised_after_the_answer_is_told_and_undoes_nothing",
+        "ValueError: the user's hook",
+    ),
+    Mutant(
+        "S10",
+        "only a claim that this transaction has written is taken back",
+        "consumerkit/storage/dialects/postgresql.py",
+        '        return cast(literal_column("xmin"), Text) == str(int(proof) % _TRANSACTION_IDS)\n',
+        '        return cast(literal_column("xmin"), Text) != "0"\n',
+        f"{INTEGRATION}/test_claims_of_others.py::test_the_claim_of_another_transaction_is_not_taken_back",
+        "Outcome.DEAD: 3",
+    ),
+    Mutant(
+        "S11",
+        "a copy whose key is blocked waits for its turn to be told of",
+        "consumerkit/engine/transaction.py",
+        "        if self._declared.on_duplicate is None:\n            item.verdict = Verdict.DUPLICATE\n",
+        "        if self._declared.on_duplicate is None or item.wanted is not Verdict.RUN:\n"
+        "            item.verdict = Verdict.DUPLICATE\n",
+        f"{INTEGRATION}/test_on_duplicate.py::test_a_copy_of_a_processed_message_whose_key_is_blocked_waits_in_its_turn",
+        "what can be parked: not within",
+    ),
+    Mutant(
+        "S12",
+        "each attempt has a decimal context of its own",
+        "consumerkit/engine/fresh_context.py",
+        "        made.run(decimal.setcontext, self._decimal.copy())\n",
+        "",
+        f"{INTEGRATION}/test_own_context.py::test_each_attempt_begins_in_the_context_that_the_worker_had",
+        "'1.235E+6'",
+    ),
+    Mutant(
+        "S12",
+        "each attempt has context variables of its own",
+        "consumerkit/engine/fresh_context.py",
+        "        made = self._base.copy()\n",
+        "        made = self._base\n",
+        f"{INTEGRATION}/test_own_context.py::test_each_attempt_begins_in_the_context_that_the_worker_had",
+        "('prefetch', 'handle')",
+    ),
+    Mutant(
+        "S13",
+        "a session that is over refuses",
+        "consumerkit/engine/session_guard.py",
+        "        if self._over is not None:\n",
+        "        if False:\n",
+        f"{UNIT}/engine/test_guard.py::test_a_session_that_is_over_refuses",
+        "DID NOT RAISE SessionOver",
+    ),
+    Mutant(
+        "S14",
+        "a mark rests on no lane that has begun anew",
+        "consumerkit/engine/fences.py",
+        "                if one.name in found and one.owner != found[one.name].owner:\n",
+        "                if False:\n",
+        f"{UNIT}/engine/test_fences.py::test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not_written",
+        "assert 1 == 0",
+    ),
+    Mutant(
+        "S15",
+        "our errors survive pickling",
+        "consumerkit/errors.py",
+        "        return _again, (type(self), self.args), self.__dict__ or None\n",
+        "        return type(self), self.args, self.__dict__ or None\n",
+        f"{UNIT}/test_errors.py::test_what_is_raised_in_a_process_pool_is_what_comes_out",
+        "BrokenProcessPool",
+    ),
+    Mutant(
+        "S16",
+        "a letter is delivered again only where digest and fingerprint agree",
+        "consumerkit/storage/origins.py",
+        "        if self.is_known and other.is_known:\n",
+        "        return True\n        if self.is_known and other.is_known:\n",
+        f"{INTEGRATION}/test_strange_places.py"
+        "::test_a_row_that_stands_at_the_place_of_a_message_that_dies_is_told_and_swallows_nothing",
+        "no record in the dead-letter topic",
+    ),
+    Mutant(
+        "S17",
+        "a message is parked beside a stranger's at its place",
+        "consumerkit/storage/places.py",
+        "    return not stands_for(lot, connection, row).agrees(_own(lot, connection, one))\n",
+        "    return False\n",
+        f"{INTEGRATION}/test_strange_places.py::test_a_message_is_parked_beside_a_redriven_letter_that_names_its_place",
+        "nothing is parked",
+    ),
+    Mutant(
+        "claim",
+        "what was claimed before is not run again",
+        "consumerkit/storage/dialects/postgresql.py",
+        "        return {won[at : at + DIGEST_BYTES] for at in range(0, len(won), DIGEST_BYTES)}\n",
+        "        return set(digests)\n",
+        f"{INTEGRATION}/test_engine_memory.py::test_lost_partitions_are_delivered_again_and_nothing_is_doubled",
+        "assert Counter(",
+    ),
+    Mutant(
+        "fence",
+        "a transaction fails at its end where another owns its partition",
+        "consumerkit/engine/transaction.py",
+        "        if owned != len(group.owners):\n",
+        "        if False:\n",
+        f"{INTEGRATION}/test_fence.py::test_a_foreign_token_is_found_before_anything_is_durable",
+        "= seen(PartitionInDoubt)",
+    ),
+    Mutant(
+        "end",
+        "a transaction that a handler has ended is found out before anything is taken for committed",
+        "consumerkit/engine/transaction.py",
+        "        if not group.handled:\n            return\n",
+        "        return\n",
+        f"{INTEGRATION}/test_awkward_handlers.py::test_a_transaction_that_a_handler_ended_loses_no_message",
+        "Extra items in the right set:",
+    ),
+    Mutant(
+        "offsets",
+        "no offset above an unfinished message is committed",
+        "consumerkit/engine/offsets.py",
+        "            return pending[0] if pending else following\n",
+        "            return following\n",
+        f"{UNIT}/engine/test_offsets.py::test_one_slow_message_holds_the_position",
+        "assert (1000, 1) == (0, 1)",
+    ),
+)
