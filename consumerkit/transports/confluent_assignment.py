@@ -14,23 +14,22 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol, TypeVar
 
 import confluent_kafka
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription
 from consumerkit.transports.confluent_messages import Reading
+from consumerkit.transports.confluent_places import Partitions, Places, of_client
 from consumerkit.transports.notes import closed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Partitions = list[confluent_kafka.TopicPartition]
 Told = Mapping[TopicPartition, PartitionInfo]
 Ask = Callable[[Collection[TopicPartition]], Coroutine[Any, Any, Told]]
 
 _ASK_AGAIN_AFTER = 0.5
 _MARGIN = 5.0  # beyond the drain timeout, which the listener itself keeps
-_REFUSED = 1.0  # for so long the client may refuse to seek because an assignment has only begun
 _CALL = 30.0  # for calls of the listener that only take note
 
 
@@ -59,12 +58,13 @@ class Host(Protocol):
 class Assignment:
     """The partitions of one consumer.
 
-    One that is assigned is taken on in two steps: the callback has the client assign it, paused; the listener is told,
-    and reading begins, once the broker has told of it. A topic may have been created anew, so that is asked each time,
-    and never on this thread, which must go on polling.
+    One that is assigned is taken on in two steps. The callback answers the group, and gives the client no partition.
+    The listener is told, and the client gets the partition, once the broker has told where it begins. A topic may have
+    been recreated, so that is asked each time, and never on this thread, which must go on polling.
 
     Attributes:
         readings: What is known of each assigned partition.
+        places: Has the client read each of them from its own offset.
         changes: Counts the callbacks, so that a caller sees whether one ran meanwhile.
         rejoin: Set when partitions could not be taken on, so that the group must be joined anew.
     """
@@ -79,6 +79,7 @@ class Assignment:
         self.readings: dict[tuple[str, int], Reading] = {}
         self.changes = 0
         self.rejoin = False
+        self.places = Places(self.readings, host.is_parked)
         self._host = host
         self._subscription = subscription
         self._listener = listener
@@ -122,20 +123,6 @@ class Assignment:
                 found.append(reading.position(partition, offset, closed(note)))
         return found
 
-    def passed(self, consumer: Consumer) -> dict[TopicPartition, Position]:
-        """Return where the client reads on, where that is behind the last message and nothing is in the way."""
-        asked = [
-            confluent_kafka.TopicPartition(*at)
-            for at, reading in self.readings.items()
-            if not (reading.failed or reading.held or reading.lost_place)
-        ]
-        found = {}
-        for one in consumer.position(asked) if asked else ():
-            reading = self.readings[one.topic, one.partition]
-            if one.error is None and one.offset > reading.next:
-                found[TopicPartition(one.topic, one.partition)] = Position(one.offset, reading.epoch)
-        return found
-
     def fail(self, consumer: Consumer, partition: TopicPartition, error: KafkaError) -> None:
         """Read a partition no further, and tell the listener; others go on."""
         reading = self.readings[partition]
@@ -161,43 +148,7 @@ class Assignment:
         reading.restart(epoch, offset, topic_id, by_seek=not reading.failed)
         if not reading.lost_place:
             # The client has given up on it, and refuses to seek.
-            self._assign_again(consumer, partition, reading)
-
-    def find_place(self, consumer: Consumer) -> None:
-        """Seek partitions that lost their place to the offset that is next by our own count."""
-        for (topic, number), reading in self.readings.items():
-            if reading.lost_place and not reading.failed:
-                try:
-                    consumer.seek(confluent_kafka.TopicPartition(topic, number, reading.next))
-                    reading.lost_place, reading.refused = False, None
-                except KafkaException as error:
-                    # Nothing is read from the partition until a later try succeeds.
-                    log.debug("cannot seek %s[%d] yet: %s", topic, number, error)
-                    self._after_refusal(consumer, TopicPartition(topic, number), reading)
-
-    def lose_place(self, since: int = -1) -> None:
-        """Trust the client's positions no more, in partitions assigned after change `since`."""
-        for reading in self.readings.values():
-            if reading.born > since:
-                reading.lost_place = True
-
-    def _after_refusal(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> None:
-        """Assign a partition again that the client will not seek: it refuses for ever once it gave up reading it.
-
-        It does so where the offset is outside the log, and what it says of that is lost while a partition is not taken
-        on yet, and with whatever a failing poll had dequeued. Assigned again it says so once more.
-        """
-        now = time.monotonic()
-        if reading.refused is None:
-            reading.refused = now
-        elif now - reading.refused > _REFUSED:
-            reading.refused = now
-            try:
-                self._assign_again(consumer, partition, reading)
-            except KafkaException as error:
-                log.debug("cannot assign %s again yet: %s", partition, error)
-            else:
-                reading.lost_place, reading.refused = False, None
+            self.places.assign_again(consumer, partition, reading)
 
     def _tried_again(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> bool:
         """Have a partition read again of which nothing was read yet; return whether the client takes it.
@@ -205,19 +156,13 @@ class Assignment:
         Its error may be of the position before, which the client had given up on when the partition was sent elsewhere.
         """
         try:
-            self._assign_again(consumer, partition, reading)
+            self.places.assign_again(consumer, partition, reading)
         except KafkaException as error:
             log.warning("cannot assign %s again: %s", partition, error)
             return False
         self.changes += 1
-        reading.doubted, reading.failed, reading.lost_place, reading.refused = True, False, False, None
+        reading.doubted, reading.failed = True, False
         return True
-
-    def _assign_again(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> None:
-        at = confluent_kafka.TopicPartition(*partition, reading.next)
-        consumer.incremental_unassign([at])
-        consumer.incremental_assign([at])
-        (consumer.pause if reading.held or self._host.is_parked() else consumer.resume)([at])
 
     def _on_assign(self, consumer: Consumer, partitions: Partitions) -> None:
         self.changes += 1
@@ -236,6 +181,7 @@ class Assignment:
             self._host.report(f"giving up partitions failed: {error!r}")
         finally:
             self._forget(partitions)
+            self._take_back(consumer, partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: Partitions) -> None:
         self.changes += 1
@@ -245,41 +191,45 @@ class Assignment:
             self._host.settle(confirm=False)
             if held:
                 self._host.tell(self._listener.lost(held), _CALL)
-            consumer.incremental_unassign(partitions)
         except BaseException as error:  # noqa: BLE001
             self._host.report(f"losing partitions failed: {error!r}")
+        finally:
+            self._take_back(consumer, partitions)
+
+    def _take_back(self, consumer: Consumer, partitions: Partitions) -> None:
+        """Answer the group that partitions are given up, of which the client has those that were taken on."""
+        try:
+            consumer.incremental_unassign(of_client(consumer, partitions))
+        except BaseException as error:  # noqa: BLE001 - see the module's docstring
+            self._host.report(f"the Kafka client did not give partitions up: {error!r}")
 
     def _assign(self, consumer: Consumer, partitions: Partitions) -> None:
-        if not partitions:
-            consumer.incremental_assign([])
-            return
-        # Somewhere, since where to begin is not known yet.
-        ends = [confluent_kafka.TopicPartition(at.topic, at.partition, OFFSET_END) for at in partitions]
-        consumer.incremental_assign(ends)
-        # The client may have begun to fetch all the same; what it returns of them before they are taken on is dropped.
-        consumer.pause(ends)
-        self._waiting |= {TopicPartition(at.topic, at.partition) for at in partitions}
-        # An answer to an earlier question may be older than this assignment.
-        self._asked = self._host.begin(self._ask(tuple(self._waiting)))
+        consumer.incremental_assign([])
+        if partitions:
+            self._waiting |= {TopicPartition(at.topic, at.partition) for at in partitions}
+            # An answer to an earlier question may be older than this assignment.
+            self._asked = self._host.begin(self._ask(tuple(self._waiting)))
 
     def _begin(self, consumer: Consumer, told: Told) -> None:
         """Tell the listener of partitions, and have them read."""
         self.changes += 1
-        fresh: dict[tuple[str, int], Reading] = {}
+        fresh: dict[TopicPartition, Reading] = {}
         for at, info in told.items():
             self._waiting.discard(at)
             fresh[at] = Reading(self.next_epoch(), info.topic_id, self._start(info), self.changes)
             fresh[at].lost_place = True
-        begun = {TopicPartition(*at): Position(reading.next, reading.epoch) for at, reading in fresh.items()}
+        begun = {at: Position(reading.next, reading.epoch) for at, reading in fresh.items()}
         # Known before the listener is: a commit from within `assigned` is one of this epoch.
-        self.readings.update(fresh)
-        named = [confluent_kafka.TopicPartition(*at) for at in fresh]
+        for at, reading in fresh.items():
+            self.readings[at] = reading
         if self._host.tell(_true(self._listener.assigned(begun)), _CALL) is None:
-            self._forget(named)
+            self._forget([confluent_kafka.TopicPartition(*at) for at in fresh])
             return
-        # The client keeps a pause beyond the assignment: a partition that went while paused would never be read again.
-        free = [at for at in named if not self.readings[at.topic, at.partition].held]
-        (consumer.pause if self._host.is_parked() else consumer.resume)(free)
+        try:
+            self.places.give(consumer, fresh)
+        except KafkaException as error:
+            # Each of them has no place, is refused a seek for that, and is then assigned by itself.
+            log.warning("the Kafka client did not take %d partitions, which wait: %s", len(fresh), error)
 
     def _revoke(self, consumer: Consumer, partitions: Partitions) -> None:
         held = self._held(partitions)
@@ -291,7 +241,6 @@ class Assignment:
             offsets = self.current({at: position for at, position in positions.items() if at in held})
             if offsets:
                 self._commit(consumer, offsets)
-        consumer.incremental_unassign(partitions)
 
     def _commit(self, consumer: Consumer, offsets: Partitions) -> None:
         try:
@@ -329,4 +278,7 @@ def _answer(asked: Future[Told]) -> Told:
         return asked.result()
     except (Unavailable, CancelledError) as error:
         log.warning("the broker could not be asked about partitions: %s", error)
-        return {}
+    except Exception:
+        # It would end the thread. The partitions wait, and are asked about again.
+        log.exception("the broker could not be asked about partitions")
+    return {}

@@ -221,17 +221,17 @@ class PollThread:
                 raw += consumer.consume(limit - 1, 0)
             if self._assignment.changes != before:
                 # Assigned within consume(): whether a message is of the new assignment cannot be told. Read it again.
-                self._assignment.lose_place(since=before)
+                self._assignment.places.lose_place(since=before)
         except Exception as error:  # noqa: BLE001 - whatever it is, what the client had dequeued is gone
             log.warning("the Kafka client failed in a poll, reading again from the last positions: %r", error)
-            self._assignment.lose_place()
+            self._assignment.places.lose_place()
             raw = []
         self._polled = self._ran = time.monotonic()
         messages, events = convert(raw, self._assignment.readings) if raw else ([], [])
         self._handover.add(messages, self._assignment.changes)
         for event in events:
             self._on_event(consumer, event)
-        self._assignment.find_place(consumer)
+        self._assignment.places.find_place(consumer)
 
     def _passed(self) -> dict[TopicPartition, Position]:
         """Return what the client has passed over without a message, now and then; it forgets that at a seek."""
@@ -239,7 +239,7 @@ class PollThread:
         if self._telling or consumer is None or now - self._passed_at < LOOK_AFTER:
             return {}
         self._passed_at = now
-        return self._assignment.passed(consumer)
+        return self._assignment.places.passed(consumer)
 
     def _park(self, consumer: Consumer, *, parked: bool) -> None:
         if self._parked == parked:
