@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
 from consumerkit.engine.partition import Partition
 from consumerkit.engine.placing import Beginning
-from consumerkit.errors import CommitsLost, Fenced
+from consumerkit.errors import CommitsLost, Fenced, PartitionUnusable
 from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, first_runs, progress
 from consumerkit.storage.dialects import Dialect
@@ -18,11 +18,32 @@ from consumerkit.storage.fence import Taken
 from consumerkit.storage.first_runs import FirstStart
 from consumerkit.storage.parked import ParkedMessage
 from consumerkit.storage.parking import ParkingLot
-from consumerkit.storage.progress import Lane, Mark, Standing
+from consumerkit.storage.progress import Begun, Lane, Mark, Standing
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import PartitionInfo
 
 InTransaction = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
+
+
+class Wanted(NamedTuple):
+    """A partition to take over.
+
+    Attributes:
+        partition: Which.
+        info: What the broker told of it.
+        place: Decides where to begin, from what the database knows, or raises `PartitionUnusable`.
+    """
+
+    partition: Partition
+    info: PartitionInfo
+    place: Callable[[Standing], Beginning]
+
+
+_Work = tuple[
+    dict[TopicPartition, Taken],
+    dict[TopicPartition, dict[bytes | None, set[int]]],
+    dict[TopicPartition, Beginning | PartitionUnusable],
+]
 
 
 @dataclass(frozen=True)
@@ -44,65 +65,45 @@ class Fences:
         return self.lot.dialect, self.lot.tables, self.lot.consumer
 
     async def take(
-        self,
-        partition: Partition,
-        place: Callable[[Standing], Beginning],
-        info: PartitionInfo,
-        ago: Callable[[], float],
-        lanes: Sequence[Lane],
-        *,
-        wait: float,
-    ) -> Beginning | None:
-        """Take one partition over.
+        self, wanted: Sequence[Wanted], ago: Callable[[], float], lanes: Sequence[Lane], *, wait: float
+    ) -> dict[TopicPartition, Beginning | PartitionUnusable]:
+        """Take partitions over, all in one transaction; its cost grows with what is parked of them.
 
         Args:
-            partition: Which.
-            place: Decides where to begin, from what the database knows.
-            info: What the broker told.
-            ago: How many seconds ago it did.
+            wanted: Which; one alone where there is a wait.
+            ago: How many seconds ago the broker told of them.
             lanes: Those of this worker.
             wait: Seconds to wait for transactions of the owner before.
 
         Returns:
-            Where to begin; None where the wait was too short.
-
-        Raises:
-            PartitionUnusable: By `place`; nothing was changed.
+            Where to begin, or why that is not possible; nothing of such a one was changed. A partition that another
+            transaction holds is left out.
         """
+        known = {one.partition.name: one for one in wanted}
 
-        def work(connection: Connection) -> tuple[Taken, dict[bytes | None, set[int]], Beginning] | None:
+        def work(connection: Connection) -> _Work:
             dialect, tables, consumer = self._place
-            name, own = partition.name, self.tokens.get(partition.name)
-            taken = fence.take(connection, dialect, tables, consumer, name, wait=wait, own=own)
-            if taken is None:
-                return None
-            begins = place(taken.standing)
-            unharmed = taken.ours and partition.mark is not None and begins.offset >= partition.mark
-            if unharmed and progress.are_kept(connection, tables, consumer, lanes):
-                begins = begins._replace(intact=True)
-            progress.begin(
-                connection,
-                dialect,
-                tables,
-                consumer,
-                name,
-                topic_id=info.topic_id,
-                mark=begins.offset,
-                start=begins.start,
-                end=info.end,
-                ago=ago(),
-            )
-            parked = self.lot.load(connection, name, any_key=self.any_key)
-            return taken, parked, begins
+            held = fence.hold(connection, dialect, tables, consumer, list(known), wait=wait)
+            found = fence.look(connection, tables, consumer, held, self.tokens, wait=wait > 0)
+            decided = {name: _placed(known[name], taken) for name, taken in found.items()}
+            begins = {name: one for name, one in decided.items() if isinstance(one, Beginning)}
+            if any(one.intact for one in begins.values()) and not progress.are_kept(
+                connection, tables, consumer, lanes
+            ):
+                begins = {name: one._replace(intact=False) for name, one in begins.items()}
+            taken = {name: found[name] for name in begins}
+            fence.write(connection, tables, consumer, taken)
+            begun = {name: _begun(known[name].info, one) for name, one in begins.items()}
+            progress.begin(connection, dialect, tables, consumer, begun, ago=ago())
+            return taken, self.lot.load(connection, list(begins), any_key=self.any_key), decided | begins
 
-        found = await self.run(work)
-        if found is None:
-            return None
-        taken, parked, begins = found
-        partition.taken(taken, parked, begins, info.end)
-        partition.topic_id = info.topic_id
-        self.tokens[partition.name] = taken.owner
-        return begins  # type: ignore[no-any-return]
+        taken, parked, decided = await self.run(work)
+        for name, one in taken.items():
+            partition, info = known[name].partition, known[name].info
+            partition.taken(one, parked[name], decided[name], info.end)
+            partition.topic_id = info.topic_id
+            self.tokens[name] = one.owner
+        return decided  # type: ignore[no-any-return]
 
     async def first_run(self, topic: str, topic_id: str) -> dict[int, FirstStart]:
         """Return where the first run on a topic begins; nothing where that is not decided."""
@@ -220,3 +221,17 @@ class Fences:
             self.lot.deliver(connection, parked, begins=begins)
 
         await self.run(write)
+
+
+def _placed(wanted: Wanted, taken: Taken) -> Beginning | PartitionUnusable:
+    """Decide where to begin; what is in hand is gone on with where the database, too, has all that it rests on."""
+    try:
+        begins = wanted.place(taken.standing)
+    except PartitionUnusable as error:
+        return error
+    mark = wanted.partition.mark
+    return begins._replace(intact=taken.ours and mark is not None and begins.offset >= mark)
+
+
+def _begun(info: PartitionInfo, begins: Beginning) -> Begun:
+    return Begun(info.topic_id, begins.offset, begins.start, info.end)

@@ -11,34 +11,30 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
 
 from consumerkit import events
 from consumerkit.engine import letters, placing
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.first_runs import FirstRuns
+from consumerkit.engine.inquiry import Asked, Inquiry
 from consumerkit.engine.partition import Partition, Partitions
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.event_wait import wait_until_set
 from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
-from consumerkit.storage.progress import Lane, Standing
-from consumerkit.transports.base import Consumer, PartitionInfo, Position
+from consumerkit.storage.progress import Lane
+from consumerkit.transports.base import Consumer, Position
 
 # A zombie's transactions end within their own limits; a shorter wait lets the other partitions have their turn.
 FENCE_WAIT: Final = 2.0
 LONGEST_WAIT: Final = 10.0
+# So many are taken in one transaction. Meanwhile nobody else may begin with any of them, and what is parked is read.
+AT_ONCE: Final = 100
 # How often a partition that cannot be used is looked at again: a person may have moved its mark.
 STOPPED_FOR: Final = 5.0
-
-
-class Asked(NamedTuple):
-    """What the broker told, and when it was asked."""
-
-    info: Mapping[TopicPartition, PartitionInfo]
-    at: float
 
 
 class Ownership:
@@ -72,13 +68,13 @@ class Ownership:
         self._consumer = consumer
         self._partitions = partitions
         self._fences = fences
-        self._first_runs = first_runs
         self._announce = announce
+        self._inquiry = Inquiry(handler, consumer, first_runs, self._trouble)
         self._taken = taken
         self._given_up = given_up
         self._lanes = lanes
         self._stopped: set[TopicPartition] = set()
-        self._standings: dict[TopicPartition, Standing] = {}
+        self._again: set[TopicPartition] = set()
         self._wanted: dict[TopicPartition, bool] = {}
         self._calmed: set[TopicPartition] = set()
         self._wake = asyncio.Event()
@@ -109,7 +105,7 @@ class Ownership:
         """Take note that a partition is not assigned any more."""
         self._wanted.pop(name, None)
         self._stopped.discard(name)
-        self._standings.pop(name, None)
+        self._inquiry.forget(name)
 
     def calmed(self, partition: Partition) -> None:
         """Have it written down that a partition's owner got further than those that died before it."""
@@ -127,11 +123,12 @@ class Ownership:
 
     async def _round(self) -> None:
         """Try all partitions without waiting, then wait a little for the first that another worker still holds."""
-        asked = await self._decided(await self._ask())
-        failed = [name for name in list(asked.info) if not await self._tried(name, asked, wait=0.0)]
-        failed += [name for name in self._wanted if name not in asked.info]
+        asked = await self._inquiry.ask([name for name in list(self._wanted) if self._assigned(name) is not None])
+        self._again.clear()
+        failed = await self._try_all([name for name in self._wanted if name in asked.info], asked)
+        failed += [name for name in self._wanted if name not in asked.info or name in self._again]
         waiting = [name for name in self._wanted if name not in failed]
-        if waiting and not await self._tried(waiting[0], asked, wait=FENCE_WAIT):
+        if waiting and not await self._tried(waiting[:1], asked, wait=FENCE_WAIT):
             failed.append(waiting[0])
         failed += [name for name in list(self._calmed) if not await self._calm(name)]
         if failed:
@@ -140,38 +137,33 @@ class Ownership:
         else:
             self._failures = 0
 
-    async def _ask(self) -> Asked:
-        """Ask the broker about all that is wanted; before the fences are taken, since it may be slow."""
-        at = time.monotonic()
-        for name in list(self._wanted):
-            if (partition := self._partitions.get(name)) is None or partition.offsets.leaving:
-                self._wanted.pop(name)
-        if not self._wanted:
-            return Asked({}, at)
-        try:
-            told = await self._consumer.describe(list(self._wanted))
-        except Unavailable as error:
-            self._trouble("broker", error)
-            return Asked({}, at)
-        # One partition without a leader keeps no other from being taken.
-        if untold := [name for name in self._wanted if name not in told and self._partitions.get(name) is not None]:
-            some = ", ".join(map(str, sorted(untold)[:5])) + (", ..." if len(untold) > 5 else "")
-            self._trouble("broker", Unavailable(f"the broker does not tell about {some}: look for its leader"))
-        return Asked(told, at)
+    async def _try_all(self, names: list[TopicPartition], asked: Asked) -> list[TopicPartition]:
+        """Try to take partitions, many at a time; return those for which that failed.
 
-    async def _decided(self, asked: Asked) -> Asked:
-        """Have it decided where a first run begins, before anything is read; leave out what is not decided."""
-        topics = {(name.topic, info.topic_id) for name, info in asked.info.items()}
-        for topic in sorted(self._first_runs.unknown(topics)):
-            try:
-                await self._first_runs.learn(topic)
-            except Unavailable as error:
-                self._trouble("broker", error)
-            except Exception as error:  # noqa: BLE001 - announced, and tried again
-                self._trouble("database", error)
-        unknown = self._first_runs.unknown(topics)
-        known = {name: info for name, info in asked.info.items() if (name.topic, info.topic_id) not in unknown}
-        return Asked(known, asked.at)
+        Where many fail together, each half of them is tried, so that one alone keeps no other from being taken. A
+        failure down to a single partition, with no success before, is the database's: the rest has its turn later.
+        """
+        failed: list[TopicPartition] = []
+        todo = [names[at : at + AT_ONCE] for at in range(0, len(names), AT_ONCE)]
+        succeeded = False
+        while todo:
+            some = todo.pop(0)
+            if await self._tried(some, asked, wait=0.0):
+                succeeded = True
+            elif len(some) > 1:
+                half = len(some) // 2
+                todo[:0] = [some[:half], some[half:]]
+            else:
+                failed += some
+                self._put_last(some[0])
+                if not succeeded:
+                    return failed + [name for rest in todo for name in rest]
+        return failed
+
+    def _put_last(self, name: TopicPartition) -> None:
+        """Give the others their turn first, the next time."""
+        if name in self._wanted:
+            self._wanted[name] = self._wanted.pop(name)
 
     async def _calm(self, name: TopicPartition) -> bool:
         partition = self._partitions.get(name)
@@ -179,65 +171,66 @@ class Ownership:
             if partition is not None and partition.deaths:
                 await self._fences.calm(partition)
         except Exception as error:  # noqa: BLE001 - announced, and tried again
-            self._trouble("database", error)
+            self._trouble(error)
             return False
         self._calmed.discard(name)
         return True
 
-    async def _tried(self, name: TopicPartition, asked: Asked, *, wait: float) -> bool:
-        """Try to take one partition; return False where that failed, which keeps no other from being tried."""
+    async def _tried(self, names: list[TopicPartition], asked: Asked, *, wait: float) -> bool:
+        """Try to take partitions; return False where that failed, which keeps no other from being tried."""
         try:
-            await self._try(name, asked, wait=wait)
-        except PartitionUnusable as error:
-            return await self._unusable(name, error)
-        except Unavailable as error:
-            self._trouble("broker", error)
+            unusable = await self._try(names, asked, wait=wait)
         except Exception as error:  # noqa: BLE001 - announced, and tried again
-            self._trouble("database", error)
-        else:
-            return True
-        return False
+            if len(names) == 1:  # of several it is not known yet which it is
+                self._trouble(error)
+            return False
+        if unusable:
+            await self._look_again(unusable)
+        return True
 
-    def _trouble(self, where: str, error: Exception) -> None:
-        described = letters.described(error)
+    def _trouble(self, error: Exception) -> None:
+        where, described = "broker" if isinstance(error, Unavailable) else "database", letters.described(error)
         self._announce(events.Trouble(handler=self._handler, where=where, error=described, wait=0.1))
 
-    async def _try(self, name: TopicPartition, asked: Asked, *, wait: float) -> None:
-        partition, info = self._partitions.get(name), asked.info.get(name)
+    async def _try(
+        self, names: list[TopicPartition], asked: Asked, *, wait: float
+    ) -> dict[TopicPartition, PartitionUnusable]:
+        """Take partitions that are assigned still; return those that cannot be used."""
+        partitions = {name: one for name in names if (one := self._assigned(name)) is not None}
+        await self._confirm([one for name, one in partitions.items() if self._wanted.get(name)])
+        wanted = [
+            await self._inquiry.place(one, asked.info[name])
+            for name, one in partitions.items()
+            if self._partitions.get(name) is one
+        ]
+        if not wanted:
+            return {}
+        ago = partial(_since, asked.at)
+        found = await self._fences.take(wanted, ago, self._lanes(), wait=wait)
+        unusable = {}
+        for name, partition in partitions.items():
+            begins = found.get(name)
+            # One that went meanwhile may have come back, under another assignment: then it is wanted still.
+            if self._partitions.get(name) is not partition:
+                continue
+            if isinstance(begins, PartitionUnusable):
+                unusable[name] = begins
+            elif begins is None:
+                # Another turn for the others before this one is waited for again.
+                self._put_last(name)
+            else:
+                self._wanted.pop(name, None)
+                self._stopped.discard(name)
+                self._begin(partition, begins)
+        return unusable
+
+    def _assigned(self, name: TopicPartition) -> Partition | None:
+        """Return a partition that is to be taken, unless it is not assigned any more."""
+        partition = self._partitions.get(name)
         if partition is None or partition.offsets.leaving:
             self._wanted.pop(name, None)
-            return
-        if info is None:
-            return
-        if self._wanted[name]:
-            await self._confirm(partition)
-        if self._partitions.get(name) is not partition:
-            return
-
-        first = await self._first_runs.find(name, info.topic_id)
-
-        def place(standing: Standing) -> placing.Beginning:
-            self._standings[name] = standing
-            return placing.beginning(self._handler, name, standing, info, first)
-
-        begins = await self._fences.take(
-            partition,
-            place,
-            info,
-            lambda: time.monotonic() - asked.at,
-            self._lanes(),
-            wait=wait,
-        )
-        if self._partitions.get(name) is not partition:
-            # It went meanwhile, and may have come back, under another assignment: then it is wanted still.
-            return
-        if begins is None:
-            # Another turn for the others before this one is waited for again.
-            self._wanted[name] = self._wanted.pop(name)
-            return
-        self._wanted.pop(name, None)
-        self._stopped.discard(name)
-        self._begin(partition, begins)
+            return None
+        return partition
 
     def _begin(self, partition: Partition, begins: placing.Beginning) -> None:
         """Go to the mark, unless what is in hand can be gone on with."""
@@ -259,33 +252,42 @@ class Ownership:
         self._announce(told)
         self._taken(partition)
 
-    async def _unusable(self, name: TopicPartition, error: PartitionUnusable) -> bool:
-        """Stop a partition, unless the broker was asked too long ago; it is looked at again from time to time."""
-        partition = self._partitions.get(name)
+    async def _look_again(self, found: Mapping[TopicPartition, PartitionUnusable]) -> None:
+        """Stop partitions, unless the broker was asked too long ago; they are looked at again from time to time."""
+        before = {name: self._partitions.get(name) for name in found}
         try:
-            fresh = (await self._consumer.describe([name])).get(name)
-        except Unavailable as trouble:
-            self._trouble("broker", trouble)
-            return False
-        if fresh is None or self._partitions.get(name) is not partition or partition is None:
-            return False
-        # Not by comparing the answers: under traffic no two are the same, as the log's end moves on.
-        with suppress(PartitionUnusable):
-            first = self._first_runs.known(name, fresh.topic_id)
-            placing.beginning(self._handler, name, self._standings[name], fresh, first)
-            return False
+            unusable = await self._inquiry.unusable(list(found))
+        except Unavailable as error:
+            self._trouble(error)
+            unusable = set()
+        for name, why in found.items():
+            if name in unusable and self._partitions.get(name) is before[name]:
+                self._stop(name, why)
+            else:
+                self._again.add(name)
+
+    def _stop(self, name: TopicPartition, error: PartitionUnusable) -> None:
         self._wanted.pop(name, None)
-        if name not in self._stopped:
+        partition = self._partitions.get(name)
+        if name not in self._stopped and partition is not None:
             self._stopped.add(name)
             self._announce(events.PartitionStopped(handler=self._handler, partition=name, error=str(error)))
             partition.adrift = True
             self._given_up(partition)
-        return True
 
-    async def _confirm(self, partition: Partition) -> None:
-        """Have Kafka accept an offset commit of this assignment, or raise `Unavailable`."""
-        if partition.mark is not None and partition.name not in self._stopped:
-            note = placing.note(self._handler, partition.start)
-            await self._consumer.commit({partition.name: Position(partition.mark, partition.offsets.epoch, note)})
-        if self._partitions.get(partition.name) is partition:
-            self._wanted[partition.name] = False
+    async def _confirm(self, partitions: Sequence[Partition]) -> None:
+        """Have Kafka accept offset commits of these assignments, or raise `Unavailable`."""
+        positions = {
+            one.name: Position(one.mark, one.offsets.epoch, placing.note(self._handler, one.start))
+            for one in partitions
+            if one.mark is not None and one.name not in self._stopped
+        }
+        if positions:
+            await self._consumer.commit(positions)
+        for one in partitions:
+            if self._partitions.get(one.name) is one and one.name in self._wanted:
+                self._wanted[one.name] = False
+
+
+def _since(moment: float) -> float:
+    return time.monotonic() - moment

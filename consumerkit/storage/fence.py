@@ -14,10 +14,10 @@ from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, insert, select, tuple_, update
 
 from consumerkit.message import TopicPartition
-from consumerkit.storage.dialects import Dialect, insert_if_new
+from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.progress import Standing, standing
 from consumerkit.storage.tables import Tables
 
@@ -39,7 +39,8 @@ class Taken(NamedTuple):
         deaths: Owners in a row before us that neither gave the partition back nor got any further.
         suspects: The offsets that began to run alone and of which nothing more was heard, with how often.
         standing: How far its owners before have come.
-        ours: Whether the owner before was this process, so that nobody else has owned it meanwhile.
+        ours: Whether the owner before was this process, so that nobody else has owned it since.
+        new: Whether nobody has owned it before.
     """
 
     owner: bytes
@@ -47,6 +48,7 @@ class Taken(NamedTuple):
     suspects: dict[int, int]
     standing: Standing = Standing()
     ours: bool = False
+    new: bool = False
 
 
 def take(
@@ -59,7 +61,7 @@ def take(
     wait: float,
     own: bytes | None = None,
 ) -> Taken | None:
-    """Take a partition over, in the caller's transaction; what is parked must be read in it, too.
+    """Take one partition over, in the caller's transaction; what is parked must be read in it, too.
 
     Args:
         connection: The caller's; it commits.
@@ -73,28 +75,110 @@ def take(
     Returns:
         None when the wait was too short.
     """
-    if not dialect.take_over(connection, number(tables, consumer, partition), wait=wait):
-        return None
-    owner = secrets.token_bytes(OWNER_BYTES)
-    table = tables.partition_progress
-    place = {"consumer": consumer, "topic": partition.topic, "partition": partition.partition}
-    key = (table.c.consumer, table.c.topic, table.c.partition)
-    if insert_if_new(connection, table, {**place, "owner": owner}, key=key, returning=table.c.consumer) is not None:
-        return Taken(owner, 0, {})
-    here = _here(tables, consumer, partition)
+    held = hold(connection, dialect, tables, consumer, [partition], wait=wait)
+    tokens = {} if own is None else {partition: own}
+    found = look(connection, tables, consumer, held, tokens, wait=wait > 0)
+    write(connection, tables, consumer, found)
+    return found.get(partition)
+
+
+def hold(
+    connection: Connection,
+    dialect: Dialect,
+    tables: Tables,
+    consumer: int,
+    partitions: Collection[TopicPartition],
+    *,
+    wait: float,
+) -> list[TopicPartition]:
+    """Hold the fences of partitions until the caller's transaction ends; return those that are held.
+
+    Only one partition may be waited for: who holds one fence and waits for another keeps everybody out of the first.
+    """
+    if wait <= 0:
+        names = {number(tables, consumer, partition): partition for partition in partitions}
+        return [names[fence] for fence in dialect.take_free(connection, sorted(names))]
+    (partition,) = partitions
+    return [partition] if dialect.take_over(connection, number(tables, consumer, partition), wait=wait) else []
+
+
+def look(
+    connection: Connection,
+    tables: Tables,
+    consumer: int,
+    partitions: Collection[TopicPartition],
+    own: Owners,
+    *,
+    wait: bool,
+) -> dict[TopicPartition, Taken]:
+    """Find out how partitions stand whose fences this transaction holds, and lock their rows; nothing is written yet.
+
+    A partition whose row another transaction has locked is waited for, or left out.
+    """
+    if not partitions:
+        return {}  # and no statement: a wait that was too short has ended the transaction
     # Locked, since the owner before may be about to write its mark, for which it needs no fence.
-    before = connection.execute(select(table).where(here).with_for_update()).one()
-    deaths = 0 if before.given_back else before.deaths + (bytes(before.owner) != own)
-    connection.execute(
-        update(table).where(here).values(owner=owner, taken_at=func.now(), given_back=False, deaths=deaths)
-    )
+    before = _rows(connection, tables, consumer, partitions, locking=True, wait=wait)
+    missing = [partition for partition in partitions if partition not in before]
+    locked = _rows(connection, tables, consumer, missing, locking=False, wait=wait) if missing and not wait else {}
+    free = [partition for partition in partitions if partition not in locked]
+    return {partition: _found(before.get(partition), own.get(partition)) for partition in free}
+
+
+def write(connection: Connection, tables: Tables, consumer: int, taken: Mapping[TopicPartition, Taken]) -> None:
+    """Write the new tokens of partitions that `look` has found, in its transaction."""
+    table = tables.partition_progress
+    new = [{**_place(consumer, at), "owner": one.owner} for at, one in taken.items() if one.new]
+    if new:
+        connection.execute(insert(table), new)
+    old = [
+        {"at_topic": at.topic, "at_partition": at.partition, "to_owner": one.owner, "to_deaths": one.deaths}
+        for at, one in taken.items()
+        if not one.new
+    ]
+    if old:
+        c = table.c
+        here = (c.consumer == consumer, c.topic == bindparam("at_topic"), c.partition == bindparam("at_partition"))
+        values: dict[str, Any] = {"owner": bindparam("to_owner"), "deaths": bindparam("to_deaths")}
+        taken_over = update(table).where(*here).values(taken_at=func.now(), given_back=False, **values)
+        connection.execute(taken_over, old)
+
+
+def _place(consumer: int, partition: TopicPartition) -> dict[str, Any]:
+    return {"consumer": consumer, "topic": partition.topic, "partition": partition.partition}
+
+
+def _rows(
+    connection: Connection,
+    tables: Tables,
+    consumer: int,
+    partitions: Collection[TopicPartition],
+    *,
+    locking: bool,
+    wait: bool,
+) -> dict[TopicPartition, Row[Any]]:
+    table = tables.partition_progress
+    c = table.c
+    here = tuple_(c.topic, c.partition).in_([*map(tuple, partitions)])
+    query = select(table).where(c.consumer == consumer, here).order_by(c.topic, c.partition)
+    if locking:
+        query = query.with_for_update(skip_locked=not wait)
+    return {TopicPartition(row.topic, row.partition): row for row in connection.execute(query)}
+
+
+def _found(before: Row[Any] | None, own: bytes | None) -> Taken:
+    owner = secrets.token_bytes(OWNER_BYTES)
+    if before is None:
+        return Taken(owner, 0, {}, new=True)
+    ours = bytes(before.owner) == own
+    deaths = 0 if before.given_back else before.deaths + (not ours)
     suspects = {int(offset): times for offset, times in json.loads(before.suspects).items()}
-    return Taken(owner, deaths, suspects, standing(before), ours=bytes(before.owner) == own)
+    return Taken(owner, deaths, suspects, standing(before), ours=ours)
 
 
 def give_back(connection: Connection, tables: Tables, consumer: int, owners: Owners) -> None:
     """Write down that partitions were given back with nothing under way, those that are still ours."""
-    for partition, owner in owners.items():
+    for partition, owner in sorted(owners.items()):
         _update(connection, tables, consumer, partition, owner, given_back=True, **_CALM)
 
 

@@ -210,19 +210,27 @@ class ParkingLot:
         ]
 
     def load(
-        self, connection: Connection, partition: TopicPartition, *, any_key: bool = False
-    ) -> dict[bytes | None, set[int]]:
-        """Return the numbers of a partition's parked messages, by key, under the partition's fence.
+        self, connection: Connection, partitions: Collection[TopicPartition], *, any_key: bool = False
+    ) -> dict[TopicPartition, dict[bytes | None, set[int]]]:
+        """Get the numbers of partitions' parked messages, by key, under the partitions' fences.
 
         Whatever stands first, in the order of the new owner, is made due: it may have been parked behind others in
         another order, and no owner would promote it. The rows are read once, so the cost grows with their number.
         """
+        if not partitions:
+            return {}
         c = self.tables.parked_messages.c
         stuck = and_(c.due_at.is_(None), self._may_run()).label("stuck")
-        rows = connection.execute(self._of(select(c.key, c.id, stuck), [partition]).order_by(c.id))
-        found, waiting = heads.by_key(map(tuple, rows), any_key=any_key)
-        for at in range(0, len(waiting), _AT_ONCE):
-            self._wake(connection, waiting[at : at + _AT_ONCE])
+        query = self._of(select(c.topic, c.partition, c.key, c.id, stuck), partitions)
+        rows: dict[TopicPartition, list[tuple[bytes | None, int, bool]]] = {at: [] for at in partitions}
+        for topic, partition, *row in connection.execute(query.order_by(c.id)):
+            rows[TopicPartition(topic, partition)].append(tuple(row))
+        found, waiting = {}, []
+        for at, some in rows.items():
+            found[at], stuck_there = heads.by_key(some, any_key=any_key)
+            waiting += stuck_there
+        for at_once in range(0, len(waiting), _AT_ONCE):
+            self._wake(connection, waiting[at_once : at_once + _AT_ONCE])
         return found
 
     def due(

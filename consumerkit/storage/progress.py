@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, insert, select, update
 
 from consumerkit.message import TopicPartition
 from consumerkit.storage.dialects import Dialect
@@ -83,46 +83,61 @@ class Mark(NamedTuple):
     ahead: int
 
 
+class Begun(NamedTuple):
+    """Where an owner begins that has just taken a partition over.
+
+    Attributes:
+        topic_id: The topic's ID.
+        mark: Where this owner begins.
+        start: Where the consumer's first run began; an earlier one stays.
+        end: The log's end.
+    """
+
+    topic_id: str
+    mark: int
+    start: int
+    end: int
+
+
 def begin(
     connection: Connection,
     dialect: Dialect,
     tables: Tables,
     consumer: int,
-    partition: TopicPartition,
+    begun: Mapping[TopicPartition, Begun],
     *,
-    topic_id: str,
-    mark: int,
-    start: int,
-    end: int,
     ago: float,
 ) -> None:
-    """Write down where an owner begins that has just taken the partition over.
+    """Write down where an owner begins that has just taken partitions over; `ago` seconds ago was asked for their ends.
 
-    Args:
-        connection: The caller's; it commits.
-        dialect: Its dialect.
-        tables: The table definitions.
-        consumer: The handler's number.
-        partition: Which.
-        topic_id: The topic's ID.
-        mark: Where this owner begins.
-        start: Where the consumer's first run began; an earlier one stays.
-        end: The log's end.
-        ago: Seconds since that was asked for.
+    The caller commits.
     """
     table = tables.partition_progress
     c = table.c
-    asked_at = dialect.in_seconds(-(ago + _MARGIN))
+    mark = bindparam("to_mark", type_=c.mark.type)
     values = {
-        "topic_id": topic_id,
-        "start": func.coalesce(c.start, start),
+        "topic_id": bindparam("to_topic_id"),
+        "start": func.coalesce(c.start, bindparam("to_start", type_=c.start.type)),
         "marked_at": case((c.mark.is_not_distinct_from(mark), c.marked_at), else_=func.now()),
         "mark": mark,
         # Whatever owners before have processed lies below the end of the log, as it was then.
-        "window_end": func.coalesce(c.window_end, end),
-        "window_at": func.coalesce(c.window_at, asked_at),
+        "window_end": func.coalesce(c.window_end, bindparam("to_end", type_=c.window_end.type)),
+        "window_at": func.coalesce(c.window_at, dialect.in_seconds(-(ago + _MARGIN))),
     }
-    connection.execute(update(table).where(_here(tables, consumer, partition)).values(values))
+    here = (c.consumer == consumer, c.topic == bindparam("at_topic"), c.partition == bindparam("at_partition"))
+    rows = [
+        {
+            "at_topic": at.topic,
+            "at_partition": at.partition,
+            "to_topic_id": one.topic_id,
+            "to_mark": one.mark,
+            "to_start": one.start,
+            "to_end": one.end,
+        }
+        for at, one in begun.items()
+    ]
+    if rows:
+        connection.execute(update(table).where(*here).values(values), rows)
 
 
 def advance(
@@ -135,7 +150,8 @@ def advance(
     table = tables.partition_progress
     c = table.c
     gone = set()
-    for partition, (owner, offset, before, ahead) in marks.items():
+    # In one order, as everybody does who locks several of these rows.
+    for partition, (owner, offset, before, ahead) in sorted(marks.items()):
         passed = c.window_end <= offset
         values = {
             "mark": offset,

@@ -81,14 +81,14 @@ def looked_at(engine: Engine, work: Callable[[Connection], object]) -> list[int]
 
 @pytest.mark.parametrize("any_key", [False, True])
 def test_a_take_over_reads_what_is_parked_once(engine: Engine, any_key: bool) -> None:
-    counts = looked_at(engine, lambda connection: lot().load(connection, HERE, any_key=any_key))
+    counts = looked_at(engine, lambda connection: lot().load(connection, [HERE], any_key=any_key))
     assert sum(counts) <= 4 * BEHIND, counts
 
 
 def test_a_take_over_makes_only_what_stands_first_due(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE consumerkit_parked_messages SET due_at = NULL"))
-        found = lot().load(connection, HERE)
+        found = lot().load(connection, [HERE])[HERE]
         due = connection.execute(
             text('SELECT "offset" FROM consumerkit_parked_messages WHERE due_at IS NOT NULL')
         ).scalars()

@@ -237,9 +237,12 @@ def test_keys_and_places_are_told(venue: Venue, party: Party, lot: ParkingLot) -
     one, two, three = park(party, lot, parked(1, key=b"\x00a"), parked(2, wait=None, key=b"\x00a"), parked(3, key=None))
     [four] = park(party, lot, parked(4, key=b"b", partition=THERE.partition))
     park(party, replace(lot, consumer=Stand(venue).consumer), parked(1), parked(5))
-    assert committed(party, lambda connection: lot.load(connection, HERE)) == {b"\x00a": {one, two}, None: {three}}
-    assert committed(party, lambda connection: lot.load(connection, THERE)) == {b"b": {four}}
-    assert committed(party, lambda connection: lot.load(connection, TopicPartition("u", 3))) == {}
+    assert committed(party, lambda connection: lot.load(connection, [HERE])[HERE]) == {
+        b"\x00a": {one, two},
+        None: {three},
+    }
+    assert committed(party, lambda connection: lot.load(connection, [THERE])[THERE]) == {b"b": {four}}
+    assert committed(party, lambda connection: lot.load(connection, [TopicPartition("u", 3)])) == {("u", 3): {}}
     wanted = [digest(n) for n in (1, 3, 4, 5)]
     places = committed(party, lambda connection: lot.places(connection, wanted))
     assert set(places) == {Place(HERE, b"\x00a", one), Place(HERE, None, three), Place(THERE, b"b", four)}
@@ -531,6 +534,41 @@ def test_a_take_over_waits_for_the_transactions_of_the_owner_before(one: Owner, 
     assert one.owned() == 0
 
 
+def test_partitions_are_taken_together_but_for_those_that_others_use(one: Owner, two: Owner, lot: ParkingLot) -> None:
+    """One is in a transaction of its owner; of another the owner is about to write the mark."""
+    stand, tables = one.stand, DEFAULT_TABLES
+    used, marked, free, new = (TopicPartition("t", number) for number in (3, 5, 6, 7))
+    before = {at: committed(one.party, taking_of(stand, at)) for at in (used, marked, free)}
+    tokens = {at: taken.owner for at, taken in before.items() if taken is not None}
+    park(one.party, lot, parked(1))
+    if not stand.dialect.single_writer:
+        one.party.do(one.working())
+        owners = {marked: tokens[marked]}
+        one.party.do(lambda session: fence.give_back(session.connection(), tables, stand.consumer, owners))
+
+    def together(connection: Connection) -> dict[TopicPartition, fence.Taken]:
+        everything = [used, marked, free, new]
+        held = fence.hold(connection, stand.dialect, tables, stand.consumer, everything, wait=0)
+        found = fence.look(connection, tables, stand.consumer, held, {free: tokens[free]}, wait=False)
+        fence.write(connection, tables, stand.consumer, found)
+        assert lot.load(connection, list(found)).keys() == found.keys()
+        return found
+
+    found = committed(two.party, together)
+    one.party.do(lambda session: session.rollback())
+    if not stand.dialect.single_writer:
+        assert found.keys() == {free, new}
+    assert (found[new].new, found[free].new) == (True, False)
+    assert (found[free].ours, found[free].deaths) == (True, 0)
+    owned = {**tokens, **{at: taken.owner for at, taken in found.items()}}
+    assert committed(one.party, lambda at: fence.count_owned(at, tables, stand.consumer, owned)) == 4
+    assert len(set(owned.values())) == 4
+
+
+def taking_of(stand: Stand, partition: TopicPartition) -> Callable[[Connection], fence.Taken | None]:
+    return lambda at: fence.take(at, stand.dialect, DEFAULT_TABLES, stand.consumer, partition, wait=0)
+
+
 def test_a_transaction_that_begins_during_a_take_over_waits_and_finds_the_token_changed(
     venue: Venue, one: Owner, two: Owner
 ) -> None:
@@ -557,7 +595,7 @@ def test_what_the_owner_before_parked_late_is_seen_by_the_next(one: Owner, two: 
     def take_and_load(session: Session) -> dict[bytes | None, set[int]]:
         connection = session.connection()
         fence.take(connection, two.stand.dialect, DEFAULT_TABLES, two.stand.consumer, HERE, wait=20)
-        keys = lot.load(connection, HERE)
+        keys = lot.load(connection, [HERE])[HERE]
         session.commit()
         return keys
 

@@ -140,6 +140,10 @@ class Dialect(Protocol):
         """
         ...
 
+    def take_free(self, connection: Connection, fences: Sequence[int]) -> list[int]:
+        """Do as `take_over` for many fences, without a wait; return those that no other transaction holds."""
+        ...
+
     def in_seconds(self, seconds: float) -> ColumnElement[Any]:
         """Return the moment `seconds` from now, on the database's clock."""
         ...

@@ -83,7 +83,9 @@ _PLANS = text("""
     FROM unnest(ARRAY['sort', 'seqscan', 'bitmapscan', 'hashjoin', 'mergejoin', 'material']) AS t (name)
 """)
 _LOCK_PRUNING = text("SELECT pg_try_advisory_xact_lock(:space, :pruning)")
-_TRY_FENCE = text("SELECT pg_try_advisory_xact_lock(:fence)")
+_TRY_FENCES = text("""
+    SELECT fence, pg_try_advisory_xact_lock(fence) FROM unnest(CAST(:fences AS bigint[])) AS f (fence)
+""")
 _TAKE_FENCE = text("SELECT pg_advisory_xact_lock(:fence)")
 _LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :lock, true)")
 _MOST_CONNECTIONS = text("""
@@ -169,8 +171,12 @@ class PostgreSQL:
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """See `Dialect.take_over`; lock requests queue fairly, so sharers that come later wait behind it."""
         if wait <= 0:
-            return bool(connection.execute(_TRY_FENCE, {"fence": fence}).scalar_one())
+            return bool(self.take_free(connection, [fence]))
         return _in_time(connection, wait, _TAKE_FENCE, {"fence": fence})
+
+    def take_free(self, connection: Connection, fences: Sequence[int]) -> list[int]:
+        """See `Dialect.take_free`."""
+        return [fence for fence, free in connection.execute(_TRY_FENCES, {"fences": list(fences)}) if free]
 
     def in_seconds(self, seconds: float) -> ColumnElement[Any]:
         """See `Dialect.in_seconds`; not `now()`, which stands still in a transaction."""

@@ -72,6 +72,10 @@ class SQLite:
         """See `Dialect.take_over`: this transaction is the only writer already."""
         return True
 
+    def take_free(self, connection: Connection, fences: Sequence[int]) -> list[int]:
+        """See `Dialect.take_free`: this transaction is the only writer already."""
+        return list(fences)
+
     def in_seconds(self, seconds: float) -> ColumnElement[Any]:
         """See `Dialect.in_seconds`."""
         return func.strftime(_MOMENT, "now", f"{seconds:+.3f} seconds")

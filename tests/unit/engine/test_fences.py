@@ -14,7 +14,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, progress
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.parking import ParkingLot
-from consumerkit.storage.progress import Lane
+from consumerkit.storage.progress import Begun, Lane
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Position
 
@@ -34,7 +34,7 @@ async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_the
     partition, lanes = Partition(AT, Position(0, 1), Ordering.KEY, 100), [lane]
     with engine.begin() as connection:
         taken = fence.take(connection, dialect, DEFAULT_TABLES, 1, AT, wait=0)
-        progress.begin(connection, dialect, DEFAULT_TABLES, 1, AT, topic_id="id", mark=0, start=0, end=0, ago=0)
+        progress.begin(connection, dialect, DEFAULT_TABLES, 1, {AT: Begun("id", mark=0, start=0, end=0)}, ago=0)
         row = {"consumer": 1, "lane": lane.id, "sequence": lane.sequence}
         connection.execute(insert(DEFAULT_TABLES.lane_progress).values(row))
     assert taken is not None
@@ -58,7 +58,7 @@ async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one(engi
     partition = Partition(AT, Position(0, 1), Ordering.KEY, 100)
     with engine.begin() as connection:
         taken = fence.take(connection, dialect, DEFAULT_TABLES, 1, AT, wait=0)
-        progress.begin(connection, dialect, DEFAULT_TABLES, 1, AT, topic_id="id", mark=0, start=0, end=0, ago=0)
+        progress.begin(connection, dialect, DEFAULT_TABLES, 1, {AT: Begun("id", mark=0, start=0, end=0)}, ago=0)
     assert taken is not None
     partition.owner, partition.mark = b"somebody's before" + taken.owner, 0
     anew = True
@@ -85,7 +85,7 @@ async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not
     partition = Partition(AT, Position(0, 1), Ordering.KEY, 100)
     with engine.begin() as connection:
         taken = fence.take(connection, dialect, DEFAULT_TABLES, 1, AT, wait=0)
-        progress.begin(connection, dialect, DEFAULT_TABLES, 1, AT, topic_id="id", mark=0, start=0, end=0, ago=0)
+        progress.begin(connection, dialect, DEFAULT_TABLES, 1, {AT: Begun("id", mark=0, start=0, end=0)}, ago=0)
     assert taken is not None
     partition.owner, partition.mark = taken.owner, 0
     partition.offsets.delivered(0)

@@ -1,0 +1,63 @@
+"""A worker that is given many partitions at once takes them together, and one that cannot be taken keeps no other."""
+
+import pytest
+
+from consumerkit.engine import ownership
+from consumerkit.events import PartitionTaken, Trouble
+from tests.integration.stage import Run
+from tests.integration.test_statements import Meter, metered
+from tests.integration.yard import Trial, Yard
+from tests.services import PostgresServer
+
+COUNT = 250
+BAD = 7
+SUSPECTS = f"UPDATE consumerkit_partition_progress SET suspects = '{{}}' WHERE partition = {BAD}"
+
+
+@pytest.fixture
+async def yard(postgres: PostgresServer, database: str) -> Yard:
+    made = Yard(postgres, database, COUNT)
+    await made.create_tables()
+    return made
+
+
+def taken(run: Run) -> set[int]:
+    return {event.partition.partition for event in run.seen(PartitionTaken)}
+
+
+def take_overs(meter: Meter) -> int:
+    """Transactions in which a new owner was written."""
+    marks = ("INSERT INTO public.consumerkit_partition_progress", "taken_at=now()")
+    return sum(any(mark in each for mark in marks for each in one) for one in meter.transactions)
+
+
+async def test_many_partitions_are_taken_in_few_transactions(yard: Yard) -> None:
+    for _ in ("a first run", "another one"):
+        with metered() as meter:
+            async with yard.run(Trial()) as run:
+                await run.until(lambda: len(taken(run)) == COUNT, "all are taken")
+        assert take_overs(meter) == -(-COUNT // ownership.AT_ONCE)
+    for number in (0, COUNT - 1):
+        yard.send(number, partition=number)
+    async with yard.run(Trial()) as run:
+        await run.until(lambda: len(yard.effects()) == 2, "what came later is processed")
+
+
+async def test_a_partition_that_cannot_be_taken_keeps_no_other_from_it(yard: Yard) -> None:
+    async with yard.run(Trial()) as run:
+        await run.until(lambda: len(taken(run)) == COUNT, "all are taken")
+    # What cannot be read ends the transaction of all that are taken with it.
+    yard.execute(SUSPECTS.format("{"))
+    for number in (BAD, BAD + 1):
+        yard.send(number, partition=number)
+    with metered() as meter:
+        async with yard.run(Trial()) as run:
+            await run.until(lambda: len(taken(run)) == COUNT - 1, "all but one are taken")
+            assert BAD not in taken(run)
+            assert take_overs(meter) < 30  # found by halves, and not one by one
+            await run.until(lambda: bool(run.seen(Trouble)), "and that is told")
+            await run.until(yard.has(BAD + 1), "the others go on")
+            assert not yard.has(BAD)()
+            yard.execute(SUSPECTS.format("{}"))
+            await run.until(yard.has(BAD), "so does this one, once it can")
+    assert {event.where for event in run.seen(Trouble)} == {"database"}
