@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, in
 
 from consumerkit.message import TopicPartition
 from consumerkit.storage.dialects import Dialect
-from consumerkit.storage.progress import Standing, standing
+from consumerkit.storage.progress import Standing, anywhere, at, standing
 from consumerkit.storage.tables import Tables
 
 OWNER_BYTES: Final = 16
@@ -128,24 +128,23 @@ def look(
 def write(connection: Connection, tables: Tables, consumer: int, taken: Mapping[TopicPartition, Taken]) -> None:
     """Write the new tokens of partitions that `look` has found, in its transaction."""
     table = tables.partition_progress
-    new = [{**_place(consumer, at), "owner": one.owner} for at, one in taken.items() if one.new]
+    new = [
+        {"consumer": consumer, "topic": partition.topic, "partition": partition.partition, "owner": one.owner}
+        for partition, one in taken.items()
+        if one.new
+    ]
     if new:
         connection.execute(insert(table), new)
     old = [
-        {"at_topic": at.topic, "at_partition": at.partition, "to_owner": one.owner, "to_deaths": one.deaths}
-        for at, one in taken.items()
+        {**at(partition), "to_owner": one.owner, "to_deaths": one.deaths}
+        for partition, one in taken.items()
         if not one.new
     ]
     if old:
-        c = table.c
-        here = (c.consumer == consumer, c.topic == bindparam("at_topic"), c.partition == bindparam("at_partition"))
+        here = anywhere(tables, consumer)
         values: dict[str, Any] = {"owner": bindparam("to_owner"), "deaths": bindparam("to_deaths")}
         taken_over = update(table).where(*here).values(taken_at=func.now(), given_back=False, **values)
         connection.execute(taken_over, old)
-
-
-def _place(consumer: int, partition: TopicPartition) -> dict[str, Any]:
-    return {"consumer": consumer, "topic": partition.topic, "partition": partition.partition}
 
 
 def _rows(
@@ -178,8 +177,12 @@ def _found(before: Row[Any] | None, own: bytes | None) -> Taken:
 
 def give_back(connection: Connection, tables: Tables, consumer: int, owners: Owners) -> None:
     """Write down that partitions were given back with nothing under way, those that are still ours."""
-    for partition, owner in sorted(owners.items()):
-        _update(connection, tables, consumer, partition, owner, given_back=True, **_CALM)
+    table = tables.partition_progress
+    mine = (*anywhere(tables, consumer), table.c.owner == bindparam("by_owner"))
+    # In one order, as everybody does who locks several of these rows.
+    rows = [{**at(partition), "by_owner": owner} for partition, owner in sorted(owners.items())]
+    if rows:
+        connection.execute(update(table).where(*mine).values(given_back=True, **_CALM), rows)
 
 
 def calm(connection: Connection, tables: Tables, consumer: int, partition: TopicPartition, owner: bytes) -> None:

@@ -124,20 +124,18 @@ def begin(
         "window_end": func.coalesce(c.window_end, bindparam("to_end", type_=c.window_end.type)),
         "window_at": func.coalesce(c.window_at, dialect.in_seconds(-(ago + _MARGIN))),
     }
-    here = (c.consumer == consumer, c.topic == bindparam("at_topic"), c.partition == bindparam("at_partition"))
     rows = [
         {
-            "at_topic": at.topic,
-            "at_partition": at.partition,
+            **at(partition),
             "to_topic_id": one.topic_id,
             "to_mark": one.mark,
             "to_start": one.start,
             "to_end": one.end,
         }
-        for at, one in begun.items()
+        for partition, one in begun.items()
     ]
     if rows:
-        connection.execute(update(table).where(*here).values(values), rows)
+        connection.execute(update(table).where(*anywhere(tables, consumer)).values(values), rows)
 
 
 def advance(
@@ -147,23 +145,39 @@ def advance(
 
     `marks` were read once this transaction had begun: what is fetched later cannot have been processed before it.
     """
+    if not marks:
+        return set()
     table = tables.partition_progress
     c = table.c
-    gone = set()
-    # In one order, as everybody does who locks several of these rows.
-    for partition, (owner, offset, before, ahead) in sorted(marks.items()):
-        passed = c.window_end <= offset
-        values = {
-            "mark": offset,
-            "marked_at": func.now(),
-            "settled_at": case((passed, c.window_at), else_=c.settled_at),
-            "window_at": case((passed, func.now()), else_=c.window_at),
-            "window_end": case((passed, max(offset, ahead)), else_=c.window_end),
+    offset, ahead = bindparam("to_mark", type_=c.mark.type), bindparam("to_end", type_=c.window_end.type)
+    passed = c.window_end <= offset
+    values = {
+        "mark": offset,
+        "marked_at": func.now(),
+        "settled_at": case((passed, c.window_at), else_=c.settled_at),
+        "window_at": case((passed, func.now()), else_=c.window_at),
+        "window_end": case((passed, ahead), else_=c.window_end),
+    }
+    mine = (c.owner == bindparam("by_owner"), c.mark >= bindparam("from_mark", type_=c.mark.type))
+    rows = [
+        {
+            **at(partition),
+            "by_owner": one.owner,
+            "from_mark": one.before,
+            "to_mark": one.offset,
+            "to_end": max(one.offset, one.ahead),
         }
-        mine = and_(_here(tables, consumer, partition), c.owner == owner, c.mark >= before)
-        if connection.execute(update(table).where(mine).values(values)).rowcount != 1:
-            gone.add(partition)
-    return gone
+        # In one order, as everybody does who locks several of these rows.
+        for partition, one in sorted(marks.items())
+    ]
+    connection.execute(update(table).where(*anywhere(tables, consumer), *mine).values(values), rows)
+    # Many at once return no count each. A row of ours that was not written has a mark below the one that it had.
+    topics, numbers = zip(*marks, strict=True)
+    written = select(c.topic, c.partition, c.owner, c.mark).where(
+        c.consumer == consumer, c.topic.in_(set(topics)), c.partition.in_(set(numbers))
+    )
+    found = {TopicPartition(*place): (bytes(owner), mark) for *place, owner, mark in connection.execute(written)}
+    return {partition for partition, one in marks.items() if found.get(partition) != (one.owner, one.offset)}
 
 
 def move(
@@ -288,6 +302,17 @@ def touch_lanes(connection: Connection, tables: Tables, consumer: int, lanes: It
     if ids:
         mine = (table.c.consumer == consumer, table.c.lane.in_(ids))
         connection.execute(update(table).where(*mine).values(moved_at=func.now()))
+
+
+def anywhere(tables: Tables, consumer: int) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions of a statement that is executed once for many partitions; `at` gives each one's place."""
+    c = tables.partition_progress.c
+    return c.consumer == consumer, c.topic == bindparam("at_topic"), c.partition == bindparam("at_partition")
+
+
+def at(partition: TopicPartition) -> dict[str, Any]:
+    """Return a partition's parameters for `anywhere`."""
+    return {"at_topic": partition.topic, "at_partition": partition.partition}
 
 
 def _here(tables: Tables, consumer: int, partition: TopicPartition) -> ColumnElement[bool]:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from consumerkit.message import Message, TopicPartition
-from consumerkit.storage import fence
+from consumerkit.storage import fence, progress
 from consumerkit.storage.dialects import Limits
 from consumerkit.storage.parked import Kind, ParkedMessage
 from consumerkit.storage.parking import ParkingLot, Place
@@ -563,6 +563,27 @@ def test_partitions_are_taken_together_but_for_those_that_others_use(one: Owner,
     owned = {**tokens, **{at: taken.owner for at, taken in found.items()}}
     assert committed(one.party, lambda at: fence.count_owned(at, tables, stand.consumer, owned)) == 4
     assert len(set(owned.values())) == 4
+
+
+def test_marks_that_are_written_together_are_each_ones_own(one: Owner, two: Owner) -> None:
+    stand, tables = one.stand, DEFAULT_TABLES
+    mine, another, lost = (TopicPartition("t", number) for number in (3, 5, 6))
+    owners = {}
+    for at in (mine, another, lost):
+        taken = committed(one.party, taking_of(stand, at))
+        assert taken is not None
+        owners[at] = taken.owner
+    begun = {at: progress.Begun("id", mark=10, start=0, end=12) for at in owners}
+    committed(one.party, lambda at: progress.begin(at, stand.dialect, tables, stand.consumer, begun, ago=0))
+    committed(two.party, taking_of(stand, another))
+    marks = {at: progress.Mark(owner, 15, 12 if at == lost else 10, 20) for at, owner in owners.items()}
+    gone = committed(one.party, lambda at: progress.advance(at, tables, stand.consumer, marks))
+    assert gone == {another, lost}
+    found = committed(one.party, lambda at: progress.marks(at, tables, stand.consumer))
+    assert found == {("t", "id"): {3: 15, 5: 10, 6: 10}}
+    committed(one.party, lambda at: fence.give_back(at, tables, stand.consumer, owners))
+    again = {at: committed(one.party, taking_of(stand, at)) for at in owners}
+    assert [taken and taken.deaths for taken in again.values()] == [0, 2, 0]
 
 
 def taking_of(stand: Stand, partition: TopicPartition) -> Callable[[Connection], fence.Taken | None]:

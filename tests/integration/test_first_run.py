@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from consumerkit import Context, Handler, Json, header, positions
-from consumerkit.engine.fences import Fences
+from consumerkit.engine.fences import Fences, Wanted
 from consumerkit.errors import Unavailable
 from consumerkit.events import PartitionStopped, PartitionTaken, PositionDiffers, Trouble
 from consumerkit.message import TopicPartition
@@ -99,12 +99,12 @@ def only(monkeypatch: pytest.MonkeyPatch, *taken: int) -> Iterator[list[TopicPar
     """Let workers take only these partitions over; yields the others that they came to."""
     take, kept = Fences.take, list[TopicPartition]()
 
-    async def taking(self: Fences, partition: Any, *args: Any, **named: Any) -> Any:
-        if partition.name.partition in taken:
-            return await take(self, partition, *args, **named)
-        kept.append(partition.name)
-        await asyncio.sleep(0.05)
-        return None
+    async def taking(self: Fences, wanted: Sequence[Wanted], *args: Any, **named: Any) -> Any:
+        allowed = [one for one in wanted if one.partition.name.partition in taken]
+        if len(allowed) < len(wanted):
+            kept.extend(one.partition.name for one in wanted if one not in allowed)
+            await asyncio.sleep(0.05)
+        return await take(self, allowed, *args, **named) if allowed else {}
 
     with monkeypatch.context() as patch:
         patch.setattr(Fences, "take", taking)

@@ -137,8 +137,8 @@ async def test_protection_from_killers_costs_at_most_one_statement_in_a_thousand
     written = meter.count(PROGRESS) - meter.count(PROGRESS, "marked_at") - taken_over(meter)
     runs_counted = meter.count(f"UPDATE {LOT}", "deliveries=(")
     assert written + runs_counted <= total // 1_000
-    # Once for each partition at the end, to say that nobody died.
-    assert written == taken
+    # Once for all partitions at the end, to say that nobody died.
+    assert (written, taken) == (1, 2)
     assert runs_counted == 0
 
 
