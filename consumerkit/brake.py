@@ -79,7 +79,7 @@ class BrakeState:
         if self._tokens >= 1:
             self._tokens -= 1
             return True
-        self._put_on(now)
+        self.put_on(now)
         return False
 
     def reject(self, key: Hashable, now: float) -> bool:
@@ -88,10 +88,11 @@ class BrakeState:
             self._rejected.add(key)
         if len(self._rejected) <= self._policy.rejected_keys:
             return True
-        self._put_on(now)
+        self.put_on(now)
         return False
 
-    def _put_on(self, now: float) -> None:
+    def put_on(self, now: float) -> None:
+        """Put the brake on, if it is off."""
         if not self.on:
             self.on = True
             self._probes = 0

@@ -166,6 +166,21 @@ class AttemptFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MessageSuspected(Event):
+    """A message failed alone in a way that may be everybody's trouble; no attempt is counted, and others run first.
+
+    It is tried again after `wait` seconds. If another message succeeded before, it is an attempt then; if another one
+    failed likewise, the handler pauses.
+    """
+
+    partition: TopicPartition
+    offset: int
+    message_id: str
+    error: str
+    wait: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MessageDeadLettered(Event):
     """A message is in the dead letters, durably."""
 

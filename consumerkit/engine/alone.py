@@ -10,7 +10,7 @@ from itertools import count
 from typing import Final
 
 from consumerkit.engine import letters
-from consumerkit.engine.blame import OWN, fault_in
+from consumerkit.engine.blame import OWN, Blame, blame
 from consumerkit.engine.group import Group
 from consumerkit.engine.item import Item
 from consumerkit.engine.partition import Partition
@@ -19,6 +19,8 @@ from consumerkit.engine.runner import Runner
 from consumerkit.engine.transaction import StaleFound
 from consumerkit.error_tree import deciding
 from consumerkit.errors import Defer, Fenced, Reject
+from consumerkit.handler import Ordering
+from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.fence import Owners
@@ -27,6 +29,15 @@ from consumerkit.storage.parked import Kind, ParkedMessage
 CONVICTED_AFTER: Final = 3
 _CONNECTIONS: Final = 50
 """Connections of a pool, at most, on which an object that is there already is looked for."""
+
+
+class NotCounted(Exception):
+    """What failed is to wait for `seconds`, and no attempt is counted: it may be trouble that others meet, too."""
+
+    def __init__(self, error: Exception, seconds: float) -> None:
+        super().__init__(error, seconds)
+        self.error = error
+        self.seconds = seconds
 
 
 class Alone:
@@ -57,7 +68,7 @@ class Alone:
         first_failed: float | None = None
         first_failed_at: datetime | None = None
         while (error := await self._attempt(item)) is not None:
-            if isinstance(error, Defer):
+            if isinstance(error, Defer | NotCounted):
                 await self._park(item, error, item.attempt - 1, error.seconds, first_failed_at)
                 return False
             first_failed = first_failed or time.monotonic()
@@ -124,6 +135,7 @@ class Alone:
         self, item: Item, error: Exception, attempts: int, wait: float, first_failed_at: datetime | None
     ) -> None:
         self._runner.gate.failed(item.message)
+        error = error.error if isinstance(error, NotCounted) else error
         item.parking = letters.parked(item, error, attempts=attempts, wait=wait, first_failed_at=first_failed_at)
         item.claimed = False
         await self._attempt(item)
@@ -159,7 +171,7 @@ class Alone:
         except Interrupted:
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a decision
-            fault = fault_in(group, error)
+            fault = blame(group, error).fault
             if fault not in OWN:
                 await self._runner.infrastructure(fault, error)
                 return True
@@ -229,7 +241,7 @@ class Alone:
         error = await self._attempt(item)
         if error is None:
             return not item.stays_parked
-        if isinstance(error, Defer):
+        if isinstance(error, Defer | NotCounted):
             await self._park(item, error, parked.attempts, error.seconds, parked.first_failed_at)
             return False
         since = parked.first_failed_at or letters.now()
@@ -285,23 +297,54 @@ class Alone:
                 if group.convicted:
                     return None
                 if not await self._runs_again(item, group, error, run):
-                    return deciding(error, Reject, Defer)
+                    return await self._counted(item, blame(group, error), error)
             else:
                 return None
         raise AssertionError("unreachable")
 
     async def _runs_again(self, item: Item, group: Group, error: Exception, run: int) -> bool:
         """Wait out what is not an item's fault; return False where it is."""
-        fault = fault_in(group, error)
+        fault, _, _, foreign = blame(group, error)
         if fault is Fault.PRESENT and group.reused and run < _CONNECTIONS:
             return True  # the connection was given up, with what a message before has left there
         if fault in OWN:
             if item.dead is None and item.parking is None:
-                return False
+                looks = fault is Fault.SUSPECT or (foreign and not group.sound)
+                return looks and not await self._database_answers()
             # The dead letter or the parking itself was refused: nothing may be lost, so wait for better days.
             fault = Fault.CAPACITY
         await self._runner.infrastructure(fault, error)
         return True
+
+    async def _database_answers(self) -> bool:
+        """Ask the database something simple; where it does not answer, wait, and return False."""
+        try:
+            await self._runner.suspects.probe()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no message's fault
+            await self._runner.patience.wait_out("database", error)
+            return False
+        return True
+
+    async def _counted(self, item: Item, found: Blame, error: Exception) -> Exception:
+        """Return an item's error, as `NotCounted` where it is not known yet whether it is the item's own."""
+        if found.fault is Fault.SUSPECT:
+            runner = self._runner
+            holds_up = self._holds_up(item.message)
+            wait = runner.suspects.judge(item.message, found, letters.described(error), holds_up=holds_up)
+            if wait is not None:
+                runner.tell.suspected(item, error, wait)
+                return NotCounted(error, wait)
+        return deciding(error, Reject, Defer)
+
+    def _holds_up(self, message: Message) -> bool:
+        """Tell whether other messages wait until this one has an end."""
+        ordering = self._runner.declared.ordering
+        if ordering is Ordering.PARTITION:
+            return True
+        partition = self._runner.partitions.get((message.topic, message.partition))
+        if ordering is Ordering.NONE or message.key is None or partition is None:
+            return False
+        return len(partition.parked.get(message.key, ())) > 1
 
     async def _quarantine(self, item: Item) -> Exception | None:
         """Bury a message whose event is too old for the ledger, if the brake allows it; else park it."""

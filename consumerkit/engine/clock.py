@@ -5,6 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
+from consumerkit.errors import Unavailable
+
+
+class DatabaseSilent(Unavailable):
+    """A statement had no answer when our deadline came."""
+
 
 class StatementClock:
     """Times the statements of one transaction.
@@ -12,14 +18,16 @@ class StatementClock:
     Attributes:
         lost: Whether the connection was lost under a statement.
         cut: Whether the user's code cancelled a statement, which costs the connection.
+        took: How many seconds the last statement that failed took.
         limit: The deadline of ours that runs, in a coroutine.
     """
 
-    __slots__ = ("_asked", "_waited", "cut", "limit", "lost")
+    __slots__ = ("_asked", "_waited", "cut", "limit", "lost", "took")
 
     def __init__(self) -> None:
         self.lost = False
         self.cut = False
+        self.took = 0.0
         self.limit: asyncio.Timeout | None = None
         self._asked: float | None = None
         self._waited = 0.0
@@ -45,6 +53,7 @@ class StatementClock:
             lost = False
         waited, self._asked = self.waited(), None
         self._waited = waited if lost else 0.0
+        self.took = waited
         return waited
 
     def waited(self) -> float:

@@ -36,6 +36,8 @@ class Gate:
         self._successes = 0
         self._failed: dict[Origin, int] = {}
         self._holders: set[object] = set()
+        self._braked = False
+        self._suspended: str | None = None
 
     def hold(self, holder: object) -> None:
         """Keep all lanes from beginning but those that hold the handler; each of these tries again by itself."""
@@ -49,6 +51,24 @@ class Gate:
             if not self._holders:
                 self._released.set()
                 self._announce(events.HandlerResumed(handler=self._handler))
+
+    def suspend(self, kind: str, error: str) -> None:
+        """Pause the handler, since messages fail in the same way one after another; it probes as under the brake.
+
+        Args:
+            kind: In which way.
+            error: For a person, with the way out.
+        """
+        self._state.put_on(time.monotonic())
+        self._released.clear()
+        if self._suspended != kind:
+            self._suspended = kind
+            self._announce(events.HandlerPaused(handler=self._handler, error=error, wait=self.wait))
+
+    @property
+    def successes(self) -> int:
+        """How many messages were processed, those not counted that were duplicates."""
+        return self._successes
 
     @property
     def braking(self) -> bool:
@@ -101,9 +121,9 @@ class Gate:
         return self._asked(partial(self._state.reject, key))
 
     def _asked(self, ask: Callable[[float], bool]) -> bool:
-        was_on = self._state.on
         allowed = ask(time.monotonic())
-        if self._state.on and not was_on:
+        if not allowed and not self._braked:
+            self._braked = True
             self._released.clear()
             self._announce(events.BrakeOn(handler=self._handler, wait=self.wait))
         return allowed
@@ -117,7 +137,12 @@ class Gate:
         self._successes += count
         if self._state.succeeded(count, funded):
             self._released.set()
-            self._announce(events.BrakeOff(handler=self._handler))
+            if self._suspended is not None:
+                self._suspended = None
+                self._announce(events.HandlerResumed(handler=self._handler))
+            if self._braked:
+                self._braked = False
+                self._announce(events.BrakeOff(handler=self._handler))
 
     def failed(self, message: Message) -> None:
         """Take note of a message that failed and will be tried again."""

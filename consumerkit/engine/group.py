@@ -19,7 +19,7 @@ from consumerkit.handler import Received
 from consumerkit.message import TopicPartition
 from consumerkit.storage import outbox
 from consumerkit.storage.dead_letters import DeadMessage
-from consumerkit.storage.dialects import Settings
+from consumerkit.storage.dialects import Limits, Settings
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.origins import Clash
 from consumerkit.storage.parking import Place
@@ -41,6 +41,7 @@ class Group:
         handled: Handler calls made.
         handling: Whether the user's code runs, or was running when something failed.
         theirs: Whether the transaction's statements are the user's: the handler's, or what its session flushes.
+        limits: How long its transaction may take on the server; None until it is opened.
         reused: Whether the connection has served a transaction before.
         item_began: When the last item's code began, by the monotonic clock.
         guard: Watches over the session while the user's code holds it.
@@ -75,6 +76,7 @@ class Group:
         self.handled = 0
         self.handling = False
         self.theirs = False
+        self.limits: Limits | None = None
         self.reused = False
         self.guard = Guard()
         self.token = uuid4().hex

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from consumerkit.engine.session_guard import Crowded, Guard
 from consumerkit.engine.statements import ending
 from consumerkit.errors import SessionOver, TransactionMisused
+from consumerkit.storage.faults import note_engine
 from consumerkit.storage.sqlite_engine import BEGIN
 
 __all__ = ["OPTION", "Crowded", "Guard", "give_up", "guard"]
@@ -165,6 +166,8 @@ def _after_execute(
 
 @event.listens_for(Engine, "handle_error", insert=True)
 def _on_error(context: ExceptionContext) -> None:
+    if context.sqlalchemy_exception is not None and context.engine is not None:
+        note_engine(context.sqlalchemy_exception, context.engine)
     if context.connection is None or (made := _of(context.connection)) is None:
         return
     if context.statement is None:

@@ -27,6 +27,7 @@ from consumerkit.engine.patience import Patience
 from consumerkit.engine.pipeline import Pipeline
 from consumerkit.engine.runner import HandlerHalted, Runner
 from consumerkit.engine.solitude import Solitude
+from consumerkit.engine.suspects import Suspects
 from consumerkit.engine.telling import Tell
 from consumerkit.engine.topic_watch import TopicWatch
 from consumerkit.engine.unit_of_work import UnitOfWork
@@ -96,6 +97,7 @@ class Engine:
         self.gate = Gate(name, declared.brake, announce)
         self.fences = fences
         self._clock = DatabaseClock(fences.lot.dialect, fences.run)
+        self._suspects = Suspects(name, self.gate, self._probe)
         self._lanes = [self._lane(number, work) for number, work in enumerate(works)]
         self._assignments = Assignments(
             name,
@@ -120,12 +122,16 @@ class Engine:
         books = LaneBooks(self)
         tell = Tell(name, number, self._announce)
         patience = Patience(name, self._announce, interrupted)
-        runner = Runner(self.declared, work, tell, patience, self.partitions, books, self.gate, self._clock.now)
+        gate, suspects = self.gate, self._suspects
+        runner = Runner(self.declared, work, tell, patience, self.partitions, books, gate, suspects, self._clock.now)
         pipeline = Pipeline(runner)
         books.lane = Lane(
             pipeline, interrupted, self.partitions, self.gate, self._solitude, self._dropped, self.due.returned
         )
         return books.lane
+
+    async def _probe(self) -> None:
+        await self.fences.run(self.fences.lot.dialect.probe)
 
     async def start(self) -> None:
         """Join the group.

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from consumerkit.engine import letters
 from consumerkit.engine.alone import Alone
-from consumerkit.engine.blame import OWN, fault_in
+from consumerkit.engine.blame import LOCKED, OWN, blame
 from consumerkit.engine.group import Group
 from consumerkit.engine.item import Item
 from consumerkit.engine.patience import Interrupted
@@ -176,14 +176,16 @@ class Pipeline:
 
     async def _failed(self, group: Group, error: Exception, step: Step) -> None:
         """Decide how the messages of a group that failed are grouped next; `step` has as many as are to run again."""
-        fault = fault_in(group, error)
+        fault, kind = blame(group, error)[:2]
+        if kind == LOCKED:
+            fault = Fault.CONFLICT  # with whom is not known, so the group is halved
         if group.guard.crowded:
             self._apart = True
             self._plan = deque([step])
         elif fault in OWN or (fault is Fault.UNFIT and group.current is not None):
             # The messages before the one whose code met it are run first; alone, it holds the handler.
             self._runner.tell.rolled_back(group, error)
-            self._plan = self._split(group, error, step, crowded=fault is Fault.PRESENT)
+            self._plan = self._split(group, error, step, crowded=fault is not Fault.HANDLER)
         elif fault is Fault.CONFLICT:
             self._runner.tell.rolled_back(group, error)
             self._plan = halves(step.size)

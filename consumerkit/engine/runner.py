@@ -16,10 +16,18 @@ from consumerkit.engine.pace import Pace
 from consumerkit.engine.partition import Partition, Partitions
 from consumerkit.engine.patience import Interrupted, Patience
 from consumerkit.engine.prepare import Preparer
+from consumerkit.engine.suspects import Suspects
 from consumerkit.engine.telling import Tell
 from consumerkit.engine.transaction import TransactionEnded
 from consumerkit.engine.unit_of_work import UnitOfWork
-from consumerkit.errors import CommitsLost, CommitUnknown, Fenced, Unavailable
+from consumerkit.errors import (
+    CommitsLost,
+    CommitUnknown,
+    ConfigurationError,
+    Fenced,
+    TablesReplaced,
+    Unavailable,
+)
 from consumerkit.failpoints import reach
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.faults import Fault
@@ -79,6 +87,7 @@ class Runner:
         partitions: What is assigned, and what of it is parked.
         books: Told what is durable and what is in doubt.
         gate: The brake.
+        suspects: Tells a message's own fault from everybody's.
         clock: The database's.
     """
 
@@ -91,6 +100,7 @@ class Runner:
         partitions: Partitions,
         books: Books,
         gate: Gate,
+        suspects: Suspects,
         clock: Callable[[], float | None] = time.time,
     ) -> None:
         self.declared = declared
@@ -99,6 +109,7 @@ class Runner:
         self.partitions = partitions
         self.books = books
         self.gate = gate
+        self.suspects = suspects
         self.pace = Pace(declared.batch_size, declared.batch_time)
         self._under_way: tuple[Group, float] | None = None
         self.lane = Lane.new()
@@ -260,9 +271,9 @@ class Runner:
 
     async def infrastructure(self, fault: Fault, error: Exception) -> None:
         """Wait out what is no message's fault; it never counts as an attempt."""
-        if fault is Fault.DEPLOY:
+        if fault is Fault.DEPLOY and isinstance(error, ConfigurationError | TablesReplaced):
             raise HandlerHalted(letters.described(error)) from error
-        if fault is Fault.UNFIT:
+        if fault is Fault.UNFIT or fault is Fault.DEPLOY:
             await self._hold(error)
         else:
             await self.patience.wait_out("database", error)

@@ -38,6 +38,7 @@ class Guard:
     Attributes:
         open: Whether the user's code may not end the transaction now.
         misused: What it did all the same, or None.
+        engine: The engine that the session was made for, or None.
         unfit: Why the session cannot hold one transaction, or None.
         crowded: Whether the group must be run again, with a flush after each message.
         set_local: Whether SET LOCAL was seen.
@@ -49,12 +50,12 @@ class Guard:
 
     __slots__ = (
         "_before",
-        "_engine",
         "_over",
         "_session",
         "commit",
         "connection",
         "crowded",
+        "engine",
         "misused",
         "open",
         "set_local",
@@ -74,7 +75,7 @@ class Guard:
         self.statements = StatementClock()
         self.commit = CommitEvidence()
         self._session = session
-        self._engine = engine
+        self.engine = engine
         self._over: str | None = None
         self._before: tuple[int, int] | None = None
 
@@ -123,11 +124,11 @@ class Guard:
             return
         if self.connection is None:
             self.connection = connection
-            if self._engine is None or connection.engine is self._engine:
+            if self.engine is None or connection.engine is self.engine:
                 return
             self.unfit = (
                 f"the session's get_bind() chose {_named(connection.engine)}, while database= is "
-                f"{_named(self._engine)}: let get_bind() without arguments return the engine given as database="
+                f"{_named(self.engine)}: let get_bind() without arguments return the engine given as database="
             )
         else:
             self.unfit = (

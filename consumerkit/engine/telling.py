@@ -83,6 +83,19 @@ class Tell:
             )
         )
 
+    def suspected(self, item: Item, error: BaseException, wait: float) -> None:
+        """Tell of a message that failed alone, where nothing is counted."""
+        self._announce(
+            events.MessageSuspected(
+                handler=self._handler,
+                partition=_partition(item.message),
+                offset=item.message.offset,
+                message_id=item.message_id,
+                error=letters.described(error),
+                wait=wait,
+            )
+        )
+
 
 def _partition(message: Message) -> TopicPartition:
     return TopicPartition(message.topic, message.partition)

@@ -45,6 +45,7 @@ class Transaction:
         reach("before_begin")
         connection = session.connection(execution_options={**self._options, OPTION: group.guard})
         ledger = self._ledger
+        group.limits = self._limits
         group.reused = bool(connection.info.setdefault(_SERVED, False))
         connection.info[_SERVED] = True
         location.remember(session, ledger.tables)

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from consumerkit.declaration import Declaration
+from consumerkit.engine.clock import DatabaseSilent
 from consumerkit.engine.containment import (
     being_cancelled,
     closing,
@@ -32,7 +33,7 @@ from consumerkit.engine.group import Group
 from consumerkit.engine.guard import guard
 from consumerkit.engine.transaction import Transaction, TransactionEnded
 from consumerkit.error_tree import is_a, leaves
-from consumerkit.errors import CommitUnknown, Unavailable
+from consumerkit.errors import CommitUnknown
 from consumerkit.failpoints import reach
 from consumerkit.method_checks import method_of
 from consumerkit.storage import plain_sessions
@@ -88,7 +89,7 @@ class AsyncUnitOfWork:
                 ):
                     await session.invalidate()
                     waited = group.guard.statements.waited()
-                    raise Unavailable(f"the database has not answered for {waited:.0f} s") from error
+                    raise DatabaseSilent(f"the database has not answered for {waited:.0f} s") from error
                 if group.handling and not group.guard.ended and not being_cancelled():
                     await session.run_sync(self._transaction.check, group)
                 if (not group.sound and (_is_lost(error, group) or group.guard.broken)) or _is_littered(error, group):

@@ -32,6 +32,7 @@ class Metrics:
         self._messages = self._counter("messages", "Messages that are finished, by what became of them.", "outcome")
         self._dead = self._counter("dead_letters", "Messages that were dead-lettered, by reason.", "reason")
         self._failed = self._counter("attempts_failed", "Attempts that failed, each of one message alone.")
+        self._suspected = self._counter("runs_not_counted", "Runs of one message that failed and count as no attempt.")
         self._rollbacks = self._counter("rollbacks", "Transactions that were rolled back whole and run again.")
         self._fallback = self._counter("fallback_ids", "Messages whose ID came from a fallback source.")
         self._trouble = self._counter("trouble", "Times that work waited for something outside.", "where")
@@ -71,6 +72,7 @@ class Metrics:
             events.MessagesSkipped: lambda event: self._add(self._messages, event, event.count, "skipped"),
             events.MessageDeadLettered: lambda event: self._add(self._dead, event, 1, event.reason.value),
             events.AttemptFailed: lambda event: self._add(self._failed, event),
+            events.MessageSuspected: lambda event: self._add(self._suspected, event),
             events.GroupRolledBack: lambda event: self._add(self._rollbacks, event),
             events.Trouble: lambda event: self._add(self._trouble, event, 1, event.where),
             events.CommitsLost: lambda event: self._add(self._lost, event),

@@ -106,6 +106,13 @@ def _failed(event: events.AttemptFailed) -> str:
     )
 
 
+def _suspected(event: events.MessageSuspected) -> str:
+    return (
+        f"{event.message_id} at {event.partition}@{event.offset} failed alone, which is not counted yet, since others "
+        f"may fail likewise; again in {event.wait:.1f} s: {event.error}"
+    )
+
+
 def _offsets(event: events.OffsetsCommitted) -> str:
     return f"offsets committed: {', '.join(f'{partition}@{offset}' for partition, offset in event.positions)}"
 
@@ -170,6 +177,7 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
         lambda e: f"rolled back {e.size} messages, {e.handled} of them handled, to run them again: {e.error}",
     ),
     events.AttemptFailed: (logging.WARNING, _failed),
+    events.MessageSuspected: (logging.WARNING, _suspected),
     events.MessageDeadLettered: (logging.ERROR, _dead),
     events.OriginClash: (logging.ERROR, _clash),
     events.Trouble: (logging.WARNING, lambda e: f"{e.where} trouble, again in {e.wait:.1f} s: {e.error}"),

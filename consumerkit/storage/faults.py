@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from contextlib import suppress
 from enum import Enum
 
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -23,6 +25,7 @@ class Fault(Enum):
     CONFLICT = "another transaction was in the way: run this one again"
     CAPACITY = "the database is full or overloaded: wait"
     DEPLOY = "a table, column or right is missing: stop, a person must act"
+    SUSPECT = "the message's own or everybody's: another message tells"
     PRESENT = "an object is there already: run the message by itself, on a connection without what others left there"
     UNFIT = "the session cannot hold one transaction: pause, a person must act"
     HANDLER = "the handler's own"
@@ -73,17 +76,20 @@ _BY_SQLITE_CODE = {
     sqlite3.SQLITE_NOTADB: Fault.DEPLOY,
 }
 _SQLITE_MISTAKE = re.compile(
-    r"no such (table|column|function|index|view)|table \S+ has no column|near \".*\": syntax error"
+    r"(no such (?:table|column|function|index|view))|table \S+ has no column|near \".*\": syntax error"
 )
 
 
-def fault_of(error: BaseException, *, in_handler: bool) -> Fault:
+def fault_of(error: BaseException, *, in_handler: bool, alone: bool = False) -> Fault:
     """Return whose fault an error is, its causes and the members of a group included.
 
     Args:
         error: What was raised.
         in_handler: Whether the user's code ran. Outside of it a failing socket can only be the database's.
+        alone: Whether to leave its causes and members out.
     """
+    if alone:
+        return _fault(error, in_handler)
     found = (_fault(one, in_handler) for one in all_in(error))
     return next((fault for fault in found if fault is not Fault.HANDLER), Fault.HANDLER)
 
@@ -113,8 +119,10 @@ def _database_fault(error: DBAPIError) -> Fault:
 
 
 def _by_state(state: str, error: DBAPIError) -> Fault:
-    if state.startswith("28") and was_raised_by_code(error):
-        return Fault.HANDLER  # the server refuses a connection by it, and no statement
+    if was_raised_by_code(error):
+        return Fault.HANDLER  # whatever code in the database calls its error, it is about what it was given
+    if state == "42501" and _told(error, "source_function") == "ExecWithCheckOptions":
+        return Fault.HANDLER  # a row that a policy refuses
     if state == "42601" and _told(error, "position") is None:
         return Fault.HANDLER  # a syntax error without a place in the statement: bad text for a tsquery or a jsonpath
     if state == "42883" and _told(error, "source_function") == "op_error":
@@ -137,6 +145,27 @@ def _told(error: DBAPIError, what: str) -> str | None:
         if isinstance(found, str):
             return found
     return None
+
+
+_ENGINE = "_consumerkit_engine"
+
+
+def note_engine(error: BaseException, engine: Engine) -> None:
+    """Note out of which engine an error came; see `engine_of`."""
+    with suppress(Exception):  # an error may be of any class
+        setattr(error, _ENGINE, engine)
+
+
+def engine_of(error: BaseException) -> Engine | None:
+    """Return the engine out of which an error came, where SQLAlchemy told it."""
+    found = vars(error).get(_ENGINE) if is_a(error, DBAPIError) else None
+    return found if isinstance(found, Engine) else None
+
+
+def mistake_of(error: DBAPIError) -> str | None:
+    """Return what SQLite says that a statement lacks, as far as it is the same for any name: it has no code for it."""
+    found = _SQLITE_MISTAKE.match(str(error.orig)) if isinstance(error.orig, sqlite3.Error) else None
+    return None if found is None else found[1] or "a statement that SQLite does not read"
 
 
 def _sqlite_fault(error: sqlite3.Error) -> Fault:

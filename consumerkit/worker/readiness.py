@@ -14,6 +14,9 @@ from consumerkit.events import Event
 DOUBT_PATIENCE: Final = 60.0
 """Seconds for which a partition may be in doubt before it is told: it is taken anew by itself, mostly at once."""
 
+SUSPECTED: Final = 60.0
+"""Seconds for which a message may wait without an attempt counted before it is told, and for which that lasts."""
+
 TROUBLE_OUTLIVES: Final = 60.0
 """Seconds beyond its wait after which trouble that was not told again is over."""
 
@@ -82,6 +85,7 @@ class States:
             events.HandlerStopped: self._halted,
             events.HandlerPaused: self._paused,
             events.HandlerResumed: self._handler_resumed,
+            events.MessageSuspected: self._suspected,
             events.BrakeOn: self._brake,
             events.BrakeOff: self._brake_off,
             events.PartitionStopped: self._partition_stopped,
@@ -144,6 +148,14 @@ class States:
 
     def _handler_resumed(self, event: events.HandlerResumed) -> None:
         self._end("paused", event.handler)
+
+    def _suspected(self, event: events.MessageSuspected) -> None:
+        what = (
+            f"a message of {event.partition} fails, and no other message has shown yet whether it is the one that is "
+            f"wrong; repair what it needs, or let another message run: {event.error}"
+        )
+        place = ("suspected", event.handler, event.partition)
+        self._begin(place, event, what, patience=SUSPECTED, lasting=event.wait + SUSPECTED)
 
     def _brake(self, event: events.BrakeOn) -> None:
         what = (

@@ -64,8 +64,25 @@ def sql(*statements: str, **parameters: Any) -> Provoke:
     return provoke
 
 
-def raised(state: str) -> Provoke:
+class Refusal(Exception):
+    """A driver's error with nothing but its SQLSTATE."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(state)
+        self.sqlstate = state
+
+
+def said(state: str) -> Provoke:
     """The server says what it cannot be brought to say without damage."""
+
+    def provoke(scene: Scene) -> None:
+        raise DBAPIError("SELECT 1", None, Refusal(state))
+
+    return provoke
+
+
+def raised(state: str) -> Provoke:
+    """Code in the database says it: a trigger, a procedure."""
     return sql(f"DO $$ BEGIN RAISE EXCEPTION 'as asked' USING ERRCODE = '{state}'; END $$")
 
 
@@ -180,25 +197,25 @@ ROWS = {
     "left idle in its transaction": Row("25P03", C, left_idle, ("08003", None)),
     "left idle": Row("57P05", C, left_alone, ("08003", None)),
     "read-only": Row("25006", C, sql("SET TRANSACTION READ ONLY", "CREATE TABLE written (n int)")),
-    "crash of the server": Row("57P02", C, raised("57P02")),
-    "server not ready": Row("57P03", C, raised("57P03")),
-    "connection failure": Row("08006", C, raised("08006")),
-    "too many connections": Row("53300", C, raised("53300")),
+    "crash of the server": Row("57P02", C, said("57P02")),
+    "server not ready": Row("57P03", C, said("57P03")),
+    "connection failure": Row("08006", C, said("08006")),
+    "too many connections": Row("53300", C, said("53300")),
     "statement not prepared here": Row("26000", C, sql("EXECUTE prepared_elsewhere")),
     "table altered under a statement": Row("0A000", C, replanned),
     # Another transaction was in the way.
     "serialization failure": Row("40001", X, serialized),
     "deadlock": Row("40P01", X, deadlocked),
     "lock timeout": Row("55P03", X, locked_out),
-    "lock not waited for": Row("55P03", X, raised("55P03")),
+    "lock not waited for": Row("55P03", X, said("55P03")),
     # The server is full or overloaded.
     "statement timeout": Row("57014", F, sql("SET LOCAL statement_timeout = 30", "SELECT pg_sleep(20)")),
-    "disk full": Row("53100", F, raised("53100")),
-    "out of memory": Row("53200", F, raised("53200")),
-    "system error": Row("58000", F, raised("58000")),
-    "I/O error": Row("58030", F, raised("58030")),
-    "data corrupted": Row("XX001", F, raised("XX001")),
-    "index corrupted": Row("XX002", F, raised("XX002")),
+    "disk full": Row("53100", F, said("53100")),
+    "out of memory": Row("53200", F, said("53200")),
+    "system error": Row("58000", F, said("58000")),
+    "I/O error": Row("58030", F, said("58030")),
+    "data corrupted": Row("XX001", F, said("XX001")),
+    "index corrupted": Row("XX002", F, said("XX002")),
     # Somebody must act.
     "table missing": Row("42P01", D, sql("SELECT * FROM nowhere")),
     "column missing": Row("42703", D, sql("SELECT absent FROM pg_class")),
@@ -215,10 +232,27 @@ ROWS = {
     "type there": Row("42710", P, sql(*2 * ["CREATE TYPE pg_temp.a AS ENUM ('b')"])),
     "function there": Row("42723", P, sql(*2 * ["CREATE FUNCTION pg_temp.a() RETURNS int LANGUAGE sql AS 'SELECT 1'"])),
     # A backup is restored under a running worker; a database that never was there is found at the start.
-    "database missing": Row("3D000", C, raised("3D000")),
+    "database missing": Row("3D000", C, said("3D000")),
     # The handler's own.
     "authorisation refused, by code": Row("28000", H, raised("28000")),
     "password wrong, by code": Row("28P01", H, raised("28P01")),
+    "crash, by code": Row("57P02", H, raised("57P02")),
+    "disk full, by code": Row("53100", H, raised("53100")),
+    "connection failure, by code": Row("08006", H, raised("08006")),
+    "serialization failure, by code": Row("40001", H, raised("40001")),
+    "statement cancelled, by code": Row("57014", H, raised("57014")),
+    "right missing, by code": Row("42501", H, raised("42501")),
+    "refused by a policy": Row(
+        "42501",
+        H,
+        sql(
+            "CREATE TABLE guarded (n int)",
+            "ALTER TABLE guarded ENABLE ROW LEVEL SECURITY",
+            "GRANT ALL ON guarded TO pg_monitor",
+            "SET LOCAL ROLE pg_monitor",
+            "INSERT INTO guarded VALUES (1)",
+        ),
+    ),
     "unique": Row("23505", H, sql(TABLE, "INSERT INTO limited VALUES (1), (1)")),
     "foreign key": Row("23503", H, sql(TABLE, "INSERT INTO limited VALUES (1, '', 7)")),
     "check": Row("23514", H, sql(TABLE, "INSERT INTO limited VALUES (0)")),

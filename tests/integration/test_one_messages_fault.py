@@ -1,15 +1,26 @@
 """A fault of one message is that message's: it halts no handler, holds up no other message, and has its attempts."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from consumerkit import Context, Handler, Retry, fixed, header
-from consumerkit.events import AttemptFailed, MessageDeadLettered
+from consumerkit import Brake, Context, Handler, Ordering, Retry, fixed, header
+from consumerkit.events import (
+    AttemptFailed,
+    HandlerPaused,
+    HandlerResumed,
+    HandlerStopped,
+    MessageDeadLettered,
+    MessageSuspected,
+)
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
+from tests.integration.stage import Run
 from tests.services import PostgresServer
 
 RETRY = Retry(attempts=2, wait=fixed(0))
@@ -136,3 +147,161 @@ async def test_an_error_in_prefetch_is_found_by_halving(place: MemoryStage) -> N
         await run.until(lambda: len(run.seen(MessageDeadLettered)) == len(bad), "the dead letters")
     assert {event.message_id for event in run.seen(MessageDeadLettered)} == bad
     assert transactions < 40 * len(bad)
+
+
+def only(number: str, *statements: str) -> Before:
+    run = executes(*statements)
+
+    async def before(context: Context) -> None:
+        if context.message_id == number:
+            await run(context)
+
+    return before
+
+
+async def check_one_is_bad(place: MemoryStage, handler: Write | PlainWrite, bad: str, total: int = 20) -> Run:
+    """All messages but one are done, and that one has the attempts of its `retry`, and no more."""
+    for number in range(total):
+        place.append(number, key=b"%d" % number)
+    async with place.run(handler) as run:
+        await place.until_written(run, total - 1)
+        await run.until(lambda: bool(run.seen(MessageDeadLettered)), "the dead letter")
+        assert not run.task.done()
+    assert {event.message_id for event in run.seen(MessageDeadLettered)} == {bad}
+    assert {line.message_id for line in await place.lines()} == {str(n) for n in range(total)} - {bad}
+    assert [event.attempt for event in run.seen(AttemptFailed)] == [1, 2]
+    assert not run.seen(HandlerStopped)
+    return run
+
+
+ON_THE_SERVER = {
+    "function for other types": ["SELECT make_interval(days => 3000000000)"],
+    "table of an unknown tenant": ["SELECT * FROM tenant_9.lines"],
+    "unknown column": ["SELECT absent FROM lines"],
+    "type that is not known": ["PREPARE p AS SELECT $1 IS NULL"],
+    "right that is missing": ["SET LOCAL ROLE pg_monitor", "SELECT * FROM lines"],
+    "refused by a policy": ["SET LOCAL ROLE tenant", "INSERT INTO guarded VALUES (2)"],
+    "raised by code, 42501": ["DO $$ BEGIN RAISE insufficient_privilege; END $$"],
+    "raised by code, 57P01": ["DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '57P01'; END $$"],
+    "raised by code, 53100": ["DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '53100'; END $$"],
+    "raised by code, 40001": ["DO $$ BEGIN RAISE serialization_failure; END $$"],
+    "raised by code, 08006": ["DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '08006'; END $$"],
+    "statement_timeout of its own": ["SET LOCAL statement_timeout = 20", "SELECT pg_sleep(30)"],
+    "lock_timeout of its own": ["SET LOCAL lock_timeout = 20", "LOCK TABLE locked"],
+    "NOWAIT": ["LOCK TABLE locked NOWAIT"],
+    "temp_file_limit": [
+        "SET LOCAL temp_file_limit = '64kB'",
+        "SET LOCAL work_mem = '64kB'",
+        "SELECT count(*) FROM (SELECT n FROM generate_series(1, 200000) AS n ORDER BY n DESC) AS sorted",
+    ],
+    "prepared elsewhere": ["EXECUTE prepared_elsewhere"],
+    "schema": ["CREATE TABLE nowhere.t (n int)"],
+}
+
+
+@pytest.fixture
+async def with_locks(server_place: MemoryStage, postgres: PostgresServer) -> AsyncIterator[MemoryStage]:
+    """A place with a table that somebody holds locked, and one that a policy guards."""
+    dsn = server_place.url.replace("+psycopg", "").replace("+asyncpg", "")
+    with psycopg.connect(dsn, autocommit=True) as admin, psycopg.connect(dsn) as holder:
+        admin.execute("CREATE TABLE locked (n int)")
+        admin.execute("CREATE TABLE guarded (n int)")
+        with suppress(psycopg.errors.DuplicateObject):
+            admin.execute("CREATE ROLE tenant")
+        admin.execute("GRANT ALL ON guarded TO tenant")
+        admin.execute("ALTER TABLE guarded ENABLE ROW LEVEL SECURITY")
+        admin.execute("CREATE POLICY own ON guarded USING (n = 1)")
+        holder.execute("LOCK TABLE locked")
+        yield server_place
+        holder.rollback()
+        admin.execute("DROP OWNED BY tenant")
+
+
+@pytest.mark.parametrize("what", ON_THE_SERVER)
+async def test_a_message_that_the_server_refuses_alone_has_its_attempts(with_locks: MemoryStage, what: str) -> None:
+    await check_one_is_bad(with_locks, Write(only("7", *ON_THE_SERVER[what]), retry=RETRY), "7")
+
+
+async def test_what_sqlite_does_not_find_is_one_messages_fault(tmp_path: Path) -> None:
+    async for place in _made(f"sqlite+aiosqlite:///{tmp_path}/db"):
+        await check_one_is_bad(place, Write(only("7", "SELECT * FROM tenant_9"), retry=RETRY), "7")
+
+
+async def test_a_plain_handler_whose_message_is_refused(postgres: PostgresServer, database: str) -> None:
+    def before(context: Context[Session]) -> None:
+        if context.message_id == "7":
+            context.session.execute(text("SET LOCAL statement_timeout = 20"))
+            context.session.execute(text("SELECT pg_sleep(30)"))
+
+    async for place in _made(postgres.url(database)):
+        await check_one_is_bad(place, PlainWrite(before), "7")
+
+
+async def test_order_by_partition_leaves_it_to_the_retry(place: MemoryStage) -> None:
+    handler = Write(only("7", "SELECT * FROM tenant_9"), retry=RETRY, ordering=Ordering.PARTITION)
+    await check_one_is_bad(place, handler, "7")
+
+
+async def test_one_key_leaves_it_to_the_retry(place: MemoryStage) -> None:
+    for number in range(12):
+        place.append(number, key=b"k")
+    async with place.run(Write(only("3", "SELECT * FROM tenant_9"), retry=RETRY)) as run:
+        await place.until_written(run, 11)
+    assert [event.message_id for event in run.seen(MessageDeadLettered)] == ["3"]
+
+
+async def test_another_database_that_is_away_is_its_messages_trouble(place: MemoryStage) -> None:
+    away = create_async_engine("postgresql+psycopg://nobody@127.0.0.1:1/nowhere")
+
+    async def before(context: Context) -> None:
+        if context.message_id == "7":
+            async with away.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+
+    await check_one_is_bad(place, Write(before, retry=RETRY), "7")
+    await away.dispose()
+
+
+@pytest.mark.parametrize("ordering", Ordering)
+async def test_what_all_messages_lack_pauses_the_handler_and_is_no_attempt(
+    place: MemoryStage, ordering: Ordering
+) -> None:
+    total = 30
+    for number in range(total):
+        place.append(number, key=b"%d" % (number % 10))
+    brake = Brake(probe=fixed(0.2))
+    handler = Write(executes("INSERT INTO absent VALUES (1)"), retry=RETRY, ordering=ordering, brake=brake)
+    async with place.run(handler) as run:
+        await run.until(lambda: bool(run.seen(HandlerPaused)), "the pause")
+        seen = len(handler.seen)
+        await run.until(lambda: len(handler.seen) > seen + 3, "some probes")
+        assert not run.worker.readiness().ready
+        await place.database.run(lambda session: session.execute(text("CREATE TABLE absent (n int)")).close())
+        dead = len(run.seen(MessageDeadLettered))
+        assert dead <= (1 if ordering is Ordering.PARTITION else 0)
+        await place.until_written(run, total - dead)
+        assert not run.task.done()
+        await run.until(lambda: bool(run.seen(HandlerResumed)), "the end of the pause")
+    assert len(run.seen(MessageDeadLettered)) == dead
+    assert not run.seen(HandlerStopped)
+    (first, *_) = run.seen(HandlerPaused)
+    assert "absent" in first.error
+    assert ("dead-letters redrive" in first.error) == bool(dead)
+
+
+async def test_a_limit_of_ours_that_runs_out_is_never_an_attempt(server_place: MemoryStage) -> None:
+    place, slow = server_place, True
+
+    async def before(context: Context) -> None:
+        if context.message_id == "7" and slow:
+            await context.session.execute(text("SELECT pg_sleep(30)"))
+
+    for number in range(20):
+        place.append(number, key=b"%d" % number)
+    async with place.run(Write(before, retry=RETRY), transaction_timeout=1.0) as run:
+        await place.until_written(run, 19)
+        await run.until(lambda: len(run.seen(MessageSuspected)) >= 3, "some runs", within=60)
+        slow = False
+        await place.until_written(run, 20)
+    assert not run.seen(AttemptFailed)
+    assert not run.seen(MessageDeadLettered)

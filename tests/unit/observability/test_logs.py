@@ -81,6 +81,16 @@ TOLD: list[tuple[Event, int, str]] = [
         "credit: rolled back 100 messages, 40 of them handled, to run them again: ValueError",
     ),
     (
+        events.MessageSuspected(
+            handler="credit", partition=PARTITION, offset=7, message_id="p-1", error="Timeout", wait=1.5
+        ),
+        logging.WARNING,
+        (
+            "credit: p-1 at payments[3]@7 failed alone, which is not counted yet, since others may fail likewise; "
+            "again in 1.5 s: Timeout"
+        ),
+    ),
+    (
         events.AttemptFailed(
             handler="credit", partition=PARTITION, offset=7, message_id="p-1", attempt=2, error="Timeout", wait=1.5
         ),
