@@ -68,6 +68,32 @@ class PartitionStopped(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionStandsStill(Event):
+    """A partition's mark has not moved for `seconds`, although its log goes on; told once, until `PartitionMoves`.
+
+    Attributes:
+        partition: Which.
+        offset: Its mark: the first message without an outcome.
+        end: The end of its log.
+        seconds: For how long.
+        reason: What is known of the reason, and the way out.
+    """
+
+    partition: TopicPartition
+    offset: int
+    end: int
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionMoves(Event):
+    """A partition that stood still moves again, is read to its end, or is another worker's."""
+
+    partition: TopicPartition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionTaken(Event):
     """The database knows this worker as the partition's owner; `parked` messages wait there."""
 

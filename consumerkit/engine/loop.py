@@ -27,6 +27,7 @@ from consumerkit.engine.patience import Patience
 from consumerkit.engine.pipeline import Pipeline
 from consumerkit.engine.runner import HandlerHalted, Runner
 from consumerkit.engine.solitude import Solitude
+from consumerkit.engine.standstill import Standstill, reason
 from consumerkit.engine.suspects import Suspects
 from consumerkit.engine.telling import Tell
 from consumerkit.engine.topic_watch import TopicWatch
@@ -92,7 +93,8 @@ class Engine:
         )
         self.committer = Committer(name, consumer, self.partitions, fences, announce, self)
         self.due = DueWatch(name, fences.lot, fences.run, self.partitions, announce, len(works), self._give)
-        self._topics = TopicWatch(name, consumer, self.partitions, announce, self.ownership.doubt)
+        standstill = Standstill(name, announce, self._why)
+        self._topics = TopicWatch(name, consumer, self.partitions, announce, self.ownership.doubt, standstill)
         self._solitude = solitude
         self.gate = Gate(name, declared.brake, announce)
         self.fences = fences
@@ -325,6 +327,10 @@ class Engine:
         for work in self._works:
             work.close()
         return not late
+
+    def _why(self, partition: Partition) -> str:
+        declared = self.declared
+        return reason(partition, declared.ordering, declared.parking_limit, braking=self.gate.braking)
 
     def oldest_transaction(self) -> float:
         """Return how many seconds the oldest transaction under way has taken."""

@@ -1,14 +1,20 @@
-"""Notices that a topic was made anew while it is read: a client goes on in the new log, at the old one's position."""
+"""Asks the broker about what is assigned from time to time, and notices what no part of the engine would.
+
+A topic may be recreated while it is read: a client goes on in the new log, at the old one's position. And a partition
+may stand still.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Final
 
 from consumerkit import events
 from consumerkit.engine.partition import Partitions
+from consumerkit.engine.standstill import Standstill
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
@@ -18,7 +24,7 @@ ASKED_EVERY: Final = 30.0
 
 
 class TopicWatch:
-    """Asks the broker for the topics' IDs from time to time, by one partition of each.
+    """Asks the broker about an engine's topics from time to time, all partitions of one at once.
 
     Args:
         handler: The handler's name, for the announcements.
@@ -26,6 +32,7 @@ class TopicWatch:
         partitions: What is assigned.
         announce: Told what happened.
         doubt: Has a partition taken anew, where its topic is compared with the one that its mark was made in.
+        standstill: Told what the broker told.
     """
 
     def __init__(
@@ -35,31 +42,34 @@ class TopicWatch:
         partitions: Partitions,
         announce: Announcer,
         doubt: Callable[[TopicPartition, bytes, Exception], None],
+        standstill: Standstill,
     ) -> None:
         self._handler = handler
         self._consumer = consumer
         self._partitions = partitions
         self._announce = announce
         self._doubt = doubt
+        self._standstill = standstill
 
     async def run(self) -> None:
         """Ask, until cancelled."""
         while True:
             await asyncio.sleep(ASKED_EVERY * random.uniform(0.75, 1.0))
             # One at a time: one that is gone must not keep the others from being told of.
-            for one in {partition.name.topic: partition.name for partition in self._partitions.owned()}.values():
-                await self._look(one)
+            for topic in sorted({partition.name.topic for partition in self._partitions}):
+                await self._look(topic)
 
-    async def _look(self, one: TopicPartition) -> None:
+    async def _look(self, topic: str) -> None:
+        now = time.monotonic()
         try:
-            told = (await self._consumer.describe([one])).get(one)
+            told = await self._consumer.describe([one.name for one in self._partitions if one.name.topic == topic])
         except Unavailable as trouble:
             told_as = events.Trouble(handler=self._handler, where="broker", error=str(trouble), wait=ASKED_EVERY)
             self._announce(told_as)
             return
-        if told is None:  # it went meanwhile
-            return
         for partition in self._partitions.owned():
-            if partition.name.topic == one.topic and partition.topic_id != told.topic_id and partition.owner:
-                error = f"topic {one.topic!r} has another ID: it was {partition.topic_id} and is {told.topic_id}"
+            info = told.get(partition.name)
+            if info is not None and partition.topic_id != info.topic_id and partition.owner:
+                error = f"topic {topic!r} has another ID: it was {partition.topic_id} and is {info.topic_id}"
                 self._doubt(partition.name, partition.owner, PartitionUnusable(error))
+        self._standstill.look(topic, self._partitions, told, now)

@@ -97,6 +97,13 @@ def _taken(event: events.PartitionTaken) -> str:
     return f"took {event.partition} over" + (f"; {event.parked} messages are parked there" if event.parked else "")
 
 
+def _stands_still(event: events.PartitionStandsStill) -> str:
+    return (
+        f"{event.partition} has stood at offset {event.offset} for {event.seconds:.0f} s, and its log ends at "
+        f"{event.end}: {event.reason}"
+    )
+
+
 def _failed(event: events.AttemptFailed) -> str:
     at_least = "at least " if event.braking else ""
     what_next = "no further attempt" if event.wait is None else f"again in {at_least}{event.wait:.1f} s"
@@ -160,6 +167,8 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
     events.PartitionsAssigned: (logging.INFO, lambda e: f"got {_names(e.partitions)}"),
     events.PartitionsRevoked: (lambda e: logging.WARNING if e.lost else logging.INFO, _revoked),
     events.PartitionStopped: (logging.ERROR, lambda e: f"{e.partition} is not read any further: {e.error}"),
+    events.PartitionStandsStill: (logging.WARNING, _stands_still),
+    events.PartitionMoves: (logging.INFO, lambda e: f"{e.partition} moves again"),
     events.PartitionTaken: (logging.INFO, _taken),
     events.PartitionInDoubt: (
         logging.WARNING,

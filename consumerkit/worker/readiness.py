@@ -92,6 +92,8 @@ class States:
             events.PartitionInDoubt: self._in_doubt,
             events.PartitionsAssigned: self._assigned,
             events.PartitionTaken: self._taken,
+            events.PartitionStandsStill: self._stands_still,
+            events.PartitionMoves: self._moves,
             events.PartitionsRevoked: self._revoked,
             events.Trouble: self._trouble,
             events.TroubleOver: self._trouble_over,
@@ -191,6 +193,14 @@ class States:
         for partition in event.partitions:
             self._end("doubt", event.handler, partition)
             self._end("stopped", event.handler, partition)
+            self._end("still", event.handler, partition)
+
+    def _stands_still(self, event: events.PartitionStandsStill) -> None:
+        what = f"{event.partition} stands at offset {event.offset}, and its log ends at {event.end}: {event.reason}"
+        self._begin(("still", event.handler, event.partition), event, what)
+
+    def _moves(self, event: events.PartitionMoves) -> None:
+        self._end("still", event.handler, event.partition)
 
     def _trouble(self, event: events.Trouble) -> None:
         what = f"{event.where} trouble; it is tried again by itself once the {event.where} works: {event.error}"

@@ -204,6 +204,18 @@ TOLD: list[tuple[Event, int, str]] = [
         ),
     ),
     (
+        events.PartitionStandsStill(
+            handler="credit", partition=PARTITION, offset=7, end=30, seconds=121.0, reason="the brake is on; repair it"
+        ),
+        logging.WARNING,
+        ("credit: payments[3] has stood at offset 7 for 121 s, and its log ends at 30: the brake is on; repair it"),
+    ),
+    (
+        events.PartitionMoves(handler="credit", partition=PARTITION),
+        logging.INFO,
+        "credit: payments[3] moves again",
+    ),
+    (
         events.MessagesForgotten(handler="credit", count=12, before=datetime(2026, 5, 1, 12, tzinfo=UTC)),
         logging.INFO,
         "credit: the ledger forgot 12 message IDs processed before 2026-05-01 12:00:00+00:00",

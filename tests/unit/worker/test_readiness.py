@@ -52,6 +52,11 @@ def test_a_worker_is_ready_while_it_runs_and_nothing_is_wrong(clock: Clock) -> N
 
 
 BEGINS_AND_ENDS: list[tuple[Event, Event, str]] = [
+    (
+        events.PartitionStandsStill(handler="credit", partition=PARTITION, offset=5, end=9, seconds=130, reason="why"),
+        events.PartitionMoves(handler="credit", partition=PARTITION),
+        "credit: t[3] stands at offset 5, and its log ends at 9: why",
+    ),
     (events.BrakeOn(handler="credit", wait=1.0), events.BrakeOff(handler="credit"), "credit: everything fails"),
     (
         events.HandlerPaused(handler="credit", error="two engines", wait=1.0),

@@ -1,0 +1,114 @@
+"""Notices partitions whose mark does not move while more is in the log, whatever the reason.
+
+Each part of an engine tells what keeps it from its work, as far as it knows. This one looks at nothing but the outcome,
+so it also tells of what nobody foresaw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from consumerkit import events
+from consumerkit.engine.partition import Partition
+from consumerkit.events import Announcer
+from consumerkit.handler import Ordering
+from consumerkit.message import TopicPartition
+from consumerkit.transports.base import PartitionInfo
+
+STILL_AFTER: Final = 120.0
+"""Seconds without a move after which a partition stands still; beyond what one transaction may take, by default."""
+
+_NOTHING: Final = (
+    "nothing of it is in hand, and nothing is fetched of it; what is in hand of others may fill memory_budget, or the "
+    "broker gives nothing; if neither is so, restart the worker"
+)
+
+Why = Callable[[Partition], str]
+
+
+class Standstill:
+    """Compares the marks of an engine's partitions with the ends of their logs.
+
+    Args:
+        handler: The handler's name, for the announcements.
+        announce: Told what happened.
+        why: Returns what is known of the reason, and the way out.
+    """
+
+    def __init__(self, handler: str, announce: Announcer, why: Why) -> None:
+        self._handler = handler
+        self._announce = announce
+        self._why = why
+        self._behind: dict[TopicPartition, tuple[int, float]] = {}
+        self._told: set[TopicPartition] = set()
+
+    def look(
+        self, topic: str, partitions: Iterable[Partition], told: Mapping[TopicPartition, PartitionInfo], now: float
+    ) -> None:
+        """Compare what is assigned of a topic with what the broker told, at a moment of the monotonic clock.
+
+        A partition of which the broker did not tell is as it was: that is told as trouble.
+        """
+        assigned = {one.name: one for one in partitions if one.name.topic == topic}
+        for name in [name for name in self._behind if name.topic == topic and name not in assigned]:
+            self._moves(name)
+        for name, info in told.items():
+            if name in assigned:
+                self._compare(assigned[name], info, now)
+
+    def _compare(self, partition: Partition, info: PartitionInfo, now: float) -> None:
+        name = partition.name
+        offset = _mark(partition, info)
+        if offset >= info.end:
+            self._moves(name)
+            return
+        before, since = self._behind.get(name, (offset, now))
+        if offset != before:
+            self._moves(name)
+            since = now
+        self._behind[name] = (offset, since)
+        if now - since >= STILL_AFTER and name not in self._told:
+            self._told.add(name)
+            self._announce(
+                events.PartitionStandsStill(
+                    handler=self._handler,
+                    partition=name,
+                    offset=offset,
+                    end=info.end,
+                    seconds=now - since,
+                    reason=self._why(partition),
+                )
+            )
+
+    def _moves(self, name: TopicPartition) -> None:
+        self._behind.pop(name, None)
+        if name in self._told:
+            self._told.discard(name)
+            self._announce(events.PartitionMoves(handler=self._handler, partition=name))
+
+
+def reason(partition: Partition, ordering: Ordering, limit: int, *, braking: bool) -> str:
+    """Return what is known of why a partition stands still, and the way out."""
+    in_hand, parked = partition.offsets.unfinished, partition.total
+    known = {
+        "it was stopped or lost its place, as was told before, and what was told has the way out": partition.adrift,
+        "it has not been taken over; look for a worker that hangs while it holds it, and for a database or a broker "
+        "that does not answer": partition.owner is None,
+        "the handler's brake is on; repair what it depends on, and it goes on by itself": braking,
+        f"{parked} of its messages are parked, and parking_limit allows no more; repair what they fail at, or see "
+        "consumerkit parked list": parked >= limit,
+        "it waits in order behind a parked message; see consumerkit parked list": bool(
+            parked and ordering is Ordering.PARTITION
+        ),
+        f"{in_hand} of its messages are in hand, and the first is not finished; look at what the handler waits for": (
+            in_hand > 0
+        ),
+    }
+    return next((words for words, holds in known.items() if holds), _NOTHING)
+
+
+def _mark(partition: Partition, info: PartitionInfo) -> int:
+    if partition.mark is not None:
+        return partition.mark
+    return info.start if info.committed is None else info.committed
