@@ -36,6 +36,8 @@ class Gate:
         self._successes = 0
         self._failed: dict[Origin, int] = {}
         self._holders: set[object] = set()
+        self._turns: dict[object, int] = {}
+        self._waiting: list[object] = []
         self._braked = False
         self._suspended: str | None = None
 
@@ -84,13 +86,23 @@ class Gate:
         if not state.on:
             return True
         wait = state.next_probe - time.monotonic()
-        if wait <= 0 and self._prober is None:
+        if wait <= 0 and self._prober is None and not self._is_early(lane):
             self._prober = lane
+            self._turns[lane] = max(self._turns.values(), default=0) + 1
             # Until it succeeds it counts as failed, so that what it says of the next one is true.
             state.failed_probe(time.monotonic())
             return True
-        await self._wait(interrupted, max(0.05, wait))
+        self._waiting.append(lane)
+        try:
+            await self._wait(interrupted, max(0.05, wait))
+        finally:
+            self._waiting.remove(lane)
         return False
+
+    def _is_early(self, lane: object) -> bool:
+        """Tell whether a lane that waits has probed longer ago: one with nothing but poison must not always probe."""
+        turn = self._turns.get(lane, 0)
+        return any(self._turns.get(other, 0) < turn for other in self._waiting)
 
     async def _wait(self, interrupted: asyncio.Event, seconds: float) -> None:
         waits = [asyncio.ensure_future(self._released.wait()), asyncio.ensure_future(interrupted.wait())]

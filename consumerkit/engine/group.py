@@ -44,6 +44,7 @@ class Group:
         limits: How long its transaction may take on the server; None until it is opened.
         reused: Whether the connection has served a transaction before.
         item_began: When the last item's code began, by the monotonic clock.
+        slowest: Seconds that the code of the slowest item took, of those that returned.
         guard: Watches over the session while the user's code holds it.
         begun_at: When its transaction began, by the monotonic clock; None while it waits for its turn.
         proof: What proves that a row of the ledger is this transaction's; see `Dialect.proof`.
@@ -98,6 +99,7 @@ class Group:
         self._publisher = Publisher(declared.encode)
         self._context: AnyContext | None = None
         self.item_began = time.monotonic()
+        self.slowest = 0.0
 
     def running(self) -> list[Item]:
         """Return the items that the handler is to see."""
@@ -110,15 +112,17 @@ class Group:
         for index, item in enumerate(self.items):
             if item.verdict is not Verdict.RUN and item.verdict is not Verdict.REPEAT:
                 continue
-            self.item_began = time.monotonic()
-            if self.handled and self.item_began > limit:
+            now = time.monotonic()
+            if self.handled and now > limit:
                 self._cut(index)
                 break
+            self.item_began = now
             self.current = index
             if self.handled:
                 self.guard.next_message()
             yield item
             self.current = None
+            self.slowest = max(self.slowest, time.monotonic() - self.item_began)
         self.seconds = time.monotonic() - began
 
     def _cut(self, index: int) -> None:

@@ -239,8 +239,9 @@ class SyncUnitOfWork:
     def _refuse_slow(self, group: Group) -> None:
         """Tell a connection that the server ended, since the handler took too long, from one that was lost."""
         if (group.handled or group.handling) and group.guard.statements.waited() <= self._deadline / 2:
-            took = time.monotonic() - group.item_began
+            took = max(group.slowest, time.monotonic() - group.item_began)
             if took >= self._deadline:
+                group.handling = True  # whatever met the end of the connection afterwards
                 raise TimeoutError(f"the handler took {took:.0f} s, and has {self._deadline:g} s") from None
 
     def _handle(self, session: Session, group: Group) -> None:

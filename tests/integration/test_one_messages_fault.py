@@ -1,5 +1,7 @@
 """A fault of one message is that message's: it halts no handler, holds up no other message, and has its attempts."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,7 @@ from consumerkit.events import (
     HandlerStopped,
     MessageDeadLettered,
     MessageSuspected,
+    Trouble,
 )
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
 from tests.integration.stage import Run
@@ -45,8 +48,8 @@ async def place(
         yield made
 
 
-async def _made(url: str) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(url, partitions=1)
+async def _made(url: str, partitions: int = 1) -> AsyncIterator[MemoryStage]:
+    made = MemoryStage(url, partitions=partitions)
     await made.create_tables()
     yield made
     await made.close()
@@ -305,3 +308,44 @@ async def test_a_limit_of_ours_that_runs_out_is_never_an_attempt(server_place: M
         await place.until_written(run, 20)
     assert not run.seen(AttemptFailed)
     assert not run.seen(MessageDeadLettered)
+
+
+@pytest.mark.parametrize("bad", ["a\x00b", 7], ids=["NUL", "int for text"])
+async def test_a_statement_that_fails_on_the_clients_side_has_its_end(server_place: MemoryStage, bad: object) -> None:
+    if bad == 7 and "psycopg" in server_place.url:
+        bad = object()  # psycopg sends a number as it is, and knows no way to send this
+
+    async def before(context: Context) -> None:
+        if context.message_id == "7":
+            with suppress(Exception):
+                await context.session.execute(text("SELECT CAST(:t AS text)"), {"t": bad})
+                raise AssertionError("the statement was sent")
+            await asyncio.sleep(30)
+
+    for number in range(20):
+        server_place.append(number, key=b"%d" % number)
+    async with server_place.run(Write(before, retry=RETRY), transaction_timeout=1.0) as run:
+        await server_place.until_written(run, 19)
+        await run.until(lambda: bool(run.seen(MessageDeadLettered)), "the dead letter")
+    # It overran its time by itself: the database has answered all that it was asked.
+    assert [event.attempt for event in run.seen(AttemptFailed)] == [1, 2]
+    assert not run.seen(Trouble)
+    assert not run.seen(MessageSuspected)
+
+
+async def test_a_plain_handlers_statement_that_fails_on_the_clients_side(
+    postgres: PostgresServer, database: str
+) -> None:
+    def before(context: Context[Session]) -> None:
+        if context.message_id == "7":
+            with suppress(Exception):
+                context.session.execute(text("SELECT CAST(:t AS text)"), {"t": "a\x00b"})
+            time.sleep(2.5)
+
+    async for place in _made(postgres.url(database)):
+        for number in range(20):
+            place.append(number, key=b"%d" % number)
+        async with place.run(PlainWrite(before), transaction_timeout=1.0) as run:
+            await place.until_written(run, 19)
+            await run.until(lambda: bool(run.seen(MessageDeadLettered)), "the dead letter")
+        assert [event.attempt for event in run.seen(AttemptFailed)] == [1, 2]
