@@ -332,7 +332,7 @@ class Alone:
             holds_up = self._holds_up(item.message)
             wait = runner.suspects.judge(item.message, found, letters.described(error), holds_up=holds_up)
             if wait is not None:
-                runner.tell.suspected(item, error, wait)
+                runner.tell.suspected(item, error, wait, overload=found.waited)
                 return NotCounted(error, wait)
         return deciding(error, Reject, Defer)
 

@@ -83,8 +83,11 @@ class Tell:
             )
         )
 
-    def suspected(self, item: Item, error: BaseException, wait: float) -> None:
-        """Tell of a message that failed alone, where nothing is counted."""
+    def suspected(self, item: Item, error: BaseException, wait: float, *, overload: bool) -> None:
+        """Tell of a message that failed alone, where nothing is counted; `overload` is trouble of the database, too."""
+        if overload:
+            told = letters.described(error)
+            self._announce(events.Trouble(handler=self._handler, where="database", error=told, wait=wait))
         self._announce(
             events.MessageSuspected(
                 handler=self._handler,
