@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both make the environment they need; nothing is installed outside .venv.
 PYTHON ?= python3
 VENV := .venv
+AUDIT := build/audit
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Arguments for pytest, e.g. `make test PYTEST_ARGS="-k ledger -x"`.
@@ -17,7 +18,7 @@ PRESENT = $(wildcard $(CODE))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check test-unit test-crash test-mutants stress bench fmt lock clean venv
+.PHONY: help demo test check test-unit test-crash test-mutants stress bench fmt lock sbom audit clean venv
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,12 +63,42 @@ fmt: $(VENV)/.dev  ## format, and repair what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: $(VENV)/.dev  ## pin the newest allowed versions, with hashes
-	$(PIP) install uv
+COMPILE = $(AUDIT)/bin/uv pip compile pyproject.toml --python-version 3.11 --universal --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --quiet
+lock: $(AUDIT)/.made  ## pin the newest allowed versions, and the oldest; write down what an installation brings with it
 	@for group in demo dev bench; do \
 		case $$group in demo) out=requirements.txt;; *) out=requirements-$$group.txt;; esac; \
-		$(BIN)/uv pip compile pyproject.toml --group $$group --python-version 3.11 --universal --generate-hashes \
-			--no-emit-index-url --no-emit-find-links --no-header --quiet --upgrade -o $$out || exit 1; done
+		$(COMPILE) --group $$group --upgrade -o $$out || exit 1; done
+	@$(COMPILE) --extra all --resolution lowest-direct -o requirements-oldest.txt
+	@$(MAKE) sbom
+
+sbom: $(AUDIT)/.made  ## write sbom.cdx.json, which the wheel contains
+	@rm -rf build/sbom && mkdir -p build
+	@$(COMPILE) --extra all -o build/all.txt
+	@$(AUDIT)/bin/uv venv --quiet build/sbom && $(AUDIT)/bin/uv pip install --quiet --python build/sbom/bin/python -r build/all.txt
+	@$(AUDIT)/bin/cyclonedx-py environment build/sbom/bin/python --pyproject pyproject.toml --output-reproducible \
+		| $(PYTHON) -c "$$SHORTEN" > sbom.cdx.json
+
+# What others say of their packages, and where, is theirs; what stays is name, version, licence and what needs what.
+define SHORTEN
+import json, sys
+bom = json.load(sys.stdin)
+bom["metadata"] = {"component": bom["metadata"]["component"]}
+for one in bom["components"]:
+    for gone in ("externalReferences", "description", "author", "properties"):
+        one.pop(gone, None)
+json.dump(bom, sys.stdout, indent=1, sort_keys=True)
+print()
+endef
+export SHORTEN
+
+# An index that does not answer, or does not know, fails nothing: it says so.
+audit: $(AUDIT)/.made  ## look for known vulnerabilities of the pinned and of the oldest versions, where an index answers
+	@for file in requirements.txt requirements-oldest.txt; do \
+		echo "Auditing $$file"; \
+		told=$$(timeout 120 $(AUDIT)/bin/pip-audit --disable-pip --no-deps --progress-spinner off -r $$file 2>&1); \
+		echo "$$told" | cut -c1-200; \
+		if echo "$$told" | grep -q "Found [0-9]* known vulnerabilit"; then exit 1; fi; done
 
 venv: $(VENV)/.dev  ## only make the environment
 
@@ -92,6 +123,12 @@ $(VENV)/.runtime: $(VENV)/.created requirements.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	@echo "Installing the development tools into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(AUDIT)/.made: pyproject.toml
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade pip
+	@$(AUDIT)/bin/python -m pip --disable-pip-version-check --quiet install --group audit
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev requirements-bench.txt

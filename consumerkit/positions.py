@@ -64,7 +64,7 @@ async def rewind(
     topic: str,
     to: To,
     *,
-    partitions: Collection[int] = (),
+    partitions: Collection[int] | None = None,
     run_forgotten: bool = False,
     actor: str | None = None,
     dry_run: bool = False,
@@ -76,7 +76,7 @@ async def rewind(
         handler: Its name.
         topic: One of its topics.
         to: The offset to go back to, or `start` for the oldest message there is.
-        partitions: All of them where empty; an offset needs exactly one.
+        partitions: These; None means all of them, an empty list none. An offset needs exactly one.
         run_forgotten: Run what the ledger may have forgotten, instead of quarantining it as `stale`.
         actor: Who does it, for the record; the operating system's user by default.
         dry_run: Change nothing.
@@ -94,7 +94,7 @@ async def skip(
     topic: str,
     to: To,
     *,
-    partitions: Collection[int] = (),
+    partitions: Collection[int] | None = None,
     actor: str | None = None,
     dry_run: bool = False,
 ) -> list[Moved]:
@@ -112,7 +112,7 @@ async def _move(
     handler: str,
     topic: str,
     to: To,
-    partitions: Collection[int],
+    partitions: Collection[int] | None,
     actor: str | None,
     dry_run: bool,
     *,
@@ -123,9 +123,9 @@ async def _move(
     consumer = await place.database.run(lambda session: _consumer(session, place.tables, handler, topic))
     asked_at = time.monotonic()
     topic_id, logs = await _logs(place.transport, topic)
-    wanted = sorted(partitions or logs)
+    wanted = sorted(logs if partitions is None else partitions)
     gone = [] if back else await place.database.run(lambda session: _gone(session, place.tables, consumer, topic, logs))
-    drops = [one for one in gone if one.partition.partition in (partitions or range(1 << 31))]
+    drops = [one for one in gone if one.partition.partition in (range(1 << 31) if partitions is None else partitions)]
     wanted = [number for number in wanted if number not in {one.partition.partition for one in drops}]
     if missing := [number for number in wanted if number not in logs]:
         raise ConfigurationError(f"topic {topic!r} has no partition {missing[0]}; it has {len(logs)}, from 0 on")

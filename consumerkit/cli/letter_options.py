@@ -88,7 +88,7 @@ def selected(
         ConfigurationError: A time cannot be read.
     """
     return Selection(
-        ids=tuple(ids),
+        ids=tuple(ids) or None,
         handler=handler,
         reason=reason and reason.value,
         like=like,

@@ -171,7 +171,7 @@ def retry_now(
     Attempts count as before. What waits behind another message keeps its turn. Who did it is recorded.
     """
     ids, target = parted(what)
-    selection = ParkedSelection(ids=tuple(ids), handler=handler, error_type=error_type)
+    selection = ParkedSelection(ids=tuple(ids) or None, handler=handler, error_type=error_type)
     if selection.is_everything and not all_:
         raise ConfigurationError("which messages? Give IDs, --handler or --error-type, or --all for every one")
     if all_ and not selection.is_everything:

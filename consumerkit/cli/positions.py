@@ -54,7 +54,7 @@ def rewind(
             handler,
             topic,
             to_,
-            partitions=partition or (),
+            partitions=partition or None,
             run_forgotten=run_forgotten,
             actor=by,
             dry_run=dry_run,
@@ -80,7 +80,7 @@ def skip(
     to_ = _to(to)
 
     async def move(place: positions.Place) -> list[Moved]:
-        return await positions.skip(place, handler, topic, to_, partitions=partition or (), actor=by, dry_run=dry_run)
+        return await positions.skip(place, handler, topic, to_, partitions=partition or None, actor=by, dry_run=dry_run)
 
     _run(move, target, dry_run=dry_run)
 

@@ -94,7 +94,7 @@ def _log(row: Any) -> Log:
 
 
 def _left(session: Session, tables: Tables, selection: Selection) -> dict[int, Fate]:
-    if not selection.ids:
+    if selection.ids is None:
         return {}
     c = tables.dead_letters.c
     states = {row.id: row.state for row in session.execute(select(c.id, c.state).where(c.id.in_(selection.ids)))}

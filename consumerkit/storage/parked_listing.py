@@ -23,7 +23,7 @@ class ParkedSelection:
     """Chooses parked messages; what is given must hold all together, and nothing given means all of them.
 
     Args:
-        ids: These IDs, as `consumerkit parked list` shows them.
+        ids: These IDs, as `consumerkit parked list` shows them; an empty list means none, not all.
         handler: Of the handler of this name.
         error_type: Whose last error is of this type, as the list shows it.
 
@@ -32,7 +32,7 @@ class ParkedSelection:
         False
     """
 
-    ids: Collection[int] = ()
+    ids: Collection[int] | None = None
     handler: str | None = None
     error_type: str | None = None
 
@@ -45,7 +45,7 @@ class ParkedSelection:
         """Return the condition on the rows of `parked_messages`."""
         c, consumers = tables.parked_messages.c, tables.consumers.c
         conditions: list[ColumnElement[bool]] = [c.id.is_not(None)]
-        if self.ids:
+        if self.ids is not None:
             conditions.append(c.id.in_(self.ids))
         if self.handler is not None:
             conditions.append(c.consumer.in_(select(consumers.id).where(consumers.name == self.handler)))

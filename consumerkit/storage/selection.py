@@ -16,7 +16,7 @@ class Selection:
     """Chooses dead letters; what is given must hold all together, and nothing given means all of them.
 
     Args:
-        ids: These IDs.
+        ids: These IDs; an empty list means none, not all.
         handler: Of the handler of this name.
         reason: Of this reason, such as "exhausted".
         like: Of the same group of errors as the letter of this ID: same handler, error type and place.
@@ -30,7 +30,7 @@ class Selection:
         False
     """
 
-    ids: Collection[int] = ()
+    ids: Collection[int] | None = None
     handler: str | None = None
     reason: str | None = None
     like: int | None = None
@@ -48,7 +48,7 @@ class Selection:
         """Return the condition on the rows of `dead_letters`."""
         c = tables.dead_letters.c
         conditions: list[ColumnElement[bool]] = [c.id.is_not(None)]
-        if self.ids:
+        if self.ids is not None:
             conditions.append(c.id.in_(self.ids))
         if self.handler is not None:
             consumers = tables.consumers.c

@@ -2,15 +2,20 @@
 
 import asyncio
 import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
 
-from consumerkit import Brake, Ordering, Retry
+from consumerkit import Brake, Ordering, Retry, fixed
 from consumerkit.message import TopicPartition
 from consumerkit.redrive import Fate, Report, Selection, State, batch, discard, export, redrive, resolve
 from consumerkit.redrive import run as run_module
 from consumerkit.storage import fence
+from consumerkit.storage.engines import Database
+from consumerkit.storage.parked_listing import ParkedSelection, listed
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.yard import TOPIC, PlainTrial, Trial, Yard
 from tests.services import PostgresServer
@@ -65,6 +70,27 @@ async def test_a_redriven_message_runs_once_and_its_letter_is_resolved(
     (action,) = yard.rows("SELECT * FROM consumerkit_operator_actions")
     assert (action["actor"], action["action"], action["consumer"]) == ("ann", "redrive", letter["consumer"])
     assert json.loads(action["details"])["letters"] == [1]
+
+
+@pytest.mark.parametrize("work", [redrive, resolve, discard])
+async def test_an_empty_list_of_ids_means_none_and_not_all(yard: Yard, work: Callable[..., Any]) -> None:
+    """As a program passes it that has looked for some and found none."""
+    yard.send(1, "forever")
+    await dead(yard, Trial(retry=ONCE), 1)
+    report = await work(yard.url, Selection(ids=[]), by="ann", note="none of them")
+    assert (report.letters, report.done) == ((), 0)
+    assert (states(yard), yard.parked()) == (["dead"], [])
+    assert [letter async for letter in export(yard.url, Selection(ids=[]))] == []
+
+
+async def test_an_empty_list_of_parked_ids_means_none_too(yard: Yard) -> None:
+    yard.send(1, "fail:9")
+    async with yard.run(Trial(retry=Retry(attempts=5, wait=fixed(3600)))) as run:
+        await run.until(lambda: len(yard.parked()) == 1, "the parking")
+    database = Database(yard.url)
+    for selection, count in ((ParkedSelection(ids=[]), 0), (ParkedSelection(), 1)):
+        assert len(await database.run(partial(listed, tables=DEFAULT_TABLES, selection=selection))) == count
+    await database.dispose()
 
 
 async def test_a_running_owner_finds_it_by_itself(yard: Yard) -> None:

@@ -64,7 +64,8 @@ def test_an_error_names_no_key_that_only_the_payload_has() -> None:
 
     with pytest.raises(Undecodable) as caught:
         Json().decoder(Strict)(Message("t", 0, 0, value=b'{"parts": {"4111": [{"id": 1}]}, "secret": 1}'))
-    assert str(caught.value) == "parts.*.*.id: string_type; *: extra_forbidden"
+    # In which order depends on the release of pydantic.
+    assert set(str(caught.value).split("; ")) == {"parts.*.*.id: string_type", "*: extra_forbidden"}
 
 
 @pytest.mark.parametrize(
