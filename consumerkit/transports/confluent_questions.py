@@ -170,11 +170,14 @@ class Questions:
         """
         found: dict[TopicPartition, int] = {}
         answers: dict[TopicPartition, Future[Any]] = {}
+        # Another question may have the client renewed. One that nothing holds any more never answers what it was asked.
+        held: list[AdminClient] = []
         graced, pause = False, _PAUSE
         end = time.monotonic() + PATIENCE
         while len(found) < len(partitions):
             if missing := [at for at in partitions if at not in found and at not in answers]:
-                answers |= self._request(missing, which)
+                held.append(self._client().admin)
+                answers |= _request(held[-1], missing, which)
             if not self._take(answers, found):
                 # What it knows of the leaders is out of date, and it would not ask before minutes have passed.
                 self._renew()
@@ -190,12 +193,6 @@ class Questions:
             if len(found) < len(partitions):
                 time.sleep(_TURN)
         return found
-
-    def _request(self, partitions: Collection[TopicPartition], which: OffsetSpec) -> dict[TopicPartition, Future[Any]]:
-        asked = {confluent_kafka.TopicPartition(*at): which for at in partitions}
-        level = IsolationLevel.READ_COMMITTED
-        answers = self._client().admin.list_offsets(asked, isolation_level=level, request_timeout=PATIENCE)
-        return {TopicPartition(at.topic, at.partition): answer for at, answer in answers.items()}
 
     def _take(self, answers: dict[TopicPartition, Future[Any]], found: dict[TopicPartition, int]) -> bool:
         """Take what is answered; return whether nothing of it was refused."""
@@ -263,6 +260,15 @@ class Clients:
     def __init__(self, config: Mapping[str, Any], group: str) -> None:
         self.admin = AdminClient(dict(config))
         self.reader = Consumer({**config, "group.id": group, "enable.auto.commit": False})
+
+
+def _request(
+    admin: AdminClient, partitions: Collection[TopicPartition], which: OffsetSpec
+) -> dict[TopicPartition, Future[Any]]:
+    asked = {confluent_kafka.TopicPartition(*at): which for at in partitions}
+    level = IsolationLevel.READ_COMMITTED
+    answers = admin.list_offsets(asked, isolation_level=level, request_timeout=PATIENCE)
+    return {TopicPartition(at.topic, at.partition): answer for at, answer in answers.items()}
 
 
 def _checked(answers: list[confluent_kafka.TopicPartition]) -> list[confluent_kafka.TopicPartition]:

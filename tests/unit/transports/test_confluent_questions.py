@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -17,6 +20,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.transports import confluent_questions
 from consumerkit.transports.base import PartitionInfo, Surveyed, TopicInfo
 from consumerkit.transports.confluent_questions import Questions
+from tests.contracts.member import until
 
 COUNT = 40
 
@@ -133,3 +137,33 @@ async def test_a_broker_that_tells_of_none_is_unavailable(cluster: Cluster, monk
     await questions.stop()
     with pytest.raises((Unavailable, RuntimeError)):
         await questions.describe(_partitions())
+
+
+async def test_a_question_keeps_its_client_until_that_has_answered(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that is collected never answers; another question may have it renewed at any moment."""
+    monkeypatch.setattr(confluent_questions, "GRACE", 60.0)
+    asked: list[weakref.ref[Admin]] = []
+    answers: list[Future[Any]] = []
+
+    class Admin:
+        def list_offsets(self, wanted: Mapping[RawPartition, Any], **_: Any) -> dict[RawPartition, Future[Any]]:
+            asked.append(weakref.ref(self))
+            answers.append(Future())
+            return dict.fromkeys(wanted, answers[-1])
+
+    questions = Questions({}, "g", _topics)
+    cluster.admin = Admin()
+    finding = asyncio.create_task(questions.describe([TopicPartition("t", 0)]))
+    await until(lambda: asked, "it is asked")
+    questions._renew()
+    assert cluster.renewed == 1
+    gc.collect()
+    assert asked[0]() is not None
+    cluster.admin = Admin()
+    answers[0].set_result(SimpleNamespace(offset=3))
+    await until(lambda: len(answers) == 2, "it is asked for the end, too")
+    answers[1].set_result(SimpleNamespace(offset=4))
+    assert (await finding)[TopicPartition("t", 0)].end == 4
+    await questions.stop()
