@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from sqlalchemy import Engine, event
 
+from consumerkit.client_logs import silence_debugging
+
 BEGIN: Final = "BEGIN IMMEDIATE"
 BUSY_MILLISECONDS: Final = 30_000
 _SETTINGS: Final = f"""
@@ -27,6 +29,7 @@ def set_up(engine: Engine) -> None:
     deferred transaction that turns into a writer fails at once when another writer was quicker; so the driver's is
     off, and every transaction begins as a writer. The recipe is SQLAlchemy's.
     """
+    silence_debugging("aiosqlite")  # which shows each statement with its parameters
     if not event.contains(engine, "begin", _begun):
         event.listen(engine, "connect", _connected)
         event.listen(engine, "begin", _begun)

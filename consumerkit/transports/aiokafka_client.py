@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as ClientPartition
 from aiokafka.conn import create_conn  # type: ignore[import-untyped]
 
+from consumerkit.client_logs import silence_debugging
 from consumerkit.errors import StartError
 
 START_TIMEOUT: Final = 20.0
@@ -131,12 +132,7 @@ def keep_secrets_out_of_logs() -> None:
 
     Called whenever a client connects: a program that sets its logging up anew lets go of filters.
     """
-    for name in _TALKATIVE:
-        logging.getLogger(name).addFilter(_no_debugging)
-
-
-def _no_debugging(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.DEBUG
+    silence_debugging(*_TALKATIVE)
 
 
 async def _reason(settings: Mapping[str, Any]) -> Exception | None:
