@@ -260,14 +260,20 @@ class TroubleOver(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrakeOn(Event):
-    """Everything fails: nothing more is dead-lettered, and one message is tried from time to time, first in `wait`."""
+    """Everything fails: nothing more is dead-lettered, and one message is tried from time to time, first in `wait`.
+
+    Where it names a partition, messages of it cannot be read one after another: it is slowed down, and others go on.
+    """
 
     wait: float
+    partition: TopicPartition | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrakeOff(Event):
-    """A message succeeded, and the handler goes on."""
+    """A message succeeded, and the handler, or the partition that is named, goes on."""
+
+    partition: TopicPartition | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,9 +218,9 @@ class Alone:
 
     async def _retry_dead(self, item: Item, parked: ParkedMessage) -> bool:
         """Bury a parked message that cannot be handled, if the brake allows it; else it stays."""
-        item.token = self._runner.gate.spend()
+        item.token = self._runner.gate.spend_for(item)
         if not item.token:
-            item.parking, item.dead = letters.held(item, self._runner.gate.wait), None
+            item.parking, item.dead = letters.held(item, self._runner.gate.wait_for(item)), None
         try:
             return await self._retry(item, parked)
         finally:

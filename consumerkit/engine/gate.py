@@ -11,6 +11,8 @@ from typing import Final
 
 from consumerkit import events
 from consumerkit.brake import Brake, BrakeState
+from consumerkit.engine.item import Item
+from consumerkit.engine.partition_brakes import PartitionBrakes, is_unreadable
 from consumerkit.events import Announcer
 from consumerkit.message import Message
 from consumerkit.storage.origins import Origin, origin
@@ -31,6 +33,7 @@ class Gate:
         self._handler = handler
         self._announce = announce
         self._state = BrakeState(policy)
+        self.partitions = PartitionBrakes(handler, policy, announce)
         self._released = asyncio.Event()
         self._prober: object | None = None
         self._successes = 0
@@ -127,6 +130,14 @@ class Gate:
         """Ask for a dead letter; False means that the message is to stay in the parking lot."""
         return self._asked(self._state.spend)
 
+    def spend_for(self, item: Item) -> bool:
+        """Ask for the dead letter of a message that cannot be handled; False as for `spend`."""
+        return self.partitions.spend(item.message) if is_unreadable(item) else self.spend()
+
+    def wait_for(self, item: Item) -> float:
+        """Seconds until what stands in the way of a message's dead letter is probed next."""
+        return self.partitions.wait(item.message) if is_unreadable(item) else self.wait
+
     def reject(self, message: Message) -> bool:
         """Ask for the dead letter of a Reject, which costs no token; False as for `spend`."""
         key = origin(message) if message.key is None else (message.topic, message.partition, message.key)
@@ -140,9 +151,12 @@ class Gate:
             self._announce(events.BrakeOn(handler=self._handler, wait=self.wait))
         return allowed
 
-    def refund(self, count: int) -> None:
-        """Take note of dead letters that were asked for and not written."""
-        self._state.refund(count)
+    def refund(self, item: Item) -> None:
+        """Take note of a dead letter that was asked for and not written."""
+        if is_unreadable(item):
+            self.partitions.refund(item.message)
+        else:
+            self._state.refund(1)
 
     def succeeded(self, count: int, funded: int) -> None:
         """Take note of messages that were processed; see `BrakeState.succeeded`."""

@@ -22,6 +22,9 @@ DUE_IN_A_ROW: Final = 10
 """Messages that are due and run one after another while fresh ones wait."""
 
 
+_SLOWED_LOOK: Final = 1.0
+
+
 class Lane:
     """Takes what is waiting and runs it; a batch is what is there, never waited for.
 
@@ -61,6 +64,7 @@ class Lane:
         self._retried = retried
         self._unfinished: dict[int, Message] = {}
         self._retrying: ParkedMessage | None = None
+        self._slowed: set[TopicPartition] = set()
         self._wake = asyncio.Event()
         self._fresh_first = False
         self._due_in_a_row = 0
@@ -149,6 +153,9 @@ class Lane:
             partition = partitions.of(message)
             if partition is None or partition.offsets.leaving:
                 stale.append(message)
+            elif partition.ready and not self._gate.partitions.admits(message):
+                self._aside[partition.name].append(message)
+                self._look_again(partition.name, self._gate.partitions.wait(message))
             elif partition.ready and partition.isolated:
                 # It runs by itself: after what was taken before it.
                 (waiting.appendleft if taken else taken.append)(message)
@@ -162,6 +169,18 @@ class Lane:
         if stale:
             self._dropped(stale)
         return taken
+
+    def _look_again(self, partition: TopicPartition, seconds: float) -> None:
+        """Have a partition that is slowed down looked at when it is to be probed, or when that may be over."""
+        if partition not in self._slowed:
+            self._slowed.add(partition)
+            asyncio.get_running_loop().call_later(min(_SLOWED_LOOK, seconds), self._restore_slowed, partition)
+
+    def _restore_slowed(self, partition: TopicPartition) -> None:
+        self._slowed.discard(partition)
+        found = self._partitions.get(partition)
+        if found is not None and found.ready:
+            self.restore(partition)
 
     def restore(self, partition: TopicPartition) -> None:
         """Put what was set aside back to the front: the partition is ready again, or given back."""

@@ -265,8 +265,10 @@ class Engine:
         if partition.ready:
             for lane in self._lanes:
                 lane.restore(partition.name)
-        if partition.held is partition.ready:
-            partition.held = not partition.ready
+        # What is slowed down must not fill the budget; once nothing of it is in hand, more is fetched to probe with.
+        slowed = self.gate.partitions.slows(partition.name) and partition.offsets.unfinished > 0
+        if partition.held is (partition.ready and not slowed):
+            partition.held = not partition.held
             call = self.consumer.hold if partition.held else self.consumer.release
             task = asyncio.ensure_future(call([partition.name]))
             self._calls.add(task)
@@ -279,6 +281,8 @@ class Engine:
             partition = self.partitions.of(message)
             if partition is not None:
                 partition.offsets.finished(message.offset)
+                if partition.held and partition.ready:
+                    self.restore(partition)
                 if partition.deaths and partition.calm:
                     self.ownership.calmed(partition)
             given_back += cost(message)

@@ -19,6 +19,7 @@ from consumerkit.engine.alone import Alone
 from consumerkit.engine.blame import LOCKED, OWN, blame
 from consumerkit.engine.group import Group
 from consumerkit.engine.item import Item
+from consumerkit.engine.partition_brakes import is_unreadable
 from consumerkit.engine.patience import Interrupted
 from consumerkit.engine.plan import Step, around, halves
 from consumerkit.engine.runner import Runner
@@ -32,6 +33,8 @@ from consumerkit.storage.faults import Fault
 from consumerkit.storage.origins import Origin, origin
 from consumerkit.storage.parked import ParkedMessage
 from consumerkit.storage.progress import Lane
+
+_HANDLER = object()
 
 
 class Pipeline:
@@ -138,9 +141,11 @@ class Pipeline:
             How many dead letters are paid by what succeeds beside them.
         """
         gate = self._runner.gate
-        dead = sum(item.dead is not None for item in items)
-        good = sum(item.dead is None and not self._blocked(item) for item in items) if dead else 0
-        unpaid = funded = gate.funded(dead, good)
+        dead = [item for item in items if item.dead is not None]
+        good = [item for item in items if item.dead is None and not self._blocked(item)] if dead else []
+        funded = gate.funded(sum(not is_unreadable(item) for item in dead), len(good))
+        paid: dict[object, int] = {_HANDLER: funded}
+        paid.update(gate.partitions.funded(dead, good))
         held: set[object] = set()
         for item in items:
             key = self._order(item.message)
@@ -148,18 +153,25 @@ class Pipeline:
             if item.dead is None:
                 if waits:
                     item.parking = letters.behind(item)
-            elif unpaid or gate.spend():
-                item.token = not unpaid
-                unpaid -= bool(unpaid)
+            elif self._affords(item, paid):
                 if self._runner.declared.holds_key and item.dead.reason.holds_key and key is not None:
                     held.add(key)
             else:
                 # It may be in order yet, once whatever is wrong was repaired: so what follows waits behind it.
-                parking = letters.held(item, gate.wait)
+                parking = letters.held(item, gate.wait_for(item))
                 item.parking, item.dead = replace(parking, wait=None) if waits else parking, None
                 if key is not None:
                     held.add(key)
         return funded
+
+    def _affords(self, item: Item, paid: dict[object, int]) -> bool:
+        """Tell whether a dead letter may be written: what succeeds beside it pays, or a token."""
+        whose = (item.message.topic, item.message.partition) if is_unreadable(item) else _HANDLER
+        if paid.get(whose):
+            paid[whose] -= 1
+            return True
+        item.token = self._runner.gate.spend_for(item)
+        return item.token
 
     def _blocked(self, item: Item) -> bool:
         partition = self._runner.partitions.of(item.message)

@@ -14,6 +14,7 @@ from consumerkit.engine.group import Group
 from consumerkit.engine.item import Item, Verdict
 from consumerkit.engine.pace import Pace
 from consumerkit.engine.partition import Partition, Partitions
+from consumerkit.engine.partition_brakes import is_unreadable
 from consumerkit.engine.patience import Interrupted, Patience
 from consumerkit.engine.prepare import Preparer
 from consumerkit.engine.suspects import Suspects
@@ -229,7 +230,9 @@ class Runner:
         """Settle the brake's account of a transaction: only dead letters that were not there before cost anything."""
         written = set(map(id, group.dead))
         buried = [item for item in items if id(item.dead) in written]
-        funded = min(group.funded, sum(not item.token for item in buried))
+        unpaid = [item for item in buried if not item.token]
+        funded = min(group.funded, sum(not is_unreadable(item) for item in unpaid))
+        self.gate.partitions.succeeded(items, [item for item in unpaid if is_unreadable(item)])
         self.gate.succeeded(sum(item.verdict is Verdict.RUN for item in items), funded)
         _spent(buried)
 
@@ -238,7 +241,7 @@ class Runner:
         for item in items:
             if item.token:
                 item.token = False
-                self.gate.refund(1)
+                self.gate.refund(item)
 
     async def _convict(self, group: Group, error: TransactionEnded) -> None:
         """Bury the messages whose claims a handler committed by itself.

@@ -82,8 +82,8 @@ class Metrics:
             events.PartitionStopped: self._partition_stopped,
             events.PartitionsAssigned: self._assigned,
             events.PartitionsRevoked: self._revoked,
-            events.BrakeOn: lambda event: self._brake.labels(event.handler).set(1),
-            events.BrakeOff: lambda event: self._brake.labels(event.handler).set(0),
+            events.BrakeOn: lambda event: self._braked(event, 1),
+            events.BrakeOff: lambda event: self._braked(event, 0),
             events.HandlerStopped: lambda event: self._halted.labels(event.handler).set(1),
             events.OutboxHeldBack: self._outbox_held_back,
             events.OutboxResumed: self._outbox_resumed,
@@ -158,6 +158,11 @@ class Metrics:
     def _outbox_resumed(self, event: events.OutboxResumed) -> None:
         self._not_taken.discard((event.topic, event.sequence))
         self._held_back.labels("").set(len(self._not_taken))
+
+    def _braked(self, event: events.BrakeOn | events.BrakeOff, value: int) -> None:
+        # One partition that is slowed down is no brake of its handler.
+        if event.partition is None:
+            self._brake.labels(event.handler).set(value)
 
     # How a metric is made: `handler` is its first label always, empty where the whole worker is concerned.
 

@@ -120,6 +120,12 @@ def _suspected(event: events.MessageSuspected) -> str:
     )
 
 
+def _brake(event: events.BrakeOn) -> str:
+    what = "everything fails" if event.partition is None else f"messages of {event.partition} cannot be read"
+    more = "nothing more" if event.partition is None else "nothing more of it"
+    return f"{what}: {more} is dead-lettered, one message is tried in {event.wait:.1f} s"
+
+
 def _offsets(event: events.OffsetsCommitted) -> str:
     return f"offsets committed: {', '.join(f'{partition}@{offset}' for partition, offset in event.positions)}"
 
@@ -191,11 +197,11 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
     events.OriginClash: (logging.ERROR, _clash),
     events.Trouble: (logging.WARNING, lambda e: f"{e.where} trouble, again in {e.wait:.1f} s: {e.error}"),
     events.TroubleOver: (logging.INFO, lambda e: f"{e.where} works again after {e.seconds:.1f} s"),
-    events.BrakeOn: (
-        logging.ERROR,
-        lambda e: f"everything fails: nothing more is dead-lettered, one message is tried in {e.wait:.1f} s",
+    events.BrakeOn: (logging.ERROR, _brake),
+    events.BrakeOff: (
+        logging.INFO,
+        lambda e: f"a message{'' if e.partition is None else f' of {e.partition}'} succeeded, going on",
     ),
-    events.BrakeOff: (logging.INFO, lambda e: "a message succeeded, going on"),
     events.HandlerPaused: (
         logging.ERROR,
         lambda e: f"paused, nothing is counted against a message, again in {e.wait:.1f} s: {e.error}",

@@ -160,6 +160,13 @@ class States:
         self._begin(place, event, what, patience=SUSPECTED, lasting=event.wait + SUSPECTED)
 
     def _brake(self, event: events.BrakeOn) -> None:
+        if event.partition is not None:
+            what = (
+                f"{event.partition} is slowed down, since its messages cannot be read one after another; repair what "
+                "sends them, or the handler's codec and event types, and it goes on by itself"
+            )
+            self._begin(("brake", event.handler, event.partition), event, what)
+            return
         what = (
             "everything fails, so nothing more is dead-lettered and one message is tried from time to time; repair "
             "what it depends on or roll its version back, and it goes on by itself"
@@ -167,7 +174,7 @@ class States:
         self._begin(("brake", event.handler), event, what)
 
     def _brake_off(self, event: events.BrakeOff) -> None:
-        self._end("brake", event.handler)
+        self._end("brake", event.handler, *([] if event.partition is None else [event.partition]))
 
     def _partition_stopped(self, event: events.PartitionStopped) -> None:
         what = f"{event.partition} is not read any further, and a person must decide: {event.error}"
@@ -193,6 +200,7 @@ class States:
         for partition in event.partitions:
             self._end("doubt", event.handler, partition)
             self._end("stopped", event.handler, partition)
+            self._end("brake", event.handler, partition)
             self._end("still", event.handler, partition)
 
     def _stands_still(self, event: events.PartitionStandsStill) -> None:

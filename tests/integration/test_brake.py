@@ -136,6 +136,35 @@ async def test_a_deploy_that_rejects_every_key_is_braked(yard: Yard) -> None:
 
 
 @pytest.mark.parametrize("ordering", Ordering)
+async def test_what_cannot_be_read_in_one_partition_holds_up_no_other(yard: Yard, ordering: Ordering) -> None:
+    total = 300
+    for number in range(total):
+        yard.send(f"bad-{number}", key=b"%d" % (number % 40), partition=0, value=NEVER)
+    for number in range(total):
+        yard.send(number, key=b"%d" % (number % 40), partition=1)
+    brake = Brake(probe=exponential(0.5, max=60, jitter=0))
+    async with yard.run(Trial(ordering=ordering, batch_size=20, brake=brake)) as run:
+        await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
+        await run.until(lambda: len(yard.effects()) == total, "all of the other partition", within=60)
+        assert len(yard.dead()) <= 10
+        assert [(on.partition.partition if on.partition else None) for on in run.seen(BrakeOn)] == [0]
+        assert "t[0]" in str(run.worker.readiness())
+    yard.check()
+
+
+async def test_a_partition_that_is_slowed_down_goes_on_when_one_can_be_read(yard: Yard) -> None:
+    for number in range(30):
+        yard.send(f"bad-{number}", key=b"%d" % number, partition=0, value=NEVER)
+    for number in range(100):
+        yard.send(number, key=b"good-%d" % number, partition=0)
+    async with yard.run(Trial(brake=Brake(probe=fixed(0.05)), batch_size=5)) as run:
+        await run.until(lambda: len(yard.effects()) == 100, "all good ones", within=120)
+        await run.until(lambda: len(yard.dead()) == 30, "all dead letters", within=120)
+    assert run.seen(BrakeOff)
+    yard.check()
+
+
+@pytest.mark.parametrize("ordering", Ordering)
 async def test_a_deploy_that_cannot_decode_anything(yard: Yard, ordering: Ordering) -> None:
     total = 60
     for number in range(total):

@@ -67,6 +67,19 @@ TOLD: list[tuple[Event, int, str]] = [
         logging.ERROR,
         "credit: everything fails: nothing more is dead-lettered, one message is tried in 1.2 s",
     ),
+    (
+        events.BrakeOn(handler="credit", wait=1.25, partition=PARTITION),
+        logging.ERROR,
+        (
+            "credit: messages of payments[3] cannot be read: nothing more of it is dead-lettered, one message is tried "
+            "in 1.2 s"
+        ),
+    ),
+    (
+        events.BrakeOff(handler="credit", partition=PARTITION),
+        logging.INFO,
+        ("credit: a message of payments[3] succeeded, going on"),
+    ),
     (events.BrakeOff(handler="credit"), logging.INFO, "credit: a message succeeded, going on"),
     (
         events.HandlerPaused(handler="credit", error="SessionUnfit: two engines", wait=0.25),

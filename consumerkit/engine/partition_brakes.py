@@ -1,0 +1,120 @@
+"""Slows one partition down whose messages cannot be read, while all others go on.
+
+That a message is undecodable, unidentified or oversized depends on nothing but the message, so what happens elsewhere
+neither pays for it nor is held up by it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from consumerkit import events
+from consumerkit.brake import Brake
+from consumerkit.engine.item import Item, Verdict
+from consumerkit.events import Announcer
+from consumerkit.message import Message, TopicPartition
+from consumerkit.outcome import Reason
+
+UNREADABLE: Final = frozenset({Reason.UNDECODABLE, Reason.UNIDENTIFIED, Reason.OVERSIZED})
+
+
+def is_unreadable(item: Item) -> bool:
+    """Tell whether an item is to be buried for what it is, and not for what a handler met."""
+    return item.dead is not None and item.dead.reason in UNREADABLE
+
+
+class _Partition:
+    __slots__ = ("next_probe", "on", "probes", "tokens")
+
+    def __init__(self) -> None:
+        self.on = False
+        self.tokens = 0.0
+        self.probes = 0
+        self.next_probe = 0.0
+
+
+class PartitionBrakes:
+    """The tokens of each partition; `Brake.allowance` is what all of them share at first.
+
+    Args:
+        handler: The handler's name, for the announcements.
+        policy: See `Brake`.
+        announce: Told when a partition is slowed down, and when that ends.
+    """
+
+    def __init__(self, handler: str, policy: Brake, announce: Announcer) -> None:
+        self._handler = handler
+        self._policy = policy
+        self._announce = announce
+        self._shared = policy.allowance
+        self._partitions: dict[tuple[str, int], _Partition] = {}
+
+    def spend(self, message: Message) -> bool:
+        """Ask for a dead letter; False means that the message is to be parked, and its partition slowed down."""
+        one = self._partitions.setdefault((message.topic, message.partition), _Partition())
+        if one.tokens >= 1:
+            one.tokens -= 1
+        elif self._shared:
+            self._shared -= 1
+        else:
+            if not one.on:
+                one.on, one.probes = True, 0
+                self._failed(one)
+                name = TopicPartition(message.topic, message.partition)
+                self._announce(events.BrakeOn(handler=self._handler, wait=self.wait(message), partition=name))
+            return False
+        return True
+
+    def refund(self, message: Message) -> None:
+        """Take back a token for a dead letter that was not written after all."""
+        one = self._partitions.setdefault((message.topic, message.partition), _Partition())
+        one.tokens = min(float(self._policy.allowance), one.tokens + 1)
+
+    def funded(self, dead: Iterable[Item], good: Iterable[Item]) -> dict[tuple[str, int], int]:
+        """Return how many unreadable messages of each partition are paid by the good ones beside them."""
+        bad = Counter((one.message.topic, one.message.partition) for one in dead if is_unreadable(one))
+        if not bad:
+            return {}
+        fine = Counter((one.message.topic, one.message.partition) for one in good)
+        return {name: min(count, int(fine[name] * self._policy.earned)) for name, count in bad.items()}
+
+    def succeeded(self, items: Iterable[Item], unpaid: Iterable[Item]) -> None:
+        """Take note of a transaction: who processed a message has earned, less what it buried without a token."""
+        if not self._partitions:
+            return
+        ran = Counter((i.message.topic, i.message.partition) for i in items if i.verdict is Verdict.RUN)
+        spent = Counter((i.message.topic, i.message.partition) for i in unpaid)
+        for name, one in self._partitions.items():
+            tokens = one.tokens + ran[name] * self._policy.earned - spent[name]
+            one.tokens = min(float(self._policy.allowance), max(0.0, tokens))
+            if ran[name] and one.on:
+                one.on = False
+                one.tokens = max(1.0, one.tokens)
+                self._announce(events.BrakeOff(handler=self._handler, partition=TopicPartition(*name)))
+
+    def slows(self, name: tuple[str, int]) -> bool:
+        """Whether a partition's messages are tried one at a time."""
+        one = self._partitions.get(name)
+        return one is not None and one.on
+
+    def admits(self, message: Message) -> bool:
+        """Whether a message may run now; of a partition that is slowed down it is the probe then."""
+        one = self._partitions.get((message.topic, message.partition))
+        if one is None or not one.on:
+            return True
+        if time.monotonic() < one.next_probe:
+            return False
+        self._failed(one)
+        return True
+
+    def _failed(self, one: _Partition) -> None:
+        one.probes += 1
+        one.next_probe = time.monotonic() + self._policy.probe.after(one.probes)
+
+    def wait(self, message: Message) -> float:
+        """Seconds until the next probe of a message's partition."""
+        one = self._partitions.get((message.topic, message.partition))
+        return 0.1 if one is None else max(0.1, one.next_probe - time.monotonic())
