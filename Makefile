@@ -45,7 +45,7 @@ test-unit: $(VENV)/.dev  ## the tests without any server, in seconds
 
 test-crash: $(VENV)/.dev  ## the full fault matrix: every named kill, each transport
 	@$(BIN)/python -m tests.services --prepare
-	$(BIN)/python -m pytest tests/crash tests/integration/test_benchmarks.py --matrix --timeout=1800 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/crash tests/integration/test_benchmarks.py tests/integration/test_pooler.py --matrix --timeout=1800 $(PYTEST_ARGS)
 
 test-mutants: $(VENV)/.dev  ## each rule taken out of the product: its test, the stress or a crash run must fail
 	@$(BIN)/python -m tests.services --prepare

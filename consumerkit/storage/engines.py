@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.storage import plain_sessions, postgresql_engine, session_checks, sqlite_engine
+from consumerkit.storage import plain_sessions, pooler, postgresql_engine, session_checks, sqlite_engine
 from consumerkit.storage.location import located
 from consumerkit.storage.tables import Tables
 from consumerkit.storage.urls import Address, address
@@ -56,6 +56,7 @@ class Database:
         self._owned: list[AsyncEngine | Engine] = []
         self.async_sessions: AsyncSessions | None = None
         self.sync_sessions: SyncSessions | None = None
+        self._unprepared = False
         if isinstance(given, str | URL):
             self._from_url(address(given, _DRIVERS), connections)
         elif isinstance(given, AsyncEngine):
@@ -75,10 +76,10 @@ class Database:
             session_checks.check(given, self._engine)
         self.dialect_name = self._engine().dialect.name
         for engine in self._engines():
-            _set_up(engine)
+            _set_up(engine, unprepared=self._unprepared)
 
     def _from_url(self, found: Address, connections: int) -> None:
-        url = found.url
+        url, self._unprepared = pooler.taken_from(found.url)
         async_driver, sync_driver = _DRIVERS[url.drivername]
         options = _options(url, connections)
         postgresql_engine.warn_of_network(url)
@@ -236,11 +237,12 @@ def _most(pool: Pool) -> int | None:
     return None if size == 0 or overflow < 0 else size + overflow
 
 
-def _set_up(engine: Engine) -> None:
+def _set_up(engine: Engine, *, unprepared: bool) -> None:
     if engine.dialect.name == "sqlite":
         sqlite_engine.set_up(engine)
     elif engine.dialect.name == "postgresql":
         postgresql_engine.set_up(engine)
+        pooler.set_up(engine, off=unprepared)
 
 
 def _options(url: URL, connections: int) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""Poolers that give each transaction another session of the server, as pgbouncer does in transaction mode.
+
+What a driver has prepared in one session is not there in the next, or its next name is taken there. So a pooler is
+recognised by how the server refuses a statement that a driver has prepared by itself, and from then on the engine's
+connections prepare nothing that outlasts a transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any, Final
+from uuid import uuid4
+from weakref import WeakSet
+
+from sqlalchemy import URL, Dialect, Engine, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
+
+from consumerkit.errors import ConfigurationError
+from consumerkit.storage.faults import sqlstate, was_raised_by_code
+
+SWITCH: Final = "prepared_statements"
+_REFUSALS: Final = frozenset(("26000", "42P05"))  # no such prepared statement, and one of that name already
+_USERS_OWN: Final = re.compile(r"\s*(?:PREPARE|EXECUTE|DEALLOCATE)\b", re.IGNORECASE)
+_off: Final[WeakSet[Dialect]] = WeakSet()
+_log = logging.getLogger(__name__)
+
+
+def taken_from(url: URL) -> tuple[URL, bool]:
+    """Return a URL without its `prepared_statements`, and whether that switches them off.
+
+    Raises:
+        ConfigurationError: It is neither `on` nor `off`.
+    """
+    if SWITCH not in url.query:
+        return url, False
+    said = url.query[SWITCH]
+    if said not in ("on", "off"):
+        raise ConfigurationError(f"database: {SWITCH} in the URL is neither on nor off")
+    if url.get_backend_name() != "postgresql":
+        raise ConfigurationError(f"database: {SWITCH} in the URL is for PostgreSQL; leave it out")
+    return url.difference_update_query([SWITCH]), said == "off"
+
+
+def set_up(engine: Engine, *, off: bool = False) -> None:
+    """Have an engine get along with a pooler: from the beginning, or once one is recognised."""
+    if off:
+        _off.add(engine.dialect)
+    if not event.contains(engine, "do_connect", _connecting):
+        event.listen(engine, "do_connect", _connecting)
+        event.listen(engine, "handle_error", _refused)
+
+
+def _connecting(dialect: Dialect, _record: object, _arguments: object, options: dict[str, Any]) -> None:
+    if dialect not in _off:
+        return
+    if dialect.driver == "asyncpg":
+        options["statement_cache_size"] = 0
+        options["prepared_statement_cache_size"] = 0
+        # It prepares each statement all the same; under a name of its own it meets no other's.
+        options["prepared_statement_name_func"] = lambda: f"consumerkit_{uuid4().hex}"
+    else:
+        options["prepare_threshold"] = None
+
+
+def _refused(context: ExceptionContext) -> None:
+    error = context.sqlalchemy_exception
+    if not isinstance(error, DBAPIError) or sqlstate(error) not in _REFUSALS:
+        return
+    if was_raised_by_code(error) or _USERS_OWN.match(context.statement or ""):
+        return
+    # The pool's other connections have prepared statements, too.
+    context.is_disconnect = True
+    if context.dialect not in _off:
+        _off.add(context.dialect)
+        _log.warning(
+            "database: a prepared statement was not there, or was there already (%s), as behind a pooler in "
+            "transaction mode; connections do without from now on; say so from the start with ?%s=off in the URL",
+            sqlstate(error),
+            SWITCH,
+        )

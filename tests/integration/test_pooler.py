@@ -1,0 +1,78 @@
+"""Behind a pooler in transaction mode: it is recognised, told, and survived."""
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from consumerkit import ConfigurationError, Context
+from consumerkit.events import MessageDeadLettered
+from consumerkit.storage.engines import Database
+from tests.integration.memory_stage import MemoryStage, Write
+from tests.services import PostgresServer
+from tests.services.pgbouncer import pgbouncer
+
+COUNT = 400
+
+
+@pytest.fixture(scope="module")
+def bouncer(postgres: PostgresServer) -> Iterator[str]:
+    with pgbouncer(postgres) as address:
+        yield address
+
+
+@pytest.fixture(params=["psycopg", "asyncpg"])
+async def place(
+    request: pytest.FixtureRequest, bouncer: str, postgres: PostgresServer, database: str
+) -> AsyncIterator[MemoryStage]:
+    direct = MemoryStage(postgres.url(database))
+    await direct.create_tables()
+    await direct.close()
+    made = MemoryStage(f"postgresql+{request.param}://postgres@{bouncer}/{database}?prepared_statements=off")
+    made.broker.create_topic("out", 1)
+    yield made
+    await made.close()
+
+
+async def publish(context: Context) -> None:
+    context.publish("out", value=b"v", key=b"k")
+
+
+async def all_done(place: MemoryStage, url: str) -> list[str]:
+    """Have messages processed and published through the pooler; return what stands in the way."""
+    for number in range(COUNT):
+        place.append(number, key=b"%d" % number)
+    async with place.run(Write(publish, batch_size=3, concurrency=3), database=url) as run:
+        await place.until_written(run, COUNT)
+        await run.until(lambda: place.broker.logs.topics["out"].partitions[0].end >= COUNT, "all that was published")
+        assert not run.seen(MessageDeadLettered)
+    assert sorted(int(line.message_id) for line in await place.lines()) == list(range(COUNT))
+    return [repr(event) for event in run.events if type(event).__name__ in ("Trouble", "AttemptFailed")]
+
+
+@pytest.mark.matrix
+async def test_with_prepared_statements_switched_off_nothing_is_in_the_way(
+    place: MemoryStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await all_done(place, place.url) == []
+    assert "pooler" not in caplog.text
+
+
+@pytest.mark.matrix
+async def test_a_pooler_is_recognised_told_and_survived(place: MemoryStage, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        troubles = await all_done(place, place.url.partition("?")[0])
+    [told] = [record.getMessage() for record in caplog.records if "pooler in transaction mode" in record.getMessage()]
+    assert "?prepared_statements=off in the URL" in told
+    assert not any("AttemptFailed" in one for one in troubles)
+    assert len(troubles) < 30
+
+
+def test_a_switch_that_says_neither_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="neither on nor off"):
+        Database("postgresql+psycopg://h/x?prepared_statements=maybe")
+
+
+def test_sqlite_has_no_such_switch() -> None:
+    with pytest.raises(ConfigurationError, match="is for PostgreSQL"):
+        Database("sqlite:///x.db?prepared_statements=off")
