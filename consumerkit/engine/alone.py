@@ -15,6 +15,7 @@ from consumerkit.engine.group import Group
 from consumerkit.engine.item import Item
 from consumerkit.engine.partition import Partition
 from consumerkit.engine.patience import Interrupted
+from consumerkit.engine.reduced import reduce
 from consumerkit.engine.runner import Runner
 from consumerkit.engine.transaction import StaleFound
 from consumerkit.error_tree import deciding
@@ -313,6 +314,9 @@ class Alone:
                 return looks and not await self._database_answers()
             # The dead letter or the parking itself was refused: nothing may be lost, so wait for better days.
             fault = Fault.CAPACITY
+            if reduce(item):
+                self._runner.tell.rolled_back(group, error)
+                return True
         await self._runner.infrastructure(fault, error)
         return True
 

@@ -47,6 +47,7 @@ class Item:
         parking: Set where the message is not to be run now, but to be parked, or to be parked for longer.
         hold: The row that keeps the later messages of its key waiting, where it is buried and that is declared.
         revived: Whether its ID was dead, and it runs all the same.
+        reduced: How often what is to be written of it was reduced, since the database refused it.
         token: Whether a token of the brake is reserved for its dead letter.
         verdict: See `Verdict`.
         aged: Whether it is older than what the ledger remembers, by its event.
@@ -71,6 +72,7 @@ class Item:
         "outdated",
         "parked",
         "parking",
+        "reduced",
         "repeats",
         "revived",
         "token",
@@ -105,6 +107,7 @@ class Item:
         self.revived = False
         self.number = 0
         self.repeats = False
+        self.reduced = 0
         self.token = False
         self.verdict = Verdict.RUN
         self.claimed = False

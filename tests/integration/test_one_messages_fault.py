@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from consumerkit import Brake, Context, Handler, Ordering, Retry, fixed, header
+from consumerkit.engine.reduced import UNSTORABLE
 from consumerkit.events import (
     AttemptFailed,
     HandlerPaused,
@@ -349,3 +350,48 @@ async def test_a_plain_handlers_statement_that_fails_on_the_clients_side(
             await place.until_written(run, 19)
             await run.until(lambda: bool(run.seen(MessageDeadLettered)), "the dead letter")
         assert [event.attempt for event in run.seen(AttemptFailed)] == [1, 2]
+
+
+@pytest.mark.parametrize("table", ["consumerkit_parked_messages", "consumerkit_dead_letters"])
+@pytest.mark.parametrize("allowed", ["ASCII", "nothing"])
+async def test_a_record_of_ours_that_the_database_refuses_is_written_in_a_reduced_form(
+    place: MemoryStage, table: str, allowed: str
+) -> None:
+    """As a database of another encoding would refuse it, which is found at the start."""
+    await place.database.run(lambda session: refuse(session, table, allowed))
+
+    async def before(context: Context) -> None:
+        if context.message_id == "7":
+            raise ValueError("счёт закрыт")
+
+    await check_one_is_bad(place, Write(before, retry=Retry(attempts=2, wait=fixed(0.1))), "7")
+    query = text("SELECT error FROM consumerkit_dead_letters")
+    error = await place.database.run(lambda session: session.execute(query).scalar_one())
+    if table == "consumerkit_dead_letters":
+        whole = "счёт закрыт".encode("ascii", "backslashreplace").decode()
+        assert error == (UNSTORABLE if allowed == "nothing" else whole)
+    else:
+        assert error == "счёт закрыт"
+
+
+def refuse(session: Session, table: str, allowed: str) -> None:
+    """Have a table refuse errors whose words are not `allowed`."""
+    if session.get_bind().dialect.name == "sqlite":
+        wrong = (
+            "NEW.error GLOB '*[^ -~]*'" if allowed == "ASCII" else "NEW.error LIKE '%\\u%' OR NEW.error GLOB '*[^ -~]*'"
+        )
+        for event in ("INSERT", "UPDATE"):
+            body = "BEGIN SELECT RAISE(ABORT, 'encoding'); END"
+            session.execute(text(f"CREATE TRIGGER refuse_{event} BEFORE {event} ON {table} WHEN {wrong} {body}"))
+        return
+    wrong = "[^ -~]" if allowed == "ASCII" else "[^ -~]|u0"
+    session.execute(
+        text(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"IF NEW.error ~ '{wrong}' THEN RAISE EXCEPTION 'encoding' USING ERRCODE = '22P05'; END IF; "
+            "RETURN NEW; END $$"
+        )
+    )
+    session.execute(
+        text(f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()")
+    )
