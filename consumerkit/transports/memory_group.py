@@ -182,6 +182,7 @@ class MemoryConsumer:
             else:
                 for partition in starts:
                     self._epochs.pop(partition, None)
+                    self._reading.pop(partition, None)
 
     async def assign_led(self) -> None:
         """Take on partitions that were given earlier and have a leader by now."""
@@ -208,6 +209,8 @@ class MemoryConsumer:
         if self._group.available:
             self._commit(positions)
         self._epochs.clear()
+        # The listener may have gone elsewhere in a partition while it finished with it.
+        self._reading.clear()
         self._held.clear()
 
     async def lose(self) -> None:

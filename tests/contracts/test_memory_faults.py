@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
@@ -200,3 +200,24 @@ async def test_what_holds_no_message_at_the_end_of_a_log_is_passed_over(broker: 
         assert AT not in one.consumer.passed()
         await one.consumer.release([AT])
         await until(lambda: one.passed.get(AT) == Position(6, epoch), "the last one is passed")
+
+
+async def test_a_listener_that_seeks_while_it_gives_a_partition_up_reads_it_no_more(broker: MemoryBroker) -> None:
+    """A take-over may end while the partition is taken away again."""
+    async with member(broker) as one:
+        await one.holds(2)
+        revoked = one.listener.revoked
+
+        async def seeking(partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
+            for at in partitions:
+                one.consumer.seek(at, 0)
+            return await revoked(partitions)
+
+        one.listener.revoked = seeking  # type: ignore[method-assign]
+        async with member(broker) as other:
+            await other.holds(1)
+            await one.holds(1)
+            [held] = one.listener.held
+            assert set(one.consumer.passed()) == {held}
+            append(broker, 1, partition=1 - held.partition)
+            assert await one.consumer.fetch(10, 0) == []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+
+from sqlalchemy.exc import DBAPIError
 
 from consumerkit import positions
 from consumerkit.errors import ConsumerkitError
@@ -199,7 +202,8 @@ async def prune(run: Run, step: Step) -> None:
     async def turned() -> None:
         for mate in run.crew.mates:
             if mate.worker._forgetting is not None:
-                await mate.worker._forgetting.turn()
+                with suppress(DBAPIError):  # a connection that was ended before; the worker's own turn meets the same
+                    await mate.worker._forgetting.turn()
 
     before = run.journal.fired[step.what]
     while run.journal.fired[step.what] == before and not run.sampler.quiet:
@@ -210,7 +214,8 @@ async def prune(run: Run, step: Step) -> None:
 
 
 async def backup(run: Run, step: Step) -> None:
-    """Keep a copy of the database."""
+    """Keep a copy of the database, once a worker has begun: one from before would have no handler to go on with."""
+    await run.until(lambda: bool(run.journal.taken), "a worker that has taken a partition")
     with run.sampler.upheaval():
         await asyncio.to_thread(run.store.backup)
     run.journal.fired[step.what] += 1
