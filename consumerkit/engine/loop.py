@@ -334,7 +334,8 @@ class Engine:
 
     def _why(self, partition: Partition) -> str:
         declared = self.declared
-        return reason(partition, declared.ordering, declared.parking_limit, braking=self.gate.braking)
+        braking = self.gate.braking or self.gate.partitions.slows(partition.name)
+        return reason(partition, declared.ordering, declared.parking_limit, braking=braking)
 
     def oldest_transaction(self) -> float:
         """Return how many seconds the oldest transaction under way has taken."""

@@ -95,7 +95,7 @@ def reason(partition: Partition, ordering: Ordering, limit: int, *, braking: boo
         "it was stopped or lost its place, as was told before, and what was told has the way out": partition.adrift,
         "it has not been taken over; look for a worker that hangs while it holds it, and for a database or a broker "
         "that does not answer": partition.owner is None,
-        "the handler's brake is on; repair what it depends on, and it goes on by itself": braking,
+        "the brake is on, here or for all; repair what it depends on, and it goes on by itself": braking,
         f"{parked} of its messages are parked, and parking_limit allows no more; repair what they fail at, or see "
         "consumerkit parked list": parked >= limit,
         "it waits in order behind a parked message; see consumerkit parked list": bool(
