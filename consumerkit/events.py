@@ -74,14 +74,14 @@ class PartitionStandsStill(Event):
     Attributes:
         partition: Which.
         offset: Its mark: the first message without an outcome.
-        end: The end of its log.
+        end: The end of its log; None where the broker does not tell, for want of a leader.
         seconds: For how long.
         reason: What is known of the reason, and the way out.
     """
 
     partition: TopicPartition
     offset: int
-    end: int
+    end: int | None
     seconds: float
     reason: str
 

@@ -24,6 +24,8 @@ _NOTHING: Final = (
     "broker gives nothing; if neither is so, restart the worker"
 )
 
+_SILENT: Final = "the broker does not tell of it, although it tells of others; look for its leader"
+
 Why = Callable[[Partition], str]
 
 
@@ -48,22 +50,22 @@ class Standstill:
     ) -> None:
         """Compare what is assigned of a topic with what the broker told, at a moment of the monotonic clock.
 
-        A partition of which the broker did not tell is as it was: that is told as trouble.
+        A partition of which it did not tell has no leader; where it told nothing at all, there is nothing to look at.
         """
         assigned = {one.name: one for one in partitions if one.name.topic == topic}
         for name in [name for name in self._behind if name.topic == topic and name not in assigned]:
             self._moves(name)
-        for name, info in told.items():
-            if name in assigned:
-                self._compare(assigned[name], info, now)
+        for name, partition in assigned.items():
+            self._compare(partition, told.get(name), now)
 
-    def _compare(self, partition: Partition, info: PartitionInfo, now: float) -> None:
+    def _compare(self, partition: Partition, info: PartitionInfo | None, now: float) -> None:
         name = partition.name
-        offset = _mark(partition, info)
-        if offset >= info.end:
+        known = self._behind.get(name)
+        offset = _mark(partition, info, known[0] if known is not None else 0)
+        if info is not None and offset >= info.end:
             self._moves(name)
             return
-        before, since = self._behind.get(name, (offset, now))
+        before, since = known or (offset, now)
         if offset != before:
             self._moves(name)
             since = now
@@ -75,9 +77,9 @@ class Standstill:
                     handler=self._handler,
                     partition=name,
                     offset=offset,
-                    end=info.end,
+                    end=None if info is None else info.end,
                     seconds=now - since,
-                    reason=self._why(partition),
+                    reason=_SILENT if info is None else self._why(partition),
                 )
             )
 
@@ -108,7 +110,9 @@ def reason(partition: Partition, ordering: Ordering, limit: int, *, braking: boo
     return next((words for words, holds in known.items() if holds), _NOTHING)
 
 
-def _mark(partition: Partition, info: PartitionInfo) -> int:
+def _mark(partition: Partition, info: PartitionInfo | None, before: int) -> int:
     if partition.mark is not None:
         return partition.mark
+    if info is None:
+        return before
     return info.start if info.committed is None else info.committed

@@ -98,10 +98,8 @@ def _taken(event: events.PartitionTaken) -> str:
 
 
 def _stands_still(event: events.PartitionStandsStill) -> str:
-    return (
-        f"{event.partition} has stood at offset {event.offset} for {event.seconds:.0f} s, and its log ends at "
-        f"{event.end}: {event.reason}"
-    )
+    end = "" if event.end is None else f", and its log ends at {event.end}"
+    return f"{event.partition} has stood at offset {event.offset} for {event.seconds:.0f} s{end}: {event.reason}"
 
 
 def _failed(event: events.AttemptFailed) -> str:

@@ -204,7 +204,8 @@ class States:
             self._end("still", event.handler, partition)
 
     def _stands_still(self, event: events.PartitionStandsStill) -> None:
-        what = f"{event.partition} stands at offset {event.offset}, and its log ends at {event.end}: {event.reason}"
+        end = "" if event.end is None else f", and its log ends at {event.end}"
+        what = f"{event.partition} stands at offset {event.offset}{end}: {event.reason}"
         self._begin(("still", event.handler, event.partition), event, what)
 
     def _moves(self, event: events.PartitionMoves) -> None:

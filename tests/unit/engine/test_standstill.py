@@ -55,34 +55,38 @@ def test_it_is_told_once_and_when_it_is_over(watched: Watched) -> None:
 def test_each_move_begins_its_time_again(watched: Watched) -> None:
     for number in range(20):
         of(watched, ONE).mark = number
-        assert watched.look(number * (STILL_AFTER - 1), one=100) == []
+        assert watched.look(number * (STILL_AFTER - 1), one=100, two=0) == []
 
 
 def test_a_log_that_is_read_to_its_end_is_no_standstill(watched: Watched) -> None:
     of(watched, ONE).mark = 5
-    assert [watched.look(moment, one=5) for moment in (0.0, STILL_AFTER, 2 * STILL_AFTER)] == [[], [], []]
+    assert [watched.look(moment, one=5, two=0) for moment in (0.0, STILL_AFTER, 2 * STILL_AFTER)] == [[], [], []]
     # And what comes then has its time.
-    assert watched.look(3 * STILL_AFTER, one=6) == []
+    assert watched.look(3 * STILL_AFTER, one=6, two=0) == []
 
 
-def test_silence_of_the_broker_neither_begins_nor_ends_it(watched: Watched) -> None:
-    watched.look(0.0, one=5)
-    assert watched.look(STILL_AFTER, two=0) == []
-    assert len(watched.look(STILL_AFTER + 1, one=5)) == 1
-    assert watched.look(STILL_AFTER + 2, two=0) == []
+def test_a_partition_of_which_the_broker_does_not_tell_is_told_of_too(watched: Watched) -> None:
+    assert watched.look(0.0, one=0) == []
+    [told] = watched.look(STILL_AFTER, one=0)
+    assert isinstance(told, PartitionStandsStill)
+    assert (told.partition, told.end) == (TWO, None)
+    assert "look for its leader" in told.reason
+    # It has one again, and is behind, or is not.
+    assert watched.look(STILL_AFTER + 30, one=0, two=5) == []
+    assert watched.look(STILL_AFTER + 60, one=0, two=0) == [PartitionMoves(handler="credit", partition=TWO)]
 
 
 def test_it_is_over_here_when_the_partition_goes(watched: Watched) -> None:
-    watched.look(0.0, one=5)
-    watched.look(STILL_AFTER, one=5)
+    watched.look(0.0, one=5, two=0)
+    watched.look(STILL_AFTER, one=5, two=0)
     watched.partitions.pop(ONE)
     assert watched.look(STILL_AFTER + 1, two=0) == [PartitionMoves(handler="credit", partition=ONE)]
 
 
 def test_a_partition_that_is_never_taken_over_is_told_of(watched: Watched) -> None:
     of(watched, ONE).mark = None
-    watched.look(0.0, one=5)
-    assert len(watched.look(STILL_AFTER, one=5)) == 1
+    watched.look(0.0, one=5, two=0)
+    assert len(watched.look(STILL_AFTER, one=5, two=0)) == 1
 
 
 def test_the_reason_is_the_first_that_holds() -> None:
