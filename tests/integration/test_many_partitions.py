@@ -36,7 +36,8 @@ async def test_many_partitions_are_taken_in_few_transactions(yard: Yard) -> None
         with metered() as meter:
             async with yard.run(Trial()) as run:
                 await run.until(lambda: len(taken(run)) == COUNT, "all are taken")
-        assert take_overs(meter) == -(-COUNT // ownership.AT_ONCE)
+        # What another transaction uses just then is taken a little later.
+        assert COUNT // ownership.AT_ONCE < take_overs(meter) < COUNT // 10
     for number in (0, COUNT - 1):
         yard.send(number, partition=number)
     async with yard.run(Trial()) as run:
