@@ -403,7 +403,7 @@ async def test_waiting_for_the_turn_to_write_is_no_transaction(tmp_path: Path, h
     async with place.run(handler) as run:
         await run.until(lambda: len(run.seen(PartitionTaken)) == 4, "all partitions")
         [engine] = run.worker._engines
-        with closing(sqlite3.connect(file, isolation_level=None)) as another:
+        with closing(sqlite3.connect(file, isolation_level=None, timeout=120)) as another:
             another.execute("BEGIN IMMEDIATE")
             place.append(1)
             runner = engine._lanes[0].pipeline.runner
