@@ -143,8 +143,8 @@ async def _move(
     moved = await place.database.run(work)
     if not dry_run:
         who = actor or actions.current_user()
-        for one in moved:
-            await _carry_out(place, consumer, topic_id, one, who, asked_at, back=back, run_forgotten=run_forgotten)
+        how = {"back": back, "run_forgotten": run_forgotten}
+        moved = [await _carry_out(place, consumer, topic_id, one, who, asked_at, **how) for one in moved]
     return moved
 
 
@@ -157,28 +157,22 @@ async def _carry_out(
     place: Place,
     consumer: int,
     topic_id: str,
-    one: Moved,
+    asked: Moved,
     actor: str,
     asked_at: float,
     *,
     back: bool,
     run_forgotten: bool,
-) -> None:
+) -> Moved:
     tables, dialect = place.tables, place.dialect
-    details: dict[str, Any] = {
-        "topic": one.partition.topic,
-        "partition": one.partition.partition,
-        "from": one.before,
-        "to": one.after,
-        "run_forgotten": run_forgotten,
-        **({"gone": True} if one.gone else {}),
-    }
 
-    def work(session: Session) -> bool:
+    def work(session: Session) -> Moved | None:
         connection = session.connection()
-        number = fence.number(tables, consumer, one.partition)
+        number = fence.number(tables, consumer, asked.partition)
         if not dialect.take_over(connection, number, wait=_WAIT):
-            return False
+            return None
+        standing = progress.locked_mark(connection, tables, consumer, asked.partition, topic_id)
+        one = _as_it_stands(asked, standing, back=back)
         if one.gone:
             progress.drop(connection, tables, consumer, one.partition)
         else:
@@ -194,12 +188,37 @@ async def _carry_out(
                 ago=time.monotonic() - asked_at,
                 run_forgotten=run_forgotten,
             )
+        details = _recorded(one, run_forgotten=run_forgotten)
         action = "rewind" if back else "skip"
         actions.record(connection, tables, actor=actor, action=action, consumer=consumer, details=details)
-        return True
+        return one
 
-    if not await place.database.run(work):
-        raise StartError(f"{one.partition}: a transaction of its worker has held it for {_WAIT:.0f} s; try again")
+    done: Moved | None = await place.database.run(work)
+    if done is None:
+        raise StartError(f"{asked.partition}: a transaction of its worker has held it for {_WAIT:.0f} s; try again")
+    return done
+
+
+def _as_it_stands(asked: Moved, mark: int | None, *, back: bool) -> Moved:
+    """Return a move as it is carried out where the mark has moved since it was looked at, before the fence was held.
+
+    A skip never goes back over what was processed meanwhile, and a rewind passes over nothing that another one is to
+    bring back.
+    """
+    if asked.gone or mark is None or asked.before is None or mark == asked.before:
+        return asked
+    return replace(asked, before=mark, after=(min if back else max)(asked.after, mark))
+
+
+def _recorded(one: Moved, *, run_forgotten: bool) -> dict[str, Any]:
+    return {
+        "topic": one.partition.topic,
+        "partition": one.partition.partition,
+        "from": one.before,
+        "to": one.after,
+        "run_forgotten": run_forgotten,
+        **({"gone": True} if one.gone else {}),
+    }
 
 
 async def _logs(transport: Transport, topic: str) -> tuple[str, Mapping[int, Span]]:

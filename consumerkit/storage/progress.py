@@ -180,6 +180,16 @@ def advance(
     return {partition for partition, one in marks.items() if found.get(partition) != (one.owner, one.offset)}
 
 
+def locked_mark(
+    connection: Connection, tables: Tables, consumer: int, partition: TopicPartition, topic_id: str
+) -> int | None:
+    """Lock a partition's row and return its mark; None where there is none, or where its topic is another."""
+    c = tables.partition_progress.c
+    query = select(c.mark, c.topic_id).where(_here(tables, consumer, partition)).with_for_update()
+    row = connection.execute(query).one_or_none()
+    return None if row is None or row.topic_id not in (None, topic_id) else row.mark
+
+
 def move(
     connection: Connection,
     dialect: Dialect,

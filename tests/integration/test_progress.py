@@ -1,6 +1,7 @@
 """Where a partition is read from: at the database's mark, whatever Kafka says, and whatever was lost."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -317,6 +318,13 @@ async def _mark(place: MemoryStage) -> int:
     return int(row.mark)
 
 
+def _place_of(place: MemoryStage) -> positions.Place:
+    worker = place.make(Write())
+    return positions.Place(
+        database=place.database, dialect=worker.dialect, tables=worker.tables, transport=worker.transport
+    )
+
+
 @asynccontextmanager
 async def _ran(place: MemoryStage, count: int, handler: Write | None = None) -> AsyncIterator[Run]:
     """A worker that has written so many lines, with all its offsets committed."""
@@ -491,11 +499,7 @@ async def test_what_the_ledger_has_forgotten_is_quarantined_unless_told_to_run(
         pass
     await _execute(place, "DELETE FROM consumerkit_processed_messages WHERE message_id IN ('0', '1', '2', '3', '4')")
     await _execute(place, "UPDATE consumerkit_partition_progress SET forgotten_below = 10")
-    worker = place.make(Write())
-    moving = positions.Place(
-        database=place.database, dialect=worker.dialect, tables=worker.tables, transport=worker.transport
-    )
-    await positions.rewind(moving, "write", TOPIC, "start", run_forgotten=run_forgotten)
+    await positions.rewind(_place_of(place), "write", TOPIC, "start", run_forgotten=run_forgotten)
     place.append(10)
     async with _ran(place, 16 if run_forgotten else 11):
         pass
@@ -509,6 +513,55 @@ async def test_what_the_ledger_has_forgotten_is_quarantined_unless_told_to_run(
         # Without a claim: a stale letter must not keep its ID from anything.
         [row] = await _execute(place, "SELECT count(*) AS n FROM consumerkit_processed_messages")
         assert row.n == 6
+
+
+@pytest.mark.parametrize(
+    "way, to, meanwhile, ends_at",
+    [
+        # The worker went on: a skip must not go back over what it processed.
+        ("skip", 12, 15, 15),
+        ("skip", 18, 15, 18),
+        # Another person went back further: a rewind must not pass over what that one is to bring back.
+        ("rewind", 5, 2, 2),
+        ("rewind", 5, 8, 5),
+    ],
+)
+async def test_a_mark_that_moves_while_a_command_waits_for_the_fence_is_looked_at_again(
+    place: MemoryStage, monkeypatch: pytest.MonkeyPatch, way: str, to: int, meanwhile: int, ends_at: int
+) -> None:
+    for number in range(10):
+        place.append(number)
+    async with _ran(place, 10):
+        pass
+    for number in range(10, 20):
+        place.append(number)
+    moving, take_over = _place_of(place), type(_place_of(place).dialect).take_over
+    waited: list[int] = []
+
+    def moved_meanwhile(dialect: Any, connection: Any, number: int, *, wait: float) -> bool:
+        held = take_over(dialect, connection, number, wait=wait)
+        connection.execute(text("UPDATE consumerkit_partition_progress SET mark = :mark"), {"mark": meanwhile})
+        waited.append(number)
+        return held
+
+    monkeypatch.setattr(type(moving.dialect), "take_over", moved_meanwhile)
+    move = positions.rewind if way == "rewind" else positions.skip
+    [done] = await move(moving, "write", TOPIC, to, partitions=[0])
+    assert len(waited) == 1
+    assert (done.before, done.after, await _mark(place)) == (meanwhile, ends_at, ends_at)
+    [told] = await _execute(place, "SELECT details FROM consumerkit_operator_actions ORDER BY id DESC LIMIT 1")
+    assert f'"to": {ends_at}' in json.dumps(
+        told.details if isinstance(told.details, dict) else json.loads(told.details)
+    )
+
+
+async def test_an_empty_list_of_partitions_moves_none(place: MemoryStage) -> None:
+    place.append(0)
+    async with _ran(place, 1):
+        pass
+    for move in (positions.rewind, positions.skip):
+        assert await move(_place_of(place), "write", TOPIC, "start", partitions=[]) == []
+    assert await _mark(place) == 1
 
 
 @pytest.mark.parametrize(
