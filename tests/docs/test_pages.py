@@ -39,7 +39,7 @@ def _runs(text: str) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_reader_who_follows_the_page_gets_what_it_says(
     page: Path, tmp_path: Path, kafka: KafkaServer, postgres: PostgresServer, database: str
 ) -> None:

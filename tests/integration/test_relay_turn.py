@@ -216,7 +216,8 @@ async def test_what_was_acknowledged_is_removed_before_anything_is_sent_after_a_
     publishing = asyncio.create_task(made.publish())
     await until(lambda: topic.exists() and len(topic.read_text().split()) == 2)
     end_others = (
-        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid() "
+        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
     ended = await place.database.run(lambda session: session.execute(text(end_others)).all())
     assert ended
