@@ -10,7 +10,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +42,13 @@ async def opened(target: str) -> AsyncIterator[Worker]:
     """
     found = await _called(load(target), target)
     if isinstance(found, AbstractAsyncContextManager) and not isinstance(found, Worker):
-        async with found as yielded:
+        async with AsyncExitStack() as stack:
+            try:
+                yielded = await stack.enter_async_context(found)
+            except ConsumerkitError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as with what is imported
+                raise _broken(target, error) from None
             yield _checked(yielded, target)
     else:
         yield _checked(found, target)

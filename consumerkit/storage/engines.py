@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import URL, Engine, Pool, QueuePool, create_engine
-from sqlalchemy.exc import NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -271,6 +271,12 @@ def _options(url: URL, connections: int) -> dict[str, Any]:
 def _made(make: Callable[..., T], url: URL, options: dict[str, Any]) -> T:
     try:
         return make(url, **options)
+    except (ArgumentError, ValueError):
+        # What SQLAlchemy says quotes the part that it cannot read, which may be one of a password.
+        raise ConfigurationError(
+            f"database: a part of the URL means nothing with {url.drivername}; check its port, its path and what "
+            "follows the question mark"
+        ) from None
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         extra = "sqlite" if url.get_backend_name() == "sqlite" else "asyncpg" if "asyncpg" in str(url) else "postgresql"
         raise ConfigurationError(

@@ -117,7 +117,8 @@ def warn_of_network(url: URL) -> None:
     """Warn, once for each server, of a connection over a network that would not notice another server in its place."""
     if url.get_backend_name() != "postgresql":
         return
-    hosts = url.query.get("host") or url.host or os.environ.get("PGHOST") or ""
+    hosts = url.query.get("hostaddr") or url.query.get("host") or url.host
+    hosts = hosts or os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST") or ""
     mode = str(url.query.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer")
     for host in [hosts] if isinstance(hosts, str) else hosts:
         for one in host.split(","):

@@ -50,7 +50,11 @@ def address(given: str | URL, drivers: Collection[str]) -> Address:
 
 def _check_parts(url: URL) -> None:
     """Refuse a URL whose parts are not where they seem: an unescaped `/` or `@` puts a password into another one."""
-    if any("@" in (part or "") for part in (url.host, url.database)):
+    said = [url.host, url.database]
+    for name, value in url.query.items():
+        # A password that is escaped may hold one; `?` in one that is not makes the rest of it a parameter.
+        said += [name] if "password" in name.lower() else [name, value if isinstance(value, str) else " ".join(value)]
+    if any("@" in (part or "") for part in said):
         raise ConfigurationError(
             "database: the URL has an @ behind its host; in user and password write / as %2F, @ as %40 and : as %3A"
         )

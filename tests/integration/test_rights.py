@@ -224,6 +224,7 @@ WARNED = {
     "postgresql+psycopg://u:secret@localhost/x": False,
     "postgresql+asyncpg://u:secret@127.0.0.1/x": False,
     "postgresql+psycopg://u:secret@[::1]/x": False,
+    "postgresql+psycopg://u:secret@localhost/x?hostaddr=203.0.113.5": True,
     "postgresql+psycopg://u:secret@/x?host=/run/postgresql": False,
     "postgresql+psycopg:///x": False,
 }
@@ -235,6 +236,7 @@ def test_a_connection_over_a_network_without_verification_is_warned_of_once(
 ) -> None:
     monkeypatch.setattr(postgresql_engine, "_warned", set())
     monkeypatch.delenv("PGHOST", raising=False)
+    monkeypatch.delenv("PGHOSTADDR", raising=False)
     monkeypatch.delenv("PGSSLMODE", raising=False)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,12 @@ async def bare():
 
 @contextlib.contextmanager
 def plain_manager():
+    yield build()
+
+@contextlib.asynccontextmanager
+async def fails_to_open():
+    from sqlalchemy import create_engine
+    create_engine("postgresql+psycopg://app:hunter2SECRET:5432/db")
     yield build()
 
 def needs(argument): ...
@@ -170,3 +177,23 @@ def test_a_module_within_a_package_gets_a_hint(tmp_path: Path, monkeypatch: pyte
 def test_without_a_target_the_variable_is_named(given: str | None) -> None:
     with pytest.raises(ConfigurationError, match="or set CONSUMERKIT_APP"):
         targets.given(given)
+
+
+def test_a_manager_that_fails_to_open_is_told_in_one_line_without_a_secret(shop: str) -> None:
+    async def open_it() -> None:
+        async with targets.opened(f"{shop}:fails_to_open"):
+            raise AssertionError("it cannot be opened")
+
+    with pytest.raises(ConfigurationError, match="it is not a URL of a database") as caught:
+        asyncio.run(open_it())
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_fails_within_the_block_is_told_as_it_is(shop: str) -> None:
+    async def work() -> None:
+        async with targets.opened(f"{shop}:resources"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(work())
