@@ -18,18 +18,21 @@ _NAMES = (
 )
 # What a server adds to its message, and SQLAlchemy to that, holds rows, keys and statements: up to the next paragraph,
 # hint or traceback. The words are PostgreSQL's in English, and where its `lc_messages` say otherwise.
-_FIELD = (
-    r"(?:DETAIL|D[ÉE]TAIL|DETALLE|DETALHE|DETTAGLI|CONTEXT|KONTEXT|CONTEXTE|CONTEXTO|QUERY"
-    r"|(?:LINE|ZEILE|LIGNE) \d{1,9})"
-)
-_END = r"(?=\n\s{0,9}\n|\n\s{0,99}(?:HINT|TIP|Traceback \(|During handling|The above exc)|; caused by |\Z)"
+_FIELD = r"(?:DETAIL|D[ÉE]TAIL|DETALLE|DETALHE|DETTAGLI|CONTEXT|KONTEXT|CONTEXTE|CONTEXTO|QUERY)"
+# A row may hold blank lines, so these end it only before what a traceback says next.
+_NEXT = r"(?:(?:HINT|TIP)S?: |Traceback \(|During handling|The above exc)"
+# The server quotes one line of a statement, and a blank one ends it.
+_LINE = r"((?:LINE|ZEILE|LIGNE) \d{1,9}:)\s.*?(?=\n\s{0,9}\n|\n\s{0,99}(?:HINT|TIP)|; caused by |\Z)"
+_END = rf"(?=\n\s{{0,99}}{_NEXT}|; caused by [A-Za-z_][\w.]{{0,200}}(?:: |\Z)|\Z)"
 # Every repetition is bounded or cannot begin where another does, so that no text takes long.
 _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
     (re.compile(rf"({_FIELD}\s{{0,3}}:)\s.*?{_END}", re.DOTALL), rf"\g<1> {HIDDEN}"),
+    (re.compile(_LINE, re.DOTALL), rf"\g<1> {HIDDEN}"),
     (re.compile(rf"(\[(?:SQL|parameters): ).*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}]"),
-    # `Key (ssn)=(123) already exists` in any language, where its field's name is gone.
-    (re.compile(r"(\([^()=\n]{1,500}\)=)\([^\n]*"), rf"\g<1>({HIDDEN})"),
-    (re.compile(r"([Ff]ailing row contains )\([^\n]*"), rf"\g<1>({HIDDEN})"),
+    # `Key (lower(ssn))=(123) already exists` in any language, where its field's name is gone.
+    (re.compile(rf"(Key \([^\n]{{1,500}}?\)=)\(.*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
+    (re.compile(rf"([Ff]ailing row contains )\(.*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
+    (re.compile(r"(\)=)\([^\n]*"), rf"\g<1>({HIDDEN})"),
     (
         re.compile(
             r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL

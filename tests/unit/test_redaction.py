@@ -55,6 +55,13 @@ TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlF
         ("no\n[SQL: INSERT INTO t VALUES ('078')]\n[parameters: {'a': '078'}]\n(Background)", "no\n[SQL: ***]"),
         ("Schlüssel »(ssn)=(078-05-1120)« existiert bereits", "Schlüssel »(ssn)=(***)"),
         ("Failing row contains (1, 078-05-1120).", "Failing row contains (***)"),
+        ("no\nDETAIL:  Failing row contains (7, a\n\n078-05-1120, x).", "no\nDETAIL: ***"),
+        ("no\nDETAIL:  (a\nHINTs 078-05-1120)", "no\nDETAIL: ***"),
+        ("no\nDETAIL:  Key (a)=(b; caused by 078-05-1120)", "no\nDETAIL: ***"),
+        ("no\nDETAIL:  Key (a)=(078).; caused by ValueError: b", "no\nDETAIL: ***; caused by ValueError: b"),
+        ("Key (lower(email::text))=(078-05-1120) already exists.", "Key (lower(email::text))=(***)"),
+        ("Key (a)=(line\n078-05-1120) already exists.", "Key (a)=(***)"),
+        ("Failing row contains (1, a\n078-05-1120).", "Failing row contains (***)"),
     ],
 )
 def test_secrets_are_hidden_and_their_surroundings_kept(text: str, kept: str) -> None:
