@@ -165,7 +165,12 @@ class Stage:
         refused: list[str] = []
         topic = topic or self.topic
         producer = _producer(self.kafka.bootstrap)
-        producer.list_topics(topic, timeout=120)  # it may have been made anew since, with more partitions
+        # It may have been made again since, or got more partitions; a broker tells of them a moment later.
+        most = max((record.partition for record in records), default=0)
+        until = time.monotonic() + 120
+        while most not in producer.list_topics(topic, timeout=120).topics[topic].partitions:
+            assert time.monotonic() < until, f"{topic} has no partition {most}"
+            time.sleep(0.05)
         for record in records:
             producer.produce(
                 topic,
@@ -224,7 +229,7 @@ class Stage:
 
     def execute(self, *statements: str) -> None:
         """Change the database, behind everybody's back."""
-        with psycopg.connect(self.postgres.dsn(self.database), autocommit=True, connect_timeout=3) as connection:
+        with psycopg.connect(self.postgres.dsn(self.database), autocommit=True, connect_timeout=30) as connection:
             for statement in statements:
                 connection.execute(statement.encode())
 

@@ -33,7 +33,7 @@ class View:
                 except psycopg.OperationalError:
                     self._connection.close()
             self._connection = psycopg.connect(
-                self._dsn, row_factory=dict_row, autocommit=True, connect_timeout=3, application_name=OURS
+                self._dsn, row_factory=dict_row, autocommit=True, connect_timeout=30, application_name=OURS
             )
             return self._connection.execute(query.encode()).fetchall()
 

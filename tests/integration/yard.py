@@ -172,7 +172,7 @@ class Yard:
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Ask the database."""
         with psycopg.connect(
-            self.postgres.dsn(self.database), row_factory=dict_row, connect_timeout=3, application_name="tests"
+            self.postgres.dsn(self.database), row_factory=dict_row, connect_timeout=30, application_name="tests"
         ) as connection:
             return connection.execute(query.encode()).fetchall()
 
