@@ -403,8 +403,9 @@ async def test_waiting_for_the_turn_to_write_is_no_transaction(tmp_path: Path, h
     async with place.run(handler) as run:
         await run.until(lambda: len(run.seen(PartitionTaken)) == 4, "all partitions")
         [engine] = run.worker._engines
-        with closing(sqlite3.connect(file, isolation_level=None, timeout=120)) as another:
-            another.execute("BEGIN IMMEDIATE")
+        with closing(sqlite3.connect(file, isolation_level=None, timeout=120, check_same_thread=False)) as another:
+            # In a thread: a transaction of the worker's, such as its retention's, can only end while this loop runs.
+            await asyncio.to_thread(another.execute, "BEGIN IMMEDIATE")
             place.append(1)
             runner = engine._lanes[0].pipeline.runner
             await run.until(lambda: runner.busy_since is not None, "the wait for the turn")

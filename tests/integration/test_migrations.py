@@ -243,14 +243,15 @@ def test_the_sql_makes_the_schema(postgres_url: str) -> None:
 
 ENV = """
 from alembic import context
-from sqlalchemy import Column, Integer, MetaData, Table, create_engine
+from sqlalchemy import Column, Integer, MetaData, NullPool, Table, create_engine
 from consumerkit.storage.autogenerate import alembic_filter
 from consumerkit.storage.tables import Tables
 
 metadata = MetaData()
 Table("accounts", metadata, Column("id", Integer, primary_key=True))
 tables = Tables(schema=context.config.get_main_option("their_schema") or None)
-engine = create_engine(context.config.get_main_option("sqlalchemy.url"))
+# Without a pool, a migration that fails leaves no connection behind.
+engine = create_engine(context.config.get_main_option("sqlalchemy.url"), poolclass=NullPool)
 with engine.connect() as connection:
     context.configure(
         connection=connection,
@@ -260,7 +261,6 @@ with engine.connect() as connection:
     )
     with context.begin_transaction():
         context.run_migrations()
-engine.dispose()
 """
 SCRIPT = """
 from alembic import op
