@@ -10,6 +10,20 @@ _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
+LATEST: Final = 253_339_228_800_000
+"""Milliseconds since the epoch at which the year 9998 begins: before it a time has a date in every time zone."""
+
+
+def known_time(timestamp: int) -> int:
+    """Return a record's timestamp where it is a time from 1970 to 9997, else -1: a producer may set any number.
+
+    Example:
+        >>> known_time(1_700_000_000_000), known_time(2**63 - 1), known_time(-7)
+        (1700000000000, -1, -1)
+    """
+    return timestamp if 0 <= timestamp < LATEST else -1
+
+
 class TopicPartition(NamedTuple):
     """One partition of one topic."""
 

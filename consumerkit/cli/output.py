@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
-from consumerkit.observability.printable import printable
+from consumerkit.observability.printable import printable, printable_lines
 
 _EDGES: Final = 2
 """Cells that a table's box takes at both ends together, and"""
@@ -103,7 +103,8 @@ def as_object(row: Any) -> dict[str, object]:
 
 
 def say(line: str) -> None:
-    """Print one line; characters that the terminal's encoding lacks are escaped."""
+    """Print one line; what cannot be printed or seen, and what the terminal's encoding lacks, is escaped."""
+    line = printable_lines(line)
     encoding = sys.stdout.encoding or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding))
 

@@ -21,7 +21,8 @@ from consumerkit.engine.error_text import (
 )
 from consumerkit.engine.item import Item
 from consumerkit.engine.places import place_of
-from consumerkit.message import Headers
+from consumerkit.message import Headers, known_time
+from consumerkit.observability.printable import printable
 from consumerkit.outcome import Reason
 from consumerkit.storage.dead_letters import DeadMessage, storable
 from consumerkit.storage.history import within
@@ -56,6 +57,8 @@ __all__ = [
     "undeclared",
 ]
 
+_KIND_CHARACTERS: Final = 1000
+"""Characters of an error's class in a header, as `consumerkit.redrive.conventions` reads them."""
 MESSAGE_ID_HEADER: Final = "message-id"
 STALE: Final = "Stale"
 
@@ -229,7 +232,7 @@ def dead_letter(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> 
     message = dead.message
     facts = {
         "reason": dead.reason.value,
-        "error-type": dead.error_type,
+        "error-type": cut(printable(dead.error_type), _KIND_CHARACTERS) or "?",
         "error-message": dead.error,
         "stack": dead.stack,
         "place": dead.place or "",
@@ -237,7 +240,7 @@ def dead_letter(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> 
         "topic-id": home(message.topic_id),
         "partition": str(message.partition),
         "offset": str(message.offset),
-        "timestamp": str(message.timestamp),
+        "timestamp": str(known_time(message.timestamp)),
         "consumer": consumer,
         "message-id": dead.message_id or "",
         "attempts": str(dead.attempts),

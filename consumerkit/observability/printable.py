@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+# Unicode's property Default_Ignorable_Code_Point, whose characters are shown as nothing: as its database lists it
+# (DerivedCoreProperties.txt, the same in versions 14 to 16), those that have no name yet included.
+_IGNORABLE: Final = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
+
+def is_printable(text: str) -> bool:
+    """Tell whether each character of a text can be printed, and is then seen.
+
+    Example:
+        >>> is_printable("paid"), is_printable("pa\ufe0fid")
+        (True, False)
+    """
+    return text.isprintable() and _IGNORABLE.search(text) is None
+
 
 def printable(text: str) -> str:
-    r"""Return text on one line, with what cannot be printed written as its escape.
+    r"""Return text on one line, with what cannot be printed or seen written as its escape.
 
     That goes by Unicode's categories: controls, format characters (which turn the direction of writing, or cannot be
-    seen), separators other than the space, lone surrogates, and what has no meaning yet, or a private one.
+    seen), separators other than the space, lone surrogates, and what has no meaning yet, or a private one. And by its
+    property Default_Ignorable_Code_Point: variation selectors, fillers and joiners, which are shown as nothing.
 
     Message IDs, error texts and topic names come from producers and handlers; an escape sequence in one could forge a
     log line or take over the terminal of whoever reads it.
@@ -16,9 +37,9 @@ def printable(text: str) -> str:
         >>> print(printable("paid\n\x1b[2J"))
         paid\n\x1b[2J
     """
-    if text.isprintable():
+    if is_printable(text):
         return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(each if is_printable(each) else each.encode("unicode_escape").decode() for each in text)
 
 
 def printable_lines(text: str) -> str:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from consumerkit.errors import PayloadSealed
-from consumerkit.message import Message, TopicPartition
+from consumerkit.message import Message, TopicPartition, known_time
 from consumerkit.storage import headers as header_text
 from consumerkit.storage.sealing import Sealer, payload
 
@@ -63,7 +63,7 @@ class Identity(NamedTuple):
         digest: The ledger's key; None where it is not known.
         fingerprint: As in the ledger; None where it is not known.
         content: A digest of key, value and headers; None where the payload was not kept, or cannot be read.
-        facts: Size and timestamp, which are kept where the payload is not.
+        facts: Size and timestamp, which are kept where the payload is not; -1 for what is no time, as in a header.
         version: The fingerprint's; those of two versions cannot be compared.
     """
 
@@ -115,7 +115,9 @@ def identity(
 ) -> Identity:
     """Return the identity of a message; without its content where only the facts of it are kept."""
     content = _content(message.key, message.value, header_text.dump(message.headers)) if whole else None
-    return Identity(digest or None, fingerprint or None, content, (message.size, message.timestamp), version)
+    return Identity(
+        digest or None, fingerprint or None, content, (message.size, known_time(message.timestamp)), version
+    )
 
 
 def identity_of(row: Any, sealer: Sealer | None, *, size: int, whole: bool = True) -> Identity:
@@ -128,7 +130,9 @@ def identity_of(row: Any, sealer: Sealer | None, *, size: int, whole: bool = Tru
             content = _content(None if row.key is None else bytes(row.key), value, header_text.dump(headers))
         except PayloadSealed:
             content = UNREADABLE
-    return Identity(digest or None, fingerprint or None, content, (size, row.timestamp), row.fingerprint_version)
+    return Identity(
+        digest or None, fingerprint or None, content, (size, known_time(row.timestamp)), row.fingerprint_version
+    )
 
 
 class Clash(NamedTuple):

@@ -64,7 +64,7 @@ async def connect(make: Callable[[], C], settings: Mapping[str, Any]) -> C:
     end = time.monotonic() + START_TIMEOUT
     while True:
         keep_secrets_out_of_logs()
-        client = make()
+        client = _made(make)
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(1.0, end - time.monotonic())):
                 await client.start()
@@ -81,6 +81,16 @@ async def connect(make: Callable[[], C], settings: Mapping[str, Any]) -> C:
             await stop(client)
             raise
         await asyncio.sleep(_PAUSE)
+
+
+def _made(make: Callable[[], C]) -> C:
+    try:
+        return make()
+    except (TypeError, ValueError, AssertionError) as error:  # in whose words an option's value may stand
+        wrong = type(error).__name__
+        raise StartError(
+            f"Kafka(options=...): aiokafka refused its settings ({wrong}); correct their values, or leave them out"
+        ) from None
 
 
 def _way_out(reason: Exception) -> str:

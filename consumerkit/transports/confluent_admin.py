@@ -18,6 +18,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from consumerkit.errors import StartError
 from consumerkit.transports.base import TopicInfo
+from consumerkit.transports.confluent_messages import without_values
 from consumerkit.transports.confluent_questions import AskTopics, Questions
 from consumerkit.transports.loopback import check_advertised
 
@@ -191,8 +192,9 @@ class _Session:
 
 def refused_settings(error: Exception) -> str:
     """Say that librdkafka takes no such settings: everything but `options` was checked or made by us."""
-    reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-    return f"Kafka(options=...): the Kafka client refused its settings: {reason}; correct it, or leave it out"
+    reason = error.args[0].str() if isinstance(error, KafkaException) else type(error).__name__
+    told = without_values(reason)
+    return f"Kafka(options=...): the Kafka client refused its settings: {told}; correct it, or leave it out"
 
 
 def _kept(session: _Session, answer: Future[Any]) -> float | None:

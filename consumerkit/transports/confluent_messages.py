@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import operator
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,6 +38,7 @@ HOPELESS = frozenset(
 # Called as `item.headers()`, a specialised interpreter would not check for the error that the client sets beside its
 # result, and it would surface in some later, innocent call.
 _headers = operator.methodcaller("headers")
+_VALUE = re.compile(r' ".*" (?=for configuration property )', re.DOTALL)
 _UNKNOWN_NAME = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -158,6 +160,16 @@ def _note_failure(event: confluent_kafka.Message, readings: dict[tuple[str, int]
         reading = readings.get((topic, partition))
         if reading is not None:
             reading.failed = True
+
+
+def without_values(words: str) -> str:
+    """Return the client's words about a setting without the value, which may be a secret in the wrong place.
+
+    Example:
+        >>> without_values('Invalid value "x" for configuration property "acks"')
+        'Invalid value for configuration property "acks"'
+    """
+    return _VALUE.sub(" ", words)
 
 
 def headers_of(item: confluent_kafka.Message) -> Headers:

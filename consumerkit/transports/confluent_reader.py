@@ -15,7 +15,7 @@ from consumerkit.message import Message
 from consumerkit.transports.base import Span
 from consumerkit.transports.confluent_admin import TopicAdmin
 from consumerkit.transports.confluent_consumer import CONTRACT
-from consumerkit.transports.confluent_messages import UNUSABLE, headers_of
+from consumerkit.transports.confluent_messages import UNUSABLE, headers_of, without_values
 from consumerkit.transports.spans import Spans
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class ConfluentReader:
             consumer.assign([confluent_kafka.TopicPartition(self._topic, number, at) for number, at in begun])
         except KafkaException as error:
             words = dict.fromkeys(words for words in (error.args[0].str(), self._trouble) if words)
-            raise StartError(f"topic {self._topic!r} cannot be read: {': '.join(words)}") from error
+            raise StartError(f"topic {self._topic!r} cannot be read: {without_values(': '.join(words))}") from None
 
     def _watermarks(self, consumer: confluent_kafka.Consumer, number: int) -> tuple[int, int]:
         asked = consumer.get_watermark_offsets(confluent_kafka.TopicPartition(self._topic, number), timeout=_ANSWER)

@@ -27,7 +27,7 @@ from consumerkit.transports.base import AssignmentListener, Health, Position, Su
 from consumerkit.transports.confluent_assignment import Ask, Assignment
 from consumerkit.transports.confluent_commits import Commits, resolve
 from consumerkit.transports.confluent_handover import Fetch, Fetched, Handover
-from consumerkit.transports.confluent_messages import HOPELESS, UNUSABLE, convert
+from consumerkit.transports.confluent_messages import HOPELESS, UNUSABLE, convert, without_values
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -170,7 +170,8 @@ class PollThread:
             self._consumer = Consumer(self._config)
             self._assignment.subscribe(self._consumer)
         except BaseException as error:  # noqa: BLE001 - raised by whoever awaits `started`
-            resolve(self._loop, self.started, StartError(f"the Kafka client refused to start: {error}"))
+            words = without_values(str(error))
+            resolve(self._loop, self.started, StartError(f"the Kafka client refused to start: {words}"))
             return
         resolve(self._loop, self.started, None)
         try:

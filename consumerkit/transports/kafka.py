@@ -8,8 +8,9 @@ Example:
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal, get_args
@@ -53,10 +54,9 @@ class Sasl:
 
     def __post_init__(self) -> None:
         _choice("Sasl(mechanism=...)", self.mechanism, get_args(Mechanism))
-        if not isinstance(self.username, str) or not self.username:
-            raise ConfigurationError("Sasl(username=...) is empty; give the user's name")
-        if not callable(self.password) and (not isinstance(self.password, str) or not self.password):
-            raise ConfigurationError("Sasl(password=...) must be text or a function that returns it, and not empty")
+        _check_text("Sasl(username=...)", self.username, "give the user's name")
+        if not callable(self.password):
+            _check_text("Sasl(password=...)", self.password, "give text, or a function that returns it")
         if self.tls is not None and not isinstance(self.tls, Tls):
             raise ConfigurationError(f"Sasl(tls=...) takes Tls(...) or None, not {type(self.tls).__name__}")
 
@@ -66,19 +66,19 @@ class Sasl:
         Raises:
             ConfigurationError: The function failed or returned something else than text; the message does not quote it.
         """
-        if isinstance(self.password, str):
+        if not callable(self.password):
             return self.password
         try:
             password = self.password()
         except Exception as error:  # noqa: BLE001 - without its text and cause, which may quote the secret
             wrong = type(error).__name__
             raise ConfigurationError(f"the function given as Sasl(password=...) raised {wrong}") from None
-        if not isinstance(password, str) or not password:
-            raise ConfigurationError("the function given as Sasl(password=...) must return text, and not empty")
+        place = "what the function given as Sasl(password=...) returned"
+        _check_text(place, password, "it must return text, and not empty")
         return password
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Kafka:
     """A Kafka cluster, and the client library to reach it with.
 
@@ -94,6 +94,9 @@ class Kafka:
 
     Raises:
         ConfigurationError: A value is wrong; the message names it and the way out, and never a secret.
+
+    Host names and ports are shown in messages and in the representation once they were read as such; options' texts
+    are not.
     """
 
     bootstrap: str | Sequence[str]
@@ -109,8 +112,11 @@ class Kafka:
             wrong = type(security).__name__
             raise ConfigurationError(f"Kafka(security=...) takes Sasl(...), Tls(...) or None, not {wrong}")
         _choice("Kafka(transport=...)", self.transport, get_args(Client))
-        if not isinstance(self.client_id, str) or not self.client_id:
-            raise ConfigurationError("Kafka(client_id=...) is empty; leave it out, or give a name")
+        _check_text("Kafka(client_id=...)", self.client_id, "leave it out, or give a name")
+        insecure: object = self.allow_insecure
+        if not isinstance(insecure, bool):
+            wrong = type(insecure).__name__
+            raise ConfigurationError(f"Kafka(allow_insecure=...) takes True or False, not {wrong}")
         check_options(self.transport, self.options)
         for server in self.servers:
             self._check_encryption(server)
@@ -118,11 +124,23 @@ class Kafka:
     @property
     def servers(self) -> tuple[str, ...]:
         """The `host:port` of each bootstrap server."""
-        given = self.bootstrap.split(",") if isinstance(self.bootstrap, str) else list(self.bootstrap)
+        given = _listed(self.bootstrap)
         servers = tuple(_server(server, number) for number, server in enumerate(given, 1))
         if not servers:
             raise ConfigurationError("Kafka(bootstrap=...) is empty; give at least one host:port")
         return servers
+
+    def __repr__(self) -> str:
+        options = {name: "***" if isinstance(value, str) else value for name, value in self.options.items()}
+        told = {
+            "security": self.security,
+            "transport": self.transport,
+            "allow_insecure": self.allow_insecure,
+            "client_id": self.client_id,
+            "options": options,
+        }
+        rest = "".join(f", {name}={value!r}" for name, value in told.items())
+        return f"Kafka({','.join(self.servers)!r}{rest})"
 
     @property
     def principal(self) -> str | None:
@@ -209,17 +227,50 @@ class Kafka:
 
 
 def _choice(place: str, value: object, choices: Sequence[str]) -> None:
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return
-    close = get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    # Text that is like none of them is not repeated: arguments in the wrong order put a password here.
-    told = f" {value!r}" if close or value is None else ""
-    hint = f"did you mean {close[0]!r}?" if close else f"it is one of {', '.join(map(repr, choices))}"
-    raise ConfigurationError(f"{place}: unknown value{told}; {hint}")
+    # It is never repeated: arguments in the wrong order put a password here.
+    close = get_close_matches(value[:100], choices, n=1, cutoff=0.5) if isinstance(value, str) else []
+    known = ", ".join(map(repr, choices))
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    what = "unknown value" if isinstance(value, str) else f"a value of type {type(value).__name__}"
+    raise ConfigurationError(f"{place}: {what}; it is one of {known}{hint}")
+
+
+def _check_text(place: str, value: object, way_out: str) -> None:
+    """Refuse what a client cannot send: other than text, empty, or with characters that end or break it."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{place} is a value of type {type(value).__name__}; {way_out}")
+    if not value:
+        raise ConfigurationError(f"{place} is empty; {way_out}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{place} has characters that UTF-8 cannot hold; {way_out}") from None
+    if "\x00" in value:
+        raise ConfigurationError(f"{place} has a NUL, at which clients end a text; {way_out}")
 
 
 # What stands before a port; of anything else a password may be part, so it is not repeated.
-_HOST = re.compile(r"[\w.-]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]")
+_HOST = re.compile(r"(?=.{1,253}$)(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?")
+
+
+def _listed(bootstrap: object) -> list[object]:
+    if isinstance(bootstrap, str):
+        return list(bootstrap.split(","))
+    if isinstance(bootstrap, Sequence | Set) and not isinstance(bootstrap, bytes | bytearray | memoryview):
+        return list(bootstrap)
+    wrong = type(bootstrap).__name__
+    raise ConfigurationError(f"Kafka(bootstrap=...) takes host:port, or several, not a value of type {wrong}")
+
+
+def _is_host(text: str) -> bool:
+    if not text.startswith("["):
+        return bool(_HOST.fullmatch(text))
+    try:
+        return text.endswith("]") and bool(ipaddress.IPv6Address(text[1:-1]))
+    except ValueError:
+        return False
 
 
 def _server(given: object, number: int) -> str:
@@ -236,6 +287,6 @@ def _server(given: object, number: int) -> str:
         raise ConfigurationError(f"{place} has no port; write host:port, such as broker:9092")
     if not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
         raise ConfigurationError(f"{place}: what stands behind the colon is not a port; write host:port")
-    if not _HOST.fullmatch(host):
+    if not _is_host(host):
         raise ConfigurationError(f"{place}: what stands before the port is not a host; write host:port")
     return server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -51,6 +52,9 @@ _RESERVED: Final = {
 _CREDENTIALS: Final = ("sasl.", "ssl.", "security.", "enable.ssl.", "https.ca.", "enable.sasl.")
 
 
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,60}(?:[._][A-Za-z0-9]{1,60}){0,12}")
+
+
 def check_options(client: str, options: object) -> None:
     """Refuse settings on which the promise rests, credentials, callbacks, and values that are none.
 
@@ -59,9 +63,10 @@ def check_options(client: str, options: object) -> None:
     """
     if not isinstance(options, Mapping):
         raise ConfigurationError(f"Kafka(options=...) takes a mapping, not {type(options).__name__}")
-    for name, value in options.items():
-        if not isinstance(name, str) or not name:
-            raise ConfigurationError(f"Kafka(options=...): {name!r} is not a setting's name")
+    for number, (name, value) in enumerate(options.items(), 1):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            # It is not repeated: name and value in the wrong order put a secret here.
+            raise ConfigurationError(f"Kafka(options=...): what stands as name {number} is not a setting's name")
         _check_name(client, name)
         if not isinstance(value, str | int | float | bool):
             # Callbacks and whole objects would reach behind the adapter's back.

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.file_path import check_path, shown_path
+
+_LONGEST_PASSWORD: Final = 1023
+"""Bytes of a key's password that OpenSSL takes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tls:
     """How a connection is encrypted and the broker verified.
 
@@ -18,30 +23,38 @@ class Tls:
         ca_file: PEM file with the authorities to trust; None trusts those of the system.
         cert_file: PEM file with this client's certificate, where the broker asks for one.
         key_file: PEM file with the certificate's private key.
-        key_password: The private key's password, or a function that returns it.
+        key_password: The private key's password, or a function that returns it; at most 1,023 bytes of UTF-8.
         verify: Verify the broker's certificate and host name. Without, anybody on the way may read along.
 
     Raises:
         ConfigurationError: A value is wrong. Whether the files can be read is seen when a worker connects.
+
+    The representation shows a path only where such a file exists or its name ends as those of PEM files do: a key that
+    was given in place of its file's path is shown nowhere.
     """
 
     ca_file: str | Path | None = None
     cert_file: str | Path | None = None
     key_file: str | Path | None = None
-    key_password: str | Callable[[], str] | None = field(default=None, repr=False)
+    key_password: str | Callable[[], str] | None = None
     verify: bool = True
 
     def __post_init__(self) -> None:
         for name in ("ca_file", "cert_file", "key_file"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str | Path) or not str(value)):
-                raise ConfigurationError(f"Tls({name}={value!r}) is not a path")
+            if (value := getattr(self, name)) is not None:
+                check_path(f"Tls({name}=...)", value)
         if (self.cert_file is None) != (self.key_file is None):
             raise ConfigurationError("Tls(cert_file=..., key_file=...) belong together; give both or neither")
         if self.key_password is not None and self.key_file is None:
             raise ConfigurationError("Tls(key_password=...) without key_file; give the key, or leave the password out")
+        if self.key_password is not None and not callable(self.key_password):
+            _check_password("Tls(key_password=...)", self.key_password)
         if not isinstance(self.verify, bool):
             raise ConfigurationError(f"Tls(verify=...) takes True or False, not {type(self.verify).__name__}")
+
+    def __repr__(self) -> str:
+        files = ", ".join(f"{name}={shown_path(getattr(self, name))}" for name in ("ca_file", "cert_file", "key_file"))
+        return f"Tls({files}, verify={self.verify!r})"
 
     def context(self) -> ssl.SSLContext:
         """Return the context for Python's own TLS.
@@ -72,7 +85,7 @@ class Tls:
     def _load_certificate(self, context: ssl.SSLContext, cert_file: str | Path, key_file: str | Path) -> None:
         # An empty password rather than None, which would have OpenSSL ask at the terminal.
         password = self._secret() or ""
-        place = f"Tls(cert_file={str(cert_file)!r}, key_file={str(key_file)!r})"
+        place = f"Tls(cert_file={shown_path(cert_file)}, key_file={shown_path(key_file)})"
         try:
             context.load_cert_chain(cert_file, key_file, password)
         except OSError as error:  # ssl.SSLError is one
@@ -82,17 +95,34 @@ class Tls:
         if not callable(self.key_password):
             return self.key_password
         try:
-            return self.key_password()
+            password = self.key_password()
         except Exception as error:  # noqa: BLE001 - without its text and cause, which may quote the secret
             wrong = type(error).__name__
             raise ConfigurationError(f"the function given as Tls(key_password=...) raised {wrong}") from None
+        _check_password("the function given as Tls(key_password=...) must return it: what it returned", password)
+        return password
+
+
+def _check_password(place: str, password: object) -> None:
+    """Refuse what no key has as its password: OpenSSL takes so many bytes of it, and no more."""
+    if not isinstance(password, str):
+        wrong = type(password).__name__
+        raise ConfigurationError(f"{place} is a value of type {wrong}; a password is text")
+    try:
+        length = len(password.encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{place} has characters that UTF-8 cannot hold; correct it") from None
+    if length > _LONGEST_PASSWORD or "\x00" in password:
+        raise ConfigurationError(
+            f"{place} is longer than {_LONGEST_PASSWORD} bytes or has a NUL, which OpenSSL does not take; correct it"
+        )
 
 
 def _trusting(ca_file: str | Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:
-        raise ConfigurationError(f"Tls(ca_file={str(ca_file)!r}): {_why(error)}; give a PEM file") from None
+        raise ConfigurationError(f"Tls(ca_file={shown_path(ca_file)}): {_why(error)}; give a PEM file") from None
 
 
 def _why(error: OSError) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.redrive.conventions.fields import Fields, decimal, label
+from consumerkit.redrive.conventions.fields import Fields, decimal, label, own_timestamp
 from consumerkit.redrive.conventions.java import place_in, says_undecodable
 from consumerkit.redrive.conventions.letter import Letter, Origin
 
@@ -47,7 +47,7 @@ def read(message: Message) -> Letter:
         value=message.value,
         headers=tuple((name, value) for name, value in message.headers if not name.startswith(PREFIX)),
         origin=_origin(message, fields),
-        timestamp=message.timestamp,
+        timestamp=own_timestamp(message),
         reason=Reason.UNDECODABLE if undecodable else Reason.EXHAUSTED,
         error_type=kind,
         error=fields.words(f"{PREFIX}exception.message"),

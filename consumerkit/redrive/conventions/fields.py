@@ -7,7 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeVar
 
-from consumerkit.message import Headers, is_topic_name
+from consumerkit.message import Headers, Message, is_topic_name, known_time
+from consumerkit.observability.printable import is_printable
 from consumerkit.redrive.conventions.letter import Malformed, Origin
 
 T = TypeVar("T")
@@ -19,7 +20,6 @@ LONGEST: Final = 1_000
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(9998, 1, 1, tzinfo=UTC)
 """Within these a moment has a date in every time zone, in every database and in Python."""
-_LATEST_MILLISECONDS: Final = int(_LATEST.timestamp()) * 1000
 # The broker's ID of a topic, or its name where the broker has none; or what an import put in its place.
 _TOPIC_ID: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}|(?:origin|dlq):[a-zA-Z0-9._-]{1,249}\[\d{1,10}\]")
 
@@ -100,7 +100,7 @@ def label(value: bytes) -> str:
     found = text(value)
     if len(found) > LONGEST:
         raise ValueError(f"it has more than {LONGEST} characters")
-    if not found.isprintable():
+    if not is_printable(found):
         raise ValueError("it has characters that cannot be printed")
     return found
 
@@ -163,11 +163,22 @@ def timestamp(read: Read) -> Read:
 
     def stamped(value: bytes) -> int:
         found = read(value)
-        if not -1 <= found < _LATEST_MILLISECONDS:
+        if found != -1 and known_time(found) != found:
             raise ValueError("it is not a time")
         return found
 
     return stamped
+
+
+def own_timestamp(message: Message) -> int:
+    """Return the timestamp that a record itself has, which stands for its message's where no header tells it.
+
+    Raises:
+        Malformed: It is no time.
+    """
+    if message.timestamp >= 0 and known_time(message.timestamp) < 0:
+        raise Malformed("the record's own timestamp is not a time")
+    return max(-1, message.timestamp)
 
 
 def moment(value: bytes) -> datetime:

@@ -14,7 +14,7 @@ from typing import Final
 
 from consumerkit.message import Headers, Message
 from consumerkit.outcome import Reason
-from consumerkit.redrive.conventions.fields import Fields, count, int32, int64, label, timestamp
+from consumerkit.redrive.conventions.fields import Fields, count, int32, int64, label, own_timestamp, timestamp
 from consumerkit.redrive.conventions.java import place_in, says_undecodable
 from consumerkit.redrive.conventions.letter import Letter
 
@@ -63,7 +63,9 @@ def read(message: Message) -> Letter:
         f"{stood}original-offset",
         numbers=(int32, int64),
     )
-    stamp = fields.get(f"{stood}original-timestamp", timestamp(int64), which="first", default=message.timestamp)
+    name = f"{stood}original-timestamp"
+    told = name in fields
+    stamp = fields.get(name, timestamp(int64), which="first") if told else own_timestamp(message)
     return Letter(
         convention=NAME,
         key=message.key,

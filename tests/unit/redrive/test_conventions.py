@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consumerkit.engine import letters
-from consumerkit.message import Headers, Message
+from consumerkit.message import LATEST, Headers, Message
 from consumerkit.outcome import Reason
 from consumerkit.redrive.conventions import Convention, Malformed, Origin, Unrecognised, read
 from consumerkit.redrive.conventions.java import place_in
@@ -47,6 +50,36 @@ def test_our_own_record_gives_back_the_message_and_all_that_was_known_of_its_dea
     assert (letter.stack, letter.attempts, letter.first_failed_at) == ("shop.py:3", 6, NOW)
     assert (letter.topic_id, letter.place) == ("payments-id", "shop.py:3 in close")
     assert (letter.consumer, letter.whole) == ("credit", True)
+
+
+@given(
+    timestamp=st.integers(-(2**63), 2**63 - 1) | st.sampled_from((-1, 0, LATEST - 1, LATEST)),
+    kind=st.text(max_size=1100),
+    words=st.text(max_size=60),
+    attempts=st.integers(0, 2**31 - 1),
+    own=st.lists(st.tuples(st.sampled_from(("id", "", "consumerkit-dlq-reason", "\u202e")), st.none() | st.binary())),
+    value=st.none() | st.binary(max_size=9),
+    failed=st.none() | st.floats(0, 253_000_000_000).map(lambda at: datetime.fromtimestamp(at, UTC)),
+)
+def test_whatever_our_writer_writes_our_reader_reads(
+    timestamp: int, kind: str, words: str, attempts: int, own: Any, value: bytes | None, failed: datetime | None
+) -> None:
+    message = Message("payments", 3, 17, b"alice", value, tuple(own), timestamp, "payments-id")
+    facts: dict[str, Any] = {"error": words, "stack": words, "place": words, "message_id": words}
+    written = ours(message=message, error_type=kind, attempts=attempts, first_failed_at=failed, **facts)
+    letter = read(written)
+    assert (letter.key, letter.value, letter.headers) == (b"alice", value, tuple(own))
+    assert letter.timestamp == (timestamp if 0 <= timestamp < LATEST else -1)
+    assert (letter.attempts, letter.consumer, letter.topic_id) == (attempts, "credit", "payments-id")
+
+
+@pytest.mark.parametrize("timestamp", [LATEST, 2**63 - 1])
+@pytest.mark.parametrize("headers", [connect("payments", 3, 17), without(spring(), "kafka_dlt-original-timestamp")])
+def test_a_timestamp_of_the_record_itself_that_is_no_time_is_told(headers: Headers, timestamp: int) -> None:
+    with pytest.raises(Malformed, match="the record's own timestamp is not a time"):
+        read(Message("dead", 2, 40, b"k", b"v", headers, timestamp))
+    assert read(Message("dead", 2, 40, b"k", b"v", headers, LATEST - 1)).timestamp == LATEST - 1
+    assert read(Message("dead", 2, 40, b"k", b"v", headers, -1)).timestamp == -1
 
 
 @pytest.mark.parametrize("reason", list(Reason))

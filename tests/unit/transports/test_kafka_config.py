@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumerkit.errors import ConfigurationError
+from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.transports import kafka_options
 from consumerkit.transports.kafka import Kafka, Sasl
 from consumerkit.transports.tls import Tls
@@ -25,7 +25,7 @@ FAR = "broker.example.org:9092"
 SECRET = "hunter2-correct-horse"
 
 
-def refusal(error: pytest.ExceptionInfo[ConfigurationError]) -> str:
+def refusal(error: pytest.ExceptionInfo[Any]) -> str:
     """The error's one line; nothing in its whole traceback tells the secret."""
     text = str(error.value)
     assert "\n" not in text
@@ -129,9 +129,35 @@ def test_another_machine_is_reached_over_tls(security: Sasl | Tls) -> None:
     [
         (lambda: Kafka(LOCAL, transport="aiokafak"), "did you mean 'aiokafka'"),  # type: ignore[arg-type]
         (lambda: Kafka(LOCAL, transport="kafka-python"), "aiokafka"),  # type: ignore[arg-type]
-        (lambda: Kafka(LOCAL, transport=None), "unknown value None"),  # type: ignore[arg-type]
+        (lambda: Kafka(LOCAL, transport=None), "a value of type NoneType"),  # type: ignore[arg-type]
         (lambda: Kafka(LOCAL, security="SASL_SSL"), "not str"),  # type: ignore[arg-type]
         (lambda: Kafka(LOCAL, client_id=""), "client_id"),
+        (lambda: Kafka(LOCAL, client_id=b"me"), "type bytes"),  # type: ignore[arg-type]
+        (lambda: Kafka(LOCAL, client_id="a\x00b"), "NUL"),
+        (lambda: Kafka(LOCAL, allow_insecure="no"), "allow_insecure"),  # type: ignore[arg-type]
+        (lambda: Kafka(5), "not a value of type int"),  # type: ignore[arg-type]
+        (lambda: Kafka(None), "not a value of type NoneType"),  # type: ignore[arg-type]
+        (lambda: Kafka(SECRET.encode()), "not a value of type bytes"),  # type: ignore[arg-type]
+        (lambda: Kafka(bytearray(b"a:1")), "not a value of type bytearray"),  # type: ignore[arg-type]
+        (lambda: Kafka({SECRET: 1}), "not a value of type dict"),  # type: ignore[arg-type]
+        (lambda: Kafka(iter(["a:1"])), "not a value of type list_iterator"),  # type: ignore[arg-type]
+        (lambda: Kafka("[deadbeef]:1"), "not a host"),
+        (lambda: Kafka(f"{'a' * 64}:1"), "not a host"),
+        (lambda: sasl(mechanism=None), "type NoneType"),
+        (lambda: sasl(mechanism=["PLAIN"]), "type list"),
+        (lambda: sasl(mechanism=SECRET.encode()), "type bytes"),
+        (lambda: sasl(mechanism="PLAINN"), "did you mean 'PLAIN'"),
+        (lambda: sasl(username=None), "type NoneType"),
+        (lambda: sasl(username="a\ud800"), "UTF-8"),
+        (lambda: sasl(password=SECRET.encode()), "type bytes"),
+        (lambda: sasl(password=f"{SECRET}\ud800"), "UTF-8"),
+        (lambda: sasl(password=f"{SECRET}\x00"), "NUL"),
+        (lambda: Tls(cert_file="c.pem", key_file="k.pem", key_password=SECRET.encode()), "type bytes"),  # type: ignore[arg-type]
+        (lambda: Tls(cert_file="c.pem", key_file="k.pem", key_password=5), "type int"),  # type: ignore[arg-type]
+        (lambda: Tls(cert_file="c.pem", key_file="k.pem", key_password=f"{SECRET}\udc80"), "UTF-8"),
+        (lambda: Tls(cert_file="c.pem", key_file="k.pem", key_password=SECRET * 60), "1023 bytes"),
+        (lambda: Tls(cert_file="c.pem", key_file="k.pem", key_password=f"{SECRET}\x00"), "NUL"),
+        (lambda: Kafka(LOCAL, options={SECRET: "linger.ms"}), "name 1 is not"),
         (lambda: Kafka(LOCAL, options=["acks"]), "mapping"),  # type: ignore[arg-type]
         (lambda: Kafka(LOCAL, options={"": 1}), "name"),
         (lambda: Kafka(LOCAL, options={"linger.ms": None}), "NoneType"),  # type: ignore[dict-item]
@@ -303,6 +329,75 @@ def test_aiokafkas_debugging_tells_no_requests(caplog: pytest.LogCaptureFixture)
         logging.getLogger(name).warning("still heard")
     assert SECRET not in caplog.text
     assert caplog.text.count("still heard") == 2
+
+
+PEM = f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----\n"
+FILES = ("ca_file", "cert_file", "key_file")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(PEM, PEM.encode(), Path(PEM), SECRET, Path(SECRET), f"/{SECRET}", f"{SECRET}\r", SECRET * 300),
+        *(f"a\x00{SECRET}", bytearray(SECRET.encode()), [SECRET], f"{SECRET}\ud800", f"\u200b{SECRET}"),
+    ],
+    ids=range(13),
+)
+def test_a_secret_in_place_of_a_files_path_is_shown_nowhere(name: str, value: Any) -> None:
+    others = {"cert_file": "c.pem", "key_file": "k.pem"} if name != "ca_file" else {}
+    made: list[object] = []
+
+    def connect() -> None:
+        tls = Tls(**{**others, name: value})
+        kafka = Kafka(FAR, security=Sasl("PLAIN", "shop", "x", tls))
+        made.extend([tls, kafka, kafka.security])
+        kafka.connect()
+
+    with pytest.raises(ConfigurationError, match=f"Tls.*{name}=") as error:
+        connect()
+    refusal(error)
+    assert SECRET not in everything(made)
+
+
+def test_paths_are_shown_where_they_are_paths(tmp_path: Path) -> None:
+    there = tmp_path / "authorities"
+    there.touch()
+    shown = repr(Tls(ca_file=there, cert_file="client.pem", key_file=Path("client.key")))
+    assert shown == f"Tls(ca_file={str(there)!r}, cert_file='client.pem', key_file='client.key', verify=True)"
+
+
+@pytest.mark.parametrize("returned", [None, b"x", 5, f"{SECRET}\ud800", SECRET * 60])
+def test_what_a_keys_password_function_returns_is_checked(returned: Any, tmp_path: Path) -> None:
+    tls = Tls(cert_file=tmp_path, key_file=tmp_path, key_password=lambda: returned)
+    with pytest.raises(ConfigurationError, match="key_password") as error:
+        Kafka(FAR, security=tls).connect()
+    refusal(error)
+
+
+def test_a_password_may_be_of_any_language(tmp_path: Path) -> None:
+    tls = Tls(cert_file=tmp_path, key_file=tmp_path, key_password="пароль-\U0001f511")
+    with pytest.raises(ConfigurationError, match="or key_password is wrong"):
+        Kafka(FAR, security=tls).connect()
+    Kafka(FAR, security=sasl(username="schlüssel", password="пароль")).connect()
+
+
+@pytest.mark.parametrize(
+    "transport, options",
+    [
+        ("confluent", {"compression.type": SECRET}),
+        ("confluent", {"linger.ms": SECRET}),
+        ("aiokafka", {"compression_type": SECRET}),
+        ("aiokafka", {"request_timeout_ms": SECRET}),
+    ],
+)
+async def test_an_options_value_is_shown_nowhere(transport: Any, options: dict[str, str]) -> None:
+    kafka = Kafka(LOCAL, transport=transport, options=options)
+    assert SECRET not in everything(kafka)
+    producer = kafka.connect().producer()
+    with pytest.raises((ConfigurationError, StartError), match=r"Kafka\(options=") as error:
+        await producer.start()
+    refusal(error)
 
 
 # -- what the libraries are told
