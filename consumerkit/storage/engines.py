@@ -87,6 +87,8 @@ class Database:
             url, arguments = postgresql_engine.for_asyncpg(url, found.secrets)
             options["connect_args"] |= arguments
         else:
+            if url.get_backend_name() == "postgresql":
+                postgresql_engine.for_psycopg(url)
             options["connect_args"] |= found.secrets
         if async_driver is not None:
             made = _made(create_async_engine, url.set(drivername=async_driver), options)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import configparser
 import ipaddress
 import logging
 import os
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from sqlalchemy import URL, Engine, event
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.storage import url_parameters
+from consumerkit.storage.url_parameters import effective
 
 _log = logging.getLogger(__name__)
 # What a libpq URL may say and asyncpg reads from a DSN, but takes by no keyword that a URL could give.
@@ -45,13 +50,20 @@ _LIBPQ: Final = frozenset(
         "krbsrvname",
         "load_balance_hosts",
         "require_auth",
+        "gsslib",
         "service",
+        "sslcertmode",
         "sslcompression",
+        "sslcrldir",
+        "sslnegotiation",
         "sslsni",
         "tcp_user_timeout",
     )
 )
 """Others that libpq knows, by whose names alone it can be told what is wrong."""
+_SYSTEM_SINCE: Final = 160_000
+_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca")
+_ELSEWHERE: Final = "where service= leads"
 _SECONDS: Final = "connect_timeout"
 # SQLAlchemy's own, or keywords of asyncpg that it converts or that are text.
 _KNOWN: Final = frozenset(
@@ -94,6 +106,14 @@ def for_asyncpg(url: URL, secrets: Mapping[str, str]) -> tuple[URL, dict[str, An
     """
     query: dict[str, Any] = {**url.query, **secrets}
     arguments: dict[str, Any] = {}
+    if _trusts_system(url):
+        if extra := sorted({"sslcert", "sslkey", "sslcrl", "sslpassword"} & query.keys()):
+            raise ConfigurationError(
+                f"database: asyncpg takes no {extra[0]} with sslrootcert=system; name the authorities' file"
+            )
+        for name in ("sslrootcert", "sslmode"):
+            query.pop(name, None)
+        arguments["ssl"] = ssl.create_default_context()
     if _SECONDS in query:
         arguments["timeout"] = _number(query.pop(_SECONDS))
     if dsn := {name: str(query.pop(name)) for name in list(query) if name in _FROM_DSN}:
@@ -113,25 +133,78 @@ def _number(value: object) -> float:
         raise ConfigurationError(f"database: {_SECONDS} in the URL is no number of seconds") from None
 
 
+def for_psycopg(url: URL) -> None:
+    """Check what psycopg is given.
+
+    Raises:
+        ConfigurationError: libpq knows no such parameter, or is too old for it.
+    """
+    url_parameters.refuse_unknown(url)
+    if not _trusts_system(url):
+        return
+    from psycopg import pq
+
+    if pq.version() < _SYSTEM_SINCE:
+        raise ConfigurationError(
+            "database: sslrootcert=system needs libpq 16, and psycopg has an older one here; name the authorities' file"
+        )
+
+
 def warn_of_network(url: URL) -> None:
     """Warn, once for each server, of a connection over a network that would not notice another server in its place."""
     if url.get_backend_name() != "postgresql":
         return
+    name = effective(url, "service", "PGSERVICE")
+    service = _service(name) if name else {}
     hosts = url.query.get("hostaddr") or url.query.get("host") or url.host
+    hosts = hosts or service.get("hostaddr") or service.get("host")
     hosts = hosts or os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST") or ""
-    mode = str(url.query.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer")
+    if name and not service and not hosts:
+        hosts = _ELSEWHERE
+    mode = str(url.query.get("ssl") or effective(url, "sslmode", "PGSSLMODE", service) or "prefer")
+    if mode == "verify-full" or effective(url, "sslrootcert", "PGSSLROOTCERT", service) == "system":
+        return
     for host in [hosts] if isinstance(hosts, str) else hosts:
         for one in host.split(","):
             name = one.rpartition(":")[0] or one if one.count(":") == 1 else one
-            if mode == "verify-full" or _is_local(name) or name in _warned:
+            if _is_local(name) or name in _warned:
                 continue
             _warned.add(name)
             _log.warning(
                 "database: the connection to %s has sslmode=%s, which does not verify that it is this server; "
                 "use sslmode=verify-full, with sslrootcert where its authority is your own",
                 name,
-                mode,
+                mode if mode in _MODES else "another",
             )
+
+
+def _service(name: str) -> Mapping[str, str]:
+    """Return what libpq's file of services says of one; nothing where there is no such service."""
+    given = os.environ.get("PGSERVICEFILE")
+    directory = Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common"))
+    for path in (Path(given) if given else Path("~/.pg_service.conf"), directory / "pg_service.conf"):
+        parser = configparser.RawConfigParser(strict=False, delimiters=("=",), comment_prefixes=("#",))
+        try:
+            if parser.read(path.expanduser()) and parser.has_section(name):
+                return dict(parser[name])
+        except (configparser.Error, OSError, ValueError, RuntimeError):
+            continue
+    return {}
+
+
+def _trusts_system(url: URL) -> bool:
+    """Tell whether the system's authorities are to be trusted, for which libpq asks for whole verification.
+
+    Raises:
+        ConfigurationError: It asks for less.
+    """
+    if effective(url, "sslrootcert", "PGSSLROOTCERT") != "system":
+        return False
+    if (effective(url, "sslmode", "PGSSLMODE") or "verify-full") != "verify-full":
+        raise ConfigurationError(
+            "database: sslrootcert=system goes with sslmode=verify-full alone; leave sslmode out, or name a file"
+        )
+    return True
 
 
 def _is_local(host: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import URL, make_url
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.storage import url_parameters
 
 _EXAMPLE: Final = "postgresql+psycopg://user:password@host:5432/name"
 _KNOWN: Final = ("postgres", "mysql", "mariadb", "oracle", "mssql")
@@ -45,15 +46,19 @@ def address(given: str | URL, drivers: Collection[str]) -> Address:
         raise ConfigurationError(f"database: {what} is not supported; use one of {', '.join(sorted(drivers))}")
     if not url.drivername.startswith("sqlite"):
         _check_parts(url)
+        url, hidden = _hidden(url)
+        return Address(url_parameters.checked(url), hidden)
     return _hidden(url)
 
 
 def _check_parts(url: URL) -> None:
     """Refuse a URL whose parts are not where they seem: an unescaped `/` or `@` puts a password into another one."""
-    said = [url.host, url.database]
+    said: list[str | None] = [url.host, url.database]
     for name, value in url.query.items():
         # A password that is escaped may hold one; `?` in one that is not makes the rest of it a parameter.
-        said += [name] if "password" in name.lower() else [name, value if isinstance(value, str) else " ".join(value)]
+        said += (
+            [name] if url_parameters.is_secret(name) else [name, value if isinstance(value, str) else " ".join(value)]
+        )
     if any("@" in (part or "") for part in said):
         raise ConfigurationError(
             "database: the URL has an @ behind its host; in user and password write / as %2F, @ as %40 and : as %3A"
@@ -62,7 +67,7 @@ def _check_parts(url: URL) -> None:
 
 def _hidden(url: URL) -> Address:
     """Take secrets out of the query, which engines show: the password to where it is hidden, others to the driver."""
-    secrets = {name: url.query[name] for name in url.query if "password" in name.lower()}
+    secrets = {name: url.query[name] for name in url.query if url_parameters.is_secret(name)}
     flat = {name: value if isinstance(value, str) else value[-1] for name, value in secrets.items()}
     url = url.difference_update_query(secrets)
     if (password := flat.pop("password", None)) is not None:

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -227,13 +228,33 @@ WARNED = {
     "postgresql+psycopg://u:secret@localhost/x?hostaddr=203.0.113.5": True,
     "postgresql+psycopg://u:secret@/x?host=/run/postgresql": False,
     "postgresql+psycopg:///x": False,
+    "postgresql+psycopg://u:secret@/x?service=bank": True,
+    "postgresql+psycopg://u:secret@/x?service=verified": False,
+    "postgresql+psycopg://u:secret@/x?service=bank&sslmode=verify-full": False,
+    "postgresql+psycopg://u:secret@/x?service=local": False,
+    "postgresql+psycopg://u:secret@/x?service=secret-unknown": True,
+    "postgresql+psycopg://u:secret@db.bank.example/x?service=local": True,
+    "postgresql+psycopg://u:secret@db.bank.example/x?sslrootcert=system": False,
+    "postgresql+asyncpg://u:secret@db.bank.example/x?ssl=verify-full": False,
+    "postgresql+asyncpg://u:secret@/x?host=localhost,db.bank.example": True,
 }
+SERVICES = """[bank]
+host=db2.bank.example
+sslmode=require
+[verified]
+host=db3.bank.example
+sslmode=verify-full
+[local]
+host=/run/postgresql
+"""
 
 
 @pytest.mark.parametrize("url", WARNED)
 def test_a_connection_over_a_network_without_verification_is_warned_of_once(
-    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
+    (tmp_path / "services").write_text(SERVICES)
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
     monkeypatch.setattr(postgresql_engine, "_warned", set())
     monkeypatch.delenv("PGHOST", raising=False)
     monkeypatch.delenv("PGHOSTADDR", raising=False)

@@ -1,12 +1,16 @@
 """A database's URL is read, or one line says that it cannot be, without any part of it."""
 
+import ssl
 import traceback
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.storage import url_parameters
 from consumerkit.storage.engines import Database
+from consumerkit.storage.postgresql_engine import for_asyncpg
 
 SECRET = "hunter2-correct-horse"
 
@@ -42,6 +46,105 @@ def test_a_malformed_url_is_told_in_one_line_without_any_part_of_it(url: str) ->
     assert SECRET not in text
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+DRIVERS = ("postgresql+psycopg", "postgresql+asyncpg")
+NUMBER = "987654321"
+# Texts that mean something only to people and the server.
+FREE = {"application_name", "fallback_application_name", "options", "dbname", "user", "krbsrvname", "service", "host"}
+FREE |= {"requirepeer", "oauth_client_id", "oauth_issuer", "oauth_scope"}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    "rest",
+    [
+        f"app:{NUMBER}/db",
+        f"app:{NUMBER}/db?host=h",
+        f"u@h:0/db?application_name={NUMBER}",
+        f"u@/db?host=127.0.0.1:{NUMBER}",
+        f"u@/db?host=127.0.0.1:{SECRET}",
+        f"u@/db?host=h&host=127.0.0.1:{SECRET}",
+        f"u@/db?host=h&port={NUMBER}",
+        f"u@/db?host=a,b,c&port=1,{NUMBER}",
+        f"u@/db?host=a%20{SECRET}",
+        f"u@/db?hostaddr={SECRET}",
+        f"u@/db?port={SECRET}",
+        f"u@h/db?sslmode=require&sslmode={SECRET}",
+        f"u@h/db?sslkey=-----BEGIN PRIVATE KEY-----%0A{SECRET}",
+        f"u@h/db?{SECRET}=1",
+        f"u@h/db?require_auth=md5,{SECRET}",
+        *(f"u@h/db?{name}={SECRET}" for name in sorted(url_parameters.KNOWN - FREE)),
+    ],
+)
+def test_what_cannot_be_read_behind_the_name_is_told_without_it(driver: str, rest: str) -> None:
+    with pytest.raises(ConfigurationError, match="database: ") as caught:
+        Database(f"{driver}://{rest}")
+    text = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in text
+    assert NUMBER not in text
+    assert "\n" not in str(caught.value)
+
+
+def arguments(url: str) -> dict[str, Any]:
+    """What the driver is told."""
+    engine = Database(url)._engine()
+    _, told = engine.dialect.create_connect_args(engine.url)
+    return dict(told)
+
+
+@pytest.mark.parametrize(
+    "rest, hosts, ports",
+    [
+        ("u@/db?host=a,b&port=1,2", ["a", "b"], [1, 2]),
+        ("u@/db?host=a:1&host=b:2", ["a", "b"], [1, 2]),
+        ("u@/db?host=a&host=b", ["a", "b"], [5432, 5432]),
+        ("u@/db?host=a,b", ["a", "b"], [5432, 5432]),
+        ("u@/db?host=a,b&port=7", ["a", "b"], [7, 7]),
+        ("u@x:9/db?host=a,b", ["a", "b"], [9, 9]),
+        ("u@/db?host=a,::1&port=1,", ["a", "::1"], [1, 5432]),
+        ("u@/db?host=/run/postgresql,a", ["/run/postgresql", "a"], [5432, 5432]),
+        ("u@/db?host=a:7", ["a"], [7]),
+        ("u@/db?host=::1", ["::1"], [None]),
+        ("u@x:7/db", ["x"], [7]),
+    ],
+)
+def test_several_hosts_mean_the_same_with_both_drivers(
+    rest: str, hosts: list[str], ports: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PGPORT", raising=False)
+    libpq, asyncpg = (arguments(f"{driver}://{rest}") for driver in DRIVERS)
+    assert str(libpq["host"]).split(",") == hosts
+    assert [int(port) if port else None for port in str(libpq.get("port", "")).split(",")] == ports
+    found, numbers = asyncpg["host"], asyncpg.get("port")
+    assert (found if isinstance(found, list) else [found]) == hosts
+    assert [
+        None if port is None else int(port) for port in (numbers if isinstance(numbers, list) else [numbers])
+    ] == ports
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_the_systems_authorities_are_trusted_with_whole_verification_alone(driver: str) -> None:
+    for mode in ("", "&sslmode=verify-full"):
+        Database(f"{driver}://u@h/db?sslrootcert=system{mode}")
+    with pytest.raises(ConfigurationError, match="goes with sslmode=verify-full alone"):
+        Database(f"{driver}://u@h/db?sslrootcert=system&sslmode=require")
+
+
+def test_asyncpg_trusts_the_systems_authorities_and_no_file_of_that_name() -> None:
+    url, told = for_asyncpg(make_url("postgresql+asyncpg://u@h/db?sslrootcert=system&application_name=x"), {})
+    assert told["ssl"].verify_mode is ssl.CERT_REQUIRED
+    assert told["ssl"].check_hostname
+    assert told["dsn"] == "postgresql:///?application_name=x"
+    assert "sslrootcert" not in url.query
+    with pytest.raises(ConfigurationError, match="takes no sslcert with sslrootcert=system"):
+        for_asyncpg(make_url("postgresql+asyncpg://u@h/db?sslrootcert=system&sslcert=c.pem"), {})
+
+
+@pytest.mark.parametrize("name", ["scram_client_key", "oauth_client_secret", "password"])
+def test_every_parameter_that_is_a_secret_is_kept_out_of_engines(name: str) -> None:
+    for engine in Database(f"postgresql+psycopg://app@h/db?{name}={SECRET}")._engines():
+        assert SECRET not in repr(engine) + repr(engine.url)
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+asyncpg"])
