@@ -16,6 +16,9 @@ CODE := consumerkit tests examples benchmarks
 # Directories that exist: a checkout without benchmarks is still checked.
 PRESENT = $(wildcard $(CODE))
 
+# The tests start hundreds of processes; where an environment forbids compiled files, each would compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check test-unit test-crash test-mutants stress bench fmt lock sbom audit clean venv

@@ -1,12 +1,13 @@
 """The real servers, started when the first test asks for one, and shared by the whole run."""
 
+import gc
 import importlib.metadata
 import logging
 import os
 import platform
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TypeVar
 from uuid import uuid4
 
@@ -81,6 +82,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+def pytest_collection_finish() -> None:
+    """What pytest keeps until the end is no garbage: the collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_collection_per_worker() -> Iterator[None]:
+    """Hundreds of workers begin and end in this process: each would spend a third of a second on pytest's own objects.
+
+    `tests/unit/worker/test_collector.py` tests what is left out here, and every worker in its own process does it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("consumerkit.worker.worker.seldom_collected", nullcontext)
+        yield
 
 
 @pytest.fixture(scope="session")

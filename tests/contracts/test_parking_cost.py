@@ -10,12 +10,12 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 
 from consumerkit.message import Message, TopicPartition
-from consumerkit.storage import schema
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.parked import ParkedMessage, key_digest
 from consumerkit.storage.parking import ParkingLot
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 
 HERE = TopicPartition("t", 0)
 BEHIND = 4000
@@ -31,7 +31,7 @@ SELECT 1, 't', 'id', 0, n, 0, CAST(:key AS bytea), CAST(:digest AS bytea), '[]',
 def engine(postgres: PostgresServer, database: str) -> Iterator[Engine]:
     made = create_engine(postgres.url(database))
     with Session(made) as session:
-        schema.apply(session)
+        make_tables(session)
         session.execute(text(_FILL), {"key": b"k", "digest": key_digest(b"k"), "count": BEHIND})
         session.commit()
     with made.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -19,13 +19,14 @@ from consumerkit.message import TopicPartition
 from consumerkit.outcome import Outcome
 from consumerkit.retention import Forgotten, forget
 from consumerkit.spans import seconds_of
-from consumerkit.storage import consumers, progress, schema
+from consumerkit.storage import consumers, progress
 from consumerkit.storage.dialects import Claim, Limits, dialect_for
 from consumerkit.storage.engines import Database
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.pruning import Batch, Holder, Plan, Pruning
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 
 DAY = 86400.0
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -45,7 +46,7 @@ class Books:
         self.consumer = 0
 
     async def open(self) -> None:
-        await self.database.run(schema.apply)
+        await self.database.run(make_tables)
         self.consumer = await self.database.run(
             lambda s: consumers.bind(s, TABLES, name="credit", group="credit", topics=["t"])
         )

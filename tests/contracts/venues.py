@@ -6,10 +6,10 @@ from pathlib import Path
 from sqlalchemy import make_url
 from sqlalchemy.orm import Session
 
-from consumerkit.storage import schema
 from consumerkit.storage.tables import Tables
 from tests.contracts.party import Venue
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 
 ELSEWHERE = Tables(prefix="ck_", schema="ledger")
 
@@ -20,9 +20,9 @@ def postgresql(server: PostgresServer, driver: str, *, coroutines: bool) -> Iter
     try:
         venue = Venue(make_url(server.url(name, driver)), coroutines=coroutines)
         with venue.party() as party:
-            party.do(schema.apply)
+            party.do(make_tables)
             party.commit()
-            party.do(lambda session: schema.apply(session, ELSEWHERE))
+            party.do(lambda session: make_tables(session, ELSEWHERE))
             party.commit()
         yield venue
     finally:
@@ -33,7 +33,7 @@ def sqlite(directory: Path, *, coroutines: bool) -> Iterator[Venue]:
     """A file of its own; a second set of tables has another prefix, since there are no schemas."""
     venue = Venue(make_url(f"sqlite:///{directory}/ledger.sqlite"), coroutines=coroutines)
     with venue.party() as party:
-        party.do(schema.apply)
+        party.do(make_tables)
         party.commit()
         party.do(_apply_elsewhere)
         party.commit()
@@ -41,4 +41,4 @@ def sqlite(directory: Path, *, coroutines: bool) -> Iterator[Venue]:
 
 
 def _apply_elsewhere(session: Session) -> None:
-    schema.apply(session, Tables(prefix="ck_"))
+    make_tables(session, Tables(prefix="ck_"))

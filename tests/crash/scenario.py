@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psycopg
 
-from consumerkit.storage import schema
 from consumerkit.storage.engines import Database
 from tests.crash.app import Settings
 from tests.crash.director import Director, Plan
@@ -24,6 +23,7 @@ from tests.crash.verdict import (
 )
 from tests.crash.workload import PARTITIONS, Feeder, Log
 from tests.services import KafkaServer, PostgresServer
+from tests.services.tables import make_tables
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Scenario:
 async def _create_tables(url: str) -> None:
     database = Database(url)
     try:
-        await database.run(schema.apply)
+        await database.run(make_tables)
         await database.run(lambda session: Base.metadata.create_all(session.connection()))
     finally:
         await database.dispose()

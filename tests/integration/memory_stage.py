@@ -13,13 +13,14 @@ from consumerkit import Context, Handler, Message, Retry, fixed, header
 from consumerkit.events import Event
 from consumerkit.handler import AnyHandler
 from consumerkit.message import TopicPartition
-from consumerkit.storage import outbox, schema
+from consumerkit.storage import outbox
 from consumerkit.storage.engines import Database
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.worker import Worker
 from tests.integration.stage import Run
+from tests.services.tables import make_tables
 
 TOPIC: Final = "t"
 
@@ -75,7 +76,7 @@ class MemoryStage:
         self.database = Database(url)
 
     async def create_tables(self) -> None:
-        await self.database.run(schema.apply)
+        await self.database.run(make_tables)
         await self.database.run(lambda session: Base.metadata.create_all(session.connection()))
 
     def append(

@@ -16,13 +16,13 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from consumerkit import Context
 from consumerkit.events import Event, GroupCommitted
 from consumerkit.handler import AnyHandler
-from consumerkit.storage import schema
 from consumerkit.storage.engines import Database
 from consumerkit.transports.kafka import Client, Kafka, Option
 from consumerkit.worker import Worker
 from tests.crash.model import Base, Effect, Payment
 from tests.integration.view import View
 from tests.services import KafkaServer, PostgresServer
+from tests.services.tables import make_tables
 
 OPTIONS: dict[str, dict[str, Option]] = {
     "confluent": {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500},
@@ -155,7 +155,7 @@ class Stage:
     async def create_tables(self) -> None:
         database = Database(self.url)
         try:
-            await database.run(schema.apply)
+            await database.run(make_tables)
             await database.run(lambda session: Base.metadata.create_all(session.connection()))
         finally:
             await database.dispose()

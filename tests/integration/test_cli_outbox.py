@@ -7,10 +7,11 @@ import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
-from consumerkit.storage import outbox, schema
+from consumerkit.storage import outbox
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.command import CommandLine
+from tests.services.tables import make_tables
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def url(tmp_path: Path) -> str:
     ]
     engine = create_engine(made)
     with Session(engine) as session, session.begin():
-        schema.apply(session)
+        make_tables(session)
     with Session(engine) as session, session.begin():
         outbox.append(session.connection(), DEFAULT_TABLES, sent)
     engine.dispose()

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.orm import Session
 
 from consumerkit.message import Message
-from consumerkit.storage import consumers, parked_listing, schema
+from consumerkit.storage import consumers, parked_listing
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.parked import Kind, ParkedMessage
 from consumerkit.storage.parked_listing import ParkedSelection
@@ -21,6 +21,7 @@ from consumerkit.storage.parking import ParkingLot
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.command import CommandLine
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 
 FAILED = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
@@ -48,7 +49,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         url = postgres.url(request.getfixturevalue("database"))
     engine = create_engine(url)
     with Session(engine) as session, session.begin():
-        schema.apply(session)
+        make_tables(session)
     with Session(engine) as session, session.begin():
         number = consumers.bind(
             session, DEFAULT_TABLES, name="credit", group="credit", topics=["orders"], ordering="key"

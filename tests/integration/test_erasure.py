@@ -17,7 +17,7 @@ from consumerkit.erasure import Erased, erase
 from consumerkit.events import PayloadsErased
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome
-from consumerkit.storage import consumers, expiry, fence, outbox, schema
+from consumerkit.storage import consumers, expiry, fence, outbox
 from consumerkit.storage import erasure as statements
 from consumerkit.storage.dialects import Claim, dialect_for
 from consumerkit.storage.engines import Database
@@ -29,6 +29,7 @@ from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.integration.command import CommandLine
 from tests.integration.memory_stage import MemoryStage, Write
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 FACTS = {"reason": "exhausted", "error_type": "E", "error": "alice is broke", "stack": "s", "attempts": 2}
@@ -49,7 +50,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 async def open_database(url: str) -> AsyncIterator[Database]:
     database = Database(url)
-    await database.run(schema.apply)
+    await database.run(make_tables)
     yield database
     await database.dispose()
 

@@ -36,12 +36,13 @@ from consumerkit.events import (
     PartitionInDoubt,
     PayloadsErased,
     UndecidedPayloadsErased,
+    WorkerStarted,
 )
 from consumerkit.expiry import Expired, Expiry, Unsent
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.relay import Relay
-from consumerkit.storage import consumers, fence, outbox, schema
+from consumerkit.storage import consumers, fence, outbox
 from consumerkit.storage import expiry as statements
 from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.dialects import Claim, dialect_for
@@ -57,6 +58,7 @@ from consumerkit.transports.memory import Memory
 from tests.integration.command import CommandLine
 from tests.integration.memory_stage import MemoryStage, Write
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 OLD = NOW - timedelta(days=40)
@@ -88,7 +90,7 @@ class Shelf:
         self.consumer = 0
 
     async def create(self) -> None:
-        await self.database.run(schema.apply)
+        await self.database.run(make_tables)
         bind = consumers.bind
         self.consumer = await self.database.run(
             lambda s: bind(s, TABLES, name="credit", group="credit", topics=["t"], ordering="key")
@@ -636,6 +638,8 @@ async def test_a_sqlite_worker_ends_things_in_its_turn(tmp_path: Path, monkeypat
         letter(session, number, 1, state="resolved", state_at=OLD)
 
     async with place.run(Write()) as run:
+        # Not before: the start looks where the tables are, and takes turns from then on.
+        await run.until(lambda: bool(run.seen(WorkerStarted)), "the start")
         async with run.worker._assembly.turn:
             await place.database.run(fill)
             await asyncio.sleep(0.5)

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from consumerkit import Context, Handler, MessageState, MessageStatus, Outcome, Reason, header, message_status
 from consumerkit.identity import possible_digests
 from consumerkit.message import Message
-from consumerkit.storage import consumers, dead_letters, schema
+from consumerkit.storage import consumers, dead_letters
 from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.dialects import Claim, dialect_for
 from consumerkit.storage.engines import Database
@@ -28,6 +28,7 @@ from consumerkit.storage.parked import ParkedMessage
 from consumerkit.storage.parking import ParkingLot
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 
 ON_SERVER = ["psycopg", "psycopg in coroutines", "asyncpg"]
 LEDGER = DEFAULT_TABLES.processed_messages
@@ -52,7 +53,7 @@ class Desk:
         self.session: AsyncSession | Session = sessions()
         self.engine: Engine = create_engine(url.replace("+asyncpg", "+psycopg"))
         with Session(self.engine) as session, session.begin():
-            schema.apply(session)
+            make_tables(session)
         with Session(self.engine) as session, session.begin():
             number = consumers.bind(session, DEFAULT_TABLES, name="credit", group="credit", topics=["payments"])
         self.ledger = Ledger(DEFAULT_TABLES, dialect_for(self.engine.dialect.name, DEFAULT_TABLES), number)

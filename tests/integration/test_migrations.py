@@ -20,6 +20,7 @@ from consumerkit.storage.autogenerate import alembic_filter
 from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 
 REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006", "0007"]
 
@@ -230,6 +231,19 @@ def test_the_sql_does_what_the_upgrade_does(url: str, engine: Engine, opened: Op
 
     assert _drift(engine, DEFAULT_TABLES) == []
     assert schema.upgrade(opened(url)) == []
+
+
+@pytest.mark.parametrize("tables", [DEFAULT_TABLES, ELSEWHERE], ids=["default", "elsewhere"])
+def test_the_quick_way_of_the_tests_makes_the_same_tables(
+    url: str, opened: Open, engine: Engine, tables: Tables
+) -> None:
+    if url.startswith("sqlite"):
+        tables = Tables(prefix=tables.prefix)
+    opened(url).run_blocking(lambda session: make_tables(session, tables))
+
+    assert _drift(engine, tables) == []
+    assert schema.upgrade(opened(url), tables) == []
+    opened(url).run_blocking(lambda session: schema.check(session, tables))
 
 
 def test_the_sql_makes_the_schema(postgres_url: str) -> None:

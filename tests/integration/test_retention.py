@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 
 from consumerkit import Retry, fixed, header, retention
 from consumerkit.events import ForgettingHeldBack, GroupCommitted, MessageDeadLettered, MessagesForgotten
-from consumerkit.storage import consumers, schema
+from consumerkit.storage import consumers
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.integration.command import CommandLine
 from tests.integration.memory_stage import MemoryStage, Write
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 OLD = NOW - timedelta(days=30)
@@ -196,7 +197,7 @@ def engine(url: str) -> Iterator[Engine]:
 def filled(engine: Engine, url: str) -> str:
     """Two handlers with old IDs, and a third that was never started since positions are kept."""
     with Session(engine) as session, session.begin():
-        schema.apply(session)
+        make_tables(session)
         for name in ("credit", "mail", "old"):
             number = consumers.bind(session, TABLES, name=name, group=name, topics=["t"])
             for at in (OLD, NOW):

@@ -28,13 +28,13 @@ from consumerkit import (
 from consumerkit.errors import Defer
 from consumerkit.events import Event
 from consumerkit.handler import AnyHandler
-from consumerkit.storage import schema
 from consumerkit.storage.engines import Database
 from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.worker import Worker
 from tests.crash.model import Base, Payment
 from tests.integration.stage import Run, effect
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 
 TOPIC = "t"
 DEAD = "t.dlq"
@@ -130,7 +130,7 @@ class Yard:
     async def create_tables(self) -> None:
         database = Database(self.url)
         try:
-            await database.run(schema.apply)
+            await database.run(make_tables)
             await database.run(lambda session: Base.metadata.create_all(session.connection()))
         finally:
             await database.dispose()

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import psycopg
 
-from consumerkit.storage import schema
 from consumerkit.storage.engines import Database
 from tests.integration.backup import Backup
 from tests.services import PostgresServer
+from tests.services.tables import make_tables
 from tests.stress.handlers import Base
 from tests.stress.oracle import Dead, Done, Parked, Snapshot
 
@@ -178,7 +178,7 @@ async def create_tables(url: str) -> None:
     """Create our tables and the run's own."""
     database = Database(url)
     try:
-        await database.run(schema.apply)
+        await database.run(make_tables)
         await database.run(lambda session: Base.metadata.create_all(session.connection()))
     finally:
         await database.dispose()
