@@ -84,14 +84,19 @@ def traceback_of(error: BaseException) -> TracebackType | None:
     return _traceback(error)
 
 
-def all_in(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, the members of groups, and what each was raised from; each once, and of very many the first."""
+def all_in(error: BaseException, *, suppressed: bool = False) -> Iterator[BaseException]:
+    """Yield an error, the members of groups, and what each was raised from; each once, and of very many the first.
+
+    Args:
+        error: The error.
+        suppressed: Whether also what was being handled then, where `raise ... from` hides it.
+    """
     left, seen = [error], {id(error)}
     while left:
         one = left.pop()
         yield one
-        cause = raised_from(one)
-        further = [*([cause] if cause is not None else []), *reversed(_group(one))]
+        causes = [_cause(one), _context(one)] if suppressed else [raised_from(one)]
+        further = [*(cause for cause in causes if cause is not None), *reversed(_group(one))]
         for other in further:
             if id(other) not in seen and len(seen) < MOST:
                 seen.add(id(other))

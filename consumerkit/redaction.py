@@ -17,13 +17,45 @@ _NAMES = (
     r"|session[_-]?id|cvv|cvc"
 )
 # What a server adds to its message, and SQLAlchemy to that, holds rows, keys and statements: up to the next paragraph,
-# hint or traceback. The words are PostgreSQL's in English, and where its `lc_messages` say otherwise.
-_FIELD = r"(?:DETAIL|D[ÉE]TAIL|DETALLE|DETALHE|DETTAGLI|CONTEXT|KONTEXT|CONTEXTE|CONTEXTO|QUERY)"
+# hint or traceback. The words are PostgreSQL's in English, and those of other languages that are plain capitals, too;
+# `consumerkit.database_words` needs no words where the error itself is at hand.
+_FIELD = (
+    r"(?:DETAIL|D[ÉE]TAIL|DETALLE|DETALHE|DETTAGLI|DETALJ|DETAY|CONTEXT|KONTEXT|KONTEKST|CONTEXTE|CONTEXTO|CONTESTO|QUERY"
+    r"|ANFRAGE|CONSULTA|ZAPYTANIE)"
+)
 # A row may hold blank lines, so these end it only before what a traceback says next.
 _NEXT = r"(?:(?:HINT|TIP)S?: |Traceback \(|During handling|The above exc)"
 # The server quotes one line of a statement, and a blank one ends it.
-_LINE = r"((?:LINE|ZEILE|LIGNE) \d{1,9}:)\s.*?(?=\n\s{0,9}\n|\n\s{0,99}(?:HINT|TIP)|; caused by |\Z)"
+_LINE = (
+    r"((?:LINE|ZEILE|LIGNE|LÍNEA|LINHA|LINIA|RIGA|RAD|СТРОКА|РЯДОК) \d{1,9}:)"
+    r"\s.*?(?=\n\s{0,9}\n|\n\s{0,99}(?:HINT|TIP)|; caused by |\Z)"
+)
 _END = rf"(?=\n\s{{0,99}}{_NEXT}|; caused by [A-Za-z_][\w.]{{0,200}}(?:: |\Z)|\Z)"
+# A field of a server's report behind its first line, in letters of any script; see `_without_fields`.
+_ANY_FIELD = re.compile(
+    r"(?:\A|\n|\\n)([^\W\d_]{2,24}(?:[ \u00a0'’][^\W\d_]{1,24})?[ \u00a0]?[:：])([ \u00a0]{1,3})(?=\S)"
+)
+_END_FOUND = re.compile(_END)
+_ROW = (
+    r"(?:[Ff]ailing row contains|Fehlgeschlagene Zeile enthält|La ligne en échec contient|La fila que falla contiene"
+    r"|Registro que falhou contém|La riga in errore contiene|Ошибочная строка содержит|Помилковий рядок містить"
+    r"|Niepoprawny ciąg wierszy|Misslyckande rad innehåller|失敗した行は|失败[,，] 行包含|실패한 자료:)"
+)
+_OPENS = r"[\"»«„“]"
+# PostgreSQL's words before bad data; a value may hold quotation marks and line breaks, so it is cut to the end.
+_BAD = (
+    r"(?:(?:invalid input (?:syntax|value) for|ungültige Eingabesyntax für|ungültiger Eingabewert für"
+    r"|syntaxe en entrée invalide pour|valeur en entrée invalide pour|sintaxis de entrada no (?:es )?válida para"
+    r"|неверный синтаксис для типа|неверное значение для|nieprawidłowa składnia (?:wejścia )?dla"
+    r"|sintaxe de entrada é inválida para|sintassi di input non valida per)[^\n:]{1,200}[ \u00a0]?:"
+    r"|\bout of range:|\bmalformed [\w ]{1,40} literal:|\bsyntax error in ts\w{1,20}:)"
+)
+# What was formatted by SQLAlchemy, by asyncpg's adapter or by us tells the error's class or SQLSTATE in front.
+_MARKED = re.compile(
+    r"(\((?:psycopg2?|asyncpg)\.[\w.]{1,99}\)|<class '(?:psycopg2?|asyncpg)\.[\w.]{1,99}'>:|\b(?:22[0-9A-Z]{3}|42601):)"
+    rf"([^\n\"»«„“]{{0,400}}){_OPENS}.*?(?=\n\[|\n[^\W\d_]{{2,24}}[ \u00a0]?[:：]|\n\s{{0,99}}{_NEXT}|; caused by |\Z)",
+    re.DOTALL,
+)
 # Every repetition is bounded or cannot begin where another does, so that no text takes long.
 _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
     (re.compile(rf"({_FIELD}\s{{0,3}}:)\s.*?{_END}", re.DOTALL), rf"\g<1> {HIDDEN}"),
@@ -31,7 +63,12 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     (re.compile(rf"(\[(?:SQL|parameters): ).*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}]"),
     # `Key (lower(ssn))=(123) already exists` in any language, where its field's name is gone.
     (re.compile(rf"(Key \([^\n]{{1,500}}?\)=)\(.*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
-    (re.compile(rf"([Ff]ailing row contains )\(.*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
+    (re.compile(rf"({_ROW}\s?)[(（].*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
+    (re.compile(rf"({_BAD}[ \u00a0]?){_OPENS}.*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}"),
+    (re.compile(r"\b(value )\".*?\"(?= is out of range)", re.DOTALL), rf"\g<1>{HIDDEN}"),
+    # asyncpg's words for an argument that it cannot send.
+    (re.compile(rf"(query argument \$\d{{1,5}}[^:\n]{{0,99}}: ).*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}"),
+    (_MARKED, lambda found: found[0] if "Violation" in found[1] else f"{found[1]}{found[2]}{HIDDEN}"),
     (re.compile(r"(\)=)\([^\n]*"), rf"\g<1>({HIDDEN})"),
     (
         re.compile(
@@ -88,10 +125,26 @@ def redact(text: str) -> str:
         >>> redact("cannot reach postgresql://app:hunter2@db/shop for card 4111 1111 1111 1111")
         'cannot reach postgresql://app:***@db/shop for card ***'
     """
-    text = text[:LONGEST]
+    text = _without_fields(text[:LONGEST])
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return _DIGITS.sub(_without_cards, text)
+
+
+def _without_fields(text: str) -> str:
+    """Cut what a server wrote behind its first line: fields, each under a word in capitals of its language.
+
+    English hints stay. A word of ASCII alone needs the two spaces that libpq writes behind it, unlike a `NOTE: `.
+    """
+    at = 0
+    while (found := _ANY_FIELD.search(text, at)) is not None:
+        label, spaces = found[1], found[2]
+        at = found.end(1)
+        if label.upper() != label or label.startswith(("HINT", "TIP")) or (label.isascii() and len(spaces) < 2):
+            continue
+        end = _END_FOUND.search(text, at)
+        text = f"{text[:at]} {HIDDEN}{text[end.start() if end else len(text) :]}"
+    return text
 
 
 def _without_cards(found: re.Match[str]) -> str:

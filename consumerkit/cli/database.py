@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from consumerkit.cli import target as targets
+from consumerkit.database_words import database_words
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.observability.printable import printable
 from consumerkit.redaction import redact
@@ -157,5 +158,5 @@ def _is_refused(error: BaseException) -> bool:
 def in_one_line(error: BaseException) -> str:
     """Return what a driver says, without the statement, its parameters and further lines."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    first = next(iter(str(cause).strip().splitlines()), "")
+    first = database_words(error) or next(iter(str(cause).strip().splitlines()), "")
     return printable(redact(first)) or type(cause).__name__

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError, StatementError
 
+from consumerkit.database_words import database_words, without_values
 from consumerkit.error_tree import first_leaf, is_a, raised_from, traceback_of
 from consumerkit.errors import ConsumerkitError
 from consumerkit.redaction import redact
@@ -39,7 +40,7 @@ def recorded_text(error: BaseException) -> str:
     for cause in causes:
         words = _words(cause)
         text += f"; caused by {_kind(cause)}" + (f": {words}" if words else "")
-    return cut(redact(text), TEXT_CHARACTERS)
+    return cut(redact(without_values(text, error)), TEXT_CHARACTERS)
 
 
 def described(error: BaseException) -> str:
@@ -49,7 +50,8 @@ def described(error: BaseException) -> str:
     """
     error = first_leaf(error)
     if is_a(error, ConsumerkitError):
-        return cut(redact(f"{_name(error)}: {_words(error)}"), KIND_CHARACTERS)
+        words = without_values(f"{_name(error)}: {_words(error)}", error)
+        return cut(redact(words), KIND_CHARACTERS)
     if is_a(error, DBAPIError):
         if not _may_quote(error):
             return cut(redact(f"{_name(error)}: {_words(error)}"), KIND_CHARACTERS)
@@ -100,6 +102,8 @@ def _asked(error: BaseException) -> str:
     if is_a(error, DBAPIError):
         state = sqlstate(error)
         return f"{state}: {_database_text(error)}" if state else _database_text(error)
+    if (words := database_words(error)) is not None:
+        return words
     return _plain(str(error.args[0] if is_a(error, StatementError) else error))
 
 
@@ -140,6 +144,8 @@ def _may_quote(error: DBAPIError) -> bool:
 
 def _database_text(error: DBAPIError) -> str:
     """Return the first line of the database's message: the further ones (DETAIL) quote values."""
+    if (words := database_words(error)) is not None:
+        return words
     lines = _plain(str(error.orig)).splitlines() or [""]
     # asyncpg's errors come as "<class '...'>: text".
     return lines[0].rpartition("'>: ")[2]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from consumerkit import events
+from consumerkit.database_words import without_values
 from consumerkit.events import Event
 from consumerkit.message import TopicPartition
 from consumerkit.observability.printable import printable, printable_lines
@@ -296,7 +297,11 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    return redact(formatter.formatException(record.exc_info)) if record.exc_info else ""
+    if not record.exc_info:
+        return ""
+    stack = formatter.formatException(record.exc_info)
+    error = record.exc_info[1]
+    return redact(stack if error is None else without_values(stack, error))
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from consumerkit.database_words import database_words
 from consumerkit.declaration import Declaration
 from consumerkit.declaration_checks import in_short
 from consumerkit.errors import ConfigurationError, StartError
@@ -191,7 +192,8 @@ async def _asked(given: Database, work: Callable[[Session], T]) -> T:
     try:
         return await given.run(work)
     except (DBAPIError, OSError) as error:
-        text = (str(error.orig) if isinstance(error, DBAPIError) else str(error)).strip().splitlines() or [""]
+        words = database_words(error) or str(error.orig if isinstance(error, DBAPIError) else error)
+        text = words.strip().splitlines() or [""]
         way_out = (
             "check that the server runs and that the URL is right"
             if fault_of(error, in_handler=False) is Fault.CONNECTION

@@ -18,6 +18,8 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from pydantic import BaseModel
 from sqlalchemy import Text, insert, select
+from sqlalchemy import text as sql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typer.testing import CliRunner
 
@@ -80,6 +82,11 @@ class Careless(Handler[Order]):
             case "reject":
                 raise Reject(f"password={TOLD} is refused, Authorization: Bearer {TOLD}")
             case "connect":
+                try:
+                    # asyncpg refuses to send it, PostgreSQL to read it, and both quote it; SQLite takes it for 0.
+                    await context.session.execute(sql("SELECT CAST(:value AS integer)"), {"value": ROW})
+                except DBAPIError as error:
+                    raise RuntimeError(f"cannot reach {self.url}: {error} {error.orig!r}") from None
                 raise RuntimeError(f"cannot reach {self.url}")
             case "twice":
                 await context.session.execute(insert(Once).values(name=f"{ROW}-{self.name}"))

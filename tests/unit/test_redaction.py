@@ -62,6 +62,31 @@ TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlF
         ("Key (lower(email::text))=(078-05-1120) already exists.", "Key (lower(email::text))=(***)"),
         ("Key (a)=(line\n078-05-1120) already exists.", "Key (a)=(***)"),
         ("Failing row contains (1, a\n078-05-1120).", "Failing row contains (***)"),
+        ('no\nПОДРОБНОСТИ:  Ключ "(ssn)=(078-05-1120)" уже существует.', "no\nПОДРОБНОСТИ: ***"),
+        ("no\nSZCZEGÓŁY: Klucz (ssn)=(078) już istnieje.", "no\nSZCZEGÓŁY: ***"),
+        ("no\nDÉTAIL : La clé « (ssn)=(078) » existe déjà.", "no\nDÉTAIL : ***"),
+        ("no\n詳細:  キー(ssn)=(078)はすでに存在します", "no\n詳細: ***"),
+        ("no\nDETALJ:  Nyckel (ssn)=(a\n\nb) finns redan.; caused by E: x", "no\nDETALJ: ***; caused by E: x"),
+        ("E('no\\nПОДРОБНОСТИ:  Ключ 078')", "E('no\\nПОДРОБНОСТИ: ***"),
+        ("no\nСТРОКА 1: INSERT INTO t VALUES ('078')\n   ^", "no\nСТРОКА 1: ***"),
+        ("Fehlgeschlagene Zeile enthält (1, Mustermann).", "Fehlgeschlagene Zeile enthält (***)"),
+        ("Ошибочная строка содержит (1, Иванов).", "Ошибочная строка содержит (***)"),
+        ('invalid input syntax for type integer: "Must"er\nmann"', "invalid input syntax for type integer: ***"),
+        ('invalid input value for enum mood: "Mustermann"', "invalid input value for enum mood: ***"),
+        ("ungültige Eingabesyntax für Typ integer: »Mustermann«", "ungültige Eingabesyntax für Typ integer: ***"),
+        ('неверный синтаксис для типа integer: "Иванов"', "неверный синтаксис для типа integer: ***"),
+        (
+            "syntaxe en entrée invalide pour le type integer : « Dupont »",
+            "syntaxe en entrée invalide pour le type integer : ***",
+        ),
+        ('value "99999999999" is out of range for type integer', "value *** is out of range for type integer"),
+        ('date/time field value out of range: "31.31.1999"', "date/time field value out of range: ***"),
+        (
+            '(psycopg.errors.InvalidTextRepresentation) sözdizimi: "Yılmaz"\n[x',
+            "(psycopg.errors.InvalidTextRepresentation) sözdizimi: ***\n[x",
+        ),
+        ("invalid input for query argument $1: 'Must\ner' (a str)", "invalid input for query argument $1: ***"),
+        ('22P02: sözdizimi: "Yılmaz"; caused by E', "22P02: sözdizimi: ***; caused by E"),
     ],
 )
 def test_secrets_are_hidden_and_their_surroundings_kept(text: str, kept: str) -> None:
@@ -88,6 +113,8 @@ def test_secrets_are_hidden_and_their_surroundings_kept(text: str, kept: str) ->
         "2026-11-24 23:07:10",
         "KeyError: 'account'",
         '23505: duplicate key value violates unique constraint "payments_pkey"',
+        '(psycopg.errors.UniqueViolation) duplicate key value violates unique constraint "payments_pkey"',
+        "first\nNOTE: second\nError:  third\nCaused by: fourth",
     ],
 )
 def test_all_else_stays(text: str) -> None:
@@ -119,6 +146,13 @@ def test_any_text_can_be_redacted(text: str) -> None:
         " ",
         "secret  ",
         "-----BEGIN ",
+        "\nA:  b",
+        "\nÄÄ: b\nHINT:  c",
+        "22P02: ",
+        '22P02: "',
+        "invalid input syntax for ",
+        'value "',
+        "(psycopg.errors.X) ",
     ],
 )
 def test_no_text_takes_long(part: str) -> None:
