@@ -61,6 +61,12 @@ def test_every_exception_is_still_in_some_page() -> None:
     assert set(UNRUNNABLE) <= first_lines
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_gives_a_password_as_an_argument(page: Path) -> None:
+    # Other users of the machine see arguments; variables they do not.
+    assert not re.findall(r"--database \S+://", page.read_text())
+
+
 _LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]+)?\)")
 
 
