@@ -240,6 +240,16 @@ MUTANTS = (
         "assert 1 == 0",
     ),
     Mutant(
+        "S14",
+        "a command looks at the mark again once it holds the fence",
+        "consumerkit/positions.py",
+        "        one = _as_it_stands(asked, standing, back=back)\n",
+        "        one = asked\n",
+        f"{INTEGRATION}/test_progress.py"
+        "::test_a_mark_that_moves_while_a_command_waits_for_the_fence_is_looked_at_again[sqlite-skip-12-15-15]",
+        "== (15, 15, 15)",
+    ),
+    Mutant(
         "S15",
         "our errors survive pickling",
         "consumerkit/errors.py",
@@ -257,6 +267,17 @@ MUTANTS = (
         f"{INTEGRATION}/test_strange_places.py"
         "::test_a_row_that_stands_at_the_place_of_a_message_that_dies_is_told_and_swallows_nothing",
         "no record in the dead-letter topic",
+    ),
+    Mutant(
+        "S16",
+        "a place that a stranger names is ours only below the log's end and the mark",
+        "consumerkit/redrive/importing/placing.py",
+        "    if letter.topic_id == home.topic_id and origin.offset < below:\n",
+        "    if letter.topic_id == home.topic_id:\n",
+        # The rule above would still save the message: two nets, and so a test of this one alone.
+        f"{UNIT}/redrive/test_placing.py"
+        "::test_what_is_not_settled_or_tells_no_topic_id_has_an_origin_of_its_own_in_its_partition",
+        "origin:",
     ),
     Mutant(
         "S17",
