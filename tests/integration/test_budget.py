@@ -94,7 +94,7 @@ def paused(run: Run) -> list[str]:
     return [one.what for one in run.worker.readiness().findings if "is paused" in one.what]
 
 
-@pytest.mark.parametrize("ordering", [Ordering.PARTITION])
+@pytest.mark.parametrize("ordering", Ordering)
 async def test_what_waits_behind_a_parked_message_gives_up_its_room(
     yard: Yard, monkeypatch: pytest.MonkeyPatch, ordering: Ordering
 ) -> None:
