@@ -94,28 +94,6 @@ class PartitionMoves(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionPaused(Event):
-    """Nothing is fetched of a partition, since it cannot run; told once, until `PartitionResumed`.
-
-    A full parking lot is told at once, and what waits behind a parked message after a minute.
-
-    Attributes:
-        partition: Which.
-        reason: What keeps it from running, and the way out.
-    """
-
-    partition: TopicPartition
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionResumed(Event):
-    """A partition that was told to be paused runs again, or is another worker's."""
-
-    partition: TopicPartition
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionTaken(Event):
     """The database knows this worker as the partition's owner; `parked` messages wait there."""
 

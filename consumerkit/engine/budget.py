@@ -35,16 +35,6 @@ class Budget:
         self._paused = False
         self._changed = asyncio.Event()
 
-    @property
-    def limit(self) -> int:
-        """How many bytes may be in hand."""
-        return self._limit
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing is fetched for want of room."""
-        return self._paused or self._in_hand >= self._limit
-
     def took(self, amount: int) -> None:
         """Take note of fetched messages."""
         self._in_hand += amount

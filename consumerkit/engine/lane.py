@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from consumerkit.engine.gate import Gate
-from consumerkit.engine.partition import CAREFUL_SIZE, Partition, Partitions
+from consumerkit.engine.partition import CAREFUL_SIZE, Partitions
 from consumerkit.engine.patience import Interrupted
 from consumerkit.engine.pipeline import Pipeline
 from consumerkit.engine.solitude import Solitude
@@ -153,7 +153,7 @@ class Lane:
             partition = partitions.of(message)
             if partition is None or partition.offsets.leaving:
                 stale.append(message)
-            elif partition.ready and (partition.name in self._aside or not self._gate.partitions.admits(message)):
+            elif partition.ready and not self._gate.partitions.admits(message):
                 self._aside[partition.name].append(message)
                 self._look_again(partition.name, self._gate.partitions.wait(message))
             elif partition.ready and partition.isolated:
@@ -187,22 +187,6 @@ class Lane:
         if aside := self._aside.pop(partition, None):
             self.waiting.extendleft(reversed(aside))
             self._wake.set()
-
-    def in_hand(self, partition: Partition) -> list[Message]:
-        """Return the messages of a partition that wait here, those not counted that run."""
-        waiting = [m for m in self.waiting if (m.topic, m.partition) == partition.name]
-        return [m for m in (*self._aside.get(partition.name, ()), *waiting) if self._partitions.of(m) is partition]
-
-    def let_go(self, partition: Partition, first: int) -> None:
-        """Drop what waits here of a partition from an offset on: it is fetched again."""
-
-        def stays(message: Message) -> bool:
-            ours = (message.topic, message.partition) == partition.name and message.offset >= first
-            return not (ours and self._partitions.of(message) is partition)
-
-        self.waiting = deque(filter(stays, self.waiting))
-        if kept := deque(filter(stays, self._aside.pop(partition.name, ()))):
-            self._aside[partition.name] = kept
 
     async def _turn(self, messages: Sequence[Message]) -> None:
         if not messages:
