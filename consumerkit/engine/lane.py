@@ -153,7 +153,8 @@ class Lane:
             partition = partitions.of(message)
             if partition is None or partition.offsets.leaving:
                 stale.append(message)
-            elif partition.ready and not self._gate.partitions.admits(message):
+            elif partition.ready and (partition.name in self._aside or not self._gate.partitions.admits(message)):
+                # What was set aside before it goes first, even where this one would be admitted by now.
                 self._aside[partition.name].append(message)
                 self._look_again(partition.name, self._gate.partitions.wait(message))
             elif partition.ready and partition.isolated:

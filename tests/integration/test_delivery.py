@@ -106,6 +106,7 @@ async def test_two_relays_publish_each_message_once(stage: Stage, transport: Cli
     assert values == list(range(count))
 
 
+@pytest.mark.calm  # it freezes its broker
 async def test_a_broker_that_is_down_loses_no_dead_letter(
     postgres: PostgresServer, database: str, topic_name: str, transport: Client
 ) -> None:
