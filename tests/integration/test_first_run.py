@@ -303,6 +303,7 @@ async def test_what_an_older_release_has_begun_is_not_decided_again(unmade: Memo
 
     _send(place, range(12))  # three in each partition
     await place.database.run(begin)
+    await place.database.run(schema.apply)
     await place.create_tables()
     async with place.run(Write(start_from="latest")) as run:
         await run.until(lambda: place.committed() == place.ends(), "all offsets")

@@ -17,10 +17,9 @@ _NOISE = re.compile(r"^(--.*|BEGIN;|COMMIT;)$", re.MULTILINE)
 
 
 def make_tables(session: Session, tables: Tables = DEFAULT_TABLES) -> None:
-    """Make what `schema.apply` makes, which does it where the tables of some release are there."""
+    """Make what `schema.apply` makes, unless tables of some release are there."""
     connection = session.connection()
     if inspect(connection).has_table(tables.version_table, schema=tables.schema):
-        schema.apply(session, tables)
         return
     for statement in _statements(connection.dialect.name, tables):
         connection.exec_driver_sql(statement)
