@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import pytest
 
-from consumerkit import Ordering, Retry, exponential, fixed
+from consumerkit import Message, Ordering, Retry, exponential, fixed
 from consumerkit.brake import Brake
+from consumerkit.engine.partition_brakes import PartitionBrakes
 from consumerkit.events import AttemptFailed, BrakeOff, BrakeOn, PartitionInDoubt
 from tests.integration.stage import Stage, payment
 from tests.integration.yard import BatchTrial, PlainTrial, Trial, Yard
@@ -236,3 +237,25 @@ async def test_an_outage_on_the_real_broker(stage: Stage) -> None:
         await run.until(stage.finished(total - before), "all others")
     assert len(stage.dead()) == before
     stage.check_ledger()
+
+
+async def test_what_is_set_aside_of_a_slowed_partition_goes_before_what_comes_later(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next probe falls due between two looks: at a message that is set aside, and at the next of its key."""
+    admits, early = PartitionBrakes.admits, list[Message]()
+
+    def just_before(brakes: PartitionBrakes, message: Message) -> bool:
+        if message.header("message-id") == b"p-first" and not early:
+            early.append(message)
+            return False
+        return admits(brakes, message)
+
+    monkeypatch.setattr(PartitionBrakes, "admits", just_before)
+    yard.send("first", key=b"k")
+    yard.send("second", key=b"k")
+    async with yard.run(Trial(concurrency=1)) as run:
+        await run.until(yard.has("first", "second"), "both")
+    assert early
+    assert yard.effects() == ["first", "second"]
+    yard.check()
