@@ -69,10 +69,10 @@ class KafkaContract(RebalanceContract):
             seen = await member.reads(3)
             await asyncio.sleep(0.5)
         assert [message.value for message in seen] == [b"plain", b"committed", b"last"]
-        # 1 and 2 were aborted; 3 and 5 are the markers that end the transactions. A producer that was not answered in
-        # time, on a busy machine, ends a transaction twice, so there may be more of them.
+        # 1 and 2 were aborted. Where the markers lie that end the transactions is the broker's affair: it answers before
+        # it writes them, and a producer that was not answered in time, on a busy machine, ends a transaction twice.
         plain, committed, last = offsets(seen, 0)
-        assert (plain, committed >= 4, last >= committed + 2) == (0, True, True)
+        assert (plain, committed >= 3, last > committed) == (0, True, True)
 
     async def test_what_holds_no_message_at_the_end_of_a_log_is_passed_over(
         self, bench: KafkaBench, topic: str, group: str
