@@ -69,8 +69,8 @@ class KafkaContract(RebalanceContract):
             seen = await member.reads(3)
             await asyncio.sleep(0.5)
         assert [message.value for message in seen] == [b"plain", b"committed", b"last"]
-        # 1 and 2 were aborted. Where the markers lie that end the transactions is the broker's affair: it answers before
-        # it writes them, and a producer that was not answered in time, on a busy machine, ends a transaction twice.
+        # 1 and 2 were aborted. Where the markers lie that end the transactions is the broker's affair: it answers
+        # before it writes them, and a producer not answered in time, on a busy machine, ends a transaction twice.
         plain, committed, last = offsets(seen, 0)
         assert (plain, committed >= 3, last > committed) == (0, True, True)
 
