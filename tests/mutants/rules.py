@@ -66,7 +66,8 @@ MUTANTS = (
         "            record = await self._fences.decide_first_run(*topic, wanted)",
         "            record = wanted",
         f"{INTEGRATION}/test_first_run.py::test_a_death_between_two_take_overs_changes_nothing[sqlite-False-latest]",
-        "Left contains 6 more items",
+        # Old ones run, or new ones never do: which of the two depends on how far the first take-over came.
+        "more items:",
     ),
     Mutant(
         "S2",
