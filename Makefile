@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check test-unit test-crash test-mutants stress bench fmt lock sbom audit clean venv
+.PHONY: help demo test check test-unit test-crash test-mutants test-versions stress bench fmt lock sbom audit clean venv
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test-crash: $(VENV)/.dev  ## the full fault matrix: every named kill, each trans
 test-mutants: $(VENV)/.dev  ## each rule taken out of the product: its test, the stress or a crash run must fail
 	@$(BIN)/python -m tests.services --prepare
 	$(BIN)/python -m pytest tests/mutants tests/stress tests/crash/test_mutants.py --matrix $(PYTEST_ARGS)
+
+test-versions: $(VENV)/.dev  ## unit and contract tests on each Python, PostgreSQL and Kafka that this machine has
+	@$(BIN)/python -m tests.versions
 
 stress: $(VENV)/.dev  ## new seeds of the stress for MINUTES (30), or one again: make stress SEED=n
 	@$(BIN)/python -m tests.services --prepare

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -116,7 +116,7 @@ async def finished(worker: Worker, count: int, within: float = 60.0) -> None:
         await asyncio.sleep(0.1)
 
 
-async def show(worker: Worker, query: Select[*tuple[object, ...]]) -> None:
+async def show(worker: Worker, query: Select[*tuple[Any, ...]]) -> None:
     """Print what a query finds."""
 
     def rows(session: Session) -> list[str]:
@@ -126,7 +126,7 @@ async def show(worker: Worker, query: Select[*tuple[object, ...]]) -> None:
 
 
 async def play(
-    worker: Worker, messages: Sequence[Send], *queries: Select[*tuple[object, ...]], accounts: Sequence[str] = ()
+    worker: Worker, messages: Sequence[Send], *queries: Select[*tuple[Any, ...]], accounts: Sequence[str] = ()
 ) -> None:
     """Send messages, run the worker until it is done with them, and print what the queries find."""
     await prepare(worker, accounts)

@@ -105,8 +105,7 @@ class KafkaServer:
             ServiceError: Java or Maven is missing, or Maven cannot bring Kafka.
         """
         if not os.environ.get(VARIABLE):
-            _java()
-            _distribution(os.environ.get(VERSION_VARIABLE, DEFAULT_VERSION))
+            bring(os.environ.get(VERSION_VARIABLE, DEFAULT_VERSION))
 
     @classmethod
     def start_private(cls, *, lasting: bool = False) -> Self:
@@ -211,6 +210,16 @@ class KafkaServer:
     def _admin(self) -> AdminClient:
         # One per call: a lasting one would report each pause and kill on standard error, and back off after it.
         return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0, "socket.timeout.ms": 10_000})
+
+
+def bring(version: str) -> None:
+    """Bring a release of Kafka, unless it is here.
+
+    Raises:
+        ServiceError: Java or Maven is missing, or Maven cannot bring it.
+    """
+    _java()
+    _distribution(version)
 
 
 def _java() -> str:
