@@ -21,10 +21,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from consumerkit import outbox
-from consumerkit.brake import Brake
-from consumerkit.codecs import Codec, Json
-from consumerkit.context import BatchContext, Context
-from consumerkit.dead_letter import DeadLetter
 from consumerkit.errors import (
     ConfigurationError,
     ConsumerkitError,
@@ -33,14 +29,19 @@ from consumerkit.errors import (
     StartError,
     Unavailable,
     Undecodable,
+    Unsatisfied,
 )
 from consumerkit.guards import Transition, transition, upsert
-from consumerkit.handler import BatchHandler, Events, Handler, Ordering, Received
-from consumerkit.identity import Identity, coordinates, event_field, event_fields, header, record_timestamp
+from consumerkit.handlers.codecs import Codec, Json
+from consumerkit.handlers.context import BatchContext, Context
+from consumerkit.handlers.handler import BatchHandler, Events, Handler, Ordering, Received
+from consumerkit.handlers.message_id import Identity, coordinates, event_field, event_fields, header, record_timestamp
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import MessageState, Outcome, Reason
-from consumerkit.payload_retention import PayloadRetention
-from consumerkit.retry import Retry, Unsatisfied, Wait, chain, exponential, fixed, uniform
+from consumerkit.policies.brake import Brake
+from consumerkit.policies.dead_letter import DeadLetter
+from consumerkit.policies.payload_retention import PayloadRetention
+from consumerkit.policies.retry import Retry, Wait, chain, exponential, fixed, uniform
 from consumerkit.status import message_status
 from consumerkit.storage.sealing import Sealer
 from consumerkit.storage.status import MessageStatus

@@ -98,6 +98,10 @@ class Unavailable(ConsumerkitError):
     """Something that decoding or sending needs is down: back off and try again, without counting an attempt."""
 
 
+class Unsatisfied(ConsumerkitError):
+    """A handler returned a value that its `Retry(on_result=...)` takes for a failure; its changes are rolled back."""
+
+
 class TransactionMisused(ConsumerkitError):
     """A handler committed, rolled back or broke the transaction that consumerkit owns."""
 

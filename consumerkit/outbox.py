@@ -9,8 +9,8 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from consumerkit.codecs import Codec, Json
-from consumerkit.context import check_publication, encoded_headers
+from consumerkit.handlers.codecs import Codec, Json
+from consumerkit.handlers.context import check_publication, encoded_headers
 from consumerkit.storage import outbox as table
 from consumerkit.storage.location import located_for
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables

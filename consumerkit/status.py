@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.handler import AnyHandler, BatchHandler, Handler
-from consumerkit.identity import Identity, encode_field, possible_digests, shown, topic_scope
+from consumerkit.handlers.handler import AnyHandler, BatchHandler, Handler
+from consumerkit.handlers.message_id import Identity, encode_field, possible_digests, shown, topic_scope
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.location import located_for
 from consumerkit.storage.status import MessageStatus, Search

@@ -13,7 +13,7 @@ from consumerkit.cli.examples import examples
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import runner
 from consumerkit.cli.target import TargetArgument
-from consumerkit.erasure import Erased, erase_in
+from consumerkit.operations.erasure import Erased, erase_in
 from consumerkit.storage import actions
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dialects import dialect_for

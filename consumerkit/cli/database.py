@@ -13,10 +13,10 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from consumerkit.cli import target as targets
-from consumerkit.database_words import database_words
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.observability.printable import printable
-from consumerkit.redaction import redact
+from consumerkit.redaction.database_words import database_words
+from consumerkit.redaction.text import redact
 from consumerkit.storage import schema
 from consumerkit.storage.engines import Database
 from consumerkit.storage.location import located

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from consumerkit import positions
 from consumerkit.cli import target as targets
 from consumerkit.cli.output import print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError
-from consumerkit.positions import Moved, To
+from consumerkit.operations import positions
+from consumerkit.operations.positions import Moved, To
 
 HandlerArgument = Annotated[str, typer.Argument(metavar="HANDLER", help="The handler's name.", show_default=False)]
 TopicOption = Annotated[str, typer.Option(metavar="NAME", help="One of its topics.", show_default=False)]

@@ -18,9 +18,9 @@ from consumerkit.cli.output import moment, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError
 from consumerkit.events import Announcer
-from consumerkit.expiry import Expired, Expiry, Unsent
-from consumerkit.retention import forget
-from consumerkit.spans import DAY
+from consumerkit.maintenance.expirer import Expired, Expiry, Unsent
+from consumerkit.maintenance.pruner import forget
+from consumerkit.policies.duration import DAY
 from consumerkit.storage import consumers
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dialects import dialect_for

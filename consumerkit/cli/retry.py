@@ -14,10 +14,10 @@ import typer
 from consumerkit.cli import target as targets
 from consumerkit.cli.examples import examples
 from consumerkit.cli.output import print_json, print_table, say
-from consumerkit.declaration import Declaration, declare
 from consumerkit.errors import ConfigurationError
-from consumerkit.handler import AnyHandler, BatchHandler, Handler
-from consumerkit.retry import Retry
+from consumerkit.handlers.declaration import Declaration, declare
+from consumerkit.handlers.handler import AnyHandler, BatchHandler, Handler
+from consumerkit.policies.retry import Retry
 
 app = typer.Typer(no_args_is_help=True, help="See what retry policies come to.")
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from consumerkit.errors import ConfigurationError, ConsumerkitError
-from consumerkit.redaction import redact
+from consumerkit.redaction.text import redact
 from consumerkit.worker import Worker
 
 VARIABLE = "CONSUMERKIT_APP"

@@ -12,7 +12,7 @@ import typer
 from consumerkit.cli import target as targets
 from consumerkit.cli.examples import examples
 from consumerkit.cli.output import complain, print_table, say
-from consumerkit.declaration import Declaration
+from consumerkit.handlers.declaration import Declaration
 from consumerkit.transports.base import Transport
 
 app = typer.Typer(no_args_is_help=True, help="Check and create the topics that the handlers need.")

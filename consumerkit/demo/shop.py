@@ -12,14 +12,14 @@ from pathlib import Path
 from pydantic import BaseModel, PositiveInt
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consumerkit.context import Context
-from consumerkit.dead_letter import DeadLetter
 from consumerkit.demo.broker import EmbeddedTransport
 from consumerkit.demo.reports import Reporter
 from consumerkit.errors import ConfigurationError, Reject
-from consumerkit.handler import Handler, Ordering
-from consumerkit.identity import header
-from consumerkit.retry import Retry, exponential
+from consumerkit.handlers.context import Context
+from consumerkit.handlers.handler import Handler, Ordering
+from consumerkit.handlers.message_id import header
+from consumerkit.policies.dead_letter import DeadLetter
+from consumerkit.policies.retry import Retry, exponential
 from consumerkit.worker import Worker
 
 TOPIC = "payments.captured"

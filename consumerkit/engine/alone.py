@@ -20,7 +20,7 @@ from consumerkit.engine.runner import Runner
 from consumerkit.engine.transaction import StaleFound
 from consumerkit.error_tree import deciding
 from consumerkit.errors import Defer, Fenced, Reject
-from consumerkit.handler import Ordering
+from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.storage.faults import Fault

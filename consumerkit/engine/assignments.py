@@ -8,13 +8,13 @@ from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from consumerkit import events
+from consumerkit.concurrency import wait_until_set
 from consumerkit.engine.committer import Committer
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.lane import Lane
 from consumerkit.engine.ownership import Ownership
 from consumerkit.engine.partition import Partitions
 from consumerkit.errors import PartitionUnusable
-from consumerkit.event_wait import wait_until_set
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
 from consumerkit.message import TopicPartition

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from consumerkit.engine.lane import Lane
 from consumerkit.engine.partition import Partition
 from consumerkit.errors import CommitsLost
-from consumerkit.handler import Ordering
+from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.parked import ParkedMessage

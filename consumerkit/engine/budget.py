@@ -11,7 +11,7 @@ import asyncio
 import time
 from typing import Final
 
-from consumerkit.event_wait import wait_until_set
+from consumerkit.concurrency import wait_until_set
 from consumerkit.message import Message
 from consumerkit.transports.base import Consumer
 

@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Protocol
 
 from consumerkit import events
+from consumerkit.concurrency import wait_until_set
 from consumerkit.engine import letters, placing
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.partition import Partition, Partitions
 from consumerkit.errors import CommitsLost, Fenced, Unavailable
-from consumerkit.event_wait import wait_until_set
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
 from consumerkit.message import TopicPartition

@@ -9,11 +9,11 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from consumerkit import events
+from consumerkit.concurrency import wait_until_set
 from consumerkit.engine import letters
 from consumerkit.engine.fences import InTransaction
 from consumerkit.engine.lane import MOST_DUE
 from consumerkit.engine.partition import Partitions
-from consumerkit.event_wait import wait_until_set
 from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
 from consumerkit.storage.parked import ParkedMessage

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from consumerkit.database_words import database_words, without_values
 from consumerkit.error_tree import first_leaf, is_a, raised_from, traceback_of
 from consumerkit.errors import ConsumerkitError
-from consumerkit.redaction import redact
+from consumerkit.redaction.database_words import database_words, without_values
+from consumerkit.redaction.text import redact
 from consumerkit.storage.faults import Fault, fault_of, sqlstate, was_raised_by_code
 
 STACK_BYTES: Final = 8 * 1024

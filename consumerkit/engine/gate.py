@@ -10,11 +10,11 @@ from functools import partial
 from typing import Final
 
 from consumerkit import events
-from consumerkit.brake import Brake, BrakeState
 from consumerkit.engine.item import Item
 from consumerkit.engine.partition_brakes import PartitionBrakes, is_unreadable
 from consumerkit.events import Announcer
 from consumerkit.message import Message
+from consumerkit.policies.brake import Brake, BrakeState
 from consumerkit.storage.origins import Origin, origin
 
 REMEMBERED: Final = 20_000

@@ -10,12 +10,12 @@ from uuid import uuid4
 
 from pydantic_core import from_json, to_json
 
-from consumerkit.context import AnyContext, BatchContext, Context, Publisher
-from consumerkit.declaration import Declaration
 from consumerkit.engine import letters
 from consumerkit.engine.guard import Guard
 from consumerkit.engine.item import Item, Verdict
-from consumerkit.handler import Received
+from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publisher
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.handlers.handler import Received
 from consumerkit.message import TopicPartition
 from consumerkit.storage import outbox
 from consumerkit.storage.dead_letters import DeadMessage

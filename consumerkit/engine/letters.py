@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Final
 
-from consumerkit.context import Publication
-from consumerkit.dead_letter import BY_REFERENCE, HEADER_PREFIX
 from consumerkit.engine.error_text import (
     CAUSES,
     STACK_BYTES,
@@ -21,9 +19,11 @@ from consumerkit.engine.error_text import (
 )
 from consumerkit.engine.item import Item
 from consumerkit.engine.places import place_of
+from consumerkit.handlers.context import Publication
 from consumerkit.message import Headers, known_time
 from consumerkit.observability.printable import printable
 from consumerkit.outcome import Reason
+from consumerkit.policies.dead_letter import BY_REFERENCE, HEADER_PREFIX
 from consumerkit.storage.dead_letters import DeadMessage, storable
 from consumerkit.storage.history import within
 from consumerkit.storage.origins import home

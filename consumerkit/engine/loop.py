@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import cycle
 
 from consumerkit import events
-from consumerkit.declaration import Declaration
+from consumerkit.concurrency import remaining
 from consumerkit.engine.assignments import GIVE_BACK_TIMEOUT, Assignments
 from consumerkit.engine.books import LaneBooks
 from consumerkit.engine.budget import Budget, cost
@@ -33,10 +33,10 @@ from consumerkit.engine.telling import Tell
 from consumerkit.engine.topic_watch import TopicWatch
 from consumerkit.engine.unit_of_work import UnitOfWork
 from consumerkit.errors import CommitsLost
-from consumerkit.event_wait import remaining
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
-from consumerkit.handler import Ordering
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage import progress
 from consumerkit.storage.parked import ParkedMessage

@@ -16,13 +16,13 @@ from functools import partial
 from typing import Final
 
 from consumerkit import events
+from consumerkit.concurrency import wait_until_set
 from consumerkit.engine import letters, placing
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.first_runs import FirstRuns
 from consumerkit.engine.inquiry import Asked, Inquiry
 from consumerkit.engine.partition import Partition, Partitions
 from consumerkit.errors import PartitionUnusable, Unavailable
-from consumerkit.event_wait import wait_until_set
 from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
 from consumerkit.storage.progress import Lane

@@ -7,7 +7,7 @@ from typing import Final
 
 from consumerkit.engine.offsets import OffsetTracker
 from consumerkit.engine.placing import Beginning
-from consumerkit.handler import Ordering
+from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.fence import Taken
 from consumerkit.storage.parking import Place

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from consumerkit import events
-from consumerkit.brake import Brake
 from consumerkit.engine.item import Item, Verdict
 from consumerkit.events import Announcer
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Reason
+from consumerkit.policies.brake import Brake
 
 UNREADABLE: Final = frozenset({Reason.UNDECODABLE, Reason.UNIDENTIFIED, Reason.OVERSIZED})
 

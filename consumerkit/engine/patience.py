@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from consumerkit import events
+from consumerkit.concurrency import wait_until_set
 from consumerkit.engine import letters
-from consumerkit.event_wait import wait_until_set
 from consumerkit.events import Announcer
 
 FIRST_WAIT: Final = 0.1

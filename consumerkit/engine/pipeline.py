@@ -27,7 +27,7 @@ from consumerkit.engine.transaction import StaleFound
 from consumerkit.error_tree import deciding
 from consumerkit.errors import Reject, Unavailable
 from consumerkit.failpoints import reach
-from consumerkit.handler import Ordering
+from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.origins import Origin, origin

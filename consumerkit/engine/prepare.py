@@ -7,17 +7,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from consumerkit.declaration import SKIP, Declaration
 from consumerkit.engine.error_text import TEXT_CHARACTERS, cut
 from consumerkit.engine.fresh_context import FreshContexts
 from consumerkit.engine.item import Item
 from consumerkit.errors import Unavailable, Undecodable
-from consumerkit.identity import Identity, MessageId, topic_scope
+from consumerkit.handlers.declaration import SKIP, Declaration
+from consumerkit.handlers.message_id import Identity, MessageId, topic_scope
+from consumerkit.handlers.value_bytes import NoStableBytes
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.redaction import redact
+from consumerkit.redaction.text import redact
 from consumerkit.storage.dead_letters import DeadMessage
-from consumerkit.value_bytes import NoStableBytes
 
 # A number above each of these is one of milliseconds, microseconds, nanoseconds: as seconds it is the year 5138 or
 # later, and as the next smaller unit March 1973 or earlier.

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from consumerkit.declaration import Declaration
 from consumerkit.engine.item import Item, Verdict
+from consumerkit.handlers.declaration import Declaration
 from consumerkit.outcome import Outcome
 from consumerkit.storage import settling
 from consumerkit.storage.ledger import Ledger

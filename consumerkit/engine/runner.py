@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from consumerkit.declaration import Declaration
 from consumerkit.engine import letters
 from consumerkit.engine.fresh_context import FreshContexts
 from consumerkit.engine.gate import Gate
@@ -30,6 +29,7 @@ from consumerkit.errors import (
     Unavailable,
 )
 from consumerkit.failpoints import reach
+from consumerkit.handlers.declaration import Declaration
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.fence import Owners

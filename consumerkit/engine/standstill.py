@@ -12,7 +12,7 @@ from typing import Final
 from consumerkit import events
 from consumerkit.engine.partition import Partition
 from consumerkit.events import Announcer
-from consumerkit.handler import Ordering
+from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import PartitionInfo
 

@@ -11,7 +11,6 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from consumerkit.declaration import Declaration
 from consumerkit.engine import burial, letters
 from consumerkit.engine.group import Group
 from consumerkit.engine.guard import OPTION
@@ -19,7 +18,8 @@ from consumerkit.engine.item import Item, Verdict
 from consumerkit.engine.revival import Revival
 from consumerkit.errors import CommitsLost, Fenced, TransactionMisused
 from consumerkit.failpoints import reach
-from consumerkit.handler import Ordering
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.handlers.handler import Ordering
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.storage import dead_letters, fence, location, origins, outbox, progress, redriven, settling
 from consumerkit.storage.dialects import Claim, Kept, Limits

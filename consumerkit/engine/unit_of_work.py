@@ -18,7 +18,6 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from consumerkit.declaration import Declaration
 from consumerkit.engine.clock import DatabaseSilent
 from consumerkit.engine.containment import (
     being_cancelled,
@@ -35,7 +34,8 @@ from consumerkit.engine.transaction import Transaction, TransactionEnded
 from consumerkit.error_tree import is_a, leaves
 from consumerkit.errors import CommitUnknown
 from consumerkit.failpoints import reach
-from consumerkit.method_checks import method_of
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.handlers.methods import method_of
 from consumerkit.storage import plain_sessions
 from consumerkit.storage.engines import AsyncSessions, SyncSessions
 from consumerkit.storage.faults import Fault, fault_of

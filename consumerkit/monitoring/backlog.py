@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Float, cast, func, select
 from sqlalchemy.orm import Session
 
-from consumerkit.event_wait import wait_until_set
+from consumerkit.concurrency import wait_until_set
 from consumerkit.storage.dead_letters import State
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.parked import Kind

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from consumerkit.event_wait import wait_until_set
+from consumerkit.concurrency import wait_until_set
 from consumerkit.worker import Worker
 
 BEAT: Final = 1.0

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from consumerkit import events
-from consumerkit.database_words import without_values
 from consumerkit.events import Event
 from consumerkit.message import TopicPartition
 from consumerkit.observability.printable import printable, printable_lines
-from consumerkit.redaction import redact
+from consumerkit.redaction.database_words import without_values
+from consumerkit.redaction.text import redact
 
 Format = Literal["text", "json"]
 _Level = int | Callable[[Any], int]

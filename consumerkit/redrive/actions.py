@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 
 from consumerkit.errors import StartError
-from consumerkit.handler import Ordering
-from consumerkit.identity import WHOLE_VALUE
+from consumerkit.handlers.handler import Ordering
+from consumerkit.handlers.message_id import WHOLE_VALUE
 from consumerkit.message import Message
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.redrive.batch import Scene, Told

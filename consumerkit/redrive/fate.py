@@ -8,7 +8,7 @@ from enum import StrEnum
 from hashlib import blake2b
 from typing import Any, Final
 
-from consumerkit.identity import DIGEST_BYTES
+from consumerkit.handlers.message_id import DIGEST_BYTES
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.storage.dialects import Kept
 from consumerkit.storage.parked import Kind

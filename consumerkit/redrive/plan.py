@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session
 
 from consumerkit.errors import StartError
-from consumerkit.handler import Ordering
+from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
 from consumerkit.redrive.fate import Fate
 from consumerkit.storage import consumers

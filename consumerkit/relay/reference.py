@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from sqlalchemy.orm import Session
 
-from consumerkit.dead_letter import BY_REFERENCE, HEADER_PREFIX
 from consumerkit.message import Headers
+from consumerkit.policies.dead_letter import BY_REFERENCE, HEADER_PREFIX
 from consumerkit.storage import dead_letters
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import Tables

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Engine, event
 
-from consumerkit.client_logs import silence_debugging
+from consumerkit.redaction.client_logs import silence_debugging
 
 BEGIN: Final = "BEGIN IMMEDIATE"
 BUSY_MILLISECONDS: Final = 30_000

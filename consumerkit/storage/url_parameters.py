@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import URL
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.file_path import check_path, shown_path
+from consumerkit.redaction.file_path import check_path, shown_path
 
 _MODES: Final = "disable|allow|prefer|require|verify-ca|verify-full"
 _SWITCH: Final = "0|1"

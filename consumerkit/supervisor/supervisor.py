@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from consumerkit.event_wait import wait_until_set
+from consumerkit.concurrency import wait_until_set
 from consumerkit.supervisor.lifeline import Channel
 
 # Exit codes of a worker process, and of the supervisor.

@@ -19,8 +19,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as ClientPartition
 from aiokafka.conn import create_conn  # type: ignore[import-untyped]
 
-from consumerkit.client_logs import silence_debugging
 from consumerkit.errors import StartError
+from consumerkit.redaction.client_logs import silence_debugging
 
 START_TIMEOUT: Final = 20.0
 """Seconds after which a broker that does not answer is given up at start."""

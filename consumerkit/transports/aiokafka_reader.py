@@ -16,7 +16,7 @@ import aiokafka.errors as errors  # type: ignore[import-untyped]
 from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as ClientPartition
 
-from consumerkit.event_wait import wait_until_set
+from consumerkit.concurrency import wait_until_set
 from consumerkit.message import Message, TopicPartition
 from consumerkit.transports.aiokafka_client import Insight, words
 from consumerkit.transports.aiokafka_group import Held, Membership

@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable, Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from consumerkit.concurrency import wait_until_set
 from consumerkit.errors import PartitionUnusable, StartError, Unavailable
-from consumerkit.event_wait import wait_until_set
 from consumerkit.message import Message, TopicPartition
 from consumerkit.transports.base import (
     AssignmentListener,

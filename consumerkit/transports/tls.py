@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.file_path import check_path, shown_path
+from consumerkit.redaction.file_path import check_path, shown_path
 
 _LONGEST_PASSWORD: Final = 1023
 """Bytes of a key's password that OpenSSL takes."""

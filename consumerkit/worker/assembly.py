@@ -11,7 +11,6 @@ from typing import TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from consumerkit.declaration import Declaration
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.group import Group
 from consumerkit.engine.loop import Engine
@@ -19,7 +18,8 @@ from consumerkit.engine.solitude import Solitude
 from consumerkit.engine.transaction import Transaction, TransactionEnded
 from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork, UnitOfWork
 from consumerkit.events import Announcer
-from consumerkit.handler import Ordering
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.handlers.handler import Ordering
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.engines import Database
 from consumerkit.storage.ledger import Ledger

@@ -9,11 +9,12 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from consumerkit.database_words import database_words
-from consumerkit.declaration import Declaration
-from consumerkit.declaration_checks import in_short
 from consumerkit.errors import ConfigurationError, StartError
-from consumerkit.payload_retention import PayloadRetention
+from consumerkit.handlers.attributes import in_short
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.maintenance import retention_warnings
+from consumerkit.policies.payload_retention import PayloadRetention
+from consumerkit.redaction.database_words import database_words
 from consumerkit.storage import consumers, occupancy, schema, server, waiting
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.engines import Database
@@ -23,7 +24,6 @@ from consumerkit.storage.pruning import Pruning
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import TopicInfo, Transport
 from consumerkit.transports.kafka import Kafka
-from consumerkit.worker import horizons
 
 T = TypeVar("T")
 _TRANSPORT = ("consumer", "producer", "topics", "keeps", "create_topics")
@@ -120,14 +120,14 @@ async def retention(
         return
     keeps = await transport.keeps(sorted({topic for declared in declarations for topic in declared.topics}))
     letters = await _asked(given, pruning.oldest_letters)
-    for line in horizons.warnings(seconds, declarations, keeps, letters):
+    for line in retention_warnings.warnings(seconds, declarations, keeps, letters):
         _log.warning("%s", line)
 
 
 def parked(kept: PayloadRetention, declarations: Sequence[Declaration]) -> None:
     """Warn where a message may be ended in the parking lot before its retries are."""
     seconds = kept.seconds("parked")
-    for line in () if seconds is None else horizons.parked_warnings(seconds, declarations):
+    for line in () if seconds is None else retention_warnings.parked_warnings(seconds, declarations):
         _log.warning("%s", line)
 
 

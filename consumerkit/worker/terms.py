@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from consumerkit.declaration import Declaration
 from consumerkit.engine import letters
+from consumerkit.handlers.declaration import Declaration
 from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.expiry import Terms
 from consumerkit.storage.outbox import OutboxMessage

@@ -19,19 +19,19 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumerkit import events, failpoints
-from consumerkit.declaration import Declaration, declare_all
+from consumerkit.concurrency import remaining
 from consumerkit.engine.loop import Engine as HandlerEngine
 from consumerkit.engine.runner import HandlerHalted
 from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
-from consumerkit.event_wait import remaining
 from consumerkit.events import Announcer, Observer
-from consumerkit.expiry import Expiry
-from consumerkit.handler import AnyHandler
+from consumerkit.handlers.declaration import Declaration, declare_all
+from consumerkit.handlers.handler import AnyHandler
+from consumerkit.maintenance.expirer import Expiry
+from consumerkit.maintenance.pruner import Retention
 from consumerkit.observability.logs import LoggingObserver
-from consumerkit.payload_retention import PayloadRetention, payload_retention_of
+from consumerkit.policies.duration import DAY, seconds_of
+from consumerkit.policies.payload_retention import PayloadRetention, payload_retention_of
 from consumerkit.relay import Relay
-from consumerkit.retention import Retention
-from consumerkit.spans import DAY, seconds_of
 from consumerkit.storage.dialects import Limits, dialect_for
 from consumerkit.storage.engines import AsyncSessions, Database, SyncSessions
 from consumerkit.storage.expiry import Expiring

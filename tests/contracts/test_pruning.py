@@ -13,12 +13,11 @@ import pytest
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from consumerkit import retention
 from consumerkit.errors import ConfigurationError
+from consumerkit.maintenance.pruner import Forgotten, forget
 from consumerkit.message import TopicPartition
 from consumerkit.outcome import Outcome
-from consumerkit.retention import Forgotten, forget
-from consumerkit.spans import seconds_of
+from consumerkit.policies.duration import seconds_of
 from consumerkit.storage import consumers, progress
 from consumerkit.storage.dialects import Claim, Limits, dialect_for
 from consumerkit.storage.engines import Database
@@ -247,7 +246,7 @@ async def test_bounds_are_raised_before_anything_goes_and_never_lowered(books: B
 async def test_nothing_goes_while_a_bound_cannot_be_raised(
     server_books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_TRIES", 2)
+    monkeypatch.setattr(pruner, "_TRIES", 2)
     books = server_books
     await books.position()
     await books.processed("old")

@@ -25,7 +25,7 @@ from consumerkit import (
     events,
 )
 from consumerkit.engine import letters
-from consumerkit.identity import WHOLE_VALUE
+from consumerkit.handlers.message_id import WHOLE_VALUE
 from consumerkit.observability import logs
 from tests.docs.markdown import ROOT
 

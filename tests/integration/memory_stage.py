@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from consumerkit import Context, Handler, Message, Retry, fixed, header
 from consumerkit.events import Event
-from consumerkit.handler import AnyHandler
+from consumerkit.handlers.handler import AnyHandler
 from consumerkit.message import TopicPartition
 from consumerkit.storage import outbox
 from consumerkit.storage.engines import Database

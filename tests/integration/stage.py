@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from consumerkit import Context
 from consumerkit.events import Event, GroupCommitted
-from consumerkit.handler import AnyHandler
+from consumerkit.handlers.handler import AnyHandler
 from consumerkit.storage.engines import Database
 from consumerkit.transports.kafka import Client, Kafka, Option
 from consumerkit.worker import Worker

@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 
 from consumerkit import Message, Ordering, Retry, exponential, fixed
-from consumerkit.brake import Brake
 from consumerkit.engine.partition_brakes import PartitionBrakes
 from consumerkit.events import AttemptFailed, BrakeOff, BrakeOn, PartitionInDoubt
+from consumerkit.policies.brake import Brake
 from tests.integration.stage import Stage, payment
 from tests.integration.yard import BatchTrial, PlainTrial, Trial, Yard
 from tests.services import PostgresServer

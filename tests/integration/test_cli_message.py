@@ -8,7 +8,7 @@ from sqlalchemy import create_engine, update
 from sqlalchemy.orm import Session
 
 from consumerkit import Outcome, Reason, coordinates, header
-from consumerkit.identity import possible_digests, topic_scope
+from consumerkit.handlers.message_id import possible_digests, topic_scope
 from consumerkit.message import Message
 from consumerkit.storage import consumers, dead_letters
 from consumerkit.storage.dead_letters import DeadMessage

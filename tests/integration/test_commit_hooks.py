@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from consumerkit import Context, Handler, Retry, fixed, header
 from consumerkit.events import AttemptFailed, CommitsLost, HandlerPaused, MessageDeadLettered, PartitionInDoubt
-from consumerkit.handler import AnyHandler
+from consumerkit.handlers.handler import AnyHandler
 from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line
 from tests.integration.stage import Run
 from tests.services import PostgresServer

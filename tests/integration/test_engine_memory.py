@@ -28,7 +28,7 @@ from consumerkit.events import (
     PartitionTaken,
     WorkerStopped,
 )
-from consumerkit.handler import AnyHandler
+from consumerkit.handlers.handler import AnyHandler
 from consumerkit.transports.memory_group import MemoryConsumer
 from tests.integration import memory_stage
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write

@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from consumerkit import ConfigurationError, Context, Handler, Retry, fixed, header, retention
-from consumerkit.erasure import Erased, erase
+from consumerkit import ConfigurationError, Context, Handler, Retry, fixed, header
 from consumerkit.events import PayloadsErased
 from consumerkit.message import Message, TopicPartition
+from consumerkit.operations.erasure import Erased, erase
 from consumerkit.outcome import Outcome
 from consumerkit.storage import consumers, expiry, fence, outbox
 from consumerkit.storage import erasure as statements
@@ -159,7 +159,7 @@ async def test_payloads_of_decided_letters_go_when_they_are_old(
             )
 
     await open_database.run(work)
-    monkeypatch.setattr(retention, "INTERVAL", 0.1)
+    monkeypatch.setattr(pruner, "INTERVAL", 0.1)
     async with place.run(Write(), payload_retention=timedelta(days=30)) as run:
         await run.until(lambda: bool(run.seen(PayloadsErased)), "payloads were erased")
         await asyncio.sleep(0.3)

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import select
 
 from consumerkit import Brake, ConfigurationError, fixed, header, record_timestamp
-from consumerkit.declaration import declare
 from consumerkit.engine.prepare import moment_of
 from consumerkit.events import BrakeOn, GroupCommitted, MessageDeadLettered
-from consumerkit.identity import MessageId
+from consumerkit.handlers.declaration import declare
+from consumerkit.handlers.message_id import MessageId
 from consumerkit.outcome import Reason
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.integration.memory_stage import MemoryStage, Write

@@ -38,7 +38,7 @@ from consumerkit.events import (
     UndecidedPayloadsErased,
     WorkerStarted,
 )
-from consumerkit.expiry import Expired, Expiry, Unsent
+from consumerkit.maintenance.expirer import Expired, Expiry, Unsent
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.relay import Relay
@@ -418,7 +418,7 @@ async def test_an_old_outbox_is_told_of_once_for_as_long_as_it_is_old(shelf: She
 async def test_nothing_is_given_up_while_a_relay_sends(place: MemoryStage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The relay holds no row while the broker is waited for; its turn keeps the outbox as it is."""
     monkeypatch.setattr(statements, "RELAY_WAIT", 0.2)
-    monkeypatch.setattr("consumerkit.expiry._TRIES", 2)
+    monkeypatch.setattr("consumerkit.maintenance.expirer._TRIES", 2)
     shelf = Shelf(place.url)
     producer = Slow(Memory(place.broker).producer())
     await publish(shelf, "t.dlq")

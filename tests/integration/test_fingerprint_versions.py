@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field, SecretStr
 from sqlalchemy import select, update
 
 from consumerkit import Context, Handler, Message, Reject, event_fields, header
-from consumerkit.declaration import declare
 from consumerkit.events import GroupCommitted, MessageDeadLettered
+from consumerkit.handlers.declaration import declare
 from consumerkit.outcome import Reason
 from consumerkit.redrive import Selection, redrive
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES

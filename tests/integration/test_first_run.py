@@ -15,11 +15,12 @@ from confluent_kafka.cimpl import NewPartitions
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from consumerkit import Context, Handler, Json, header, positions
+from consumerkit import Context, Handler, Json, header
 from consumerkit.engine.fences import Fences, Wanted
 from consumerkit.errors import Unavailable
 from consumerkit.events import PartitionStopped, PartitionTaken, PositionDiffers, Trouble
 from consumerkit.message import TopicPartition
+from consumerkit.operations import positions
 from consumerkit.storage import schema
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Survey

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from consumerkit import Context, Handler, MessageState, MessageStatus, Outcome, Reason, header, message_status
-from consumerkit.identity import possible_digests
+from consumerkit.handlers.message_id import possible_digests
 from consumerkit.message import Message
 from consumerkit.storage import consumers, dead_letters
 from consumerkit.storage.dead_letters import DeadMessage

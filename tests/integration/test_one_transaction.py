@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from consumerkit import BatchContext, BatchHandler, Context, Handler, Received, Retry, fixed, header
 from consumerkit.errors import ConfigurationError
 from consumerkit.events import AttemptFailed, HandlerPaused, HandlerResumed, MessageDeadLettered
-from consumerkit.handler import AnyHandler
+from consumerkit.handlers.handler import AnyHandler
 from consumerkit.storage.engines import Database
 from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line
 from tests.services import PostgresServer

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from consumerkit import Context, Handler, Json, Message, Retry, fixed, header
-from consumerkit.codecs import Codec
+from consumerkit.handlers.codecs import Codec
 from tests.integration.memory_stage import MemoryStage, line
 from tests.services import PostgresServer
 

@@ -12,11 +12,12 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from sqlalchemy import text
 
-from consumerkit import Context, DeadLetter, Handler, Json, header, positions
+from consumerkit import Context, DeadLetter, Handler, Json, header
 from consumerkit.engine import topic_watch
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.events import CommitsLost, GroupCommitted, PartitionStopped, PartitionTaken, PositionDiffers
 from consumerkit.message import TopicPartition
+from consumerkit.operations import positions
 from consumerkit.storage import progress
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.pruning import Pruning

@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import Engine, create_engine, insert, select, update
 from sqlalchemy.orm import Session
 
-from consumerkit import Retry, fixed, header, retention
+from consumerkit import Retry, fixed, header
 from consumerkit.events import ForgettingHeldBack, GroupCommitted, MessageDeadLettered, MessagesForgotten
+from consumerkit.maintenance import pruner
 from consumerkit.storage import consumers
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.integration.command import CommandLine
@@ -61,19 +62,19 @@ async def worked(place: MemoryStage, **changes: Any) -> None:
 def count_turns(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """Return a list that grows by one with each turn of a worker's timer that ended."""
     ended: list[None] = []
-    turn = retention.Retention.turn
+    turn = pruner.Retention.turn
 
-    async def counted(self: retention.Retention) -> None:
+    async def counted(self: pruner.Retention) -> None:
         await turn(self)
         ended.append(None)
 
-    monkeypatch.setattr(retention.Retention, "turn", counted)
+    monkeypatch.setattr(pruner.Retention, "turn", counted)
     return ended
 
 
 async def test_a_worker_forgets_by_itself_and_says_so(place: MemoryStage, monkeypatch: pytest.MonkeyPatch) -> None:
     await worked(place)
-    monkeypatch.setattr(retention, "INTERVAL", 0.1)
+    monkeypatch.setattr(pruner, "INTERVAL", 0.1)
     async with place.run(Write(), retention=timedelta(days=7)) as run:
         await run.until(lambda: bool(run.seen(MessagesForgotten)), "something was forgotten")
         await asyncio.sleep(0.5)
@@ -96,7 +97,7 @@ async def test_a_long_standstill_after_a_kill_before_the_mark_runs_nothing_twice
         session.execute(update(TABLES.partition_progress).values(progress))
 
     await place.database.run(stand_still)
-    monkeypatch.setattr(retention, "INTERVAL", 0.05)
+    monkeypatch.setattr(pruner, "INTERVAL", 0.05)
     handler = Write()
     async with place.run(handler, retention=timedelta(days=7)) as run:
         await run.until(lambda: sum(one.duplicates for one in run.seen(GroupCommitted)) >= 3, "all of them again")
@@ -108,7 +109,7 @@ async def test_a_long_standstill_after_a_kill_before_the_mark_runs_nothing_twice
 
 async def test_a_worker_that_keeps_for_ever(place: MemoryStage, monkeypatch: pytest.MonkeyPatch) -> None:
     await worked(place)
-    monkeypatch.setattr(retention, "INTERVAL", 0.1)
+    monkeypatch.setattr(pruner, "INTERVAL", 0.1)
     async with place.run(Write(), retention=None):
         await asyncio.sleep(0.6)
     assert await place.database.run(ledger) == {"0", "1", "2"}
@@ -116,7 +117,7 @@ async def test_a_worker_that_keeps_for_ever(place: MemoryStage, monkeypatch: pyt
 
 async def test_a_partition_that_holds_back_is_told_of_once(place: MemoryStage, monkeypatch: pytest.MonkeyPatch) -> None:
     await worked(place, partition=99, settled_at=OLD - timedelta(days=1))
-    monkeypatch.setattr(retention, "INTERVAL", 0.1)
+    monkeypatch.setattr(pruner, "INTERVAL", 0.1)
     turns = count_turns(monkeypatch)
     async with place.run(Write()) as run:
         # The partition that this worker has just taken may be told of, too, before its first mark.
@@ -135,7 +136,7 @@ async def test_other_handlers_are_left_to_their_own_workers(
     place: MemoryStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await worked(place)
-    monkeypatch.setattr(retention, "INTERVAL", 0.1)
+    monkeypatch.setattr(pruner, "INTERVAL", 0.1)
     async with place.run(Write(name="another")):
         await asyncio.sleep(0.6)
     assert {"0", "1", "2"} <= await place.database.run(ledger)

@@ -27,7 +27,7 @@ from consumerkit import (
 )
 from consumerkit.errors import Defer
 from consumerkit.events import Event
-from consumerkit.handler import AnyHandler
+from consumerkit.handlers.handler import AnyHandler
 from consumerkit.storage.engines import Database
 from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.worker import Worker

@@ -125,7 +125,7 @@ MUTANTS = (
     Mutant(
         "S6",
         "a set, whose bytes depend on the process, is no message ID",
-        "consumerkit/value_bytes.py",
+        "consumerkit/handlers/value_bytes.py",
         "        SET: isinstance(value, Set),\n",
         "",
         f"{UNIT}/test_value_bytes.py::test_a_value_whose_bytes_would_not_be_the_value_is_refused_where_only_the_value_tells",
@@ -134,7 +134,7 @@ MUTANTS = (
     Mutant(
         "S6",
         "the parts of a set are sorted in a fingerprint",
-        "consumerkit/value_bytes.py",
+        "consumerkit/handlers/value_bytes.py",
         'b"".join(sorted(map(_canonical, value)))',
         'b"".join(map(_canonical, value))',
         f"{UNIT}/test_value_bytes.py::test_a_fingerprint_is_the_same_in_every_process",
@@ -243,7 +243,7 @@ MUTANTS = (
     Mutant(
         "S14",
         "a command looks at the mark again once it holds the fence",
-        "consumerkit/positions.py",
+        "consumerkit/operations/positions.py",
         "        one = _as_it_stands(asked, standing, back=back)\n",
         "        one = asked\n",
         f"{INTEGRATION}/test_progress.py"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import DBAPIError
 
-from consumerkit import positions
 from consumerkit.errors import ConsumerkitError
 from consumerkit.message import TopicPartition
+from consumerkit.operations import positions
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import DEFAULT_TABLES

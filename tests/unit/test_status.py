@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from consumerkit import ConfigurationError, Context, Handler, Identity, coordinates, event_field, header
-from consumerkit.identity import topic_scope
+from consumerkit.handlers.message_id import topic_scope
 from consumerkit.status import address_of
 
 

@@ -8,8 +8,8 @@ from typing import Protocol
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from consumerkit.declaration import Declaration
 from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.handlers.declaration import Declaration
 from consumerkit.redrive.conventions import Convention
 from consumerkit.redrive.importing.entering import Register
 from consumerkit.redrive.importing.fates import Fate, ImportReport, Line

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from consumerkit.declaration import Declaration
 from consumerkit.engine import letters
 from consumerkit.engine.item import Item
 from consumerkit.engine.letters import STACK_BYTES, TEXT_CHARACTERS
 from consumerkit.engine.prepare import Preparer
 from consumerkit.errors import Unavailable
+from consumerkit.handlers.declaration import Declaration
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.redaction import redact
+from consumerkit.redaction.text import redact
 from consumerkit.redrive import conventions
 from consumerkit.redrive.conventions import Convention, Letter, Malformed, Unrecognised
 from consumerkit.redrive.importing.entering import Candidate

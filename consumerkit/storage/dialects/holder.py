@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import Connection, Table, insert, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
-from consumerkit.identity import DIGEST_BYTES
+from consumerkit.handlers.message_id import DIGEST_BYTES
 from consumerkit.outcome import Outcome
 from consumerkit.storage.dialects.base import Holder
 from consumerkit.storage.faults import sqlstate

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from consumerkit.identity import DIGEST_BYTES
+from consumerkit.handlers.message_id import DIGEST_BYTES
 from consumerkit.outcome import Outcome
 from consumerkit.storage.dialects import settings
 from consumerkit.storage.dialects.base import RELAY_IDLE, Claim, Holder, Kept, Limits, RelayHolder, check_number

@@ -19,7 +19,7 @@ from consumerkit.cli.retry import steps_of
 
 SHOP = """
 from consumerkit import Context, Handler, Retry, Worker, exponential, fixed, header
-from consumerkit.retry import uniform
+from consumerkit.policies.retry import uniform
 from consumerkit.transports.memory import Memory, MemoryBroker
 
 class Credit(Handler[bytes]):

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, create_engine, insert, select
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.partition import Partition
 from consumerkit.errors import CommitsLost
-from consumerkit.handler import Ordering
+from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, progress
 from consumerkit.storage.dialects import dialect_for

@@ -2,10 +2,10 @@
 
 import asyncio
 
-from consumerkit.brake import Brake
 from consumerkit.engine.gate import Gate
 from consumerkit.events import Announcer
-from consumerkit.waits import fixed
+from consumerkit.policies.brake import Brake
+from consumerkit.policies.wait import fixed
 
 
 async def test_lanes_take_turns_at_probing() -> None:

@@ -6,10 +6,10 @@ import psycopg.errors
 import pytest
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from consumerkit.context import Publication
 from consumerkit.engine import letters
 from consumerkit.engine.item import Item
 from consumerkit.errors import Reject, Unavailable
+from consumerkit.handlers.context import Publication
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.storage.dead_letters import DeadMessage

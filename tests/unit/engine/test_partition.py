@@ -4,7 +4,7 @@ import pytest
 
 from consumerkit.engine.partition import Partition, Partitions
 from consumerkit.engine.placing import Beginning
-from consumerkit.handler import Ordering
+from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.fence import Taken
 from consumerkit.storage.parking import Place

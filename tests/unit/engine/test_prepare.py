@@ -7,9 +7,9 @@ import pytest
 from pydantic import BaseModel
 
 from consumerkit import Context, Events, Handler, Json, Unavailable, Undecodable, coordinates, event_field, header
-from consumerkit.declaration import declare
 from consumerkit.engine.item import Item, Verdict
 from consumerkit.engine.prepare import Preparer
+from consumerkit.handlers.declaration import declare
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
 

@@ -52,4 +52,4 @@ def test_an_unsatisfying_result_is_a_failed_attempt(tmp_path: Path) -> None:
     effects, dead = asyncio.run(_run(tmp_path / "shop.db"))
     assert effects == [1, 2]
     words = "handle returned str, which on_result takes for a failure"
-    assert dead == [("1", "exhausted", 3, "consumerkit.retry.Unsatisfied", words)]
+    assert dead == [("1", "exhausted", 3, "consumerkit.errors.Unsatisfied", words)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from consumerkit import Context, Handler, coordinates, header
-from consumerkit.declaration import Declaration, declare
+from consumerkit.handlers.declaration import Declaration, declare
 from consumerkit.message import Message
 from consumerkit.redrive.conventions import Convention, Malformed, Unrecognised, read
 from consumerkit.redrive.conventions.fields import label, moment, timestamp, topic_id

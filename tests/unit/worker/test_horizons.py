@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from consumerkit import Context, Handler, Retry, exponential, fixed, header
-from consumerkit.declaration import declare
-from consumerkit.worker.horizons import parked_warnings, retry_horizon, span, warnings
+from consumerkit.handlers.declaration import declare
+from consumerkit.maintenance.retention_warnings import parked_warnings, retry_horizon, span, warnings
 
 DAY = 86_400.0
 

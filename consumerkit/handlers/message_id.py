@@ -1,0 +1,247 @@
+"""Where a message's ID is read, and how it becomes the ledger's key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from consumerkit.errors import ConfigurationError
+from consumerkit.handlers.fingerprint import DIGEST_BYTES, WHOLE_VALUE, Fingerprint, event_fields, is_name
+from consumerkit.handlers.value_bytes import NoStableBytes, encode_field, read_path
+from consumerkit.message import Message
+
+__all__ = [
+    "DIGEST_BYTES",
+    "WHOLE_VALUE",
+    "Fingerprint",
+    "Identity",
+    "MessageId",
+    "coordinates",
+    "encode_field",
+    "event_field",
+    "event_fields",
+    "header",
+    "possible_digests",
+    "read_path",
+    "record_timestamp",
+    "shown",
+    "topic_scope",
+]
+
+MAX_KEY_SIZE = blake2b.MAX_KEY_SIZE
+SHOWN_CHARACTERS = 200
+
+# blake2b keeps hashes of different "persons" apart: an ID of one part, of several, and a position in the log can
+# never be taken for each other, whatever bytes they hold.
+_SINGLE = b"id"
+_COMPOSITE = b"composite"
+_COORDINATES = b"coordinates"
+_TIMESTAMP = b"timestamp"
+
+
+class MessageId(NamedTuple):
+    """A message's ID, found."""
+
+    digest: bytes
+    parts: tuple[bytes, ...]
+    fallback: bool
+
+    def __str__(self) -> str:
+        parts = self.parts
+        return shown(parts[0]) if len(parts) == 1 else "/".join(map(shown, parts))
+
+
+def shown(raw: bytes) -> str:
+    r"""Return raw ID bytes as text that is safe to store and to print: escaped, and cut where long.
+
+    Example:
+        >>> print(shown(b"pay-1"), shown(b"a\x00\xff"))
+        pay-1 a\x00\xff
+    """
+    # A character has four bytes at most; one character more than is shown tells whether to cut.
+    text = raw[: (SHOWN_CHARACTERS + 1) * 4].decode("utf-8", "backslashreplace")
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+
+
+Part = Callable[[Message, Any], bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    parts: tuple[Part, ...]
+    person: bytes
+    description: str
+    fields: tuple[str, ...] = ()
+
+    @property
+    def needs_event(self) -> bool:
+        """Whether the decoded event is read."""
+        return bool(self.fields)
+
+    @property
+    def names_a_type(self) -> bool:
+        """Whether what is read here can be an event type's name: one part that is not a place in the log."""
+        return self.person == _SINGLE
+
+    def read(self, message: Message, event: object) -> tuple[bytes, ...] | None:
+        if len(self.parts) == 1:
+            only = self.parts[0](message, event)
+            return (only,) if only else None
+        found = []
+        for part in self.parts:
+            value = part(message, event)
+            if not value:
+                return None
+            found.append(value)
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Where to read a message's ID; made by `header`, `event_field` or `coordinates`, joined with `|`.
+
+    Example:
+        >>> header("message-id") | event_field("payment_id")
+        header('message-id') | event_field('payment_id')
+    """
+
+    sources: tuple[_Source, ...]
+
+    def __or__(self, other: Identity) -> Identity:
+        return Identity(self.sources + other.sources)
+
+    def __repr__(self) -> str:
+        return " | ".join(source.description for source in self.sources)
+
+    @property
+    def is_only_a_time(self) -> bool:
+        """Whether a source is no ID of a message."""
+        return any(source.person == _TIMESTAMP for source in self.sources)
+
+    def find(self, message: Message, event: object, *, scope: bytes = b"") -> MessageId | None:
+        """Return the ID from the first source that has one, or None.
+
+        Args:
+            message: The record.
+            event: What it was decoded to.
+            scope: Kept apart in the digest: the same ID in another scope is another ID.
+        """
+        for source in self.sources:
+            parts = source.read(message, event)
+            if parts is not None:
+                return MessageId(_digest(parts, source.person, scope), parts, source is not self.sources[0])
+        return None
+
+    def digests_of(self, *parts: str | bytes, scope: bytes = b"") -> tuple[bytes, ...]:
+        """Return the ledger's keys that an ID given by hand may have: one for each kind of source with so many parts.
+
+        Raises:
+            ValueError: No source has so many parts.
+        """
+        persons = [source.person for source in self.sources if len(source.parts) == len(parts)]
+        if not persons:
+            wanted = " or ".join(str(count) for count in sorted({len(source.parts) for source in self.sources}))
+            raise ValueError(f"a message ID of {self!r} has {wanted} part(s), and {len(parts)} are given")
+        return _digests(parts, persons, scope)
+
+
+def possible_digests(*parts: str | bytes, scope: bytes = b"") -> tuple[bytes, ...]:
+    """Return the ledger's keys that an ID may have, where nothing is known of its handler but the name."""
+    if len(parts) > 1:
+        return _digests(parts, [_COMPOSITE], scope)
+    looks_like_a_place = re.fullmatch(rb".+/\d+/\d+", _raw(parts[0]), re.DOTALL) is not None
+    return _digests(parts, [_SINGLE, _COORDINATES] if looks_like_a_place else [_SINGLE], scope)
+
+
+def topic_scope(topic: str) -> bytes:
+    """Return the scope that keeps a topic's IDs apart from other topics'; a digest, since a hash key is short."""
+    return blake2b(topic.encode(), digest_size=32).digest()
+
+
+def _digests(parts: tuple[str | bytes, ...], persons: Iterable[bytes], scope: bytes) -> tuple[bytes, ...]:
+    raw = tuple(map(_raw, parts))
+    return tuple(_digest(raw, person, scope) for person in dict.fromkeys(persons))
+
+
+def _raw(part: str | bytes) -> bytes:
+    return part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+
+
+def _digest(parts: tuple[bytes, ...], person: bytes, scope: bytes) -> bytes:
+    # The length before each part keeps ("a", "bc") and ("ab", "c") apart. A key of blake2b has 64 bytes at most.
+    joined = parts[0] if len(parts) == 1 else b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    key = scope if len(scope) <= MAX_KEY_SIZE else blake2b(scope).digest()
+    return blake2b(joined, digest_size=DIGEST_BYTES, person=person, key=key).digest()
+
+
+def _source(kind: str, names: tuple[str, ...], make: Callable[[str], Part], *, needs_event: bool) -> Identity:
+    description = f"{kind}({', '.join(map(repr, names))})"
+    if not names or not all(map(is_name, names)):
+        raise ConfigurationError(f"{description}: give at least one name, none of them empty")
+    person = _SINGLE if len(names) == 1 else _COMPOSITE
+    fields = names if needs_event else ()
+    return Identity((_Source(tuple(make(name) for name in names), person, description, fields),))
+
+
+def header(*names: str) -> Identity:
+    """Read the ID from one header, or from several that identify the message together.
+
+    Where a header occurs twice the last one counts, as in Kafka's own `lastHeader`.
+
+    Example:
+        >>> header("ce_source", "ce_id")
+        header('ce_source', 'ce_id')
+    """
+
+    def part(name: str) -> Part:
+        return lambda message, _event: message.header(name)
+
+    return _source("header", names, part, needs_event=False)
+
+
+def event_field(*names: str) -> Identity:
+    """Read the ID from one field of the decoded event, or from several; a dot reaches into a nested one.
+
+    Example:
+        >>> event_field("order.id", "version")
+        event_field('order.id', 'version')
+    """
+
+    def part(name: str) -> Part:
+        path = tuple(name.split("."))
+
+        def read(_message: Message, event: object) -> bytes | None:
+            try:
+                return encode_field(read_path(event, path))
+            except NoStableBytes as error:
+                raise NoStableBytes(f"{name!r} {error}") from None
+
+        return read
+
+    return _source("event_field", names, part, needs_event=True)
+
+
+def coordinates() -> Identity:
+    """Take the message's place in the log as its ID: topic ID, partition, offset.
+
+    It catches redelivery, and not a producer that sends the same thing again.
+    """
+
+    def part(message: Message, _event: object) -> bytes:
+        return f"{message.topic_id}/{message.partition}/{message.offset}".encode()
+
+    return Identity((_Source((part,), _COORDINATES, "coordinates()"),))
+
+
+def record_timestamp() -> Identity:
+    """Take the record's own timestamp, which the producer or the broker has set; for `event_time` alone."""
+
+    def part(message: Message, _event: object) -> bytes | None:
+        return b"%d" % message.timestamp if message.timestamp >= 0 else None
+
+    return Identity((_Source((part,), _TIMESTAMP, "record_timestamp()"),))

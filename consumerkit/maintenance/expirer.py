@@ -1,0 +1,231 @@
+"""Ends what has stood in the tables for too long, in a worker's turn or by a person's command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from consumerkit import events
+from consumerkit.errors import PayloadSealed
+from consumerkit.events import Announcer
+from consumerkit.message import TopicPartition
+from consumerkit.policies.duration import in_utc
+from consumerkit.policies.payload_retention import PayloadRetention
+from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.engines import Run
+from consumerkit.storage.erasure import Erasing
+from consumerkit.storage.expiry import Batch, Expiring, Terms
+from consumerkit.storage.outbox import Old
+
+OUTBOX_OLD: Final = 900.0
+"""Seconds after which a message in the outbox is old: sending takes one, and a broker's restart minutes."""
+
+_TRIES: Final = 20
+_AGAIN: Final = 0.25
+PAUSE: Final = 0.05  # between batches, so that the server's other work comes first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expired:
+    """What ended of one handler, or would.
+
+    Attributes:
+        handler: Its name.
+        decided: Dead letters that were decided and lost their payload.
+        dead: Dead letters that nobody had decided on and that lost it.
+        parked: Parked messages that became dead letters.
+        skipped: Partitions in which not everything was ended: the owner's transactions did not end in time, or a
+            payload could not be unsealed.
+    """
+
+    handler: str
+    decided: int = 0
+    dead: int = 0
+    parked: int = 0
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """How many messages in the outbox were given up, or would be; not all where a relay sent all the time."""
+
+    count: int
+    complete: bool = True
+
+
+Guard = Callable[[], AbstractContextManager[bool]]
+
+
+class Expiry:
+    """Ends what has stood for too long; several processes may, at once.
+
+    Args:
+        run: Runs work in a transaction of its own.
+        expiring: The statements.
+        retention: For how long what may stand.
+        terms: Of the handlers whose messages are meant.
+        guard: Keeps relays out from outside of the database; see `Dialect.relay_guard`.
+        announce: Told what happened.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        expiring: Expiring,
+        retention: PayloadRetention,
+        terms: Sequence[Terms],
+        guard: Guard,
+        announce: Announcer,
+    ) -> None:
+        self._run = run
+        self._expiring = expiring
+        self._terms = {one.name: one for one in terms}
+        self._announce = announce
+        self._decided = retention.seconds("decided")
+        self._dead = retention.seconds("dead")
+        self._parked = retention.seconds("parked")
+        self._outbox = retention.seconds("outbox")
+        self._guard = guard
+        self._told_old = False
+
+    async def turn(self) -> list[Expired]:
+        """End what has stood for too long, handler by handler."""
+        return [await self._of(name, number) for name, number in await self._handlers()]
+
+    async def counted(self) -> list[Expired]:
+        """Return what a turn would end now."""
+        return [await self._counted(name, number) for name, number in await self._handlers()]
+
+    async def _handlers(self) -> list[tuple[str, int]]:
+        erasing = Erasing(self._expiring.tables, self._expiring.dialect)
+        found: list[tuple[str, int]] = await self._run(partial(erasing.handlers, names=list(self._terms)))
+        return found
+
+    async def _of(self, name: str, number: int) -> Expired:
+        parked, skipped = await self._lot(self._terms[name], number)
+        decided = await self._letters(number, self._decided, decided=True)
+        if decided:
+            self._announce(events.PayloadsErased(handler=name, count=decided))
+        dead = await self._letters(number, self._dead, decided=False)
+        if dead:
+            self._announce(events.UndecidedPayloadsErased(handler=name, count=dead))
+        return Expired(handler=name, decided=decided, dead=dead, parked=parked, skipped=tuple(skipped))
+
+    async def _letters(self, number: int, seconds: float | None, *, decided: bool) -> int:
+        count = 0
+        if seconds is None:
+            return count
+        erase = partial(self._expiring.letters, consumer=number, seconds=seconds, decided=decided)
+        while erased := await self._run(erase):
+            count += erased
+            await asyncio.sleep(PAUSE)
+        return count
+
+    async def _lot(self, terms: Terms, number: int) -> tuple[int, list[str]]:
+        count, skipped = 0, list[str]()
+        if self._parked is None:
+            return count, skipped
+        for partition in await self._run(partial(self._expiring.partitions, consumer=number, seconds=self._parked)):
+            try:
+                count += await self._partition(terms, number, partition, self._parked)
+            except (_Busy, PayloadSealed) as error:
+                skipped.append(str(partition))
+                if isinstance(error, PayloadSealed):
+                    self._announce(events.Trouble(handler=terms.name, where="codec", error=str(error), wait=0.0))
+        return count, skipped
+
+    async def _partition(self, terms: Terms, number: int, partition: TopicPartition, seconds: float) -> int:
+        count, after = 0, 0
+        bury = partial(self._expiring.parked, consumer=number, terms=terms, partition=partition, seconds=seconds)
+        while True:
+            batch: Batch | None = await self._run(partial(bury, after=after))
+            if batch is None:
+                raise _Busy
+            for dead in batch.made:
+                self._announce(_told(terms.name, dead))
+                if dead.clash is not None:
+                    self._announce(events.OriginClash(handler=terms.name, **dead.clash._asdict()))
+            count += len(batch.made)
+            if batch.last is None:
+                return count
+            after = batch.last
+            await asyncio.sleep(PAUSE)
+
+    async def _counted(self, name: str, number: int) -> Expired:
+        async def count(work: Callable[..., int], seconds: float | None, **more: bool) -> int:
+            if seconds is None:
+                return 0
+            return int(await self._run(partial(work, consumer=number, seconds=seconds, **more)))
+
+        letters = self._expiring.count_letters
+        return Expired(
+            handler=name,
+            decided=await count(letters, self._decided, decided=True),
+            dead=await count(letters, self._dead, decided=False),
+            parked=await count(self._expiring.count_parked, self._parked),
+        )
+
+    # The outbox, which is no handler's.
+
+    async def watch_outbox(self) -> None:
+        """Tell once of a message that has waited for long, until none has."""
+        oldest: Old | None = await self._run(self._expiring.oldest_unsent)
+        if oldest is None or oldest.seconds < OUTBOX_OLD:
+            self._told_old = False
+        elif not self._told_old:
+            self._told_old = True
+            since = in_utc(oldest.created_at)
+            self._announce(events.OutboxOld(topic=oldest.topic, sequence=oldest.sequence, since=since))
+
+    async def unsent(self) -> Unsent:
+        """Give up messages that nobody has sent for too long, while no relay sends."""
+        if self._outbox is None:
+            return Unsent(0)
+        oldest: Old | None = await self._run(self._expiring.oldest_unsent)
+        if oldest is None or oldest.seconds < self._outbox:
+            return Unsent(0)
+        for _ in range(_TRIES):
+            with self._guard() as ours:
+                if ours:
+                    return await self._give_up(self._outbox)
+            await asyncio.sleep(_AGAIN)
+        return Unsent(0, complete=False)
+
+    async def _give_up(self, seconds: float) -> Unsent:
+        count = 0
+        while gone := await self._run(partial(self._expiring.unsent, seconds=seconds)):
+            count += len(gone)
+            by_topic: dict[str, list[Old]] = {}
+            for one in gone:
+                by_topic.setdefault(one.topic, []).append(one)
+            for topic, some in by_topic.items():
+                oldest = in_utc(min(one.created_at for one in some))
+                self._announce(events.OutboxGivenUp(topic=topic, count=len(some), oldest=oldest))
+            await asyncio.sleep(PAUSE)
+        return Unsent(count, complete=gone is not None)
+
+    async def count_unsent(self) -> Unsent:
+        """Return what `unsent` would give up now."""
+        if self._outbox is None:
+            return Unsent(0)
+        return Unsent(await self._run(partial(self._expiring.count_unsent, seconds=self._outbox)))
+
+
+class _Busy(Exception):
+    """A partition's fence was not free in time."""
+
+
+def _told(handler: str, dead: DeadMessage) -> events.MessageDeadLettered:
+    message = dead.message
+    return events.MessageDeadLettered(
+        handler=handler,
+        partition=TopicPartition(message.topic, message.partition),
+        offset=message.offset,
+        message_id=dead.message_id or "",
+        reason=dead.reason,
+        error=dead.error_type,
+    )

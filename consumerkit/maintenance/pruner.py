@@ -1,0 +1,168 @@
+"""Retention: has the ledger forget, batch by batch, by the worker's timer or by a person's command."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from consumerkit import events
+from consumerkit.concurrency import wait_until_set
+from consumerkit.events import Announcer
+from consumerkit.maintenance.expirer import Expiry
+from consumerkit.message import TopicPartition
+from consumerkit.policies.duration import in_utc
+from consumerkit.storage.engines import Run
+from consumerkit.storage.pruning import BATCH, OutdatedPlan, Plan, Pruning
+
+INTERVAL: Final = 300.0
+PAUSE: Final = 0.05  # between batches, so that the server's other work comes first
+_TRIES: Final = 20
+_AGAIN: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What became of a plan.
+
+    Attributes:
+        count: IDs that are forgotten.
+        complete: False where another process is at it, a partition's row was in use all the time, or a position was
+            moved back meanwhile: what may go now, a new plan tells.
+    """
+
+    count: int
+    complete: bool
+
+
+async def forget(
+    run: Run,
+    pruning: Pruning,
+    plan: Plan,
+    *,
+    tell: Callable[[int], object] = lambda _: None,
+    patient: bool = False,
+    batch: int = BATCH,
+) -> Forgotten:
+    """Forget what a plan lets go.
+
+    Args:
+        run: Runs work in a transaction of its own.
+        pruning: The statements.
+        plan: What may go.
+        tell: Called after each batch with its size.
+        patient: Wait for another process that prunes, instead of leaving it to that one.
+        batch: Rows in one transaction.
+    """
+    if not await run(partial(pruning.any, plan=plan)):
+        return Forgotten(0, complete=True)
+    count, after = 0, None
+    if not await _promised(run, pruning, plan):
+        return Forgotten(0, complete=False)
+    while True:
+        try:
+            found = await run(partial(pruning.forget, plan=plan, after=after, limit=batch))
+        except OutdatedPlan:
+            return Forgotten(count, complete=False)
+        if found is None:
+            if not patient:
+                return Forgotten(count, complete=False)
+            await asyncio.sleep(_AGAIN)
+            continue
+        count += found.rows
+        if found.rows:
+            tell(found.rows)
+        if found.rows < batch:
+            return Forgotten(count, complete=True)
+        after = found.last
+        await asyncio.sleep(PAUSE)
+
+
+async def _promised(run: Run, pruning: Pruning, plan: Plan) -> bool:
+    for _ in range(_TRIES):
+        try:
+            if await run(partial(pruning.promise, plan=plan)):
+                return True
+        except OutdatedPlan:
+            return False
+        await asyncio.sleep(_AGAIN)
+    return False
+
+
+class Retention:
+    """A worker's own timer: in each process, at uneven times, for the handlers of this worker.
+
+    Args:
+        run: Runs work in a transaction of its own.
+        pruning: The statements.
+        handlers: The names of the handlers.
+        seconds: For how long a processed ID is remembered; None: for ever.
+        expiry: Ends what has stood for too long, in the same turn.
+        announce: Told what happened.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        pruning: Pruning,
+        handlers: Collection[str],
+        *,
+        seconds: float | None,
+        expiry: Expiry,
+        announce: Announcer,
+    ) -> None:
+        self._run = run
+        self._pruning = pruning
+        self._handlers = tuple(handlers)
+        self._seconds = seconds
+        self._expiry = expiry
+        self._announce = announce
+        self._stopping = asyncio.Event()
+        self._told: set[tuple[str, TopicPartition]] = set()
+
+    async def run(self) -> None:
+        """Forget from time to time, until `stop`."""
+        # Processes that were started together do not all begin at the same moment.
+        await self._sleep(random.uniform(0, INTERVAL))
+        while not self._stopping.is_set():
+            wait = INTERVAL * random.uniform(0.75, 1.25)
+            try:
+                await self.turn()
+            except Exception as error:  # noqa: BLE001 - nothing is lost by forgetting later
+                self._announce(events.Trouble(where="database", error=type(error).__name__, wait=wait))
+            await self._sleep(wait)
+
+    async def turn(self) -> None:
+        """Forget now what may be forgotten, and end what has stood for too long."""
+        if self._seconds is not None:
+            for plan in await self._run(partial(self._pruning.plans, retention=self._seconds, handlers=self._handlers)):
+                await self._forget(plan)
+        await self._expiry.turn()
+        await self._expiry.watch_outbox()
+        await self._expiry.unsent()
+
+    async def _forget(self, plan: Plan) -> None:
+        self._tell_holders(plan)
+        done = await forget(self._run, self._pruning, plan)
+        if done.count and plan.before is not None:
+            before = in_utc(plan.before)
+            self._announce(events.MessagesForgotten(handler=plan.handler, count=done.count, before=before))
+
+    def _tell_holders(self, plan: Plan) -> None:
+        """Tell of each partition once for as long as it holds back."""
+        now = {(plan.handler, holder.partition) for holder in plan.holders}
+        for partition, since in plan.holders:
+            if (plan.handler, partition) not in self._told:
+                moment = None if since is None else in_utc(since)
+                self._announce(events.ForgettingHeldBack(handler=plan.handler, partition=partition, since=moment))
+        self._told = {told for told in self._told if told[0] != plan.handler} | now
+
+    async def _sleep(self, seconds: float) -> None:
+        await wait_until_set(self._stopping, seconds)
+
+    def stop(self) -> None:
+        """Have the timer end after what is under way."""
+        self._stopping.set()

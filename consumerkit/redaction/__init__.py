@@ -1,0 +1,1 @@
+"""Keeps secrets out of texts that are kept or printed."""

@@ -1,0 +1,141 @@
+"""What a database's errors say, without values: by the fields of its report, whatever language it speaks.
+
+PostgreSQL tells an error in fields: the primary message, DETAIL, CONTEXT, and the names of what is meant. Rows and keys
+stand in all but the first, and in that only between quotation marks. A driver's error has the fields, so no words need
+to be known; and where another error repeats the text of one that is in its chain, they tell what to cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from sqlalchemy.exc import DBAPIError
+
+from consumerkit.error_tree import all_in, is_a
+from consumerkit.redaction.text import HIDDEN
+
+_DRIVERS: Final = frozenset(("psycopg", "psycopg2", "asyncpg"))
+_QUOTES: Final = '"»«„“”‚‘「『《」』》'
+_QUOTED: Final = re.compile(rf"[{_QUOTES}].*[{_QUOTES}]|[{_QUOTES}].*\Z", re.DOTALL)
+_EACH_QUOTED: Final = re.compile(rf"([{_QUOTES}]\s?)([^{_QUOTES}]*)(\s?(?:[{_QUOTES}]|\Z))")
+# What a driver quotes of an argument or of a column's value, as Python writes it.
+_SENT: Final = re.compile(r"(?<=: )(?!argument ).*\Z|(?<=[\s(])[\"'].*\Z", re.DOTALL)
+# Bad data, and syntax errors, which quote what they cannot read: a statement's text, a query of words, a path.
+_BAD_DATA: Final = ("22", "42601")
+_VIOLATED: Final = "23"
+_NAMES: Final = ("constraint_name", "table_name", "column_name", "schema_name", "datatype_name", "data_type_name")
+_ADDED: Final = ("message_detail", "detail", "context", "internal_query")
+_SHORTEST: Final = 3
+_COMPARED: Final = 200
+"""Characters by which a text is found that may have been cut."""
+
+
+def database_words(error: BaseException) -> str | None:
+    """Return the first line of a driver's error without values, or None for an error of something else.
+
+    Example:
+        >>> import asyncpg
+        >>> database_words(asyncpg.PostgresError.new({"C": "22P02", "M": 'invalid input for type integer: "078"'}))
+        'invalid input for type integer: ***'
+    """
+    driver = _driver(error)
+    if driver is None:
+        return None
+    primary = _primary(driver)
+    if primary is None:
+        primary = _text(driver)
+    return next(iter(_without_values(driver, primary).splitlines()), "")
+
+
+def without_values(text: str, error: BaseException) -> str:
+    """Return a text without what databases added to their messages: the errors are those around the given one.
+
+    Args:
+        text: What may repeat their words: an error's own, or a traceback.
+        error: The error; what it was raised from, and what was being handled then, counts too.
+    """
+    for one in all_in(error, suppressed=True):
+        driver = _driver(one)
+        if driver is None:
+            continue
+        if (primary := _primary(driver) or _of_its_own(driver)) and (
+            safe := _without_values(driver, primary)
+        ) != primary:
+            text = text.replace(primary, safe).replace(repr(primary)[1:-1], safe)
+        for added in _added(driver):
+            text = _cut_out(_cut_out(text, added), repr(added)[1:-1])
+    return text
+
+
+def _cut_out(text: str, part: str) -> str:
+    """Replace a part wherever it stands, to the text's end where it is cut."""
+    begin = part[:_COMPARED]
+    at = text.find(begin)
+    while at >= 0:
+        end = at + len(part) if text.startswith(part, at) else len(text)
+        text = text[:at] + HIDDEN + text[end:]
+        at = text.find(begin, at + len(HIDDEN))
+    return text
+
+
+def _driver(error: BaseException) -> BaseException | None:
+    """Return a driver's own error: this one, or the one that SQLAlchemy wraps."""
+    found: Any = _asked(error, "orig") if is_a(error, DBAPIError) else error
+    for one in (found, _asked(found, "__cause__")):
+        if isinstance(one, BaseException) and any(
+            kind.__module__.partition(".")[0] in _DRIVERS for kind in type(one).__mro__
+        ):
+            return one
+    return None
+
+
+def _primary(driver: BaseException) -> str | None:
+    diag = _asked(driver, "diag")
+    found = _asked(diag, "message_primary") if diag is not None else _asked(driver, "message")
+    return found if isinstance(found, str) and found else None
+
+
+def _of_its_own(driver: BaseException) -> str | None:
+    """Return what a driver says by itself of data that it cannot send or read, and quotes."""
+    is_data = any(kind.__name__ == "DataError" for kind in type(driver).__mro__)
+    return _text(driver) if is_data else None
+
+
+def _added(driver: BaseException) -> Iterator[str]:
+    diag = _asked(driver, "diag")
+    for source in (driver, diag):
+        for name in _ADDED:
+            found = _asked(source, name)
+            if isinstance(found, str) and len(found) >= _SHORTEST:
+                yield found
+
+
+def _without_values(driver: BaseException, primary: str) -> str:
+    state = next((found for name in ("sqlstate", "pgcode") if isinstance(found := _asked(driver, name), str)), "")
+    if not state and _of_its_own(driver) is not None:
+        return _SENT.sub(HIDDEN, primary)
+    if state.startswith(_BAD_DATA):
+        return _QUOTED.sub(HIDDEN, primary)
+    if not state.startswith(_VIOLATED):
+        return primary
+    sources = (driver, _asked(driver, "diag"))
+    names = {found for source in sources for name in _NAMES if (found := _asked(source, name))}
+    if not names:  # code in the database raised it, which says what it wants to
+        return primary
+    return _EACH_QUOTED.sub(lambda part: part[0] if part[2].strip() in names else HIDDEN, primary)
+
+
+def _asked(source: Any, name: str) -> Any:
+    try:
+        return getattr(source, name, None)
+    except BaseException:  # noqa: BLE001 - an error may be of any class, and raise whatever it is asked
+        return None
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str.__str__(str(error))
+    except BaseException:  # noqa: BLE001 - as above
+        return ""

@@ -1,0 +1,182 @@
+"""Secrets in texts that are kept: errors in the tables, in the headers of dead letters, and in logs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Final
+
+HIDDEN: Final = "***"
+LONGEST: Final = 40_000
+"""Characters that are looked through; what is kept of a text is far shorter."""
+
+_QUOTED = r"""\\?"(?:[^"\\]|\\.){0,1000}"|\\?'(?:[^'\\]|\\.){0,1000}'"""
+_NAMES = (
+    r"password|passwd|passphrase|pwd|secret|token|credentials?|api[_-]?key|access[_-]?key|private[_-]?key|signature"
+    r"|session[_-]?id|cvv|cvc"
+)
+# What a server adds to its message, and SQLAlchemy to that, holds rows, keys and statements: up to the next paragraph,
+# hint or traceback. The words are PostgreSQL's in English, and those of other languages that are plain capitals, too;
+# `consumerkit.redaction.database_words` needs no words where the error itself is at hand.
+_FIELD = (
+    r"(?:DETAIL|D[ÉE]TAIL|DETALLE|DETALHE|DETTAGLI|DETALJ|DETAY|CONTEXT|KONTEXT|KONTEKST|CONTEXTE|CONTEXTO|CONTESTO|QUERY"
+    r"|ANFRAGE|CONSULTA|ZAPYTANIE)"
+)
+# A row may hold blank lines, so these end it only before what a traceback says next.
+_NEXT = r"(?:(?:HINT|TIP)S?: |Traceback \(|During handling|The above exc)"
+# The server quotes one line of a statement, and a blank one ends it.
+_LINE = (
+    r"((?:LINE|ZEILE|LIGNE|LÍNEA|LINHA|LINIA|RIGA|RAD|СТРОКА|РЯДОК) \d{1,9}:)"
+    r"\s.*?(?=\n\s{0,9}\n|\n\s{0,99}(?:HINT|TIP)|; caused by |\Z)"
+)
+_END = rf"(?=\n\s{{0,99}}{_NEXT}|; caused by [A-Za-z_][\w.]{{0,200}}(?:: |\Z)|\Z)"
+# A field of a server's report behind its first line, in letters of any script; see `_without_fields`.
+_ANY_FIELD = re.compile(
+    r"(?:\A|\n|\\n)([^\W\d_]{2,24}(?:[ \u00a0'’][^\W\d_]{1,24})?[ \u00a0]?[:：])([ \u00a0]{1,3})(?=\S)"
+)
+_END_FOUND = re.compile(_END)
+_ROW = (
+    r"(?:[Ff]ailing row contains|Fehlgeschlagene Zeile enthält|La ligne en échec contient|La fila que falla contiene"
+    r"|Registro que falhou contém|La riga in errore contiene|Ошибочная строка содержит|Помилковий рядок містить"
+    r"|Niepoprawny ciąg wierszy|Misslyckande rad innehåller|失敗した行は|失败[,，] 行包含|실패한 자료:)"
+)
+_OPENS = r"[\"»«„“]"
+# PostgreSQL's words before bad data; a value may hold quotation marks and line breaks, so it is cut to the end.
+_BAD = (
+    r"(?:(?:invalid input (?:syntax|value) for|ungültige Eingabesyntax für|ungültiger Eingabewert für"
+    r"|syntaxe en entrée invalide pour|valeur en entrée invalide pour|sintaxis de entrada no (?:es )?válida para"
+    r"|неверный синтаксис для типа|неверное значение для|nieprawidłowa składnia (?:wejścia )?dla"
+    r"|sintaxe de entrada é inválida para|sintassi di input non valida per)[^\n:]{1,200}[ \u00a0]?:"
+    r"|\bout of range:|\bmalformed [\w ]{1,40} literal:|\bsyntax error in ts\w{1,20}:)"
+)
+# What was formatted by SQLAlchemy, by asyncpg's adapter or by us tells the error's class or SQLSTATE in front.
+_MARKED = re.compile(
+    r"(\((?:psycopg2?|asyncpg)\.[\w.]{1,99}\)|<class '(?:psycopg2?|asyncpg)\.[\w.]{1,99}'>:|\b(?:22[0-9A-Z]{3}|42601):)"
+    rf"([^\n\"»«„“]{{0,400}}){_OPENS}.*?(?=\n\[|\n[^\W\d_]{{2,24}}[ \u00a0]?[:：]|\n\s{{0,99}}{_NEXT}|; caused by |\Z)",
+    re.DOTALL,
+)
+# Every repetition is bounded or cannot begin where another does, so that no text takes long.
+_RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
+    (re.compile(rf"({_FIELD}\s{{0,3}}:)\s.*?{_END}", re.DOTALL), rf"\g<1> {HIDDEN}"),
+    (re.compile(_LINE, re.DOTALL), rf"\g<1> {HIDDEN}"),
+    (re.compile(rf"(\[(?:SQL|parameters): ).*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}]"),
+    # `Key (lower(ssn))=(123) already exists` in any language, where its field's name is gone.
+    (re.compile(rf"(Key \([^\n]{{1,500}}?\)=)\(.*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
+    (re.compile(rf"({_ROW}\s?)[(（].*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
+    (re.compile(rf"({_BAD}[ \u00a0]?){_OPENS}.*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}"),
+    (re.compile(r"\b(value )\".*?\"(?= is out of range)", re.DOTALL), rf"\g<1>{HIDDEN}"),
+    # asyncpg's words for an argument that it cannot send.
+    (re.compile(rf"(query argument \$\d{{1,5}}[^:\n]{{0,99}}: ).*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}"),
+    (_MARKED, lambda found: found[0] if "Violation" in found[1] else f"{found[1]}{found[2]}{HIDDEN}"),
+    (re.compile(r"(\)=)\([^\n]*"), rf"\g<1>({HIDDEN})"),
+    (
+        re.compile(
+            r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
+        ),
+        HIDDEN,
+    ),
+    # A password may hold "@" or "/", where its writer forgot to escape it; a port is none.
+    (
+        re.compile(r"(://[^\s:/@]{0,256}:)(?!\d{1,5}(?:[/?#]|\s|$))(?:[^\s/]{0,256}|[^\s@]{0,256})@"),
+        rf"\g<1>{HIDDEN}@",
+    ),
+    (re.compile(r"\b((?:set-)?cookie\\?[\"']?\s{0,9}[:=]\s{0,9})[^\r\n]+", re.IGNORECASE), rf"\g<1>{HIDDEN}"),
+    (
+        re.compile(
+            r"(authorization\\?[\"']?\s{0,9}[:=]\s{0,9}\\?[\"']?)(?:((?:bearer|basic|token|digest|negotiate)\s{1,9}))?"
+            r"[^\s,;\"'\\]+",
+            re.IGNORECASE,
+        ),
+        lambda found: f"{found[1]}{found[2] or ''}{HIDDEN}",
+    ),
+    (re.compile(r"\b(bearer|basic)(\s{1,9})[\w.~+/=-]{16,}", re.IGNORECASE), rf"\g<1>\g<2>{HIDDEN}"),
+    (
+        re.compile(
+            rf"((?:{_NAMES})(?:[_-]?(?:key|value|id))?\\?[\"']?\s{{0,9}}(?:=>|[:=])\s{{0,9}})"
+            rf"(?:{_QUOTED}|\\?[\"']?[^\s,;&\"')}}\]]+)",
+            re.IGNORECASE,
+        ),
+        rf"\g<1>{HIDDEN}",
+    ),
+    (re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)?"), HIDDEN),
+    (
+        re.compile(
+            r"\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|A[KS]IA[0-9A-Z]{16}"
+            r"|[srp]k[-_](?:live|test|proj|ant)[-_][\w-]{10,})"
+        ),
+        HIDDEN,
+    ),
+)
+_DIGITS = re.compile(r"\d+(?:[ -]\d+)*")
+_CARD_DIGITS = range(13, 20)
+
+
+def redact(text: str) -> str:
+    """Return a text with what is obviously a secret replaced by `***`.
+
+    Those are: passwords in URLs; what follows `password=`, `token:`, `api_key=` and the like; `Authorization` headers,
+    `Bearer ...`, cookies; private keys, JSON web tokens and the tokens of well-known services; and card numbers, which
+    are runs of 13 to 19 digits that begin with 2 to 6 and pass Luhn's check; and what a database adds to its message:
+    DETAIL and CONTEXT, with keys and rows, and statements with their parameters. It is a net with holes, not a wall:
+    keep secrets and payloads out of errors. A text of more than 40,000 characters is cut there.
+
+    Example:
+        >>> redact("cannot reach postgresql://app:hunter2@db/shop for card 4111 1111 1111 1111")
+        'cannot reach postgresql://app:***@db/shop for card ***'
+    """
+    text = _without_fields(text[:LONGEST])
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    return _DIGITS.sub(_without_cards, text)
+
+
+def _without_fields(text: str) -> str:
+    """Cut what a server wrote behind its first line: fields, each under a word in capitals of its language.
+
+    English hints stay. A word of ASCII alone needs the two spaces that libpq writes behind it, unlike a `NOTE: `.
+    """
+    at = 0
+    while (found := _ANY_FIELD.search(text, at)) is not None:
+        label, spaces = found[1], found[2]
+        at = found.end(1)
+        if label.upper() != label or label.startswith(("HINT", "TIP")) or (label.isascii() and len(spaces) < 2):
+            continue
+        end = _END_FOUND.search(text, at)
+        text = f"{text[:at]} {HIDDEN}{text[end.start() if end else len(text) :]}"
+    return text
+
+
+def _without_cards(found: re.Match[str]) -> str:
+    """Hide the card numbers among groups of digits, each of whole groups."""
+    run = found[0]
+    parts = re.split(r"([ -])", run)
+    groups, separators = parts[0::2], [*parts[1::2], ""]
+    kept, at = [], 0
+    while at < len(groups):
+        count = _card_at(groups, at)
+        kept += [HIDDEN if count else groups[at], separators[at + max(count, 1) - 1]]
+        at += max(count, 1)
+    return "".join(kept)
+
+
+def _card_at(groups: list[str], at: int) -> int:
+    """Return of how many groups the card number consists that begins here; 0 where none does."""
+    if groups[at][0] not in "23456":
+        return 0
+    for count, digits in enumerate(_joined(groups, at), 1):
+        if len(digits) in _CARD_DIGITS and _passes_luhn(digits):
+            return count
+    return 0
+
+
+def _joined(groups: list[str], at: int) -> Iterator[str]:
+    for digits in accumulate(groups[at : at + _CARD_DIGITS.stop]):
+        if len(digits) >= _CARD_DIGITS.stop:
+            return
+        yield digits
+
+
+def _passes_luhn(digits: str) -> bool:
+    values = [int(digit) for digit in reversed(digits)]
+    return (sum(values[0::2]) + sum(sum(divmod(2 * value, 10)) for value in values[1::2])) % 10 == 0
