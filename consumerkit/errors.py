@@ -7,6 +7,7 @@ ConsumerkitError
 ├── Defer                   raised by a handler: this message again later, without counting an attempt
 ├── Undecodable             raised by a codec: the message's fault
 ├── Unavailable             raised by a codec or a transport: the infrastructure's fault, never an attempt
+├── Unsatisfied             recorded where a handler's result is a failure by `Retry(on_result=...)`
 ├── TransactionMisused      a handler ended our transaction or swallowed its failure
 ├── SessionUnfit            the session cannot hold one transaction: it began a second one, or does not commit
 ├── SessionOver             a session or context was used after the handler had returned

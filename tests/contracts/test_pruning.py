@@ -14,6 +14,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.maintenance import pruner
 from consumerkit.maintenance.pruner import Forgotten, forget
 from consumerkit.message import TopicPartition
 from consumerkit.outcome import Outcome

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit import ConfigurationError, Context, Handler, Retry, fixed, header
 from consumerkit.events import PayloadsErased
+from consumerkit.maintenance import pruner
 from consumerkit.message import Message, TopicPartition
 from consumerkit.operations.erasure import Erased, erase
 from consumerkit.outcome import Outcome

@@ -30,6 +30,7 @@ from consumerkit import (
     event_fields,
     header,
 )
+from consumerkit.handlers.attributes import in_short
 from consumerkit.handlers.declaration import declare, declare_all
 from consumerkit.handlers.methods import method_of
 
@@ -550,8 +551,8 @@ def reading(event_type: Any, **attributes: Any) -> Any:
             Note | Refund,
             {"message_id": event_field("noteid")},
             (
-                f"message_id=event_field('noteid') reads 'noteid', and no event ({Note | Refund}) has it; did you mean "
-                "'note_id'?"
+                f"message_id=event_field('noteid') reads 'noteid', and no event ({in_short(Note | Refund)}) has it; "
+                "did you mean 'note_id'?"
             ),
         ),
         (

@@ -7,7 +7,7 @@ import pytest
 
 from consumerkit import Message, event_field, event_fields
 from consumerkit.handlers.message_id import encode_field
-from tests.unit.id_values import VALUES
+from tests.unit.handlers.id_values import VALUES
 
 VECTORS = json.loads((Path(__file__).parent / "id_vectors.json").read_text())
 HERE = Message("t", 0, 0)
