@@ -1,0 +1,61 @@
+"""What CONTRIBUTING says of the code is so: its rooms, its words and its public places."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+import consumerkit
+from tests.docs.markdown import ROOT, blocks
+
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+PACKAGE = ROOT / "consumerkit"
+USERS_READ = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOT_FILES = 12
+
+
+def section(heading: str) -> str:
+    return re.split(rf"^### {heading}$", PAGE, flags=re.MULTILINE)[1].split("\n#")[0]
+
+
+def first_cells(heading: str) -> list[str]:
+    rows = [line.split("|")[1].strip() for line in section(heading).splitlines() if line.startswith("|")]
+    return rows[2:]
+
+
+def imported(text: str) -> Iterator[str]:
+    """The modules of consumerkit that a program imports; `consumerkit` itself for what that exports."""
+    for one in ast.walk(ast.parse(text)):
+        if isinstance(one, ast.Import):
+            yield from (alias.name for alias in one.names)
+        elif isinstance(one, ast.ImportFrom) and one.module is not None:
+            exported = consumerkit.__all__ if one.module == "consumerkit" else ()
+            for alias in one.names:
+                is_module = PACKAGE.joinpath(*one.module.split(".")[1:], f"{alias.name}.py").exists()
+                yield f"{one.module}.{alias.name}" if is_module and alias.name not in exported else one.module
+
+
+def test_each_room_is_on_the_map_and_each_room_of_the_map_is_there() -> None:
+    named = [room for cell in first_cells("The rooms") for room in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == sorted(one.parent.name for one in PACKAGE.glob("*/__init__.py"))
+    assert len(first_cells("The rooms")) <= 10
+
+
+def test_the_root_stays_small() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= ROOT_FILES
+
+
+def test_each_word_of_the_glossary_is_used_in_the_product_and_in_the_documentation() -> None:
+    code = "\n".join(one.read_text() for one in PACKAGE.rglob("*.py")).lower()
+    pages = "\n".join(one.read_text() for one in USERS_READ).lower()
+    words = first_cells("The words")
+    assert len(words) == 15
+    assert [word for word in words if not (re.search(rf"\b{word}", code) and re.search(rf"\b{word}", pages))] == []
+
+
+def test_pages_and_examples_import_only_what_is_public() -> None:
+    public = set(re.findall(r"`(consumerkit[\w.]*)`", section("What is public")))
+    programs = [one.text for page in USERS_READ for one in blocks(page) if one.language == "python"]
+    programs += [one.read_text() for one in (ROOT / "examples").glob("*.py")]
+    used = {one for text in programs for one in imported(text) if one.partition(".")[0] == "consumerkit"}
+    assert "consumerkit.transports.memory" in used
+    assert used - public == set()
