@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from consumerkit.errors import ConfigurationError
 from consumerkit.handlers.handler import AnyHandler, BatchHandler, Handler
 from consumerkit.handlers.message_id import Identity, encode_field, possible_digests, shown, topic_scope
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.location import located_for
 from consumerkit.storage.status import MessageStatus, Search
@@ -125,7 +126,7 @@ def address_of(handler: Asked, id: tuple[Part, ...], topic: str | None) -> Addre
 def _scope(handler: Any, label: str, topic: str | None) -> bytes:
     topics = (handler.topic,) if hasattr(handler, "topic") else tuple(getattr(handler, "topics", ()))
     if topic is not None and topic not in topics:
-        raise ConfigurationError(f"{label} does not read the topic {topic!r}; it reads {', '.join(topics)}")
+        raise ConfigurationError(f"{label} does not read the topic {shown_word(topic)}; it reads {', '.join(topics)}")
     if handler.scope != "topic":
         return b""
     if topic is None and len(topics) != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -11,8 +11,12 @@ from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOptio
 from consumerkit.cli.output import say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError
+from consumerkit.observability.printable import is_printable
 from consumerkit.storage import server
 from consumerkit.storage.tables import DEFAULT_PREFIX
+
+_LONGEST_ROLE: Final = 63
+"""Bytes that PostgreSQL keeps of a name."""
 
 
 def grants(
@@ -29,6 +33,9 @@ def grants(
     For PostgreSQL; the owner of the tables executes them, and again after an upgrade. Nothing is changed. No role may
     alter or remove what is recorded in operator_actions.
     """
+    for option, role in (("--worker", worker), ("--reader", reader), ("--migrator", migrator)):
+        if not 0 < len(role.encode()) <= _LONGEST_ROLE or "://" in role or not is_printable(role):
+            raise ConfigurationError(f"{option}: what stands there is not a role's name, of 63 bytes at most")
     where = place(target, database, prefix, schema)
     for statement in asyncio.run(_printed(where, worker, reader, migrator)):
         say(statement)

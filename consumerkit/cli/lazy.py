@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
+from consumerkit.cli import typed
+
 
 class Room(NamedTuple):
     """Where a command, or a group of them, is defined.
@@ -70,6 +72,17 @@ def lazy_group(rooms: Mapping[str, Room]) -> type[TyperGroup]:
             super().__init__(**settings)
             commands: Any = Rooms(rooms)
             self.commands = commands
+
+        def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+            """Read the arguments; what is wrong with them is told without them."""
+            typed.remember(args)
+            with typed.cut_from_errors():
+                return super().make_context(info_name, args, parent, **extra)
+
+        def invoke(self, ctx: Any) -> Any:
+            """Call the command, whose arguments are read on the way."""
+            with typed.cut_from_errors():
+                return super().invoke(ctx)
 
         def list_commands(self, ctx: Any) -> list[str]:
             """Return the names in the order of the list."""

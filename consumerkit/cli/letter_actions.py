@@ -36,6 +36,7 @@ from consumerkit.cli.letter_options import (
 from consumerkit.cli.letter_topic import FromTopicOption, redrive_topic
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.errors import ConfigurationError
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.redrive import (
     MAX_REDRIVES,
     Convention,
@@ -105,7 +106,7 @@ def _redrive(
     if from_topic is not None:
         if everything or not selected(ids, None, reason, like, since, until).is_everything:
             raise ConfigurationError(
-                f"--from-topic {from_topic} chooses the letters; of the choices only --handler goes with it"
+                f"--from-topic {shown_word(from_topic)} chooses the letters; of the choices only --handler goes with it"
             )
         options = {"by": by, "note": note, "rate": rate, "max_redrives": max_redrives, "new_id": new_id}
         report = redrive_topic(

@@ -19,6 +19,7 @@ from consumerkit.cli.database import in_one_line
 from consumerkit.cli.output import print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.redrive.conventions import Convention
 from consumerkit.redrive.importing import Fate, ImportProgress, ImportReport, Line, Watch, import_letters
 
@@ -128,10 +129,11 @@ def beginnings(given: Sequence[str], partitions: int) -> dict[int, int]:
     single: dict[int, int] = {}
     for one in given:
         partition, _, offset = one.rpartition(":")
+        told = f"--from-offset {shown_word(one)}"
         if not offset.isdecimal() or not (partition.isdecimal() or partition == ""):
-            raise ConfigurationError(f"--from-offset {one!r}: write OFFSET or PARTITION:OFFSET, such as 3:1200")
+            raise ConfigurationError(f"{told}: write OFFSET or PARTITION:OFFSET, such as 3:1200")
         if partition and partitions and int(partition) >= partitions:
-            raise ConfigurationError(f"--from-offset {one!r}: the topic has partitions 0 to {partitions - 1}")
+            raise ConfigurationError(f"{told}: the topic has partitions 0 to {partitions - 1}")
         if partition:
             single[int(partition)] = int(offset)
         else:

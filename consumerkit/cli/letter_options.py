@@ -11,6 +11,7 @@ import typer
 from consumerkit.cli import target as targets
 from consumerkit.errors import ConfigurationError
 from consumerkit.outcome import Reason
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.redrive import Selection, State
 
 WhatArgument = Annotated[
@@ -67,10 +68,14 @@ def parted(what: list[str] | None) -> tuple[list[int], str | None]:
             ids += range(int(first), int(last or first) + 1)
         else:
             if word[:1].isdecimal() and ":" not in word:
-                raise ConfigurationError(f"{word!r} is no ID and no range of IDs such as 7-12, nor module:attribute")
+                raise ConfigurationError(
+                    f"{shown_word(word)} is no ID and no range of IDs such as 7-12, nor module:attribute"
+                )
             named.append(word)
     if len(named) > 1:
-        raise ConfigurationError(f"{named[1]!r} is neither an ID nor the target, which is {named[0]!r}")
+        raise ConfigurationError(
+            f"{shown_word(named[1])} is neither an ID nor the target, which is {shown_word(named[0])}"
+        )
     return ids, named[0] if named else os.environ.get(targets.VARIABLE)
 
 
@@ -108,7 +113,7 @@ def states(name: str) -> tuple[State, ...]:
     try:
         return (State(name),)
     except ValueError:
-        raise ConfigurationError(f"--state {name}: use one of {', '.join(State)}, all") from None
+        raise ConfigurationError(f"--state {shown_word(name)}: use one of {', '.join(State)}, all") from None
 
 
 def moment_of(option: str, text: str | None) -> datetime | None:
@@ -124,10 +129,12 @@ def moment_of(option: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     amount, unit = text[:-1], text[-1:]
-    if unit in _UNITS and amount.isdecimal():
-        return datetime.now(UTC) - timedelta(**{_UNITS[unit]: int(amount)})
     try:
+        if unit in _UNITS and amount.isdecimal():
+            return datetime.now(UTC) - timedelta(**{_UNITS[unit]: int(amount)})
         found = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigurationError(f"{option} {text!r}: write 2026-11-25T10:00, or 90m, 6h, 2d for so long ago") from None
+    except (ValueError, OverflowError):
+        raise ConfigurationError(
+            f"{option} {shown_word(text)}: write 2026-11-25T10:00, or 90m, 6h, 2d for so long ago"
+        ) from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)

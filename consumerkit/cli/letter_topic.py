@@ -13,6 +13,7 @@ from consumerkit.cli import target as targets
 from consumerkit.cli.letter_import import imported, print_report
 from consumerkit.cli.output import say
 from consumerkit.errors import ConfigurationError
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.redrive import Convention, ImportReport, Report, import_letters
 from consumerkit.redrive.imported import redrive_imported
 from consumerkit.worker import Worker
@@ -44,7 +45,9 @@ def redrive_topic(
         ConfigurationError: No handler is named, or no target.
     """
     if handler is None:
-        raise ConfigurationError(f"--from-topic {topic}: whose dead letters are they? Name the handler with --handler")
+        raise ConfigurationError(
+            f"--from-topic {shown_word(topic)}: whose dead letters are they? Name the handler with --handler"
+        )
     call: Callable[..., Awaitable[ImportReport]] = partial(
         import_letters,
         handler=handler,

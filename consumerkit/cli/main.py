@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 from consumerkit.cli.examples import examples
 from consumerkit.cli.lazy import Room, lazy_group
+from consumerkit.cli.typed import without_typed
 from consumerkit.errors import ConsumerkitError
+from consumerkit.redaction.text import redact
 
 ROOMS = {
     "run": Room(
@@ -95,5 +98,8 @@ def run() -> None:
         # As other tools do; and nothing is to be flushed into the broken pipe when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:  # noqa: BLE001 - told in full, as Python would, but without what may be secret
+        print(without_typed(redact("".join(traceback.format_exception(error)))), file=sys.stderr, end="")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

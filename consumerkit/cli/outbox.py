@@ -13,6 +13,7 @@ from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, plac
 from consumerkit.cli.examples import examples
 from consumerkit.cli.output import as_object, complain, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage import outbox
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
@@ -47,7 +48,7 @@ def list_(
         print_json([as_object(row) for row in rows])
         return
     if not rows:
-        say("the outbox is empty" if topic is None else f"nothing waits for topic {topic!r}")
+        say("the outbox is empty" if topic is None else f"nothing waits for topic {shown_word(topic)}")
         return
     print_table(
         ("id", "since", "topic", "bytes"), [(row.sequence, row.created_at, row.topic, row.size) for row in rows]

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from consumerkit.cli.typed import without_typed
 from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
 from consumerkit.observability.printable import printable, printable_lines
 
@@ -111,7 +112,7 @@ def say(line: str) -> None:
 
 def complain(error: object) -> None:
     """Print an error as one line on standard error."""
-    print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+    print(f"error: {printable(without_typed(str(error)))}", file=sys.stderr, flush=True)
 
 
 def exit_code(error: ConsumerkitError) -> int:

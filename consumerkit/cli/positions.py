@@ -7,13 +7,16 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
 from consumerkit.cli import target as targets
+from consumerkit.cli.database import in_one_line
 from consumerkit.cli.output import print_table, say
 from consumerkit.cli.target import TargetArgument
-from consumerkit.errors import ConfigurationError
+from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.operations import positions
 from consumerkit.operations.positions import Moved, To
+from consumerkit.redaction.plain_words import shown_word
 
 HandlerArgument = Annotated[str, typer.Argument(metavar="HANDLER", help="The handler's name.", show_default=False)]
 TopicOption = Annotated[str, typer.Option(metavar="NAME", help="One of its topics.", show_default=False)]
@@ -92,7 +95,7 @@ def _to(given: str) -> To:
         return "end"
     if given.isdecimal():
         return int(given)
-    raise ConfigurationError(f"--to {given!r}: give an offset, start or end")
+    raise ConfigurationError(f"--to {shown_word(given)}: give an offset, start or end")
 
 
 def _run(move: Move, target: str | None, *, dry_run: bool) -> None:
@@ -122,5 +125,7 @@ async def _moved(move: Move, target: str) -> list[Moved]:
                     transport=worker.transport,
                 )
             )
+        except (SQLAlchemyError, OSError) as error:
+            raise StartError(f"{worker.database!r}: {in_one_line(error)}") from error
         finally:
             await worker.database.dispose()

@@ -21,6 +21,7 @@ from consumerkit.events import Announcer
 from consumerkit.maintenance.expirer import Expired, Expiry, Unsent
 from consumerkit.maintenance.pruner import forget
 from consumerkit.policies.duration import DAY
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage import consumers
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dialects import dialect_for
@@ -90,7 +91,7 @@ def seconds_in(span: str) -> float:
     """
     found = _SPAN.fullmatch(span.strip())
     if found is None or float(found[1]) == 0:
-        raise ConfigurationError(f"{span!r} is no span; write a number above 0 and s, m, h or d, such as 7d")
+        raise ConfigurationError(f"{shown_word(span)} is no span; write a number above 0 and s, m, h or d, such as 7d")
     return float(found[1]) * _UNITS[found[2]]
 
 

@@ -18,6 +18,8 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.handlers.declaration import Declaration, declare
 from consumerkit.handlers.handler import AnyHandler, BatchHandler, Handler
 from consumerkit.policies.retry import Retry
+from consumerkit.redaction.plain_words import shown_word
+from consumerkit.redaction.text import redact
 
 app = typer.Typer(no_args_is_help=True, help="See what retry policies come to.")
 
@@ -167,8 +169,10 @@ def _made(kind: type[Any], target: str) -> AnyHandler:
         raise ConfigurationError(f"target {target!r}: {kind.__name__}() takes arguments ({error}); {way_out}") from None
     try:
         made: AnyHandler = kind()
-    except Exception as error:
-        raise ConfigurationError(f"target {target!r}: {kind.__name__}(): {type(error).__name__}: {error}") from error
+    except Exception as error:  # noqa: BLE001 - its text may quote a secret; it is told in a line
+        raise ConfigurationError(
+            f"target {target!r}: {kind.__name__}(): {type(error).__name__}: {redact(str(error))}"
+        ) from None
     return made
 
 
@@ -177,7 +181,7 @@ def _chosen(declarations: Sequence[Declaration], only: Sequence[str]) -> Sequenc
     names = [declared.name for declared in declarations]
     for name in only:
         if name not in names:
-            raise ConfigurationError(f"--only {name!r} names no handler; there are {', '.join(names)}")
+            raise ConfigurationError(f"--only {shown_word(name)} names no handler; there are {', '.join(names)}")
     return [declared for declared in declarations if not only or declared.name in only]
 
 

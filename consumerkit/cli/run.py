@@ -19,6 +19,7 @@ import typer
 
 from consumerkit.cli import target as targets
 from consumerkit.cli.output import complain, exit_code
+from consumerkit.cli.typed import without_typed
 from consumerkit.errors import ConsumerkitError
 from consumerkit.monitoring.monitor import check_installed, monitored, supervised
 from consumerkit.monitoring.server import address
@@ -112,7 +113,7 @@ async def _consume_or_complain(call: _Call, *, as_log: bool) -> int:
     except ConsumerkitError as error:
         code = exit_code(error)
         if as_log:
-            _log.critical("%s", error)
+            _log.critical("%s", without_typed(str(error)))
         else:
             complain(error)
     except Exception:  # noqa: BLE001 - the process ends here, and says why

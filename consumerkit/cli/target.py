@@ -7,15 +7,17 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from consumerkit.errors import ConfigurationError, ConsumerkitError
+from consumerkit.redaction.plain_words import is_plain, shown_word
 from consumerkit.redaction.text import redact
 from consumerkit.worker import Worker
 
@@ -24,6 +26,9 @@ TargetArgument = Annotated[
     str | None,
     typer.Argument(metavar="TARGET", envvar=VARIABLE, help="The worker, as module:attribute.", show_default=False),
 ]
+# What Python can import and find; a target is repeated only where it is of this form.
+_FORM: Final = re.compile(r"[\w-]{1,100}(?:\.[\w-]{1,100}){0,20}:[\w-]{1,100}(?:\.[\w-]{1,100}){0,20}")
+_PATH: Final = re.compile(r"(?:\.?/)?(?:[\w-]{1,100}/){0,20}[\w-]{1,100}\.py(?::\w{1,100})?")
 _KINDS = "a Worker, a callable that returns one, or an async context manager that yields one"
 
 
@@ -71,9 +76,9 @@ def load(target: str) -> Any:
     Raises:
         ConfigurationError: There is no such module or attribute, or importing the module failed.
     """
-    module_name, colon, path = target.partition(":")
-    if not colon or not module_name or not path or "/" in module_name or module_name.endswith(".py"):
-        raise ConfigurationError(f"target {target!r}: write module:attribute, such as {_suggestion(target)}")
+    module_name, _, path = target.partition(":")
+    if not _FORM.fullmatch(target) or module_name.endswith(".py"):
+        raise ConfigurationError(f"target {shown_word(target)}: write module:attribute, such as {_suggestion(target)}")
     directory = os.getcwd()  # noqa: PTH109 - sys.path holds text
     if directory not in sys.path:
         sys.path.insert(0, directory)
@@ -146,6 +151,8 @@ def _broken(target: str, error: BaseException) -> ConfigurationError:
 
 
 def _suggestion(target: str) -> str:
+    if not is_plain(target) and not _PATH.fullmatch(target):
+        return "shop.worker:worker"  # what was given may be a URL with its password
     module, _, attribute = target.partition(":")
     module = module.removesuffix(".py").strip("./").replace("/", ".") or "shop.worker"
     return f"{module}:{attribute or 'worker'}"

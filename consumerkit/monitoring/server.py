@@ -12,6 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.monitoring.health import Health
+from consumerkit.redaction.plain_words import shown_word
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -32,7 +33,7 @@ def address(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigurationError(f"--http {text!r}: write HOST:PORT, such as 127.0.0.1:8080")
+        raise ConfigurationError(f"--http {shown_word(text)}: write HOST:PORT, such as 127.0.0.1:8080")
     return host.strip("[]"), int(port)
 
 

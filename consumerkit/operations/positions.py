@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.message import TopicPartition
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage import actions, consumers, fence, progress
 from consumerkit.storage.dialects import Dialect, dialect_for
 from consumerkit.storage.engines import Database
@@ -128,7 +129,9 @@ async def _move(
     drops = [one for one in gone if one.partition.partition in (range(1 << 31) if partitions is None else partitions)]
     wanted = [number for number in wanted if number not in {one.partition.partition for one in drops}]
     if missing := [number for number in wanted if number not in logs]:
-        raise ConfigurationError(f"topic {topic!r} has no partition {missing[0]}; it has {len(logs)}, from 0 on")
+        raise ConfigurationError(
+            f"topic {shown_word(topic)} has no partition {missing[0]}; it has {len(logs)}, from 0 on"
+        )
     if isinstance(to, int) and len(wanted) + len(drops) != 1:
         raise ConfigurationError(f"offset {to}: name the one partition that it is meant for, with --partition")
     wants = {TopicPartition(topic, number): _target(logs[number], to) for number in wanted}
@@ -259,7 +262,7 @@ def _consumer(session: Session, tables: Tables, handler: str, topic: str) -> int
     topics = json.loads(row.topics)
     if topic not in topics:
         raise ConfigurationError(
-            f"handler {handler!r} does not consume topic {topic!r}; it consumes {', '.join(topics)}"
+            f"handler {handler!r} does not consume topic {shown_word(topic)}; it consumes {', '.join(topics)}"
         )
     return int(row.id)
 

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from consumerkit.errors import StartError
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.tables import Tables
 
 
@@ -87,7 +88,7 @@ def names(connection: Connection, tables: Tables) -> list[str]:
 def unknown(name: str, known: Iterable[str]) -> str:
     """Return the error's text where no handler of a name has started: most often the name is mistyped."""
     those = ", ".join(sorted(map(repr, known))) or "none"
-    return f"no handler {name!r} has started on this database; those that have: {those}"
+    return f"no handler {shown_word(name)} has started on this database; those that have: {those}"
 
 
 def _find(session: Session, tables: Tables, name: str) -> tuple[int, dict[str, str]] | None:

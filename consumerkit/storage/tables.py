@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.digests import KeyDigest, TopicDigest
 from consumerkit.storage.sealing import Sealer
 
@@ -81,7 +82,7 @@ class Tables:
         for what, value in (("prefix", self.prefix), ("schema", self.schema)):
             if value is not None and not re.fullmatch(r"[a-z_][a-z0-9_]{0,30}", value):
                 raise ConfigurationError(
-                    f"Tables({what}={value!r}): use up to 31 lower-case letters, digits and underscores, "
+                    f"Tables({what}={shown_word(value)}): use up to 31 lower-case letters, digits and underscores, "
                     "the first of them not a digit"
                 )
         if self.sealer is not None and not all(callable(getattr(self.sealer, name, None)) for name in _SEALER):

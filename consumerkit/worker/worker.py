@@ -31,6 +31,7 @@ from consumerkit.maintenance.pruner import Retention
 from consumerkit.observability.logs import LoggingObserver
 from consumerkit.policies.duration import DAY, seconds_of
 from consumerkit.policies.payload_retention import PayloadRetention, payload_retention_of
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.relay import Relay
 from consumerkit.storage.dialects import Limits, dialect_for
 from consumerkit.storage.engines import AsyncSessions, Database, SyncSessions
@@ -169,7 +170,7 @@ class Worker:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"the handlers are {', '.join(map(repr, known))}"
-                raise ConfigurationError(f"{option} {name!r}: no handler has this name; {hint}")
+                raise ConfigurationError(f"{option} {shown_word(name)}: no handler has this name; {hint}")
 
     def use(self, tables: Tables) -> None:
         """Work on these tables from now on: as configured, or under the schema in which they were found."""

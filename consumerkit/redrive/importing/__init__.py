@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.handlers.declaration import Declaration
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.redrive.conventions import Convention
 from consumerkit.redrive.importing.entering import Register
 from consumerkit.redrive.importing.fates import Fate, ImportReport, Line
@@ -116,7 +117,9 @@ async def import_letters(
 def _declared(worker: Surroundings, handler: str) -> Declaration:
     found = {declared.name: declared for declared in worker.declarations}
     if handler not in found:
-        raise ConfigurationError(f"no handler is called {handler!r}; the handlers are {', '.join(map(repr, found))}")
+        raise ConfigurationError(
+            f"no handler is called {shown_word(handler)}; the handlers are {', '.join(map(repr, found))}"
+        )
     return found[handler]
 
 
@@ -129,7 +132,7 @@ async def _topics(
         )
     if as_topic is not None and as_topic not in declared.topics:
         raise ConfigurationError(
-            f"--as-topic {as_topic!r}: handler {declared.name!r} does not read it; name one of "
+            f"--as-topic {shown_word(as_topic)}: handler {declared.name!r} does not read it; name one of "
             f"{', '.join(map(repr, declared.topics))}"
         )
     found = await worker.transport.topics(declared.topics)

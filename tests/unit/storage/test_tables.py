@@ -7,6 +7,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
@@ -66,7 +67,7 @@ def test_a_name_that_would_need_quotes_is_refused(what: str, name: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Tables(**given)
     assert str(caught.value) == (
-        f"Tables({what}={name!r}): use up to 31 lower-case letters, digits and underscores, "
+        f"Tables({what}={shown_word(name)}): use up to 31 lower-case letters, digits and underscores, "
         "the first of them not a digit"
     )
 

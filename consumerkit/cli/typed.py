@@ -1,0 +1,73 @@
+"""What was typed is echoed only where it looks like a name: a URL with its password may stand in any place.
+
+The parser of the command line, and whatever reads an argument later, quote what they cannot use. So every error passes
+here on its way out, and what was typed is cut from it; the message says which argument it was, by its number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from consumerkit.observability.printable import printable
+from consumerkit.redaction.plain_words import is_plain
+from consumerkit.redaction.text import HIDDEN
+
+_VARIABLES: Final = "CONSUMERKIT_"
+_SHORTEST: Final = 3
+_typed: tuple[str, ...] = ()
+
+
+def remember(arguments: Sequence[str]) -> None:
+    """Keep the arguments of this call, for `without_typed`."""
+    global _typed
+    _typed = tuple(arguments)
+
+
+def without_typed(text: str) -> str:
+    """Return an error's text without arguments, and values of our variables, that do not look like names.
+
+    Example:
+        >>> remember(["db", "check", "postgresql://app:hunter2@db/shop"])
+        >>> without_typed("No such command 'postgresql://app:hunter2@db/shop'.")
+        "No such command ***. (*** is argument 3: it does not look like a name, so it is not shown)"
+    """
+    found: dict[str, str] = {}
+    for place, part in sorted(_parts(), key=lambda one: -len(one[1])):
+        for form in (part, repr(part)[1:-1], printable(part)):
+            if form in text:
+                text = text.replace(f"'{form}'", HIDDEN).replace(f'"{form}"', HIDDEN).replace(form, HIDDEN)
+                found[place] = place
+    if not found:
+        return text
+    return f"{text} ({HIDDEN} is {' and '.join(found)}: it does not look like a name, so it is not shown)"
+
+
+@contextmanager
+def cut_from_errors() -> Iterator[None]:
+    """Cut what was typed from the messages of the parser's errors, whatever release of it raises them."""
+    try:
+        yield
+    except Exception as error:
+        told: Any = error
+        if hasattr(told, "format_message") and isinstance(told.message, str):
+            told.message = without_typed(told.message)
+        raise
+
+
+def _parts() -> Iterator[tuple[str, str]]:
+    """Yield each word that does not look like a name, with its place; of `--option=value` each side."""
+    for number, word in enumerate(_typed, 1):
+        sides = (word, *word.split("=", 1)) if word.startswith("-") else (word,)
+        for side in sides:
+            if _is_kept_back(side):
+                yield f"argument {number}", side
+    for name, value in os.environ.items():
+        if name.startswith(_VARIABLES) and _is_kept_back(value):
+            yield f"the variable {name}", value
+
+
+def _is_kept_back(word: str) -> bool:
+    return len(word) >= _SHORTEST and not is_plain(word)
