@@ -10,8 +10,8 @@ import confluent_kafka
 from confluent_kafka import Consumer
 
 from consumerkit.transports.base import TopicInfo
-from consumerkit.transports.confluent import ConfluentTransport
-from consumerkit.transports.confluent_admin import TopicAdmin
+from consumerkit.transports.confluent.admin import TopicAdmin
+from consumerkit.transports.confluent.transport import ConfluentTransport
 
 _TIMEOUT = 10.0  # seconds for one question to the broker, which is on this machine
 # A killed process's partitions go to others when its session has run out: soon, for those who watch, and yet later

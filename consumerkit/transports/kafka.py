@@ -157,12 +157,12 @@ class Kafka:
         context = self._tls.context() if self._tls is not None else None
         try:
             if self.transport == "aiokafka":
-                from consumerkit.transports.aiokafka import AiokafkaTransport
+                from consumerkit.transports.aiokafka.transport import AiokafkaTransport
 
                 return AiokafkaTransport(
                     self._aiokafka(context), options=self.options, admin=self._librdkafka(), local_only=self._local_only
                 )
-            from consumerkit.transports.confluent import ConfluentTransport
+            from consumerkit.transports.confluent.transport import ConfluentTransport
 
             return ConfluentTransport({**self._librdkafka(), **self.options}, local_only=self._local_only)
         except ModuleNotFoundError as error:

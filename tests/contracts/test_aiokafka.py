@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 from typing_extensions import override
 
 from consumerkit.message import TopicPartition
-from consumerkit.transports import aiokafka_records
+from consumerkit.transports.aiokafka import records
 from consumerkit.transports.base import Record, Transport
 from consumerkit.transports.kafka import Kafka
 from tests.contracts.kafka_bench import KafkaBench
@@ -64,7 +64,7 @@ class TestAiokafka(KafkaContract):
         self, bench: KafkaBench, topic: str, group: str, error: Exception, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # A broker takes no broken batch and disks break rarely, so the batch breaks when it is taken apart.
-        class Breaking(aiokafka_records.ForgivingRecords):
+        class Breaking(records.ForgivingRecords):
             @override
             def next_batch(self) -> Any:
                 batch = super().next_batch()
@@ -72,7 +72,7 @@ class TestAiokafka(KafkaContract):
                     raise error
                 return batch
 
-        monkeypatch.setattr(aiokafka_records, "ForgivingRecords", Breaking)
+        monkeypatch.setattr(records, "ForgivingRecords", Breaking)
         await bench.append(topic, numbered(5), 0)
         await bench.append(topic, [b"broken"], 0)
         await bench.append(topic, numbered(5), 0)

@@ -15,14 +15,14 @@ from confluent_kafka import TopicPartition as RawPartition
 from typing_extensions import override
 
 from consumerkit.message import Message, TopicPartition
-from consumerkit.transports import confluent_thread
 from consumerkit.transports.base import PartitionInfo, Record, Subscription, Transport
-from consumerkit.transports.confluent import ConfluentTransport
-from consumerkit.transports.confluent_admin import TopicAdmin
-from consumerkit.transports.confluent_assignment import Assignment
-from consumerkit.transports.confluent_consumer import ConfluentConsumer
-from consumerkit.transports.confluent_messages import convert
-from consumerkit.transports.confluent_questions import Questions
+from consumerkit.transports.confluent import thread
+from consumerkit.transports.confluent.admin import TopicAdmin
+from consumerkit.transports.confluent.assignment import Assignment
+from consumerkit.transports.confluent.consumer import ConfluentConsumer
+from consumerkit.transports.confluent.messages import convert
+from consumerkit.transports.confluent.questions import Questions
+from consumerkit.transports.confluent.transport import ConfluentTransport
 from consumerkit.transports.embedded import EmbeddedBroker
 from tests.contracts.bench import Bench
 from tests.contracts.kafka_bench import KafkaBench
@@ -86,7 +86,7 @@ class TestConfluent(KafkaContract):
             for partition in (0, 1):
                 member.finish(next(m for m in seen if m.partition == partition and m.offset == 3))
         await bench.delete_before(topic, 0, 8)
-        monkeypatch.setattr(confluent_thread, "Consumer", Slow)
+        monkeypatch.setattr(thread, "Consumer", Slow)
         async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as successor:
             await until(lambda: successor.listener.failures, "the listener is told of the failure")
             assert set(successor.listener.failures) == {TopicPartition(topic, 0)}
@@ -113,7 +113,7 @@ class TestConfluent(KafkaContract):
         async def told(self: Questions, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
             return {one: PartitionInfo("id", 0, 10, 3) for one in partitions}
 
-        monkeypatch.setattr(confluent_thread, "Consumer", Stalled)
+        monkeypatch.setattr(thread, "Consumer", Stalled)
         monkeypatch.setattr(Questions, "describe", told)
         async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
             await member.reads(7)
@@ -133,7 +133,7 @@ class TestConfluent(KafkaContract):
                 if partition.offset == 500:
                     time.sleep(0.5)
 
-        monkeypatch.setattr(confluent_thread, "Consumer", Slow)
+        monkeypatch.setattr(thread, "Consumer", Slow)
         await bench.append(topic, numbered(10), 0)
         at = TopicPartition(topic, 0)
         async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
@@ -156,7 +156,7 @@ class TestConfluent(KafkaContract):
 
         await bench.append(topic, numbered(10), 0)
         at = TopicPartition(topic, 0)
-        monkeypatch.setattr(confluent_thread, "Consumer", Slow)
+        monkeypatch.setattr(thread, "Consumer", Slow)
         async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
             await member.reads(10)
             await member.consumer.hold([at])
@@ -209,7 +209,7 @@ class TestConfluent(KafkaContract):
                 found.append(item)
             return convert(found, readings)
 
-        monkeypatch.setattr(confluent_thread, "convert", with_a_broken_batch)
+        monkeypatch.setattr(thread, "convert", with_a_broken_batch)
         await bench.append(topic, [*numbered(5), b"broken", *numbered(5)], 0)
         await bench.append(topic, numbered(10), 1)
         async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:

@@ -12,7 +12,7 @@ from consumerkit import Context, Handler, header
 from consumerkit.message import Message
 from consumerkit.transports.base import Consumer, Health, Subscription
 from consumerkit.transports.memory import Memory
-from consumerkit.transports.memory_group import MemoryConsumer
+from consumerkit.transports.memory.group import MemoryConsumer
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 
 STALL = 1.0

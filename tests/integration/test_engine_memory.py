@@ -29,7 +29,7 @@ from consumerkit.events import (
     WorkerStopped,
 )
 from consumerkit.handlers.handler import AnyHandler
-from consumerkit.transports.memory_group import MemoryConsumer
+from consumerkit.transports.memory.group import MemoryConsumer
 from tests.integration import memory_stage
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 from tests.services import PostgresServer

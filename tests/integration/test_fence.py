@@ -17,7 +17,7 @@ from consumerkit.events import OffsetsCommitted, PartitionInDoubt, PartitionsAss
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Position
 from consumerkit.transports.kafka import Client
-from consumerkit.transports.memory_group import MemoryConsumer
+from consumerkit.transports.memory.group import MemoryConsumer
 from tests.crash.ordering_app import Settings
 from tests.crash.ordering_run import Crew
 from tests.crash.ordering_verdict import judge

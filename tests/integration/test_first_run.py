@@ -25,7 +25,7 @@ from consumerkit.storage import schema
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Survey
 from consumerkit.transports.kafka import Client
-from consumerkit.transports.memory_group import MemoryConsumer
+from consumerkit.transports.memory.group import MemoryConsumer
 from tests.crash.model import Payment
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
 from tests.integration.stage import Run, Stage, effect, payment

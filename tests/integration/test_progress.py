@@ -23,7 +23,7 @@ from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.pruning import Pruning
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.kafka import Client
-from consumerkit.transports.memory_group import MemoryConsumer
+from consumerkit.transports.memory.group import MemoryConsumer
 from tests.crash.model import Payment
 from tests.integration.backup import Backup
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write

@@ -8,7 +8,7 @@ import pytest
 from consumerkit import Ordering, Retry, fixed
 from consumerkit.engine import standstill, topic_watch
 from consumerkit.events import PartitionMoves, PartitionStandsStill, PartitionTaken
-from consumerkit.transports.memory_group import MemoryConsumer
+from consumerkit.transports.memory.group import MemoryConsumer
 from tests.integration.stage import Run
 from tests.integration.yard import TOPIC, Trial, Yard
 from tests.services import PostgresServer

@@ -12,7 +12,7 @@ from consumerkit import Brake, DeadLetter, Ordering, Retry, fixed
 from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork
 from consumerkit.errors import StartError
 from consumerkit.transports.memory import Memory, MemoryBroker
-from consumerkit.transports.memory_group import MemoryConsumer
+from consumerkit.transports.memory.group import MemoryConsumer
 from consumerkit.worker import Worker
 from tests.stress.handlers import DEAD, FORMS, NAME
 from tests.stress.journal import Journal

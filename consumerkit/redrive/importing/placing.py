@@ -21,7 +21,7 @@ from typing import Final
 from consumerkit.message import Message
 from consumerkit.redrive.conventions import Letter, Origin
 from consumerkit.transports.base import TopicInfo
-from consumerkit.transports.memory_log import murmur2
+from consumerkit.transports.memory.log import murmur2
 
 _NOTHING: Final[Mapping[str, Mapping[int, int]]] = MappingProxyType({})
 

@@ -9,7 +9,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: i
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumerkit.transports.aiokafka_records import ForgivingRecords
+from consumerkit.transports.aiokafka.records import ForgivingRecords
 
 STAND_IN = "stand-in"
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}

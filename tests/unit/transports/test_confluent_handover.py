@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 
 from consumerkit.message import Message
-from consumerkit.transports.confluent_handover import Fetch, Handover
-from consumerkit.transports.confluent_messages import Reading
+from consumerkit.transports.confluent.handover import Fetch, Handover
+from consumerkit.transports.confluent.messages import Reading
 
 READINGS = {("t", 0): Reading(epoch=1, topic_id="id", start=0)}
 

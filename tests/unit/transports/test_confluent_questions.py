@@ -17,9 +17,9 @@ from confluent_kafka import TopicPartition as RawPartition
 
 from consumerkit.errors import Unavailable
 from consumerkit.message import TopicPartition
-from consumerkit.transports import confluent_questions
 from consumerkit.transports.base import PartitionInfo, Surveyed, TopicInfo
-from consumerkit.transports.confluent_questions import Questions
+from consumerkit.transports.confluent import questions as asking
+from consumerkit.transports.confluent.questions import Questions
 from tests.contracts.member import until
 
 COUNT = 40
@@ -80,8 +80,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
         made.renewed += 1
         return made
 
-    monkeypatch.setattr(confluent_questions, "AdminClient", renewed)
-    monkeypatch.setattr(confluent_questions, "Clients", lambda *_: made)
+    monkeypatch.setattr(asking, "AdminClient", renewed)
+    monkeypatch.setattr(asking, "Clients", lambda *_: made)
     return made
 
 
@@ -116,8 +116,8 @@ async def test_a_partition_without_a_leader_is_not_even_asked_about(cluster: Clu
 async def test_a_leader_that_does_not_answer_keeps_no_other_waiting_for_long(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confluent_questions, "PATIENCE", 600.0)
-    monkeypatch.setattr(confluent_questions, "GRACE", 0.2)
+    monkeypatch.setattr(asking, "PATIENCE", 600.0)
+    monkeypatch.setattr(asking, "GRACE", 0.2)
     questions = Questions({}, "g", _topics)
     cluster.silent, cluster.refused = {3}, {5}
     began = time.monotonic()
@@ -129,7 +129,7 @@ async def test_a_leader_that_does_not_answer_keeps_no_other_waiting_for_long(
 
 
 async def test_a_broker_that_tells_of_none_is_unavailable(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confluent_questions, "PATIENCE", 0.2)
+    monkeypatch.setattr(asking, "PATIENCE", 0.2)
     questions = Questions({}, "g", _topics)
     cluster.silent = set(range(COUNT))
     with pytest.raises(Unavailable, match=r"did not tell about t\[0\], .*\.\.\.$"):
@@ -143,7 +143,7 @@ async def test_a_question_keeps_its_client_until_that_has_answered(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that is collected never answers; another question may have it renewed at any moment."""
-    monkeypatch.setattr(confluent_questions, "GRACE", 60.0)
+    monkeypatch.setattr(asking, "GRACE", 60.0)
     asked: list[weakref.ref[Admin]] = []
     answers: list[Future[Any]] = []
 

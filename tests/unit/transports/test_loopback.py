@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from consumerkit.errors import StartError
-from consumerkit.transports import confluent_admin
+from consumerkit.transports.confluent import admin
 from consumerkit.transports.kafka import Kafka, Sasl
 from consumerkit.transports.loopback import check_advertised
 from consumerkit.transports.tls import Tls
@@ -21,7 +21,7 @@ def advertised(monkeypatch: pytest.MonkeyPatch) -> None:
     brokers = {0: SimpleNamespace(host="127.0.0.1"), 1: SimpleNamespace(host=FAR)}
     topics = {"t": SimpleNamespace(partitions={0: None})}
     found = SimpleNamespace(brokers=brokers, topics=topics, cluster_id="mockCluster")
-    monkeypatch.setattr(confluent_admin._Session, "metadata", lambda _: found)
+    monkeypatch.setattr(admin._Session, "metadata", lambda _: found)
 
 
 @pytest.mark.parametrize("client", ["confluent", "aiokafka"])

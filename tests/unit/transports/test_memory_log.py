@@ -3,7 +3,7 @@
 import pytest
 
 from consumerkit.message import Message
-from consumerkit.transports.memory_log import Logs, PartitionLog, TopicLog
+from consumerkit.transports.memory.log import Logs, PartitionLog, TopicLog
 
 
 def filled(*values: bytes | int) -> PartitionLog:

@@ -19,8 +19,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription
-from consumerkit.transports.confluent_messages import Reading
-from consumerkit.transports.confluent_places import Partitions, Places, of_client
+from consumerkit.transports.confluent.messages import Reading
+from consumerkit.transports.confluent.places import Partitions, Places, of_client
 from consumerkit.transports.notes import closed
 
 log = logging.getLogger(__name__)

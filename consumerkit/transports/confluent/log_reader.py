@@ -13,9 +13,9 @@ from confluent_kafka import KafkaError, KafkaException
 from consumerkit.errors import PartitionUnusable, StartError
 from consumerkit.message import Message
 from consumerkit.transports.base import Span
-from consumerkit.transports.confluent_admin import TopicAdmin
-from consumerkit.transports.confluent_consumer import CONTRACT
-from consumerkit.transports.confluent_messages import UNUSABLE, headers_of, without_values
+from consumerkit.transports.confluent.admin import TopicAdmin
+from consumerkit.transports.confluent.consumer import CONTRACT
+from consumerkit.transports.confluent.messages import UNUSABLE, headers_of, without_values
 from consumerkit.transports.spans import Spans
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from consumerkit.message import TopicPartition
-from consumerkit.transports.memory_log import Logs
+from consumerkit.transports.memory.log import Logs
 
 
 class Member(Protocol):

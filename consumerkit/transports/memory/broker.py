@@ -24,11 +24,11 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from consumerkit.errors import StartError
 from consumerkit.message import Headers, Message, TopicPartition
 from consumerkit.transports.base import Consumer, LogReader, Producer, Record, Subscription, TopicInfo
-from consumerkit.transports.memory_group import MemoryConsumer
-from consumerkit.transports.memory_log import Logs, PartitionLog
-from consumerkit.transports.memory_members import MemoryGroup, wake_all
-from consumerkit.transports.memory_producer import Acknowledgement, Answers, Intake, IntakeProducer
-from consumerkit.transports.memory_reader import MemoryReader
+from consumerkit.transports.memory.group import MemoryConsumer
+from consumerkit.transports.memory.log import Logs, PartitionLog
+from consumerkit.transports.memory.log_reader import MemoryReader
+from consumerkit.transports.memory.members import MemoryGroup, wake_all
+from consumerkit.transports.memory.producer import Acknowledgement, Answers, Intake, IntakeProducer
 
 __all__ = ["Acknowledgement", "Memory", "MemoryBroker", "MemoryProducer"]
 

@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaException
 
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Position
-from consumerkit.transports.confluent_messages import Reading
+from consumerkit.transports.confluent.messages import Reading
 
 log = logging.getLogger(__name__)
 Partitions = list[confluent_kafka.TopicPartition]

@@ -20,7 +20,7 @@ from aiokafka import TopicPartition as ClientPartition
 
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.message import TopicPartition
-from consumerkit.transports.aiokafka_client import Insight, words
+from consumerkit.transports.aiokafka.client import Insight, words
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription, TopicInfo
 from consumerkit.transports.notes import closed
 

@@ -18,12 +18,12 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.transports.aiokafka_client import keep_secrets_out_of_logs
-from consumerkit.transports.aiokafka_consumer import AiokafkaConsumer
-from consumerkit.transports.aiokafka_log_reader import AiokafkaLogReader
-from consumerkit.transports.aiokafka_producer import AiokafkaProducer
+from consumerkit.transports.aiokafka.client import keep_secrets_out_of_logs
+from consumerkit.transports.aiokafka.consumer import AiokafkaConsumer
+from consumerkit.transports.aiokafka.log_reader import AiokafkaLogReader
+from consumerkit.transports.aiokafka.producer import AiokafkaProducer
 from consumerkit.transports.base import Consumer, LogReader, Producer, Subscription, TopicInfo
-from consumerkit.transports.confluent_admin import TopicAdmin
+from consumerkit.transports.confluent.admin import TopicAdmin
 
 
 class AiokafkaTransport:

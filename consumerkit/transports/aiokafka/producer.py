@@ -17,9 +17,9 @@ import aiokafka.errors as errors  # type: ignore[import-untyped]
 from aiokafka import AIOKafkaProducer
 
 from consumerkit.errors import StartError
-from consumerkit.transports import aiokafka_client
-from consumerkit.transports.aiokafka_client import words
-from consumerkit.transports.aiokafka_group import Describe
+from consumerkit.transports.aiokafka import client as aiokafka_client
+from consumerkit.transports.aiokafka.client import words
+from consumerkit.transports.aiokafka.group import Describe
 from consumerkit.transports.base import Record, SendFailure
 
 SEND_TIMEOUT: Final = 30.0

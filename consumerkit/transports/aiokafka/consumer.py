@@ -13,12 +13,13 @@ from aiokafka import TopicPartition as ClientPartition
 
 from consumerkit.errors import StartError
 from consumerkit.message import Message, TopicPartition
-from consumerkit.transports import aiokafka_client, aiokafka_records
-from consumerkit.transports.aiokafka_client import Insight, words
-from consumerkit.transports.aiokafka_group import COMMIT_TIMEOUT, DRAIN_MARGIN, Describe, Membership
-from consumerkit.transports.aiokafka_reader import Reader
+from consumerkit.transports.aiokafka import client as aiokafka_client
+from consumerkit.transports.aiokafka import records
+from consumerkit.transports.aiokafka.client import Insight, words
+from consumerkit.transports.aiokafka.fetcher import Reader
+from consumerkit.transports.aiokafka.group import COMMIT_TIMEOUT, DRAIN_MARGIN, Describe, Membership
 from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription, Survey
-from consumerkit.transports.confluent_questions import Questions
+from consumerkit.transports.confluent.questions import Questions
 
 _SESSION_MS: Final = 45_000
 _NEVER_MS: Final = 2**31 - 1
@@ -66,7 +67,7 @@ class AiokafkaConsumer:
         if missing := [name for name in subscription.topics if name not in topics]:
             raise StartError(f"no such topic: {', '.join(missing)}")
         arguments = self._arguments(sum(info.partitions for info in topics.values()))
-        aiokafka_records.install()
+        records.install()
         client = await aiokafka_client.connect(lambda: AIOKafkaConsumer(**arguments), self._settings)
         try:
             await self._check_rights(client)

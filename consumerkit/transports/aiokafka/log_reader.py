@@ -13,8 +13,9 @@ from aiokafka import TopicPartition as ClientPartition
 
 from consumerkit.errors import PartitionUnusable, StartError
 from consumerkit.message import Message
-from consumerkit.transports import aiokafka_client, aiokafka_records
-from consumerkit.transports.aiokafka_client import words
+from consumerkit.transports.aiokafka import client as aiokafka_client
+from consumerkit.transports.aiokafka import records
+from consumerkit.transports.aiokafka.client import words
 from consumerkit.transports.base import Span, TopicInfo
 from consumerkit.transports.spans import Spans
 
@@ -52,7 +53,7 @@ class AiokafkaLogReader:
         if info is None:
             raise StartError(f"no such topic: {self._topic}")
         self._topic_id = info.topic_id
-        aiokafka_records.install()
+        records.install()
         arguments = self._arguments()
         client = await aiokafka_client.connect(lambda: AIOKafkaConsumer(**arguments), self._settings)
         self._client = client

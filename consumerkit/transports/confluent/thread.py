@@ -24,10 +24,10 @@ from confluent_kafka import TopicPartition as RawPartition
 from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, Health, Position, Subscription
-from consumerkit.transports.confluent_assignment import Ask, Assignment
-from consumerkit.transports.confluent_commits import Commits, resolve
-from consumerkit.transports.confluent_handover import Fetch, Fetched, Handover
-from consumerkit.transports.confluent_messages import HOPELESS, UNUSABLE, convert, without_values
+from consumerkit.transports.confluent.assignment import Ask, Assignment
+from consumerkit.transports.confluent.commits import Commits, resolve
+from consumerkit.transports.confluent.handover import Fetch, Fetched, Handover
+from consumerkit.transports.confluent.messages import HOPELESS, UNUSABLE, convert, without_values
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from consumerkit.transports.base import (
     Survey,
     TopicInfo,
 )
-from consumerkit.transports.confluent_admin import TopicAdmin
-from consumerkit.transports.confluent_thread import PollThread
+from consumerkit.transports.confluent.admin import TopicAdmin
+from consumerkit.transports.confluent.thread import PollThread
 
 log = logging.getLogger(__name__)
 

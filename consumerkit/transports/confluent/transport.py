@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from consumerkit.transports.base import Consumer, LogReader, Producer, Subscription, TopicInfo
-from consumerkit.transports.confluent_admin import TopicAdmin
-from consumerkit.transports.confluent_consumer import ConfluentConsumer
-from consumerkit.transports.confluent_producer import ConfluentProducer
-from consumerkit.transports.confluent_reader import ConfluentReader
+from consumerkit.transports.confluent.admin import TopicAdmin
+from consumerkit.transports.confluent.consumer import ConfluentConsumer
+from consumerkit.transports.confluent.log_reader import ConfluentReader
+from consumerkit.transports.confluent.producer import ConfluentProducer
 
 # Settings of one kind of client, which the other kinds would complain about.
 _CONSUMER_ONLY = ("fetch.", "queued.m", "session.", "heartbeat.", "group.", "partition.", "max.poll.", "check.crcs")

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from consumerkit.errors import StartError
 from consumerkit.transports.base import Record, SendFailure
-from consumerkit.transports.confluent_admin import refused_settings
+from consumerkit.transports.confluent.admin import refused_settings
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from consumerkit.message import Message
 from consumerkit.transports.base import Record, SendFailure
-from consumerkit.transports.memory_log import Logs
+from consumerkit.transports.memory.log import Logs
 
 _OVERHEAD = 70  # what Kafka adds to a lone record: batch header and lengths
 

@@ -18,8 +18,8 @@ from confluent_kafka.cimpl import NewTopic
 
 from consumerkit.errors import StartError
 from consumerkit.transports.base import TopicInfo
-from consumerkit.transports.confluent_messages import without_values
-from consumerkit.transports.confluent_questions import AskTopics, Questions
+from consumerkit.transports.confluent.messages import without_values
+from consumerkit.transports.confluent.questions import AskTopics, Questions
 from consumerkit.transports.loopback import check_advertised
 
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from aiokafka import TopicPartition as ClientPartition
 
 from consumerkit.concurrency import wait_until_set
 from consumerkit.message import Message, TopicPartition
-from consumerkit.transports.aiokafka_client import Insight, words
-from consumerkit.transports.aiokafka_group import Held, Membership
+from consumerkit.transports.aiokafka.client import Insight, words
+from consumerkit.transports.aiokafka.group import Held, Membership
 from consumerkit.transports.base import Position
 
 _TROUBLE_PAUSE: Final = 0.1

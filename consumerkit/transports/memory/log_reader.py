@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from consumerkit.errors import PartitionUnusable, StartError
 from consumerkit.message import Message
 from consumerkit.transports.base import Span
-from consumerkit.transports.memory_log import Logs
+from consumerkit.transports.memory.log import Logs
 from consumerkit.transports.spans import Spans
 
 

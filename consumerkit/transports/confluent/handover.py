@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from consumerkit.message import Message, TopicPartition
 from consumerkit.transports.base import Position
-from consumerkit.transports.confluent_messages import Reading
+from consumerkit.transports.confluent.messages import Reading
 
 _UNCHECKED = -1
 

@@ -20,8 +20,8 @@ from consumerkit.transports.base import (
     Survey,
     Surveyed,
 )
-from consumerkit.transports.memory_log import TopicLog
-from consumerkit.transports.memory_members import MemoryGroup
+from consumerkit.transports.memory.log import TopicLog
+from consumerkit.transports.memory.members import MemoryGroup
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Kafka through aiokafka, a client written in Python for asyncio."""
