@@ -20,8 +20,9 @@ from psycopg import sql
 
 from tests.services import PostgresServer
 from tests.stress.database import FileStore, PostgresStore, Store, create_tables
+from tests.stress.draw import plan
 from tests.stress.mutants import MUTANTS
-from tests.stress.plan import Plan, plan
+from tests.stress.plan import Plan
 from tests.stress.run import Run, Verdict
 
 
@@ -48,7 +49,7 @@ class Stage:
         )
         store = PostgresStore(self._server, name, wanted.driver)
         try:
-            store.prepare(slow_outbox=wanted.slow_outbox, slow_claims=wanted.slow_claims)
+            store.prepare(wanted)
             yield store
         finally:
             store.close()
@@ -84,7 +85,7 @@ def told(seed: int, verdict: Verdict, mutant: str) -> str:
     wanted = plan(seed)
     word = "FAILED" if verdict.problems else "void" if verdict.void else "passed"
     line = (
-        f"seed {seed}: {word} in {verdict.seconds:.1f} s ({wanted.profile}, {', '.join(wanted.faults) or 'no fault'})"
+        f"seed {seed}: {word} in {verdict.seconds:.1f} s ({wanted.profile}, {', '.join(wanted.expected) or 'no fault'})"
     )
     if verdict.void and not verdict.problems:
         line += f"; did not fire: {', '.join(verdict.void)}"

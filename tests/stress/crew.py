@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from consumerkit import Brake, DeadLetter, Ordering, Retry, fixed
+from consumerkit import Brake, DeadLetter, Ordering, Retry, exponential, fixed
 from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork
 from consumerkit.errors import StartError
 from consumerkit.transports.memory import Memory, MemoryBroker
@@ -145,7 +145,7 @@ class Crew:
             ordering=Ordering(plan.ordering),
             retry=Retry(attempts=plan.attempts, wait=fixed(plan.wait), in_place=plan.in_place),
             dead_letter=letter if plan.dead_letter else None,
-            brake=Brake(allowance=10_000),
+            brake=Brake(allowance=plan.allowance, earned=plan.earned, probe=exponential(0.05, max=0.4)),
             concurrency=plan.lanes,
             batch_size=plan.batch_size,
         )

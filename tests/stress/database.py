@@ -15,7 +15,9 @@ from tests.integration.backup import Backup
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 from tests.stress.handlers import Base
+from tests.stress.message_faults import TABLES
 from tests.stress.oracle import Dead, Done, Parked, Snapshot
+from tests.stress.plan import Plan
 
 _QUERIES = (
     'SELECT sequence, message_id, partition, "offset", attempt FROM stress_effects ORDER BY sequence',
@@ -54,9 +56,15 @@ def snapshot_of(results: Sequence[Iterable[Sequence[Any]]]) -> Snapshot:
 
 
 class Store(Protocol):
-    """Where a run keeps its data."""
+    """Where a run keeps its data.
+
+    Attributes:
+        url: For workers.
+        dsn: For another session; empty where there is no server.
+    """
 
     url: str
+    dsn: str
 
     def snapshot(self) -> Snapshot:
         """Return all there is at one moment."""
@@ -82,15 +90,21 @@ class PostgresStore:
 
     def __init__(self, server: PostgresServer, name: str, driver: str = "psycopg") -> None:
         self.url = server.url(name, driver)
+        self.dsn = server.dsn(name)
         self._server = server
         self._name = name
         self._backup: Backup | None = None
         self._deadlocks = 0
 
-    def prepare(self, *, slow_outbox: bool, slow_claims: bool) -> None:
-        """Have waits in the places that a plan asks for, and count from here."""
+    def prepare(self, plan: Plan) -> None:
+        """Have waits in the places that a plan asks for, and what its messages meet; count from here."""
+        wants = (
+            (plan.slow_outbox, _SLOW_OUTBOX),
+            (plan.slow_claims, _SLOW_CLAIMS),
+            (bool(plan.message_faults), TABLES),
+        )
         with self._connection() as connection:
-            for wanted, statements in ((slow_outbox, _SLOW_OUTBOX), (slow_claims, _SLOW_CLAIMS)):
+            for wanted, statements in wants:
                 if wanted:
                     connection.execute(statements.encode())
         self._deadlocks = self._counted()
@@ -146,6 +160,7 @@ class FileStore:
 
     def __init__(self, file: Path) -> None:
         self.url = f"sqlite:///{file}"
+        self.dsn = ""
         self._file = file
 
     def snapshot(self) -> Snapshot:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol
 
 from sqlalchemy import BigInteger, Integer, Text, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from consumerkit import Context, Handler, Reject, header
+from consumerkit import Context, Handler, Reject, Unavailable, header
 from consumerkit.errors import Defer
+from tests.stress.message_faults import GROUPS, PRESENT, REJECTED, SIZE_LIMIT, row_of, statements
 from tests.stress.plan import Given
 
 NAME, TOPIC, OUT, DEAD = "stress", "in", "out", "dead"
@@ -56,10 +58,29 @@ class Stage(Protocol):
         """Tell whether this message is to defer once more."""
         ...
 
+    def errs(self, given: Given) -> bool:
+        """Tell whether this message is to meet its own fault once more."""
+        ...
 
-def value_of(given: Given) -> bytes:
+    def fires(self, given: Given) -> None:
+        """Take note that the fault of a message took effect."""
+
+    def holds_row(self, number: int) -> AbstractContextManager[None]:
+        """Have another session hold a row locked, for the `with` block; blocks."""
+        ...
+
+
+def value_of(given: Given) -> bytes | None:
     """Return a message's value, by which its handler knows what to do."""
-    return json.dumps(given._replace(partition=0, first=True)).encode()
+    if given.kind == "undecodable":
+        return None
+    value = json.dumps(given._replace(partition=0, first=True)).encode()
+    return value.ljust(SIZE_LIMIT) if given.kind == "oversized" else value
+
+
+def headers_of(given: Given) -> tuple[tuple[str, bytes], ...]:
+    """Return a message's headers."""
+    return () if given.kind == "unidentified" else (("id", given.id.encode()),)
 
 
 class _Stressed:
@@ -68,6 +89,7 @@ class _Stressed:
     name = NAME
     topic = TOPIC
     message_id = header("id")
+    size_limit: int | None = SIZE_LIMIT
 
     def __init__(self, stage: Stage, worker: str, *, pause: float, publishing: bool, **declared: Any) -> None:
         self.stage = stage
@@ -102,6 +124,53 @@ class _Stressed:
             raise Reject("as asked")
         if given.kind == "defer" and self.stage.defers(given):
             raise Defer(0.05, "not yet")
+        if given.kind in REJECTED - GROUPS:
+            self.stage.fires(given)
+            raise Reject("as asked")
+
+    def statements(self, given: Given, context: Context[Any]) -> tuple[str, ...]:
+        """What the server is asked in vain, or, where that is right alone, what cannot be asked twice."""
+        found = statements(given, server="sqlite" not in _driver(context))
+        return found if found and (given.kind in PRESENT or self.stage.errs(given)) else ()
+
+    @contextmanager
+    def firing(self, given: Given) -> Iterator[None]:
+        """Take note of what is refused."""
+        try:
+            yield
+        except DBAPIError:
+            self.stage.fires(given)
+            raise
+        if given.kind not in PRESENT:
+            raise Unavailable(f"what brings the fault {given.kind!r}: it was not refused")
+
+    def errors(self, given: Given) -> list[Exception]:
+        """What a message's tasks raise, all together."""
+        if given.kind not in GROUPS or not self.stage.errs(given):
+            return []
+        self.stage.fires(given)
+        others: dict[str, list[Exception]] = {
+            "group with a Reject": [Defer(9), Reject("as asked")],
+            "group with a Defer": [Defer(0.05, "not yet")],
+            "group with a lost connection": [Reject("no"), OperationalError("SELECT 1", None, ConnectionResetError())],
+        }
+        return [Failure(given.kind), *others.get(given.kind, [KeyError(given.id)])]
+
+
+def _driver(context: Context[Any]) -> str:
+    return str(context.session.get_bind().dialect.driver)
+
+
+def _unsendable(context: Context[Any]) -> object:
+    """Something that the driver refuses to send as text."""
+    return 7 if _driver(context) == "asyncpg" else "a\x00b"
+
+
+_CAST = text("SELECT CAST(:value AS text)")
+
+
+async def _raising(error: Exception) -> None:
+    raise error
 
 
 def _place(context: Context[Any], what: str) -> bytes:
@@ -122,7 +191,27 @@ class Coroutine(_Stressed, Handler[bytes]):
             await context.session.flush()
             with suppress(DBAPIError):
                 await context.session.execute(text("SELECT 1 / 0"))
+        await self.meet(given, context)
         self.end(given, context)
+
+    async def meet(self, given: Given, context: Context) -> None:
+        """Meet the fault that a message brings along."""
+        if asked := self.statements(given, context):
+            holding = self.stage.holds_row(row_of(given)) if given.kind == "locked row" else nullcontext()
+            await asyncio.to_thread(holding.__enter__)
+            try:
+                with self.firing(given):
+                    for one in asked:
+                        await context.session.execute(text(one))
+            finally:
+                await asyncio.to_thread(holding.__exit__, None, None, None)
+        if given.kind == "refused by the client":
+            with suppress(DBAPIError), self.firing(given):
+                await context.session.execute(_CAST, {"value": _unsendable(context)})
+        if errors := self.errors(given):
+            async with asyncio.TaskGroup() as group:
+                for error in errors:
+                    group.create_task(_raising(error))
 
 
 class Plain(_Stressed, Handler[bytes]):
@@ -138,7 +227,21 @@ class Plain(_Stressed, Handler[bytes]):
             context.session.flush()
             with suppress(DBAPIError):
                 context.session.execute(text("SELECT 1 / 0"))
+        self.meet(given, context)
         self.end(given, context)
+
+    def meet(self, given: Given, context: Context[Session]) -> None:
+        """Meet the fault that a message brings along."""
+        if asked := self.statements(given, context):
+            holding = self.stage.holds_row(row_of(given)) if given.kind == "locked row" else nullcontext()
+            with holding, self.firing(given):
+                for one in asked:
+                    context.session.execute(text(one))
+        if given.kind == "refused by the client":
+            with suppress(DBAPIError), self.firing(given):
+                context.session.execute(_CAST, {"value": _unsendable(context)})
+        if errors := self.errors(given):
+            raise ExceptionGroup("", [errors[0], ExceptionGroup("", errors[1:])])
 
 
 class TellingCoroutine(Coroutine):

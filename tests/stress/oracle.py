@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from tests.stress.message_faults import UNREADABLE
 from tests.stress.plan import Given, Plan
 
 PROCESSED, PARKED, DEAD = 1, 2, 3
@@ -66,6 +67,20 @@ class Published(NamedTuple):
     message_id: str
 
 
+class Told(NamedTuple):
+    """What a worker announced: of a message, that messages were processed, or that it does not go on as usual.
+
+    `what` is "suspected", "attempt" or the reason of a dead letter; "committed"; "paused", "braked" or
+    "slowed partition".
+    """
+
+    worker: str
+    what: str
+    id: str = ""
+    partition: int = -1
+    offset: int = -1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """The database at one moment."""
@@ -81,6 +96,10 @@ class Snapshot:
         """The IDs whose outcome, or whose waiting, is durable."""
         found = {one.id for one in self.effects} | {one.id for one in self.parked} | set(self.ledger)
         return found | {one.id for one in self.dead if one.id is not None}
+
+    def places(self) -> set[tuple[int, int]]:
+        """The places of messages that are parked or dead: of what cannot be read, nothing else is known."""
+        return {(one.partition, one.offset) for found in (self.parked, self.dead) for one in found}
 
     def open_letters(self) -> Counter[str]:
         """How many letters of each ID are open that stand for the ID itself, and not for a copy of it."""
@@ -107,6 +126,7 @@ class History:
         duplicates: How many messages were found to be processed already.
         deadlocks: Of the server.
         zombies: How many transactions a worker committed after others had taken its partitions.
+        told: What the workers announced, in order.
     """
 
     plan: Plan
@@ -121,6 +141,7 @@ class History:
     duplicates: int = 0
     deadlocks: int = 0
     zombies: int = 0
+    told: Sequence[Told] = ()
 
 
 def judge(history: History) -> list[str]:
@@ -129,9 +150,16 @@ def judge(history: History) -> list[str]:
     return [problem for rule in rules for problem in rule(history)]
 
 
-def unfinished_below(offsets: Mapping[int, int], log: Iterable[Logged], finished: set[str]) -> list[Logged]:
+def unfinished_below(offsets: Mapping[int, int], log: Iterable[Logged], found: Snapshot) -> list[Logged]:
     """Return the messages below these offsets of which nothing durable is known."""
-    return [one for one in log if one.offset < offsets.get(one.partition, 0) and one.given.id not in finished]
+    ids, places = found.finished(), found.places()
+
+    def is_open(one: Logged) -> bool:
+        if one.given.kind in UNREADABLE:
+            return (one.partition, one.offset) not in places
+        return one.given.id not in ids
+
+    return [one for one in log if one.offset < offsets.get(one.partition, 0) and is_open(one)]
 
 
 def _outcomes(history: History) -> Iterator[str]:
@@ -141,7 +169,7 @@ def _outcomes(history: History) -> Iterator[str]:
     letters = end.open_letters()
     stale = Counter(one.id for one in end.dead if one.reason == "stale" and one.state == OPEN)
     waiting = Counter(one.id for one in end.parked if one.kind == "message")
-    for name in {one.given.id for one in history.log}:
+    for name in {one.given.id for one in history.log if one.given.kind not in UNREADABLE}:
         dead = letters[name]
         if effects[name] and plan.has("prune") and plan.has("rewind"):
             # What a rewind reads again beyond what the ledger remembers cannot be proven new.

@@ -17,14 +17,18 @@ from tests.stress import faults
 from tests.stress.answers import Answers
 from tests.stress.crew import Crew, gated
 from tests.stress.database import Store
-from tests.stress.handlers import DEAD, NAME, OUT, TOPIC, value_of
+from tests.stress.handlers import DEAD, NAME, OUT, TOPIC, headers_of, value_of
 from tests.stress.journal import Journal
+from tests.stress.message_faults import SLOWED, UNREADABLE
+from tests.stress.message_oracle import judge_messages
 from tests.stress.oracle import PROCESSED, History, Logged, Published, Snapshot, judge
 from tests.stress.plan import Given, Plan
 from tests.stress.sampler import Sampler
 
 # Without any progress for so long, a run stands still: a hundred times what the slowest wait of the product takes here.
 PATIENCE: Final = 180.0
+# Once faults have stopped, all is done within so many seconds; it takes some.
+BOUND: Final = 600.0
 
 
 class SeenEnough(Exception):
@@ -59,7 +63,7 @@ class Run:
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan = plan
         self.store = store
-        self.journal = Journal(restored=plan.has("restore"))
+        self.journal = Journal(restored=plan.has("restore"), dsn=store.dsn)
         self.broker = MemoryBroker(topics={TOPIC: plan.partitions, OUT: 3, DEAD: 2})
         self.crew = Crew(plan, store.url, self.broker, self.journal)
         self.log: list[Logged] = []
@@ -68,6 +72,8 @@ class Run:
         self._fed = 0
         self._progress: object = None
         self._progressed = time.monotonic()
+        self._stopped: float | None = None
+        self._accompanied = 0
 
     async def go(self) -> Verdict:
         """Carry the plan out, and judge."""
@@ -91,8 +97,9 @@ class Run:
             sampling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await sampling
-        fired = self.journal.fired + answers.fired
-        void = tuple(sorted({fault for fault in self.plan.faults if not fired[fault]}))
+        told = Counter(one.what for one in self.journal.told if one.what in UNREADABLE | {SLOWED})
+        fired = self.journal.fired + answers.fired + told
+        void = tuple(sorted({fault for fault in self.plan.expected if not fired[fault]}))
         problems = tuple(dict.fromkeys(self.journal.problems))
         words = tuple(self.journal.last_words()) if problems else ()
         return Verdict(problems, void, fired, time.monotonic() - began, words)
@@ -125,8 +132,8 @@ class Run:
         """Append messages to the log."""
         for given in wave:
             key = None if given.key is None else b"k%d" % given.key
-            headers = (("id", given.id.encode()),)
-            sent = self.broker.append(TOPIC, value_of(given), key=key, headers=headers, partition=given.partition)
+            value, headers = value_of(given), headers_of(given)
+            sent = self.broker.append(TOPIC, value, key=key, headers=headers, partition=given.partition)
             if not given.first and self.last.ledger.get(given.id) == PROCESSED:
                 self.announced_from.add((sent.partition, sent.offset))
             self.log.append(Logged(sent.partition, sent.offset, given))
@@ -185,7 +192,8 @@ class Run:
         await self.until(lambda: len(self.journal.calls) >= goal, f"{times} more calls", or_quiet=True)
 
     async def until_quiet(self) -> None:
-        """Wait until nothing is left to do."""
+        """Wait until nothing is left to do: faults have stopped."""
+        self._stopped = time.monotonic()
         self.sampler.stir()
         await self.until(lambda: self.sampler.quiet, "the end of all work")
 
@@ -194,6 +202,7 @@ class Run:
         self.crew.check()
         if self.journal.problems:
             raise SeenEnough
+        self._accompany()
         committed = tuple(sorted(self.broker.committed(NAME).values()))
         last = self.last
         outcomes = (len(last.ledger), len(last.effects), len(last.dead), last.outbox)
@@ -201,6 +210,8 @@ class Run:
         # What is durable: a handler that is called again and again without any outcome is no progress.
         progress = (committed, len(self.broker.records(OUT)), outcomes, parked, self.journal.deferred.total())
         now = time.monotonic()
+        if self._stopped is not None and now - self._stopped > BOUND:
+            raise StoodStill(f"not all is done {BOUND:.0f} s after the last fault; {self.sampler.left()}")
         if progress != self._progress:
             self._progress, self._progressed = progress, now
         elif now - self._progressed > PATIENCE:
@@ -209,11 +220,25 @@ class Run:
                 f"nothing for {PATIENCE:.0f} s while waiting for {what}; {self.sampler.left()}; {standing}"
             )
 
+    def _accompany(self) -> None:
+        """Send good messages where nothing but such tells what becomes of the others.
+
+        A suspect waits until another message has succeeded, and what cannot be read until its partition has earned it.
+        """
+        waiting = self.sampler.lonely
+        if not waiting or self.sampler.samples <= self._accompanied:
+            return
+        self._accompanied = self.sampler.samples
+        self.feed(self.partitions, count=1, kind="ok")
+        if slowed := {one.partition for one in waiting if self.sampler.kind_of(one) in UNREADABLE}:
+            self.feed(sorted(slowed), count=8, kind="ok")
+
     # Judging.
 
     def _judge(self) -> None:
         # A transaction behind the last sample would not be seen by it, and there is none: all is quiet.
-        self.journal.problems += judge(self._history())
+        history = self._history()
+        self.journal.problems += judge(history) + judge_messages(history)
 
     def _history(self) -> History:
         return History(
@@ -229,6 +254,7 @@ class Run:
             duplicates=self.journal.duplicates,
             deadlocks=self.store.deadlocks(),
             zombies=sum(gate.committed for gate in self.crew.gates.values()),
+            told=tuple(self.journal.told),
         )
 
     def _published(self) -> list[Published]:

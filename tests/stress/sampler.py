@@ -13,7 +13,8 @@ import psycopg
 from consumerkit.transports.memory import MemoryBroker
 from tests.stress.handlers import NAME
 from tests.stress.journal import Journal
-from tests.stress.oracle import HELD, Logged, Snapshot, unfinished_below
+from tests.stress.message_faults import SUSPECTS, UNREADABLE
+from tests.stress.oracle import HELD, Logged, Parked, Snapshot, unfinished_below
 from tests.stress.plan import Plan
 
 INTERVAL: Final = 0.15
@@ -27,6 +28,7 @@ class Sampler:
         last: The last snapshot.
         samples: How many were taken.
         quiet: Whether nothing is left to do, by some samples in a row.
+        lonely: What is parked and waits until other messages succeed, where there are none.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Sampler:
         self.last = Snapshot()
         self.samples = 0
         self.quiet = False
+        self.lonely: list[Parked] = []
         self._plan = plan
         self._snapshot = snapshot
         self._broker = broker
@@ -55,6 +58,7 @@ class Sampler:
         """Forget that all was quiet: something was done that makes work."""
         self._age += 1
         self.quiet = False
+        self.lonely = []
         self._at_rest = 0
 
     @contextlib.contextmanager
@@ -91,14 +95,14 @@ class Sampler:
         self.samples += 1
         self._check(found, committed, moment)
         resting = self._rests(found) and calls == len(self._journal.calls)
+        self.lonely = self._lonely(found)
         self._at_rest = self._at_rest + 1 if resting else 0
         self.quiet = self._at_rest >= _AT_REST
 
     def _check(self, found: Snapshot, committed: dict[int, int], moment: int) -> None:
-        finished = found.finished()
         offsets = {"mark": found.marks} if self._plan.has("restore") else {"mark": found.marks, "offset": committed}
         for what, positions in offsets.items():
-            for one in unfinished_below(positions, self._log, finished)[:3]:
+            for one in unfinished_below(positions, self._log, found)[:3]:
                 at = positions[one.partition]
                 words = (
                     f"the {what} of partition {one.partition} was {at}, and {one.given.id} at @{one.offset} was open"
@@ -118,9 +122,17 @@ class Sampler:
                 self._floors[parked.id] = (parked.attempts, moment)
 
     def _rests(self, found: Snapshot) -> bool:
-        held = {(one.partition, one.key) for one in found.parked if one.kind == HELD}
-        waits = [one for one in found.parked if one.due or (one.kind != HELD and (one.partition, one.key) not in held)]
-        return not (waits or found.outbox or self._lag(found))
+        return not (_waiting(found) or found.outbox or self._lag(found))
+
+    def _lonely(self, found: Snapshot) -> list[Parked]:
+        waiting = [one for one in _waiting(found) if one.due]
+        alone = all(self.kind_of(one) in SUSPECTS | UNREADABLE for one in waiting)
+        return waiting if alone and not (found.outbox or self._lag(found)) else []
+
+    def kind_of(self, parked: Parked) -> str:
+        """Return what a parked message does."""
+        at = (parked.partition, parked.offset)
+        return next((one.given.kind for one in self._log if (one.partition, one.offset) == at), "")
 
     def _lag(self, found: Snapshot) -> dict[int, str]:
         committed = {at.partition: offset for at, offset in self._broker.committed(NAME).items()}
@@ -138,3 +150,9 @@ class Sampler:
         """Say what is left to do."""
         parked = [f"{one.id}@{one.partition}:{one.offset} {one.kind} due={one.due}" for one in self.last.parked[:6]]
         return f"lag {self._lag(self.last)}, {self.last.outbox} in the outbox, parked {parked}"
+
+
+def _waiting(found: Snapshot) -> list[Parked]:
+    """What is parked and will run, or waits behind nothing that holds its key."""
+    held = {(one.partition, one.key) for one in found.parked if one.kind == HELD}
+    return [one for one in found.parked if one.due or (one.kind != HELD and (one.partition, one.key) not in held)]

@@ -12,9 +12,10 @@ import pytest
 from consumerkit.errors import StartError
 from consumerkit.transports.memory import MemoryBroker
 from tests.stress.crew import Crew
+from tests.stress.draw import plan
 from tests.stress.handlers import TOPIC
 from tests.stress.journal import Journal
-from tests.stress.plan import Step, plan
+from tests.stress.plan import Step
 
 
 @asynccontextmanager

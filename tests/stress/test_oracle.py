@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.stress.draw import plan
 from tests.stress.oracle import (
     HELD,
     Dead,
@@ -20,7 +21,7 @@ from tests.stress.oracle import (
     judge,
     unfinished_below,
 )
-from tests.stress.plan import Given, Plan, Step, plan
+from tests.stress.plan import Given, Plan, Step
 
 
 def planned(**options: Any) -> Plan:
@@ -212,6 +213,7 @@ def test_a_rewind_beyond_what_was_pruned_leaves_stale_letters() -> None:
 
 
 def test_offsets_beyond_what_is_finished_are_found() -> None:
-    assert unfinished_below({0: 2}, LOG, {"a", "b"}) == []
-    assert unfinished_below({0: 3}, LOG, {"a", "b"}) == [LOG[2]]
+    some = Snapshot(effects=EFFECTS[:2])
+    assert unfinished_below({0: 2}, LOG, some) == []
+    assert unfinished_below({0: 3}, LOG, some) == [LOG[2]]
     assert END.finished() == set("abcd")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from tests.stress import message_faults
+from tests.stress.draw import plan
 from tests.stress.faults import FAULTS
-from tests.stress.plan import SERVER, TWO_WORKERS, plan
+from tests.stress.mutants import SEEDS
+from tests.stress.plan import KINDS, SERVER, TWO_WORKERS
+from tests.stress.test_stress import KEPT
 
-PLANS = [plan(seed) for seed in range(400)]
+PLANS = [plan(seed) for seed in range(600)]
 
 
 def test_a_seed_always_names_the_same_plan() -> None:
@@ -16,12 +20,13 @@ def test_a_seed_always_names_the_same_plan() -> None:
 
 
 def test_every_profile_every_form_and_every_fault_comes_up() -> None:
-    assert {one.profile for one in PLANS} == {"general", "calm", "crossed", "relayed"}
+    assert {one.profile for one in PLANS} == {"general", "calm", "crossed", "relayed", "slowed"}
     assert {fault for one in PLANS for fault in one.faults} == set(FAULTS)
     for option in ("form", "driver", "ordering", "database", "acks", "hold_key", "resend_runs", "on_duplicate"):
         assert len({getattr(one, option) for one in PLANS}) > 1, option
     kinds = {given.kind for one in PLANS for wave in one.waves for given in wave}
-    assert kinds == {"ok", "fail", "dead", "reject", "defer", "swallow"}
+    assert kinds == {*KINDS, *message_faults.KINDS}
+    assert {fault for one in PLANS for fault in one.message_faults} == {*message_faults.KINDS, message_faults.SLOWED}
 
 
 @pytest.mark.parametrize("faults, wrong", [(SERVER, "sqlite"), (TWO_WORKERS, "sqlite")])
@@ -39,6 +44,18 @@ def test_a_restore_has_its_backup_and_nothing_that_it_could_not_undo() -> None:
 
 def test_nothing_is_sent_again_that_the_ledger_may_have_forgotten() -> None:
     assert not [one.seed for one in PLANS if one.has("prune") and (one.has_copies or one.has("redrive"))]
+
+
+def test_what_is_not_asked_of_a_server_is_all_that_a_file_meets() -> None:
+    met = {fault for one in PLANS if one.database == "sqlite" for fault in one.message_faults}
+    assert met >= {"unknown table", *message_faults.GROUPS, *message_faults.UNREADABLE}
+    assert not met & (message_faults.OWN | message_faults.PRESENT)
+
+
+def test_a_minority_of_plans_has_faults_of_messages_and_the_seeds_that_are_kept_have_none() -> None:
+    assert 0.15 < sum(bool(one.message_faults) for one in PLANS) / len(PLANS) < 0.5
+    hard = [seed for seeds, _ in SEEDS.values() for seed in seeds]
+    assert not [seed for seed in [*KEPT, *hard] if plan(seed).message_faults]
 
 
 def test_a_first_message_is_the_first_of_its_id() -> None:
