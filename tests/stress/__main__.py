@@ -96,6 +96,10 @@ def told(seed: int, verdict: Verdict, mutant: str) -> str:
     return "\n".join([*parts, f"again: {command_for(seed, mutant)}"])
 
 
+def _marks(wanted: Plan) -> set[str]:
+    return {wanted.profile, wanted.ordering, *wanted.expected}
+
+
 def first_seed() -> int:
     """A seed that nobody has had: by the commit and the time."""
     with contextlib.suppress(OSError):
@@ -112,6 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, help="the first of many; by the commit and the time, if not given")
     parser.add_argument("--minutes", type=float, default=1.0, help="begin new seeds for so long")
     parser.add_argument("--count", type=int, help="run so many seeds, instead")
+    parser.add_argument(
+        "--having", default="", help="of many, only those of this profile, order or database, or with this fault"
+    )
     parser.add_argument("--mutant", choices=["", *MUTANTS], default="", help="take this rule out of the product")
     parser.add_argument("--keep-going", action="store_true", help="go on after a seed that fails")
     parser.add_argument("--verbose", action="store_true", help="log what the workers tell")
@@ -143,6 +150,9 @@ def _many(stage: Stage, chosen: argparse.Namespace) -> int:
     seed, failed = first, []
     print(f"stress: seeds from {first} on", flush=True)
     while seed - first < chosen.count if chosen.count else time.monotonic() < until or not counts["passed"]:
+        if chosen.having and chosen.having not in _marks(plan(seed)):
+            seed += 1
+            continue
         verdict = run_one(stage, seed)
         counts["failed" if verdict.problems else "void" if verdict.void else "passed"] += 1
         fired += verdict.fired

@@ -145,7 +145,7 @@ class Crew:
             ordering=Ordering(plan.ordering),
             retry=Retry(attempts=plan.attempts, wait=fixed(plan.wait), in_place=plan.in_place),
             dead_letter=letter if plan.dead_letter else None,
-            brake=Brake(allowance=plan.allowance, earned=plan.earned, probe=exponential(0.05, max=0.4)),
+            brake=Brake(allowance=plan.allowance, earned=plan.earned, probe=exponential(0.01, max=0.3)),
             concurrency=plan.lanes,
             batch_size=plan.batch_size,
         )

@@ -133,9 +133,10 @@ def _of_little_patience(plan: Plan, chance: random.Random) -> Plan:
 
 
 def _messages(plan: Plan, chance: random.Random, name: str, number: int) -> list[Given]:
-    key = chance.choice([None, 0, 1, 50])
+    # Behind a key that is held for good nothing takes effect.
+    key = chance.choice([None, 50] if plan.hold_key else [None, 0, 1, 50])
     if name in PRESENT:
-        return _row(plan, number, 0, name, chance.randint(3, 6))
+        return _row(plan, number, 50 if plan.hold_key else 0, name, chance.randint(3, 6))
     if name == "burst of Rejects":
         sent = _row(plan, number, 50, name, chance.randint(11, 14))
         return sent + _row(plan, number + len(sent), 50, "ok", 5)
@@ -167,48 +168,57 @@ _AROUND: Final = ("restart", "rebalance", "expire", "terminate", "outage", "canc
 
 
 def _slowed(plan: Plan, chance: random.Random) -> Plan:
-    """Many records of one partition cannot be read: it is slowed down, and no other; its messages keep their order."""
+    """Many records of one partition cannot be read: it is slowed down, and no other; its messages keep their order.
+
+    A lane that takes a few messages at a time has those of several partitions in turn, so that it looks at those of the
+    slowed one at different moments.
+    """
     kinds = tuple(chance.sample(sorted(UNREADABLE), chance.randint(1, 3)))
     plan = replace(
         plan,
         profile="slowed",
         # In the order of a whole partition one that waits for a token would hold up all that could earn it.
         ordering="key",
+        workers=chance.choice([1, plan.workers]),
         partitions=chance.choice([2, 4]),
-        lanes=chance.choice([1, 2]),
-        batch_size=chance.choice([2, 5, 50]),
+        lanes=chance.choice([1, 1, 2]),
+        batch_size=chance.choice([1, 2, 5]),
         attempts=4,
         wait=chance.choice([0.0, 0.02, 0.05]),
-        pause=chance.choice([0.0, 0.0, 0.002]),
+        pause=0.002,
+        slow_outbox=False,
         hold_key=False,
         resend_runs=False,
-        allowance=chance.randint(1, 4),
-        earned=chance.choice([0.25, 1.0, 1.0]),
+        allowance=chance.randint(1, 2),
+        earned=chance.choice([0.5, 1.0, 1.0]),
         message_faults=(*kinds, SLOWED),
     )
     numbers = iter(range(1_000_000))
-    waves = tuple(tuple(_wave(plan, chance, kinds, numbers)) for _ in range(chance.randint(2, 3)))
+    keys = chance.choice([1, 1, 2])
+    waves = tuple(tuple(_wave(plan, chance, kinds, keys, numbers)) for _ in range(chance.randint(2, 3)))
     return replace(plan, waves=waves, steps=tuple(_steps(plan, chance, waves)))
 
 
-def _wave(plan: Plan, chance: random.Random, kinds: Sequence[str], numbers: Iterator[int]) -> Iterator[Given]:
-    keys = chance.choice([1, 2, 3])
-    for _ in range(chance.randint(40, 80)):
+def _wave(
+    plan: Plan, chance: random.Random, kinds: Sequence[str], keys: int, numbers: Iterator[int]
+) -> Iterator[Given]:
+    for _ in range(chance.randint(15, 25)):
         key = chance.randrange(keys) * plan.partitions
-        kind = chance.choices([*kinds, "ok", "fail", "defer"], [0.4 / len(kinds)] * len(kinds) + [0.4, 0.12, 0.08])[0]
+        weights = [0.3 / len(kinds)] * len(kinds) + [0.5, 0.12, 0.08]
+        kind = chance.choices([*kinds, "ok", "fail", "defer"], weights)[0]
         times = chance.randint(1, 2) if kind in ("fail", "defer") else 0
+        # What cannot be read has keys of its own, as a rule: it blocks them, and nothing else would ever be set aside.
+        key += 10 * plan.partitions * (kind in UNREADABLE and chance.random() < 0.8)
         yield Given(f"m-{next(numbers)}", key, 0, kind, times, 0, first=True)
-        if chance.random() < 0.3:
-            key = chance.randrange(20)
-            partition = 1 + key % (plan.partitions - 1)
-            yield Given(f"m-{next(numbers)}", 100 + key, partition, "ok", 0, 0, first=True)
+        partition = chance.randrange(1, plan.partitions)
+        yield Given(f"m-{next(numbers)}", 100 + partition, partition, "ok", 0, 0, first=True)
 
 
 def _steps(plan: Plan, chance: random.Random, waves: Sequence[Sequence[Given]]) -> Iterator[Step]:
     for number, wave in enumerate(waves):
-        yield Step("send", number)
+        yield Step("send", number, chance.randint(0, 3))
         if chance.random() < 0.4:
-            around = [one for one in _AROUND if plan.database == "postgresql" or one not in (*TWO_WORKERS, "terminate")]
+            around = [one for one in _AROUND if plan.workers > 1 or one not in (*TWO_WORKERS, "terminate")]
             what = chance.choice(around)
             of_worker = what in ("restart", "cancel", *TWO_WORKERS)
             target = chance.randrange(plan.workers if of_worker else plan.partitions)

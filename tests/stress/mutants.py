@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable
+from typing import Any
 
 from consumerkit.engine import transaction
+from consumerkit.engine.lane import Lane
+from consumerkit.message import Message
 from consumerkit.relay.rows import Rows
 from consumerkit.storage.outbox_queues import Page
 from tests.crash.mutants import without_claim, without_drain, without_finalise, without_sort
@@ -36,6 +40,24 @@ def without_order() -> None:
     setattr(Rows, "lowest", lowest)  # noqa: B010 - a method is no attribute to be assigned
 
 
+class _Forgotten(defaultdict[tuple[str, int], deque[Message]]):
+    """What is set aside, and not looked at."""
+
+    def __contains__(self, _: object) -> bool:
+        return False
+
+
+def without_aside() -> None:
+    """A message of a partition that is slowed down runs once it is admitted, whatever of it was set aside before."""
+    begin = Lane.__init__
+
+    def forgetful(self: Lane, *given: Any) -> None:
+        begin(self, *given)
+        self._aside = _Forgotten(deque)
+
+    setattr(Lane, "__init__", forgetful)  # noqa: B010 - a method is no attribute to be assigned
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "claim": without_claim,
     "finalise": without_finalise,
@@ -43,6 +65,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "drain": without_drain,
     "token": without_token,
     "order": without_order,
+    "aside": without_aside,
 }
 
 # Plans that are hard on each, one of which must fail, and a word of the problem that must be found.

@@ -111,14 +111,14 @@ class Run:
         for step in self.plan.steps:
             await self.called_more(step.after)
             if step.what == "send":
-                self.send(self.plan.waves[step.number])
+                await self._send_wave(self.plan.waves[step.number])
             else:
                 await faults.FAULTS[step.what](self, step)
         if backlog:
             self._start()
         await self.until_quiet()
         self._judge()
-        if any(one.state == "dead" for one in self.last.dead):
+        if any(one.state == "dead" and one.reason not in UNREADABLE for one in self.last.dead):
             self.journal.healed = True
             await self.redrive()
             await self.until_quiet()
@@ -127,6 +127,19 @@ class Run:
     def _start(self) -> None:
         for _ in range(self.plan.workers):
             self.crew.start()
+
+    async def _send_wave(self, wave: tuple[Given, ...]) -> None:
+        if self.plan.profile != "slowed":
+            self.send(wave)
+            return
+        # Once all is taken over, and one by one, so that those of several partitions wait in turn for the same lane.
+        await self.until(lambda: self._taken() >= set(self.partitions), "the taking over")
+        for given in wave:
+            self.send((given,))
+            await asyncio.sleep(0.001)
+
+    def _taken(self) -> set[int]:
+        return {partition for found in self.journal.taken.values() for _, partition in found}
 
     def send(self, wave: tuple[Given, ...]) -> None:
         """Append messages to the log."""
@@ -230,8 +243,9 @@ class Run:
             return
         self._accompanied = self.sampler.samples
         self.feed(self.partitions, count=1, kind="ok")
-        if slowed := {one.partition for one in waiting if self.sampler.kind_of(one) in UNREADABLE}:
-            self.feed(sorted(slowed), count=8, kind="ok")
+        slowed = Counter(one.partition for one in waiting if self.sampler.kind_of(one) in UNREADABLE)
+        for partition, number in slowed.items():
+            self.feed([partition], count=2 + int(number / self.plan.earned), kind="ok")
 
     # Judging.
 
