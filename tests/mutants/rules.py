@@ -1,7 +1,7 @@
 """Which test guards which rule: each row takes one rule out of the product's text, and names the test that then fails.
 
-S1 to S17 are rules of the transaction, its order and its IDs; the others are those on which all rest. A rule with
-several sides has several rows.
+S1 to S17 are rules of the transaction, its order and its IDs, L1 to L25 of what waits and what fails; the others are
+those on which all rest. A rule with several sides has several rows.
 """
 
 from __future__ import annotations
@@ -324,5 +324,14 @@ MUTANTS = (
         "            return following\n",
         f"{UNIT}/engine/test_offsets.py::test_one_slow_message_holds_the_position",
         "assert (1000, 1) == (0, 1)",
+    ),
+    Mutant(
+        "L25",
+        "what is set aside of a slowed partition goes before what comes later of it",
+        "consumerkit/engine/lane.py",
+        "(partition.name in self._aside or not self._gate.partitions.admits(message))",
+        "not self._gate.partitions.admits(message)",
+        f"{INTEGRATION}/test_brake.py::test_what_is_set_aside_of_a_slowed_partition_goes_before_what_comes_later",
+        "['second', 'first'] == ['first', 'second']",
     ),
 )

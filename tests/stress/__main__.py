@@ -97,7 +97,8 @@ def told(seed: int, verdict: Verdict, mutant: str) -> str:
 
 
 def _marks(wanted: Plan) -> set[str]:
-    return {wanted.profile, wanted.ordering, *wanted.expected}
+    faulty = ["message faults"] if wanted.message_faults else []
+    return {wanted.profile, wanted.ordering, *faulty, *wanted.expected}
 
 
 def first_seed() -> int:
@@ -142,30 +143,50 @@ def _single(stage: Stage, chosen: argparse.Namespace) -> int:
     return int(bool(verdict.problems))
 
 
+class Summary:
+    """Counts what came of seeds."""
+
+    def __init__(self) -> None:
+        self.failed: list[int] = []
+        self.words: Counter[str] = Counter()
+        self._planned: Counter[str] = Counter()
+        self._void: Counter[str] = Counter()
+        self._fired: Counter[str] = Counter()
+
+    def add(self, seed: int, verdict: Verdict) -> None:
+        """Count one seed."""
+        self.words["failed" if verdict.problems else "void" if verdict.void else "passed"] += 1
+        self.failed += [seed] if verdict.problems else []
+        self._planned.update(set(plan(seed).expected))
+        self._void.update(verdict.void)
+        self._fired += verdict.fired
+
+    def shown(self) -> str:
+        """Return the counts, for each fault how often it took effect, and in how many seeds it did not."""
+        lines = [f"stress: {self.words.total()} seeds: {dict(self.words)}"]
+        for fault in sorted(self._planned | self._fired):
+            planned, void = self._planned[fault], self._void[fault]
+            lines.append(f"  {fault}: fired {self._fired[fault]} times; planned in {planned} seeds, void in {void}")
+        return "\n".join(lines)
+
+
 def _many(stage: Stage, chosen: argparse.Namespace) -> int:
     first = first_seed() if chosen.first is None else chosen.first
     until = time.monotonic() + chosen.minutes * 60
-    counts: Counter[str] = Counter()
-    fired: Counter[str] = Counter()
-    seed, failed = first, []
+    seed, summary = first, Summary()
     print(f"stress: seeds from {first} on", flush=True)
-    while seed - first < chosen.count if chosen.count else time.monotonic() < until or not counts["passed"]:
-        if chosen.having and chosen.having not in _marks(plan(seed)):
-            seed += 1
-            continue
-        verdict = run_one(stage, seed)
-        counts["failed" if verdict.problems else "void" if verdict.void else "passed"] += 1
-        fired += verdict.fired
-        print(told(seed, verdict, chosen.mutant), flush=True)
-        if verdict.problems:
-            failed.append(seed)
-            if not chosen.keep_going:
+    while seed - first < chosen.count if chosen.count else time.monotonic() < until or not summary.words["passed"]:
+        if not chosen.having or chosen.having in _marks(plan(seed)):
+            verdict = run_one(stage, seed)
+            summary.add(seed, verdict)
+            print(told(seed, verdict, chosen.mutant), flush=True)
+            if verdict.problems and not chosen.keep_going:
                 break
         seed += 1
-    print(f"stress: {sum(counts.values())} seeds: {dict(counts)}; fired: {dict(fired)}")
-    for one in failed:
+    print(summary.shown())
+    for one in summary.failed:
         print(f"again: {command_for(one, chosen.mutant)}")
-    return int(bool(failed))
+    return int(bool(summary.failed))
 
 
 if __name__ == "__main__":
