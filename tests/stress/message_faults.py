@@ -97,7 +97,7 @@ def _faulty(plan: Plan, chance: random.Random) -> Plan:
     possible = _possible(plan)
     names = list(dict.fromkeys(chance.choice(possible) for _ in range(chance.choice([1, 1, 2]))))
     if "burst of Rejects" in names:
-        plan = _of_little_patience(plan, chance)
+        names, plan = ["burst of Rejects"], _of_little_patience(plan, chance)
     plan = replace(plan, message_faults=tuple(names))
     waves = [list(wave) for wave in plan.waves]
     number = 0
