@@ -17,6 +17,7 @@ from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.observability.printable import printable
 from consumerkit.redaction.database_words import database_words
 from consumerkit.redaction.text import redact
+from consumerkit.redaction.variables import without_variables
 from consumerkit.storage import schema
 from consumerkit.storage.engines import Database
 from consumerkit.storage.location import located
@@ -159,4 +160,4 @@ def in_one_line(error: BaseException) -> str:
     """Return what a driver says, without the statement, its parameters and further lines."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     first = database_words(error) or next(iter(str(cause).strip().splitlines()), "")
-    return printable(redact(first)) or type(cause).__name__
+    return printable(redact(without_variables(first))) or type(cause).__name__

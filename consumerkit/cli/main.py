@@ -15,6 +15,7 @@ from consumerkit.cli.lazy import Room, lazy_group
 from consumerkit.cli.typed import without_typed
 from consumerkit.errors import ConsumerkitError
 from consumerkit.redaction.text import redact
+from consumerkit.redaction.variables import without_variables
 
 ROOMS = {
     "run": Room(
@@ -99,7 +100,11 @@ def run() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:  # noqa: BLE001 - told in full, as Python would, but without what may be secret
-        print(without_typed(redact("".join(traceback.format_exception(error)))), file=sys.stderr, end="")
+        print(
+            without_typed(redact(without_variables("".join(traceback.format_exception(error))))),
+            file=sys.stderr,
+            end="",
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -18,6 +18,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.observability.printable import printable, printable_lines
 from consumerkit.redaction.database_words import without_values
 from consumerkit.redaction.text import redact
+from consumerkit.redaction.variables import without_variables
 
 Format = Literal["text", "json"]
 _Level = int | Callable[[Any], int]
@@ -301,7 +302,7 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
         return ""
     stack = formatter.formatException(record.exc_info)
     error = record.exc_info[1]
-    return redact(stack if error is None else without_values(stack, error))
+    return redact(without_variables(stack if error is None else without_values(stack, error)))
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -82,7 +82,7 @@ class Database:
         url, self._unprepared = pooler.taken_from(found.url)
         async_driver, sync_driver = _DRIVERS[url.drivername]
         options = _options(url, connections)
-        postgresql_engine.warn_of_network(url)
+        postgresql_engine.check_surroundings(url)
         if async_driver == "postgresql+asyncpg":
             url, arguments = postgresql_engine.for_asyncpg(url, found.secrets)
             options["connect_args"] |= arguments

@@ -16,6 +16,7 @@ from sqlalchemy import URL, Engine, event
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.storage import url_parameters
+from consumerkit.storage.environment import check_environment
 from consumerkit.storage.url_parameters import effective
 
 _log = logging.getLogger(__name__)
@@ -150,12 +151,23 @@ def for_psycopg(url: URL) -> None:
         )
 
 
-def warn_of_network(url: URL) -> None:
-    """Warn, once for each server, of a connection over a network that would not notice another server in its place."""
+def check_surroundings(url: URL) -> None:
+    """Check what PostgreSQL's variables and file of services add to a URL, and what comes of all of it.
+
+    A connection over a network that would not notice another server in its place is warned of, once for each server.
+
+    Raises:
+        ConfigurationError: A variable, or an entry of the service, cannot be read.
+    """
     if url.get_backend_name() != "postgresql":
         return
     name = effective(url, "service", "PGSERVICE")
     service = _service(name) if name else {}
+    check_environment(url, service)
+    _warn_of_network(url, name, service)
+
+
+def _warn_of_network(url: URL, name: str | None, service: Mapping[str, str]) -> None:
     hosts = url.query.get("hostaddr") or url.query.get("host") or url.host
     hosts = hosts or service.get("hostaddr") or service.get("host")
     hosts = hosts or os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST") or ""

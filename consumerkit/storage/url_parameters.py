@@ -23,8 +23,10 @@ _TLS: Final = r"(?i:TLSv1(?:\.[123])?)"
 _WHOLE: Final = r"-?\d{1,9}"
 _AUTH: Final = r"!?(?:password|md5|gss|sspi|scram-sha-256|none|oauth)"
 _PORT: Final = 5432
+_LAST_PORT: Final = 65535
+_DIGITS: Final = 5
 # What may stand behind the question mark, and the form of its value.
-_FORMS: Final[Mapping[str, str]] = {
+FORMS: Final[Mapping[str, str]] = {
     "sslmode": _MODES,
     "ssl": _MODES,
     "target_session_attrs": "any|read-write|read-only|primary|standby|prefer-standby",
@@ -43,10 +45,11 @@ _FORMS: Final[Mapping[str, str]] = {
     "connect_timeout": rf"{_WHOLE}(?:\.\d{{1,6}})?",
     "client_encoding": r"(?i:auto|unicode|utf-?8|sql_ascii|latin\d{1,2}|win\d{3,4}|euc_\w{2,4}|koi8\w?)",
 }
+"""The form of a parameter's value, for those that have one."""
 _FILES: Final = ("sslcert", "sslkey", "sslrootcert", "sslcrl", "sslcrldir", "passfile", "sslkeylogfile")
 _TEXTS: Final = ("application_name", "fallback_application_name", "options", "dbname", "user", "krbsrvname", "service")
 _OTHER_TEXTS: Final = ("requirepeer", "oauth_client_id", "oauth_issuer", "oauth_scope")
-KNOWN: Final = frozenset((*_FORMS, *_FILES, *_TEXTS, *_OTHER_TEXTS, "host", "hostaddr", "port")) - {"ssl"}
+KNOWN: Final = frozenset((*FORMS, *_FILES, *_TEXTS, *_OTHER_TEXTS, "host", "hostaddr", "port")) - {"ssl"}
 """What libpq knows by name, and no secret."""
 _HOST: Final = re.compile(r"(?=.{1,253}$)(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?")
 
@@ -76,8 +79,8 @@ def checked(url: URL) -> URL:
         if name not in ("host", "port") and not isinstance(value, str):
             what = name if name in KNOWN else "a parameter"
             raise ConfigurationError(f"database: {what} stands in the URL twice; give it once")
-        if name in _FORMS and not re.fullmatch(_FORMS[name], str(value)):
-            raise ConfigurationError(f"database: {name} in the URL {_should_be(_FORMS[name])}; correct it")
+        if name in FORMS and not re.fullmatch(FORMS[name], str(value)):
+            raise ConfigurationError(f"database: {name} in the URL {_should_be(FORMS[name])}; correct it")
         if name in _FILES:
             _check_file(name, str(value))
     return _with_servers(url, _servers(url))
@@ -107,6 +110,16 @@ def is_address(text: str) -> bool:
         return bool(ipaddress.ip_address(text))
     except ValueError:
         return False
+
+
+def is_host(text: str) -> bool:
+    """Tell whether a text is the name of a host."""
+    return _HOST.fullmatch(text) is not None
+
+
+def is_port(text: str) -> bool:
+    """Tell whether a text is the number of a port."""
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS and 0 < int(text) <= _LAST_PORT
 
 
 def _should_be(form: str) -> str:
@@ -173,7 +186,7 @@ def _with_servers(url: URL, servers: list[_Server]) -> URL:
     if not servers:
         return url
     usual = os.environ.get("PGPORT", "")
-    default = url.port or (int(usual) if re.fullmatch(r"[1-9]\d{0,4}", usual) else _PORT)
+    default = url.port or (int(usual) if is_port(usual) else _PORT)
     query: dict[str, Any] = {name: value for name, value in url.query.items() if name not in ("host", "port")}
     if hosts := ",".join(one.host for one in servers):
         query["host"] = hosts

@@ -15,6 +15,8 @@ from consumerkit.handlers.declaration import Declaration
 from consumerkit.maintenance import retention_warnings
 from consumerkit.policies.payload_retention import PayloadRetention
 from consumerkit.redaction.database_words import database_words
+from consumerkit.redaction.text import redact
+from consumerkit.redaction.variables import without_variables
 from consumerkit.storage import consumers, occupancy, schema, server, waiting
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.engines import Database
@@ -193,7 +195,7 @@ async def _asked(given: Database, work: Callable[[Session], T]) -> T:
         return await given.run(work)
     except (DBAPIError, OSError) as error:
         words = database_words(error) or str(error.orig if isinstance(error, DBAPIError) else error)
-        text = words.strip().splitlines() or [""]
+        text = redact(without_variables(words)).strip().splitlines() or [""]
         way_out = (
             "check that the server runs and that the URL is right"
             if fault_of(error, in_handler=False) is Fault.CONNECTION

@@ -261,7 +261,7 @@ def test_a_connection_over_a_network_without_verification_is_warned_of_once(
     monkeypatch.delenv("PGSSLMODE", raising=False)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            postgresql_engine.warn_of_network(make_url(url))
+            postgresql_engine.check_surroundings(make_url(url))
     assert len(caplog.records) == WARNED[url]
     assert "secret" not in caplog.text
 
