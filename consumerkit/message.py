@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final, NamedTuple
 
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 Headers = tuple[tuple[str, bytes | None], ...]
+
+HEADER_BYTES: Final = 24
+"""What a header takes besides its name and value: more than in a record (2 or more) and in a column (12 to 20)."""
 
 
 LATEST: Final = 253_339_228_800_000
@@ -22,6 +26,24 @@ def known_time(timestamp: int) -> int:
         (1700000000000, -1, -1)
     """
     return timestamp if 0 <= timestamp < LATEST else -1
+
+
+def bytes_of(key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    """Return how many bytes a message takes: key, value and, of each header, name, value and `HEADER_BYTES`.
+
+    A name counts as it is stored, where characters that are escaped take more than in UTF-8. A header without name and
+    value counts, too: a small record may hold very many.
+
+    Example:
+        >>> bytes_of(b"k", b"value", (("id", b"7"), ("", None)))
+        57
+    """
+    size = len(key or b"") + len(value or b"") + HEADER_BYTES * len(headers)
+    for name, content in headers:
+        size += len(name) if name.isascii() and name.isprintable() else len(json.dumps(name))
+        if content is not None:
+            size += len(content)
+    return size
 
 
 class TopicPartition(NamedTuple):
@@ -91,11 +113,8 @@ class Message:
 
     @property
     def size(self) -> int:
-        """Bytes of key, value and headers together."""
-        size = len(self.value or b"") + len(self.key or b"")
-        for name, value in self.headers:
-            size += len(name) + len(value or b"")
-        return size
+        """Bytes of key, value and headers together, with 24 for each header; see `bytes_of`."""
+        return bytes_of(self.key, self.value, self.headers)
 
     def __repr__(self) -> str:
         return f"Message({self.topic}[{self.partition}]@{self.offset})"

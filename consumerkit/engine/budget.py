@@ -17,12 +17,14 @@ from consumerkit.transports.base import Consumer
 
 # What a message object weighs besides its bytes: measured with sys.getsizeof over its parts.
 OVERHEAD: Final = 500
+HEADER_OVERHEAD: Final = 130
+"""What a header's tuple, name and value weigh besides what `Message.size` counts, measured likewise."""
 PAUSE_AFTER: Final = 1.0
 
 
 def cost(message: Message) -> int:
     """Return what a message counts for."""
-    return message.size + OVERHEAD
+    return message.size + OVERHEAD + HEADER_OVERHEAD * len(message.headers)
 
 
 class Budget:

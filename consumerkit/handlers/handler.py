@@ -94,8 +94,9 @@ class _Declared:
         event_time: Where the time is read at which an event happened. A message whose event is older than the worker's
             `retention`, and which the ledger does not know, is dead-lettered as `stale`. None: any message runs.
         size_limit: Bytes of key, value and headers, decompressed, above which a message is dead-lettered as
-            `oversized`, by reference: its facts are kept and its payload is not. 1 MiB by default, which no record
-            exceeds that a broker takes uncompressed by its own default. None is no limit.
+            `oversized`, by reference: its facts are kept and its payload is not. Each header counts 24 bytes more
+            than its name and value. 1 MiB by default, which no record of less than some thousand headers exceeds
+            that a broker takes uncompressed by its own default. None is no limit.
         batch_size: The most messages that share a transaction; 1 opts out.
         batch_time: Seconds of handling after which a transaction takes no further message.
         concurrency: Lanes in each process: transactions in flight at once.

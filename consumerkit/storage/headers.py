@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Final
 
 from consumerkit.message import Headers
+
+_BASE64: Final = 4 / 3
 
 
 def dump(headers: Headers) -> str:
     r"""Return headers as JSON: `[name, text]`, `[name, null]`, or `[name, base64, "base64"]` for other bytes.
 
+    Text that would take more room than its base64, since JSON escapes most of it, is written as that.
+
     Example:
         >>> dump((("id", b"1"), ("raw", b"\xff"), ("none", None)))
         '[["id", "1"], ["raw", "/w==", "base64"], ["none", null]]'
     """
-    return json.dumps([_dumped(name, value) for name, value in headers])
+    return json.dumps([_dumped(name, value, short=True) for name, value in headers])
 
 
-def _dumped(name: str, value: bytes | None) -> list[str | None]:
+def as_text(headers: Headers) -> str:
+    """Return headers as JSON, text always as text: a form that stays the same, for digests."""
+    return json.dumps([_dumped(name, value, short=False) for name, value in headers])
+
+
+def _dumped(name: str, value: bytes | None, *, short: bool) -> list[str | None]:
     if value is None:
         return [name, None]
     try:
@@ -26,9 +36,15 @@ def _dumped(name: str, value: bytes | None) -> list[str | None]:
     except UnicodeDecodeError:
         text = "\x00"
     # PostgreSQL's text cannot hold NUL, and JSON escapes it, but base64 keeps every reader safe.
-    if "\x00" in text:
+    if "\x00" in text or (short and _takes_more_room(text, len(value))):
         return [name, base64.b64encode(value).decode(), "base64"]
     return [name, text]
+
+
+def _takes_more_room(text: str, length: int) -> bool:
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return False
+    return len(json.dumps(text)) > length * _BASE64 + len(', "base64"')
 
 
 def load(text: str) -> Headers:

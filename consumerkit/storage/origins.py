@@ -65,6 +65,7 @@ class Identity(NamedTuple):
         content: A digest of key, value and headers; None where the payload was not kept, or cannot be read.
         facts: Size and timestamp, which are kept where the payload is not; -1 for what is no time, as in a header.
         version: The fingerprint's; those of two versions cannot be compared.
+        earlier: The facts as releases told them whose size counted a header's characters alone.
     """
 
     digest: bytes | None
@@ -72,6 +73,7 @@ class Identity(NamedTuple):
     content: bytes | None
     facts: tuple[int, int]
     version: int | None = None
+    earlier: tuple[int, int] | None = None
 
     def agrees(self, other: Identity) -> bool:
         """Tell whether both are the same message: by ID and fingerprint where both are known, else by what they hold.
@@ -91,7 +93,7 @@ class Identity(NamedTuple):
         if UNREADABLE in (self.content, other.content):
             return False
         if self.content is None or other.content is None:
-            return self.facts == other.facts
+            return self.facts in (other.facts, other.earlier) or self.earlier == other.facts
         return self.content == other.content
 
     def holds_the_same(self, other: Identity) -> bool:
@@ -114,10 +116,11 @@ def identity(
     message: Message, digest: bytes | None, fingerprint: bytes | None, version: int | None, *, whole: bool = True
 ) -> Identity:
     """Return the identity of a message; without its content where only the facts of it are kept."""
-    content = _content(message.key, message.value, header_text.dump(message.headers)) if whole else None
-    return Identity(
-        digest or None, fingerprint or None, content, (message.size, known_time(message.timestamp)), version
-    )
+    content = _content(message.key, message.value, header_text.as_text(message.headers)) if whole else None
+    time = known_time(message.timestamp)
+    earlier = len(message.key or b"") + len(message.value or b"")
+    earlier += sum(len(name) + len(value or b"") for name, value in message.headers)
+    return Identity(digest or None, fingerprint or None, content, (message.size, time), version, (earlier, time))
 
 
 def identity_of(row: Any, sealer: Sealer | None, *, size: int, whole: bool = True) -> Identity:
@@ -127,7 +130,7 @@ def identity_of(row: Any, sealer: Sealer | None, *, size: int, whole: bool = Tru
     if whole:
         try:
             value, headers = payload(sealer, row)
-            content = _content(None if row.key is None else bytes(row.key), value, header_text.dump(headers))
+            content = _content(None if row.key is None else bytes(row.key), value, header_text.as_text(headers))
         except PayloadSealed:
             content = UNREADABLE
     return Identity(

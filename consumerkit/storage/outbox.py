@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 from sqlalchemy.orm import Session
 from sqlalchemy.types import NullType
 
-from consumerkit.message import Headers
+from consumerkit.message import Headers, bytes_of
 from consumerkit.storage import actions
 from consumerkit.storage import headers as header_text
 from consumerkit.storage.dialects import Dialect
@@ -155,7 +155,7 @@ def _moment(tables: Tables) -> ColumnElement[Any]:
 def size(pending: Pending) -> int:
     """Return about how many bytes a message takes."""
     _, key, value, headers = pending.message
-    return len(key or b"") + len(value or b"") + sum(len(name) + len(content or b"") for name, content in headers)
+    return bytes_of(key, value, headers)
 
 
 def remove(connection: Connection, tables: Tables, sent: Sequence[Identity]) -> None:

@@ -118,7 +118,7 @@ async def test_springs_letters_become_dead_letters_whole_and_only_once(stage: Me
     assert sorted(row.offset for row in found) == list(range(250))
     row = next(row for row in found if row.offset == 7)
     assert (row.topic, row.topic_id, row.partition, row.timestamp) == (TOPIC, "origin:t[1]", 1, 1_700_000_000_123)
-    assert (bytes(row.key), bytes(row.value), row.size) == (b"k", b"v", 1 + 1 + 2 + 1 + 5 + 1)
+    assert (bytes(row.key), bytes(row.value), row.size) == (b"k", b"v", 1 + 1 + 2 + 1 + 5 + 1 + 2 * 24)
     assert json.loads(row.headers) == [["id", "7"], ["trace", "/w==", "base64"]]
     assert (row.message_id, row.reason, row.attempts) == ("7", "exhausted", 0)
     assert (row.error_type, row.error) == ("java.lang.IllegalStateException", "Listener failed; no such account")

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from consumerkit.message import Message
+from consumerkit.message import HEADER_BYTES, Message, bytes_of
 from consumerkit.transports.base import Record, SendFailure
 from consumerkit.transports.memory.log import Logs
 
+_HEADER = 2  # at least, for the lengths of a header's name and value
 _OVERHEAD = 70  # what Kafka adds to a lone record: batch header and lengths
 
 
@@ -84,7 +85,8 @@ class Intake:
             return SendFailure("_TRANSPORT", "the broker in memory is down", permanent=False)
         if record.topic not in self._logs.topics:
             return SendFailure("UNKNOWN_TOPIC_OR_PART", f"no such topic: {record.topic}", permanent=True)
-        size = Message("", 0, 0, record.key, record.value, record.headers).size + _OVERHEAD
+        kept_apart = (HEADER_BYTES - _HEADER) * len(record.headers)
+        size = bytes_of(record.key, record.value, record.headers) - kept_apart + _OVERHEAD
         if size > self.max_record_bytes:
             words = f"{size} bytes are more than the broker's {self.max_record_bytes}"
             return SendFailure("MSG_SIZE_TOO_LARGE", words, permanent=True)

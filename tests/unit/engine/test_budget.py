@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import pytest
 
 from consumerkit.engine import budget
-from consumerkit.engine.budget import OVERHEAD, Budget, cost
+from consumerkit.engine.budget import HEADER_OVERHEAD, OVERHEAD, Budget, cost
 from consumerkit.message import Message, TopicPartition
 from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Survey
 
@@ -58,7 +58,9 @@ class Switch:
 
 def test_a_message_costs_its_bytes_and_its_object() -> None:
     assert cost(Message("t", 0, 0)) == OVERHEAD
-    assert cost(Message("t", 0, 0, b"12", b"345", (("a", b"6"), ("b", None)))) == OVERHEAD + 8
+    assert cost(Message("t", 0, 0, b"12", b"345", (("a", b"6"), ("b", None)))) == OVERHEAD + 8 + 2 * (
+        24 + HEADER_OVERHEAD
+    )
 
 
 async def test_below_its_limit_there_is_room() -> None:

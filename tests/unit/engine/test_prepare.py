@@ -84,6 +84,12 @@ def test_what_is_too_large_is_not_even_decoded() -> None:
     assert prepared(preparer(size_limit=message().size), message()).dead is None
 
 
+def test_very_many_empty_headers_are_too_large() -> None:
+    many = Message("t", 0, 0, b"k", b"{}", (("", None),) * 100_000)
+    reason, text, _ = dead_of(preparer(), many)
+    assert (reason, text) == (Reason.OVERSIZED, "2400003 bytes are more than size_limit=1048576")
+
+
 def test_what_cannot_be_decoded_is_dead_with_the_id_it_has() -> None:
     reason, _, hint = dead_of(preparer(), message(b'{"amount": "' + SECRET + b'"}'))
     assert (reason, hint) == (Reason.UNDECODABLE, "m-1")
