@@ -7,9 +7,13 @@ to be known; and where another error repeats the text of one that is in its chai
 
 from __future__ import annotations
 
+import html
+import json
 import re
-from collections.abc import Iterator
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, quote_plus
 
 from sqlalchemy.exc import DBAPIError
 
@@ -28,6 +32,22 @@ _VIOLATED: Final = "23"
 _NAMES: Final = ("constraint_name", "table_name", "column_name", "schema_name", "datatype_name", "data_type_name")
 _ADDED: Final = ("message_detail", "detail", "context", "internal_query")
 _SHORTEST: Final = 3
+_SHORTEST_VALUE: Final = 5
+"""Characters of a value that is cut out wherever it stands; a shorter one is a word of many texts."""
+_REMEMBERED: Final = 64
+_KEY: Final = re.compile(r"\)\s?=\s?\((.*?)\)(?=[\s.«»”\"」']|$)", re.DOTALL)
+_ROW: Final = re.compile(r"[(（](.*)[)）]", re.DOTALL)
+_WORD: Final = re.compile(r"[A-Za-z0-9_.-]{3,}")
+_ESCAPES: Final[tuple[Callable[[str], str], ...]] = (
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: repr(text)[1:-1],
+    lambda text: ascii(text)[1:-1],
+    html.escape,
+    lambda text: html.escape(text, quote=False),
+    lambda text: quote(text, errors="replace"),
+    lambda text: quote_plus(text, errors="replace"),
+)
 _COMPARED: Final = 200
 """Characters by which a text is found that may have been cut."""
 
@@ -56,17 +76,82 @@ def without_values(text: str, error: BaseException) -> str:
         text: What may repeat their words: an error's own, or a traceback.
         error: The error; what it was raised from, and what was being handled then, counts too.
     """
-    for one in all_in(error, suppressed=True):
-        driver = _driver(one)
-        if driver is None:
-            continue
-        if (primary := _primary(driver) or _of_its_own(driver)) and (
-            safe := _without_values(driver, primary)
-        ) != primary:
-            text = text.replace(primary, safe).replace(repr(primary)[1:-1], safe)
-        for added in _added(driver):
-            text = _cut_out(_cut_out(text, added), repr(added)[1:-1])
+    chain = list(all_in(error, suppressed=True))
+    said = [part for one in chain for part in _said(one)] + [value for one in chain for value in _values_said(one)]
+    for earlier in tuple(_recent):
+        said += earlier
+    for part in dict.fromkeys(said):
+        text = _replaced(text, part)
     return text
+
+
+def remember(error: BaseException) -> None:
+    """Keep what a database has just said, for texts in which it is repeated and whose error is gone by then."""
+    if said := tuple(_said(error)):
+        _recent.append(said)
+
+
+class _Said(NamedTuple):
+    """A part of a report, and what may be kept of it."""
+
+    part: str
+    safe: str
+
+
+_recent: Final[deque[tuple[_Said, ...]]] = deque(maxlen=_REMEMBERED)
+
+
+def _said(error: BaseException) -> Iterator[_Said]:
+    """Yield what a driver's error says, by its fields."""
+    driver = _driver(error)
+    if driver is None:
+        return
+    primary = _primary(driver) or _of_its_own(driver)
+    if primary and (safe := _without_values(driver, primary)) != primary:
+        yield _Said(primary, safe)
+    for part in _added(driver):
+        yield _Said(part, HIDDEN)
+
+
+def _values_said(error: BaseException) -> Iterator[_Said]:
+    """Yield the values in those fields, which a handler may have taken out of them."""
+    driver = _driver(error)
+    for part in () if driver is None else _added(driver):
+        for value in _values(part):
+            yield _Said(value, HIDDEN)
+
+
+def _values(detail: str) -> Iterator[str]:
+    """Yield the values in a key or a row, as PostgreSQL writes them in any language."""
+    keys = [found[1] for found in _KEY.finditer(detail)]
+    row = None if keys else _ROW.search(detail)
+    for values in [*keys, *([row[1]] if row else [])]:
+        if len(values) >= _SHORTEST_VALUE:
+            yield values
+        for value in values.split(", "):
+            if len(value) >= _SHORTEST_VALUE:
+                yield value
+
+
+def _replaced(text: str, said: _Said) -> str:
+    """Replace a part of a report in a text, however it is escaped there."""
+    words = _WORD.findall(said.part[:_COMPARED])
+    # A word without anything that is escaped stays as it is, and most texts do not have it.
+    if words and max(words, key=len) not in text:
+        return text
+    for form in _escaped_forms(said.part):
+        if said.safe == HIDDEN:
+            text = _cut_out(text, form)
+        elif form in text:
+            text = text.replace(form, said.safe)
+    return text
+
+
+def _escaped_forms(part: str) -> Iterator[str]:
+    """Yield a text as it is, in JSON, in HTML, in a URL and in Python's `repr`, and in one of those within another."""
+    first = dict.fromkeys(escape(part) for escape in _ESCAPES)
+    second = dict.fromkeys(escape(form) for form in first for escape in _ESCAPES)
+    yield from dict.fromkeys([part, *first, *second])
 
 
 def _cut_out(text: str, part: str) -> str:

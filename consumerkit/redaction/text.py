@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+import sys
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Final
@@ -11,11 +13,13 @@ HIDDEN: Final = "***"
 LONGEST: Final = 40_000
 """Characters that are looked through; what is kept of a text is far shorter."""
 
-_QUOTED = r"""\\?"(?:[^"\\]|\\.){0,1000}"|\\?'(?:[^'\\]|\\.){0,1000}'"""
+_QUOTED = r"""(?:\b[bru]{1,2})?(?:\\?"(?:[^"\\]|\\.){0,1000}"|\\?'(?:[^'\\]|\\.){0,1000}')"""
 _NAMES = (
     r"password|passwd|passphrase|pwd|secret|token|credentials?|api[_-]?key|access[_-]?key|private[_-]?key|signature"
     r"|session[_-]?id|cvv|cvc"
 )
+_AUTHORIZATION = r"authorization\\?[\"']?\s{0,9}[:=,]\s{0,9}+"
+_ONE_WORD = r"(?:bearer|basic|token|negotiate)"
 # What a server adds to its message, and SQLAlchemy to that, holds rows, keys and statements: up to the next paragraph,
 # hint or traceback. The words are PostgreSQL's in English, and those of other languages that are plain capitals, too;
 # `consumerkit.redaction.database_words` needs no words where the error itself is at hand.
@@ -48,6 +52,7 @@ _BAD = (
     r"|syntaxe en entrée invalide pour|valeur en entrée invalide pour|sintaxis de entrada no (?:es )?válida para"
     r"|неверный синтаксис для типа|неверное значение для|nieprawidłowa składnia (?:wejścia )?dla"
     r"|sintaxe de entrada é inválida para|sintassi di input non valida per)[^\n:]{1,200}[ \u00a0]?:"
+    r'|\binvalid value for parameter "[^"\n]{1,99}":|\binvalid "?\w{1,40}"? value:?|\bcannot cast [\w ]{1,60}:?'
     r"|\bout of range:|\bmalformed [\w ]{1,40} literal:|\bsyntax error in ts\w{1,20}:)"
 )
 # What was formatted by SQLAlchemy, by asyncpg's adapter or by us tells the error's class or SQLSTATE in front.
@@ -65,6 +70,12 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     (re.compile(rf"(Key \([^\n]{{1,500}}?\)=)\(.*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
     (re.compile(rf"({_ROW}\s?)[(（].*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
     (re.compile(rf"({_BAD}[ \u00a0]?){_OPENS}.*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}"),
+    # What a server puts under CONTEXT, whose word is gone.
+    (
+        re.compile(rf"(\bCOPY [^\n:]{{1,200}}, line \d{{1,12}}(?:, column [^\n:]{{1,130}})?: ).*?{_END}", re.DOTALL),
+        rf"\g<1>{HIDDEN}",
+    ),
+    (re.compile(rf"(\bSQL (?:statement|expression) ){_OPENS}.*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}"),
     (re.compile(r"\b(value )\".*?\"(?= is out of range)", re.DOTALL), rf"\g<1>{HIDDEN}"),
     # asyncpg's words for an argument that it cannot send.
     (re.compile(rf"(query argument \$\d{{1,5}}[^:\n]{{0,99}}: ).*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}"),
@@ -83,18 +94,42 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     ),
     (re.compile(r"\b((?:set-)?cookie\\?[\"']?\s{0,9}[:=]\s{0,9})[^\r\n]+", re.IGNORECASE), rf"\g<1>{HIDDEN}"),
     (
+        re.compile(rf"({_AUTHORIZATION}(?:b?\\?[\"'])?{_ONE_WORD}\s{{1,9}})[^\s,;\"'\\]+", re.IGNORECASE),
+        rf"\g<1>{HIDDEN}",
+    ),
+    # Other schemes may have any number of words and fields.
+    (
         re.compile(
-            r"(authorization\\?[\"']?\s{0,9}[:=]\s{0,9}\\?[\"']?)(?:((?:bearer|basic|token|digest|negotiate)\s{1,9}))?"
-            r"[^\s,;\"'\\]+",
+            rf"({_AUTHORIZATION})(?!(?:b?\\?[\"'])?{_ONE_WORD}\s)(?:{_QUOTED}|(?!b?\\?[\"']|[*]{{3}})[^\r\n]{{1,2000}})",
             re.IGNORECASE,
         ),
-        lambda found: f"{found[1]}{found[2] or ''}{HIDDEN}",
+        rf"\g<1>{HIDDEN}",
     ),
     (re.compile(r"\b(bearer|basic)(\s{1,9})[\w.~+/=-]{16,}", re.IGNORECASE), rf"\g<1>\g<2>{HIDDEN}"),
     (
         re.compile(
             rf"((?:{_NAMES})(?:[_-]?(?:key|value|id))?\\?[\"']?\s{{0,9}}(?:=>|[:=])\s{{0,9}})"
             rf"(?:{_QUOTED}|\\?[\"']?[^\s,;&\"')}}\]]+)",
+            re.IGNORECASE,
+        ),
+        rf"\g<1>{HIDDEN}",
+    ),
+    # An option of a command, a pair, an element of XML.
+    (
+        re.compile(
+            rf"(--[\w-]{{0,40}}(?:{_NAMES})(?:[_-]?(?:key|value|id))?(?:\\?[\"']\s{{0,9}},\s{{0,9}}|\s{{1,9}}))"
+            rf"(?:{_QUOTED}|\\?[\"']?[^\s,;&\"')}}\]]+)",
+            re.IGNORECASE,
+        ),
+        rf"\g<1>{HIDDEN}",
+    ),
+    (
+        re.compile(rf"((?:{_NAMES})(?:[_-]?(?:key|value|id))?\\?[\"']\s{{0,9}},\s{{0,9}})(?:{_QUOTED})", re.IGNORECASE),
+        rf"\g<1>{HIDDEN}",
+    ),
+    (
+        re.compile(
+            rf"(<[\w.:-]{{0,40}}(?:{_NAMES})(?:[_-]?(?:key|value|id))?(?:\s[^<>]{{0,200}})?>)[^<]{{1,2000}}",
             re.IGNORECASE,
         ),
         rf"\g<1>{HIDDEN}",
@@ -108,6 +143,11 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
         HIDDEN,
     ),
 )
+_WRAPPINGS: Final = 3
+"""Escapes within escapes that are looked through."""
+_BYTES = re.compile(r"(?:\\x[89a-fA-F][0-9a-fA-F]){2,}")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|([\"'\\/nrtbf]))")
+_LETTERS: Final = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
 _DIGITS = re.compile(r"\d+(?:[ -]\d+)*")
 _CARD_DIGITS = range(13, 20)
 
@@ -125,10 +165,41 @@ def redact(text: str) -> str:
         >>> redact("cannot reach postgresql://app:hunter2@db/shop for card 4111 1111 1111 1111")
         'cannot reach postgresql://app:***@db/shop for card ***'
     """
-    text = _without_fields(text[:LONGEST])
+    text = _ruled(text[:LONGEST])
+    # JSON, HTML and Python's `repr` hide line breaks and quotation marks, by which secrets are found.
+    plain = text
+    for _ in range(_WRAPPINGS):
+        if (unwrapped := _unescaped(plain)) == plain:
+            break
+        plain = unwrapped
+        if (ruled := _ruled(plain)) != plain:
+            text = plain = ruled
+    return text
+
+
+def _ruled(text: str) -> str:
+    text = _without_fields(text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return _DIGITS.sub(_without_cards, text)
+
+
+def _unescaped(text: str) -> str:
+    """Return a text with one layer of escapes undone, of JSON, Python or HTML."""
+    if "\\" in text:
+        text = _ESCAPE.sub(_character, _BYTES.sub(_characters, text))
+    return html.unescape(text) if "&" in text else text
+
+
+def _characters(found: re.Match[str]) -> str:
+    return bytes.fromhex(found[0].replace("\\x", "")).decode("utf-8", "replace")
+
+
+def _character(found: re.Match[str]) -> str:
+    if (digits := found[1] or found[2] or found[3]) is None:
+        return _LETTERS.get(found[4], found[4])
+    number = int(digits, 16)
+    return chr(number) if number <= sys.maxunicode else found[0]
 
 
 def _without_fields(text: str) -> str:

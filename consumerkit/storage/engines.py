@@ -10,12 +10,13 @@ from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from sqlalchemy import URL, Engine, Pool, QueuePool, create_engine
+from sqlalchemy import URL, Engine, ExceptionContext, Pool, QueuePool, create_engine, event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.redaction.database_words import remember
 from consumerkit.storage import plain_sessions, pooler, postgresql_engine, session_checks, sqlite_engine
 from consumerkit.storage.location import located
 from consumerkit.storage.tables import Tables
@@ -240,11 +241,18 @@ def _most(pool: Pool) -> int | None:
 
 
 def _set_up(engine: Engine, *, unprepared: bool) -> None:
+    if not event.contains(engine, "handle_error", _failed):
+        event.listen(engine, "handle_error", _failed)
     if engine.dialect.name == "sqlite":
         sqlite_engine.set_up(engine)
     elif engine.dialect.name == "postgresql":
         postgresql_engine.set_up(engine)
         pooler.set_up(engine, off=unprepared)
+
+
+def _failed(context: ExceptionContext) -> None:
+    """Keep what the database said, so that it can be cut from texts in which a handler repeats it."""
+    remember(context.original_exception)
 
 
 def _options(url: URL, connections: int) -> dict[str, Any]:

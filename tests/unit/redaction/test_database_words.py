@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import json
 import logging
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg  # type: ignore[import-untyped]
 import psycopg
@@ -17,7 +20,8 @@ from consumerkit import Reject
 from consumerkit.cli.database import in_one_line
 from consumerkit.engine import letters
 from consumerkit.observability.logs import JsonFormatter, TextFormatter
-from consumerkit.redaction.database_words import database_words, without_values
+from consumerkit.redaction.database_words import database_words, remember, without_values
+from consumerkit.redaction.text import redact
 
 VALUE = "Mustermann-078"
 # State, primary message, detail, and what of the primary one is kept.
@@ -76,6 +80,13 @@ def adapted(error: BaseException) -> BaseException:
     return DBAPIError("SELECT 1", None, orig)
 
 
+ESCAPED: dict[str, Callable[[object, object], str]] = {
+    "JSON": lambda error, detail: json.dumps({"e": str(error), "d": detail}),
+    "JSON in HTML": lambda error, detail: html.escape(json.dumps({"e": str(error), "d": detail})),
+    "HTML in JSON": lambda error, detail: json.dumps(html.escape(f"{error} {detail}"), ensure_ascii=False),
+    "its repr in JSON": lambda error, detail: json.dumps([repr(error), repr(detail)]),
+    "a URL": lambda error, detail: quote(f"{error} {detail}"),
+}
 DRIVERS: dict[str, Callable[[str, str, str], BaseException]] = {
     "psycopg": of_psycopg,
     "asyncpg": of_asyncpg,
@@ -104,6 +115,8 @@ def raised(error: BaseException, how: str) -> BaseException:
                     raise RuntimeError(f"no: {getattr(caught, 'orig', caught)}") from getattr(caught, "orig", caught)
                 case "its detail":
                     raise RuntimeError(f"no: {detail}")  # noqa: B904 - as a handler may
+                case _ if how in ESCAPED:
+                    raise RuntimeError(ESCAPED[how](caught, detail)) from None
                 case "refused":
                     raise Reject(f"no: {caught}") from None
                 case _:
@@ -113,7 +126,7 @@ def raised(error: BaseException, how: str) -> BaseException:
 
 
 @pytest.mark.parametrize(
-    "how", ["itself", "from", "from None", "its repr", "its orig", "its detail", "refused", "a group"]
+    "how", ["itself", "from", "from None", "its repr", "its orig", "its detail", "refused", "a group", *ESCAPED]
 )
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("name", REPORTS)
@@ -169,3 +182,15 @@ class Odd(psycopg.Error):
 def test_an_odd_drivers_error_raises_nothing() -> None:
     assert database_words(Odd()) == ""
     assert without_values("x", Odd()) == "x"
+
+
+@pytest.mark.parametrize("how", ESCAPED)
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("name", REPORTS)
+def test_what_was_remembered_is_cut_from_a_text_without_its_error(name: str, driver: str, how: str) -> None:
+    state, primary, detail, _ = REPORTS[name]
+    error = DRIVERS[driver](state, primary, detail)
+    remember(error)
+    told = without_values(ESCAPED[how](error, detail), RuntimeError("another"))
+    # Every other part of what is told is cut by its form.
+    assert VALUE not in redact(told)

@@ -1,6 +1,9 @@
 """Obvious secrets do not survive in texts that are kept, and all else does."""
 
+import html
+import json
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -87,6 +90,24 @@ TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlF
         ),
         ("invalid input for query argument $1: 'Must\ner' (a str)", "invalid input for query argument $1: ***"),
         ('22P02: sözdizimi: "Yılmaz"; caused by E', "22P02: sözdizimi: ***; caused by E"),
+        ("Authorization: ApiKey hunter2", "Authorization: ***"),
+        ("Authorization: hunter2 hunter3", "Authorization: ***"),
+        ('authorization: Digest username="app", response="hunter2"\nnext', "authorization: ***\nnext"),
+        ("{'Authorization': 'ApiKey hunter2', 'a': 1}", "{'Authorization': ***, 'a': 1}"),
+        ("[(b'authorization', b'Bearer hunter2')]", "[(b'authorization', b'Bearer ***')]"),
+        ("[(b'authorization', b'ApiKey hunter2')]", "[(b'authorization', ***)]"),
+        ("{'password': b'hunter2', 'a': 1}", "{'password': ***, 'a': 1}"),
+        ("('password', 'hunter2')", "('password', ***)"),
+        ("run --password hunter2 --port 5", "run --password *** --port 5"),
+        ("['--db-password', 'hunter2', '-v']", "['--db-password', ***, '-v']"),
+        ("<a><password>hunter2</password></a>", "<a><password>***</password></a>"),
+        ('<ns:Password type="t">hunter 2</ns:Password>', '<ns:Password type="t">***</ns:Password>'),
+        ('COPY people, line 3, column ssn: "078"', "COPY people, line 3, column ssn: ***"),
+        ("COPY people, line 3: 1;Mustermann", "COPY people, line 3: ***"),
+        ("SQL statement \"INSERT INTO t VALUES ('078')\"", "SQL statement ***"),
+        ('cannot cast jsonb string: "078"', "cannot cast jsonb string: ***"),
+        ('invalid value for parameter "TimeZone": "hunter2"', 'invalid value for parameter "TimeZone": ***'),
+        ('connection is bad: invalid sslmode value: "hunter2"', "connection is bad: invalid sslmode value: ***"),
     ],
 )
 def test_secrets_are_hidden_and_their_surroundings_kept(text: str, kept: str) -> None:
@@ -164,3 +185,44 @@ def test_no_text_takes_long(part: str) -> None:
 
 def test_a_long_text_is_cut() -> None:
     assert len(redact("x" * (LONGEST + 5))) == LONGEST
+
+
+WORDS = 'no\nDETAIL:  Key (ssn)=(078-05-1120) already exists.\nCONTEXT:  COPY people, line 1: "Mustermann"'
+KINDS: dict[str, Callable[[str], str]] = {
+    "JSON": lambda text: json.dumps({"e": text}),
+    "JSON as it is": lambda text: json.dumps({"e": text}, ensure_ascii=False),
+    "HTML": html.escape,
+    "repr": repr,
+    "a dictionary": lambda text: str({"e": text}),
+    "bytes": lambda text: repr(text.encode()),
+}
+
+
+@pytest.mark.parametrize("outer", [None, *KINDS])
+@pytest.mark.parametrize("inner", KINDS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        WORDS,
+        "no\nDÉTAIL : La clé « (ssn)=(078-05-1120) » existe déjà.",
+        'no\nПОДРОБНОСТИ:  Ключ "(ssn)=(078-05-1120)" уже существует.',
+        'invalid input syntax for type integer: "078-05-1120"',
+        "ungültige Eingabesyntax für Typ integer: »078-05-1120«",
+        '{"password": "078-05-1120"}',
+        "<password>078-05-1120</password>",
+        "Authorization: ApiKey 078-05-1120",
+    ],
+)
+def test_what_is_escaped_is_found(text: str, inner: str, outer: str | None) -> None:
+    told = KINDS[inner](text)
+    told = redact(told if outer is None else KINDS[outer](told))
+    assert "078-05-1120" not in told
+    assert "Mustermann" not in told
+    assert redact(told) == told
+
+
+@pytest.mark.parametrize(
+    "text", [r"C:\new\table\users", r'{"a": "b\"c"}', "a &lt; b &amp;&amp; c", r"\u0041 \x41 \U00110000"]
+)
+def test_escapes_that_hide_nothing_stay(text: str) -> None:
+    assert redact(text) == text
