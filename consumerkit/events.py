@@ -94,6 +94,28 @@ class PartitionMoves(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionPaused(Event):
+    """A partition is not fetched, since it cannot run; told once, until `PartitionResumed`.
+
+    A full parking lot is told at once, and what waits in order behind a parked message after a minute.
+
+    Attributes:
+        partition: Which.
+        reason: What keeps it from running, and the way out.
+    """
+
+    partition: TopicPartition
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionResumed(Event):
+    """A partition that was paused has run for some seconds without a pause, or is not assigned any more."""
+
+    partition: TopicPartition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionTaken(Event):
     """The database knows this worker as the partition's owner; `parked` messages wait there."""
 

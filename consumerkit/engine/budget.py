@@ -28,14 +28,25 @@ def cost(message: Message) -> int:
 
 
 class Budget:
-    """Counts what is in hand."""
+    """Counts what is in hand.
+
+    Attributes:
+        limit: How many bytes may be in hand.
+        idle: How many of those in hand belong to partitions that cannot run; half of `limit` is always for the others.
+    """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
+        self.idle = 0
         self._in_hand = 0
         self._full_since: float | None = None
         self._paused = False
         self._changed = asyncio.Event()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is fetched for want of room."""
+        return self._paused or self._in_hand >= self.limit
 
     def took(self, amount: int) -> None:
         """Take note of fetched messages."""
@@ -49,11 +60,11 @@ class Budget:
     async def room(self, consumer: Consumer) -> bool:
         """Return whether to fetch; waits for room a little, pauses the consumer if that lasts, and resumes it."""
         if self._paused:
-            if self._in_hand <= self._limit // 2:
+            if self._in_hand <= max(self.limit // 2, self.idle + self.limit // 4):
                 await consumer.resume()
                 self._paused, self._full_since = False, None
             return True
-        if self._in_hand < self._limit:
+        if self._in_hand < max(self.limit, self.idle + self.limit // 2):
             self._full_since = None
             return True
         now = time.monotonic()

@@ -165,12 +165,12 @@ class Fences:
             progress.drop_lanes(connection, tables, consumer, spent)
             return progress.advance(connection, tables, consumer, found), known
 
-        epochs = {one.name: one.offsets.epoch for one in held}
+        trackers = {one.name: one.offsets for one in held}
         spent = list(self.spent)
         gone, known = await self.run(work)
         self.spent[:] = [lane for lane in self.spent if lane not in spent]
         for one in held:
-            if one.name in written and one.name not in gone and one.offsets.epoch == epochs[one.name]:
+            if one.name in written and one.name not in gone and one.offsets is trackers[one.name]:
                 one.mark = written[one.name].offset
         # One that was taken anew meanwhile has another token, of which this says nothing.
         return {one.name for one in held if one.name in gone and one.owner == written[one.name].owner}, known

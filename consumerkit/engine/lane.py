@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from consumerkit.engine.gate import Gate
-from consumerkit.engine.partition import CAREFUL_SIZE, Partitions
+from consumerkit.engine.partition import CAREFUL_SIZE, Partition, Partitions
 from consumerkit.engine.patience import Interrupted
 from consumerkit.engine.pipeline import Pipeline
 from consumerkit.engine.solitude import Solitude
@@ -188,6 +188,21 @@ class Lane:
         if aside := self._aside.pop(partition, None):
             self.waiting.extendleft(reversed(aside))
             self._wake.set()
+
+    def in_hand(self, partition: Partition) -> list[Message]:
+        """Return the messages of a partition that wait here; without those under way."""
+        aside = self._aside.get(partition.name, ())
+        return [message for message in (*aside, *self.waiting) if self._partitions.of(message) is partition]
+
+    def drop_from(self, partition: Partition, first: int) -> None:
+        """Drop the messages of a partition that wait here, from an offset on; the caller accounts for them."""
+
+        def stays(message: Message) -> bool:
+            return message.offset < first or self._partitions.of(message) is not partition
+
+        self.waiting = deque(filter(stays, self.waiting))
+        if kept := deque(filter(stays, self._aside.pop(partition.name, ()))):
+            self._aside[partition.name] = kept
 
     async def _turn(self, messages: Sequence[Message]) -> None:
         if not messages:

@@ -20,6 +20,7 @@ from consumerkit.engine.due import DueWatch
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.first_runs import FirstRuns
 from consumerkit.engine.gate import Gate
+from consumerkit.engine.holding import Holding
 from consumerkit.engine.lane import Lane
 from consumerkit.engine.ownership import Ownership
 from consumerkit.engine.partition import Partition, Partitions
@@ -82,10 +83,9 @@ class Engine:
         self._works = works
         self._announce = announce
         self.partitions = Partitions(declared.ordering, declared.parking_limit)
-        self._budget = Budget(memory_budget)
+        self._budget = budget = Budget(memory_budget)
         self._progressed = asyncio.Event()
         self._stopping = False
-        self._calls: set[asyncio.Future[None]] = set()
         name = declared.name
         first_runs = FirstRuns(name, consumer, fences, declared.start_from)
         self.ownership = Ownership(
@@ -101,6 +101,7 @@ class Engine:
         self._clock = DatabaseClock(fences.lot.dialect, fences.run)
         self._suspects = Suspects(name, self.gate, self._probe)
         self._lanes = [self._lane(number, work) for number, work in enumerate(works)]
+        self._holding = Holding(name, consumer, self.partitions, self._lanes, self.gate.partitions, budget, announce)
         self._assignments = Assignments(
             name,
             self.partitions,
@@ -172,6 +173,7 @@ class Engine:
         limit = max(500, 2 * self.declared.batch_size)
         while not self._stopping:
             self.last_turn = time.monotonic()
+            self._holding.look(self.last_turn)
             if not await self._budget.room(self.consumer):
                 continue
             messages = await self.consumer.fetch(limit, FETCH_TIMEOUT)
@@ -184,16 +186,19 @@ class Engine:
         partitions, lanes, choose = self.partitions, self._lanes, self._choose
         taken = 0
         for message in messages:
-            partition = partitions.of(message)
+            partition = partitions.of_fetched(message)
             # What was fetched under an assignment that is over belongs to somebody else.
             if partition is None:
                 continue
             if partition.began is None:
                 partition.began = message.offset
-            partition.offsets.delivered(message.offset)
+            if not partition.offsets.delivered(message.offset):
+                continue
             taken += cost(message)
+            partition.weight += cost(message)
             lanes[choose(message)].put(message)
         self._budget.took(taken)
+        self._holding.fetched()
         for lane in lanes:
             lane.wake()
 
@@ -262,17 +267,7 @@ class Engine:
 
     def restore(self, partition: Partition) -> None:
         """Let the lanes go on with a partition, if it is ready; else have nothing more fetched of it."""
-        if partition.ready:
-            for lane in self._lanes:
-                lane.restore(partition.name)
-        # What is slowed down must not fill the budget; once nothing of it is in hand, more is fetched to probe with.
-        slowed = self.gate.partitions.slows(partition.name) and partition.offsets.unfinished > 0
-        if partition.held is (partition.ready and not slowed):
-            partition.held = not partition.held
-            call = self.consumer.hold if partition.held else self.consumer.release
-            task = asyncio.ensure_future(call([partition.name]))
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+        self._holding.settle(partition)
 
     def finished(self, messages: Sequence[Message]) -> None:
         """Take note of messages whose outcome is durable."""
@@ -281,6 +276,7 @@ class Engine:
             partition = self.partitions.of(message)
             if partition is not None:
                 partition.offsets.finished(message.offset)
+                partition.weight -= cost(message)
                 if partition.held and partition.ready:
                     self.restore(partition)
                 if partition.deaths and partition.calm:
@@ -291,6 +287,9 @@ class Engine:
         self._progressed.set()
 
     def _dropped(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if (partition := self.partitions.of(message)) is not None:
+                partition.weight -= cost(message)
         self._budget.gave_back(sum(map(cost, messages)))
         self._progressed.set()
 

@@ -4,44 +4,73 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Collection
 
 
 class OffsetTracker:
     """The messages in hand of one partition, under one assignment.
 
-    Offsets may have gaps; they are delivered in ascending order and finish in any.
+    Offsets may have gaps; they are delivered in ascending order and finish in any. Messages may be dropped unfinished:
+    then the partition is read again from the first of them, under a new epoch, and `position` stays below that place
+    until it is read again and finished. What was in hand or finished beyond it is known, and is not run twice.
 
     Attributes:
-        epoch: The assignment's.
+        epoch: The one under which messages are fetched now.
         committed: What the broker has of this assignment, as far as we know.
         leaving: Whether the partition is being given back: what is under way may finish, and nothing more begins.
+        reread_from: The offset to seek to, since messages from there on were dropped; None where no seek is due. Until
+            `reread`, nothing is delivered.
 
     Example:
         >>> tracker = OffsetTracker(epoch=1)
-        >>> for offset in (4, 5, 9):
-        ...     tracker.delivered(offset)
+        >>> [tracker.delivered(offset) for offset in (4, 5, 9)]
+        [True, True, True]
         >>> tracker.finished(5); tracker.position
         4
         >>> tracker.finished(4); tracker.position
         9
         >>> tracker.finished(9); tracker.passed(12), tracker.position
         (True, 12)
+        >>> tracker.delivered(12), tracker.delivered(13), tracker.finished(13)
+        (True, True, None)
+        >>> tracker.drop([12]); tracker.reread_from, tracker.position
+        (12, 12)
+        >>> tracker.reread(epoch=2); tracker.delivered(12), tracker.delivered(13), tracker.position
+        (True, False, 12)
     """
 
-    __slots__ = ("_done", "_lock", "_next", "_pending", "committed", "epoch", "leaving")
+    __slots__ = (
+        "_ahead",
+        "_done",
+        "_first_epoch",
+        "_highest",
+        "_lock",
+        "_next",
+        "_pending",
+        "committed",
+        "epoch",
+        "leaving",
+        "reread_from",
+    )
 
     def __init__(self, epoch: int, start: int | None = None) -> None:
         self.epoch = epoch
         self.committed: int | None = None
         self.leaving = False
+        self.reread_from: int | None = None
+        self._first_epoch = epoch
+        # All that is known is in one of two, both in ascending order: `_pending` below the place that is read next, and
+        # `_ahead` at it or beyond, which is only so after messages were dropped. So no position passes either.
         self._pending: deque[int] = deque()
+        self._ahead: deque[int] = deque()
         self._done: set[int] = set()
         self._next = start
+        self._highest = 0
         # Marks are written in threads, on databases without a driver for coroutines.
         self._lock = threading.Lock()
 
-    def delivered(self, offset: int) -> None:
-        """Take note of a message that was fetched.
+    def delivered(self, offset: int) -> bool:
+        """Record a message that was fetched; return False where it is in hand or finished already.
 
         Raises:
             RuntimeError: It comes after a later one: the transport broke its contract, and to go on could commit past a
@@ -49,25 +78,65 @@ class OffsetTracker:
         """
         if self._next is not None and offset < self._next:
             raise RuntimeError(f"the transport delivered offset {offset} where {self._next} or a later one is next")
+        if self.reread_from is not None:
+            raise RuntimeError(f"offset {offset} was delivered where {self.reread_from} is to be read again first")
+        known = bool(self._ahead) and self._catch_up(offset)
         self._pending.append(offset)
         self._next = offset + 1
+        return not known and offset not in self._done
 
     def passed(self, offset: int) -> bool:
-        """Take note that nothing more comes below an offset; return whether that is news."""
-        if self._next is not None and offset <= self._next:
+        """Record that nothing more comes below an offset; return whether that is news."""
+        if self.reread_from is not None or (self._next is not None and offset <= self._next):
             return False
+        self._catch_up(offset)
         self._next = offset
         return True
 
+    def _catch_up(self, offset: int) -> bool:
+        """Move what is known below an offset to what is pending; return whether the offset itself is known.
+
+        The log may not have a message any more that is in hand, as after compaction: it is waited for all the same.
+        """
+        while self._ahead and self._ahead[0] < offset:
+            self._pending.append(self._ahead.popleft())
+        if self._ahead and self._ahead[0] == offset:
+            self._ahead.popleft()
+            return True
+        return False
+
     def finished(self, offset: int) -> None:
-        """Take note that a message's outcome is durable."""
+        """Record that a message's outcome is durable."""
         self._done.add(offset)
+
+    def drop(self, offsets: Collection[int]) -> None:
+        """Record that messages are not in hand any more, though they are not finished: they are to be fetched again."""
+        with self._lock:
+            known = [*self._pending, *self._ahead]
+            dropped = set(offsets).intersection(known) - self._done
+            if self._next is None or not dropped:
+                return
+            # What lies beyond the place that is read next is delivered when that place comes to it.
+            if min(dropped) < self._next:
+                self._highest = max(self._highest, self._next)
+                self._next = self.reread_from = min(dropped)
+            kept = [offset for offset in known if offset not in dropped]
+            self._pending = deque(offset for offset in kept if offset < self._next)
+            self._ahead = deque(offset for offset in kept if offset >= self._next)
+
+    def reread(self, epoch: int) -> None:
+        """Record that the partition is read from `reread_from`, under a new epoch."""
+        self.epoch, self.reread_from = epoch, None
+
+    def covers(self, epoch: int) -> bool:
+        """Return whether a message in hand that was fetched under this epoch is one of these."""
+        return self._first_epoch <= epoch <= self.epoch
 
     @property
     def position(self) -> int | None:
         """The offset to commit: all below it are finished; None where nothing was delivered and no start is known."""
-        pending, done = self._pending, self._done
         with self._lock:
+            pending, done = self._pending, self._done
             following = self._next  # before `pending` is looked at, since more may be delivered meanwhile
             while pending and pending[0] in done:
                 done.remove(pending.popleft())
@@ -75,8 +144,8 @@ class OffsetTracker:
 
     @property
     def next(self) -> int | None:
-        """The offset after the last message that was delivered, and what was passed over behind it."""
-        return self._next
+        """The offset after the last message that was ever delivered, and what was passed over behind it."""
+        return self._next if self._next is None else max(self._next, self._highest)
 
     @property
     def untouched(self) -> bool:
@@ -86,4 +155,4 @@ class OffsetTracker:
     @property
     def unfinished(self) -> int:
         """How many messages are in hand and not finished."""
-        return len(self._pending) - len(self._done)
+        return len(self._pending) + len(self._ahead) - len(self._done)

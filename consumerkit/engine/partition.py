@@ -35,6 +35,7 @@ class Partition:
         haunted: The highest number in the lot when a partition was taken whose owner had died: one of these may have
             killed it, so their runs are written down before they begin. What was parked since then has killed nobody.
         held: Whether the consumer was told to fetch nothing more of it.
+        weight: Bytes that its messages in hand count for in the budget.
         began: The first offset fetched under this assignment.
         mark: The position that the database has; None until it was taken over.
         start: Where the consumer's first run began.
@@ -63,6 +64,7 @@ class Partition:
         "suspects",
         "topic_id",
         "total",
+        "weight",
     )
 
     def __init__(self, name: TopicPartition, start: Position, ordering: Ordering, parking_limit: int) -> None:
@@ -76,6 +78,7 @@ class Partition:
         self.haunted = 0
         self.began: int | None = None
         self.held = False
+        self.weight = 0
         self.mark: int | None = None
         self.start = 0
         self.end = 0
@@ -92,6 +95,7 @@ class Partition:
         self.offsets.leaving = leaving
         self.began = None
         self.adrift = False
+        self.weight = 0
 
     def taken(self, found: Taken, parked: dict[bytes | None, set[int]], place: Beginning, end: int) -> None:
         """Take note of a take-over: what was found parked, where to begin, and where the log ends."""
@@ -107,9 +111,17 @@ class Partition:
     @property
     def ready(self) -> bool:
         """Whether new messages may begin: the fence is ours, the lot has room, and nothing ahead of all is parked."""
-        if self.owner is None or self.total >= self._limit:
-            return False
-        return not (self.total and self._ordering is Ordering.PARTITION)
+        return self.owner is not None and not self.is_full and not self.waits_in_order
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many of its messages are parked as may be."""
+        return self.total >= self._limit
+
+    @property
+    def waits_in_order(self) -> bool:
+        """Whether all of it waits behind a parked message."""
+        return self.total > 0 and self._ordering is Ordering.PARTITION
 
     @property
     def isolated(self) -> bool:
@@ -124,7 +136,8 @@ class Partition:
             return False
         if not self.isolated:
             return position > self.began
-        return position >= self.began + ISOLATED_FOR or not self.offsets.unfinished
+        all_done = not self.offsets.unfinished and self.offsets.reread_from is None
+        return position >= self.began + ISOLATED_FOR or all_done
 
     def advances(self, message: Message) -> bool:
         """Whether finishing this message gets a partition further in which an owner died before."""
@@ -175,9 +188,19 @@ class Partitions:
         self._by_name.pop(name, None)
 
     def of(self, message: Message) -> Partition | None:
-        """Return a fetched message's partition, if the assignment it was fetched under still holds."""
+        """Return the partition of a message in hand, if the assignment it was fetched under still holds."""
         found = self._by_name.get((message.topic, message.partition))
-        return found if found is not None and found.offsets.epoch == message.epoch else None
+        return found if found is not None and found.offsets.covers(message.epoch) else None
+
+    def of_fetched(self, message: Message) -> Partition | None:
+        """Return the partition of a message that `fetch` returned, unless it was fetched before the last `seek`.
+
+        Nothing is taken on while a seek is due: it would be beyond what is to be read again.
+        """
+        found = self._by_name.get((message.topic, message.partition))
+        if found is None or found.offsets.epoch != message.epoch or found.offsets.reread_from is not None:
+            return None
+        return found
 
     def knows(self, place: Place) -> bool:
         """Return whether a parked message is in our books."""

@@ -11,6 +11,7 @@ from typing import Final
 
 from consumerkit import events
 from consumerkit.engine.partition import Partition
+from consumerkit.engine.pauses import BEHIND, full_lot
 from consumerkit.events import Announcer
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
@@ -98,11 +99,8 @@ def reason(partition: Partition, ordering: Ordering, limit: int, *, braking: boo
         "it has not been taken over; look for a worker that hangs while it holds it, and for a database or a broker "
         "that does not answer": partition.owner is None,
         "the brake is on, here or for all; repair what it depends on, and it goes on by itself": braking,
-        f"{parked} of its messages are parked, and parking_limit allows no more; repair what they fail at, or see "
-        "consumerkit parked list": parked >= limit,
-        "it waits in order behind a parked message; see consumerkit parked list": bool(
-            parked and ordering is Ordering.PARTITION
-        ),
+        full_lot(parked): parked >= limit,
+        BEHIND: bool(parked and ordering is Ordering.PARTITION),
         f"{in_hand} of its messages are in hand, and the first is not finished; look at what the handler waits for": (
             in_hand > 0
         ),

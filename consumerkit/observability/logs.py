@@ -174,6 +174,8 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
     events.PartitionsRevoked: (lambda e: logging.WARNING if e.lost else logging.INFO, _revoked),
     events.PartitionStopped: (logging.ERROR, lambda e: f"{e.partition} is not read any further: {e.error}"),
     events.PartitionStandsStill: (logging.WARNING, _stands_still),
+    events.PartitionPaused: (logging.WARNING, lambda e: f"{e.partition} is paused: {e.reason}"),
+    events.PartitionResumed: (logging.INFO, lambda e: f"{e.partition} is not paused any more"),
     events.PartitionMoves: (logging.INFO, lambda e: f"{e.partition} moves again"),
     events.PartitionTaken: (logging.INFO, _taken),
     events.PartitionInDoubt: (

@@ -94,6 +94,8 @@ class States:
             events.PartitionTaken: self._taken,
             events.PartitionStandsStill: self._stands_still,
             events.PartitionMoves: self._moves,
+            events.PartitionPaused: self._partition_paused,
+            events.PartitionResumed: self._partition_resumed,
             events.PartitionsRevoked: self._revoked,
             events.Trouble: self._trouble,
             events.TroubleOver: self._trouble_over,
@@ -202,6 +204,7 @@ class States:
             self._end("stopped", event.handler, partition)
             self._end("brake", event.handler, partition)
             self._end("still", event.handler, partition)
+            self._end("paused", event.handler, partition)
 
     def _stands_still(self, event: events.PartitionStandsStill) -> None:
         end = "" if event.end is None else f", and its log ends at {event.end}"
@@ -210,6 +213,12 @@ class States:
 
     def _moves(self, event: events.PartitionMoves) -> None:
         self._end("still", event.handler, event.partition)
+
+    def _partition_paused(self, event: events.PartitionPaused) -> None:
+        self._begin(("paused", event.handler, event.partition), event, f"{event.partition} is paused: {event.reason}")
+
+    def _partition_resumed(self, event: events.PartitionResumed) -> None:
+        self._end("paused", event.handler, event.partition)
 
     def _trouble(self, event: events.Trouble) -> None:
         what = f"{event.where} trouble; it is tried again by itself once the {event.where} works: {event.error}"

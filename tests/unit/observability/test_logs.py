@@ -229,6 +229,16 @@ TOLD: list[tuple[Event, int, str]] = [
         "credit: payments[3] moves again",
     ),
     (
+        events.PartitionPaused(handler="credit", partition=PARTITION, reason="its lot is full; repair it"),
+        logging.WARNING,
+        "credit: payments[3] is paused: its lot is full; repair it",
+    ),
+    (
+        events.PartitionResumed(handler="credit", partition=PARTITION),
+        logging.INFO,
+        "credit: payments[3] is not paused any more",
+    ),
+    (
         events.MessagesForgotten(handler="credit", count=12, before=datetime(2026, 5, 1, 12, tzinfo=UTC)),
         logging.INFO,
         "credit: the ledger forgot 12 message IDs processed before 2026-05-01 12:00:00+00:00",

@@ -1,0 +1,184 @@
+"""Holds partitions that cannot run, and drops what is in hand of them where others need the room.
+
+The memory budget is for what can run. What is dropped is read again once the partition may run. A partition that stops
+again and again is not read again each time: after a drop it has no more than its share in hand, so that its next stop
+drops nothing, until it has run for a while without a stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from consumerkit.engine.budget import Budget, cost
+from consumerkit.engine.lane import Lane
+from consumerkit.engine.partition import Partition, Partitions
+from consumerkit.engine.partition_brakes import PartitionBrakes
+from consumerkit.engine.pauses import Pauses
+from consumerkit.events import Announcer
+from consumerkit.message import Message
+from consumerkit.transports.base import Consumer
+
+LASTING: Final = 10.0
+"""Seconds after which a partition that cannot run keeps no more than its share in hand, even if no other needs it."""
+FRUGAL: Final = 10.0
+"""Seconds without a stop after which a partition that was read again may fill the budget again."""
+LOOKED_EVERY: Final = 0.1
+TAKEN_WITHIN: Final = 1.0
+"""Seconds for which a partition is fetched before it is taken over: mostly that takes less than to hold it."""
+
+
+class Holding:
+    """Decides which of an engine's partitions are fetched, and what of them stays in hand.
+
+    Args:
+        handler: The handler's name, for the announcements.
+        consumer: Told what to hold, what to release, and where to read again.
+        partitions: What is assigned.
+        lanes: Have the messages in hand.
+        brakes: Those of single partitions.
+        budget: What may be in hand of all partitions.
+        announce: Told of partitions that are paused.
+    """
+
+    def __init__(
+        self,
+        handler: str,
+        consumer: Consumer,
+        partitions: Partitions,
+        lanes: Sequence[Lane],
+        brakes: PartitionBrakes,
+        budget: Budget,
+        announce: Announcer,
+    ) -> None:
+        self._consumer = consumer
+        self._partitions = partitions
+        self._lanes = lanes
+        self._brakes = brakes
+        self._budget = budget
+        self._pauses = Pauses(handler, partitions, announce)
+        # Since when a partition cannot run; and until when one that was read again has no more than its share.
+        self._idle: dict[Partition, float] = {}
+        self._frugal: dict[Partition, float] = {}
+        self._looked = 0.0
+        self._calls: set[asyncio.Future[None]] = set()
+
+    def settle(self, partition: Partition) -> None:
+        """Let the lanes go on with a partition, if it is ready; else have nothing more fetched of it."""
+        if partition.ready:
+            for lane in self._lanes:
+                lane.restore(partition.name)
+        if self._may_run(partition):
+            self._idle.pop(partition, None)
+            held = self._has_its_share(partition)
+            if not held:
+                self._read_again(partition)
+            self._hold(partition, held=held)
+        else:
+            self._rest(partition, time.monotonic())
+
+    def _rest(self, partition: Partition, now: float) -> None:
+        """Have nothing more fetched of a partition that cannot run."""
+        since = self._idle.setdefault(partition, now)
+        if partition in self._frugal:
+            self._frugal[partition] = now + FRUGAL
+        self._pauses.idle(partition, since, now)
+        if partition.owner is not None or partition.adrift or now - since > TAKEN_WITHIN:
+            self._hold(partition, held=True)
+
+    def fetched(self) -> None:
+        """Hold partitions that have their share now."""
+        for partition in list(self._frugal):
+            self.settle(partition)
+
+    def look(self, now: float) -> None:
+        """Make room where it is needed, and tell of what is paused; at a moment of the monotonic clock."""
+        if now - self._looked < LOOKED_EVERY:
+            return
+        self._looked = now
+        self._forget_what_is_gone(now)
+        others = False
+        for partition in self._partitions:
+            if not self._may_run(partition):
+                self._rest(partition, now)
+                continue
+            others = True
+            if partition.held or partition in self._idle or partition.offsets.reread_from is not None:
+                self.settle(partition)
+        for partition, since in list(self._idle.items()):
+            if now - since >= LASTING or (others and self._budget.is_full):
+                self._drop(partition, now)
+        self._budget.idle = sum(partition.weight for partition in self._idle)
+        self._pauses.look(self._idle, now)
+
+    def _forget_what_is_gone(self, now: float) -> None:
+        for partition in [one for one in self._idle if self._is_gone(one)]:
+            del self._idle[partition]
+        for partition in [one for one, until in self._frugal.items() if until <= now or self._is_gone(one)]:
+            del self._frugal[partition]
+
+    def _is_gone(self, partition: Partition) -> bool:
+        return self._partitions.get(partition.name) is not partition or partition.offsets.leaving
+
+    def _may_run(self, partition: Partition) -> bool:
+        return partition.ready and not self._is_slowed(partition)
+
+    def _is_slowed(self, partition: Partition) -> bool:
+        # Once nothing of it is in hand, more is fetched to probe with.
+        return self._brakes.slows(partition.name) and partition.offsets.unfinished > 0
+
+    @property
+    def _share(self) -> int:
+        """What one that stops may have in hand: half of the budget, for all that stop, since half is for the others."""
+        return self._budget.limit // (2 * max(1, len(self._idle.keys() | self._frugal.keys())))
+
+    def _has_its_share(self, partition: Partition) -> bool:
+        if partition not in self._frugal:
+            return False
+        # More is fetched when half of it is used up, for a client gives up what it has read ahead with each hold.
+        return partition.weight > (self._share // 2 if partition.held else self._share)
+
+    def _drop(self, partition: Partition, now: float) -> None:
+        """Drop what waits of a partition beyond its share, from an offset on."""
+        share = self._share
+        if partition.weight <= share or partition.offsets.leaving or partition.adrift:
+            return
+        waiting = sorted((m for lane in self._lanes for m in lane.in_hand(partition)), key=lambda one: one.offset)
+        # One that is slowed down needs a message to probe with: else it would be read again for each probe.
+        dropped = _beyond(waiting, share, at_least=1 if self._is_slowed(partition) else 0)
+        if not dropped:
+            return
+        for lane in self._lanes:
+            lane.drop_from(partition, dropped[0].offset)
+        partition.offsets.drop([message.offset for message in dropped])
+        given_back = sum(map(cost, dropped))
+        partition.weight -= given_back
+        self._budget.gave_back(given_back)
+        self._frugal[partition] = now + FRUGAL
+
+    def _read_again(self, partition: Partition) -> None:
+        first = partition.offsets.reread_from
+        # What is adrift is read again from its mark, when it is taken over.
+        if first is not None and not partition.adrift and not partition.offsets.leaving:
+            partition.offsets.reread(self._consumer.seek(partition.name, first))
+
+    def _hold(self, partition: Partition, *, held: bool) -> None:
+        if partition.held is held:
+            return
+        partition.held = held
+        task = asyncio.ensure_future((self._consumer.hold if held else self._consumer.release)([partition.name]))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+
+def _beyond(waiting: Sequence[Message], share: int, *, at_least: int) -> Sequence[Message]:
+    """Return the messages that do not fit into a share, in the order of their offsets."""
+    kept, size = 0, 0
+    for message in waiting:
+        size += cost(message)
+        if size > share and kept >= at_least:
+            break
+        kept += 1
+    return waiting[kept:]

@@ -1,0 +1,71 @@
+"""Tells of partitions that cannot run: whose parking lot is full, or which wait in order behind a parked message."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from consumerkit import events
+from consumerkit.engine.partition import Partition, Partitions
+from consumerkit.events import Announcer
+from consumerkit.message import TopicPartition
+
+TOLD_AFTER: Final = 60.0
+"""Seconds after which it is told that a partition waits behind a parked message: most such waits are short."""
+OVER_AFTER: Final = 10.0
+"""Seconds without a stop after which it is told that a pause is over: a full lot may be full again at once."""
+
+
+def full_lot(parked: int) -> str:
+    """Say that a parking lot is full, and the way out."""
+    return (
+        f"{parked} of its messages are parked, and parking_limit allows no more; repair what they fail at: see "
+        "`consumerkit parked list`, and for keys that dead letters hold, `consumerkit dead-letters list`"
+    )
+
+
+BEHIND: Final = (
+    "it waits in order behind a parked message; repair what that fails at, or have it tried now: see `consumerkit "
+    "parked list` and `parked retry-now`, and where a dead letter holds it, `consumerkit dead-letters list`"
+)
+
+
+class Pauses:
+    """Announces each pause once, and its end.
+
+    Args:
+        handler: The handler's name, for the announcements.
+        partitions: What is assigned.
+        announce: Told.
+    """
+
+    def __init__(self, handler: str, partitions: Partitions, announce: Announcer) -> None:
+        self._handler = handler
+        self._partitions = partitions
+        self._announce = announce
+        # When each was seen last to be paused.
+        self._told: dict[TopicPartition, float] = {}
+
+    def idle(self, partition: Partition, since: float, now: float) -> None:
+        """Tell of a partition that cannot run, if what keeps it is known here and lasts."""
+        if partition.owner is None:
+            return
+        if partition.is_full:
+            self._tell(partition, full_lot(partition.total), now)
+        elif partition.waits_in_order and now - since >= TOLD_AFTER:
+            self._tell(partition, BEHIND, now)
+
+    def look(self, idle: Collection[Partition], now: float) -> None:
+        """Tell of pauses that are over."""
+        for name in list(self._told):
+            partition = self._partitions.get(name)
+            if partition is not None and partition in idle:
+                self._told[name] = now
+            elif partition is None or now - self._told[name] >= OVER_AFTER:
+                del self._told[name]
+                self._announce(events.PartitionResumed(handler=self._handler, partition=name))
+
+    def _tell(self, partition: Partition, reason: str, now: float) -> None:
+        if partition.name not in self._told:
+            self._told[partition.name] = now
+            self._announce(events.PartitionPaused(handler=self._handler, partition=partition.name, reason=reason))
