@@ -95,7 +95,7 @@ class PartitionMoves(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionPaused(Event):
-    """A partition is not fetched, since it cannot run; told once, until `PartitionResumed`.
+    """A partition is not fetched, since it cannot run; told once, until `PartitionResumed` or `PartitionsRevoked`.
 
     A full parking lot is told at once, and what waits in order behind a parked message after a minute.
 
@@ -110,7 +110,7 @@ class PartitionPaused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionResumed(Event):
-    """A partition that was paused has run for some seconds without a pause, or is not assigned any more."""
+    """A partition that was paused has run for some seconds without a pause."""
 
     partition: TopicPartition
 

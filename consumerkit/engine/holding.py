@@ -88,10 +88,12 @@ class Holding:
         if partition.owner is not None or partition.adrift or now - since > TAKEN_WITHIN:
             self._hold(partition, held=True)
 
-    def fetched(self) -> None:
-        """Hold partitions that have their share now."""
+    async def fetched(self) -> None:
+        """Hold partitions that have their share now, before more is fetched."""
         for partition in list(self._frugal):
             self.settle(partition)
+        if self._calls:
+            await asyncio.sleep(0)
 
     def look(self, now: float) -> None:
         """Make room where it is needed, and tell of what is paused; at a moment of the monotonic clock."""
@@ -110,7 +112,7 @@ class Holding:
         for partition, since in list(self._idle.items()):
             if now - since >= LASTING or (others and self._budget.is_full):
                 self._drop(partition, now)
-        self._budget.idle = sum(partition.weight for partition in self._idle)
+        self._budget.idle = sum(partition.weight for partition in self._idle if partition.held)
         self._pauses.look(self._idle, now)
 
     def _forget_what_is_gone(self, now: float) -> None:
@@ -157,6 +159,8 @@ class Holding:
         partition.weight -= given_back
         self._budget.gave_back(given_back)
         self._frugal[partition] = now + FRUGAL
+        # What is fetched from here on is refused.
+        self._hold(partition, held=True)
 
     def _read_again(self, partition: Partition) -> None:
         first = partition.offsets.reread_from

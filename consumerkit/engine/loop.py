@@ -180,6 +180,7 @@ class Engine:
             reach("after_poll")
             if messages:
                 self._spread(messages)
+                await self._holding.fetched()
             self._pass_over(self.consumer.passed())
 
     def _spread(self, messages: Sequence[Message]) -> None:
@@ -198,7 +199,6 @@ class Engine:
             partition.weight += cost(message)
             lanes[choose(message)].put(message)
         self._budget.took(taken)
-        self._holding.fetched()
         for lane in lanes:
             lane.wake()
 

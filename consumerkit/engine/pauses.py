@@ -8,7 +8,6 @@ from typing import Final
 from consumerkit import events
 from consumerkit.engine.partition import Partition, Partitions
 from consumerkit.events import Announcer
-from consumerkit.message import TopicPartition
 
 TOLD_AFTER: Final = 60.0
 """Seconds after which it is told that a partition waits behind a parked message: most such waits are short."""
@@ -44,7 +43,7 @@ class Pauses:
         self._partitions = partitions
         self._announce = announce
         # When each was seen last to be paused.
-        self._told: dict[TopicPartition, float] = {}
+        self._told: dict[Partition, float] = {}
 
     def idle(self, partition: Partition, since: float, now: float) -> None:
         """Tell of a partition that cannot run, if what keeps it is known here and lasts."""
@@ -56,16 +55,17 @@ class Pauses:
             self._tell(partition, BEHIND, now)
 
     def look(self, idle: Collection[Partition], now: float) -> None:
-        """Tell of pauses that are over."""
-        for name in list(self._told):
-            partition = self._partitions.get(name)
-            if partition is not None and partition in idle:
-                self._told[name] = now
-            elif partition is None or now - self._told[name] >= OVER_AFTER:
-                del self._told[name]
-                self._announce(events.PartitionResumed(handler=self._handler, partition=name))
+        """Tell of pauses that are over; a partition that is given back ends its own."""
+        for partition, seen in list(self._told.items()):
+            if self._partitions.get(partition.name) is not partition:
+                del self._told[partition]
+            elif partition in idle:
+                self._told[partition] = now
+            elif now - seen >= OVER_AFTER:
+                del self._told[partition]
+                self._announce(events.PartitionResumed(handler=self._handler, partition=partition.name))
 
     def _tell(self, partition: Partition, reason: str, now: float) -> None:
-        if partition.name not in self._told:
-            self._told[partition.name] = now
+        if partition not in self._told:
+            self._told[partition] = now
             self._announce(events.PartitionPaused(handler=self._handler, partition=partition.name, reason=reason))

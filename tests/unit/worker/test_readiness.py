@@ -57,6 +57,16 @@ BEGINS_AND_ENDS: list[tuple[Event, Event, str]] = [
         events.PartitionMoves(handler="credit", partition=PARTITION),
         "credit: t[3] stands at offset 5, and its log ends at 9: why",
     ),
+    (
+        events.PartitionPaused(handler="credit", partition=PARTITION, reason="its lot is full"),
+        events.PartitionResumed(handler="credit", partition=PARTITION),
+        "credit: t[3] is paused: its lot is full",
+    ),
+    (
+        events.PartitionPaused(handler="credit", partition=PARTITION, reason="its lot is full"),
+        events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=0, lost=False),
+        "credit: t[3] is paused: its lot is full",
+    ),
     (events.BrakeOn(handler="credit", wait=1.0), events.BrakeOff(handler="credit"), "credit: everything fails"),
     (
         events.HandlerPaused(handler="credit", error="two engines", wait=1.0),

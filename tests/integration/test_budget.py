@@ -1,0 +1,306 @@
+"""What waits never holds what can run: the budget is for partitions that may run, and what is dropped is read again."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection, Mapping
+from itertools import count
+from typing import Any, get_args
+
+import pytest
+
+from consumerkit import DeadLetter, Ordering, Retry, fixed
+from consumerkit.engine import holding, pauses
+from consumerkit.engine.offsets import OffsetTracker
+from consumerkit.events import PartitionPaused, PartitionResumed
+from consumerkit.message import Message, TopicPartition
+from consumerkit.redrive import Selection, discard
+from consumerkit.transports.aiokafka_consumer import AiokafkaConsumer
+from consumerkit.transports.base import Position
+from consumerkit.transports.confluent_consumer import ConfluentConsumer
+from consumerkit.transports.kafka import Client
+from consumerkit.transports.memory_group import MemoryConsumer
+from tests.integration.stage import Run, Stage, payment
+from tests.integration.yard import DEAD, TOPIC, Trial, Yard
+from tests.services import PostgresServer
+
+COUNT = 150
+BUDGET = 48 * 1024
+"""Far less than all that waits."""
+FILLER = 500
+FETCHED = 20
+LANES = 4
+EARLY = range(15, 25)
+"""Messages with keys of their own, which are done before the lot is full."""
+LATE = range(25, 35)
+"""Messages of another lane, which run while messages of the others are dropped."""
+AGAIN = Retry(attempts=999, wait=fixed(0.2))
+MOST_AGAIN = BUDGET // (FILLER + 500) + FETCHED + len(EARLY) + len(LATE)
+"""There is never more in hand than the budget and a fetch beyond it; what is done or runs beyond it is fetched, too."""
+OTHERS = [f"other-{number}" for number in range(10)]
+
+
+def key_of_lane(lane: int, name: str = "") -> bytes:
+    """Return a key whose messages this lane runs; that depends on the hash seed."""
+    return next(key for number in count() if hash(key := f"{name}{number}".encode()) % LANES == lane)
+
+
+class Watch:
+    """Counts what is fetched and dropped of partition 0, and looks at each commit."""
+
+    def __init__(self, yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fetched = self.drops = 0
+        self.passed_over: list[set[int]] = []
+        self._yard = yard
+        fetch, commit, drop = MemoryConsumer.fetch, MemoryConsumer.commit, OffsetTracker.drop
+
+        async def fetching(consumer: MemoryConsumer, limit: int, timeout: float) -> list[Message]:
+            found = await fetch(consumer, min(limit, FETCHED), timeout)
+            self.fetched += sum(message.partition == 0 for message in found)
+            return found
+
+        async def committing(consumer: MemoryConsumer, positions: Mapping[TopicPartition, Position]) -> None:
+            if (position := positions.get(TopicPartition(TOPIC, 0))) is not None:
+                missing = set(range(position.offset)) - await asyncio.to_thread(self._settled)
+                self.passed_over += [missing] if missing else []
+            await commit(consumer, positions)
+
+        def dropping(tracker: OffsetTracker, offsets: Collection[int]) -> None:
+            self.drops += 1
+            drop(tracker, offsets)
+
+        monkeypatch.setattr(MemoryConsumer, "fetch", fetching)
+        monkeypatch.setattr(MemoryConsumer, "commit", committing)
+        monkeypatch.setattr(OffsetTracker, "drop", dropping)
+
+    def _settled(self) -> set[int]:
+        """The offsets of partition 0 whose outcome is durable."""
+        tables = "effects", "consumerkit_parked_messages", "consumerkit_dead_letters"
+        offset = '"offset"'
+        query = " UNION ALL ".join(f"SELECT {offset} AS o FROM {table} WHERE partition = 0" for table in tables)
+        return {row["o"] for row in self._yard.rows(query)}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much was fetched as the budget allows."""
+        return self.fetched * (FILLER + 500) >= BUDGET
+
+
+class Gated(Trial):
+    """Does not end its first message before the budget is full, nor what is behind it before that is parked."""
+
+    def __init__(self, watch: Watch, **declared: Any) -> None:
+        self.watch = watch
+        self.again: list[str] = []
+        self.is_parked = False
+        declared.setdefault("concurrency", LANES)
+        super().__init__(**declared)
+
+    async def handle(self, event: Any, context: Any) -> None:
+        while not self.may_end(context.message_id[2:]):  # noqa: ASYNC110 - what is counted has no event
+            await asyncio.sleep(0.01)
+        await super().handle(event, context)
+
+    def may_end(self, number: str) -> bool:
+        if number == "first":
+            return self.watch.is_full
+        return self.is_parked or (number.isdigit() and int(number) in EARLY)
+
+    async def on_duplicate(self, event: Any, result: Any, context: Any) -> None:
+        self.again.append(context.message_id)
+
+
+@pytest.fixture
+async def yard(postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch) -> Yard:
+    monkeypatch.setattr(pauses, "TOLD_AFTER", 0.0)
+    monkeypatch.setattr(pauses, "OVER_AFTER", 0.0)
+    monkeypatch.setattr(holding, "FRUGAL", 600.0)  # what is read again depends on no pace then
+    made = Yard(postgres, database)
+    await made.create_tables()
+    return made
+
+
+@pytest.fixture
+def watch(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    return Watch(yard, monkeypatch)
+
+
+def limits(ordering: Ordering) -> dict[str, Any]:
+    """Without an order in partitions it is the lot that stops one."""
+    return {"ordering": ordering} | ({} if ordering is Ordering.PARTITION else {"parking_limit": 1})
+
+
+def fill(yard: Yard, *, first: str = "forever", stops: Collection[int] = ()) -> None:
+    """Put more behind the first message of partition 0 than the budget allows; some of that fails once."""
+    blocked, late = key_of_lane(0), key_of_lane(2)
+    yard.send("first", first, key=key_of_lane(0, "first"))
+    for number in range(COUNT):
+        key = key_of_lane(1, f"{number}-") if number in EARLY else late if number in LATE else blocked
+        kind = "fail:1" if number in stops else "ok"
+        yard.send(number, kind, key=key, headers=(("filler", b"x" * FILLER),))
+
+
+def send_others(yard: Yard) -> None:
+    for number in OTHERS:
+        yard.send(number, partition=1)
+
+
+def paused(run: Run) -> list[str]:
+    return [one.what for one in run.worker.readiness().findings if f"{TOPIC}[0] is paused" in one.what]
+
+
+def check(yard: Yard, watch: Watch, ordering: Ordering) -> None:
+    """All of partition 0 took effect once, in the order that is promised, and no commit passed what had no outcome."""
+    assert not watch.passed_over
+    took = [number for number in yard.effects() if number not in OTHERS]
+    assert sorted(Counter(took).values()) == [1] * (COUNT + 1)
+    if ordering is Ordering.PARTITION:
+        assert took == ["first", *map(str, range(COUNT))]
+    if ordering is Ordering.KEY:
+        of_late = [int(number) for number in took if number != "first" and int(number) in LATE]
+        of_blocked = [int(n) for n in took if n != "first" and int(n) not in {*LATE, *EARLY}]
+        assert (of_late, of_blocked) == (sorted(of_late), sorted(of_blocked))
+    yard.check()
+
+
+@pytest.mark.parametrize("ordering", Ordering)
+async def test_what_cannot_run_gives_up_its_room_and_is_read_again_once(
+    yard: Yard, watch: Watch, ordering: Ordering
+) -> None:
+    fill(yard, stops=[LATE[0]])
+    handler = Gated(watch, retry=AGAIN, **limits(ordering))
+    async with yard.run(handler, memory_budget=BUDGET) as run:
+        await run.until(lambda: bool(run.seen(PartitionPaused)), "the first message is parked, and that is told")
+        send_others(yard)
+        if ordering is Ordering.KEY:  # of the others, all may be under way
+            await run.until(lambda: bool(watch.drops), "room is made")
+        handler.is_parked = True
+        await run.until(yard.has(*OTHERS), "the other partition goes on")
+        assert {one.partition.partition for one in run.seen(PartitionPaused)} == {0}
+        assert len(paused(run)) == 1
+        assert len(yard.effects()) < COUNT
+        handler.healed = True
+        await run.until(lambda: len(yard.effects()) == COUNT + 11, "all is processed")
+        await run.until(lambda: yard.committed() == COUNT + 11, "and committed")
+        await run.until(lambda: len(run.seen(PartitionResumed)) == len(run.seen(PartitionPaused)), "and told")
+        assert not paused(run)
+        assert not handler.again, "nobody is told of what was read again"
+        again = watch.fetched - (COUNT + 1)
+        # In the other orders, what runs beside it may make room before anything must be dropped.
+        assert again or ordering is Ordering.NONE
+        assert again <= MOST_AGAIN, f"{again} messages were read again"
+    check(yard, watch, ordering)
+
+
+@pytest.mark.parametrize("ordering", Ordering)
+async def test_what_is_dropped_again_and_again_is_read_from_the_first_that_is_missing(
+    yard: Yard, watch: Watch, monkeypatch: pytest.MonkeyPatch, ordering: Ordering
+) -> None:
+    monkeypatch.setattr(holding, "LASTING", 0.0)
+    monkeypatch.setattr(holding, "FRUGAL", 0.0)
+    fill(yard, first="fail:1", stops=range(5, COUNT, 25))
+    handler = Gated(watch, retry=AGAIN, **limits(ordering))
+    handler.is_parked = True
+    async with yard.run(handler, memory_budget=BUDGET) as run:
+        await run.until(lambda: len(yard.effects()) == COUNT + 1, "all is processed")
+        await run.until(lambda: yard.committed() == COUNT + 1, "and committed")
+        assert watch.drops > 2
+        assert not handler.again
+    check(yard, watch, ordering)
+
+
+async def test_a_partition_that_stops_again_and_again_is_not_read_again_each_time(yard: Yard, watch: Watch) -> None:
+    fill(yard, stops=range(5, COUNT, 25))
+    handler = Gated(watch, ordering=Ordering.PARTITION, retry=AGAIN)
+    handler.is_parked = True
+    async with yard.run(handler, memory_budget=BUDGET) as run:
+        await run.until(yard.holds(1), "the first message is parked")
+        send_others(yard)
+        await run.until(yard.has(*OTHERS), "the other partition goes on")
+        handler.healed = True
+        await run.until(lambda: len(yard.effects()) == COUNT + 11, "all is processed")
+        again = watch.fetched - (COUNT + 1)
+        assert again <= MOST_AGAIN, f"{again} messages were read again"
+    check(yard, watch, Ordering.PARTITION)
+
+
+async def test_what_was_dropped_is_read_by_who_has_the_partition_next(yard: Yard, watch: Watch) -> None:
+    fill(yard)
+    handlers = [Gated(watch, retry=AGAIN, **limits(Ordering.KEY)) for _ in range(2)]
+    for handler in handlers:
+        handler.is_parked = True
+    async with yard.run(handlers[0], memory_budget=BUDGET) as first:
+        await first.until(lambda: bool(first.seen(PartitionPaused)), "the first message is parked")
+        send_others(yard)
+        await first.until(lambda: bool(watch.drops), "room is made")
+        async with yard.run(handlers[1], memory_budget=BUDGET) as second:
+            # Whoever has partition 0 now has what is parked of it, and knows nothing of what was dropped.
+            await second.until(
+                lambda: len(first.seen(PartitionPaused)) + len(second.seen(PartitionPaused)) == 2, "it is paused again"
+            )
+            await second.until(yard.has(*OTHERS), "the other partition goes on")
+            for handler in handlers:
+                handler.healed = True
+            await second.until(lambda: len(yard.effects()) == COUNT + 11, "all is processed")
+            await second.until(lambda: yard.committed() == COUNT + 11, "and committed")
+            assert sum(len(run.seen(PartitionResumed)) for run in (first, second)) >= 1
+    check(yard, watch, Ordering.KEY)
+
+
+async def test_dead_letters_that_hold_their_keys_fill_the_lot_and_stop_no_other_partition(
+    yard: Yard, watch: Watch
+) -> None:
+    fill(yard, first="reject")
+    handler = Gated(watch, dead_letter=DeadLetter(DEAD, hold_key=True), **limits(Ordering.KEY))
+    handler.is_parked = True
+    async with yard.run(handler, memory_budget=BUDGET) as run:
+        await run.until(lambda: bool(run.seen(PartitionPaused)), "the lot is full, and that is told")
+        assert "consumerkit dead-letters list" in run.seen(PartitionPaused)[0].reason
+        send_others(yard)
+        await run.until(yard.has(*OTHERS), "the other partition goes on")
+        assert len(paused(run)) == 1
+        await discard(yard.url, Selection(), note="seen to")
+        await run.until(lambda: len(yard.effects()) == COUNT + 10, "all the others are processed")
+        await run.until(lambda: yard.committed() == COUNT + 11, "and committed")
+    assert not watch.passed_over
+    assert max(Counter(yard.effects()).values()) == 1
+
+
+@pytest.mark.parametrize("transport", get_args(Client))
+async def test_a_real_client_reads_again_from_the_first_that_was_dropped(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, transport: Client
+) -> None:
+    monkeypatch.setattr(pauses, "TOLD_AFTER", 0.0)
+    monkeypatch.setattr(holding, "FRUGAL", 600.0)
+    client: Any = {"confluent": ConfluentConsumer, "aiokafka": AiokafkaConsumer}[transport]
+    fetch, drop, fetched, dropped = client.fetch, OffsetTracker.drop, Counter[int](), list[int]()
+
+    async def fetching(consumer: Any, limit: int, timeout: float) -> list[Message]:
+        found: list[Message] = await fetch(consumer, min(limit, FETCHED), timeout)
+        fetched.update(message.partition for message in found)
+        return found
+
+    def dropping(tracker: OffsetTracker, offsets: Collection[int]) -> None:
+        dropped.append(len(offsets))
+        drop(tracker, offsets)
+
+    monkeypatch.setattr(client, "fetch", fetching)
+    monkeypatch.setattr(OffsetTracker, "drop", dropping)
+    filled = [payment(n, kind="fail:1" if n % 40 == 0 else "ok") for n in range(COUNT)]
+    stage.send(
+        [payment("first", kind="forever"), *(one._replace(headers=(("filler", b"x" * FILLER),)) for one in filled)]
+    )
+    handler = Trial(topic=stage.topic, dead_letter=None, ordering=Ordering.PARTITION, retry=AGAIN)
+    async with stage.run(handler, transport=transport, memory_budget=BUDGET) as run:
+        await run.until(lambda: bool(run.seen(PartitionPaused)), "the first message is parked")
+        await run.until(lambda: bool(dropped), "room is made")
+        stage.send([payment(number, partition=1) for number in OTHERS])
+        await run.until(stage.finished(len(OTHERS)), "the other partition goes on")
+        handler.healed = True
+        await run.until(stage.finished(COUNT + 11), "all is processed")
+        await run.until(lambda: stage.committed("credit") == {0: COUNT + 1, 1: len(OTHERS)}, "and committed")
+        again = fetched[0] - (COUNT + 1)
+        # Beside what was dropped, a fetch that was under way, and one that ran while the partition was held.
+        assert again <= sum(dropped) + 2 * FETCHED, f"{again} messages were read again, and {dropped} were dropped"
+    took = [row["message_id"] for row in stage.effects() if row["partition"] == 0]
+    assert took == ["p-first", *(f"p-{number}" for number in range(COUNT))]
+    stage.check_ledger()
