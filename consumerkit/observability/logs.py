@@ -115,8 +115,8 @@ def _failed(event: events.AttemptFailed) -> str:
 
 def _suspected(event: events.MessageSuspected) -> str:
     return (
-        f"{event.message_id} at {event.partition}@{event.offset} failed alone, which is not counted yet, since others "
-        f"may fail likewise; again in {event.wait:.1f} s: {event.error}"
+        f"{event.message_id} at {event.partition}@{event.offset} failed alone, which is not counted before another "
+        f"message has run, since others may fail likewise; again in {event.wait:.1f} s: {event.error}"
     )
 
 

@@ -156,7 +156,8 @@ class States:
     def _suspected(self, event: events.MessageSuspected) -> None:
         what = (
             f"a message of {event.partition} fails, and no other message has shown yet whether it is the one that is "
-            f"wrong; repair what it needs, or let another message run: {event.error}"
+            "wrong, so no attempt is counted; repair what it needs, or let another message run; `consumerkit parked "
+            f"list` shows it, and `consumerkit parked retry-now` has it tried at once: {event.error}"
         )
         place = ("suspected", event.handler, event.partition)
         self._begin(place, event, what, patience=SUSPECTED, lasting=event.wait + SUSPECTED)

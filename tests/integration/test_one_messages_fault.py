@@ -23,6 +23,7 @@ from consumerkit.events import (
     MessageSuspected,
     Trouble,
 )
+from consumerkit.worker import readiness
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
 from tests.integration.stage import Run
 from tests.services import PostgresServer
@@ -252,6 +253,21 @@ async def test_one_key_leaves_it_to_the_retry(place: MemoryStage) -> None:
     async with place.run(Write(only("3", "SELECT * FROM tenant_9"), retry=RETRY)) as run:
         await place.until_written(run, 11)
     assert [event.message_id for event in run.seen(MessageDeadLettered)] == ["3"]
+
+
+async def test_a_suspect_with_nothing_behind_it_says_so_until_another_message_has_run(
+    place: MemoryStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "SUSPECTED", 0.0)
+    place.append(7, key=b"7")
+    async with place.run(Write(only("7", "SELECT * FROM tenant_9"), retry=RETRY)) as run:
+        await run.until(lambda: len(run.seen(MessageSuspected)) > 2, "some runs")
+        await run.until(lambda: "consumerkit parked retry-now" in str(run.worker.readiness()), "the way out")
+        assert not run.seen(AttemptFailed)
+        place.append(8, key=b"8")
+        await run.until(lambda: bool(run.seen(MessageDeadLettered)), "the dead letter")
+        await place.until_written(run, 1)
+    assert [event.attempt for event in run.seen(AttemptFailed)] == [1, 2]
 
 
 async def test_another_database_that_is_away_is_its_messages_trouble(place: MemoryStage) -> None:

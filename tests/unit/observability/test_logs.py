@@ -99,7 +99,8 @@ TOLD: list[tuple[Event, int, str]] = [
         ),
         logging.WARNING,
         (
-            "credit: p-1 at payments[3]@7 failed alone, which is not counted yet, since others may fail likewise; "
+            "credit: p-1 at payments[3]@7 failed alone, which is not counted before another "
+            "message has run, since others may fail likewise; "
             "again in 1.5 s: Timeout"
         ),
     ),
