@@ -152,6 +152,17 @@ class PartitionInDoubt(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FenceAwaited(Event):
+    """A partition cannot be taken over for `seconds` now, since a transaction of its owner before is still open.
+
+    Told once; it ends with `PartitionTaken` or `PartitionsRevoked`.
+    """
+
+    partition: TopicPartition
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupCommitted(Event):
     """One transaction is durable.
 

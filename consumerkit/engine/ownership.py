@@ -18,6 +18,7 @@ from typing import Final
 from consumerkit import events
 from consumerkit.concurrency import wait_until_set
 from consumerkit.engine import letters, placing
+from consumerkit.engine.fence_waits import FenceWaits
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.first_runs import FirstRuns
 from consumerkit.engine.inquiry import Asked, Inquiry
@@ -72,6 +73,7 @@ class Ownership:
         self._inquiry = Inquiry(handler, consumer, first_runs, self._trouble)
         self._taken = taken
         self._given_up = given_up
+        self._waits = FenceWaits(handler, announce)
         self._lanes = lanes
         self._stopped: set[TopicPartition] = set()
         self._again: set[TopicPartition] = set()
@@ -105,6 +107,7 @@ class Ownership:
         """Take note that a partition is not assigned any more."""
         self._wanted.pop(name, None)
         self._stopped.discard(name)
+        self._waits.over(name)
         self._inquiry.forget(name)
 
     def calmed(self, partition: Partition) -> None:
@@ -218,8 +221,10 @@ class Ownership:
             elif begins is None:
                 # Another turn for the others before this one is waited for again.
                 self._put_last(name)
+                self._waits.held(name)
             else:
                 self._wanted.pop(name, None)
+                self._waits.over(name)
                 self._stopped.discard(name)
                 self._begin(partition, begins)
         return unusable

@@ -178,6 +178,13 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
     events.PartitionResumed: (logging.INFO, lambda e: f"{e.partition} is not paused any more"),
     events.PartitionMoves: (logging.INFO, lambda e: f"{e.partition} moves again"),
     events.PartitionTaken: (logging.INFO, _taken),
+    events.FenceAwaited: (
+        logging.WARNING,
+        lambda e: (
+            f"{e.partition} cannot be taken over for {e.seconds:.0f} s now: a transaction of its owner before is still "
+            "open; end the worker that hangs, or wait until the server ends it after transaction_timeout"
+        ),
+    ),
     events.PartitionInDoubt: (
         logging.WARNING,
         lambda e: f"{e.partition} may be another worker's, nothing of it begins until that is clear: {e.error}",

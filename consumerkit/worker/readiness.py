@@ -90,6 +90,7 @@ class States:
             events.BrakeOff: self._brake_off,
             events.PartitionStopped: self._partition_stopped,
             events.PartitionInDoubt: self._in_doubt,
+            events.FenceAwaited: self._fence_awaited,
             events.PartitionsAssigned: self._assigned,
             events.PartitionTaken: self._taken,
             events.PartitionStandsStill: self._stands_still,
@@ -190,6 +191,13 @@ class States:
         )
         self._begin(("doubt", event.handler, event.partition), event, what, patience=DOUBT_PATIENCE)
 
+    def _fence_awaited(self, event: events.FenceAwaited) -> None:
+        what = (
+            f"{event.partition} cannot be taken over, since a transaction of its owner before is still open; end the "
+            "worker that hangs, or wait until the server ends it after transaction_timeout"
+        )
+        self._begin(("fence", event.handler, event.partition), event, what)
+
     def _assigned(self, event: events.PartitionsAssigned) -> None:
         for partition in event.partitions:
             self._end("stopped", event.handler, partition)
@@ -198,6 +206,7 @@ class States:
         # Whoever takes it reads it again from its mark; where that fails, it is told to be stopped again.
         self._end("stopped", event.handler, event.partition)
         self._end("doubt", event.handler, event.partition)
+        self._end("fence", event.handler, event.partition)
 
     def _revoked(self, event: events.PartitionsRevoked) -> None:
         for partition in event.partitions:
@@ -205,6 +214,7 @@ class States:
             self._end("stopped", event.handler, partition)
             self._end("brake", event.handler, partition)
             self._end("still", event.handler, partition)
+            self._end("fence", event.handler, partition)
             self._end("paused", event.handler, partition)
 
     def _stands_still(self, event: events.PartitionStandsStill) -> None:

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from consumerkit import Retry, fixed
+from consumerkit.engine import fence_waits
 from consumerkit.errors import Unavailable
-from consumerkit.events import OffsetsCommitted, PartitionInDoubt, PartitionsAssigned, PartitionTaken
+from consumerkit.events import FenceAwaited, OffsetsCommitted, PartitionInDoubt, PartitionsAssigned, PartitionTaken
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Position
 from consumerkit.transports.kafka import Client
@@ -203,6 +204,31 @@ async def test_an_owner_whom_the_broker_does_not_confirm_never_takes_back_what_i
         await run.until(yard.has(2), "its effect, once the broker has confirmed")
     assert len(run.seen(PartitionInDoubt)) == 1
     yard.check()
+
+
+async def test_who_waits_for_a_fence_says_so(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fence_waits, "TOLD_AFTER", 0.2)
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    class Hanging(Trial):
+        async def handle(self, event, context):  # type: ignore[no-untyped-def] # as the base's
+            await super().handle(event, context)
+            begun.set()
+            await gate.wait()
+
+    def waits(run: Run) -> bool:
+        return "t[0] cannot be taken over" in str(run.worker.readiness())
+
+    yard.send(1)
+    async with yard.run(Hanging(), drain_timeout=0.2) as first:
+        await first.until(begun.is_set, "the transaction")
+        async with yard.run(Trial()) as second, yard.broker.cut_off("credit"):
+            await second.until(lambda: waits(second), "the wait, in readiness")
+            assert [one.partition.partition for one in second.seen(FenceAwaited)] == [0]
+            gate.set()
+            await second.until(yard.has(1), "its effect")
+            await second.until(lambda: not waits(second), "the end of the wait")
+    assert yard.effects() == ["1"]
 
 
 async def test_a_foreign_token_is_found_before_anything_is_durable(yard: Yard) -> None:

@@ -114,7 +114,7 @@ class DroppedAndReadAgain(RuleBasedStateMachine):
         assert self.tracker.untouched
 
 
-class TestDroppedAndReadAgain(DroppedAndReadAgain.TestCase):  # type: ignore[misc]
+class TestDroppedAndReadAgain(DroppedAndReadAgain.TestCase):  # type: ignore[misc,valid-type]
     # Without shrinking: a failure tells its steps, and to find fewer takes minutes.
     settings = settings(max_examples=40, stateful_step_count=30, phases=[Phase.generate])
 

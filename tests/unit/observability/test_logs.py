@@ -230,6 +230,14 @@ TOLD: list[tuple[Event, int, str]] = [
         "credit: payments[3] moves again",
     ),
     (
+        events.FenceAwaited(handler="credit", partition=PARTITION, seconds=5.2),
+        logging.WARNING,
+        (
+            "credit: payments[3] cannot be taken over for 5 s now: a transaction of its owner before is still open; "
+            "end the worker that hangs, or wait until the server ends it after transaction_timeout"
+        ),
+    ),
+    (
         events.PartitionPaused(handler="credit", partition=PARTITION, reason="its lot is full; repair it"),
         logging.WARNING,
         "credit: payments[3] is paused: its lot is full; repair it",

@@ -67,6 +67,11 @@ BEGINS_AND_ENDS: list[tuple[Event, Event, str]] = [
         events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=0, lost=False),
         "credit: t[3] is paused: its lot is full",
     ),
+    (
+        events.FenceAwaited(handler="credit", partition=PARTITION, seconds=5),
+        events.PartitionTaken(handler="credit", partition=PARTITION, parked=0),
+        "credit: t[3] cannot be taken over",
+    ),
     (events.BrakeOn(handler="credit", wait=1.0), events.BrakeOff(handler="credit"), "credit: everything fails"),
     (
         events.HandlerPaused(handler="credit", error="two engines", wait=1.0),

@@ -1,0 +1,41 @@
+"""Tells of partitions that cannot be taken over for long, since a transaction of another worker holds their fence."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from consumerkit import events
+from consumerkit.events import Announcer
+from consumerkit.message import TopicPartition
+
+TOLD_AFTER: Final = 5.0
+"""Seconds after which a wait is told: an owner that is well ends its transaction sooner when it gives one back."""
+
+
+class FenceWaits:
+    """Remembers since when each fence is waited for.
+
+    Args:
+        handler: The handler's name, for the announcements.
+        announce: Told of each wait once.
+    """
+
+    def __init__(self, handler: str, announce: Announcer) -> None:
+        self._handler = handler
+        self._announce = announce
+        self._since: dict[TopicPartition, float] = {}
+        self._told: set[TopicPartition] = set()
+
+    def held(self, name: TopicPartition) -> None:
+        """Record that another transaction holds a partition's fence."""
+        now = time.monotonic()
+        seconds = now - self._since.setdefault(name, now)
+        if seconds >= TOLD_AFTER and name not in self._told:
+            self._told.add(name)
+            self._announce(events.FenceAwaited(handler=self._handler, partition=name, seconds=seconds))
+
+    def over(self, name: TopicPartition) -> None:
+        """Record that a partition was taken over, or is not wanted any more."""
+        self._since.pop(name, None)
+        self._told.discard(name)
