@@ -273,15 +273,15 @@ class Engine:
         """Take note of messages whose outcome is durable."""
         given_back = 0
         for message in messages:
-            partition = self.partitions.of(message)
+            partition, size = self.partitions.of(message), cost(message)
+            given_back += size
             if partition is not None:
                 partition.offsets.finished(message.offset)
-                partition.weight -= cost(message)
+                partition.weight -= size
                 if partition.held and partition.ready:
                     self.restore(partition)
                 if partition.deaths and partition.calm:
                     self.ownership.calmed(partition)
-            given_back += cost(message)
         self._budget.gave_back(given_back)
         self.committer.wake()
         self._progressed.set()
