@@ -14,11 +14,11 @@ from consumerkit.engine.offsets import OffsetTracker
 from consumerkit.events import PartitionPaused, PartitionResumed
 from consumerkit.message import Message, TopicPartition
 from consumerkit.redrive import Selection, discard
-from consumerkit.transports.aiokafka_consumer import AiokafkaConsumer
+from consumerkit.transports.aiokafka.consumer import AiokafkaConsumer
 from consumerkit.transports.base import Position
-from consumerkit.transports.confluent_consumer import ConfluentConsumer
+from consumerkit.transports.confluent.consumer import ConfluentConsumer
 from consumerkit.transports.kafka import Client
-from consumerkit.transports.memory_group import MemoryConsumer
+from consumerkit.transports.memory.group import MemoryConsumer
 from tests.integration.stage import Run, Stage, payment
 from tests.integration.yard import DEAD, TOPIC, Trial, Yard
 from tests.services import PostgresServer
