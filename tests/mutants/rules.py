@@ -128,7 +128,7 @@ MUTANTS = (
         "consumerkit/handlers/value_bytes.py",
         "        SET: isinstance(value, Set),\n",
         "",
-        f"{UNIT}/test_value_bytes.py::test_a_value_whose_bytes_would_not_be_the_value_is_refused_where_only_the_value_tells",
+        f"{UNIT}/handlers/test_value_bytes.py::test_a_value_whose_bytes_would_not_be_the_value_is_refused_where_only_the_value_tells",
         "DID NOT RAISE",
     ),
     Mutant(
@@ -137,7 +137,7 @@ MUTANTS = (
         "consumerkit/handlers/value_bytes.py",
         'b"".join(sorted(map(_canonical, value)))',
         'b"".join(map(_canonical, value))',
-        f"{UNIT}/test_value_bytes.py::test_a_fingerprint_is_the_same_in_every_process",
+        f"{UNIT}/handlers/test_value_bytes.py::test_a_fingerprint_is_the_same_in_every_process",
         "= len({'",
     ),
     Mutant(
