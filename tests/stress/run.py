@@ -27,8 +27,9 @@ from tests.stress.sampler import Sampler
 
 # Without any progress for so long, a run stands still: a hundred times what the slowest wait of the product takes here.
 PATIENCE: Final = 180.0
-# Once faults have stopped, all is done within so many seconds; it takes some.
-BOUND: Final = 600.0
+# Once faults have stopped, all is done within so many samples, where dozens are enough; a slow machine takes them at
+# longer intervals, too.
+BOUND: Final = 3000
 
 
 class SeenEnough(Exception):
@@ -72,7 +73,7 @@ class Run:
         self._fed = 0
         self._progress: object = None
         self._progressed = time.monotonic()
-        self._stopped: float | None = None
+        self._stopped: int | None = None
         self._accompanied = 0
 
     async def go(self) -> Verdict:
@@ -206,7 +207,7 @@ class Run:
 
     async def until_quiet(self) -> None:
         """Wait until nothing is left to do: faults have stopped."""
-        self._stopped = time.monotonic()
+        self._stopped = self.sampler.samples
         self.sampler.stir()
         await self.until(lambda: self.sampler.quiet, "the end of all work")
 
@@ -223,8 +224,8 @@ class Run:
         # What is durable: a handler that is called again and again without any outcome is no progress.
         progress = (committed, len(self.broker.records(OUT)), outcomes, parked, self.journal.deferred.total())
         now = time.monotonic()
-        if self._stopped is not None and now - self._stopped > BOUND:
-            raise StoodStill(f"not all is done {BOUND:.0f} s after the last fault; {self.sampler.left()}")
+        if self._stopped is not None and self.sampler.samples - self._stopped > BOUND:
+            raise StoodStill(f"not all is done {BOUND} samples after the last fault; {self.sampler.left()}")
         if progress != self._progress:
             self._progress, self._progressed = progress, now
         elif now - self._progressed > PATIENCE:
