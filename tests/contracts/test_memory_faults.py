@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -183,6 +183,26 @@ async def test_a_member_that_stops_while_it_is_given_up_does_not_come_back(broke
             await one.stop()
             assert len(one.listener.calls("lost")) == 1
     assert broker.group(GROUP).members == ()
+
+
+async def test_a_member_whose_stop_is_waited_for_no_longer_leaves_all_the_same(broker: MemoryBroker) -> None:
+    async with member(broker) as one, member(broker) as other:
+        await other.holds(1)
+        entered, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def waits() -> None:
+            entered.set()
+            await goes_on.wait()
+
+        one.listener.before_leaving = waits
+        stopping = asyncio.create_task(one.consumer.stop())
+        await entered.wait()
+        stopping.cancel()
+        with suppress(asyncio.CancelledError):
+            await stopping
+        goes_on.set()
+        await other.holds(2)
+        assert len(broker.group(GROUP).members) == 1
 
 
 async def test_what_holds_no_message_at_the_end_of_a_log_is_passed_over(broker: MemoryBroker) -> None:

@@ -156,7 +156,8 @@ class MemoryConsumer:
     async def stop(self) -> None:
         """Have the listener finish with all partitions, commit what it returns, and leave the group."""
         self.stopped = True
-        await self._group.leave(self)
+        # Whoever waits no longer has it leave all the same: a broker deals the partitions out to the end.
+        await asyncio.shield(self._spawn(self._group.leave(self)))
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -296,10 +297,11 @@ class MemoryConsumer:
                 self._error = f"the assignment listener raised {type(error).__name__}: {error}"
                 return otherwise
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 async def _true(work: Awaitable[None]) -> bool:
