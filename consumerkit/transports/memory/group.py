@@ -157,7 +157,9 @@ class MemoryConsumer:
         """Have the listener finish with all partitions, commit what it returns, and leave the group."""
         self.stopped = True
         # Whoever waits no longer has it leave all the same: a broker deals the partitions out to the end.
-        await asyncio.shield(self._spawn(self._group.leave(self)))
+        leaving = asyncio.get_running_loop().create_task(self._group.leave(self))
+        self._keep(leaving)
+        await asyncio.shield(leaving)
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -297,11 +299,12 @@ class MemoryConsumer:
                 self._error = f"the assignment listener raised {type(error).__name__}: {error}"
                 return otherwise
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._keep(asyncio.get_running_loop().create_task(work))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
 
 async def _true(work: Awaitable[None]) -> bool:
