@@ -146,7 +146,7 @@ async def _closing(found: Opened) -> AsyncIterator[None]:
         raise
     except (SQLAlchemyError, OSError) as error:
         way_out = "; check the user's rights" if _is_refused(error) else ""
-        raise StartError(f"{found.database!r}: {in_one_line(error)}{way_out}") from error
+        raise StartError(f"{found.database!r}: {found.database.told(in_one_line(error))}{way_out}") from error
     finally:
         await found.database.dispose()
 

@@ -109,7 +109,7 @@ async def imported(
             with bar(quiet=quiet) as watch:
                 return await call(worker, offsets=offsets, watch=watch)
         except (SQLAlchemyError, OSError) as error:
-            why = f"{worker.database!r}: {in_one_line(error)}"
+            why = f"{worker.database!r}: {worker.database.told(in_one_line(error))}"
             raise StartError(f"{why}; what was imported stays, so run this again") from error
         finally:
             await worker.database.dispose()

@@ -126,6 +126,6 @@ async def _moved(move: Move, target: str) -> list[Moved]:
                 )
             )
         except (SQLAlchemyError, OSError) as error:
-            raise StartError(f"{worker.database!r}: {in_one_line(error)}") from error
+            raise StartError(f"{worker.database!r}: {worker.database.told(in_one_line(error))}") from error
         finally:
             await worker.database.dispose()

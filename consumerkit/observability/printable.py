@@ -11,6 +11,9 @@ _IGNORABLE: Final = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+# Characters of other categories whose glyph is empty, by Unicode's charts: no property says so. By their names they are
+# blanks, fillers, joiners and a note without a head; visible ones of such names (gap fillers) are not among them.
+_BLANK: Final = re.compile("[\u2800\u2d7f\u303f\U0001107f\U00011a47\U00011a99\U00013441\U00013442\U00016fe4\U0001d159]")
 
 
 def is_printable(text: str) -> bool:
@@ -20,7 +23,7 @@ def is_printable(text: str) -> bool:
         >>> is_printable("paid"), is_printable("pa\ufe0fid")
         (True, False)
     """
-    return text.isprintable() and _IGNORABLE.search(text) is None
+    return text.isprintable() and _IGNORABLE.search(text) is None and _BLANK.search(text) is None
 
 
 def printable(text: str) -> str:
@@ -29,6 +32,7 @@ def printable(text: str) -> str:
     That goes by Unicode's categories: controls, format characters (which turn the direction of writing, or cannot be
     seen), separators other than the space, lone surrogates, and what has no meaning yet, or a private one. And by its
     property Default_Ignorable_Code_Point: variation selectors, fillers and joiners, which are shown as nothing.
+    And by its charts: what has an empty glyph, such as the blank of Braille.
 
     Message IDs, error texts and topic names come from producers and handlers; an escape sequence in one could forge a
     log line or take over the terminal of whoever reads it.

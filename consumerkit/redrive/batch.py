@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -136,9 +136,10 @@ class Batches:
     def _chosen(self, connection: Connection, log: Log, after: int, limit: int) -> list[Any]:
         """Return the next letters' IDs and offsets; as many as may be in memory at once, and at least one."""
         c = self.tables.dead_letters.c
+        selection = self.selection if log.ids is None else replace(self.selection, ids=log.ids)
         rows = connection.execute(
             select(c.id, c.offset, c.size)
-            .where(log.holds(self.tables), self.selection.where(self.tables))
+            .where(log.holds(self.tables), selection.where(self.tables))
             .where(c.state == State.DEAD.value, c.offset > after, c.id <= self.ceiling)
             .order_by(c.offset)
             .limit(limit)

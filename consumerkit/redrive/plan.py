@@ -28,6 +28,7 @@ class Log:
         name: Topic and partition.
         topic_id: The topic's ID.
         letters: How many are chosen.
+        ids: Which, where the selection names letters; None where it does not.
     """
 
     consumer: int
@@ -36,6 +37,7 @@ class Log:
     name: TopicPartition
     topic_id: str
     letters: int
+    ids: tuple[int, ...] | None = None
 
     def holds(self, tables: Tables) -> ColumnElement[bool]:
         """Return the condition on the rows of `dead_letters`."""
@@ -84,13 +86,32 @@ def planned(session: Session, tables: Tables, selection: Selection) -> Plan:
         .group_by(*at)
         .order_by(names.name, c.topic, c.partition, func.min(c.id))
     ).all()
-    return Plan(tuple(map(_log, rows)), max((row.newest for row in rows), default=0), _left(session, tables, selection))
+    own = _ids_by_log(session, tables, selection)
+    logs = tuple(_log(row, own) for row in rows)
+    return Plan(logs, max((row.newest for row in rows), default=0), _left(session, tables, selection))
 
 
-def _log(row: Any) -> Log:
+Place = tuple[int, str, str, int]
+
+
+def _ids_by_log(session: Session, tables: Tables, selection: Selection) -> dict[Place, list[int]] | None:
+    """Return the letters that are named by where they stood, so that no partition is asked about all the others'."""
+    if selection.ids is None:
+        return None
+    c = tables.dead_letters.c
+    found: dict[Place, list[int]] = {}
+    for row in session.execute(
+        select(c.id, c.consumer, c.topic, c.topic_id, c.partition).where(c.id.in_(selection.ids))
+    ):
+        found.setdefault((row.consumer, row.topic, row.topic_id, row.partition), []).append(row.id)
+    return found
+
+
+def _log(row: Any, own: dict[Place, list[int]] | None) -> Log:
     ordering = None if row.ordering is None else Ordering(row.ordering)
     name = TopicPartition(row.topic, row.partition)
-    return Log(row.consumer, row.name, ordering, name, row.topic_id, row.letters)
+    ids = None if own is None else tuple(own[(row.consumer, row.topic, row.topic_id, row.partition)])
+    return Log(row.consumer, row.name, ordering, name, row.topic_id, row.letters, ids)
 
 
 def _left(session: Session, tables: Tables, selection: Selection) -> dict[int, Fate]:

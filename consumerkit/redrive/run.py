@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from consumerkit.redrive.actions import Moved
 from consumerkit.redrive.batch import LETTERS, Action, Batches, Busy, Done, Told
 from consumerkit.redrive.fate import Fate
-from consumerkit.redrive.plan import Log, Plan, planned
+from consumerkit.redrive.plan import Log, planned
 from consumerkit.redrive.report import Letter, Progress, Report
 from consumerkit.storage.faults import Fault, fault_of
 from consumerkit.storage.selection import Selection
@@ -67,11 +67,11 @@ class Run:
             self.action.check(log)
         batches = Batches(self.tables, selection, plan.ceiling, self.action, self.by, uuid4().hex[:12], self.dry)
         letters = [Letter(id=number, fate=fate) for number, fate in plan.left.items()]
-        pace = Pace(self.rate)
-        busy = [log.name for log in plan.logs if not await self._log(batches, log, plan, pace, letters)]
+        pace, total = Pace(self.rate), plan.letters
+        busy = [log.name for log in plan.logs if not await self._log(batches, log, total, pace, letters)]
         return Report(letters=tuple(letters), dry_run=self.dry, busy=tuple(busy))
 
-    async def _log(self, batches: Batches, log: Log, plan: Plan, pace: Pace, letters: list[Letter]) -> bool:
+    async def _log(self, batches: Batches, log: Log, total: int, pace: Pace, letters: list[Letter]) -> bool:
         """Do a partition's letters; return False where its owner kept it for too long."""
         after, limit = -1, pace.batch
         while True:
@@ -81,7 +81,7 @@ class Run:
                 return False
             letters += [_letter(log, told) for told in done.told]
             if self.watch is not None:
-                self.watch(Progress(len(letters), max(len(letters), plan.letters), log.name))
+                self.watch(Progress(len(letters), max(len(letters), total), log.name))
             if done.after is None:
                 return True
             after = done.after

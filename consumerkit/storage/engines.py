@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cached_property
@@ -17,6 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.redaction.database_words import remember
+from consumerkit.redaction.text import HIDDEN
 from consumerkit.storage import plain_sessions, pooler, postgresql_engine, session_checks, sqlite_engine
 from consumerkit.storage.location import located
 from consumerkit.storage.tables import Tables
@@ -39,6 +41,7 @@ _DRIVERS: dict[str, tuple[str | None, str | None]] = {
     "sqlite+pysqlite": ("sqlite+aiosqlite", "sqlite+pysqlite"),
 }
 _LET_GO = 5.0
+_USUAL_PORTS = (None, 5432, 5433, 6432)
 
 
 class Database:
@@ -132,8 +135,21 @@ class Database:
         return min((most for engine in self._engines() if (most := _most(engine.pool)) is not None), default=None)
 
     def __repr__(self) -> str:
-        # Without the query, which may hold a password too.
-        return f"Database({self._engine().url.set(query={}).render_as_string(hide_password=True)})"
+        # Without the query, which may hold a password too; and without a port where there is no user, since
+        # `app:54321/shop` may be a user and a password whose @ was forgotten.
+        url = self._engine().url.set(query={})
+        if self._unsaid is not None:
+            url = url._replace(port=None)  # `set` takes None for what stays as it is
+        return f"Database({url.render_as_string(hide_password=True)})"
+
+    @property
+    def _unsaid(self) -> str | None:
+        url = self._engine().url
+        return None if url.username is not None or url.port in _USUAL_PORTS else str(url.port)
+
+    def told(self, words: str) -> str:
+        """Return a driver's words without what the representation leaves out."""
+        return words if self._unsaid is None else re.sub(rf"\b{self._unsaid}\b", HIDDEN, words)
 
     @property
     def location(self) -> str:

@@ -21,6 +21,9 @@ class Address(NamedTuple):
     url: URL
     secrets: dict[str, str]
 
+    def __repr__(self) -> str:
+        return f"Address({self.url.set(query={})!r}, secrets={sorted(self.secrets)!r})"
+
 
 def address(given: str | URL, drivers: Collection[str]) -> Address:
     """Read a URL.

@@ -52,7 +52,9 @@ _RESERVED: Final = {
 _CREDENTIALS: Final = ("sasl.", "ssl.", "security.", "enable.ssl.", "https.ca.", "enable.sasl.")
 
 
-_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,60}(?:[._][A-Za-z0-9]{1,60}){0,12}")
+# Words without digits, of which only those that are known stand alone: anything else may be a password.
+_NAME: Final = re.compile(r"[A-Za-z]{1,40}(?:[._][A-Za-z]{1,40}){1,12}")
+_ALONE: Final = frozenset(("acks", "debug", "linger", "loop", "partitioner", "retries"))
 
 
 def check_options(client: str, options: object) -> None:
@@ -64,7 +66,7 @@ def check_options(client: str, options: object) -> None:
     if not isinstance(options, Mapping):
         raise ConfigurationError(f"Kafka(options=...) takes a mapping, not {type(options).__name__}")
     for number, (name, value) in enumerate(options.items(), 1):
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not (_NAME.fullmatch(name) or name.lower() in _ALONE):
             # It is not repeated: name and value in the wrong order put a secret here.
             raise ConfigurationError(f"Kafka(options=...): what stands as name {number} is not a setting's name")
         _check_name(client, name)

@@ -201,7 +201,7 @@ async def _asked(given: Database, work: Callable[[Session], T]) -> T:
             if fault_of(error, in_handler=False) is Fault.CONNECTION
             else "check the user's rights"
         )
-        raise StartError(f"{given!r}: {type(error).__name__}: {text[0]}; {way_out}") from None
+        raise StartError(f"{given!r}: {type(error).__name__}: {given.told(text[0])}; {way_out}") from None
 
 
 def _left_behind(session: Session, tables: Tables, declared: Declaration, number: int) -> None:

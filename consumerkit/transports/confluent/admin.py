@@ -74,18 +74,25 @@ class TopicAdmin:
 
     def describe(self, names: Collection[str]) -> dict[str, TopicInfo]:
         """Do the work of `topics`, blocking."""
-        if not names:
+        if not names and not self._local_only:
             return {}
         with _Session(self._config, self._timeout) as session:
-            metadata = session.metadata()
-            if self._local_only:
-                check_advertised(broker.host or "" for broker in metadata.brokers.values())
+            metadata = self._metadata(session)
+            if not names:
+                return {}
             if _is_embedded(metadata):
                 known = {name: topic for name, topic in metadata.topics.items() if name in names}
                 return {name: TopicInfo(name, name, len(topic.partitions)) for name, topic in known.items()}
             asked = session.admin.describe_topics(TopicCollection(sorted(names)), request_timeout=self._timeout)
             found = {name: self._info(session, name, answer) for name, answer in asked.items()}
         return {name: info for name, info in found.items() if info is not None}
+
+    def _metadata(self, session: _Session) -> ClusterMetadata:
+        """Ask about the cluster, and refuse brokers where none of them may be."""
+        metadata = session.metadata()
+        if self._local_only:
+            check_advertised(broker.host or "" for broker in metadata.brokers.values())
+        return metadata
 
     def _info(self, session: _Session, name: str, answer: Future[Any]) -> TopicInfo | None:
         try:
@@ -99,7 +106,7 @@ class TopicAdmin:
 
     def _keeps(self, names: Collection[str]) -> dict[str, float]:
         with _Session(self._config, self._timeout) as session:
-            if not names or _is_embedded(session.metadata()):
+            if not names or _is_embedded(self._metadata(session)):
                 return {}
             resources = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(names)]
             asked = session.admin.describe_configs(resources, request_timeout=self._timeout)
@@ -111,7 +118,7 @@ class TopicAdmin:
             return
         topics = [NewTopic(name, num_partitions=number) for name, number in partitions.items()]
         with _Session(self._config, self._timeout) as session:
-            if _is_embedded(session.metadata()):
+            if _is_embedded(self._metadata(session)):
                 for name in partitions:
                     session.admin.list_topics(name, timeout=self._timeout)  # asking for it creates it
                 return

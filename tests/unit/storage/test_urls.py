@@ -11,6 +11,7 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.storage import url_parameters
 from consumerkit.storage.engines import Database
 from consumerkit.storage.postgresql_engine import for_asyncpg
+from consumerkit.storage.urls import address
 
 SECRET = "hunter2-correct-horse"
 
@@ -169,3 +170,17 @@ async def test_what_is_escaped_is_taken_as_meant() -> None:
     database = Database(make_url("postgresql+psycopg://u%2Fx:p%40w@h/db"))
     assert (database._engine().url.username, database._engine().url.password) == ("u/x", "p@w")
     await database.dispose()
+
+
+def test_a_number_that_may_be_a_password_is_not_shown() -> None:
+    database = Database("postgresql+psycopg://app:54321/shop")
+    assert repr(database) == "Database(postgresql+psycopg://app/shop)"
+    assert database.told('server at "app", port 54321 failed') == 'server at "app", port *** failed'
+    for shown in ("postgresql+psycopg://app@db:54321/shop", "postgresql+psycopg://db:5432/shop"):
+        assert repr(Database(shown)) == f"Database({shown})"
+        assert Database(shown).told("port 54321") == "port 54321"
+
+
+def test_an_address_shows_no_secret() -> None:
+    found = address(f"postgresql+psycopg://app:{SECRET}@db/shop?sslpassword={SECRET}&sslmode=require", DRIVERS)
+    assert repr(found) == "Address(postgresql+psycopg://app:***@db/shop, secrets=['sslpassword'])"

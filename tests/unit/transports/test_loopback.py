@@ -1,5 +1,6 @@
 """A bootstrap server on this machine does not lead a plain connection to another one."""
 
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +32,19 @@ async def test_a_broker_elsewhere_is_refused_where_the_connection_is_plain_or_un
 ) -> None:
     with pytest.raises(StartError, match=f"advertises a broker at '{FAR}'.*allow_insecure"):
         await Kafka(LOCAL, transport=client, security=security).connect().topics(["t"])
+
+
+@pytest.mark.parametrize("client", ["confluent", "aiokafka"])
+@pytest.mark.parametrize("ask", ["no topic", "keeps", "create"])
+async def test_it_is_refused_whatever_is_asked(advertised: None, client: Any, ask: str) -> None:
+    transport = Kafka(LOCAL, transport=client).connect()
+    questions: dict[str, Callable[[], Awaitable[object]]] = {
+        "no topic": lambda: transport.topics([]),
+        "keeps": lambda: transport.keeps(["t"]),
+        "create": lambda: transport.create_topics({"t": 1}),
+    }
+    with pytest.raises(StartError, match=f"advertises a broker at '{FAR}'"):
+        await questions[ask]()
 
 
 @pytest.mark.parametrize("client", ["confluent", "aiokafka"])
