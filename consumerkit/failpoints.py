@@ -91,7 +91,7 @@ def reach(name: str) -> None:
 def _fire(name: str, action: Action) -> None:
     if path := os.environ.get("CONSUMERKIT_FAILPOINT_LOG"):
         line = f"{name} {action} {os.getpid()} {time.time():.3f}\n".encode()
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.write(fd, line)
         os.close(fd)
     if action == "kill":

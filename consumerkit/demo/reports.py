@@ -6,8 +6,12 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Final
 
 from consumerkit.events import Event, GroupCommitted, WorkerStarted
+
+# A link in its place is not followed: the directory may be one that somebody else writes to.
+_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Reporter:
@@ -26,7 +30,7 @@ class Reporter:
 
     def _write(self, **facts: int) -> None:
         if self._file is None:
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self._file = os.open(self._path, _FLAGS, 0o600)
         os.write(self._file, json.dumps({"process": os.getpid(), **facts}).encode() + b"\n")
 
 
