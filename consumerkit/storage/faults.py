@@ -78,6 +78,9 @@ _BY_SQLITE_CODE = {
 _SQLITE_MISTAKE = re.compile(
     r"(no such (?:table|column|function|index|view))|table \S+ has no column|near \".*\": syntax error"
 )
+_SQLITE_PRESENT = re.compile(
+    r"(?:table|index|view|trigger) .* already exists$|there is already an? (?:table|index) named "
+)
 
 
 def fault_of(error: BaseException, *, in_handler: bool, alone: bool = False) -> Fault:
@@ -175,6 +178,8 @@ def _sqlite_fault(error: sqlite3.Error) -> Fault:
     # SQLite has no code of its own for what is missing, or for a statement that it cannot read.
     if code == sqlite3.SQLITE_ERROR and _SQLITE_MISTAKE.match(str(error)):
         return Fault.DEPLOY
+    if code == sqlite3.SQLITE_ERROR and _SQLITE_PRESENT.match(str(error)):
+        return Fault.PRESENT
     return _BY_SQLITE_CODE.get(code & 0xFF, Fault.HANDLER)
 
 

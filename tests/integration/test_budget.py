@@ -10,6 +10,7 @@ import pytest
 
 from consumerkit import DeadLetter, Ordering, Retry, fixed
 from consumerkit.engine import holding, pauses
+from consumerkit.engine.budget import cost
 from consumerkit.engine.holding import Holding
 from consumerkit.engine.offsets import OffsetTracker
 from consumerkit.events import PartitionPaused, PartitionResumed
@@ -49,7 +50,7 @@ class Watch:
     """Counts what is fetched and dropped of partition 0, and looks at each commit."""
 
     def __init__(self, yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.fetched = self.drops = self.looks = 0
+        self.fetched = self.size = self.drops = self.looks = 0
         self.passed_over: list[set[int]] = []
         self._yard = yard
         fetch, commit, drop = MemoryConsumer.fetch, MemoryConsumer.commit, OffsetTracker.drop
@@ -57,7 +58,9 @@ class Watch:
 
         async def fetching(consumer: MemoryConsumer, limit: int, timeout: float) -> list[Message]:
             found = await fetch(consumer, min(limit, FETCHED), timeout)
-            self.fetched += sum(message.partition == 0 for message in found)
+            of_it = [message for message in found if message.partition == 0]
+            self.fetched += len(of_it)
+            self.size += sum(map(cost, of_it))
             return found
 
         async def committing(consumer: MemoryConsumer, positions: Mapping[TopicPartition, Position]) -> None:
@@ -89,7 +92,7 @@ class Watch:
     @property
     def is_full(self) -> bool:
         """Whether as much was fetched as the budget allows."""
-        return self.fetched * (FILLER + 500) >= BUDGET
+        return self.size >= BUDGET
 
 
 class Gated(Trial):

@@ -106,6 +106,16 @@ async def test_messages_that_make_the_same_object_cannot_share_a_transaction(
     assert len(handler.seen) < 3 * total
 
 
+async def test_on_sqlite_messages_that_make_the_same_object_do_not_meet_what_another_left(tmp_path: Path) -> None:
+    async for place in _made(f"sqlite+aiosqlite:///{tmp_path}/db"):
+        for number in range(20):
+            place.append(number, key=b"%d" % number)
+        async with place.run(Write(executes("CREATE TEMP TABLE scratch (n int)"))) as run:
+            await place.until_written(run, 20)
+        assert not run.seen(AttemptFailed)
+        assert not run.seen(MessageDeadLettered)
+
+
 async def test_a_plain_handler_finds_what_an_earlier_message_left(postgres: PostgresServer, database: str) -> None:
     async for place in _made(postgres.url(database)):
         for number in range(20):
@@ -116,9 +126,7 @@ async def test_a_plain_handler_finds_what_an_earlier_message_left(postgres: Post
         assert not run.seen(AttemptFailed)
 
 
-async def test_an_object_that_is_always_there_is_its_messages_own_fault(server_place: MemoryStage) -> None:
-    place = server_place
-
+async def test_an_object_that_is_always_there_is_its_messages_own_fault(place: MemoryStage) -> None:
     async def before(context: Context) -> None:
         if context.message_id == "7":
             await context.session.execute(text("CREATE TABLE lines (n int)"))
