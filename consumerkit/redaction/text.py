@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Final
+from urllib.parse import unquote
 
 HIDDEN: Final = "***"
 LONGEST: Final = 40_000
@@ -15,8 +16,8 @@ LONGEST: Final = 40_000
 
 _QUOTED = r"""(?:\b[bru]{1,2})?(?:\\?"(?:[^"\\]|\\.){0,1000}"|\\?'(?:[^'\\]|\\.){0,1000}')"""
 _NAMES = (
-    r"password|passwd|passphrase|pwd|secret|token|credentials?|api[_-]?key|access[_-]?key|private[_-]?key|signature"
-    r"|session[_-]?id|cvv|cvc"
+    r"passwords?|passwd|passphrase|\bpass|pwd|secrets?|tokens?|credentials?|signature|session[_-]?id|cvv|cvc"
+    r"|(?:api|access|private|account|subscription|encryption|signing|client)[_-]?key"
 )
 _AUTHORIZATION = r"authorization\\?[\"']?\s{0,9}[:=,]\s{0,9}+"
 _ONE_WORD = r"(?:bearer|basic|token|negotiate)"
@@ -108,7 +109,8 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     (re.compile(r"\b(bearer|basic)(\s{1,9})[\w.~+/=-]{16,}", re.IGNORECASE), rf"\g<1>\g<2>{HIDDEN}"),
     (
         re.compile(
-            rf"((?:{_NAMES})(?:[_-]?(?:key|value|id))?\\?[\"']?\s{{0,9}}(?:=>|[:=])\s{{0,9}})"
+            rf"((?:{_NAMES})(?:[_-]?(?:key|value|id))?\\?[\"']?\s{{0,9}}(?:=>|:=|[:=])\s{{0,9}}+"
+            rf"(?:[\w.]{{0,40}}[\[({{]\s{{0,3}})?)"
             rf"(?:{_QUOTED}|\\?[\"']?[^\s,;&\"')}}\]]+)",
             re.IGNORECASE,
         ),
@@ -117,7 +119,7 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     # An option of a command, a pair, an element of XML.
     (
         re.compile(
-            rf"(--[\w-]{{0,40}}(?:{_NAMES})(?:[_-]?(?:key|value|id))?(?:\\?[\"']\s{{0,9}},\s{{0,9}}|\s{{1,9}}))"
+            rf"(\B--?[\w-]{{0,40}}(?:{_NAMES})(?:[_-]?(?:key|value|id))?(?:\\?[\"']\s{{0,9}},\s{{0,9}}|\s{{1,9}}))"
             rf"(?:{_QUOTED}|\\?[\"']?[^\s,;&\"')}}\]]+)",
             re.IGNORECASE,
         ),
@@ -129,8 +131,14 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     ),
     (
         re.compile(
-            rf"(<[\w.:-]{{0,40}}(?:{_NAMES})(?:[_-]?(?:key|value|id))?(?:\s[^<>]{{0,200}})?>)[^<]{{1,2000}}",
+            rf"(<[\w.:-]{{0,40}}(?:{_NAMES})(?:[_-]?(?:key|value|id))?(?:\s[^<>]{{0,200}})?>)(?:<!\[CDATA\[.{{0,2000}}?\]\]>|[^<]{{1,2000}})",
             re.IGNORECASE,
+        ),
+        rf"\g<1>{HIDDEN}",
+    ),
+    (
+        re.compile(
+            rf"((?:{_NAMES})(?:\s(?:is|was)\s|\\?[\"']\s{{1,9}}value\s{{0,9}}=\s{{0,9}}))(?:{_QUOTED})", re.IGNORECASE
         ),
         rf"\g<1>{HIDDEN}",
     ),
@@ -147,6 +155,7 @@ _WRAPPINGS: Final = 3
 """Escapes within escapes that are looked through."""
 _BYTES = re.compile(r"(?:\\x[89a-fA-F][0-9a-fA-F]){2,}")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|([\"'\\/nrtbf]))")
+_PERCENT = re.compile(r"%[0-9a-fA-F]{2}")
 _LETTERS: Final = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
 _DIGITS = re.compile(r"\d+(?:[ -]\d+)*")
 _CARD_DIGITS = range(13, 20)
@@ -166,7 +175,7 @@ def redact(text: str) -> str:
         'cannot reach postgresql://app:***@db/shop for card ***'
     """
     text = _ruled(text[:LONGEST])
-    # JSON, HTML and Python's `repr` hide line breaks and quotation marks, by which secrets are found.
+    # JSON, HTML, URLs and Python's `repr` hide line breaks and quotation marks, by which secrets are found.
     plain = text
     for _ in range(_WRAPPINGS):
         if (unwrapped := _unescaped(plain)) == plain:
@@ -185,10 +194,12 @@ def _ruled(text: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """Return a text with one layer of escapes undone, of JSON, Python or HTML."""
+    """Return a text with one layer of escapes undone, of JSON, Python, HTML or a URL."""
     if "\\" in text:
         text = _ESCAPE.sub(_character, _BYTES.sub(_characters, text))
-    return html.unescape(text) if "&" in text else text
+    if "&" in text:
+        text = html.unescape(text)
+    return unquote(text) if _PERCENT.search(text) else text
 
 
 def _characters(found: re.Match[str]) -> str:
