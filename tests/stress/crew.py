@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from consumerkit import Brake, DeadLetter, Ordering, Retry, exponential, fixed
 from consumerkit.engine import assignments
+from consumerkit.engine.offsets import OffsetTracker
 from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork
 from consumerkit.errors import StartError
 from consumerkit.transports.memory import Memory, MemoryBroker
@@ -17,6 +18,7 @@ from consumerkit.transports.memory.group import MemoryConsumer
 from consumerkit.worker import Worker
 from tests.stress.handlers import DEAD, FORMS, NAME
 from tests.stress.journal import Journal
+from tests.stress.message_faults import DROPPED
 from tests.stress.plan import Plan
 
 _PATIENCE = 90.0
@@ -76,6 +78,22 @@ def gated(gates: dict[str, Gate]) -> Iterator[None]:
     finally:
         for kind, run in zip(kinds, before, strict=True):
             kind.run = run
+
+
+@contextlib.contextmanager
+def counting_drops(journal: Journal) -> Iterator[None]:
+    """Take note of messages that are dropped to make room, and read again."""
+    drop = OffsetTracker.drop
+
+    def counted(self: OffsetTracker, offsets: Collection[int]) -> None:
+        journal.fired[DROPPED] += len(offsets)
+        drop(self, offsets)
+
+    setattr(OffsetTracker, "drop", counted)  # noqa: B010 - a method is no attribute to be assigned
+    try:
+        yield
+    finally:
+        setattr(OffsetTracker, "drop", drop)  # noqa: B010
 
 
 @contextlib.contextmanager
@@ -139,6 +157,7 @@ class Crew:
             grace=self.plan.grace,
             stall_timeout=3600.0,  # the watchdog would end the whole run
             transaction_timeout=20.0,
+            memory_budget=self.plan.memory_budget,
             retention=0.2 if self.plan.has("prune") else 7 * 86_400.0,
         )
         stopping = asyncio.Event()
@@ -163,6 +182,7 @@ class Crew:
             brake=Brake(allowance=plan.allowance, earned=plan.earned, probe=exponential(0.01, max=0.3)),
             concurrency=plan.lanes,
             batch_size=plan.batch_size,
+            parking_limit=plan.parking_limit,
         )
 
     async def stop(self, at: int) -> None:
@@ -210,3 +230,10 @@ class Crew:
             _, late = await asyncio.wait(tasks, timeout=_PATIENCE)
             if late:
                 self.journal.problems.append(f"{len(late)} workers did not stop within {_PATIENCE:.0f} s")
+
+
+@contextlib.contextmanager
+def staged(crew: Crew) -> Iterator[None]:
+    """Have the product lead through gates, wait and count as a run needs it, for the `with` block."""
+    with unhurried(), counting_drops(crew.journal), gated(crew.gates):
+        yield

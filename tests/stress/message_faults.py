@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 from tests.stress.plan import TWO_WORKERS, Given, Plan, Step
 
@@ -44,6 +44,7 @@ GROUPS: Final = frozenset(
 )
 UNREADABLE: Final = frozenset({"undecodable", "unidentified", "oversized"})
 SLOWED: Final = "slowed partition"
+DROPPED: Final = "dropped and read again"
 NEVER_COUNTED: Final = PRESENT | {"group with a Defer", "group with a lost connection", "refused by the client"}
 """What becomes of these costs a message none of its attempts."""
 REJECTED: Final = frozenset({"burst of Rejects", "group with a Reject"})
@@ -89,7 +90,9 @@ def with_message_faults(plan: Plan, chance: random.Random) -> Plan:
     drawn = chance.random()
     if drawn < 0.12:
         return _slowed(plan, chance)
-    return _faulty(plan, chance) if drawn < 0.5 else plan
+    if drawn >= 0.44:
+        return _narrow(plan, chance) if drawn < 0.5 else plan
+    return _faulty(plan, chance)
 
 
 def _faulty(plan: Plan, chance: random.Random) -> Plan:
@@ -223,3 +226,39 @@ def _steps(plan: Plan, chance: random.Random, waves: Sequence[Sequence[Given]]) 
             of_worker = what in ("restart", "cancel", *TWO_WORKERS)
             target = chance.randrange(plan.workers if of_worker else plan.partitions)
             yield Step(what, target, chance.randint(0, len(wave) // 3))
+
+
+# A budget that a partition which cannot run gives up to others.
+
+
+def _narrow(plan: Plan, chance: random.Random) -> Plan:
+    """Little may be in hand, and much waits behind what is parked, or for room in the parking lot."""
+    ordering: Literal["key", "partition"] = chance.choice(["key", "partition", "partition"])
+    plan = replace(
+        plan,
+        profile="narrow",
+        ordering=ordering,
+        partitions=chance.choice([2, 4]),
+        lanes=chance.choice([1, 2, 3]),
+        batch_size=chance.choice([2, 5, 50]),
+        attempts=4,
+        wait=chance.choice([0.1, 0.3]),
+        pause=chance.choice([0.0, 0.002]),
+        hold_key=False,
+        resend_runs=False,
+        slow_outbox=False,
+        memory_budget=chance.choice([4_000, 8_000, 16_000]),
+        parking_limit=chance.choice([2, 5]) if ordering == "key" else 10_000,
+        message_faults=(DROPPED,),
+    )
+    sent = [_one(plan, chance, number) for number in range(chance.randint(100, 160))]
+    half = len(sent) // 2
+    waves = (tuple(sent[:half]), tuple(sent[half:]))
+    return replace(plan, waves=waves, steps=tuple(_steps(plan, chance, waves)))
+
+
+def _one(plan: Plan, chance: random.Random, number: int) -> Given:
+    key = chance.randrange(12)
+    kind = chance.choices(["ok", "fail", "defer"], [8, 1, 1])[0]
+    times = chance.randint(1, 2) if kind != "ok" else 0
+    return Given(f"m-{number}", key, key % plan.partitions, kind, times, 0, first=True)

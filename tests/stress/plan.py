@@ -66,6 +66,8 @@ class Plan:
         pause: Seconds that each call of the handler waits.
         allowance: See `Brake`; so large, as a rule, that the brake never goes on.
         earned: See `Brake`.
+        memory_budget: Bytes of messages in hand; so large, as a rule, that it is never spent.
+        parking_limit: See `Handler`.
         message_faults: Which messages bring a fault along; see `message_faults`.
     """
 
@@ -96,6 +98,8 @@ class Plan:
     steps: tuple[Step, ...]
     allowance: int = 10_000
     earned: float = 0.25
+    memory_budget: int = 16 << 20
+    parking_limit: int = 10_000
     message_faults: tuple[str, ...] = ()
 
     @property

@@ -15,7 +15,7 @@ from consumerkit import redrive
 from consumerkit.transports.memory import MemoryBroker
 from tests.stress import faults
 from tests.stress.answers import Answers
-from tests.stress.crew import Crew, gated, unhurried
+from tests.stress.crew import Crew, staged
 from tests.stress.database import Store
 from tests.stress.handlers import DEAD, NAME, OUT, TOPIC, headers_of, value_of
 from tests.stress.journal import Journal
@@ -82,7 +82,7 @@ class Run:
         sampling = asyncio.create_task(self.sampler.run())
         answers = Answers(self.plan)
         try:
-            with unhurried(), gated(self.crew.gates), self.broker.acknowledging(answers):
+            with staged(self.crew), self.broker.acknowledging(answers):
                 try:
                     await self._carry_out()
                 finally:

@@ -20,13 +20,14 @@ def test_a_seed_always_names_the_same_plan() -> None:
 
 
 def test_every_profile_every_form_and_every_fault_comes_up() -> None:
-    assert {one.profile for one in PLANS} == {"general", "calm", "crossed", "relayed", "slowed"}
+    assert {one.profile for one in PLANS} == {"general", "calm", "crossed", "relayed", "slowed", "narrow"}
     assert {fault for one in PLANS for fault in one.faults} == set(FAULTS)
     for option in ("form", "driver", "ordering", "database", "acks", "hold_key", "resend_runs", "on_duplicate"):
         assert len({getattr(one, option) for one in PLANS}) > 1, option
     kinds = {given.kind for one in PLANS for wave in one.waves for given in wave}
     assert kinds == {*KINDS, *message_faults.KINDS}
-    assert {fault for one in PLANS for fault in one.message_faults} == {*message_faults.KINDS, message_faults.SLOWED}
+    met = {fault for one in PLANS for fault in one.message_faults}
+    assert met == {*message_faults.KINDS, message_faults.SLOWED, message_faults.DROPPED}
 
 
 @pytest.mark.parametrize("faults, wrong", [(SERVER, "sqlite"), (TWO_WORKERS, "sqlite")])
