@@ -193,7 +193,7 @@ def _slowed(plan: Plan, chance: random.Random) -> Plan:
         hold_key=False,
         resend_runs=False,
         allowance=chance.randint(1, 2),
-        earned=chance.choice([0.5, 1.0, 1.0]),
+        earned=chance.choice([0.25, 0.5, 0.5]),
         message_faults=(*kinds, SLOWED),
     )
     numbers = iter(range(1_000_000))
@@ -247,7 +247,7 @@ def _narrow(plan: Plan, chance: random.Random) -> Plan:
         hold_key=False,
         resend_runs=False,
         slow_outbox=False,
-        memory_budget=chance.choice([4_000, 8_000, 16_000]),
+        memory_budget=chance.choice([3_000, 6_000, 9_000]),
         parking_limit=chance.choice([2, 5]) if ordering == "key" else 10_000,
         message_faults=(DROPPED,),
     )
