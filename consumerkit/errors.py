@@ -21,7 +21,11 @@ ConsumerkitError
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any, Final
+
+_log = logging.getLogger(__name__)
 
 LONGEST_WAIT: Final = 315_576_000.0  # ten years; what is more was meant in milliseconds, or computed wrongly
 
@@ -52,7 +56,8 @@ class Reject(ConsumerkitError):
     """Raised by a handler to send its message to the dead letters at once, without a retry.
 
     Args:
-        why: The reason for people to read. It is stored and sent in a header, so keep payloads out of it.
+        why: The reason for people to read. It is stored and sent in a header, so keep payloads out of it. Without one the
+            dead letter says `no reason given`, and a warning is logged once.
         of: In a `BatchHandler`, the `Received` event to blame.
 
     Example:
@@ -61,9 +66,16 @@ class Reject(ConsumerkitError):
         consumerkit.errors.Reject: account is closed
     """
 
-    def __init__(self, why: str, *, of: Any = None) -> None:
-        super().__init__(why)
+    def __init__(self, why: str | None = None, *, of: Any = None) -> None:
+        super().__init__("no reason given" if why is None else why)
         self.of = of
+        if why is None:
+            _warn_of_no_reason()
+
+
+@cache
+def _warn_of_no_reason() -> None:
+    _log.warning('a handler raises Reject without a reason, which dead letters then lack; write: raise Reject("...")')
 
 
 class Defer(ConsumerkitError):

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import logging
 import multiprocessing
 import pickle
 import pkgutil
@@ -26,6 +27,22 @@ def test_a_rejection_says_why_and_of_which_event() -> None:
     rejection = Reject("account is closed", of=event)
     assert (str(rejection), rejection.of) == ("account is closed", event)
     assert Reject("why").of is None
+
+
+def test_a_rejection_without_a_reason_says_so_and_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    errors._warn_of_no_reason.cache_clear()
+
+    def reject(rejection: Reject | type[Reject]) -> str:
+        try:
+            raise rejection
+        except Reject as error:
+            return str(error)
+
+    with caplog.at_level(logging.WARNING, "consumerkit.errors"):
+        assert [reject(one) for one in (Reject, Reject(), Reject(of=3), Reject(""))] == [*["no reason given"] * 3, ""]
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        "a handler raises Reject without a reason"
+    ]
 
 
 def test_a_rejection_survives_a_process_boundary() -> None:
