@@ -56,8 +56,8 @@ class Reject(ConsumerkitError):
     """Raised by a handler to send its message to the dead letters at once, without a retry.
 
     Args:
-        why: The reason for people to read. It is stored and sent in a header, so keep payloads out of it. Without one the
-            dead letter says `no reason given`, and a warning is logged once.
+        why: The reason for people to read. It is stored and sent in a header, so keep payloads out of it. Without one
+            the dead letter says `no reason given`, and a warning is logged once.
         of: In a `BatchHandler`, the `Received` event to blame.
 
     Example:
