@@ -9,6 +9,7 @@ ConsumerkitError
 ├── Unavailable             raised by a codec or a transport: the infrastructure's fault, never an attempt
 ├── Unsatisfied             recorded where a handler's result is a failure by `Retry(on_result=...)`
 ├── TransactionMisused      a handler ended our transaction or swallowed its failure
+├── AwaitForgotten          a handler called its session without await
 ├── SessionUnfit            the session cannot hold one transaction: it began a second one, or does not commit
 ├── SessionOver             a session or context was used after the handler had returned
 ├── CommitUnknown           COMMIT was sent and its answer did not come
@@ -117,6 +118,10 @@ class Unsatisfied(ConsumerkitError):
 
 class TransactionMisused(ConsumerkitError):
     """A handler committed, rolled back or broke the transaction that consumerkit owns."""
+
+
+class AwaitForgotten(ConsumerkitError):
+    """A handler called its session and never awaited the call: the message fails, since its change is missing."""
 
 
 class SessionUnfit(ConsumerkitError):

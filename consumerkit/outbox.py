@@ -93,16 +93,10 @@ def publish(
         None if value is None else codec.encode(value),
         (*encoded_headers(headers), ("message-id", name.encode())),
     )
-    if isinstance(session, AsyncSession):
-        return _published(session, tables, message, name)
-    _append(session, tables, message)
-    return name
 
+    def append(sync: Session) -> str:
+        table.append(sync.connection(), located_for(sync, tables), [message])
+        return name
 
-async def _published(session: AsyncSession, tables: Tables, message: table.OutboxMessage, name: str) -> str:
-    await session.run_sync(_append, tables, message)
-    return name
-
-
-def _append(session: Session, tables: Tables, message: table.OutboxMessage) -> None:
-    table.append(session.connection(), located_for(session, tables), [message])
+    # The session's own coroutine, so that a handler that forgets to await it fails.
+    return session.run_sync(append) if isinstance(session, AsyncSession) else append(session)

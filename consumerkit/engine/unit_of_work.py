@@ -30,6 +30,7 @@ from consumerkit.engine.containment import (
 from consumerkit.engine.fresh_context import FreshContexts, in_context
 from consumerkit.engine.group import Group
 from consumerkit.engine.guard import guard
+from consumerkit.engine.session_calls import SessionCalls, watching
 from consumerkit.engine.transaction import Transaction, TransactionEnded
 from consumerkit.error_tree import is_a, leaves
 from consumerkit.errors import CommitUnknown
@@ -113,7 +114,8 @@ class AsyncUnitOfWork:
         group.handling = True
         async with asyncio.timeout(self._deadline) as timeout:
             group.guard.statements.limit = timeout
-            await self._handle(session, group, partial(_rearm, timeout, self._deadline))
+            with watching(session) as calls:
+                await self._handle(session, group, calls, partial(_rearm, timeout, self._deadline))
         group.guard.check()
         group.handling = False
         async with asyncio.timeout(self._deadline):
@@ -121,7 +123,9 @@ class AsyncUnitOfWork:
         group.guard.seal()
         await self._commit(session, group)
 
-    async def _handle(self, session: AsyncSession, group: Group, rearm: Callable[[], None]) -> None:
+    async def _handle(
+        self, session: AsyncSession, group: Group, calls: SessionCalls, rearm: Callable[[], None]
+    ) -> None:
         declared, transaction = self._declared, self._transaction
         running = group.running()
         held: list[object] = []
@@ -129,22 +133,27 @@ class AsyncUnitOfWork:
             with keeping(session.sync_session, held):
                 events = [item.event for item in running]
                 await in_context(self._contexts.new(), declared.prefetch, events, session)
+                calls.check("prefetch")
         if declared.is_batch:
             if running:
                 with group.whole(running):
                     received, surroundings = group.received(running), group.batch_context(session)
                     await in_context(self._contexts.new(), self._invoke, received, surroundings)
+                    calls.check("handle_batch")
             return
         for item in group.each():
             own = self._contexts.new()
             if declared.session_setup is not None:
                 await in_context(own, declared.session_setup, item.event, session)
+                calls.check("session_setup")
             reach("in_handler")
             context = group.context(item, session)
             if item.repeats:
                 result = await in_context(own, self._tell, item.event, group.first_result(item), context)
+                calls.check("on_duplicate")
             else:
                 result = await in_context(own, self._invoke, item.event, context)
+                calls.check("handle")
             group.guard.check()
             own.run(group.handled_one, item, result)
             if group.careful:
