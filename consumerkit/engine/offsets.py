@@ -80,7 +80,10 @@ class OffsetTracker:
             raise RuntimeError(f"the transport delivered offset {offset} where {self._next} or a later one is next")
         if self.reread_from is not None:
             raise RuntimeError(f"offset {offset} was delivered where {self.reread_from} is to be read again first")
-        known = bool(self._ahead) and self._catch_up(offset)
+        self._catch_up(offset)
+        known = bool(self._ahead) and self._ahead[0] == offset
+        if known:
+            self._ahead.popleft()
         self._pending.append(offset)
         self._next = offset + 1
         return not known and offset not in self._done
@@ -93,17 +96,13 @@ class OffsetTracker:
         self._next = offset
         return True
 
-    def _catch_up(self, offset: int) -> bool:
-        """Move what is known below an offset to what is pending; return whether the offset itself is known.
+    def _catch_up(self, offset: int) -> None:
+        """Move what is known below an offset to what is pending; the offset itself is still to be delivered.
 
         The log may not have a message any more that is in hand, as after compaction: it is waited for all the same.
         """
         while self._ahead and self._ahead[0] < offset:
             self._pending.append(self._ahead.popleft())
-        if self._ahead and self._ahead[0] == offset:
-            self._ahead.popleft()
-            return True
-        return False
 
     def finished(self, offset: int) -> None:
         """Record that a message's outcome is durable."""

@@ -162,6 +162,20 @@ def test_a_message_that_the_log_has_no_more_is_waited_for() -> None:
     assert tracker.position == 9
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_what_is_in_hand_right_behind_a_gap_is_still_known(is_finished: bool) -> None:
+    """Compaction took 3 out: the transport tells that it stands at 4, and delivers 4 again."""
+    tracker = delivered(3, 4, 5)
+    tracker.drop([3])
+    tracker.reread(epoch=2)
+    if is_finished:
+        tracker.finished(4)
+    assert tracker.passed(4)
+    assert tracker.unfinished == (1 if is_finished else 2)
+    assert not tracker.delivered(4)
+    assert tracker.position == (4 if not is_finished else 5)
+
+
 def test_until_it_is_read_again_nothing_else_counts() -> None:
     tracker = delivered(3, 4, 5)
     tracker.drop([4])
