@@ -304,6 +304,21 @@ class KafkaContract(RebalanceContract):
             await asyncio.sleep(0.5)
         assert [int(message.value or b"") for message in seen] == list(range(50))  # idempotent: nothing twice
 
+    async def test_a_stop_that_is_waited_for_no_longer_leaves_all_the_same(
+        self, bench: KafkaBench, topic: str, group: str
+    ) -> None:
+        """Else a client that nobody stops any more would keep its partitions while its process lives."""
+        first = Member(bench.transport.consumer(bench.subscription(group, topic)))
+        async with first:
+            await first.holds(2)
+            await first.quiet()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await first.consumer.stop()
+            async with Member(bench.transport.consumer(bench.subscription(group, topic))) as second:
+                await second.holds(2)
+        assert first.listener.calls("revoked")
+
     @staticmethod
     async def _until_described(bench: KafkaBench, topic: str) -> None:
         """Wait until a broker that was frozen takes part again: who starts before that is told that it does not."""

@@ -50,6 +50,7 @@ class AiokafkaConsumer:
         self._group: Membership | None = None
         self._reader: Reader | None = None
         self._reading: asyncio.Task[list[Message]] | None = None
+        self._leaving: asyncio.Future[None] | None = None
         self._ready: list[Message] = []
         self._passed: Mapping[TopicPartition, Position] = {}
         self._seen_version = 0
@@ -170,6 +171,11 @@ class AiokafkaConsumer:
         client, group, self._client = self._client, self._group, None
         if client is None or group is None:
             return
+        # Whoever waits no longer has it leave all the same: a client that nobody stops keeps its partitions.
+        self._leaving = asyncio.ensure_future(self._leave(client, group))
+        await asyncio.shield(self._leaving)
+
+    async def _leave(self, client: AIOKafkaConsumer, group: Membership) -> None:
         await group.close()
         await aiokafka_client.stop(client)
         if self._reading is not None:
