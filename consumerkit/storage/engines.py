@@ -170,13 +170,17 @@ class Database:
     async def run(self, work: Callable[[Session], T], *, within: float | None = None) -> T:
         """Run synchronous work in a transaction of its own, from a coroutine; commit unless it raises.
 
+        PostgreSQL ends the transaction once nothing of it is heard for `within` seconds, a minute where None: so a
+        process that is frozen keeps its locks no longer.
+
         Raises:
             TimeoutError: It took longer than `within` seconds; the connection is given up.
         """
         if self._plain_async is None:
             async with asyncio.timeout(within):
-                return await asyncio.to_thread(self.run_blocking, work)
+                return await asyncio.to_thread(self.run_blocking, work, idle=within)
         async with self._left_if_silent() as session, asyncio.timeout(within):
+            plain_sessions.limit(session.sync_session, within)
             with _cancelled_as_such():
                 result = await session.run_sync(work)
                 await session.run_sync(plain_sessions.commit)
@@ -221,14 +225,16 @@ class Database:
         finally:
             await _closed(session)
 
-    def run_blocking(self, work: Callable[[Session], T]) -> T:
+    def run_blocking(self, work: Callable[[Session], T], *, idle: float | None = None) -> T:
         """Run synchronous work in a transaction of its own, from a thread; commit unless it raises.
 
-        Without a driver for threads (asyncpg), it borrows an event loop: not for use within one.
+        Without a driver for threads (asyncpg), it borrows an event loop: not for use within one. The server ends the
+        transaction once nothing of it is heard for `idle` seconds; a minute where None.
         """
         if self._plain_sync is None:
             return asyncio.run(self._run_and_dispose(work))
         with self._plain_sync() as session:
+            plain_sessions.limit(session, idle)
             result = work(session)
             plain_sessions.commit(session)
             return result
