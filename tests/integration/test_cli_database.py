@@ -135,7 +135,7 @@ def test_a_missing_right_names_the_way_out(command: CommandLine, postgres: Postg
             connection.execute(text(f"DROP ROLE {role}"))
         engine.dispose()
     assert (answer.code, answer.out) == (2, "")
-    assert answer.err.endswith("permission denied for table consumerkit_alembic_version; check the user's rights\n")
+    assert "permission denied for table consumerkit_alembic_version; check the user's rights" in answer.err
 
 
 def test_prefix_and_schema(command: CommandLine, postgres: PostgresServer, database: str) -> None:
@@ -286,7 +286,7 @@ def test_a_database_out_of_reach_is_one_line_without_the_password(command: Comma
 def test_a_sqlite_file_out_of_reach_is_one_line(command: CommandLine, tmp_path: Path) -> None:
     answer = command("db", "check", "--database", f"sqlite:///{tmp_path}/missing/x.sqlite")
     assert (answer.code, answer.err.count("\n")) == (2, 1)
-    assert answer.err.endswith("unable to open database file\n")
+    assert "unable to open database file" in answer.err
 
 
 def test_a_target_or_a_database_is_needed_and_not_both(command: CommandLine) -> None:
@@ -419,7 +419,7 @@ LIKE_NOTHING = (
             for command in ("list", "groups", "export")
         ),
         *(([command, "--like", "99"], LIKE_NOTHING) for command in ("list", "redrive", "export")),
-        (["list", "--state", "gone"], "--state gone: use one of dead, redriven, resolved, discarded, all"),
+        (["list", "--state", "gone"], "--state 'gone': use one of dead, redriven, resolved, discarded, all"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(
