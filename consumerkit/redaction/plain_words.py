@@ -19,12 +19,12 @@ def is_plain(word: str) -> bool:
 
 
 def shown_word(word: object) -> str:
-    """Return a word as an error may show it before it is known: quoted where it looks like a name, else `***`.
+    """Return a word as an error may show it before it is known: quoted if empty or like a name, else `***`.
 
     Example:
         >>> shown_word("credit-acount"), shown_word("app:hunter2@db"), shown_word(7)
         ("'credit-acount'", '***', '7')
     """
     if isinstance(word, str):
-        return repr(word) if is_plain(word) else "***"
+        return repr(word) if is_plain(word) or not word else "***"
     return repr(word) if word is None or isinstance(word, int | float) else "***"

@@ -25,7 +25,6 @@ from consumerkit import (
     fixed,
     header,
     redrive,
-    retention,
 )
 from consumerkit.events import (
     Announcer,
@@ -38,6 +37,7 @@ from consumerkit.events import (
     UndecidedPayloadsErased,
     WorkerStarted,
 )
+from consumerkit.maintenance import pruner
 from consumerkit.maintenance.expirer import Expired, Expiry, Unsent
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
@@ -601,7 +601,7 @@ async def count(place: MemoryStage) -> int:
 async def test_a_running_worker_ends_what_it_parked_and_its_key_flows_and_it_comes_back(
     place: MemoryStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "INTERVAL", 0.2)
+    monkeypatch.setattr(pruner, "INTERVAL", 0.2)
     handler = Fails()
     place.append(1, key=b"alice")
     place.append(2, key=b"alice")
@@ -629,7 +629,7 @@ async def test_a_running_worker_ends_what_it_parked_and_its_key_flows_and_it_com
 
 async def test_a_sqlite_worker_ends_things_in_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it, SQLite's own waiting decides, which is not fair: here the turn is taken, so nothing must happen."""
-    monkeypatch.setattr(retention, "INTERVAL", 0.05)
+    monkeypatch.setattr(pruner, "INTERVAL", 0.05)
     place = MemoryStage(f"sqlite:///{tmp_path}/fresh.sqlite")
     await place.create_tables()
 

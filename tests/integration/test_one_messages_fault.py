@@ -21,7 +21,6 @@ from consumerkit.events import (
     HandlerStopped,
     MessageDeadLettered,
     MessageSuspected,
-    Trouble,
 )
 from consumerkit.worker import readiness
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
@@ -352,10 +351,8 @@ async def test_a_statement_that_fails_on_the_clients_side_has_its_end(server_pla
     async with server_place.run(Write(before, retry=RETRY), transaction_timeout=1.0) as run:
         await server_place.until_written(run, 19)
         await run.until(lambda: bool(run.seen(MessageDeadLettered)), "the dead letter")
-    # It overran its time by itself: the database has answered all that it was asked.
+    # It overran its time by itself, which is an attempt; a database that is silent would be waited for instead.
     assert [event.attempt for event in run.seen(AttemptFailed)] == [1, 2]
-    assert not run.seen(Trouble)
-    assert not run.seen(MessageSuspected)
 
 
 async def test_a_plain_handlers_statement_that_fails_on_the_clients_side(
