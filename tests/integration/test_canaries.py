@@ -188,6 +188,9 @@ async def test_no_secret_and_no_payload_gets_out(
         secure.server.create_topic(name)
     await asyncio.to_thread(send, secure.server.bootstrap, topic)
     caplog.set_level(logging.DEBUG)
+    # A test in the same process may have configured logging as the command line does, which quiets the clients.
+    for name in ("aiokafka", "aiosqlite"):
+        caplog.set_level(logging.DEBUG, name)
     database = Database(owner)
     await database.run(schema.apply)
     await database.run(lambda session: Base.metadata.create_all(session.connection()))

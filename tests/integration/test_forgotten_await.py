@@ -55,6 +55,9 @@ async def test_each_forgotten_await_fails_its_message_alone(place: MemoryStage) 
     async with place.run(Write(forget, retry=Retry(attempts=1))) as run:
         found = await place.until_written(run, 2)
         await run.until(lambda: place.committed() == place.ends(), "all is committed")
+    for one in left:
+        if asyncio.iscoroutine(one):
+            one.close()
     # It may still have run in the transaction that was rolled back, or been refused after it.
     await asyncio.gather(*(one for one in left if isinstance(one, asyncio.Task)), return_exceptions=True)
     assert [one.message_id for one in found] == ["0", str(len(calls) + 1)]
