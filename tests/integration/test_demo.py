@@ -88,7 +88,7 @@ def test_a_directory_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     done = subprocess.run([*DEMO, "--keep", str(tmp_path)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"error: --keep {tmp_path}: this is not an empty directory; name another one\n"
+    assert done.stderr.startswith("error: --keep ***: this is not an empty directory; name another one")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
