@@ -212,7 +212,7 @@ def _span(seconds: float) -> str:
 
     Example:
         >>> _span(4.2), _span(61), _span(7_300), _span(200_000)
-        ('5 s', '2 min', '2 h 2 min', '2 d 8 h')
+        ('5 s', '2 min', '2 h 2 min', '2 d 7 h')
     """
     if seconds <= 60:
         return f"{-int(-seconds // 1)} s"

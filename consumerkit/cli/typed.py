@@ -32,7 +32,7 @@ def without_typed(text: str) -> str:
     Example:
         >>> remember(["db", "check", "postgresql://app:hunter2@db/shop"])
         >>> without_typed("No such command 'postgresql://app:hunter2@db/shop'.")
-        "No such command ***. (*** is argument 3: it does not look like a name, so it is not shown)"
+        'No such command ***. (*** is argument 3: it does not look like a name, so it is not shown)'
     """
     found: dict[str, str] = {}
     for place, part in sorted(_parts(), key=lambda one: -len(one[1])):
