@@ -17,6 +17,7 @@ from typing import Self
 
 from tests.crash.ordering_app import ATTEMPTS, TABLES, Settings
 from tests.integration.stage import Given, Stage, payment
+from tests.lines import whole_lines
 from tests.services.process import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -47,8 +48,7 @@ class Crew:
     @property
     def fired(self) -> Counter[str]:
         """How often each failpoint fired."""
-        log = self.directory / "fired.log"
-        return Counter(line.split()[0] for line in log.read_text().splitlines()) if log.exists() else Counter()
+        return Counter(line.split()[0] for line in whole_lines(self.directory / "fired.log"))
 
     def start(self, failpoint: str = "") -> subprocess.Popen[bytes]:
         environment = {

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.crash.app import Settings
+from tests.lines import Lines, whole_lines
 from tests.services.process import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -32,13 +33,12 @@ class JournalReader:
     """Reads what workers wrote since the last look."""
 
     def __init__(self, path: Path) -> None:
-        path.touch()
-        self._file = path.open()
+        self._lines = Lines(path)
         self.entries = Entries()
 
     def read(self) -> Entries:
         entries = self.entries
-        for line in self._file:
+        for line in self._lines.added():
             pid, kind, value = json.loads(line)
             if kind == "assigned":
                 entries.assignments[pid] += 1
@@ -49,9 +49,6 @@ class JournalReader:
                 names = ("processed", "duplicates", "duplicates_of_dead", "dead")
                 entries.outcomes.update(dict(zip(names, value, strict=True)))
         return entries
-
-    def close(self) -> None:
-        self._file.close()
 
 
 @dataclass
@@ -100,7 +97,6 @@ class Pool:
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
-        self.journal.close()
 
     def living(self) -> list[Member]:
         """The processes that run, the oldest first."""
@@ -173,7 +169,7 @@ class Pool:
         return [member for member in self.living() if member.failpoint and str(member.pid) not in met]
 
     def _fired_lines(self) -> list[list[str]]:
-        return [line.split() for line in self._fired.read_text().splitlines()] if self._fired.exists() else []
+        return [line.split() for line in whole_lines(self._fired)]
 
     def check_ends(self) -> None:
         """Note the processes that ended in another way than they were made to."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from consumerkit.supervisor import Backoff, Supervisor, lifeline
+from tests.lines import whole_lines
 
 pytestmark = pytest.mark.calm
 
@@ -21,6 +22,7 @@ SUPERVISE = """
 import asyncio, logging, sys
 from consumerkit.observability.logs import configure
 from consumerkit.supervisor import Backoff, Supervisor, lifeline
+from tests.lines import whole_lines
 configure("text", "INFO")
 workers, margin, backoff, script = int(sys.argv[1]), float(sys.argv[2]), eval(sys.argv[3]), sys.argv[4]
 supervisor = Supervisor([sys.executable, script], workers, margin=margin, backoff=backoff)
@@ -63,8 +65,7 @@ class Supervised:
             )
 
     def lines(self, what: str) -> list[tuple[float, int]]:
-        text = self._journal.read_text() if self._journal.exists() else ""
-        found = [line.split(maxsplit=2) for line in text.splitlines()]
+        found = [line.split(maxsplit=2) for line in whole_lines(self._journal)]
         return [(float(at), int(pid)) for at, pid, said in found if said == what]
 
     def wait_for(self, what: str, count: int) -> list[tuple[float, int]]:
