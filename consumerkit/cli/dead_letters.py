@@ -23,6 +23,7 @@ from consumerkit.cli.letter_options import (
     selected,
     states,
 )
+from consumerkit.cli.numbers import LimitOption, storable
 from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.observability.printable import printable, printable_lines
@@ -54,9 +55,10 @@ def list_(
     since: SinceOption = None,
     until: UntilOption = None,
     state: StateOption = "dead",
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
+    limit: LimitOption = 50,
     before: Annotated[
-        int | None, typer.Option(metavar="ID", help="Only with a lower ID: pages on.", show_default=False)
+        int | None,
+        typer.Option(metavar="ID", callback=storable, help="Only with a lower ID: pages on.", show_default=False),
     ] = None,
     as_json: JsonLinesOption = False,
 ) -> None:
@@ -145,7 +147,10 @@ def groups(
 )
 def show(
     id: Annotated[
-        int, typer.Argument(metavar="ID", help="The dead letter's ID, as list shows it.", show_default=False)
+        int,
+        typer.Argument(
+            metavar="ID", callback=storable, help="The dead letter's ID, as list shows it.", show_default=False
+        ),
     ],
     target: TargetArgument = None,
     database: UrlOption = None,

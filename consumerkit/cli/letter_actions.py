@@ -34,6 +34,7 @@ from consumerkit.cli.letter_options import (
     states,
 )
 from consumerkit.cli.letter_topic import FromTopicOption, redrive_topic
+from consumerkit.cli.numbers import storable
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.errors import ConfigurationError
 from consumerkit.redaction.plain_words import shown_word
@@ -83,7 +84,8 @@ def _redrive(
         float | None, typer.Option(metavar="N", help="At most so many letters a second.", show_default="no limit")
     ] = None,
     max_redrives: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Leave letters that were redriven so often already.")
+        int,
+        typer.Option(min=1, metavar="N", callback=storable, help="Leave letters that were redriven so often already."),
     ] = MAX_REDRIVES,
     new_id: Annotated[
         bool, typer.Option("--new-id", help="Redrive conflicts too, each under a message ID of its own.")

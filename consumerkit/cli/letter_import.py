@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from consumerkit.cli import target as targets
 from consumerkit.cli.database import in_one_line
+from consumerkit.cli.numbers import HIGHEST_PARTITION, storable, whole
 from consumerkit.cli.output import print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError, StartError
@@ -71,7 +72,9 @@ def import_(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what would become of each; change nothing.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=0, metavar="N", help="Print at most so many records by themselves.")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=0, metavar="N", callback=storable, help="Print at most so many records by themselves.")
+    ] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Import a dead-letter topic for a handler.
@@ -130,14 +133,15 @@ def beginnings(given: Sequence[str], partitions: int) -> dict[int, int]:
     for one in given:
         partition, _, offset = one.rpartition(":")
         told = f"--from-offset {shown_word(one)}"
-        if not offset.isdecimal() or not (partition.isdecimal() or partition == ""):
+        number, at = whole(partition, HIGHEST_PARTITION), whole(offset)
+        if at is None or (number is None and partition):
             raise ConfigurationError(f"{told}: write OFFSET or PARTITION:OFFSET, such as 3:1200")
-        if partition and partitions and int(partition) >= partitions:
+        if number is None:
+            everywhere = dict.fromkeys(range(partitions), at)
+        elif partitions and number >= partitions:
             raise ConfigurationError(f"{told}: the topic has partitions 0 to {partitions - 1}")
-        if partition:
-            single[int(partition)] = int(offset)
         else:
-            everywhere = dict.fromkeys(range(partitions), int(offset))
+            single[number] = at
     return {**{number: at for number, at in everywhere.items() if number not in single}, **single}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from consumerkit.cli import target as targets
+from consumerkit.cli.numbers import HIGHEST, storable, whole
 from consumerkit.errors import ConfigurationError
 from consumerkit.outcome import Reason
 from consumerkit.redaction.plain_words import shown_word
@@ -31,6 +32,7 @@ LikeOption = Annotated[
     int | None,
     typer.Option(
         metavar="ID",
+        callback=storable,
         help="Only of the same group of errors as this one: same handler, error type and place.",
         show_default=False,
     ),
@@ -51,6 +53,8 @@ ByOption = Annotated[
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only tell what would become of each; change nothing.")]
 JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 StateOption = Annotated[str, typer.Option(metavar="STATE", help=f"Only in this state: {', '.join(State)} or all.")]
+_MOST: Final = 100_000
+_OTHERWISE: Final = "Choose by --handler, --reason, --since or --until instead, or in parts"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -58,25 +62,39 @@ def parted(what: list[str] | None) -> tuple[list[int], str | None]:
     """Return the IDs and the target among a command's arguments; the target may come from its variable.
 
     Raises:
-        ConfigurationError: There is something else, or a second target.
+        ConfigurationError: There is something else, a second target, or more IDs than one command takes.
     """
     ids: list[int] = []
     named: list[str] = []
     for word in what or ():
         first, _, last = word.partition("-")
         if first.isdecimal() and (last.isdecimal() or "-" not in word):
-            ids += range(int(first), int(last or first) + 1)
+            ids += _range(word, whole(first), whole(last or first))
+        elif word[:1].isdecimal() and ":" not in word:
+            raise ConfigurationError(
+                f"{shown_word(word)} is no ID and no range of IDs such as 7-12, nor module:attribute"
+            )
         else:
-            if word[:1].isdecimal() and ":" not in word:
-                raise ConfigurationError(
-                    f"{shown_word(word)} is no ID and no range of IDs such as 7-12, nor module:attribute"
-                )
             named.append(word)
     if len(named) > 1:
         raise ConfigurationError(
             f"{shown_word(named[1])} is neither an ID nor the target, which is {shown_word(named[0])}"
         )
+    if len(ids) > _MOST:
+        raise ConfigurationError(f"{len(ids)} IDs are named; at most {_MOST} fit one command. {_OTHERWISE}")
     return ids, named[0] if named else os.environ.get(targets.VARIABLE)
+
+
+def _range(word: str, first: int | None, last: int | None) -> range:
+    if first is None or last is None or not 1 <= first <= last:
+        raise ConfigurationError(
+            f"{shown_word(word)} names no ID; an ID is a number from 1 to {HIGHEST}, and a range begins with its lowest"
+        )
+    if last - first >= _MOST:
+        raise ConfigurationError(
+            f"{shown_word(word)} names {last - first + 1} IDs; at most {_MOST} fit one command. {_OTHERWISE}"
+        )
+    return range(first, last + 1)
 
 
 def selected(
@@ -133,8 +151,8 @@ def moment_of(option: str, text: str | None) -> datetime | None:
         if unit in _UNITS and amount.isdecimal():
             return datetime.now(UTC) - timedelta(**{_UNITS[unit]: int(amount)})
         found = datetime.fromisoformat(text)
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise ConfigurationError(
             f"{option} {shown_word(text)}: write 2026-11-25T10:00, or 90m, 6h, 2d for so long ago"
         ) from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
 from consumerkit.cli.examples import examples
+from consumerkit.cli.numbers import AfterOption, LimitOption, storable
 from consumerkit.cli.output import as_object, complain, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.redaction.plain_words import shown_word
@@ -34,8 +35,8 @@ def list_(
     topic: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only what is for this topic.", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
-    after: Annotated[int, typer.Option(metavar="ID", help="Only with a higher ID: pages on.", show_default=False)] = 0,
+    limit: LimitOption = 50,
+    after: AfterOption = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """List what waits to be sent, the oldest first, without payloads."""
@@ -64,7 +65,10 @@ def list_(
 )
 def discard(
     id: Annotated[
-        int, typer.Argument(metavar="ID", help="The message's ID, as list and the log show it.", show_default=False)
+        int,
+        typer.Argument(
+            metavar="ID", callback=storable, help="The message's ID, as list and the log show it.", show_default=False
+        ),
     ],
     target: TargetArgument = None,
     database: UrlOption = None,

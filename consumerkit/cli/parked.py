@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
 from consumerkit.cli.examples import examples
 from consumerkit.cli.letter_options import AllOption, ByOption, HandlerOption, JsonLinesOption, WhatArgument, parted
+from consumerkit.cli.numbers import AfterOption, LimitOption, storable
 from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError, StartError
@@ -38,8 +39,8 @@ def list_(
     schema: SchemaOption = None,
     handler: HandlerOption = None,
     error_type: ErrorTypeOption = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
-    after: Annotated[int, typer.Option(metavar="ID", help="Only with a higher ID: pages on.", show_default=False)] = 0,
+    limit: LimitOption = 50,
+    after: AfterOption = 0,
     as_json: JsonLinesOption = False,
 ) -> None:
     """List parked messages in their order, without payloads."""
@@ -98,7 +99,10 @@ def groups(
 
 @app.command(epilog=examples("parked show 118", "parked show 118 --value"))
 def show(
-    id: Annotated[int, typer.Argument(metavar="ID", help="The message's ID, as list shows it.", show_default=False)],
+    id: Annotated[
+        int,
+        typer.Argument(metavar="ID", callback=storable, help="The message's ID, as list shows it.", show_default=False),
+    ],
     target: TargetArgument = None,
     database: UrlOption = None,
     prefix: PrefixOption = DEFAULT_PREFIX,

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from consumerkit.cli import target as targets
 from consumerkit.cli.database import in_one_line
+from consumerkit.cli.numbers import partition_number, whole
 from consumerkit.cli.output import print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError, StartError
@@ -22,7 +23,13 @@ HandlerArgument = Annotated[str, typer.Argument(metavar="HANDLER", help="The han
 TopicOption = Annotated[str, typer.Option(metavar="NAME", help="One of its topics.", show_default=False)]
 PartitionOption = Annotated[
     list[int] | None,
-    typer.Option(min=0, metavar="N", help="This partition; may be repeated.", show_default="all of them"),
+    typer.Option(
+        min=0,
+        metavar="N",
+        callback=partition_number,
+        help="This partition; may be repeated.",
+        show_default="all of them",
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")]
 ByOption = Annotated[str | None, typer.Option(metavar="NAME", help="Who does it.", show_default="the system's user")]
@@ -93,8 +100,8 @@ def _to(given: str) -> To:
         return "start"
     if given == "end":
         return "end"
-    if given.isdecimal():
-        return int(given)
+    if (offset := whole(given)) is not None:
+        return offset
     raise ConfigurationError(f"--to {shown_word(given)}: give an offset, start or end")
 
 

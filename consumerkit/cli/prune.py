@@ -37,6 +37,8 @@ _ENDED: Final = {
     "dead": "of undecided ones",
     "parked": "parked, now dead",
 }
+LONGEST: Final = 100 * 365 * DAY
+"""The longest span that a command takes, in seconds; a moment so long ago can be reckoned with everywhere."""
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
@@ -90,9 +92,12 @@ def seconds_in(span: str) -> float:
         43200.0
     """
     found = _SPAN.fullmatch(span.strip())
-    if found is None or float(found[1]) == 0:
-        raise ConfigurationError(f"{shown_word(span)} is no span; write a number above 0 and s, m, h or d, such as 7d")
-    return float(found[1]) * _UNITS[found[2]]
+    seconds = 0.0 if found is None else float(found[1]) * _UNITS[found[2]]
+    if not 0 < seconds <= LONGEST:
+        raise ConfigurationError(
+            f"{shown_word(span)} is no span up to a hundred years; write a number above 0 and s, m, h or d, such as 7d"
+        )
+    return seconds
 
 
 async def _prune(

@@ -13,6 +13,7 @@ import typer
 
 from consumerkit.cli import target as targets
 from consumerkit.cli.examples import examples
+from consumerkit.cli.numbers import storable
 from consumerkit.cli.output import print_json, print_table, say
 from consumerkit.errors import ConfigurationError
 from consumerkit.handlers.declaration import Declaration, declare
@@ -90,7 +91,9 @@ def preview(
         list[str] | None,
         typer.Option(metavar="NAME", help="This handler only; can be repeated.", show_default=False),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many attempts of each policy.")] = 30,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", callback=storable, help="At most so many attempts of each policy.")
+    ] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per policy.")] = False,
 ) -> None:
     """Print when a message that always fails is tried again.

@@ -51,7 +51,7 @@ class _Call:
 
 def run(
     target: targets.TargetArgument = None,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Worker processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Worker processes.")] = 1,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Run this handler only; can be repeated.", show_default=False),
@@ -76,7 +76,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    processes: Annotated[int, typer.Option(hidden=True)] = 1,
+    processes: Annotated[int, typer.Option(min=1, max=1000, hidden=True)] = 1,
 ) -> None:
     """Run the worker until SIGTERM or Ctrl-C.
 

@@ -11,6 +11,7 @@ import typer
 
 from consumerkit.cli import target as targets
 from consumerkit.cli.examples import examples
+from consumerkit.cli.numbers import partition_number
 from consumerkit.cli.output import complain, print_table, say
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.transports.base import Transport
@@ -75,7 +76,11 @@ def create(
     partitions: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Create missing source topics too, with so many partitions.", show_default=False
+            min=1,
+            metavar="N",
+            callback=partition_number,
+            help="Create missing source topics too, with so many partitions.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:

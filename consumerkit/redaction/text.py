@@ -62,6 +62,17 @@ _MARKED = re.compile(
     rf"([^\n\"»«„“]{{0,400}}){_OPENS}.*?(?=\n\[|\n[^\W\d_]{{2,24}}[ \u00a0]?[:：]|\n\s{{0,99}}{_NEXT}|; caused by |\Z)",
     re.DOTALL,
 )
+_ARGUMENT = rf"(?:{_QUOTED}|\\?[\"']?[^\s,;\"')\]}}]+)"
+_BETWEEN = r"(?:\\?[\"'],?\s{1,9}|\s{0,9}|=)"
+_NEXT_WORD = r"(?:\\?[\"'],?)?\s{1,9}"
+_WORD = rf"(?:{_NEXT_WORD}\\?[\"']?[^\s,\"']{{1,200}})"
+
+
+def _command(names: str) -> str:
+    """Return the pattern of a command up to where one of its options begins."""
+    return rf"\b(?:{names})\b[^\n]{{0,400}}?[\s\"']"
+
+
 # Every repetition is bounded or cannot begin where another does, so that no text takes long.
 _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
     (re.compile(rf"({_FIELD}\s{{0,3}}:)\s.*?{_END}", re.DOTALL), rf"\g<1> {HIDDEN}"),
@@ -114,6 +125,26 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
             rf"(?:{_QUOTED}|\\?[\"']?[^\s,;&\"')}}\]]+)",
             re.IGNORECASE,
         ),
+        rf"\g<1>{HIDDEN}",
+    ),
+    # Short options have no name to find: each belongs to its command. A list of arguments has quotation marks between.
+    (re.compile(rf"({_command('mysql[a-z]*|mariadb[a-z-]*')}-p){_ARGUMENT}"), rf"\g<1>{HIDDEN}"),
+    (
+        re.compile(
+            rf"({_command('curl|wget|httpie|https?')}(?:-[uUa]|--(?:proxy-)?user|--auth){_BETWEEN}\\?[\"']?[^\s:\"']{{1,99}}:){_ARGUMENT}"
+        ),
+        rf"\g<1>{HIDDEN}",
+    ),
+    (
+        re.compile(
+            rf"((?:{_command('sshpass|mongo[a-z]*|(?:docker|podman|helm|az|oc) [a-z ]{0,20}login')}-p"
+            rf"|{_command('redis-cli')}-a|{_command('ldap[a-z]+')}-w|{_command('sqlcmd|bcp')}-P){_BETWEEN})"
+            rf"{_ARGUMENT}"
+        ),
+        rf"\g<1>{HIDDEN}",
+    ),
+    (
+        re.compile(rf"({_command('htpasswd')}-[a-zA-Z]{{0,9}}b[a-zA-Z]{{0,9}}{_WORD}{{1,2}}{_NEXT_WORD}){_ARGUMENT}"),
         rf"\g<1>{HIDDEN}",
     ),
     # An option of a command, a pair, an element of XML.

@@ -1,0 +1,70 @@
+"""Numbers on the command line: those that a table holds, and no others."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, TypeVar
+
+import typer
+
+HIGHEST: Final = 2**63 - 1
+"""The highest ID, offset and count that the tables hold."""
+HIGHEST_PARTITION: Final = 2**31 - 1
+"""Kafka's partitions are numbers of 32 bits."""
+Number = TypeVar("Number", int, list[int] | None, int | None)
+
+
+def storable(value: Number) -> Number:
+    """Return an option's number; a callback of options.
+
+    Raises:
+        typer.BadParameter: A database could not hold it.
+
+    Example:
+        >>> storable(118)
+        118
+    """
+    return _bounded(value, HIGHEST, "the tables hold")
+
+
+def partition_number(value: Number) -> Number:
+    """Return an option's number of a partition, or of partitions; a callback of options.
+
+    Raises:
+        typer.BadParameter: Kafka has no such number.
+
+    Example:
+        >>> partition_number(12)
+        12
+    """
+    return _bounded(value, HIGHEST_PARTITION, "Kafka counts")
+
+
+def _bounded(value: Number, highest: int, who: str) -> Number:
+    for number in value if isinstance(value, list) else [value]:
+        if number is not None and abs(number) > highest:
+            raise typer.BadParameter(f"{number} is beyond what {who}, which is up to {highest}")
+    return value
+
+
+def whole(text: str, highest: int = HIGHEST) -> int | None:
+    """Return the number that a text of digits is; None where it is none, or above `highest`.
+
+    Example:
+        >>> whole("7"), whole("-7"), whole("9" * 5000)
+        (7, None, None)
+    """
+    if not text.isdecimal() or len(text) > len(str(highest)):
+        return None
+    return number if (number := int(text)) <= highest else None
+
+
+LimitOption = Annotated[int, typer.Option(min=1, metavar="N", callback=storable, help="At most so many.")]
+AfterOption = Annotated[
+    int,
+    typer.Option(
+        metavar="ID",
+        callback=storable,
+        help="Only with a higher ID: pages on.",
+        show_default=False,
+    ),
+]
