@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from consumerkit.message import TopicPartition
@@ -471,6 +471,10 @@ class Announcer:
     def add(self, observer: Observer) -> None:
         """Tell another observer, too, from now on."""
         self._observers = (*self._observers, observer)
+
+    def for_handler(self, handler: str) -> Announcer:
+        """Return an announcer that puts a handler's name into each event and passes it on to this one."""
+        return Announcer([lambda event: self(replace(event, handler=handler))])
 
     def __call__(self, event: Event) -> None:
         """Tell all observers, in order."""

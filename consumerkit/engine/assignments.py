@@ -28,7 +28,6 @@ class Assignments:
     """Takes partitions on and gives them up; an engine's consumer has it as its `AssignmentListener`.
 
     Args:
-        handler: The handler's name, for the announcements.
         partitions: What is assigned.
         lanes: The engine's.
         ownership: Takes partitions over.
@@ -41,7 +40,6 @@ class Assignments:
 
     def __init__(
         self,
-        handler: str,
         partitions: Partitions,
         lanes: Sequence[Lane],
         ownership: Ownership,
@@ -53,7 +51,6 @@ class Assignments:
         drain_timeout: float,
     ) -> None:
         self.drain_timeout = drain_timeout
-        self._handler = handler
         self._partitions = partitions
         self._lanes = lanes
         self._ownership = ownership
@@ -68,7 +65,7 @@ class Assignments:
         reach("in_on_assign")
         for name, start in partitions.items():
             self._ownership.want(self._partitions.add(name, start))
-        self._announce(events.PartitionsAssigned(handler=self._handler, partitions=tuple(partitions)))
+        self._announce(events.PartitionsAssigned(partitions=tuple(partitions)))
 
     async def revoked(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
         """Finish the transactions under way, let go of the rest, and return what may be committed."""
@@ -135,13 +132,11 @@ class Assignments:
         for name in partitions:
             self._partitions.pop(name)
             self._ownership.forget(name)
-        self._announce(
-            events.PartitionsRevoked(handler=self._handler, partitions=tuple(partitions), dropped=dropped, lost=lost)
-        )
+        self._announce(events.PartitionsRevoked(partitions=tuple(partitions), dropped=dropped, lost=lost))
 
     async def failed(self, partition: TopicPartition, error: PartitionUnusable) -> None:
         """Announce a partition that is not read any further."""
         if (known := self._partitions.get(partition)) is not None:
             # Whenever it is taken anew, it is read again, also from where it stands.
             known.adrift = True
-        self._announce(events.PartitionStopped(handler=self._handler, partition=partition, error=str(error)))
+        self._announce(events.PartitionStopped(partition=partition, error=str(error)))

@@ -9,14 +9,13 @@ from typing import Final, Protocol
 
 from consumerkit import events
 from consumerkit.concurrency import wait_until_set
-from consumerkit.engine import letters, placing
+from consumerkit.engine import letters
 from consumerkit.engine.fences import Fences
-from consumerkit.engine.partition import Partition, Partitions
+from consumerkit.engine.partition import Partitions
 from consumerkit.errors import CommitsLost, Fenced, Unavailable
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
 from consumerkit.message import TopicPartition
-from consumerkit.storage.progress import Lane
 from consumerkit.transports.base import Consumer, Position
 
 INTERVAL: Final = 0.25
@@ -32,13 +31,6 @@ REPEATED_EVERY: Final = 30.0
 class Watched(Protocol):
     """Who is told what the database has to say about the marks."""
 
-    def lanes(self) -> list[Lane]:
-        """Return the lanes as they stand."""
-        ...
-
-    def verified(self, lanes: Collection[Lane]) -> None:
-        """Take note that the database has these lanes."""
-
     def fenced(self, names: Collection[TopicPartition], error: Exception) -> None:
         """Take note of partitions that are not ours any more."""
 
@@ -50,7 +42,6 @@ class Committer:
     """Writes one engine's marks, and commits its offsets.
 
     Args:
-        handler: The handler's name, for the announcements.
         consumer: Whose offsets these are.
         partitions: What is assigned.
         fences: The database.
@@ -60,14 +51,12 @@ class Committer:
 
     def __init__(
         self,
-        handler: str,
         consumer: Consumer,
         partitions: Partitions,
         fences: Fences,
         announce: Announcer,
         watched: Watched,
     ) -> None:
-        self._handler = handler
         self._consumer = consumer
         self._partitions = partitions
         self._fences = fences
@@ -107,7 +96,7 @@ class Committer:
                 wait = min(LONGEST_WAIT, INTERVAL * 2**failures)
                 self._wanted.set()
                 told = str(error) if isinstance(error, Unavailable) else letters.described(error)
-                self._announce(events.Trouble(handler=self._handler, where=where, error=told, wait=wait))
+                self._announce(events.Trouble(where=where, error=told, wait=wait))
             await asyncio.sleep(wait)
 
     async def _mark(self) -> None:
@@ -119,7 +108,7 @@ class Committer:
             return
         reach("before_mark")
         try:
-            gone, lanes = await self._fences.mark(moved, self._watched.lanes)
+            gone = await self._fences.mark(moved)
         except CommitsLost as error:
             self._watched.commits_lost(error)
             return
@@ -127,20 +116,18 @@ class Committer:
             self._checking = self._checking or checking
             raise
         reach("after_mark")
-        if not gone:
-            self._watched.verified(lanes)
         if gone:
             self._watched.fenced(gone, Fenced(f"{len(gone)} of {len(moved)} partitions were taken over"))
         if time.monotonic() - self._touched > TOUCHED_EVERY:
             self._touched = time.monotonic()
-            await self._fences.touch(self._watched.lanes())
+            await self._fences.touch()
 
     async def mark_last(self, names: Iterable[TopicPartition]) -> None:
         """Write down how far partitions have come that are given back."""
         found = [one for name in names if (one := self._partitions.get(name)) is not None]
         moved = [one for one in found if one.owner is not None and one.offsets.position != one.mark]
         if moved:
-            await self._fences.mark(moved, self._watched.lanes)
+            await self._fences.mark(moved)
 
     def positions(self, names: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
         """Return the marks that the broker does not have yet."""
@@ -160,11 +147,8 @@ class Committer:
             if partition is None or partition.owner is None or partition.mark is None:
                 continue
             if again or partition.mark != partition.offsets.committed:
-                found[name] = self._position(partition, partition.mark)
+                found[name] = self._fences.position(partition, partition.mark)
         return found
-
-    def _position(self, partition: Partition, mark: int) -> Position:
-        return Position(mark, partition.offsets.epoch, placing.note(self._handler, partition.start))
 
     async def _commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         reach("before_offset_commit")
@@ -179,4 +163,4 @@ class Committer:
             if partition is not None and partition.offsets.epoch == position.epoch:
                 partition.offsets.committed = position.offset
         told = tuple((name, position.offset) for name, position in positions.items())
-        self._announce(events.OffsetsCommitted(handler=self._handler, positions=told))
+        self._announce(events.OffsetsCommitted(positions=told))

@@ -32,7 +32,6 @@ class DueWatch:
     look reads a page further on, until it has seen all that is due.
 
     Args:
-        handler: The handler's name, for the announcements.
         lot: The parking lot.
         run: Runs work in a transaction of its own.
         partitions: What is assigned.
@@ -43,7 +42,6 @@ class DueWatch:
 
     def __init__(
         self,
-        handler: str,
         lot: ParkingLot,
         run: InTransaction,
         partitions: Partitions,
@@ -51,7 +49,6 @@ class DueWatch:
         lanes: int,
         give: Callable[[ParkedMessage], bool],
     ) -> None:
-        self._handler = handler
         self._lot = lot
         self._run = run
         self._partitions = partitions
@@ -83,7 +80,7 @@ class DueWatch:
                 failures += 1
                 sleep = min(LONGEST_SLEEP, 0.5 * 2**failures)
                 described = letters.described(error)
-                self._announce(events.Trouble(handler=self._handler, where="database", error=described, wait=sleep))
+                self._announce(events.Trouble(where="database", error=described, wait=sleep))
             await wait_until_set(self._wake, sleep)
 
     async def _look(self) -> float:

@@ -17,12 +17,10 @@ class FenceWaits:
     """Remembers since when each fence is waited for.
 
     Args:
-        handler: The handler's name, for the announcements.
         announce: Told of each wait once.
     """
 
-    def __init__(self, handler: str, announce: Announcer) -> None:
-        self._handler = handler
+    def __init__(self, announce: Announcer) -> None:
         self._announce = announce
         self._since: dict[TopicPartition, float] = {}
         self._told: set[TopicPartition] = set()
@@ -33,7 +31,7 @@ class FenceWaits:
         seconds = now - self._since.setdefault(name, now)
         if seconds >= TOLD_AFTER and name not in self._told:
             self._told.add(name)
-            self._announce(events.FenceAwaited(handler=self._handler, partition=name, seconds=seconds))
+            self._announce(events.FenceAwaited(partition=name, seconds=seconds))
 
     def over(self, name: TopicPartition) -> None:
         """Record that a partition was taken over, or is not wanted any more."""

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
+from consumerkit.engine.commit_sequence import CommitSequences
 from consumerkit.engine.partition import Partition
-from consumerkit.engine.placing import Beginning
+from consumerkit.engine.placing import Beginning, note
 from consumerkit.errors import CommitsLost, Fenced, PartitionUnusable
 from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, first_runs, progress
@@ -20,7 +21,7 @@ from consumerkit.storage.parked import ParkedMessage
 from consumerkit.storage.parking import ParkingLot
 from consumerkit.storage.progress import Begun, Lane, Mark, Standing
 from consumerkit.storage.tables import Tables
-from consumerkit.transports.base import PartitionInfo
+from consumerkit.transports.base import PartitionInfo, Position
 
 InTransaction = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
 
@@ -50,13 +51,14 @@ _Work = tuple[
 class Fences:
     """Writes, for one handler, who owns what and how far it has come."""
 
+    handler: str
     lot: ParkingLot
     run: InTransaction
     """Runs work in a transaction of its own, READ COMMITTED: what is parked is read after the wait for the fence."""
     tokens: dict[TopicPartition, bytes] = field(default_factory=dict)
     """The tokens that this process wrote last."""
-    spent: list[Lane] = field(default_factory=list)
-    """Full lanes whose rows can be taken out with the next marks."""
+    sequences: CommitSequences = field(default_factory=CommitSequences)
+    """The numbers of this worker's transactions, which the marks rest on."""
     any_key: bool = False
     """Whether what is parked waits behind whatever is parked of its partition, and not of its key only."""
 
@@ -64,15 +66,18 @@ class Fences:
     def _place(self) -> tuple[Dialect, Tables, int]:
         return self.lot.dialect, self.lot.tables, self.lot.consumer
 
+    def position(self, partition: Partition, mark: int) -> Position:
+        """Return what is committed to Kafka for a partition that has come to a mark."""
+        return Position(mark, partition.offsets.epoch, note(self.handler, partition.start))
+
     async def take(
-        self, wanted: Sequence[Wanted], ago: Callable[[], float], lanes: Sequence[Lane], *, wait: float
+        self, wanted: Sequence[Wanted], ago: Callable[[], float], *, wait: float
     ) -> dict[TopicPartition, Beginning | PartitionUnusable]:
         """Take partitions over, all in one transaction; its cost grows with what is parked of them.
 
         Args:
             wanted: Which; one alone where there is a wait.
             ago: How many seconds ago the broker told of them.
-            lanes: Those of this worker.
             wait: Seconds to wait for transactions of the owner before.
 
         Returns:
@@ -80,6 +85,7 @@ class Fences:
             transaction holds is left out.
         """
         known = {one.partition.name: one for one in wanted}
+        lanes = self.sequences.lanes()
 
         def work(connection: Connection) -> _Work:
             dialect, tables, consumer = self._place
@@ -128,13 +134,11 @@ class Fences:
             lambda connection: first_runs.decide(connection, tables, consumer, topic, topic_id, wanted)
         )
 
-    async def mark(
-        self, partitions: Iterable[Partition], lanes: Callable[[], Sequence[Lane]]
-    ) -> tuple[set[TopicPartition], Sequence[Lane]]:
+    async def mark(self, partitions: Iterable[Partition]) -> set[TopicPartition]:
         """Write down how far partitions have come.
 
         Returns:
-            Those that are not ours any more, and the lanes that the database was found to have.
+            Those that are not ours any more.
 
         Raises:
             CommitsLost: The database does not have all that the lanes made durable.
@@ -155,7 +159,7 @@ class Fences:
             dialect.probe(connection)
             found = marks()
             # After the marks: what these rest on, even if it was acknowledged while this connection was waited for.
-            known = lanes()
+            known = self.sequences.lanes()
             # In a thread: what was given up since its position was read rests on lanes that are not known any more.
             for one in held:
                 if one.name in found and one.owner != found[one.name].owner:
@@ -166,14 +170,14 @@ class Fences:
             return progress.advance(connection, tables, consumer, found), known
 
         trackers = {one.name: one.offsets for one in held}
-        spent = list(self.spent)
+        spent = list(self.sequences.spent)
         gone, known = await self.run(work)
-        self.spent[:] = [lane for lane in self.spent if lane not in spent]
+        self.sequences.verified(() if gone else known, removed=spent)
         for one in held:
             if one.name in written and one.name not in gone and one.offsets is trackers[one.name]:
                 one.mark = written[one.name].offset
         # One that was taken anew meanwhile has another token, of which this says nothing.
-        return {one.name for one in held if one.name in gone and one.owner == written[one.name].owner}, known
+        return {one.name for one in held if one.name in gone and one.owner == written[one.name].owner}
 
     async def give_back(self, partitions: Iterable[Partition]) -> None:
         """Write down that nothing of these partitions is under way any more."""
@@ -182,15 +186,16 @@ class Fences:
         if owners:
             await self.run(lambda connection: fence.give_back(connection, tables, consumer, owners))
 
-    async def end(self, lanes: Sequence[Lane]) -> None:
-        """Take out what is kept about lanes that have ended."""
+    async def end(self) -> None:
+        """Remove what is kept about this worker's lanes: they have ended."""
         dialect, tables, consumer = self._place
-        ended = [*lanes, *self.spent]
+        ended = [*self.sequences.lanes(), *self.sequences.spent]
         await self.run(lambda connection: progress.forget_lanes(connection, dialect, tables, consumer, ended))
 
-    async def touch(self, lanes: Sequence[Lane]) -> None:
+    async def touch(self) -> None:
         """Keep what is known of lanes that have nothing to do."""
         _, tables, consumer = self._place
+        lanes = self.sequences.lanes()
         await self.run(lambda connection: progress.touch_lanes(connection, tables, consumer, lanes))
 
     async def calm(self, partition: Partition) -> None:

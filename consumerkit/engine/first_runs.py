@@ -51,14 +51,12 @@ class FirstRuns:
     """Knows where the first run begins in each partition of a handler's topics.
 
     Args:
-        handler: The handler's name.
         consumer: Asked about topics.
         fences: The database.
         policy: Where to begin in a partition for which Kafka has no committed offset.
     """
 
-    def __init__(self, handler: str, consumer: Consumer, fences: Fences, policy: StartFrom) -> None:
-        self._handler = handler
+    def __init__(self, consumer: Consumer, fences: Fences, policy: StartFrom) -> None:
         self._consumer = consumer
         self._fences = fences
         self._policy = policy
@@ -82,7 +80,7 @@ class FirstRuns:
             if survey.topic_id != topic[1]:
                 raise Unavailable(f"topic {topic[0]!r} was made anew while the broker was asked about it")
             begun = await self._fences.had_another(*topic)
-            wanted = starts(self._handler, survey, self._policy, begun=begun, asked_at=asked_at)
+            wanted = starts(self._fences.handler, survey, self._policy, begun=begun, asked_at=asked_at)
             record = await self._fences.decide_first_run(*topic, wanted)
         self._records[topic] = record
 

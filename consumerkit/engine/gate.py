@@ -24,16 +24,14 @@ class Gate:
     """The brake of one engine, for all of its lanes.
 
     Args:
-        handler: The handler's name, for the announcements.
         policy: See `Brake`.
         announce: Told when the brake goes on and off.
     """
 
-    def __init__(self, handler: str, policy: Brake, announce: Announcer) -> None:
-        self._handler = handler
+    def __init__(self, policy: Brake, announce: Announcer) -> None:
         self._announce = announce
         self._state = BrakeState(policy)
-        self.partitions = PartitionBrakes(handler, policy, announce)
+        self.partitions = PartitionBrakes(policy, announce)
         self._released = asyncio.Event()
         self._prober: object | None = None
         self._successes = 0
@@ -55,7 +53,7 @@ class Gate:
             self._holders.remove(holder)
             if not self._holders:
                 self._released.set()
-                self._announce(events.HandlerResumed(handler=self._handler))
+                self._announce(events.HandlerResumed())
 
     def suspend(self, kind: str, error: str) -> None:
         """Pause the handler, since messages fail in the same way one after another; it probes as under the brake.
@@ -68,7 +66,7 @@ class Gate:
         self._released.clear()
         if self._suspended != kind:
             self._suspended = kind
-            self._announce(events.HandlerPaused(handler=self._handler, error=error, wait=self.wait))
+            self._announce(events.HandlerPaused(error=error, wait=self.wait))
 
     @property
     def successes(self) -> int:
@@ -148,7 +146,7 @@ class Gate:
         if not allowed and not self._braked:
             self._braked = True
             self._released.clear()
-            self._announce(events.BrakeOn(handler=self._handler, wait=self.wait))
+            self._announce(events.BrakeOn(wait=self.wait))
         return allowed
 
     def refund(self, item: Item) -> None:
@@ -165,10 +163,10 @@ class Gate:
             self._released.set()
             if self._suspended is not None:
                 self._suspended = None
-                self._announce(events.HandlerResumed(handler=self._handler))
+                self._announce(events.HandlerResumed())
             if self._braked:
                 self._braked = False
-                self._announce(events.BrakeOff(handler=self._handler))
+                self._announce(events.BrakeOff())
 
     def failed(self, message: Message) -> None:
         """Take note of a message that failed and will be tried again."""

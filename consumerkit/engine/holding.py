@@ -34,7 +34,6 @@ class Holding:
     """Decides which of an engine's partitions are fetched, and what of them stays in hand.
 
     Args:
-        handler: The handler's name, for the announcements.
         consumer: Told what to hold, what to release, and where to read again.
         partitions: What is assigned.
         lanes: Have the messages in hand.
@@ -45,7 +44,6 @@ class Holding:
 
     def __init__(
         self,
-        handler: str,
         consumer: Consumer,
         partitions: Partitions,
         lanes: Sequence[Lane],
@@ -58,7 +56,7 @@ class Holding:
         self._lanes = lanes
         self._brakes = brakes
         self._budget = budget
-        self._pauses = Pauses(handler, partitions, announce)
+        self._pauses = Pauses(partitions, announce)
         # Since when a partition cannot run; and until when one that was read again has no more than its share.
         self._idle: dict[Partition, float] = {}
         self._frugal: dict[Partition, float] = {}

@@ -39,7 +39,6 @@ from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
-from consumerkit.storage import progress
 from consumerkit.storage.parked import ParkedMessage
 from consumerkit.transports.base import Consumer, Position
 
@@ -81,29 +80,25 @@ class Engine:
         self.consumer = consumer
         self.outbox_written = outbox_written
         self._works = works
-        self._announce = announce
         self.partitions = Partitions(declared.ordering, declared.parking_limit)
         self._budget = budget = Budget(memory_budget)
         self._progressed = asyncio.Event()
         self._stopping = False
-        name = declared.name
-        first_runs = FirstRuns(name, consumer, fences, declared.start_from)
-        self.ownership = Ownership(
-            name, consumer, self.partitions, fences, first_runs, announce, self._taken, self._given_up, self.lanes
-        )
-        self.committer = Committer(name, consumer, self.partitions, fences, announce, self)
-        self.due = DueWatch(name, fences.lot, fences.run, self.partitions, announce, len(works), self._give)
-        standstill = Standstill(name, announce, self._why)
-        self._topics = TopicWatch(name, consumer, self.partitions, announce, self.ownership.doubt, standstill)
+        self._announce = announce = announce.for_handler(declared.name)
+        first_runs = FirstRuns(consumer, fences, declared.start_from)
+        self.ownership = Ownership(consumer, self.partitions, fences, first_runs, announce, self._taken, self._given_up)
+        self.committer = Committer(consumer, self.partitions, fences, announce, self)
+        self.due = DueWatch(fences.lot, fences.run, self.partitions, announce, len(works), self._give)
+        standstill = Standstill(announce, self._why)
+        self._topics = TopicWatch(consumer, self.partitions, announce, self.ownership.doubt, standstill)
         self._solitude = solitude
-        self.gate = Gate(name, declared.brake, announce)
+        self.gate = Gate(declared.brake, announce)
         self.fences = fences
         self._clock = DatabaseClock(fences.lot.dialect, fences.run)
-        self._suspects = Suspects(name, self.gate, self._probe)
+        self._suspects = Suspects(declared.name, self.gate, self._probe)
         self._lanes = [self._lane(number, work) for number, work in enumerate(works)]
-        self._holding = Holding(name, consumer, self.partitions, self._lanes, self.gate.partitions, budget, announce)
+        self._holding = Holding(consumer, self.partitions, self._lanes, self.gate.partitions, budget, announce)
         self._assignments = Assignments(
-            name,
             self.partitions,
             self._lanes,
             self.ownership,
@@ -121,12 +116,22 @@ class Engine:
 
     def _lane(self, number: int, work: UnitOfWork) -> Lane:
         interrupted = asyncio.Event()
-        name = self.declared.name
         books = LaneBooks(self)
-        tell = Tell(name, number, self._announce)
-        patience = Patience(name, self._announce, interrupted)
+        tell = Tell(number, self._announce)
+        patience = Patience(self._announce, interrupted)
         gate, suspects = self.gate, self._suspects
-        runner = Runner(self.declared, work, tell, patience, self.partitions, books, gate, suspects, self._clock.now)
+        runner = Runner(
+            self.declared,
+            work,
+            self.fences.sequences.new(),
+            tell,
+            patience,
+            self.partitions,
+            books,
+            gate,
+            suspects,
+            self._clock.now,
+        )
         pipeline = Pipeline(runner)
         books.lane = Lane(
             pipeline, interrupted, self.partitions, self.gate, self._solitude, self._dropped, self.due.returned
@@ -238,15 +243,6 @@ class Engine:
             lane.drop(frozenset([partition.name]))
         self.restore(partition)
 
-    def lanes(self) -> list[progress.Lane]:
-        """Return the lanes as they stand."""
-        return [each for lane in self._lanes for each in lane.pipeline.lanes]
-
-    def verified(self, lanes: Collection[progress.Lane]) -> None:
-        """Take note of lanes that the database has, in the transaction in which it has taken the marks."""
-        for lane in self._lanes:
-            self.fences.spent.extend(lane.pipeline.retire(lanes))
-
     def fenced(self, names: Collection[TopicPartition], error: Exception) -> None:
         """Take note of partitions that are not ours any more."""
         for name in names:
@@ -256,14 +252,13 @@ class Engine:
 
     def commits_lost(self, error: CommitsLost) -> None:
         """Go back to what the database has: nobody can tell which transactions it has lost."""
-        self._announce(events.CommitsLost(handler=self.declared.name, error=str(error)))
+        self._announce(events.CommitsLost(error=str(error)))
         for partition in self.partitions:
             # The lanes that begin anew know nothing of what was lost, so nothing in hand is as sure as it looks.
             partition.adrift = True
         # Given up before the lanes forget: a mark that a thread is writing looks at the lanes, and then at the owner.
         self.ownership.doubt_all(error)
-        for lane in self._lanes:
-            lane.pipeline.begin_anew()
+        self.fences.sequences.begin_again()
 
     def restore(self, partition: Partition) -> None:
         """Let the lanes go on with a partition, if it is ready; else have nothing more fetched of it."""
@@ -326,7 +321,7 @@ class Engine:
         # What stays of them harms nobody, and is taken out when it is old.
         with suppress(Exception):
             async with asyncio.timeout(min(GIVE_BACK_TIMEOUT, remaining(end))):
-                await self.fences.end(self.lanes())
+                await self.fences.end()
         for work in self._works:
             work.close()
         return not late

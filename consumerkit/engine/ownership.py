@@ -26,8 +26,7 @@ from consumerkit.engine.partition import Partition, Partitions
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
-from consumerkit.storage.progress import Lane
-from consumerkit.transports.base import Consumer, Position
+from consumerkit.transports.base import Consumer
 
 # A zombie's transactions end within their own limits; a shorter wait lets the other partitions have their turn.
 FENCE_WAIT: Final = 2.0
@@ -42,7 +41,6 @@ class Ownership:
     """Keeps an engine's partitions taken.
 
     Args:
-        handler: The handler's name, for the announcements.
         consumer: Asked to commit an offset where ownership is in doubt.
         partitions: What is assigned.
         fences: The database.
@@ -50,12 +48,10 @@ class Ownership:
         announce: Told what happened.
         taken: Called when a partition is ours.
         given_up: Called when a partition cannot be used before a person acts.
-        lanes: Returns the worker's lanes as they stand.
     """
 
     def __init__(
         self,
-        handler: str,
         consumer: Consumer,
         partitions: Partitions,
         fences: Fences,
@@ -63,18 +59,15 @@ class Ownership:
         announce: Announcer,
         taken: Callable[[Partition], None],
         given_up: Callable[[Partition], None],
-        lanes: Callable[[], list[Lane]],
     ) -> None:
-        self._handler = handler
         self._consumer = consumer
         self._partitions = partitions
         self._fences = fences
         self._announce = announce
-        self._inquiry = Inquiry(handler, consumer, first_runs, self._trouble)
+        self._inquiry = Inquiry(fences.handler, consumer, first_runs, self._trouble)
         self._taken = taken
         self._given_up = given_up
-        self._waits = FenceWaits(handler, announce)
-        self._lanes = lanes
+        self._waits = FenceWaits(announce)
         self._stopped: set[TopicPartition] = set()
         self._again: set[TopicPartition] = set()
         self._wanted: dict[TopicPartition, bool] = {}
@@ -93,7 +86,7 @@ class Ownership:
         if partition is None or partition.owner != token:
             return
         partition.owner = None
-        self._announce(events.PartitionInDoubt(handler=self._handler, partition=name, error=letters.described(error)))
+        self._announce(events.PartitionInDoubt(partition=name, error=letters.described(error)))
         self._wanted[name] = True
         self._wake.set()
 
@@ -193,7 +186,7 @@ class Ownership:
 
     def _trouble(self, error: Exception) -> None:
         where, described = "broker" if isinstance(error, Unavailable) else "database", letters.described(error)
-        self._announce(events.Trouble(handler=self._handler, where=where, error=described, wait=0.1))
+        self._announce(events.Trouble(where=where, error=described, wait=0.1))
 
     async def _try(
         self, names: list[TopicPartition], asked: Asked, *, wait: float
@@ -209,7 +202,7 @@ class Ownership:
         if not wanted:
             return {}
         ago = partial(_since, asked.at)
-        found = await self._fences.take(wanted, ago, self._lanes(), wait=wait)
+        found = await self._fences.take(wanted, ago, wait=wait)
         unusable = {}
         for name, partition in partitions.items():
             begins = found.get(name)
@@ -246,14 +239,13 @@ class Ownership:
         if begins.remark is not None:
             self._announce(
                 events.PositionDiffers(
-                    handler=self._handler,
                     partition=partition.name,
                     offset=begins.offset,
                     lost=begins.alarming,
                     remark=begins.remark,
                 )
             )
-        told = events.PartitionTaken(handler=self._handler, partition=partition.name, parked=partition.total)
+        told = events.PartitionTaken(partition=partition.name, parked=partition.total)
         self._announce(told)
         self._taken(partition)
 
@@ -276,14 +268,14 @@ class Ownership:
         partition = self._partitions.get(name)
         if name not in self._stopped and partition is not None:
             self._stopped.add(name)
-            self._announce(events.PartitionStopped(handler=self._handler, partition=name, error=str(error)))
+            self._announce(events.PartitionStopped(partition=name, error=str(error)))
             partition.adrift = True
             self._given_up(partition)
 
     async def _confirm(self, partitions: Sequence[Partition]) -> None:
         """Have Kafka accept offset commits of these assignments, or raise `Unavailable`."""
         positions = {
-            one.name: Position(one.mark, one.offsets.epoch, placing.note(self._handler, one.start))
+            one.name: self._fences.position(one, one.mark)
             for one in partitions
             if one.mark is not None and one.name not in self._stopped
         }

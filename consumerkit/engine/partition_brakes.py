@@ -40,13 +40,11 @@ class PartitionBrakes:
     """The tokens of each partition; `Brake.allowance` is what all of them share at first.
 
     Args:
-        handler: The handler's name, for the announcements.
         policy: See `Brake`.
         announce: Told when a partition is slowed down, and when that ends.
     """
 
-    def __init__(self, handler: str, policy: Brake, announce: Announcer) -> None:
-        self._handler = handler
+    def __init__(self, policy: Brake, announce: Announcer) -> None:
         self._policy = policy
         self._announce = announce
         self._shared = policy.allowance
@@ -64,7 +62,7 @@ class PartitionBrakes:
                 one.on, one.probes = True, 0
                 self._failed(one)
                 name = TopicPartition(message.topic, message.partition)
-                self._announce(events.BrakeOn(handler=self._handler, wait=self.wait(message), partition=name))
+                self._announce(events.BrakeOn(wait=self.wait(message), partition=name))
             return False
         return True
 
@@ -93,7 +91,7 @@ class PartitionBrakes:
             if ran[name] and one.on:
                 one.on = False
                 one.tokens = max(1.0, one.tokens)
-                self._announce(events.BrakeOff(handler=self._handler, partition=TopicPartition(*name)))
+                self._announce(events.BrakeOff(partition=TopicPartition(*name)))
 
     def slows(self, name: tuple[str, int]) -> bool:
         """Whether a partition's messages are tried one at a time."""

@@ -25,13 +25,11 @@ class Patience:
     """Waits longer and longer while trouble lasts, and gives up only when the lane is told to.
 
     Args:
-        handler: The handler's name, for the announcements.
         announce: Told of trouble and of its end.
         interrupted: Set while the lane is to give up what it holds.
     """
 
-    def __init__(self, handler: str, announce: Announcer, interrupted: asyncio.Event) -> None:
-        self._handler = handler
+    def __init__(self, announce: Announcer, interrupted: asyncio.Event) -> None:
         self._announce = announce
         self._interrupted = interrupted
         self._since: float | None = None
@@ -49,7 +47,7 @@ class Patience:
         self._where = where
         wait = self._longer()
         described = letters.described(error)
-        self._announce(events.Trouble(handler=self._handler, where=where, error=described, wait=wait))
+        self._announce(events.Trouble(where=where, error=described, wait=wait))
         await self.pause(wait)
 
     async def pause_handler(self, error: BaseException) -> None:
@@ -60,7 +58,7 @@ class Patience:
         """
         wait = self._longer()
         told = letters.described(error)
-        self._announce(events.HandlerPaused(handler=self._handler, error=told, wait=wait))
+        self._announce(events.HandlerPaused(error=told, wait=wait))
         await self.pause(wait)
 
     def _longer(self) -> float:
@@ -92,7 +90,7 @@ class Patience:
         """Take note that work is done again."""
         if self._since is not None:
             seconds = time.monotonic() - self._since
-            self._announce(events.TroubleOver(handler=self._handler, where=self._where, seconds=seconds))
+            self._announce(events.TroubleOver(where=self._where, seconds=seconds))
             self._since = None
         self._times = 0
 

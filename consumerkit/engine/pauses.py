@@ -33,13 +33,11 @@ class Pauses:
     """Announces each pause once, and its end.
 
     Args:
-        handler: The handler's name, for the announcements.
         partitions: What is assigned.
         announce: Told.
     """
 
-    def __init__(self, handler: str, partitions: Partitions, announce: Announcer) -> None:
-        self._handler = handler
+    def __init__(self, partitions: Partitions, announce: Announcer) -> None:
         self._partitions = partitions
         self._announce = announce
         # When each was seen last to be paused.
@@ -63,9 +61,9 @@ class Pauses:
                 self._told[partition] = now
             elif now - seen >= OVER_AFTER:
                 del self._told[partition]
-                self._announce(events.PartitionResumed(handler=self._handler, partition=partition.name))
+                self._announce(events.PartitionResumed(partition=partition.name))
 
     def _tell(self, partition: Partition, reason: str, now: float) -> None:
         if partition not in self._told:
             self._told[partition] = now
-            self._announce(events.PartitionPaused(handler=self._handler, partition=partition.name, reason=reason))
+            self._announce(events.PartitionPaused(partition=partition.name, reason=reason))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from consumerkit.engine import letters
@@ -32,7 +32,6 @@ from consumerkit.message import Message
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.origins import Origin, origin
 from consumerkit.storage.parked import ParkedMessage
-from consumerkit.storage.progress import Lane
 
 _HANDLER = object()
 
@@ -229,29 +228,6 @@ class Pipeline:
     async def retry(self, parked: ParkedMessage) -> None:
         """Try a parked message again; see `Alone.retry`."""
         await self._alone.retry(parked)
-
-    @property
-    def lanes(self) -> list[Lane]:
-        """How many transactions of this lane are durable, under its present identity and under those it had."""
-        return [self._runner.lane, *self._runner.retired]
-
-    def retire(self, verified: Collection[Lane]) -> list[Lane]:
-        """Forget identities that the lane had, once all of their transactions were found; return the full ones.
-
-        No transaction of a full one is under way, so its row can be taken out. Nothing is forgotten before the present
-        one has a transaction: a database that loses the older ones then loses that one, too.
-        """
-        present = self._runner.lane
-        if not present.sequence or present not in verified:
-            return []
-        gone = [lane for lane in self._runner.retired if lane in verified]
-        self._runner.retired = [lane for lane in self._runner.retired if lane not in verified]
-        return [lane for lane in gone if lane.full]
-
-    def begin_anew(self) -> None:
-        """Count from the beginning, as a lane that nobody has seen before."""
-        self._runner.lane = Lane.new()
-        self._runner.retired.clear()
 
     def forget_plan(self) -> None:
         """Drop what was decided about messages that the lane does not hold any more."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from consumerkit.engine import letters
+from consumerkit.engine.commit_sequence import CommitSequence
 from consumerkit.engine.fresh_context import FreshContexts
 from consumerkit.engine.gate import Gate
 from consumerkit.engine.group import Group
@@ -34,7 +35,6 @@ from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.parked import ParkedMessage
-from consumerkit.storage.progress import Lane
 
 LONGEST_TURN: Final = 60.0
 """Seconds for which a transaction waits for a connection and for its turn; more is a standstill."""
@@ -83,6 +83,7 @@ class Runner:
     Args:
         declared: The handler's declarations.
         work: Runs a group in a transaction.
+        sequence: Numbers the lane's transactions.
         tell: Announces what happened.
         patience: Waits.
         partitions: What is assigned, and what of it is parked.
@@ -96,6 +97,7 @@ class Runner:
         self,
         declared: Declaration,
         work: UnitOfWork,
+        sequence: CommitSequence,
         tell: Tell,
         patience: Patience,
         partitions: Partitions,
@@ -113,9 +115,8 @@ class Runner:
         self.suspects = suspects
         self.pace = Pace(declared.batch_size, declared.batch_time)
         self._under_way: tuple[Group, float] | None = None
-        self.lane = Lane.new()
-        self.retired: list[Lane] = []
         self._work = work
+        self._sequence = sequence
         self.preparer = Preparer(declared, clock)
         self.contexts = FreshContexts()
 
@@ -153,7 +154,7 @@ class Runner:
                     raise Interrupted
                 owners[name] = partition.owner
         group = Group(items, self.declared, owners, careful=careful, apart=apart, knows=self.partitions.knows)
-        group.lane = self.lane
+        group.lane = self._sequence.lane
         for item in items:
             if item.parked is not None:
                 continue
@@ -180,8 +181,8 @@ class Runner:
             if isinstance(error, CommitUnknown):
                 # The dead letters may be there: what was reserved for them is spent.
                 _spent(group.items)
-                self._leave_lane()
-            if isinstance(error, CommitsLost) and group.lane == self.lane:
+                self._sequence.leave()
+            if isinstance(error, CommitsLost) and group.lane == self._sequence.lane:
                 self.books.commits_lost(error)
             # Nothing more may begin for these partitions until they were taken over anew, which waits for whatever of
             # this transaction may still land.
@@ -200,16 +201,9 @@ class Runner:
         self.tell.committed(group, time.monotonic() - began)
 
     def _moved_on(self, group: Group) -> None:
-        """Take note that a group's transaction is durable, unless its lane has begun anew meanwhile."""
-        if group.lane is not None and group.lane == self.lane:
-            self.lane = group.lane.next
-            if self.lane.full:
-                self._leave_lane()
-
-    def _leave_lane(self) -> None:
-        """Begin a new lane: the present one is full, or stands at a number that is no lower than is known."""
-        self.retired.append(self.lane)
-        self.lane = Lane.new()
+        """Record that a group's transaction is durable."""
+        if group.lane is not None:
+            self._sequence.committed(group.lane)
 
     def _settle(self, group: Group, items: Sequence[Item]) -> None:
         """Enter in the books what a transaction made durable."""
@@ -251,17 +245,17 @@ class Runner:
         """
         lost: CommitsLost | None = None
         while True:
-            group.lane = self.lane
+            group.lane = self._sequence.lane
             try:
                 await self._work.convict(group, error)
             except CommitsLost as found:
                 # The claims stand all the same: read again, their messages would be taken for processed.
                 lost = found
-                if group.lane == self.lane:
+                if group.lane == self._sequence.lane:
                     self.books.commits_lost(found)
             except Exception as trouble:  # noqa: BLE001 - it must be known before anything is run again
                 # It may be durable all the same.
-                self._leave_lane()
+                self._sequence.leave()
                 await self.patience.wait_out("database", trouble)
             else:
                 break

@@ -34,13 +34,11 @@ class Standstill:
     """Compares the marks of an engine's partitions with the ends of their logs.
 
     Args:
-        handler: The handler's name, for the announcements.
         announce: Told what happened.
         why: Returns what is known of the reason, and the way out.
     """
 
-    def __init__(self, handler: str, announce: Announcer, why: Why) -> None:
-        self._handler = handler
+    def __init__(self, announce: Announcer, why: Why) -> None:
         self._announce = announce
         self._why = why
         self._behind: dict[TopicPartition, tuple[int, float]] = {}
@@ -75,7 +73,6 @@ class Standstill:
             self._told.add(name)
             self._announce(
                 events.PartitionStandsStill(
-                    handler=self._handler,
                     partition=name,
                     offset=offset,
                     end=None if info is None else info.end,
@@ -88,7 +85,7 @@ class Standstill:
         self._behind.pop(name, None)
         if name in self._told:
             self._told.discard(name)
-            self._announce(events.PartitionMoves(handler=self._handler, partition=name))
+            self._announce(events.PartitionMoves(partition=name))
 
 
 def reason(partition: Partition, ordering: Ordering, limit: int, *, braking: bool) -> str:

@@ -13,20 +13,18 @@ from consumerkit.message import Message, TopicPartition
 class Tell:
     """Announces for one lane of one handler."""
 
-    def __init__(self, handler: str, lane: int, announce: Announcer) -> None:
-        self._handler = handler
+    def __init__(self, lane: int, announce: Announcer) -> None:
         self._lane = lane
         self._announce = announce
 
     def skipped(self, count: int) -> None:
         """Tell of messages of an unknown type."""
-        self._announce(events.MessagesSkipped(handler=self._handler, count=count))
+        self._announce(events.MessagesSkipped(count=count))
 
     def committed(self, group: Group, seconds: float) -> None:
         """Tell of a transaction that is durable."""
         self._announce(
             events.GroupCommitted(
-                handler=self._handler,
                 lane=self._lane,
                 processed=group.count(Verdict.RUN),
                 duplicates=group.count(Verdict.DUPLICATE, Verdict.REPEAT),
@@ -44,11 +42,10 @@ class Tell:
         """Tell of what was buried."""
         clashes = [*group.clashes, *(dead.clash for dead in group.dead if dead.clash is not None)]
         for clash in clashes:
-            self._announce(events.OriginClash(handler=self._handler, **clash._asdict()))
+            self._announce(events.OriginClash(**clash._asdict()))
         for dead in group.dead:
             self._announce(
                 events.MessageDeadLettered(
-                    handler=self._handler,
                     partition=_partition(dead.message),
                     offset=dead.message.offset,
                     message_id=dead.message_id or "",
@@ -61,7 +58,6 @@ class Tell:
         """Tell of a transaction that failed."""
         self._announce(
             events.GroupRolledBack(
-                handler=self._handler,
                 size=len(group.items),
                 handled=group.handled,
                 error=letters.described(error),
@@ -72,7 +68,6 @@ class Tell:
         """Tell of a message that failed alone."""
         self._announce(
             events.AttemptFailed(
-                handler=self._handler,
                 partition=_partition(item.message),
                 offset=item.message.offset,
                 message_id=item.message_id,
@@ -87,10 +82,9 @@ class Tell:
         """Tell of a message that failed alone, where nothing is counted; `overload` is trouble of the database, too."""
         if overload:
             told = letters.described(error)
-            self._announce(events.Trouble(handler=self._handler, where="database", error=told, wait=wait))
+            self._announce(events.Trouble(where="database", error=told, wait=wait))
         self._announce(
             events.MessageSuspected(
-                handler=self._handler,
                 partition=_partition(item.message),
                 offset=item.message.offset,
                 message_id=item.message_id,

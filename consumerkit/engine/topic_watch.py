@@ -27,7 +27,6 @@ class TopicWatch:
     """Asks the broker about an engine's topics from time to time, all partitions of one at once.
 
     Args:
-        handler: The handler's name, for the announcements.
         consumer: Asked.
         partitions: What is assigned.
         announce: Told what happened.
@@ -37,14 +36,12 @@ class TopicWatch:
 
     def __init__(
         self,
-        handler: str,
         consumer: Consumer,
         partitions: Partitions,
         announce: Announcer,
         doubt: Callable[[TopicPartition, bytes, Exception], None],
         standstill: Standstill,
     ) -> None:
-        self._handler = handler
         self._consumer = consumer
         self._partitions = partitions
         self._announce = announce
@@ -64,7 +61,7 @@ class TopicWatch:
         try:
             told = await self._consumer.describe([one.name for one in self._partitions if one.name.topic == topic])
         except Unavailable as trouble:
-            told_as = events.Trouble(handler=self._handler, where="broker", error=str(trouble), wait=ASKED_EVERY)
+            told_as = events.Trouble(where="broker", error=str(trouble), wait=ASKED_EVERY)
             self._announce(told_as)
             return
         for partition in self._partitions.owned():

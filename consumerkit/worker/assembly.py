@@ -94,7 +94,7 @@ class Assembly:
             declared,
             transport.consumer(subscription),
             [self._work(declared, lot, number) for _ in range(lanes)],
-            Fences(lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
+            Fences(declared.name, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
             self.announce,
             memory_budget=memory_budget,
             drain_timeout=drain_timeout,

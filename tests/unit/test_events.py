@@ -41,6 +41,15 @@ def test_what_ends_the_process_is_not_kept_from_it(error: type[BaseException]) -
         Announcer([ends])(OutboxPublished(count=1))
 
 
+def test_an_announcer_of_a_handler_names_it_in_each_event() -> None:
+    told: list[Event] = []
+    root = Announcer()
+    of_handler = root.for_handler("credit")
+    root.add(told.append)
+    of_handler(MessagesSkipped(count=1))
+    assert told == [MessagesSkipped(handler="credit", count=1)]
+
+
 def test_nobody_to_tell_is_nothing_to_do() -> None:
     Announcer()(OutboxPublished(count=1))
 

@@ -57,7 +57,7 @@ async def test_a_cancellation_that_comes_with_a_wake_ends_it() -> None:
             return []
 
     nothing: Any = Nothing()
-    keeper = committer.Committer("take", nothing, nothing, nothing, nothing, nothing)
+    keeper = committer.Committer(nothing, nothing, nothing, nothing, nothing)
     task = asyncio.create_task(keeper.run())
     await asyncio.sleep(0.05)
     keeper.wake()

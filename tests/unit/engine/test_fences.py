@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, insert, select
 
-from consumerkit.engine.fences import Fences
+from consumerkit.engine.commit_sequence import CommitSequences
+from consumerkit.engine.fences import Fences, InTransaction
 from consumerkit.engine.partition import Partition
 from consumerkit.errors import CommitsLost
 from consumerkit.handlers.handler import Ordering
@@ -29,6 +30,17 @@ def engine() -> Iterator[Engine]:
     made.dispose()
 
 
+class Sequences(CommitSequences):
+    def __init__(self, lanes: Callable[[], list[Lane]]) -> None:
+        super().__init__()
+        self.lanes = lanes  # type: ignore[method-assign]
+
+
+def fences(run: InTransaction, lanes: Callable[[], list[Lane]]) -> Fences:
+    lot = ParkingLot(DEFAULT_TABLES, dialect_for("sqlite", DEFAULT_TABLES), 1)
+    return Fences("credit", lot, run, sequences=Sequences(lanes))
+
+
 async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_there_too(engine: Engine) -> None:
     dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), Lane(b"l" * 16, 5)
     partition, lanes = Partition(AT, Position(0, 1), Ordering.KEY, 100), [lane]
@@ -49,7 +61,7 @@ async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_the
             return work(connection)
 
     with pytest.raises(CommitsLost):
-        await Fences(ParkingLot(DEFAULT_TABLES, dialect, 1), run).mark([partition], lambda: list(lanes))
+        await fences(run, lambda: list(lanes)).mark([partition])
     assert partition.mark == 0
 
 
@@ -70,13 +82,13 @@ async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one(engi
             partition.owner = taken.owner
         return found
 
-    fences = Fences(ParkingLot(DEFAULT_TABLES, dialect, 1), run)
+    ours = fences(run, list)
     partition.offsets.delivered(0)
     partition.offsets.finished(0)
-    assert await fences.mark([partition], list) == (set(), [])
+    assert await ours.mark([partition]) == set()
     assert partition.mark == 0
     partition.owner, anew = b"somebody's before" + taken.owner, False
-    assert await fences.mark([partition], list) == ({AT}, [])
+    assert await ours.mark([partition]) == {AT}
 
 
 async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not_written(engine: Engine) -> None:
@@ -100,7 +112,7 @@ async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not
         partition.owner = None
         return [Lane(lane.id, 0)]
 
-    assert (await Fences(ParkingLot(DEFAULT_TABLES, dialect, 1), run).mark([partition], lanes))[0] == set()
+    assert await fences(run, lanes).mark([partition]) == set()
     assert partition.mark == 0
     with engine.connect() as connection:
         assert connection.execute(select(DEFAULT_TABLES.partition_progress.c.mark)).scalar_one() == 0

@@ -9,7 +9,7 @@ from consumerkit.policies.wait import fixed
 
 
 async def test_lanes_take_turns_at_probing() -> None:
-    gate = Gate("credit", Brake(allowance=1, probe=fixed(0.01)), Announcer(()))
+    gate = Gate(Brake(allowance=1, probe=fixed(0.01)), Announcer(()))
     while gate.spend():
         pass
     turns: list[str] = []

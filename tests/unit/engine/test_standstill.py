@@ -20,7 +20,9 @@ class Watched:
         self.partitions = Partitions(Ordering.KEY, 10)
         for name in (ONE, TWO):
             self.partitions.add(name, Position(0, 1)).mark = 0
-        self.watch = Standstill("credit", Announcer([self.told.append]), lambda one: f"why {one.name.partition}")
+        self.watch = Standstill(
+            Announcer([self.told.append]).for_handler("credit"), lambda one: f"why {one.name.partition}"
+        )
 
     def look(self, now: float, **ends: int) -> list[Event]:
         """Look at partitions with these ends of their logs, and return what is told."""
