@@ -9,6 +9,8 @@ ConsumerkitError
 ├── Unavailable             raised by a codec or a transport: the infrastructure's fault, never an attempt
 ├── Unsatisfied             recorded where a handler's result is a failure by `Retry(on_result=...)`
 ├── TransactionMisused      a handler ended our transaction or swallowed its failure
+├── InProgress              another transaction holds a key, and the time to wait for it is over
+├── KeyReused               a key came again with another fingerprint
 ├── AwaitForgotten          a handler called its session without await
 ├── SessionUnfit            the session cannot hold one transaction: it began a second one, or does not commit
 ├── SessionOver             a session or context was used after the handler had returned
@@ -118,6 +120,14 @@ class Unsatisfied(ConsumerkitError):
 
 class TransactionMisused(ConsumerkitError):
     """A handler committed, rolled back or broke the transaction that consumerkit owns."""
+
+
+class InProgress(ConsumerkitError):
+    """Another transaction holds a key of a job or a request, and did not end in time: nothing was done."""
+
+
+class KeyReused(ConsumerkitError):
+    """A key of a job or a request was used before for something else: nothing was done."""
 
 
 class AwaitForgotten(ConsumerkitError):

@@ -69,6 +69,11 @@ def remember(session: Session, tables: Tables) -> None:
     session.info[_KEY] = tables
 
 
+def is_a_workers(session: Session) -> bool:
+    """Tell whether a session is one that a worker gave to a handler."""
+    return _KEY in session.info
+
+
 def _schema(connection: Connection, tables: Tables, *, must_exist: bool) -> str:
     rows = connection.execute(_FIND, {"names": [*_names(tables), tables.version_table]}).all()
     if not rows:

@@ -43,6 +43,7 @@ from consumerkit.outcome import Outcome
 from consumerkit.storage import first_runs
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.first_runs import LatestTopic
+from consumerkit.storage.keys import NO_TOPICS
 from consumerkit.storage.tables import Tables
 
 BATCH: Final = 5_000
@@ -112,6 +113,9 @@ class Pruning:
     ) -> list[Plan]:
         """Return what may be forgotten of each handler, or of those named.
 
+        Keys of jobs and the checkpoints of backfills have no topic that could bring them again, and are run again by
+        who forgets them: they go by age alone, and only where their name is given.
+
         Args:
             session: The caller's.
             retention: Seconds for which a processed ID is remembered.
@@ -120,8 +124,7 @@ class Pruning:
         """
         c = self.tables.consumers.c
         query = select(c.id, c.name, c.topics).order_by(c.name)
-        if handlers is not None:
-            query = query.where(c.name.in_(handlers))
+        query = query.where(c.topics != NO_TOPICS) if handlers is None else query.where(c.name.in_(handlers))
         old = session.execute(select(self._before(retention))).scalar_one()
         return [self._plan(session, row, old, unpositioned=unpositioned) for row in session.execute(query).all()]
 
@@ -129,11 +132,13 @@ class Pruning:
         return type_coerce(self.dialect.in_seconds(-seconds), DateTime(timezone=True))
 
     def _plan(self, session: Session, consumer: Any, old: datetime, *, unpositioned: bool) -> Plan:
+        topics = json.loads(consumer.topics)
+        if not topics:
+            return Plan(consumer.name, consumer.id, old, (), positioned=True, bounds=(), topics=())
         c = self.tables.partition_progress.c
         marked = session.execute(select(self.tables.partition_progress).where(c.consumer == consumer.id, c.mark >= 0))
         latest = first_runs.latest(session.connection(), self.tables, consumer.id)
         rows = [row for row in marked.all() if not _is_gone(row, latest)]
-        topics = json.loads(consumer.topics)
         settled = {_place(row): row.settled_at for row in rows if row.topic in topics}
         holders = [Holder(place, since) for place, since in settled.items() if since is None or since < old]
         holders.sort(key=lambda one: (one.since is not None, one.since, one.partition))

@@ -1,0 +1,79 @@
+"""Whose transaction a session is in, and how one of ours ends."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
+
+from consumerkit.errors import InProgress, TransactionMisused
+from consumerkit.storage.dialects import Dialect, dialect_for
+from consumerkit.storage.keys import KeyLedger, is_busy
+from consumerkit.storage.location import is_a_workers, located_for
+from consumerkit.storage.tables import Tables
+
+
+class Found(NamedTuple):
+    """Where our tables are for a session."""
+
+    tables: Tables
+    dialect: Dialect
+
+    @property
+    def keys(self) -> KeyLedger:
+        """The statements on keys."""
+        return KeyLedger(self.tables, self.dialect)
+
+
+def found_for(session: Session, tables: Tables, label: str) -> Found:
+    """Return where the session finds our tables.
+
+    Raises:
+        ConfigurationError: It finds none.
+        InProgress: On SQLite, another transaction wrote for too long.
+    """
+    try:
+        located = located_for(session, tables)
+    except DBAPIError as error:
+        if is_busy(error):
+            raise InProgress(f"{label}: another transaction is writing to the database") from error
+        raise
+    return Found(located, dialect_for(session.connection().dialect.name, located))
+
+
+def is_callers(session: Session) -> bool:
+    """Tell whether the caller, or a worker, ends the transaction: by `session.begin()` or a savepoint."""
+    transaction = session.get_transaction()
+    if transaction is None:
+        return False
+    began = transaction.origin is SessionTransactionOrigin.BEGIN
+    return began or session.in_nested_transaction() or is_a_workers(session)
+
+
+def is_open(session: Session, savepoint: SessionTransaction) -> bool:
+    """Tell whether a savepoint of ours stands, whatever the block began within it."""
+    transaction = session.get_nested_transaction()
+    while transaction is not None and transaction is not savepoint:
+        transaction = transaction.parent
+    return transaction is not None
+
+
+def misused(label: str) -> TransactionMisused:
+    """Return the error of a block that ended our transaction."""
+    return TransactionMisused(f"{label}: the block committed or rolled back the session; leave that to its end")
+
+
+def commit(session: Session, began: SessionTransaction, dialect: Dialect, label: str) -> None:
+    """Commit the transaction that we began.
+
+    Raises:
+        TransactionMisused: It was ended by somebody else; what came after it is rolled back.
+        DBAPIError: A statement failed and its error was swallowed: COMMIT would roll back without a word.
+    """
+    if session.get_transaction() is not began:
+        session.rollback()
+        raise misused(label)
+    session.flush()
+    dialect.probe(session.connection())
+    session.commit()

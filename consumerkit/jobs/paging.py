@@ -1,0 +1,115 @@
+"""A query in pages by its key: each page begins behind the last row of the one before, whatever came in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Column, ColumnElement, Row, Select, UniqueConstraint, func, select, tuple_
+from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from consumerkit.errors import ConfigurationError
+
+KeyColumn = InstrumentedAttribute[Any] | Column[Any]
+
+
+class Page(NamedTuple):
+    """Some rows of the query: entities or values where it selects one thing, else rows; and the last one's key."""
+
+    rows: Sequence[Any]
+    last: tuple[Any, ...]
+
+
+class Paging:
+    """A query, and the columns that it is followed by.
+
+    Raises:
+        ConfigurationError: The query has an order or a limit of its own, or the key is not unique or may be null.
+    """
+
+    def __init__(self, label: str, query: Select[*tuple[Any, ...]], key: Sequence[KeyColumn]) -> None:
+        self._query = query
+        self._key = [_column(label, one) for one in key]
+        self._given = list(key)
+        _check_query(label, query)
+        _check_key(label, self._key)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The key's columns, as a stored position names them."""
+        return tuple(f"{column.table.name}.{column.name}" for column in self._key)
+
+    def page(self, session: Session, after: Sequence[Any] | None, size: int) -> Page | None:
+        """Return the next rows behind a key; None where there are none."""
+        query = self._behind(after).order_by(*self._given).limit(size).add_columns(*self._given)
+        result = session.execute(query)
+        width, names = len(self._query.column_descriptions), list(result.keys())
+        found = result.all()
+        if not found:
+            return None
+        last = tuple(found[-1][width:])
+        if width == 1:
+            return Page([row[0] for row in found], last)
+        return Page(_rows(names[:width], [tuple(row[:width]) for row in found]), last)
+
+    def count(self, session: Session, after: Sequence[Any] | None) -> int:
+        """Return how many rows there are behind a key."""
+        rows = self._behind(after).with_only_columns(*self._given, maintain_column_froms=True).subquery()
+        return int(session.execute(select(func.count()).select_from(rows)).scalar_one())
+
+    def _behind(self, after: Sequence[Any] | None) -> Select[*tuple[Any, ...]]:
+        if after is None:
+            return self._query
+        if len(self._key) == 1:
+            return self._query.where(self._given[0] > after[0])
+        values = [_bound(value, column) for value, column in zip(after, self._key, strict=True)]
+        return self._query.where(tuple_(*self._given) > tuple_(*values))
+
+
+def _bound(value: Any, column: Column[Any]) -> ColumnElement[Any]:
+    from sqlalchemy import literal
+
+    return literal(value, column.type)
+
+
+def _rows(names: Sequence[str], values: Sequence[tuple[Any, ...]]) -> Sequence[Row[*tuple[Any, ...]]]:
+    return IteratorResult(SimpleResultMetaData(names), iter(values)).all()
+
+
+def _column(label: str, given: KeyColumn) -> Column[Any]:
+    found = given.property.columns[0] if isinstance(given, InstrumentedAttribute) else given
+    if not isinstance(found, Column):
+        raise ConfigurationError(f"{label}: key={given}: give columns or mapped attributes, such as key=Order.id")
+    return found
+
+
+def _check_query(label: str, query: Select[*tuple[Any, ...]]) -> None:
+    for name, what in (
+        ("_order_by_clauses", "an ORDER BY"),
+        ("_limit_clause", "a LIMIT"),
+        ("_offset_clause", "an OFFSET"),
+    ):
+        found = getattr(query, name)
+        if found is not None and found != ():
+            raise ConfigurationError(f"{label}: the query has {what}; leave it out, the pages go by the key")
+
+
+def _check_key(label: str, key: Sequence[Column[Any]]) -> None:
+    if not key or len({column.table for column in key}) != 1:
+        raise ConfigurationError(f"{label}: give the key as a column, or several of one table, such as key=Order.id")
+    if empty := [column.name for column in key if column.nullable]:
+        raise ConfigurationError(
+            f"{label}: the key's column {empty[0]} may be null, and such rows would be passed over"
+        )
+    table: Any = key[0].table
+    unique = [set(table.primary_key.columns)]
+    unique += [set(one.columns) for one in table.constraints if isinstance(one, UniqueConstraint)]
+    unique += [set(one.columns) for one in table.indexes if one.unique]
+    unique += [{column} for column in table.columns if column.unique]
+    if not any(one and one <= set(key) for one in unique):
+        names = ", ".join(column.name for column in key)
+        raise ConfigurationError(
+            f"{label}: key=({names}) is not unique in {table.name}, so rows between two pages would be passed over; "
+            "add a column of the primary key"
+        )
