@@ -1,4 +1,4 @@
-"""A batch handler: one call for a whole group, here one INSERT. Blame one message with `Reject(..., of=...)`."""
+"""A batch handler: one call for a whole batch, here one INSERT. Blame one message with `Reject(..., of=...)`."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Prefetch: load what a whole group needs in one query; `session.get` in `handle` then finds it in the session."""
+"""Prefetch: load what a whole batch needs in one query; `session.get` in `handle` then finds it in the session."""
 
 import asyncio
 from collections.abc import Sequence
