@@ -229,7 +229,7 @@ class MessageSuspected(Event):
     """A message failed alone in a way that may be everybody's trouble; no attempt is counted, and others run first.
 
     It is tried again after `wait` seconds. If another message succeeded before, it is an attempt then; if another one
-    failed likewise, the handler pauses.
+    failed in the same way, the handler pauses.
     """
 
     partition: TopicPartition
@@ -380,7 +380,7 @@ class OutboxOld(Event):
 class OutboxGivenUp(Event):
     """`count` messages for a topic, the oldest written at `oldest`, were not sent in time and were given up.
 
-    A relay that died may have published one before it could take note of that. The record is in `operator_actions`.
+    A relay that died may have published one before it could record that. The record is in `operator_actions`.
     """
 
     topic: str
@@ -442,7 +442,7 @@ class PayloadsErased(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndecidedPayloadsErased(Event):
-    """`count` dead letters that nobody had decided on lost key, value and headers: they cannot be redriven any more."""
+    """`count` undecided dead letters lost key, value and headers: they cannot be redriven any more."""
 
     count: int
 

@@ -71,7 +71,7 @@ class Opened:
 
 
 def place(target: str | None, url: str | None, prefix: str = DEFAULT_PREFIX, schema_name: str | None = None) -> Place:
-    """Choose between a target and a URL, each of which may come from the command line or from its variable.
+    """Choose between a target and a URL; each may come from the command line or from its variable.
 
     What was typed wins over what stands in a variable.
 

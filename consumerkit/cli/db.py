@@ -112,7 +112,7 @@ def stats(
     Messages, parked ones and dead letters are counted by handler, the outbox by topic, each with the
     moment since which the oldest is there. A held key is one that waits for a decision on a dead letter.
 
-    It counts every row, which takes a while in a large ledger and disturbs nobody.
+    It counts every row, which takes a while in a large ledger and disturbs no worker.
     """
     counted = asyncio.run(_counted(place(target, database, prefix, schema)))
     if as_json:

@@ -87,6 +87,6 @@ def discard(
         run_checked(where, lambda session, tables: outbox.discard(session, tables, id, actor=getpass.getuser()))
     )
     if topic is None:
-        complain(f"there is no message {id} in the outbox: it was sent meanwhile, or consumerkit outbox list shows it")
+        complain(f"there is no message {id} in the outbox: it was sent, or consumerkit outbox list shows it")
         raise typer.Exit(1)
     say(f"discarded message {id} for {topic}")

@@ -29,7 +29,7 @@ _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their columns; control characters are escaped, and nothing is cut where nobody watches.
+    """Print rows under their columns; escapes control characters, and cuts nothing where the output is no terminal.
 
     A terminal that is too narrow for the table gets each row as lines of name and value: no word is broken, and no
     column lost.

@@ -84,7 +84,7 @@ def skip(
 ) -> None:
     """Have a handler pass over messages, or begin a new topic.
 
-    What is passed over gets no outcome and no dead letter. A topic that was made anew under its name
+    What is passed over gets no outcome and no dead letter. A topic that was recreated under its name
     begins where you say; partitions that it has no more are dropped. A running worker follows within seconds.
     """
     to_ = _to(to)

@@ -60,7 +60,7 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Bind this handler's name anew, where its group or topics have changed; can be repeated.",
+            help="Bind this handler's name again, where its group or topics have changed; can be repeated.",
             show_default=False,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""Shows how the demo goes: a live panel in a terminal, plain lines where nobody watches."""
+"""Shows how the demo goes: a live panel in a terminal, plain lines where the output is no terminal."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Play:
         self.killed = 0
 
     async def run(self) -> None:
-        """Send everything, kill meanwhile, and wait until the workers are done with it, or stand still."""
+        """Send everything, kill workers, and wait until the workers are done with it, or stand still."""
         watching = asyncio.create_task(self._watch())
         try:
             async with workers.running(self._scene):

@@ -18,7 +18,7 @@ from consumerkit.demo.payments import ACCOUNTS, Plan
 from consumerkit.demo.scene import Scene
 from consumerkit.demo.workers import COUNT, TARGET
 
-_WIDTH = 120  # where nobody watches
+_WIDTH = 120  # where the output is no terminal
 
 
 class Show:

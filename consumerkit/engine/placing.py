@@ -81,7 +81,7 @@ def beginning(
         return Beginning(ours, ours, lost, alarming=True)
     if standing.topic_id is not None and standing.topic_id != info.topic_id:
         raise PartitionUnusable(
-            f"topic {partition.topic!r} was made anew after {partition} had been handled up to offset {standing.mark} "
+            f"topic {partition.topic!r} was recreated after {partition} had been handled up to offset {standing.mark} "
             f"(its ID was {standing.topic_id} and is {info.topic_id}); to begin with the new one, run: "
             f"{_skip(handler, partition)} start"
         )

@@ -241,7 +241,7 @@ class Attributes:
                     self.refuse(f"{attribute} is no declaration: {_NOT_HERE[attribute]}. If it is yours, rename it")
 
     def refuse_unknown_fields(self, event_types: Sequence[Any]) -> None:
-        """Refuse a message ID or a fingerprint that reads a field of which no event type knows.
+        """Refuse a message ID or a fingerprint that reads a field that no event type has.
 
         Such an ID would be found in no message, and such a fingerprint would be the same for all.
         """

@@ -170,7 +170,7 @@ class Handler(_Declared, Generic[E]):
     if TYPE_CHECKING:  # optional: what is not defined is not called
 
         def on_duplicate(self, event: E, result: Any, context: Context[Any]) -> object:
-            """Take note of a message whose ID was processed before; see the class."""
+            """Handle a copy of a message that was processed before; see the class."""
 
 
 class BatchHandler(_Declared, Generic[E]):

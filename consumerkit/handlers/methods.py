@@ -114,7 +114,7 @@ def _is_async(attributes: Attributes, name: str) -> bool:
     if inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(vars(type(method)).get("__call__")):
         return True
     if inspect.iscoroutinefunction(_innermost(method)):
-        # Called in a thread it would return a coroutine that nobody awaits, and the effect would be lost.
+        # Called in a thread it would return a coroutine that is never awaited, and the effect would be lost.
         attributes.refuse(f"{name} is a plain function around a coroutine function; make the decorator's `async def`")
     return False
 

@@ -1,7 +1,8 @@
 """The bytes of a value: of a message ID, whose digest is the ledger's key, and of a fingerprint's field.
 
-Both are the same in every process and lose nothing, and making them changes nothing: a value of which that cannot be
-had is refused. The bytes of an ID never change from release to release; a fingerprint's are kept with their version.
+Both are the same in every process and lose nothing, and making them changes nothing: a value
+without such bytes is refused. The bytes of an ID never change from release to release; a fingerprint's are kept with
+their version.
 """
 
 from __future__ import annotations

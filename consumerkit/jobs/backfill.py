@@ -95,7 +95,7 @@ def checkpoints(
     committed, in this process or another. Two runs at once take turns, and each row is in one committed batch.
 
     Rows that appear behind the position while the backfill runs are met, those before it are not. A backfill that is
-    through goes on where it ended when it is run again; give it another name to begin anew.
+    through goes on where it ended when it is run again; give it another name to begin again.
 
     Args:
         session: Any session, whose transactions are READ COMMITTED, outside of `session.begin()`. Use `async for` with

@@ -36,7 +36,7 @@ class Expired:
     Attributes:
         handler: Its name.
         decided: Dead letters that were decided and lost their payload.
-        dead: Dead letters that nobody had decided on and that lost it.
+        dead: Undecided dead letters that lost it.
         parked: Parked messages that became dead letters.
         skipped: Partitions in which not everything was ended: the owner's transactions did not end in time, or a
             payload could not be unsealed.
@@ -182,7 +182,7 @@ class Expiry:
             self._announce(events.OutboxOld(topic=oldest.topic, sequence=oldest.sequence, since=since))
 
     async def unsent(self) -> Unsent:
-        """Give up messages that nobody has sent for too long, while no relay sends."""
+        """Give up messages that were not sent for too long, while no relay sends."""
         if self._outbox is None:
             return Unsent(0)
         oldest: Old | None = await self._run(self._expiring.oldest_unsent)

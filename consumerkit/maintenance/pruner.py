@@ -31,7 +31,7 @@ class Forgotten:
     Attributes:
         count: IDs that are forgotten.
         complete: False where another process is at it, a partition's row was in use all the time, or a position was
-            moved back meanwhile: what may go now, a new plan tells.
+            moved back since: a new plan tells what may go now.
     """
 
     count: int
@@ -47,7 +47,7 @@ async def forget(
     patient: bool = False,
     batch: int = BATCH,
 ) -> Forgotten:
-    """Forget what a plan lets go.
+    """Forget what a plan names.
 
     Args:
         run: Runs work in a transaction of its own.

@@ -116,7 +116,7 @@ def _failed(event: events.AttemptFailed) -> str:
 def _suspected(event: events.MessageSuspected) -> str:
     return (
         f"{event.message_id} at {event.partition}@{event.offset} failed alone, which is not counted before another "
-        f"message has run, since others may fail likewise; again in {event.wait:.1f} s: {event.error}"
+        f"message has run, because others may fail in the same way; again in {event.wait:.1f} s: {event.error}"
     )
 
 
@@ -265,7 +265,7 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
     events.UndecidedPayloadsErased: (
         logging.WARNING,
         lambda e: (
-            f"erased the payloads of {e.count} dead letters that nobody had decided on; they can be resolved or "
+            f"erased the payloads of {e.count} undecided dead letters; they can be resolved or "
             "discarded, and not redriven any more"
         ),
     ),

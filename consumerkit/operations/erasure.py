@@ -19,7 +19,7 @@ class Erased:
     """What was erased of one handler, or would be.
 
     Attributes:
-        handler: Its name; empty for the outbox, which is nobody's.
+        handler: Its name; empty for the outbox, which belongs to no handler.
         dead_letters: Dead letters that lost their payload.
         parked: Messages that were taken out of the parking lot, for good.
         outbox: Messages that were taken out of the outbox, unsent.
@@ -42,7 +42,7 @@ async def erase(
     by: str | None = None,
     dry_run: bool = False,
 ) -> list[Erased]:
-    """Erase what the database holds of messages with one key; workers may run meanwhile.
+    """Erase what the database holds of messages with one key; workers may run at the same time.
 
     Dead letters lose key, value, headers, message ID and the words of their errors, and are discarded unless they are
     resolved; the results and the ID texts in the ledger that belong to them go too. Parked messages can never be
@@ -52,7 +52,7 @@ async def erase(
     Args:
         database: What `Worker(database=...)` takes.
         key: The record key; text is taken as UTF-8.
-        handlers: Only what is stored for these handlers; the outbox, which is nobody's, is then left alone.
+        handlers: Only what is stored for these handlers; the outbox, which belongs to no handler, is then left alone.
         tables: The table definitions.
         by: Who does it, for the record; the operating system's user, where None. The key itself is not recorded.
         dry_run: Count, and change nothing.

@@ -2,8 +2,8 @@
 
 The database's mark decides where a partition is read from, not Kafka's committed offset; so Kafka's own tools move
 nothing, and these do. What a rewind reads again is deduplicated as far as the ledger remembers; what it has forgotten
-cannot be proven new, and is quarantined as `stale` unless it is said to run. A worker that runs meanwhile takes the
-partition anew at the new mark, within seconds.
+cannot be proven new, and is quarantined as `stale` unless it is said to run. A worker that runs takes the
+partition again at the new mark, within seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Moved:
 
     Attributes:
         partition: Which.
-        before: The mark until now; None where the handler had not begun with it, or the topic was made anew.
+        before: The mark until now; None where the handler had not begun with it, or the topic was recreated.
         after: The mark from now on.
         log: The offsets that are in the log.
         gone: Whether the topic does not have the partition any more, so that it is dropped.
@@ -99,11 +99,11 @@ async def skip(
     actor: str | None = None,
     dry_run: bool = False,
 ) -> list[Moved]:
-    """Have a handler pass over messages, or begin with a topic that was made anew under its name.
+    """Have a handler pass over messages, or begin with a topic that was recreated under its name.
 
     Args and errors are those of `rewind`; `to` may be `end`, for what is sent from now on, or `start`, for the oldest
     message there is, where what lies before it was deleted unread. A partition that the topic does not have any more,
-    since it was made anew with fewer, is dropped.
+    since it was recreated with fewer, is dropped.
     """
     return await _move(place, handler, topic, to, partitions, actor, dry_run, back=False, run_forgotten=False)
 
@@ -205,7 +205,7 @@ async def _carry_out(
 def _as_it_stands(asked: Moved, mark: int | None, *, back: bool) -> Moved:
     """Return a move as it is carried out where the mark has moved since it was looked at, before the fence was held.
 
-    A skip never goes back over what was processed meanwhile, and a rewind passes over nothing that another one is to
+    A skip never goes back over what was processed since, and a rewind passes over nothing that another one is to
     bring back.
     """
     if asked.gone or mark is None or asked.before is None or mark == asked.before:

@@ -83,7 +83,7 @@ class BrakeState:
         return False
 
     def reject(self, key: Hashable, now: float) -> bool:
-        """Take note of a Reject; return False, with the brake on, where too many keys have had one since a success."""
+        """Count a Reject; return False, with the brake on, where too many keys have had one since a success."""
         if len(self._rejected) <= self._policy.rejected_keys:
             self._rejected.add(key)
         if len(self._rejected) <= self._policy.rejected_keys:
@@ -126,6 +126,6 @@ class BrakeState:
         self._rejected.clear()
         was_on, self.on = self.on, False
         if was_on:
-            # What failed meanwhile is tried again, and must not put the brake on at its first dead letter.
+            # What failed under the brake is tried again, and must not put the brake on at its first dead letter.
             self._tokens = max(self._tokens, 1.0)
         return was_on

@@ -19,7 +19,7 @@ class PayloadRetention:
 
     Args:
         decided: A dead letter, after it was resolved or discarded. The facts stay.
-        dead: A dead letter that nobody has decided on, after it died. It stays dead without its payload, so it cannot
+        dead: An undecided dead letter, after it died. It stays dead without its payload, so it cannot
             be redriven any more, only resolved or discarded; a key that it holds stays held.
         parked: A parked message, after it was parked first. It becomes a dead letter of the reason `expired`, with its
             payload, which can be redriven.

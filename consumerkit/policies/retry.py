@@ -73,7 +73,7 @@ class Retry:
     attempt ends them, and else the longest wait counts. A class of groups may be named in `on`, too.
 
     Only a failure of the message alone counts as an attempt: a failure within a group may be another message's
-    fault, and trouble of the database or the broker is nobody's. Attempts are counted over all errors of a message:
+    fault, and trouble of the database or the broker is no message's. Attempts are counted over all errors of a message:
     after two timeouts, a third failure of another kind is the third attempt of that kind's policy.
 
     Raises:

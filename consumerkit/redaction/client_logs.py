@@ -8,7 +8,7 @@ import logging
 def silence_debugging(*loggers: str) -> None:
     """Keep DEBUG lines of these loggers out, whatever their level is set to.
 
-    Called whenever a client connects: a program that sets its logging up again lets go of filters. A second call adds
+    Called whenever a client connects: a program that sets up its logging again loses filters. A second call adds
     nothing.
 
     Example:

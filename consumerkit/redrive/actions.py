@@ -234,7 +234,7 @@ def _completed(tables: Tables, letter: Any, identity: Identified, kept: Kept | N
 
 
 def _claim(scene: Scene, going: Sequence[Identified], kept: Mapping[bytes, Kept]) -> None:
-    """Have the ledger hold the IDs as parked: dead ones, and those of which nothing is known there."""
+    """Have the ledger hold the IDs as parked: dead ones, and those that it does not know."""
     ledger = Ledger(scene.lot.tables, scene.lot.dialect, scene.lot.consumer)
     digests = [one.digest for one in going if one.digest is not None]
     dead = [digest for digest in digests if digest in kept]

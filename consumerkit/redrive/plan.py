@@ -20,7 +20,7 @@ from consumerkit.storage.tables import Tables
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """One partition of one topic, with a handler's dead letters; a topic that was made anew is another one.
+    """One partition of one topic, with a handler's dead letters; a topic that was recreated is another one.
 
     Attributes:
         consumer, handler: The handler's number and name.
@@ -55,7 +55,7 @@ class Plan:
     """The work of one run.
 
     Attributes:
-        logs: One after another; of a topic made anew, the older first.
+        logs: One after another; of a recreated topic, the older first.
         ceiling: The highest ID; what dies later is for another run.
         left: IDs that were asked for and are not dead letters now.
     """

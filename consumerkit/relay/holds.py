@@ -34,7 +34,7 @@ class Hold:
     until: float = 0.0
 
     def again(self, cause: Cause, now: float) -> None:
-        """Take note of one more failure: the wait doubles, and jitter only adds to it, never past the longest.
+        """Count one more failure: the wait doubles, and jitter only adds to it, never past the longest.
 
         What fails while the place waits was sent together with what made it wait: that is one failure, or a short
         outage under load would be followed by the longest wait.
@@ -105,7 +105,7 @@ class Holds:
         return sorted(place.topic for place in self._waiting(now) if place.queue is None)
 
     def queues(self, now: float) -> set[Queue]:
-        """Return the queues that wait, and those without a key of which a message does."""
+        """Return the queues that wait, and those without a key where one message does."""
         return {place.queue for place in self._waiting(now) if place.queue is not None}
 
     def _waiting(self, now: float) -> list[Place]:

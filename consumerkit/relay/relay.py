@@ -54,7 +54,7 @@ class Relay:
         announce: Told what happened.
         written: Set when this process has written to the outbox.
         principal: The Kafka user that the producer is, to tell who lacks a right; None if it is not known.
-        deadline: Seconds after which a database that does not answer is left, and asked anew.
+        deadline: Seconds after which a database that does not answer is left, and asked again.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Relay:
         self._written = written
         self._holds = Holds()
         self._stopping = asyncio.Event()
-        # Topics that have not answered yet, in whichever round they were sent to; nothing else of them goes meanwhile.
+        # Topics that have not answered yet, in whichever round they were sent to; until then nothing else of them goes.
         self._shipments: dict[str, Shipment] = {}
         self._rows = Rows(database, dialect, tables, deadline)
         self._awaited = Awaited(self._rows.holder, announce)
@@ -237,7 +237,7 @@ class Relay:
         return sum(shipment.size for shipment in self._shipments.values())
 
     def _harvest(self) -> int:
-        """Take note of the answers that are there; return how many messages went."""
+        """Apply the answers that are there; return how many messages went."""
         went = 0
         for topic in [topic for topic, shipment in self._shipments.items() if shipment.task.done()]:
             shipment = self._shipments.pop(topic)

@@ -75,7 +75,7 @@ class Rows:
         return await self._database.run(look, within=self._deadline)
 
     async def holder(self) -> RelayHolder | None:
-        """Return who has the relay's turn while messages wait; None where nobody has, or nothing waits."""
+        """Return who has the relay's turn while messages wait; None where no process has, or nothing waits."""
 
         def look(session: Session) -> RelayHolder | None:
             connection = session.connection()

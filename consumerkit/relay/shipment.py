@@ -106,7 +106,7 @@ async def _by_reference(
     delivery: Delivery,
 ) -> SendFailure | None:
     """Send a dead letter without what makes it large; return the last refusal, or None."""
-    # Its payload may have been erased in the table meanwhile: then this copy is the last one.
+    # Its payload may have been erased in the table since: then this copy is the last one.
     if not await kept(pending.message):
         return refused
     answer: SendFailure | None = refused

@@ -138,7 +138,7 @@ async def _kept(turn: Turn) -> AsyncIterator[Turn]:
 
 
 class Awaited:
-    """Tells, once, that the turn is with a process of which nothing is heard, and that this is over.
+    """Tells, once, that the process with the turn is silent, and that this is over.
 
     A process that works keeps the turn for as long as there is much to send. That is no standing still.
 
@@ -154,7 +154,7 @@ class Awaited:
         self._told = False
 
     async def note(self, now: float) -> None:
-        """Take note that another process has the turn."""
+        """Record that another process has the turn."""
         if self._since is None:
             self._since = now
         waited = now - self._since
@@ -169,7 +169,7 @@ class Awaited:
             self._announce(events.OutboxTurnAwaited(holder=holder.name, seconds=waited))
 
     def over(self, now: float) -> None:
-        """Take note that the turn is ours."""
+        """Record that the turn is ours."""
         if self._told and self._since is not None:
             self._announce(events.OutboxTurnCame(seconds=now - self._since))
         self._since, self._told = None, False

@@ -36,7 +36,7 @@ def bind(
         group: Its consumer group.
         topics: Its topics.
         ordering: Its ordering's value; what is kept stays where None.
-        adopt: Bind the name anew where it is bound to something else.
+        adopt: Bind the name again where it is bound to something else.
 
     Raises:
         StartError: The name is bound to another group or other topics.

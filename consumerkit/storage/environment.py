@@ -75,7 +75,7 @@ def check_environment(url: URL, service: Mapping[str, str]) -> None:
     """Refuse variables, and entries of a service, that PostgreSQL's drivers could not read.
 
     Args:
-        url: What it says goes before what they say, which is then read by nobody.
+        url: What it says goes before what they say, which is not read then.
         service: The entries of the service that is asked for; empty where none is.
 
     Raises:

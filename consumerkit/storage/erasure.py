@@ -68,7 +68,7 @@ class Erasing:
     def parked(self, session: Session, consumer: int, partition: TopicPartition, key: bytes, by: str) -> int | None:
         """Take the parked messages of a key out of the lot, for good: each leaves a dead letter without a payload.
 
-        Their partition's fence is held meanwhile. Its owner then takes the partition anew, and so learns of it.
+        Their partition's fence is held until it is done. Its owner then takes the partition again, and so learns of it.
 
         Returns:
             How many; None where the owner's transactions did not end in time.
@@ -117,7 +117,7 @@ class Erasing:
         return bool(connection.execute(select(c.ordering).where(c.id == consumer)).scalar_one() == "partition")
 
     def have_taken_anew(self, connection: Connection, consumer: int, partition: TopicPartition) -> None:
-        """Give the partition a token that its owner does not know; to take it anew is no death."""
+        """Give the partition a token that its owner does not know; to take it again is no crash."""
         table = self.tables.partition_progress
         c = table.c
         here = and_(c.consumer == consumer, c.topic == partition.topic, c.partition == partition.partition)

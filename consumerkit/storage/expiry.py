@@ -34,7 +34,7 @@ UNSENT: Final = 500
 FENCE_WAIT: Final = 2.0
 RELAY_WAIT: Final = 5.0
 UNCLAIMED: Final = 86_400.0
-"""Seconds after which a row that no owner has taken out is taken for one of a partition that nobody owns."""
+"""Seconds after which a row that no owner has taken out is taken for one of a partition without an owner."""
 
 ACTOR: Final = "retention"
 _LIMITS: Final = Limits(statement=60.0, lock=5.0, idle=60.0)
@@ -81,7 +81,7 @@ class Expiring:
         numbers = list(rows.scalars())
         values = {**GONE, "erased_at": func.now()}
         if not decided:
-            values["history"] = history.extended("[]", history.entry("erased", ACTOR, note="nobody decided on it"))
+            values["history"] = history.extended("[]", history.entry("erased", ACTOR, note="it was not decided on"))
         for start in range(0, len(numbers), 900):
             some = numbers[start : start + 900]
             connection.execute(update(table).where(table.c.id.in_(some)).values(**values))
@@ -153,7 +153,7 @@ class Expiring:
         return lot.read(connection, fitting)
 
     def _free(self, connection: Connection, lot: ParkingLot, rows: Sequence[ParkedMessage]) -> list[ParkedMessage]:
-        """Lock what else is to be changed; return those of which nobody has the ledger's row or the letter in hand."""
+        """Lock the ledger rows and letters too; return the rows where both were free."""
         ledger, letter = self.tables.processed_messages.c, self.tables.dead_letters.c
         digests = [row.digest for row in rows if row.digest is not None]
         letters = [row.dead_letter for row in rows if row.dead_letter is not None]
@@ -163,7 +163,7 @@ class Expiring:
         return [row for row in rows if row.digest not in busy and row.dead_letter not in busy]
 
     def _take_out_unclaimed(self, connection: Connection, lot: ParkingLot, partition: TopicPartition) -> None:
-        """Take out what waits for an owner that does not come; one that does after all takes the partition anew."""
+        """Take out what waits for an owner that does not come; one that does after all takes the partition again."""
         c = self.tables.parked_messages.c
         here = and_(self._unclaimed(lot.consumer), c.topic == partition.topic, c.partition == partition.partition)
         rows = connection.execute(select(c.id, c.key).where(here).with_for_update(skip_locked=True)).all()
@@ -180,7 +180,7 @@ class Expiring:
     # The outbox.
 
     def unsent(self, session: Session, seconds: float) -> list[Old] | None:
-        """Give up messages that nobody has sent for so long, while no relay sends; None where one does all the time."""
+        """Give up messages that were not sent for so long, while no relay sends; None where one does all the time."""
         if not self.dialect.lock_relay(session, wait=RELAY_WAIT):
             session.rollback()
             return None
@@ -189,7 +189,7 @@ class Expiring:
         return outbox.expire(connection, self.tables, self._before(seconds), UNSENT, actor=ACTOR)
 
     def count_unsent(self, session: Session, seconds: float) -> int:
-        """Return how many messages nobody has sent for so long."""
+        """Return how many messages were not sent for so long."""
         return outbox.count_old(session.connection(), self.tables, self._before(seconds))
 
     def oldest_unsent(self, session: Session) -> Old | None:

@@ -154,13 +154,13 @@ _ENGINE = "_consumerkit_engine"
 
 
 def note_engine(error: BaseException, engine: Engine) -> None:
-    """Note out of which engine an error came; see `engine_of`."""
+    """Note the engine that an error came from; see `engine_of`."""
     with suppress(Exception):  # an error may be of any class
         setattr(error, _ENGINE, engine)
 
 
 def engine_of(error: BaseException) -> Engine | None:
-    """Return the engine out of which an error came, where SQLAlchemy told it."""
+    """Return the engine that an error came from, where SQLAlchemy told it."""
     found = vars(error).get(_ENGINE) if is_a(error, DBAPIError) else None
     return found if isinstance(found, Engine) else None
 

@@ -37,10 +37,10 @@ class Taken(NamedTuple):
     Attributes:
         owner: The new token.
         deaths: Owners in a row before us that neither gave the partition back nor got any further.
-        suspects: The offsets that began to run alone and of which nothing more was heard, with how often.
+        suspects: The offsets that began to run alone and left no trace, with how often.
         standing: How far its owners before have come.
-        ours: Whether the owner before was this process, so that nobody else has owned it since.
-        new: Whether nobody has owned it before.
+        ours: Whether the owner before was this process, so that no other has owned it since.
+        new: Whether it never had an owner.
     """
 
     owner: bytes

@@ -1,7 +1,7 @@
 """Where a handler's first run on a topic begins: decided once, for all partitions that the topic then has.
 
 A partition that is missing from that record was added later, so nothing in it is older than the first run. The record
-is kept by the topic's ID: a topic that was made anew under its name is another topic.
+is kept by the topic's ID: a topic that was recreated under its name is another topic.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def entry(what: str, by: str, *, note: str = "", **facts: Any) -> Entry:
 
 
 def extended(history: str, *entries: Entry) -> str:
-    """Return a history with more entries; the oldest are let go of where there are too many."""
+    """Return a history with more entries; the oldest are dropped where there are too many."""
     return json.dumps([*load(history), *entries][-ENTRIES:])
 
 

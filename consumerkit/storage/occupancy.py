@@ -16,7 +16,7 @@ from consumerkit.storage.tables import Tables
 def count_by_handler(session: Session, tables: Tables) -> Sequence[Any]:
     """Return (handler name, messages parked, how many of them are due, when the oldest was parked, keys held).
 
-    A row that holds a dead message's key, or has let go of it and waits for the partition's owner, is no message.
+    A row that holds a dead message's key, or has released it and waits for the partition's owner, is no message.
     """
     c, consumers = tables.parked_messages.c, tables.consumers.c
     now = dialect_for(session.connection().dialect.name, tables).in_seconds(0.0)

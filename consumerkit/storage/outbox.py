@@ -202,7 +202,7 @@ def listed(
 def discard(session: Session, tables: Tables, sequence: int, *, actor: str) -> str | None:
     """Remove a message that was not sent, and record who did; return its topic, or None if it is not there."""
     c = tables.outbox_messages.c
-    # Before the details are read, so that they are of what is removed here, and not sent meanwhile.
+    # Before the details are read, so that they are of what is removed here, and not of what was sent since.
     row = session.execute(
         delete(tables.outbox_messages)
         .where(c.sequence == sequence)

@@ -20,7 +20,7 @@ class Kind(StrEnum):
     MESSAGE: a message that waits for its next attempt, or behind one that does.
     HELD: stands for a dead message, and keeps the later ones of its key waiting until a person decides. Never due.
     RELEASED: was held, and a person has decided: the owner takes it out, and what waited behind it is next.
-    REPEAT: a duplicate of a processed message, of which the handler would not be told; its ID's claim is the first's.
+    REPEAT: a duplicate of a processed message that its handler does not ask for; its ID's claim is the first's.
     """
 
     MESSAGE = "message"
@@ -40,7 +40,7 @@ class ParkedMessage:
         message_id: The ID as text.
         fingerprint, fingerprint_version: As in the ledger.
         attempts: Invocations that failed alone.
-        deliveries: Runs that were begun and of which nothing is known: the process died.
+        deliveries: Runs that began and left no trace: the process died.
         wait: Seconds until it is due; None where it waits behind another.
         due_at: When it is due, as it was read; None where it was not.
         first_failed_at: When the first attempt failed; None before.

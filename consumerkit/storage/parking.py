@@ -140,7 +140,7 @@ class ParkingLot:
         """Write down what became of an attempt, and when the next is due, and lock the row as `lock` does.
 
         Returns:
-            False where it is not as it was `read` any more: nothing is overwritten that was written meanwhile.
+            False where it is not as it was `read` any more: nothing that was written since is overwritten.
         """
         values = {name: value for name, value in row_of(parked).items() if name in _CHANGING}
         due = None if parked.wait is None else self.dialect.in_seconds(parked.wait)
@@ -201,7 +201,7 @@ class ParkingLot:
         )
 
     def places(self, connection: Connection, digests: Sequence[bytes]) -> list[Place]:
-        """Return where messages of these IDs are parked; without redriven ones, of which no owner need know."""
+        """Return where messages of these IDs are parked. Excludes redriven rows: the owner does not track them."""
         c = self.tables.parked_messages.c
         query = select(c.topic, c.partition, c.key, c.id).where(c.consumer == self.consumer, c.digest.in_(digests))
         query = query.where(c.dead_letter.is_(None))

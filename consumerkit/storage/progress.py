@@ -53,7 +53,7 @@ class Lane(NamedTuple):
 
     @classmethod
     def new(cls) -> Lane:
-        """Return a lane that nobody has seen before."""
+        """Return a lane that has not been seen before."""
         return cls(secrets.token_bytes(LANE_BYTES))
 
     @property
@@ -205,9 +205,9 @@ def move(
 ) -> Standing | None:
     """Move a partition's mark on a person's word, fence its owner, and return what was there before.
 
-    The caller's transaction holds the fence. The owner finds another's token, takes the partition anew, and so comes to
-    the new mark. What is above it may have been processed, so nothing is forgotten before the mark has passed the log's
-    end as it was when it was asked for, `ago` seconds ago.
+    The caller's transaction holds the fence. The owner finds another's token, takes the partition again, and so comes
+    to the new mark. What is above it may have been processed, so nothing is forgotten before the mark has passed the
+    log's end as it was when it was asked for, `ago` seconds ago.
     """
     table = tables.partition_progress
     c = table.c

@@ -1,4 +1,4 @@
-"""What the ledger may forget, and how it does: a bounded batch at a time, and in nobody's way.
+"""What the ledger may forget, and how it does: a bounded batch at a time, and in no transaction's way.
 
 Below a partition's mark everything is finished, and its IDs are needed for resends only. What was processed above the
 mark a restart would deliver again, however old it is: so a handler's ledger forgets nothing that was processed after
@@ -86,7 +86,7 @@ class Plan:
 
 
 class OutdatedPlan(Exception):
-    """A position was moved back meanwhile, so that the plan may not be carried out any more."""
+    """A position was moved back since, so that the plan may not be carried out any more."""
 
 
 class Batch(NamedTuple):
@@ -120,7 +120,7 @@ class Pruning:
             session: The caller's.
             retention: Seconds for which a processed ID is remembered.
             handlers: Names; all that the database knows, where None.
-            unpositioned: Let go by age alone what handlers processed of which no position is known.
+            unpositioned: Forget by age alone what handlers processed where no position is known.
         """
         c = self.tables.consumers.c
         query = select(c.id, c.name, c.topics).order_by(c.name)
@@ -253,7 +253,7 @@ class Pruning:
         return connection
 
     def _old(self, plan: Plan) -> ColumnElement[bool]:
-        """Return which rows may go: processed ones, and dead ones that nobody can have run again."""
+        """Return which rows may go: processed ones, and dead ones that can never run again."""
         c, letter = self.tables.processed_messages.c, self.tables.dead_letters.c
         needed = exists().where(letter.consumer == c.consumer, letter.digest == c.digest, letter.state.in_(_NEEDED))
         gone = or_(c.outcome == int(Outcome.PROCESSED), and_(c.outcome == int(Outcome.DEAD), ~needed))
@@ -266,7 +266,7 @@ class Pruning:
 
 
 def _is_gone(row: Row[Any], latest: Mapping[str, LatestTopic]) -> bool:
-    """Return whether a partition's topic was made anew with fewer partitions: nothing of it can come again."""
+    """Return whether a partition's topic was recreated with fewer partitions: nothing of it can come again."""
     now = latest.get(row.topic)
     return now is not None and row.topic_id != now.topic_id and row.partition not in now.partitions
 

@@ -113,7 +113,7 @@ def park(
 
 
 def _stand_in(lot: ParkingLot, connection: Connection, number: int, resend: ParkedMessage) -> bool:
-    """Turn a row that holds its key into a resend; False where another partition's owner has let go of it meanwhile."""
+    """Turn a row that holds its key into a resend; False where another partition's owner has released it."""
     table = lot.tables.parked_messages
     statement = update(table).where(table.c.id == number, table.c.kind == Kind.HELD.value)
     values = {"parked_at": lot.dialect.in_seconds(0.0), **lot.row(resend)}

@@ -71,7 +71,7 @@ def _resolve(
 
 
 def _let_go(connection: Connection, dialect: Dialect, tables: Tables, consumer: int, letter: int) -> None:
-    """Have the key that a letter holds let go of, wherever that is: nobody can decide on the letter any more.
+    """Release the key that a letter holds, wherever that is: the letter cannot be decided on any more.
 
     Another partition's fence is not held here, so its head cannot be told. The row is due whatever stands before it:
     its owner only takes it out, and what stands first is next.

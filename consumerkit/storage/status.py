@@ -104,7 +104,7 @@ class Search:
         return self.connection.execute(query).first()
 
     def _found(self, consumer: int, kept: Any) -> MessageStatus | None:
-        """Return the status of an ID that the ledger has; None where it changed meanwhile."""
+        """Return the status of an ID that the ledger has; None where it has changed."""
         if kept.outcome == Outcome.PARKED:
             return self._parked(consumer)
         letters = self._letters(consumer)

@@ -288,7 +288,7 @@ def _partition_progress(prefix: str, metadata: MetaData) -> Table:
 
     The token is random at each taking, never a counter that a failover could hand out twice. `deaths` counts owners in
     a row that neither gave the partition back nor got any further; `suspects` are the offsets that began to run alone
-    and of which nothing more was heard, with how often, as JSON.
+    and left no trace, with how often, as JSON.
     """
     return Table(
         f"{prefix}partition_progress",

@@ -13,7 +13,7 @@ away, and the transport tells the `AssignmentListener`:
   consumer; every message carries the epoch under which it was fetched. Messages of an epoch that is over are never
   returned, and positions of an epoch that is over are never committed: they are dropped silently, since the partition's
   next owner starts from what was committed. A message carries its topic's ID, so a partition waits until the broker has
-  told that: a topic may have been made anew since the last time.
+  told that: a topic may have been recreated since the last time.
 * `revoked` while the partitions still belong to this consumer. The engine finishes or rolls back what it has in hand,
   within `Subscription.drain_timeout`, and returns the positions to commit; the transport commits them, awaiting the
   answer, before it lets the partitions go.
@@ -26,8 +26,8 @@ Listener calls of one consumer never overlap. A listener must not raise; if it d
 partitions as revoked without positions and reports through `health`.
 
 **Where reading starts.** At the group's committed offset. Where there is none, at `Subscription.start_from`, as an
-explicit position. An engine whose database knows better goes elsewhere by `seek`. A partition of which the broker
-cannot tell, for want of a leader, is assigned once it can, and keeps no other waiting.
+explicit position. An engine whose database knows better goes elsewhere by `seek`. A partition without a leader is
+assigned once it has one, and keeps no other waiting.
 
 **Questions.** `describe`, `survey` and `since` ask about many partitions at a time, on connections that fetch nothing:
 a broker answers what stands behind a fetch only after it.
@@ -43,8 +43,8 @@ skipped.
 
 **Passing over.** Where a log goes on without a message (the markers of transactions, aborted and compacted records),
 `passed` tells how far a partition is read: all below that offset was returned by `fetch`, or holds no message. It goes
-with the `fetch` that returned last, and is to be asked for before the next one. A partition of which something is
-fetched and not yet returned is not told of, nor is one that is held; a position bears its epoch, so `seek` and a new
+with the `fetch` that returned last, and is to be asked for before the next one. It leaves out a partition with
+something that is fetched and not yet returned, and one that is held; a position bears its epoch, so `seek` and a new
 assignment make it void.
 
 **Pausing.** `pause` stops delivery for all partitions, including those assigned later, until `resume`; a rebalance
@@ -67,8 +67,8 @@ as a consumer's; `finished` tells that nothing is left, whatever offsets are mis
 retention has overtaken raises `PartitionUnusable`.
 
 **Errors.** Passing trouble (broker down, request timed out) is the transport's to survive: `fetch` returns nothing
-meanwhile. What does not pass is raised as `StartError` (start: authentication, authorisation, unknown topics) or is
-`Unavailable` (commit: no answer from the broker; the engine commits again later, with newer positions).
+until it is over. What does not pass is raised as `StartError` (start: authentication, authorisation, unknown topics) or
+is `Unavailable` (commit: no answer from the broker; the engine commits again later, with newer positions).
 
 **Health.** `health()` is cheap and callable from any thread: it tells how long ago the client's own loop last ran,
 and the fatal error if there was one. The watchdog ends the process by it.
@@ -170,7 +170,7 @@ class PartitionInfo:
     """What the broker tells of a partition that is assigned.
 
     Attributes:
-        topic_id: Tells the topic from one made anew under its name.
+        topic_id: Tells the topic from a later one of its name.
         start: The first offset that is in the log.
         end: The offset that the next record will get.
         committed: What the group has committed, or None.
@@ -222,7 +222,7 @@ class AssignmentListener(Protocol):
     """Told of every change of assignment; see the module's docstring."""
 
     async def assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
-        """Take note of new partitions: where each is read from, and under which epoch."""
+        """Record new partitions: where each is read from, and under which epoch."""
 
     async def revoked(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
         """Finish with the partitions and return the positions to commit."""
@@ -232,7 +232,7 @@ class AssignmentListener(Protocol):
         """Forget the partitions."""
 
     async def failed(self, partition: TopicPartition, error: PartitionUnusable) -> None:
-        """Take note that the partition is not read any further."""
+        """Record that the partition is not read any further."""
 
 
 class Consumer(Protocol):
@@ -279,8 +279,7 @@ class Consumer(Protocol):
     async def describe(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
         """Ask the broker about assigned partitions, now.
 
-        One that is not assigned any more is left out, and so is one of which the broker cannot tell now, for want of a
-        leader.
+        Leaves out those that are not assigned any more, and those that have no leader now.
 
         Raises:
             Unavailable: The broker did not answer, or does not know of a topic now; what it told before is no answer.
@@ -389,7 +388,7 @@ class Transport(Protocol):
     async def keeps(self, names: Collection[str]) -> dict[str, float]:
         """Return for how many seconds the broker keeps a topic's records; infinity where it never drops them by age.
 
-        A topic of which the broker does not tell (it has no such topic, or we lack the right to ask) is left out.
+        Leaves out a topic that the broker does not describe: it has none, or we lack the right to ask.
 
         Raises:
             StartError: The broker refused the connection, or could not be reached in time.

@@ -52,7 +52,7 @@ _RESERVED: Final = {
 _CREDENTIALS: Final = ("sasl.", "ssl.", "security.", "enable.ssl.", "https.ca.", "enable.sasl.")
 
 
-# Words without digits, of which only those that are known stand alone: anything else may be a password.
+# Words without digits. Only those that are known stand alone: anything else may be a password.
 _NAME: Final = re.compile(r"[A-Za-z]{1,40}(?:[._][A-Za-z]{1,40}){1,12}")
 _ALONE: Final = frozenset(("acks", "debug", "linger", "loop", "partitioner", "retries"))
 

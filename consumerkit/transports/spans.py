@@ -33,7 +33,7 @@ class Spans:
         self.positions: dict[int, int] = {number: span.start for number, span in self.read.items()}
 
     def open(self) -> dict[int, int]:
-        """Return the positions of those partitions of which something may be left."""
+        """Return the positions of the partitions that may have something left."""
         return {number: at for number, at in self.positions.items() if at < self.read[number].end}
 
     def taken(self, messages: Iterable[Message]) -> list[Message]:

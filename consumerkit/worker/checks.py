@@ -205,7 +205,7 @@ async def _asked(given: Database, work: Callable[[Session], T]) -> T:
 
 
 def _left_behind(session: Session, tables: Tables, declared: Declaration, number: int) -> None:
-    """Warn of messages that are parked and that nobody will try again, since their topic is not consumed any more.
+    """Warn of parked messages that will not be tried again, because their topic is not consumed any more.
 
     Those of other handlers' names are not reported here: another service may own them; `db stats` counts them.
     """

@@ -12,7 +12,7 @@ from consumerkit import events
 from consumerkit.events import Event
 
 DOUBT_PATIENCE: Final = 60.0
-"""Seconds for which a partition may be in doubt before it is told: it is taken anew by itself, mostly at once."""
+"""Seconds for which a partition may be in doubt before it is told: it is taken again by itself, mostly at once."""
 
 SUSPECTED: Final = 60.0
 """Seconds for which a message may wait without an attempt counted before it is told, and for which that lasts."""
@@ -109,7 +109,7 @@ class States:
         }
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Record an event."""
         note = self._notes.get(type(event))
         if note is not None:
             with self._lock:

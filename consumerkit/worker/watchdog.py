@@ -1,7 +1,7 @@
 """The watchdog: a process that stands still ends itself, so that its partitions go to one that works.
 
 It is a thread, since what it watches for is an event loop that does not turn. It never tries to repair: what a
-half-dead process still holds is known to nobody, while what a dead one held is rolled back and delivered again.
+half-dead process still holds is unknown, while what a dead one held is rolled back and delivered again.
 """
 
 from __future__ import annotations

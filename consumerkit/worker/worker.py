@@ -71,8 +71,8 @@ class Worker:
         stall_timeout: Seconds without a sign of life from the event loop, a consumer or a transaction (beyond
             `transaction_timeout`) after which the process ends itself, to be restarted.
         retention: For how long the ledger remembers a processed message ID: seconds, a timedelta, or None for ever.
-        payload_retention: For how long a dead letter keeps its payload after it was resolved or discarded, likewise; or
-            a `PayloadRetention`, which has spans for what is undecided, parked and unsent, too.
+        payload_retention: For how long a dead letter keeps its payload after it was resolved or discarded, in the same
+            form; or a `PayloadRetention`, which has spans for what is undecided, parked and unsent, too.
         failpoints: For tests: read `CONSUMERKIT_FAILPOINT` from the environment.
 
     Raises:
@@ -328,7 +328,7 @@ class Worker:
     async def run(self, stopping: asyncio.Event) -> bool:
         """Start, consume until `stopping` is set, and stop; for a process that does nothing else.
 
-        Python's cyclic garbage collector runs less often meanwhile, which `start` leaves alone.
+        Python's cyclic garbage collector runs less often while it does, which `start` leaves alone.
 
         Returns:
             What `stop` returned.

@@ -277,7 +277,7 @@ async def test_a_topic_made_anew_under_a_worker_stops_until_a_person_says_so(
         await _applied(run, stage, 20)
         await asyncio.to_thread(made_anew)
         await run.until(lambda: len({one.partition for one in run.seen(PartitionStopped)}) == 2, "the stops")
-        assert all("made anew" in one.error for one in run.seen(PartitionStopped))
+        assert all("recreated" in one.error for one in run.seen(PartitionStopped))
         await positions.skip(_place(run), stage.topic, stage.topic, "start")
         await run.until(lambda: stage.count_effects() >= 60, "all of the new topic")
     assert _ids(stage) == _once(60)
@@ -384,7 +384,7 @@ async def test_a_topic_made_anew_stops_until_a_person_says_so(place: MemoryStage
     handler = Write()
     async with place.run(handler) as run:
         await run.until(lambda: bool(run.seen(PartitionStopped)), "the stop")
-        assert "made anew" in run.seen(PartitionStopped)[0].error
+        assert "recreated" in run.seen(PartitionStopped)[0].error
         await asyncio.sleep(0.3)
         assert handler.seen == []
         await positions.skip(_place(run), "write", TOPIC, "start")

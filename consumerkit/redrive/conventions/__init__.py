@@ -41,7 +41,7 @@ _READERS: Final[Mapping[Convention, tuple[Callable[[Message], bool], Callable[[M
 
 
 def conventions_of(message: Message) -> tuple[Convention, ...]:
-    """Return the conventions of which a record has headers."""
+    """Return the conventions whose headers a record has."""
     return tuple(convention for convention, (recognises, _) in _READERS.items() if recognises(message))
 
 

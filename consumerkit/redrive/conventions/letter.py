@@ -29,7 +29,7 @@ class Letter:
         convention: The convention's name.
         key, value: As in the record.
         headers: The record's, without the convention's own.
-        origin: Where the message stood; None where the convention says that nobody knows.
+        origin: Where the message stood; None where the convention says that it is unknown.
         topic_id: The ID that the origin's topic had; empty where the convention does not tell it.
         timestamp: The message's, in milliseconds since the epoch; -1 where unknown.
         reason: Why it is dead, in our words.

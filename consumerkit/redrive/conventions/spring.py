@@ -4,7 +4,7 @@ Its headers are named `kafka_dlt-*`; in retry topics (`@RetryableTopic`) and the
 and have `retry_topic-*` beside them. Texts are UTF-8, partitions four bytes, offsets and timestamps eight, big-endian.
 A record that was published again and again has a header several times: the first tells where the message stood first,
 the last how it failed last. The record's value is the original one also where it could not be deserialized.
-`springDeserializerException*` holds a serialized Java object, which nobody here looks into.
+`springDeserializerException*` holds a serialized Java object, which is not looked into.
 """
 
 from __future__ import annotations

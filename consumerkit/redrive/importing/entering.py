@@ -137,7 +137,7 @@ class Register:
         return found
 
     def _claimed(self, connection: Connection, claims: Sequence[Claim]) -> dict[bytes, Kept]:
-        """Claim the IDs that nobody holds as dead ones; return what the ledger holds for each now."""
+        """Claim the free IDs as dead ones; return what the ledger holds for each now."""
         first = {claim.digest: claim for claim in reversed(claims)}
         if self.dry_run:
             kept = self.ledger.dialect.kept(connection, self.ledger.consumer, list(first)) if first else {}

@@ -1,4 +1,4 @@
-"""Where a dead letter of a dead-letter topic belongs: at which place of which topic that its handler reads.
+"""Where a dead letter of a dead-letter topic belongs: the place in a topic that its handler reads.
 
 A place in the log that a record names is the handler's own only where the record tells the ID that the topic has now,
 and the place is below the log's end and below the handler's mark: whatever stood there has been dealt with. Then the

@@ -76,7 +76,7 @@ def check_number(consumer: int, name: str | None, found: int | None) -> None:
 
 
 RELAY_IDLE: Final = 10.0
-"""Seconds after which a relay of which nothing is heard loses its turn, where the server can see to that."""
+"""Seconds after which a silent relay loses its turn, where the server can see to that."""
 
 
 class RelayHolder(NamedTuple):
@@ -155,7 +155,7 @@ class Dialect(Protocol):
     def claim(
         self, connection: Connection, consumer: int, claims: Sequence[Claim], *, name: str | None = None
     ) -> set[bytes]:
-        """Insert the claims that nobody holds, in the order of their digests; return the digests inserted.
+        """Insert the claims that are free, in the order of their digests; return the digests inserted.
 
         Waits for a concurrent transaction that inserted one of them, and finds it taken if that one commits.
         `claims` is sorted by digest, each digest once. `name` is the handler's whose number is `consumer`.
@@ -227,7 +227,7 @@ class Dialect(Protocol):
         """Leave a sign of life beside a guard from outside of the database."""
 
     def relay_holder(self, connection: Connection, location: str) -> RelayHolder | None:
-        """Return who has the relay's turn; None where nobody has."""
+        """Return who has the relay's turn; None where no process has."""
         ...
 
     def by_index(self, connection: Connection) -> AbstractContextManager[None]:

@@ -251,7 +251,7 @@ class PostgreSQL:
 
     def lock_relay(self, session: Session, *, wait: float = 0.0) -> bool:
         """See `Dialect.lock_relay`; who waits is next, while one that only looks comes too late again and again."""
-        # Not on an engine's autocommit, which would let go of the lock at once.
+        # Not on an engine's autocommit, which would release the lock at once.
         connection = session.connection(execution_options={"isolation_level": self.isolation()})
         place = {"space": _LOCK_SPACE, "relay": self._relay}
         if wait > 0 and not _in_time(connection, wait, _AWAIT_RELAY, place):

@@ -87,7 +87,7 @@ class SQLite:
     def claim(
         self, connection: Connection, consumer: int, claims: Sequence[Claim], *, name: str | None = None
     ) -> set[bytes]:
-        """Insert what is not there: nobody else can write between the read and the insert."""
+        """Insert what is not there: no other connection can write between the read and the insert."""
         taken = self._taken(connection, consumer, [claim.digest for claim in claims], name)
         moment = connection.info.get(_BEGAN) or datetime.now(UTC)
         rows = [
@@ -179,7 +179,7 @@ class SQLite:
             os.utime(self._relay_file(location))
 
     def relay_holder(self, connection: Connection, location: str) -> RelayHolder | None:
-        """See `Dialect.relay_holder`; nobody holds it where the file is not locked, as who asks has found out."""
+        """See `Dialect.relay_holder`; the turn is free where the file is not locked, as the caller has found out."""
         file = self._relay_file(location)
         return RelayHolder(f"the process that locks {file}", max(0.0, time.time() - file.stat().st_mtime))
 

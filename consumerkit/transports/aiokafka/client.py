@@ -140,7 +140,7 @@ def suited(make: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, An
 def keep_secrets_out_of_logs() -> None:
     """Silence aiokafka's debugging of requests, which shows passwords and payloads.
 
-    Called whenever a client connects: a program that sets its logging up anew lets go of filters.
+    Called whenever a client connects: a program that sets up its logging again loses filters.
     """
     silence_debugging(*_TALKATIVE)
 

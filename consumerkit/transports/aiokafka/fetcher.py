@@ -24,7 +24,7 @@ from consumerkit.transports.base import Position
 
 _TROUBLE_PAUSE: Final = 0.1
 _CAREFUL_SECONDS: Final = 15.0
-# An empty selection means every partition to aiokafka, so a partition that nobody has stands for none.
+# An empty selection means every partition to aiokafka, so a partition that does not exist stands for none.
 _NONE_OF_THEM: Final = ClientPartition("", 0)
 
 _log = logging.getLogger(__name__)

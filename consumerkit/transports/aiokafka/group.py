@@ -1,4 +1,4 @@
-"""One member of a consumer group on aiokafka: who is told of which assignment, and what is committed.
+"""One member of a consumer group on aiokafka: whom it tells of its assignment, and what is committed.
 
 aiokafka speaks the eager protocol: each rebalance takes all partitions away and deals them again. It rebalances in a
 task of its own, beside all fetching, and waits there for `on_partitions_revoked`.
@@ -121,12 +121,12 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     # -- taking over
 
     async def _take(self, partitions: list[TopicPartition], turn: int) -> None:
-        """Tell the listener of partitions of which the broker tells; ask again about the others."""
+        """Tell the listener of the partitions that the broker describes; ask again about the others."""
         waiting = set(partitions)
         while waiting:
             try:
                 told = await self._told(waiting)
-            except Exception as error:  # noqa: BLE001 - given up, the partitions would stand still and nobody be told
+            except Exception as error:  # noqa: BLE001 - given up, the partitions would stand still in silence
                 if turn != self._round:
                     return
                 _log.warning("%s: looking up where to start: %s", self.name, words(error))
@@ -154,7 +154,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         self._client.resume(*(ClientPartition(*partition) for partition, mine in held.items() if not mine.on_hold))
 
     async def _told(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
-        """Ask at each assignment, since a topic may have been created anew: what was told before is no answer.
+        """Ask at each assignment, since a topic may have been recreated: what was told before is no answer.
 
         Raises:
             Unavailable: The broker did not answer.
@@ -281,7 +281,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         if mine is not None and not mine.leaving:
             failed, mine.failed = mine.failed, False
             mine.epoch, mine.next = epoch, offset
-            # A topic may have been made anew while it was assigned.
+            # A topic may have been recreated while it was assigned.
             mine.topic_id = self._topic_ids.get(partition.topic, mine.topic_id)
             # What was read before is of the old epoch.
             self.version += 1

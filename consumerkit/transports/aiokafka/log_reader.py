@@ -127,7 +127,7 @@ class AiokafkaLogReader:
         )
 
     async def _close_what_is_read(self) -> None:
-        """Close partitions of which the client has passed the rest, which holds no message that is committed."""
+        """Close partitions where the client has passed the rest, which holds no committed message."""
         assert self._client is not None
         for number in self._spans.open():
             at = ClientPartition(self._topic, number)

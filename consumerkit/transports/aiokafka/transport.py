@@ -1,8 +1,9 @@
 """The transport on aiokafka, which runs in the event loop and speaks the eager protocol of consumer groups.
 
 Differences that may matter when choosing: every rebalance takes all partitions of all members away and deals them
-anew, and heartbeats stop while the event loop is blocked. That a partition is lost rather than revoked is known where
-the broker has answered so (`lost` is called); where it has not yet, `revoked` is called and its commit is refused.
+out again, and heartbeats stop while the event loop is blocked. That a partition is lost rather than revoked is known
+where the broker has answered so (`lost` is called); where it has not yet, `revoked` is called and its commit is
+refused.
 
 Topics are described and created, and questions about partitions asked, through confluent-kafka: aiokafka does not know
 topic IDs, and asks on the connections by which it fetches.

@@ -30,7 +30,7 @@ Ask = Callable[[Collection[TopicPartition]], Coroutine[Any, Any, Told]]
 
 _ASK_AGAIN_AFTER = 0.5
 _MARGIN = 5.0  # beyond the drain timeout, which the listener itself keeps
-_CALL = 30.0  # for calls of the listener that only take note
+_CALL = 30.0  # for calls of the listener that only record something
 
 
 class Host(Protocol):
@@ -65,8 +65,8 @@ class Assignment:
     Attributes:
         readings: What is known of each assigned partition.
         places: Has the client read each of them from its own offset.
-        changes: Counts the callbacks, so that a caller sees whether one ran meanwhile.
-        rejoin: Set when partitions could not be taken on, so that the group must be joined anew.
+        changes: Counts the callbacks, so that a caller sees whether one ran while it waited.
+        rejoin: Set when partitions could not be taken on, so that the group must be joined again.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Assignment:
         consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def take_on(self, consumer: Consumer) -> None:
-        """Take partitions on of which the broker has told by now; ask it again about the others."""
+        """Take on the partitions that the broker has described; ask it again about the others."""
         if not self._waiting:
             return
         if self._asked is None:
@@ -139,7 +139,7 @@ class Assignment:
     def restart(
         self, consumer: Consumer, partition: TopicPartition, offset: int, epoch: int, topic_id: str | None
     ) -> None:
-        """Read a partition from another offset, unless it was given up or assigned anew since that was asked for."""
+        """Read a partition from another offset, unless it was given up or assigned again since that was asked for."""
         reading = self.readings.get(partition)
         if reading is None or reading.epoch > epoch:
             return
@@ -151,7 +151,7 @@ class Assignment:
             self.places.assign_again(consumer, partition, reading)
 
     def _tried_again(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> bool:
-        """Have a partition read again of which nothing was read yet; return whether the client takes it.
+        """Have a partition read again where nothing was read yet; return whether the client takes it.
 
         Its error may be of the position before, which the client had given up on when the partition was sent elsewhere.
         """
@@ -197,7 +197,7 @@ class Assignment:
             self._take_back(consumer, partitions)
 
     def _take_back(self, consumer: Consumer, partitions: Partitions) -> None:
-        """Answer the group that partitions are given up, of which the client has those that were taken on."""
+        """Answer the group that partitions are given up; the client has those that were taken on."""
         try:
             consumer.incremental_unassign(of_client(consumer, partitions))
         except BaseException as error:  # noqa: BLE001 - see the module's docstring

@@ -77,7 +77,7 @@ class Commits:
     def give_up(self) -> None:
         """Answer all that is under way as unconfirmed."""
         for commit in self._take_all():
-            self._refuse(commit.answer, "the partitions were given up meanwhile")
+            self._refuse(commit.answer, "the partitions were given up in between")
 
     def expire(self, now: float) -> None:
         """Answer what has waited for too long as unconfirmed."""
@@ -122,7 +122,7 @@ def resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], result: 
         else:
             future.set_result(result)
 
-    with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the loop was closed, and no caller waits any more
         loop.call_soon_threadsafe(finish)
 
 

@@ -99,7 +99,7 @@ class Handover:
             elif messages:  # cancelled against the contract: the next fetch gets them
                 self._call(lambda: self._put_back(messages))
 
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and no caller waits any more
             self._loop.call_soon_threadsafe(hand_over)
 
     def _put_back(self, messages: list[Message]) -> None:

@@ -84,10 +84,10 @@ class Reading:
         self.leader_epochs: list[tuple[int, int]] = []
 
     def restart(self, epoch: int, offset: int, topic_id: str | None, *, by_seek: bool) -> None:
-        """Begin anew at another offset, under a new epoch; once a seek has succeeded, where it needs one."""
+        """Begin again at another offset, under a new epoch; once a seek has succeeded, where it needs one."""
         self.epoch = epoch
         self.next = self.began = offset
-        # A topic may have been made anew while it was assigned.
+        # A topic may have been recreated while it was assigned.
         self.topic_id = topic_id or self.topic_id
         self.failed = self.doubted = False
         self.lost_place = by_seek
@@ -182,7 +182,7 @@ def headers_of(item: confluent_kafka.Message) -> Headers:
 
 
 def _odd_headers(item: confluent_kafka.Message, error: BaseException) -> Headers:
-    """Read headers of which at least one name is not UTF-8.
+    """Read headers where at least one name is not UTF-8.
 
     The client then raises SystemError, once, whose deepest cause is the decoding error of the *first* such name. Asked
     again, it returns the list with null pointers for all such names, which must not be touched: reading one ends the

@@ -150,7 +150,7 @@ class ConfluentProducer:
     async def _replace(self) -> None:
         old, self._producer, self._broken = self._producer, self._connect(), False
         if old is not None:
-            await asyncio.to_thread(old.flush, 5.0)  # fails what it held, so that nobody waits for it
+            await asyncio.to_thread(old.flush, 5.0)  # fails what it held, so that no caller waits for it
 
     def _connect(self) -> Producer:
         try:

@@ -73,7 +73,7 @@ class Questions:
         self._over = False
 
     async def describe(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
-        """Describe partitions; those of which the broker does not tell now, for want of a leader, are left out.
+        """Describe partitions; leaves out those that have no leader now.
 
         Raises:
             Unavailable: The broker told about none of them.
@@ -81,7 +81,7 @@ class Questions:
         if not partitions:
             return {}
         spans, committed = await self._ask(partitions)
-        # Asked for last: with an ID of before, a log that was made anew would pass for the old one.
+        # Asked for last: with an earlier ID, a log that was recreated would pass for the old one.
         infos = await self._topic_infos({at.topic for at in partitions})
         return {
             at: PartitionInfo(infos[at.topic].topic_id, *span, *committed[at])
@@ -93,13 +93,13 @@ class Questions:
         """Describe a topic with all its partitions.
 
         Raises:
-            Unavailable: The broker did not answer, or the topic was made anew while it was asked.
+            Unavailable: The broker did not answer, or the topic was recreated while it was asked.
         """
         info = (await self._topic_infos({topic}))[topic]
         partitions = [TopicPartition(topic, number) for number in range(info.partitions)]
         spans, committed = await self._ask(partitions)
         if (await self._topic_infos({topic}))[topic].topic_id != info.topic_id:
-            raise Unavailable(f"topic {topic!r} was made anew while the broker was asked about it")
+            raise Unavailable(f"topic {topic!r} was recreated while the broker was asked about it")
         found = {at.partition: Surveyed(spans.get(at), *committed[at]) for at in partitions}
         return Survey(info.topic_id, found)
 
@@ -147,7 +147,7 @@ class Questions:
         led = self._led(partitions)
         starts = self._listed(led, _EARLIEST)
         ends = self._listed(list(starts), _LATEST)
-        # A log that was made anew in between may end before the old one started.
+        # A log that was recreated in between may end before the old one started.
         return {at: Span(starts[at], max(starts[at], end)) for at, end in ends.items()}
 
     def _led(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:

@@ -88,7 +88,7 @@ class PollThread:
         """Ask for messages."""
         fetch = Fetch(limit, time.monotonic() + timeout, self._loop.create_future())
         self._commands.put(lambda: self._handover.ask(fetch))
-        if self.over:  # perhaps nobody takes it on any more
+        if self.over:  # perhaps no thread takes it on any more
             resolve(self._loop, fetch.answer, Fetched([], {}))
         return fetch.answer
 

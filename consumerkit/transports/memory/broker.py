@@ -172,7 +172,7 @@ class MemoryBroker:
     def leaderless(self, topic: str, partition: int) -> Iterator[None]:
         """Leave a partition without a leader within the `with` block.
 
-        Fetches return nothing of it, sends to it fail for now, and nobody can be told where its log begins and ends;
+        Fetches return nothing of it, sends to it fail for now, and where its log begins and ends cannot be told;
         `append` still works.
         """
         log = self._log(topic, partition)
@@ -203,7 +203,7 @@ class MemoryBroker:
 
     @contextlib.contextmanager
     def outage(self) -> Iterator[None]:
-        """Answer nobody within the `with` block: fetches return nothing, commits and sends fail."""
+        """Answer no call within the `with` block: fetches return nothing, commits and sends fail."""
         self._switch(available=False)
         try:
             yield
@@ -211,7 +211,7 @@ class MemoryBroker:
             self._switch(available=True)
 
     def group(self, name: str) -> MemoryGroup:
-        """Return the group by this name, new where nobody has used it yet."""
+        """Return the group of this name; makes it where there is none."""
         if name not in self._groups:
             self._groups[name] = MemoryGroup(self.logs)
         return self._groups[name]

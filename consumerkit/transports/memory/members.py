@@ -1,7 +1,7 @@
 """Consumer groups in memory: members, assignments and committed offsets, by the eager protocol.
 
 Every change of membership takes all partitions from all members, waits until each has finished with its own, and
-deals them out anew. That is the harshest rebalance a consumer can meet, which is what a test wants.
+deals them out again. That is the harshest rebalance a consumer can meet, which is what a test wants.
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ class MemoryGroup:
                 await self._deal()
 
     async def join(self, member: Member) -> None:
-        """Let a member in and deal out anew."""
+        """Let a member in and deal out again."""
         async with self._changing:
             self._members.append(member)
             await self._deal()
 
     async def leave(self, member: Member) -> None:
-        """Take the member's partitions, once it is done with them, and deal out anew."""
+        """Take the member's partitions, once it is done with them, and deal out again."""
         async with self._changing:
             if member in self._members:
                 await member.revoke()

@@ -100,7 +100,7 @@ TOLD: list[tuple[Event, int, str]] = [
         logging.WARNING,
         (
             "credit: p-1 at payments[3]@7 failed alone, which is not counted before another "
-            "message has run, since others may fail likewise; "
+            "message has run, because others may fail in the same way; "
             "again in 1.5 s: Timeout"
         ),
     ),
@@ -187,7 +187,7 @@ TOLD: list[tuple[Event, int, str]] = [
         events.UndecidedPayloadsErased(handler="credit", count=2),
         logging.WARNING,
         (
-            "credit: erased the payloads of 2 dead letters that nobody had decided on; they can be resolved or "
+            "credit: erased the payloads of 2 undecided dead letters; they can be resolved or "
             "discarded, and not redriven any more"
         ),
     ),
