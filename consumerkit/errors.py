@@ -8,6 +8,7 @@ ConsumerkitError
 ├── Undecodable             raised by a codec: the message's fault
 ├── Unavailable             raised by a codec or a transport: the infrastructure's fault, never an attempt
 ├── Unsatisfied             recorded where a handler's result is a failure by `Retry(on_result=...)`
+├── ResultNotKept           a handler returned what cannot be kept as JSON
 ├── TransactionMisused      a handler ended our transaction or swallowed its failure
 ├── InProgress              another transaction holds a key, and the time to wait for it is over
 ├── KeyReused               a key came again with another fingerprint
@@ -116,6 +117,10 @@ class Unavailable(ConsumerkitError):
 
 class Unsatisfied(ConsumerkitError):
     """A handler returned a value that its `Retry(on_result=...)` takes for a failure; its changes are rolled back."""
+
+
+class ResultNotKept(ConsumerkitError, TypeError):
+    """A handler returned what JSON has no word for, so that it could not be kept for duplicates: the message fails."""
 
 
 class TransactionMisused(ConsumerkitError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from consumerkit.message import TopicPartition
@@ -212,7 +212,8 @@ class GroupRolledBack(Event):
 class AttemptFailed(Event):
     """A message failed alone; it is tried again after `wait` seconds, or not at all where that is None.
 
-    While the handler is `braking` one message is tried at a time, so that it may take longer.
+    While the handler is `braking` one message is tried at a time, so that it may take longer. `in_full` is the error's
+    text and traceback, where whoever runs the worker wants to see them, and empty otherwise: it may quote a payload.
     """
 
     partition: TopicPartition
@@ -222,6 +223,7 @@ class AttemptFailed(Event):
     error: str
     wait: float | None
     braking: bool = False
+    in_full: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +231,7 @@ class MessageSuspected(Event):
     """A message failed alone in a way that may be everybody's trouble; no attempt is counted, and others run first.
 
     It is tried again after `wait` seconds. If another message succeeded before, it is an attempt then; if another one
-    failed in the same way, the handler pauses.
+    failed in the same way, the handler pauses. `in_full` is as in `AttemptFailed`.
     """
 
     partition: TopicPartition
@@ -237,17 +239,34 @@ class MessageSuspected(Event):
     message_id: str
     error: str
     wait: float
+    in_full: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageDeadLettered(Event):
-    """A message is in the dead letters, durably."""
+    """A message is in the dead letters, durably.
+
+    Attributes:
+        partition: Where the message stood, and
+        offset: at which offset.
+        message_id: Its ID, as text; empty where it has none.
+        reason: Why it was given up.
+        error: The class of the error that its handler raised; of a `Reject`, its words.
+        letter: The dead letter's number, by which `consumerkit dead-letters show` finds it.
+        attempts: Attempts that failed.
+        summary: What failed, and where in the user's code or in the message; without a payload.
+        in_full: As in `AttemptFailed`.
+    """
 
     partition: TopicPartition
     offset: int
     message_id: str
     reason: Reason
     error: str
+    letter: int | None = None
+    attempts: int = 0
+    summary: str = ""
+    in_full: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,8 +25,9 @@ from consumerkit.cli.letter_options import (
 )
 from consumerkit.cli.numbers import LimitOption, storable
 from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
+from consumerkit.cli.stack import print_stack
 from consumerkit.cli.target import TargetArgument
-from consumerkit.observability.printable import printable, printable_lines
+from consumerkit.observability.printable import printable
 from consumerkit.redrive.plan import check
 from consumerkit.storage import dead_letters, history
 from consumerkit.storage.sealing import Payload, payload
@@ -177,7 +178,7 @@ def show(
     elif row.value is not None or row.key is not None:
         say("payload      not shown; --value shows it")
     if row.stack:
-        say("\n" + printable_lines(row.stack.rstrip()))
+        print_stack(row.stack)
 
 
 def _print_facts(row: Any) -> None:
@@ -186,6 +187,7 @@ def _print_facts(row: Any) -> None:
         "handler": row.handler,
         "reason": row.reason,
         "error": f"{row.error_type}: {row.error}" if row.error else row.error_type,
+        **({"raised at": row.place} if row.place else {}),
         "message ID": row.message_id or "(none)",
         "origin": f"{row.topic}[{row.partition}]@{row.offset} (topic ID {row.topic_id})",
         "attempts": row.attempts,
@@ -195,8 +197,6 @@ def _print_facts(row: Any) -> None:
         "state": f"{row.state} since {moment(row.state_at)}" if row.state_at else row.state,
         "redrives": row.redrives,
     }
-    if row.place:
-        facts["raised at"] = row.place
     for name, fact in facts.items():
         say(f"{name:<12} {printable(str(fact))}")
 

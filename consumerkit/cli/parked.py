@@ -13,9 +13,10 @@ from consumerkit.cli.examples import examples
 from consumerkit.cli.letter_options import AllOption, ByOption, HandlerOption, JsonLinesOption, WhatArgument, parted
 from consumerkit.cli.numbers import AfterOption, LimitOption, storable
 from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
+from consumerkit.cli.stack import print_stack
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError, StartError
-from consumerkit.observability.printable import printable, printable_lines
+from consumerkit.observability.printable import printable
 from consumerkit.storage import actions, consumers, parked_listing
 from consumerkit.storage.parked import Kind
 from consumerkit.storage.parked_listing import ParkedSelection
@@ -139,7 +140,7 @@ def show(
             say(f"{'header':<12} {printable(name)}: {escaped(content)}")
         say(f"{'value':<12} {escaped(found.value)}")
     if row.stack:
-        say("\n" + printable_lines(row.stack.rstrip()))
+        print_stack(row.stack)
 
 
 def _facts(row: Any, ahead: list[int]) -> dict[str, object]:

@@ -24,6 +24,7 @@ from consumerkit.errors import ConsumerkitError
 from consumerkit.monitoring.monitor import check_installed, monitored, supervised
 from consumerkit.monitoring.server import address
 from consumerkit.observability.logs import configure
+from consumerkit.observability.shown_errors import show_errors
 from consumerkit.supervisor import CLEAN, FAILED, GRACE_EXCEEDED, SAME_REQUEST, Lifeline, Supervisor
 
 LogFormat = Literal["text", "json"]
@@ -76,6 +77,14 @@ def run(
             show_default=False,
         ),
     ] = None,
+    show: Annotated[
+        bool | None,
+        typer.Option(
+            "--show-errors/--hide-errors",
+            help="Log the text and traceback of each failure; a text may quote a payload. On by default on a terminal.",
+            show_default=False,
+        ),
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, max=1000, hidden=True)] = 1,
 ) -> None:
     """Run the worker until SIGTERM or Ctrl-C.
@@ -87,6 +96,8 @@ def run(
     watchdog.
     """
     configure(log_format, log_level)
+    shown = sys.stderr.isatty() if show is None else show
+    show_errors(shown)
     spec = targets.given(target)
     place = None if http is None else address(http)
     if place is not None:
@@ -95,6 +106,7 @@ def run(
         command = [sys.executable, "-m", "consumerkit", "run", spec]
         command += [f"--only={name}" for name in only or ()] + [f"--adopt={name}" for name in adopt or ()]
         command += [f"--log-format={log_format}", f"--log-level={log_level}", f"--processes={workers}"]
+        command += ["--show-errors" if shown else "--hide-errors"]
         with nullcontext() if place is None else supervised(place, workers) as port:
             _say_where(place, port)
             raise typer.Exit(asyncio.run(Supervisor(command, workers).run()))

@@ -25,7 +25,8 @@ def entered(buried: Sequence[Item], found: Mapping[Origin, Entered]) -> list[Dea
     made = []
     for item in buried:
         if item.dead is not None and (letter := found.get(origin(item.message))) is not None:
-            item.dead = replace(item.dead, redrives=letter.redrives, history=letter.history, clash=letter.clash)
+            history, clash = letter.history, letter.clash
+            item.dead = replace(item.dead, redrives=letter.redrives, history=history, clash=clash, id=letter.id)
             made.append(item.dead)
     return made
 

@@ -9,7 +9,9 @@ from typing import Any, Final
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from consumerkit.error_tree import first_leaf, is_a, raised_from, traceback_of
-from consumerkit.errors import ConsumerkitError
+from consumerkit.errors import ConsumerkitError, Defer, Reject, Unavailable, Undecodable
+from consumerkit.observability import shown_errors
+from consumerkit.observability.user_code import place, place_of_frame, users_frame
 from consumerkit.redaction.database_words import database_words, without_values
 from consumerkit.redaction.text import redact
 from consumerkit.storage.faults import Fault, fault_of, sqlstate, was_raised_by_code
@@ -21,6 +23,8 @@ CAUSES: Final = 10
 _READ_CHARACTERS: Final = 20 * TEXT_CHARACTERS
 _FRAMES: Final = 100
 _NAME_CHARACTERS: Final = 300
+# Their words say why, on purpose: where they were raised adds nothing.
+_ON_PURPOSE: Final = (Defer, Reject, Unavailable, Undecodable)
 
 
 def error_type(error: BaseException) -> str:
@@ -44,20 +48,27 @@ def recorded_text(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Return an error for logs: what it is and where it was raised, and no words that may hold a payload.
+    """Return an error for logs: what it is and where it came out of the user's code, and no words of a payload.
 
     The words are in the dead letter, which is under the database's access control.
     """
     error = first_leaf(error)
     if is_a(error, ConsumerkitError):
         words = without_values(f"{_name(error)}: {_words(error)}", error)
-        return cut(redact(words), KIND_CHARACTERS)
+        return cut(redact(words), KIND_CHARACTERS) + ("" if issubclass(type(error), _ON_PURPOSE) else _theirs(error))
     if is_a(error, DBAPIError):
         if not _may_quote(error):
-            return cut(redact(f"{_name(error)}: {_words(error)}"), KIND_CHARACTERS)
-        return f"{_name(error)} with SQLSTATE {sqlstate(error) or 'unknown'}"
-    place = _places(error, 1)
-    return f"{_kind(error)} at {place[0].filename}:{place[0].lineno}" if place else _kind(error)
+            return cut(redact(f"{_name(error)}: {_words(error)}"), KIND_CHARACTERS) + _theirs(error)
+        return f"{_name(error)} with SQLSTATE {sqlstate(error) or 'unknown'}{_theirs(error)}"
+    at = place(error)
+    return f"{_kind(error)} at {at}" if at else _kind(error)
+
+
+def in_full(error: BaseException) -> str:
+    """Return an error's text and traceback for whoever develops a handler; empty unless that was asked for."""
+    if not shown_errors.are_shown():
+        return ""
+    return shown_errors.in_full(error, f"{error_type(error)}: {recorded_text(error)}")
 
 
 def stack_of(error: BaseException) -> str:
@@ -74,6 +85,12 @@ def stack_of(error: BaseException) -> str:
 def cut(text: str, length: int) -> str:
     """Return a text of at most so many characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _theirs(error: BaseException) -> str:
+    """Return where an error came out of the user's code; empty where it did not."""
+    frame = users_frame(error)
+    return "" if frame is None else f" at {place_of_frame(frame)}"
 
 
 def _kind(error: BaseException) -> str:

@@ -13,10 +13,12 @@ from pydantic_core import from_json, to_json
 from consumerkit.engine import letters
 from consumerkit.engine.guard import Guard
 from consumerkit.engine.item import Item, Verdict
+from consumerkit.errors import ResultNotKept
 from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publisher
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Received
 from consumerkit.message import TopicPartition
+from consumerkit.observability.user_code import place_of_function
 from consumerkit.storage import outbox
 from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.dialects import Limits, Settings
@@ -173,7 +175,7 @@ class Group:
         if not item.repeats:
             self._declared.retry.check(result)
             if result is not None and item.digest is not None:
-                self.results[item.digest] = storable_json(result)
+                self.results[item.digest] = storable_json(result, self._declared.handler)
         if self._publisher.publications:
             self._take_publications(item)
         self._close_context()
@@ -201,13 +203,17 @@ class Group:
         return sum(item.verdict in verdicts for item in self.items)
 
 
-def storable_json(value: object) -> str:
+def storable_json(value: object, handler: object = None) -> str:
     """Return a handler's result as JSON.
 
     Raises:
-        TypeError: The handler returned something that JSON has no word for.
+        ResultNotKept: The handler returned something that JSON has no word for.
     """
     try:
         return to_json(value).decode()
     except ValueError as error:
-        raise TypeError(f"handle returned {type(value).__qualname__}, which cannot be kept as JSON: {error}") from error
+        at = place_of_function(getattr(handler, "handle", None))
+        raise ResultNotKept(
+            f"handle{f' at {at}' if at else ''} returned {type(value).__qualname__}, which cannot be kept as JSON; "
+            "return None, plain data, a dataclass or a pydantic model"
+        ) from error

@@ -14,6 +14,7 @@ from consumerkit.engine.error_text import (
     described,
     error_text,
     error_type,
+    in_full,
     recorded_text,
     stack_of,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "error_type",
     "from_error",
     "held",
+    "in_full",
     "is_held",
     "killer",
     "now",
@@ -53,6 +55,7 @@ __all__ = [
     "source_of",
     "stack_of",
     "stale",
+    "summary",
     "told",
     "undeclared",
 ]
@@ -61,6 +64,8 @@ _KIND_CHARACTERS: Final = 1000
 """Characters of an error's class in a header, as `consumerkit.redrive.conventions` reads them."""
 MESSAGE_ID_HEADER: Final = "message-id"
 STALE: Final = "Stale"
+# Their texts are consumerkit's own, and say nothing of what a message holds.
+_OUR_WORDS: Final = (Reason.CONFLICT, Reason.KILLED_PROCESS, Reason.OVERSIZED, Reason.STALE, Reason.UNIDENTIFIED)
 
 
 def published(publication: Publication, consumer: str, digest: bytes | None, ordinal: int) -> OutboxMessage:
@@ -116,6 +121,8 @@ def from_error(
         fingerprint=item.fingerprint,
         fingerprint_version=item.fingerprint_version,
         place=place_of(error),
+        summary=described(error),
+        in_full=in_full(error),
     )
 
 
@@ -162,6 +169,7 @@ def undeclared(parked: ParkedMessage) -> DeadMessage:
         reason=Reason.UNDECODABLE,
         error_type="Undecodable",
         error="its event type was declared when it was parked, and is not any more",
+        summary="its event type was declared when it was parked, and is not any more",
         attempts=parked.attempts,
         first_failed_at=parked.first_failed_at,
         fingerprint=parked.fingerprint,
@@ -259,6 +267,13 @@ def dead_letter(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> 
 def told(dead: DeadMessage) -> str:
     """Return a dead letter's error for logs: its class, and the words of a `Reject`, which are written for people."""
     return cut(f"Reject: {dead.error}", 300) if dead.reason is Reason.REJECTED else dead.error_type
+
+
+def summary(dead: DeadMessage) -> str:
+    """Return what of a dead letter's error may be told in a log: what failed and where, and no payload."""
+    if dead.reason in _OUR_WORDS:
+        return cut(dead.error, 300)
+    return dead.summary or told(dead)
 
 
 def now() -> datetime:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from consumerkit.engine.error_text import TEXT_CHARACTERS, cut
+from consumerkit.engine.error_text import KIND_CHARACTERS, TEXT_CHARACTERS, cut
 from consumerkit.engine.fresh_context import FreshContexts
 from consumerkit.engine.item import Item
 from consumerkit.errors import Unavailable, Undecodable
@@ -15,6 +16,8 @@ from consumerkit.handlers.declaration import SKIP, Declaration
 from consumerkit.handlers.message_id import Identity, MessageId, topic_scope
 from consumerkit.handlers.value_bytes import NoStableBytes
 from consumerkit.message import Message
+from consumerkit.observability.shown_errors import are_shown, one_line
+from consumerkit.observability.user_code import is_ours
 from consumerkit.outcome import Reason
 from consumerkit.redaction.text import redact
 from consumerkit.storage.dead_letters import DeadMessage
@@ -52,7 +55,10 @@ class Preparer:
         try:
             event = declared.decode(message)
         except Undecodable as error:
-            return _buried(message, Reason.UNDECODABLE, str(error), message_id=self._hint(message))
+            item = _buried(message, Reason.UNDECODABLE, str(error), message_id=self._hint(message))
+            if item.dead is not None and is_ours(error):
+                item.dead = replace(item.dead, summary=cut(item.dead.error, KIND_CHARACTERS))
+            return item
         except Unavailable:
             raise
         except (OSError, TimeoutError) as error:
@@ -148,4 +154,5 @@ def _dead(
         error_type=reason.value.capitalize(),
         error=cut(redact(text), TEXT_CHARACTERS),
         keep_value=keep_value,
+        in_full=one_line(redact(text)) if are_shown() else "",
     )

@@ -51,6 +51,10 @@ class Tell:
                     message_id=dead.message_id or "",
                     reason=dead.reason,
                     error=letters.told(dead),
+                    letter=dead.id,
+                    attempts=dead.attempts,
+                    summary=letters.summary(dead),
+                    in_full=dead.in_full,
                 )
             )
 
@@ -75,6 +79,7 @@ class Tell:
                 error=letters.described(error),
                 wait=wait,
                 braking=braking,
+                in_full=letters.in_full(error),
             )
         )
 
@@ -90,6 +95,7 @@ class Tell:
                 message_id=item.message_id,
                 error=letters.described(error),
                 wait=wait,
+                in_full=letters.in_full(error),
             )
         )
 

@@ -16,6 +16,8 @@ from consumerkit import events
 from consumerkit.events import Event
 from consumerkit.message import TopicPartition
 from consumerkit.observability.printable import printable, printable_lines
+from consumerkit.observability.words import counted
+from consumerkit.outcome import Reason
 from consumerkit.redaction.database_words import without_values
 from consumerkit.redaction.text import redact
 from consumerkit.redaction.variables import without_variables
@@ -50,8 +52,14 @@ class LoggingObserver:
         level, tell = _LINES.get(type(event), (logging.INFO, repr))
         number = level if isinstance(level, int) else level(event)
         if self._logger.isEnabledFor(number):
-            sentence = f"{event.handler}: {tell(event)}" if event.handler else tell(event)
-            self._logger.log(number, "%s", printable(sentence), extra={_FIELDS: event_fields(event)})
+            sentence = printable(f"{event.handler}: {tell(event)}" if event.handler else tell(event))
+            # A record's `stack_info` is what every formatter writes on lines of its own.
+            in_full = getattr(event, "in_full", "") or None
+            fields = {_FIELDS: event_fields(event)}
+            logger = self._logger
+            logger.handle(
+                logger.makeRecord(logger.name, number, __file__, 0, "%s", (sentence,), None, None, fields, in_full)
+            )
 
 
 def event_fields(event: Event) -> dict[str, Any]:
@@ -70,6 +78,8 @@ def event_fields(event: Event) -> dict[str, Any]:
             told["partitions"] = [str(partition) for partition in value]
         elif field.name == "positions":
             told["positions"] = {str(partition): offset for partition, offset in value}
+        elif field.name == "in_full":
+            continue  # it goes with the record itself, as its `stack_info`
         elif field.name != "handler" or value:
             told[field.name] = value
     return told
@@ -132,7 +142,12 @@ def _offsets(event: events.OffsetsCommitted) -> str:
 
 def _dead(event: events.MessageDeadLettered) -> str:
     name = event.message_id or "a message without an ID"
-    return f"{name} at {event.partition}@{event.offset} is a dead letter ({event.reason.value}): {event.error}"
+    after = f" after {counted(event.attempts, 'attempt')}" if event.reason is Reason.EXHAUSTED else ""
+    show = "" if event.letter is None else f"; see `consumerkit dead-letters show {event.letter}`"
+    return (
+        f"{name} at {event.partition}@{event.offset} is a dead letter ({event.reason.value}{after}): "
+        f"{event.summary or event.error}{show}"
+    )
 
 
 def _clash(event: events.OriginClash) -> str:
@@ -197,10 +212,11 @@ _LINES: Mapping[type[Event], tuple[_Level, Callable[[Any], str]]] = {
     events.GroupCommitted: (logging.DEBUG, _committed),
     events.MessagesSkipped: (logging.DEBUG, lambda e: f"{e.count} messages of unknown types skipped"),
     events.GroupRolledBack: (
-        logging.INFO,
+        logging.DEBUG,
         lambda e: f"rolled back {e.size} messages, {e.handled} of them handled, to run them again: {e.error}",
     ),
-    events.AttemptFailed: (logging.WARNING, _failed),
+    # Where it is the last one, the line about the dead letter follows, and says as much.
+    events.AttemptFailed: (lambda e: logging.DEBUG if e.wait is None else logging.WARNING, _failed),
     events.MessageSuspected: (logging.WARNING, _suspected),
     events.MessageDeadLettered: (logging.ERROR, _dead),
     events.OriginClash: (logging.ERROR, _clash),
@@ -279,8 +295,8 @@ class TextFormatter(logging.Formatter):
     @override
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname:<8} [{record.process}] {printable(_message(record))}"
-        stack = _traceback(self, record)
-        return f"{line}\n{printable_lines(stack)}" if stack else line
+        parts = (_traceback(self, record), _indented(record.stack_info))
+        return "\n".join([line, *(printable_lines(part) for part in parts if part)])
 
 
 class JsonFormatter(logging.Formatter):
@@ -299,7 +315,13 @@ class JsonFormatter(logging.Formatter):
         stack = _traceback(self, record)
         if stack:
             told["traceback"] = stack
+        if record.stack_info:
+            told["error_in_full"] = record.stack_info
         return json.dumps(told, default=str)
+
+
+def _indented(text: str | None) -> str:
+    return "\n".join(f"    {line}" for line in (text or "").splitlines())
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -43,6 +43,9 @@ class DeadMessage:
         redrives: How often it was redriven before, and
         history: what it died of then; for the dead-letter topic, both known once it is entered.
         clash: Set once it is entered, where another message's letter stands at its place.
+        id: Its number, known once it is entered.
+        summary: What of the error may be told in a log, and
+        in_full: its text and traceback, where whoever runs the worker wants to see them; neither is stored.
     """
 
     message: Message
@@ -62,6 +65,9 @@ class DeadMessage:
     history: Sequence[Entry] = ()
     fingerprint_version: int | None = None
     clash: Clash | None = None
+    id: int | None = None
+    summary: str = ""
+    in_full: str = ""
 
 
 class State(StrEnum):

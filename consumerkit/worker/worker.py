@@ -29,6 +29,7 @@ from consumerkit.handlers.handler import AnyHandler
 from consumerkit.maintenance.expirer import Expiry
 from consumerkit.maintenance.pruner import Retention
 from consumerkit.observability.logs import LoggingObserver
+from consumerkit.observability.user_code import belongs_to_the_user
 from consumerkit.policies.duration import DAY, seconds_of
 from consumerkit.policies.payload_retention import PayloadRetention, payload_retention_of
 from consumerkit.redaction.plain_words import shown_word
@@ -104,6 +105,8 @@ class Worker:
         failpoints: bool = False,
     ) -> None:
         self.declarations: tuple[Declaration, ...] = declare_all(handlers)
+        for handler in handlers:
+            belongs_to_the_user(type(handler))
         _check_numbers(
             memory_budget=memory_budget,
             transaction_timeout=transaction_timeout,

@@ -90,7 +90,7 @@ TOLD: list[tuple[Event, int, str]] = [
     (events.MessagesSkipped(handler="credit", count=4), logging.DEBUG, "credit: 4 messages of unknown types skipped"),
     (
         events.GroupRolledBack(handler="credit", size=100, handled=40, error="ValueError"),
-        logging.INFO,
+        logging.DEBUG,
         "credit: rolled back 100 messages, 40 of them handled, to run them again: ValueError",
     ),
     (
@@ -117,6 +117,25 @@ TOLD: list[tuple[Event, int, str]] = [
         ),
         logging.ERROR,
         "credit: a message without an ID at payments[3]@7 is a dead letter (unidentified): no id",
+    ),
+    (
+        events.MessageDeadLettered(
+            handler="credit",
+            partition=PARTITION,
+            offset=7,
+            message_id="p-1",
+            reason=Reason.EXHAUSTED,
+            error="KeyError",
+            letter=12,
+            attempts=5,
+            summary="KeyError at shop/worker.py:31 in handle",
+            in_full="KeyError: 'iban'",
+        ),
+        logging.ERROR,
+        (
+            "credit: p-1 at payments[3]@7 is a dead letter (exhausted after 5 attempts): "
+            "KeyError at shop/worker.py:31 in handle; see `consumerkit dead-letters show 12`"
+        ),
     ),
     (
         events.OriginClash(
@@ -295,7 +314,7 @@ def _record(event: Event, caplog: pytest.LogCaptureFixture) -> logging.LogRecord
 def test_json_lines_carry_the_event_fields(caplog: pytest.LogCaptureFixture) -> None:
     record = _record(
         events.AttemptFailed(
-            handler="credit", partition=PARTITION, offset=7, message_id="p-1", attempt=2, error="Timeout", wait=None
+            handler="credit", partition=PARTITION, offset=7, message_id="p-1", attempt=2, error="Timeout", wait=1
         ),
         caplog,
     )
