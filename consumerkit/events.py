@@ -60,6 +60,46 @@ class PartitionsRevoked(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionsAwaited(Event):
+    """A handler has had no partitions for `seconds`; told after some seconds, and again every minute.
+
+    It ends with `PartitionsAssigned`, which may name none: then other members of the group have them all.
+
+    Attributes:
+        seconds: For how long.
+        missed_after: Seconds after which the group misses a member that has died; None where that is not known.
+    """
+
+    seconds: float
+    missed_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerSummary(Event):
+    """What a handler did in the last minute, if anything, and when the worker stops.
+
+    Attributes:
+        seconds: The time it tells of.
+        processed: Messages whose handler's changes are committed.
+        duplicates: Messages skipped, since their ID had been processed or dead-lettered before.
+        retries: Attempts that failed and are made again.
+        dead: Messages that were dead-lettered.
+        skipped: Messages of unknown types.
+        rolled_back: Transactions of several messages that were rolled back and run again.
+        oldest_waiting: For how many seconds the oldest parked message waits; None where none does, or nobody asked.
+    """
+
+    seconds: float
+    processed: int = 0
+    duplicates: int = 0
+    retries: int = 0
+    dead: int = 0
+    skipped: int = 0
+    rolled_back: int = 0
+    oldest_waiting: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionStopped(Event):
     """A partition cannot be read any further; a person must decide."""
 
@@ -294,20 +334,22 @@ class OriginClash(Event):
 class Trouble(Event):
     """Something that is not a message's fault: the same work is tried again after `wait` seconds.
 
-    `where` is "database", "broker" or "codec".
+    `where` is "database", "broker" or "codec"; `work` is "outbox" or "retention" where that is no handler's.
     """
 
     where: str
     error: str
     wait: float
+    work: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TroubleOver(Event):
-    """What `Trouble` told of works again, `seconds` after it began."""
+    """What `Trouble` told of works again, `seconds` after it began; told once for each handler and place."""
 
     where: str
     seconds: float
+    work: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -480,12 +522,17 @@ _log = logging.getLogger(__name__)
 
 
 class Announcer:
-    """Tells observers of events and contains their errors."""
+    """Tells observers of events and contains their errors.
 
-    __slots__ = ("_observers",)
+    Several parts of a worker meet the same trouble: that it is over is told by whichever finds out first, and once.
+    """
+
+    __slots__ = ("_observers", "_trouble")
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = tuple(observers)
+        # None in a handler's, since others may tell this one of the trouble.
+        self._trouble: set[tuple[str, str, str]] | None = set()
 
     def add(self, observer: Observer) -> None:
         """Tell another observer, too, from now on."""
@@ -493,10 +540,20 @@ class Announcer:
 
     def for_handler(self, handler: str) -> Announcer:
         """Return an announcer that puts a handler's name into each event and passes it on to this one."""
-        return Announcer([lambda event: self(replace(event, handler=handler))])
+        made = Announcer([lambda event: self(replace(event, handler=handler))])
+        made._trouble = None
+        return made
 
     def __call__(self, event: Event) -> None:
         """Tell all observers, in order."""
+        if self._trouble is not None and isinstance(event, Trouble | TroubleOver):
+            place = (event.handler, event.work, event.where)
+            if isinstance(event, Trouble):
+                self._trouble.add(place)
+            elif place in self._trouble:
+                self._trouble.remove(place)
+            else:
+                return
         for observer in self._observers:
             try:
                 observer(event)

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -26,6 +26,7 @@ from consumerkit.monitoring.server import address
 from consumerkit.observability.logs import configure
 from consumerkit.observability.shown_errors import show_errors
 from consumerkit.supervisor import CLEAN, FAILED, GRACE_EXCEEDED, SAME_REQUEST, Lifeline, Supervisor
+from consumerkit.worker import Worker
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -139,8 +140,10 @@ async def _consume(call: _Call) -> int:
     lifeline = Lifeline()
     lifeline.hold()
     stopping = asyncio.Event()
-    _listen(stopping)
+    loaded: list[Worker] = []
+    _listen(stopping, lambda: _say_stopping(loaded))
     async with targets.opened(call.target) as worker:
+        loaded.append(worker)
         worker.processes = call.processes
         if call.only:
             worker.only(call.only)
@@ -159,7 +162,16 @@ def _say_where(place: tuple[str, int] | None, port: int | None) -> None:
         _log.info("/live, /ready and /metrics are served on %s:%d", place[0], port)
 
 
-def _listen(stopping: asyncio.Event) -> None:
+def _say_stopping(loaded: Sequence[Worker]) -> None:
+    """Tell what is awaited, from a thread: a handler may block the event loop, and a signal interrupts log lines."""
+    if not loaded:
+        return  # the process ends without a word, as others do
+    what = loaded[0].stopping()
+    again = "a second SIGTERM or Ctrl-C ends the process at once"
+    threading.Thread(target=_log.info, args=("%s; %s", what, again), daemon=True, name="say-stopping").start()
+
+
+def _listen(stopping: asyncio.Event, say: Callable[[], None]) -> None:
     """Have the first signal stop the worker, and a second one end the process.
 
     Where a whole process group is signalled, as by Ctrl-C or systemd, a worker hears it twice: from there and from its
@@ -182,6 +194,7 @@ def _listen(stopping: asyncio.Event) -> None:
         began = time.monotonic()
         for number in numbers:
             signal.signal(number, second)
+        say()
         with contextlib.suppress(RuntimeError):  # the loop has ended: so does the process
             loop.call_soon_threadsafe(stopping.set)
 

@@ -77,7 +77,7 @@ class Committer:
 
     async def run(self) -> None:
         """Keep the position of what is finished, at most once in `INTERVAL` seconds, until cancelled."""
-        failures = 0
+        failures, failed, since = 0, "", 0.0
         while True:
             if not await wait_until_set(self._wanted, CHECKED_EVERY):
                 self._checking = True
@@ -88,10 +88,13 @@ class Committer:
                 where = "broker"
                 if positions := self._due():
                     await self._commit(positions)
-                failures = 0
+                if failures:
+                    seconds, failures = time.monotonic() - since, 0
+                    self._announce(events.TroubleOver(where=failed, seconds=seconds))
             except Exception as error:
                 if where == "broker" and not isinstance(error, Unavailable):
                     raise
+                since, failed = since if failures else time.monotonic(), where
                 failures += 1
                 wait = min(LONGEST_WAIT, INTERVAL * 2**failures)
                 self._wanted.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -70,13 +71,16 @@ class DueWatch:
 
     async def run(self) -> None:
         """Look for what is due, until cancelled."""
-        failures = 0
+        failures, since = 0, 0.0
         while True:
             self._wake.clear()
             try:
                 sleep = await self._look()
-                failures = 0
+                if failures:
+                    seconds, failures = time.monotonic() - since, 0
+                    self._announce(events.TroubleOver(where="database", seconds=seconds))
             except Exception as error:  # noqa: BLE001 - announced, and tried again
+                since = since if failures else time.monotonic()
                 failures += 1
                 sleep = min(LONGEST_SLEEP, 0.5 * 2**failures)
                 described = letters.described(error)

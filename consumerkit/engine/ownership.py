@@ -74,6 +74,7 @@ class Ownership:
         self._calmed: set[TopicPartition] = set()
         self._wake = asyncio.Event()
         self._failures = 0
+        self._pause = 0.0
 
     def want(self, partition: Partition) -> None:
         """Have a partition taken that was just assigned."""
@@ -119,6 +120,7 @@ class Ownership:
 
     async def _round(self) -> None:
         """Try all partitions without waiting, then wait a little for the first that another worker still holds."""
+        self._pause = min(LONGEST_WAIT, 0.1 * 2 ** min(self._failures + 1, 10)) * random.uniform(0.75, 1.0)
         asked = await self._inquiry.ask([name for name in list(self._wanted) if self._assigned(name) is not None])
         self._again.clear()
         failed = await self._try_all([name for name in self._wanted if name in asked.info], asked)
@@ -129,7 +131,7 @@ class Ownership:
         failed += [name for name in list(self._calmed) if not await self._calm(name)]
         if failed:
             self._failures += 1
-            await asyncio.sleep(min(LONGEST_WAIT, 0.1 * 2 ** min(self._failures, 10)) * random.uniform(0.75, 1.0))
+            await asyncio.sleep(self._pause)
         else:
             self._failures = 0
 
@@ -186,7 +188,7 @@ class Ownership:
 
     def _trouble(self, error: Exception) -> None:
         where, described = "broker" if isinstance(error, Unavailable) else "database", letters.described(error)
-        self._announce(events.Trouble(where=where, error=described, wait=0.1))
+        self._announce(events.Trouble(where=where, error=described, wait=self._pause))
 
     async def _try(
         self, names: list[TopicPartition], asked: Asked, *, wait: float

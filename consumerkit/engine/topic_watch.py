@@ -47,11 +47,14 @@ class TopicWatch:
         self._announce = announce
         self._doubt = doubt
         self._standstill = standstill
+        self._pause = ASKED_EVERY
+        self._since: float | None = None
 
     async def run(self) -> None:
         """Ask, until cancelled."""
         while True:
-            await asyncio.sleep(ASKED_EVERY * random.uniform(0.75, 1.0))
+            self._pause = ASKED_EVERY * random.uniform(0.75, 1.0)
+            await asyncio.sleep(self._pause)
             # One at a time: one that is gone must not keep the others from being told of.
             for topic in sorted({partition.name.topic for partition in self._partitions}):
                 await self._look(topic)
@@ -61,9 +64,13 @@ class TopicWatch:
         try:
             told = await self._consumer.describe([one.name for one in self._partitions if one.name.topic == topic])
         except Unavailable as trouble:
-            told_as = events.Trouble(where="broker", error=str(trouble), wait=ASKED_EVERY)
+            self._since = self._since or now
+            told_as = events.Trouble(where="broker", error=str(trouble), wait=self._pause)
             self._announce(told_as)
             return
+        if self._since is not None:
+            self._announce(events.TroubleOver(where="broker", seconds=now - self._since))
+            self._since = None
         for partition in self._partitions.owned():
             info = told.get(partition.name)
             if info is not None and partition.topic_id != info.topic_id and partition.owner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -127,12 +128,19 @@ class Retention:
         """Forget from time to time, until `stop`."""
         # Processes that were started together do not all begin at the same moment.
         await self._sleep(random.uniform(0, INTERVAL))
+        since: float | None = None
         while not self._stopping.is_set():
             wait = INTERVAL * random.uniform(0.75, 1.25)
             try:
                 await self.turn()
             except Exception as error:  # noqa: BLE001 - nothing is lost by forgetting later
-                self._announce(events.Trouble(where="database", error=type(error).__name__, wait=wait))
+                since = since or time.monotonic()
+                told = type(error).__name__
+                self._announce(events.Trouble(where="database", error=told, wait=wait, work="retention"))
+            else:
+                if since is not None:
+                    seconds, since = time.monotonic() - since, None
+                    self._announce(events.TroubleOver(where="database", seconds=seconds, work="retention"))
             await self._sleep(wait)
 
     async def turn(self) -> None:

@@ -27,7 +27,7 @@ class Telling:
         self._principal = principal
         self._failures = 0
         self._since = 0.0
-        self._where = "database"
+        self._where: list[str] = []
 
     def trouble(self, error: Exception, now: float) -> float:
         """Announce that the database is in trouble; return for how long to wait."""
@@ -46,15 +46,19 @@ class Telling:
             self._since = now
         wait = min(LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(self._failures, 7))
         self._failures += 1
-        self._where = where
-        self._announce(events.Trouble(where=where, error=error, wait=wait))
+        if where not in self._where:
+            self._where.append(where)
+        self._announce(events.Trouble(where=where, error=error, wait=wait, work="outbox"))
         return wait
 
     def works(self, now: float) -> None:
         """Announce that the trouble is over, if there was any."""
         if self._failures:
             self._failures = 0
-            self._announce(events.TroubleOver(where=self._where, seconds=now - self._since))
+            seconds = now - self._since
+            for where in self._where:
+                self._announce(events.TroubleOver(where=where, seconds=seconds, work="outbox"))
+            self._where.clear()
 
     def published(self, count: int) -> None:
         """Announce that messages went."""

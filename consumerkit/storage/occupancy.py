@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Float, cast, func, select
 from sqlalchemy.orm import Session
 
 from consumerkit.storage.dialects import dialect_for
@@ -33,6 +33,18 @@ def count_by_handler(session: Session, tables: Tables) -> Sequence[Any]:
         .group_by(consumers.name)
         .order_by(consumers.name)
     ).all()
+
+
+def oldest_waiting(session: Session, tables: Tables, consumers: Collection[int]) -> dict[int, float]:
+    """Return for how many seconds the oldest parked message of each consumer waits; only of those that have one."""
+    c = tables.parked_messages.c
+    age = dialect_for(session.connection().dialect.name, tables).seconds_since(func.min(c.parked_at))
+    query = (
+        select(c.consumer, cast(age, Float))
+        .where(c.consumer.in_(consumers), c.kind.not_in([Kind.HELD.value, Kind.RELEASED.value]))
+        .group_by(c.consumer)
+    )
+    return {consumer: max(0.0, seconds) for consumer, seconds in session.execute(query)}
 
 
 def left_behind(session: Session, tables: Tables, consumer: int, topics: Collection[str]) -> Sequence[Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from consumerkit.concurrency import wait_until_set
+from consumerkit.observability.words import counted
 from consumerkit.supervisor.lifeline import Channel
 
 # Exit codes of a worker process, and of the supervisor.
@@ -119,6 +120,11 @@ class Supervisor:
     def _signalled(self) -> None:
         if not self._stopping.is_set():
             self._told = time.monotonic()
+            _log.info(
+                "stopping %s: each finishes or rolls back what it has in hand, within its grace; a second SIGTERM or "
+                "Ctrl-C kills them at once",
+                counted(len(self._children), "worker process", "worker processes"),
+            )
         elif time.monotonic() - self._told > SAME_REQUEST:
             self._at_once.set()
         self._stopping.set()

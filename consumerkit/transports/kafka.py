@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal, get_args
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.transports.kafka_options import check_options
+from consumerkit.transports.kafka_options import SESSION_MS, check_options, milliseconds
 from consumerkit.transports.loopback import is_loopback
 from consumerkit.transports.tls import Tls
 
@@ -129,6 +129,12 @@ class Kafka:
         if not servers:
             raise ConfigurationError("Kafka(bootstrap=...) is empty; give at least one host:port")
         return servers
+
+    @property
+    def session_timeout(self) -> float:
+        """Seconds after which the group misses a member that has died; its partitions stand still until then."""
+        name = "session.timeout.ms" if self.transport == "confluent" else "session_timeout_ms"
+        return milliseconds(self.options, name, SESSION_MS) / 1000
 
     def __repr__(self) -> str:
         options = {name: "***" if isinstance(value, str) else value for name, value in self.options.items()}

@@ -8,6 +8,8 @@ from typing import Final
 
 from consumerkit.errors import ConfigurationError
 
+SESSION_MS: Final = 45_000
+"""Milliseconds after which the group misses a member that has died, unless an option says otherwise."""
 _OFFSETS: Final = "consumerkit alone decides what is committed"
 _START: Final = "where reading starts is the handler's start_from"
 _GROUP: Final = "the handler's `group` says it"
@@ -55,6 +57,14 @@ _CREDENTIALS: Final = ("sasl.", "ssl.", "security.", "enable.ssl.", "https.ca.",
 # Words without digits. Only those that are known stand alone: anything else may be a password.
 _NAME: Final = re.compile(r"[A-Za-z]{1,40}(?:[._][A-Za-z]{1,40}){1,12}")
 _ALONE: Final = frozenset(("acks", "debug", "linger", "loop", "partitioner", "retries"))
+
+
+def milliseconds(options: Mapping[str, object], name: str, default: int) -> float:
+    """Return an option that is a number, which may be given as text; the default where it is none."""
+    try:
+        return float(str(options.get(name, default)))
+    except ValueError:
+        return float(default)
 
 
 def check_options(client: str, options: object) -> None:

@@ -7,7 +7,7 @@ import difflib
 import logging
 import math
 import time
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -30,6 +30,7 @@ from consumerkit.maintenance.expirer import Expiry
 from consumerkit.maintenance.pruner import Retention
 from consumerkit.observability.logs import LoggingObserver
 from consumerkit.observability.user_code import belongs_to_the_user
+from consumerkit.observability.words import lasting
 from consumerkit.policies.duration import DAY, seconds_of
 from consumerkit.policies.payload_retention import PayloadRetention, payload_retention_of
 from consumerkit.redaction.plain_words import shown_word
@@ -37,6 +38,7 @@ from consumerkit.relay import Relay
 from consumerkit.storage.dialects import Limits, dialect_for
 from consumerkit.storage.engines import AsyncSessions, Database, SyncSessions
 from consumerkit.storage.expiry import Expiring
+from consumerkit.storage.occupancy import oldest_waiting
 from consumerkit.storage.pruning import Pruning
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from consumerkit.transports.base import Transport
@@ -45,6 +47,7 @@ from consumerkit.worker import checks
 from consumerkit.worker.assembly import Assembly
 from consumerkit.worker.collector import seldom_collected
 from consumerkit.worker.readiness import Readiness, States
+from consumerkit.worker.reports import Reports
 from consumerkit.worker.terms import terms_of
 from consumerkit.worker.watchdog import Watchdog
 
@@ -137,6 +140,8 @@ class Worker:
         self._relay: Relay | None = None
         self.use(tables)
         self._forgetting: Retention | None = None
+        self._reports: Reports | None = None
+        self._missed_after = kafka.session_timeout if isinstance(kafka, Kafka) else None
         self._watchdog: Watchdog | None = None
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._failed: asyncio.Future[None] | None = None
@@ -194,6 +199,7 @@ class Worker:
         self._failed = asyncio.get_running_loop().create_future()
         try:
             numbers = await self._checked()
+            self._reports = self._reporting(numbers)
             for declared in self.declarations:
                 engine = self._assembly.engine(
                     declared,
@@ -252,6 +258,8 @@ class Worker:
         self._spawn(self._relay.run(), "relay")
         self._forgetting = self._retention()
         self._spawn(self._forgetting.run(), "retention")
+        assert self._reports is not None
+        self._spawn(self._reports.run(), "reports")
         self._watchdog = Watchdog(self._engines, stall=self.stall_timeout, transaction=self._limits.idle)
         self._watchdog.start(asyncio.get_running_loop())
 
@@ -272,6 +280,18 @@ class Worker:
             ),
             announce=self._announce,
         )
+
+    def _reporting(self, numbers: Mapping[str, int]) -> Reports:
+        names = {number: name for name, number in numbers.items()}
+
+        async def oldest() -> dict[str, float]:
+            work = partial(oldest_waiting, tables=self.tables, consumers=tuple(names))
+            found = await self.database.run(work, within=_LAST_STEPS)
+            return {names[number]: seconds for number, seconds in found.items()}
+
+        reports = Reports(tuple(numbers), self._announce, oldest, missed_after=self._missed_after)
+        self._announce.add(reports)
+        return reports
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -301,6 +321,14 @@ class Worker:
         """
         return self._states.readiness(time.monotonic())
 
+    def stopping(self) -> str:
+        """Return what `stop` waits for, as things stand, in a sentence; from any thread."""
+        running = [(engine.oldest_transaction(), engine.declared.name) for engine in self._engines]
+        waits = [f"{name} (its oldest transaction runs for {lasting(age)})" for age, name in running if age > 0]
+        if not waits:
+            return f"stopping: no transaction is under way; leaving the group, within {self.grace:g} s"
+        return f"stopping: waiting up to {self.grace:g} s for {', '.join(waits)}; what does not end is rolled back"
+
     async def stop(self) -> bool:
         """Finish or roll back what is under way, commit offsets, and leave the groups.
 
@@ -314,6 +342,8 @@ class Worker:
             self._relay.stop()
         if self._forgetting is not None:
             self._forgetting.stop()
+        if self._reports is not None:
+            self._reports.stop()
         within = min(_LAST_STEPS, remaining(end))
         _, late = await asyncio.wait(self._tasks, timeout=within) if self._tasks else (set(), set())
         for task in late:

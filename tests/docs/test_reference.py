@@ -26,7 +26,7 @@ from consumerkit import (
 )
 from consumerkit.engine import letters
 from consumerkit.handlers.message_id import WHOLE_VALUE
-from consumerkit.observability import logs
+from consumerkit.observability import sentences
 from tests.docs.markdown import ROOT
 
 REQUIRED = object()
@@ -125,6 +125,6 @@ def test_every_line_of_the_log_is_described() -> None:
     assert set(described) == kinds - {"Event"}
     import logging
 
-    for kind, (level, _) in logs._LINES.items():
+    for kind, (level, _) in sentences.LINES.items():
         if isinstance(level, int):
             assert described[kind.__name__] == logging.getLevelName(level), kind

@@ -20,8 +20,8 @@ from consumerkit.transports.aiokafka.fetcher import Reader
 from consumerkit.transports.aiokafka.group import COMMIT_TIMEOUT, DRAIN_MARGIN, Describe, Membership
 from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription, Survey
 from consumerkit.transports.confluent.questions import Questions
+from consumerkit.transports.kafka_options import SESSION_MS
 
-_SESSION_MS: Final = 45_000
 _NEVER_MS: Final = 2**31 - 1
 _GRACE: Final = 0.1
 
@@ -200,7 +200,7 @@ class AiokafkaConsumer:
         share = subscription.fetch_bytes // max(1, partitions)
         arguments = {
             **self._settings,
-            "session_timeout_ms": _SESSION_MS,
+            "session_timeout_ms": SESSION_MS,
             "max_partition_fetch_bytes": min(max(share, 65_536), 4 * 1024 * 1024),
             # A broker answers a join when all members have drained, or after the slowest one's time.
             "request_timeout_ms": int(max(40.0, rebalance + 10.0) * 1000),

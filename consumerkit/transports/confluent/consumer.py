@@ -19,6 +19,7 @@ from consumerkit.transports.base import (
 )
 from consumerkit.transports.confluent.admin import TopicAdmin
 from consumerkit.transports.confluent.thread import PollThread
+from consumerkit.transports.kafka_options import SESSION_MS
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _SMALLEST_FETCH = 1024 * 1024
 
 # What a user may tune.
 _DEFAULTS: dict[str, object] = {
-    "session.timeout.ms": 45_000,
+    "session.timeout.ms": SESSION_MS,
     # Members learn of a rebalance by a heartbeat's answer: at librdkafka's own 3,000 ms each step takes as long.
     "heartbeat.interval.ms": 1_000,
     # A joining member takes partitions from others without stopping those that stay.

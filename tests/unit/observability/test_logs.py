@@ -58,6 +58,44 @@ TOLD: list[tuple[Event, int, str]] = [
         "credit: took payments[3] over; 12 messages are parked there",
     ),
     (
+        events.PartitionTaken(handler="credit", partition=PARTITION, parked=1),
+        logging.INFO,
+        "credit: took payments[3] over; 1 message is parked there",
+    ),
+    (
+        events.PartitionsAssigned(handler="credit", partitions=()),
+        logging.INFO,
+        "credit: got no partitions: the other members of its group have them all; it takes over where one of them ends",
+    ),
+    (
+        events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=1, lost=False),
+        logging.INFO,
+        "credit: gave back payments[3]; 1 message left for the next owner",
+    ),
+    (
+        events.PartitionsAwaited(handler="credit", seconds=65.2),
+        logging.WARNING,
+        (
+            "credit: waiting for partitions, for 65 s now: the group shares them out once each member that held some "
+            "has handed them over, or was missed after it died"
+        ),
+    ),
+    (
+        events.HandlerSummary(
+            handler="credit", seconds=60.0, processed=1, duplicates=1, skipped=1, dead=1, rolled_back=2
+        ),
+        logging.INFO,
+        (
+            "credit: in 60 s: 1 processed, 1 duplicate, 1 message of an unknown type skipped, 1 dead letter, "
+            "2 batches rolled back and run again"
+        ),
+    ),
+    (
+        events.Trouble(where="database", error="gone", wait=2.0, work="outbox"),
+        logging.WARNING,
+        "outbox: database trouble, again in 2.0 s: gone",
+    ),
+    (
         events.PartitionInDoubt(handler="credit", partition=PARTITION, error="Fenced: 1 of 2"),
         logging.WARNING,
         "credit: payments[3] may be another worker's, nothing of it begins until that is clear: Fenced: 1 of 2",

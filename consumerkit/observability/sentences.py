@@ -1,0 +1,267 @@
+"""Events as sentences: each event's level, and what its line in the log says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from consumerkit import events
+from consumerkit.events import Event
+from consumerkit.message import TopicPartition
+from consumerkit.observability.words import counted, lasting
+from consumerkit.outcome import Reason
+
+Level = int | Callable[[Any], int]
+_LONG: Final = 60.0
+"""Seconds without partitions that are longer than a rebalance takes."""
+
+
+def _names(partitions: tuple[TopicPartition, ...]) -> str:
+    return ", ".join(map(str, sorted(partitions))) or "no partitions"
+
+
+def _committed(event: events.GroupCommitted) -> str:
+    parts = [f"{event.processed} processed"]
+    parts += [counted(event.duplicates, "duplicate")] if event.duplicates else []
+    of_dead = counted(event.duplicates_of_dead, "duplicate of a dead letter", "duplicates of dead letters")
+    parts += [of_dead] if event.duplicates_of_dead else []
+    parts += [f"{event.dead} dead-lettered"] if event.dead else []
+    parts += [f"{event.parked} parked"] if event.parked else []
+    parts += [f"{event.fallback_ids} identified by a fallback"] if event.fallback_ids else []
+    parts += [f"{event.unreadable_times} without a readable time"] if event.unreadable_times else []
+    return f"committed in {event.seconds * 1000:.1f} ms (lane {event.lane}): {', '.join(parts)}"
+
+
+def _revoked(event: events.PartitionsRevoked) -> str:
+    dropped = f"; {counted(event.dropped, 'message')} left for the next owner" if event.dropped else ""
+    return f"{'lost' if event.lost else 'gave back'} {_names(event.partitions)}{dropped}"
+
+
+def _parked_there(count: int) -> str:
+    return f"; {counted(count, 'message')} {'is' if count == 1 else 'are'} parked there" if count else ""
+
+
+def _assigned(event: events.PartitionsAssigned) -> str:
+    if event.partitions:
+        return f"got {_names(event.partitions)}"
+    return "got no partitions: the other members of its group have them all; it takes over where one of them ends"
+
+
+def _awaited(event: events.PartitionsAwaited) -> str:
+    missed = "" if event.missed_after is None else f", which takes up to {event.missed_after:.0f} s"
+    return (
+        f"waiting for partitions, for {lasting(event.seconds)} now: the group shares them out once each member that "
+        f"held some has handed them over, or was missed after it died{missed}"
+    )
+
+
+def _summary(event: events.HandlerSummary) -> str:
+    parts = [f"{event.processed:,} processed"]
+    parts += [counted(event.duplicates, "duplicate")] if event.duplicates else []
+    skipped = counted(event.skipped, "message of an unknown type skipped", "messages of unknown types skipped")
+    parts += [skipped] if event.skipped else []
+    parts += [counted(event.retries, "retry", "retries")] if event.retries else []
+    parts += [counted(event.dead, "dead letter")] if event.dead else []
+    rolled_back = counted(event.rolled_back, "batch rolled back and run again", "batches rolled back and run again")
+    parts += [rolled_back] if event.rolled_back else []
+    waits = event.oldest_waiting
+    oldest = "" if waits is None else f"; the oldest parked message waits for {lasting(waits)}"
+    return f"in {lasting(event.seconds)}: {', '.join(parts)}{oldest}"
+
+
+def _work(event: events.Trouble | events.TroubleOver) -> str:
+    return f"{event.work}: " if event.work else ""
+
+
+def _taken(event: events.PartitionTaken) -> str:
+    return f"took {event.partition} over" + _parked_there(event.parked)
+
+
+def _stands_still(event: events.PartitionStandsStill) -> str:
+    end = "" if event.end is None else f", and its log ends at {event.end}"
+    return f"{event.partition} has stood at offset {event.offset} for {event.seconds:.0f} s{end}: {event.reason}"
+
+
+def _failed(event: events.AttemptFailed) -> str:
+    at_least = "at least " if event.braking else ""
+    what_next = "no further attempt" if event.wait is None else f"again in {at_least}{event.wait:.1f} s"
+    return (
+        f"attempt {event.attempt} of {event.message_id} at {event.partition}@{event.offset} failed, {what_next}: "
+        f"{event.error}"
+    )
+
+
+def _suspected(event: events.MessageSuspected) -> str:
+    return (
+        f"{event.message_id} at {event.partition}@{event.offset} failed alone, which is not counted before another "
+        f"message has run, because others may fail in the same way; again in {event.wait:.1f} s: {event.error}"
+    )
+
+
+def _brake(event: events.BrakeOn) -> str:
+    what = "everything fails" if event.partition is None else f"messages of {event.partition} cannot be read"
+    more = "nothing more" if event.partition is None else "nothing more of it"
+    return f"{what}: {more} is dead-lettered, one message is tried in {event.wait:.1f} s"
+
+
+def _offsets(event: events.OffsetsCommitted) -> str:
+    return f"offsets committed: {', '.join(f'{partition}@{offset}' for partition, offset in event.positions)}"
+
+
+def _dead(event: events.MessageDeadLettered) -> str:
+    name = event.message_id or "a message without an ID"
+    after = f" after {counted(event.attempts, 'attempt')}" if event.reason is Reason.EXHAUSTED else ""
+    show = "" if event.letter is None else f"; see `consumerkit dead-letters show {event.letter}`"
+    return (
+        f"{name} at {event.partition}@{event.offset} is a dead letter ({event.reason.value}{after}): "
+        f"{event.summary or event.error}{show}"
+    )
+
+
+def _clash(event: events.OriginClash) -> str:
+    name = event.message_id or "a message without an ID"
+    return (
+        f"{name} at {event.partition}@{event.offset}: row {event.row} of {event.table} names the same place and is "
+        "another message, so this one has a row beside it; look at that row, which an import may have put there"
+    )
+
+
+def _forgotten(event: events.MessagesForgotten) -> str:
+    before = event.before.isoformat(" ", "seconds")
+    return f"the ledger forgot {counted(event.count, 'message ID')} processed before {before}"
+
+
+def _held_back(event: events.ForgettingHeldBack) -> str:
+    since = "nothing of it is settled" if event.since is None else event.since.isoformat(" ", "seconds")
+    return (
+        f"{event.partition} has not moved, so the ledger keeps what was processed since then ({since}); "
+        "have its messages processed, or move its position"
+    )
+
+
+def _what_of(event: events.OutboxHeldBack | events.OutboxResumed) -> str:
+    return "what is for" if event.sequence is None else f"message {event.sequence} for"
+
+
+def _outbox_held_back(event: events.OutboxHeldBack) -> str:
+    way_out = f"; {event.way_out}" if event.way_out else ""
+    return (
+        f"outbox: {_what_of(event)} {event.topic} is held back, and tried again in {event.wait:.1f} s and then less "
+        f"often: {event.error}{way_out}"
+    )
+
+
+LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
+    events.WorkerStarted: (logging.INFO, lambda e: f"worker started: {', '.join(e.handlers)}"),
+    events.WorkerStopped: (logging.INFO, lambda e: f"worker stopped in {e.seconds:.1f} s"),
+    events.PartitionsAssigned: (logging.INFO, _assigned),
+    # A minute is longer than any member takes to be missed by default.
+    events.PartitionsAwaited: (lambda e: logging.INFO if e.seconds < _LONG else logging.WARNING, _awaited),
+    events.HandlerSummary: (logging.INFO, _summary),
+    events.PartitionsRevoked: (lambda e: logging.WARNING if e.lost else logging.INFO, _revoked),
+    events.PartitionStopped: (logging.ERROR, lambda e: f"{e.partition} is not read any further: {e.error}"),
+    events.PartitionStandsStill: (logging.WARNING, _stands_still),
+    events.PartitionPaused: (logging.WARNING, lambda e: f"{e.partition} is paused: {e.reason}"),
+    events.PartitionResumed: (logging.INFO, lambda e: f"{e.partition} is not paused any more"),
+    events.PartitionMoves: (logging.INFO, lambda e: f"{e.partition} moves again"),
+    events.PartitionTaken: (logging.INFO, _taken),
+    events.FenceAwaited: (
+        logging.WARNING,
+        lambda e: (
+            f"{e.partition} cannot be taken over for {e.seconds:.0f} s now: a transaction of its owner before is still "
+            "open; end the worker that hangs, or wait until the server ends it after transaction_timeout"
+        ),
+    ),
+    events.PartitionInDoubt: (
+        logging.WARNING,
+        lambda e: f"{e.partition} may be another worker's, nothing of it begins until that is clear: {e.error}",
+    ),
+    events.PositionDiffers: (lambda e: logging.ERROR if e.lost else logging.WARNING, lambda e: e.remark),
+    events.CommitsLost: (
+        logging.ERROR,
+        lambda e: f"{e.error}; going back to what it has, and running again whatever is above it",
+    ),
+    events.GroupCommitted: (logging.DEBUG, _committed),
+    events.MessagesSkipped: (logging.DEBUG, lambda e: f"{counted(e.count, 'message')} of unknown types skipped"),
+    events.GroupRolledBack: (
+        logging.DEBUG,
+        lambda e: (
+            f"rolled back {counted(e.size, 'message')}, {e.handled} of them handled, to run them again: {e.error}"
+        ),
+    ),
+    # Where it is the last one, the line about the dead letter follows, and says as much.
+    events.AttemptFailed: (lambda e: logging.DEBUG if e.wait is None else logging.WARNING, _failed),
+    events.MessageSuspected: (logging.WARNING, _suspected),
+    events.MessageDeadLettered: (logging.ERROR, _dead),
+    events.OriginClash: (logging.ERROR, _clash),
+    events.Trouble: (logging.WARNING, lambda e: f"{_work(e)}{e.where} trouble, again in {e.wait:.1f} s: {e.error}"),
+    events.TroubleOver: (logging.INFO, lambda e: f"{_work(e)}{e.where} works again after {e.seconds:.1f} s"),
+    events.BrakeOn: (logging.ERROR, _brake),
+    events.BrakeOff: (
+        logging.INFO,
+        lambda e: f"a message{'' if e.partition is None else f' of {e.partition}'} succeeded, going on",
+    ),
+    events.HandlerPaused: (
+        logging.ERROR,
+        lambda e: f"paused, nothing is counted against a message, again in {e.wait:.1f} s: {e.error}",
+    ),
+    events.HandlerResumed: (logging.INFO, lambda e: "not paused any more, going on"),
+    events.HandlerStopped: (
+        logging.CRITICAL,
+        lambda e: f"stopped, since trying again would not help: {e.error}; repair it and start the worker again",
+    ),
+    events.OffsetsCommitted: (logging.DEBUG, _offsets),
+    events.OutboxPublished: (logging.DEBUG, lambda e: f"outbox: {counted(e.count, 'message')} published"),
+    events.OutboxHeldBack: (logging.WARNING, _outbox_held_back),
+    events.OutboxOld: (
+        logging.WARNING,
+        lambda e: (
+            f"outbox: message {e.sequence} for {e.topic} waits since {e.since.isoformat(' ', 'seconds')}; "
+            "see `consumerkit outbox list`"
+        ),
+    ),
+    events.OutboxGivenUp: (
+        logging.ERROR,
+        lambda e: (
+            f"outbox: gave up {counted(e.count, 'message')} for {e.topic}, the oldest of "
+            f"{e.oldest.isoformat(' ', 'seconds')}, which payload_retention lets wait no longer; operator_actions "
+            "names them, and a process that died may have published some"
+        ),
+    ),
+    events.OutboxResumed: (
+        logging.INFO,
+        lambda e: f"outbox: {_what_of(e)} {e.topic} is not held back any more, after {e.seconds:.1f} s",
+    ),
+    events.OutboxTurnAwaited: (
+        logging.WARNING,
+        lambda e: (
+            f"outbox: another process has the relay's turn for {e.seconds:.0f} s and shows no sign of life: "
+            f"{e.holder}; end that process"
+        ),
+    ),
+    events.OutboxTurnCame: (
+        logging.INFO,
+        lambda e: f"outbox: the relay's turn is not held by a silent process any more, after {e.seconds:.0f} s",
+    ),
+    events.DeadLetterByReference: (
+        logging.WARNING,
+        lambda e: (
+            f"outbox: dead letter {e.sequence} was too large for {e.topic} and went without its value, which the table "
+            "holds; raise the topic's `max.message.bytes` to have the next ones whole"
+        ),
+    ),
+    events.MessagesForgotten: (logging.INFO, _forgotten),
+    events.PayloadsErased: (
+        logging.INFO,
+        lambda e: f"erased the payloads of {counted(e.count, 'dead letter')} decided long ago",
+    ),
+    events.UndecidedPayloadsErased: (
+        logging.WARNING,
+        lambda e: (
+            f"erased the payloads of {counted(e.count, 'undecided dead letter')}; they can be resolved or "
+            "discarded, and not redriven any more"
+        ),
+    ),
+    events.ForgettingHeldBack: (logging.WARNING, _held_back),
+}
