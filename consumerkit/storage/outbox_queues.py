@@ -16,6 +16,7 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     Connection,
+    FromClause,
     LargeBinary,
     ScalarSelect,
     Select,
@@ -101,8 +102,9 @@ def page(
         waiting: What to leave out.
     """
     most_queues = rows + len(waiting.queues) + len(waiting.topics)
+    query = _query(tables, rows, most_queues, after, waiting, lateral=connection.dialect.name == "postgresql")
     with dialect.by_index(connection):
-        turns = _turns(connection.execute(_query(tables, rows, most_queues, after, waiting)).all())
+        turns = _turns(connection.execute(query).all())
     last = turns[-1].queue if len(turns) == most_queues else None
     full = [turn for turn in turns if turn.rows]
     taken = _fitting(full, stored_bytes(connection, tables, [row for turn in full for row in turn.rows]), most_bytes)
@@ -141,7 +143,9 @@ def _fitting(turns: Sequence[_Turn], sizes: Mapping[int, int], most_bytes: int) 
     return taken
 
 
-def _query(tables: Tables, rows: int, most_queues: int, after: Queue | None, waiting: Waiting) -> Select[Any]:
+def _query(
+    tables: Tables, rows: int, most_queues: int, after: Queue | None, waiting: Waiting, *, lateral: bool
+) -> Select[Any]:
     queue = _queues(tables, most_queues, after, waiting)
     turn = select(*queue.c, _free(queue, waiting).label("free"), (queue.c.key == b"").label("keyless")).cte("turn")
     keyed, keyless = and_(turn.c.free, not_(turn.c.keyless)), and_(turn.c.free, turn.c.keyless)
@@ -152,16 +156,37 @@ def _query(tables: Tables, rows: int, most_queues: int, after: Queue | None, wai
     )
     low = case(dict(waiting.keyless), value=turn.c.topic, else_=0) if waiting.keyless else literal(0)
     low = case((turn.c.keyless, low), else_=0)
+    share = case((turn.c.keyless, shares.c.keyless), else_=shares.c.keyed)
+    place, places = (_laterally if lateral else _up_to_the_highest)(tables, turn, shares, low, share)
+    columns = (turn.c.number, turn.c.topic, turn.c.key, place.label("sequence"))
+    return select(*columns, share.label("share")).select_from(places)
+
+
+def _laterally(
+    tables: Tables, turn: CTE, shares: CTE, low: ColumnElement[int], share: ColumnElement[int]
+) -> tuple[ColumnElement[int], FromClause]:
+    """Join each queue's first rows by an index that is read from the queue's place on.
+
+    The conditions stand below a LIMIT, so no plan reads the whole index and compares afterwards. Where a vacuum has
+    seen the table empty, a plain join looks as cheap as this, and reads each row once for each queue.
+    """
+    row = tables.outbox_messages.c
+    first = select(row.place).where(_of(turn, row, low)).order_by(row.topic_digest, row.key_digest, row.place)
+    found = first.limit(share).lateral("first_rows")
+    return found.c.place, turn.join(shares, true()).outerjoin(found, turn.c.free)
+
+
+def _up_to_the_highest(
+    tables: Tables, turn: CTE, shares: CTE, low: ColumnElement[int], _share: ColumnElement[int]
+) -> tuple[ColumnElement[int], FromClause]:
+    """Join each queue's first rows by their bounds: for a database without LATERAL."""
+    row = tables.outbox_messages.c
     highest = case(
         (turn.c.keyless, _nth(tables, turn, low, select(shares.c.keyless).scalar_subquery())),
         else_=_nth(tables, turn, low, select(shares.c.keyed).scalar_subquery()),
     )
-    c = tables.outbox_messages.c
-    rows_of = and_(_of(turn, c, low), c.place <= func.coalesce(highest, _BEYOND_ALL_ROWS))
-    share = case((turn.c.keyless, shares.c.keyless), else_=shares.c.keyed)
-    columns = (turn.c.number, turn.c.topic, turn.c.key, c.place.label("sequence"))
-    places = turn.join(shares, true()).outerjoin(tables.outbox_messages, and_(turn.c.free, rows_of))
-    return select(*columns, share.label("share")).select_from(places)
+    rows_of = and_(_of(turn, row, low), row.place <= func.coalesce(highest, _BEYOND_ALL_ROWS))
+    return row.place, turn.join(shares, true()).outerjoin(tables.outbox_messages, and_(turn.c.free, rows_of))
 
 
 def _free(queue: CTE, waiting: Waiting) -> ColumnElement[bool]:
