@@ -146,7 +146,8 @@ class Retention:
     async def turn(self) -> None:
         """Forget now what may be forgotten, and end what has stood for too long."""
         if self._seconds is not None:
-            for plan in await self._run(partial(self._pruning.plans, retention=self._seconds, handlers=self._handlers)):
+            plans = partial(self._pruning.plans, retention=self._seconds, handlers=self._handlers, requests=True)
+            for plan in await self._run(plans):
                 await self._forget(plan)
         await self._expiry.turn()
         await self._expiry.watch_outbox()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, func, select, text
+from sqlalchemy import Connection, delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from consumerkit.errors import ConfigurationError, InProgress
@@ -57,8 +57,13 @@ class KeyLedger:
     tables: Tables
     dialect: Dialect
 
-    def number(self, connection: Connection, owner: str) -> int:
+    def number(self, connection: Connection, owner: str, retention: int | None = None) -> int:
         """Return the number of a name, entering it where it is new.
+
+        Args:
+            connection: Of the caller's transaction.
+            owner: The name.
+            retention: For how many seconds its keys are kept, where it is new; for good where None.
 
         Raises:
             ConfigurationError: A handler has this name.
@@ -67,12 +72,23 @@ class KeyLedger:
         query = select(c.id, c.topics).where(c.name == owner)
         row = connection.execute(query).one_or_none()
         if row is None:
-            values = {"name": owner, "group_name": "", "topics": NO_TOPICS}
+            values = {"name": owner, "group_name": "", "topics": NO_TOPICS, "retention": retention}
             insert_if_new(connection, self.tables.consumers, values, key=[c.name], returning=c.id)
             row = connection.execute(query).one()
         if row.topics != NO_TOPICS:
             raise ConfigurationError(f"{owner!r} is the name of a handler on this database; choose another one")
         return int(row.id)
+
+    def keep_for(self, connection: Connection, owner: str, retention: int) -> int:
+        """Have the keys of a name be kept for so many seconds; return the name's number.
+
+        Raises:
+            ConfigurationError: A handler has this name.
+        """
+        number, c = self.number(connection, owner, retention), self.tables.consumers.c
+        other = c.retention.is_distinct_from(retention)
+        connection.execute(update(self.tables.consumers).where(c.id == number, other).values(retention=retention))
+        return number
 
     def lock_writer(self, connection: Connection) -> None:
         """Have SQLite's one writer be this transaction, before it reads: what it has read stays true then.

@@ -109,22 +109,26 @@ class Pruning:
         retention: float,
         handlers: Collection[str] | None = None,
         *,
+        requests: bool = False,
         unpositioned: bool = False,
     ) -> list[Plan]:
         """Return what may be forgotten of each handler, or of those named.
 
-        Keys of jobs and the checkpoints of backfills have no topic that could bring them again, and are run again by
-        who forgets them: they go by age alone, and only where their name is given.
+        Keys that no message brings go by age alone. Those of requests are kept for the retention that stands with
+        their name. Those of jobs and the checkpoints of backfills go only where their name is given: who forgets one
+        runs it again.
 
         Args:
             session: The caller's.
             retention: Seconds for which a processed ID is remembered.
             handlers: Names; all that the database knows, where None.
+            requests: Also the names of requests' keys, whatever `handlers` names.
             unpositioned: Forget by age alone what handlers processed where no position is known.
         """
         c = self.tables.consumers.c
-        query = select(c.id, c.name, c.topics).order_by(c.name)
-        query = query.where(c.topics != NO_TOPICS) if handlers is None else query.where(c.name.in_(handlers))
+        query = select(c.id, c.name, c.topics, c.retention).order_by(c.name)
+        named = c.topics != NO_TOPICS if handlers is None else c.name.in_(handlers)
+        query = query.where(or_(named, c.retention.is_not(None)) if requests or handlers is None else named)
         old = session.execute(select(self._before(retention))).scalar_one()
         return [self._plan(session, row, old, unpositioned=unpositioned) for row in session.execute(query).all()]
 
@@ -134,6 +138,8 @@ class Pruning:
     def _plan(self, session: Session, consumer: Any, old: datetime, *, unpositioned: bool) -> Plan:
         topics = json.loads(consumer.topics)
         if not topics:
+            if consumer.retention is not None:
+                old = session.execute(select(self._before(consumer.retention))).scalar_one()
             return Plan(consumer.name, consumer.id, old, (), positioned=True, bounds=(), topics=())
         c = self.tables.partition_progress.c
         marked = session.execute(select(self.tables.partition_progress).where(c.consumer == consumer.id, c.mark >= 0))

@@ -135,6 +135,7 @@ def _consumers(prefix: str, metadata: MetaData) -> Table:
         Column("topics", Text, nullable=False),
         Column("created_at", _Moment, nullable=False, server_default=func.now()),
         Column("ordering", Text),
+        Column("retention", Integer),
     )
 
 

@@ -8,7 +8,10 @@ import pytest
 import consumerkit
 from consumerkit.cli.main import ROOMS
 
-HEAVY = ("alembic", "aiokafka", "confluent_kafka", "mako", "rich", "consumerkit.engine", "consumerkit.relay")
+HEAVY = (
+    "alembic", "aiokafka", "confluent_kafka", "mako", "rich", "starlette", "fastapi", "consumerkit.engine",
+    "consumerkit.relay",
+)  # fmt: skip
 
 
 def _imported(statement: str) -> set[str]:

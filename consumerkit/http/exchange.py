@@ -1,0 +1,283 @@
+"""One request and its answer: claim, run or answer again, commit, and only then send."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import date
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from consumerkit.errors import ConfigurationError, InProgress
+from consumerkit.handlers.message_id import encode_field, possible_digests, shown
+from consumerkit.http import key_header
+from consumerkit.http.answers import NEVER_KEPT, RETENTION, Answer, parsed, problem
+from consumerkit.http.http_errors import response_for
+from consumerkit.http.request_digest import fingerprint
+from consumerkit.http.route import Declaration, callers, route_of
+from consumerkit.http.transaction import Taken, Transaction
+from consumerkit.storage.faults import Fault, fault_of
+from consumerkit.storage.keys import Key
+
+if TYPE_CHECKING:
+    from consumerkit.http.edge import Idempotency
+
+_OUT_OF_REACH: Final = frozenset({Fault.CONNECTION, Fault.CAPACITY, Fault.CONFLICT})
+_FIRST_LOOK: Final = 0.05
+_LONGEST_LOOK: Final = 0.5
+_CLIENT_GONE: Final = 499
+_log = logging.getLogger(__name__)
+
+
+class Exchange:
+    """What the edge keeps of one request while it is handled.
+
+    Args:
+        edge: Whose it is.
+        request: The request.
+    """
+
+    def __init__(self, edge: Idempotency, request: Request) -> None:
+        self.edge = edge
+        self.is_routed = False
+        self._request = request
+        self._declaration: Declaration | None = None
+        self._kind: type[AsyncSession] | type[Session] | None = None
+        self._transaction: Transaction | None = None
+        self._key: Key | None = None
+        self._entered = False
+        self._handed_out = False
+        self._answered = False
+        self._is_ours = False  # what runs at the moment: the edge's statements, and not the endpoint
+
+    def session(self, kind: type[AsyncSession] | type[Session]) -> AsyncSession | Session:
+        """Hand the request's session out.
+
+        Raises:
+            ConfigurationError: It is one of the other kind.
+        """
+        self._handed_out = True
+        return self._own(kind).session
+
+    def _own(self, kind: type[AsyncSession] | type[Session]) -> Transaction:
+        if self._transaction is None:
+            self._kind, self._transaction = kind, self.edge.new_transaction(kind)
+        if self._kind is not kind:
+            raise ConfigurationError(
+                f"{self.edge.owner}: a coroutine takes edge.session, a plain function edge.plain_session; this request "
+                "asks for both"
+            )
+        return self._transaction
+
+    def prepare(self, declaration: Declaration, kind: type[AsyncSession] | type[Session]) -> None:
+        """Take what the endpoint declares, and have a session of its kind."""
+        self._declaration = declaration
+        self._own(kind)
+
+    async def routed(self, handle: Callable[[], Awaitable[Response]]) -> Response:
+        """Have a request handled to its rendered answer, and commit that before it is returned for sending."""
+        self.is_routed = True
+        await self._request.body()  # a form that is read first would leave nothing to compare
+        try:
+            return await self._completed(await handle())
+        except Exception as error:
+            if (answer := self._out_of_reach(error)) is not None:
+                return answer
+            raise
+        finally:
+            await self._leave()
+
+    async def run(self, caller: object, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Claim the key and run the endpoint, or return the answer that is kept.
+
+        Returns:
+            What the endpoint returned, or a response of the edge's.
+        """
+        assert self._declaration is not None
+        try:
+            text = key_header.read(self._request.headers)
+        except key_header.Malformed as error:
+            return self._refusal(400, "Idempotency-Key cannot be read", str(error))
+        if text is None and self._declaration.required:
+            return self._refusal(400, "Idempotency-Key is missing", "this operation takes effect once for each key")
+        if text is not None:
+            self._key = self._made(text, caller, await self._request.body())
+        self._is_ours = True
+        answer = await self._begun()
+        self._is_ours = False
+        return await self._called(call) if answer is None else answer
+
+    def _made(self, text: str, caller: object, body: bytes) -> Key:
+        assert self._declaration is not None
+        parts = [_encoded(self._declaration.label, part) for part in callers(caller) or [None]]
+        raw = text.encode()
+        digest = possible_digests(*parts, route_of(self._request).encode(), raw)[0]
+        return Key(self.edge.owner, digest, shown(raw), fingerprint(self._request, body, self._declaration.fields))
+
+    async def _begun(self) -> Response | None:
+        """Begin the transaction with the claim; return an answer where the endpoint is not to run."""
+        assert self._declaration is not None
+        assert self._transaction is not None
+        loop = asyncio.get_running_loop()
+        end, look = loop.time() + self._declaration.wait, _FIRST_LOOK
+        if self._key is not None:
+            if not await self.edge.in_flight.enter(self._key.digest, self._declaration.wait):
+                return self._in_progress()
+            self._entered = True
+        found = await self.edge.found()
+        while True:
+            try:
+                taken = await self._transaction.begin(found, self._key)
+            except InProgress:
+                # Another process has it. The connection goes back while this request waits.
+                await self._transaction.roll_back()
+                if loop.time() + look > end:
+                    return self._in_progress()
+                await asyncio.sleep(look)
+                look = min(_LONGEST_LOOK, look * 2)
+                continue
+            if taken is None:
+                return None
+            await self._transaction.roll_back()
+            return self._again(taken)
+
+    def _again(self, taken: Taken) -> Response:
+        assert self._key is not None
+        if taken.kept.fingerprint != self._key.fingerprint:
+            return self._refusal(
+                422, "Idempotency-Key is already used", "the key came before with another request; use a new one"
+            )
+        if taken.answer is None:
+            return self._refusal(
+                409, "The answer is gone", "the key was used, and its answer was erased; use a new one"
+            )
+        self._answered = True
+        return self._stated(parsed(taken.answer, self.edge.sealer).response())
+
+    async def _called(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await call()
+        except HTTPException as error:
+            if not 400 <= error.status_code < 500:
+                raise
+            # Rolled back by `_completed`, which keeps the answer where that is declared.
+            if not self._keeps(error.status_code):
+                raise
+            return await response_for(self._request, error)
+
+    def _keeps(self, status: int) -> bool:
+        assert self._declaration is not None
+        return self._declaration.keep_4xx and self._key is not None and status not in NEVER_KEPT
+
+    async def _completed(self, response: Response) -> Response:
+        """Commit the transaction with the answer, or roll it back."""
+        if self._transaction is None or not self._transaction.is_open or self._answered:
+            return response
+        assert self._declaration is not None
+        self._is_ours = True
+        if response.status_code < 400:
+            answer = self._answer(response)
+            if await self._request.is_disconnected():
+                _log.info("%s: the client is gone; its request is rolled back", self._declaration.label)
+                return Response(status_code=_CLIENT_GONE)  # sent to nobody, and without the background tasks
+            await self._transaction.commit(self._key, answer)
+            self._warn_of_other_sessions()
+            return self._stated(response) if self._key is not None else response
+        await self._transaction.roll_back()
+        return (
+            await self._kept(response) if response.status_code < 500 and self._keeps(response.status_code) else response
+        )
+
+    async def _kept(self, response: Response) -> Response:
+        """Keep an answer of 4xx, in a transaction of its own; another one may have had the key since."""
+        assert self._transaction is not None
+        answer = self._answer(response)
+        if (first := await self._begun_again()) is not None:
+            return first
+        await self._transaction.commit(self._key, answer)
+        return self._stated(response)
+
+    async def _begun_again(self) -> Response | None:
+        assert self._transaction is not None
+        try:
+            taken = await self._transaction.begin(await self.edge.found(), self._key)
+        except InProgress:
+            return self._in_progress()
+        if taken is None:
+            return None
+        await self._transaction.roll_back()
+        return self._again(taken)
+
+    def _answer(self, response: Response) -> str | None:
+        """Return the answer as it is kept.
+
+        Raises:
+            ConfigurationError: It is streamed, or too large.
+        """
+        assert self._declaration is not None
+        answer = Answer.of(response, self._declaration.headers)
+        if len(answer.body) > self.edge.largest_answer:
+            raise ConfigurationError(
+                f"{self._declaration.label}: its answer has {len(answer.body)} bytes and cannot be kept; return less, "
+                f"or give Idempotency(largest_answer=...) more than {self.edge.largest_answer}"
+            )
+        return answer.text(self.edge.sealer) if self._key is not None else None
+
+    def _stated(self, response: Response) -> Response:
+        response.headers[RETENTION] = str(self.edge.retention)
+        return response
+
+    def _refusal(self, status: int, title: str, detail: str) -> Response:
+        self._answered = True
+        return problem(status, title, detail, type=self.edge.documentation)
+
+    def _in_progress(self) -> Response:
+        self._answered = True
+        detail = "a request with this key is being handled; repeat this one later"
+        return problem(409, "Request in progress", detail, type=self.edge.documentation, retry_after=1)
+
+    def _out_of_reach(self, error: Exception) -> Response | None:
+        """Return the answer to a request that the database failed; None where it is not at fault."""
+        if self._transaction is None or isinstance(error, HTTPException):
+            return None
+        if fault_of(error, in_handler=not self._is_ours) not in _OUT_OF_REACH:
+            return None
+        assert self._declaration is not None
+        _log.error("%s: the database failed: %s", self._declaration.label, type(error).__name__)
+        detail = "nothing is known to have changed; repeat the request with the same key"
+        return problem(503, "The database is out of reach", detail, type=self.edge.documentation, retry_after=1)
+
+    def _warn_of_other_sessions(self) -> None:
+        assert self._declaration is not None
+        if not self._handed_out and self._declaration.label not in self.edge.warned:
+            self.edge.warned.add(self._declaration.label)
+            _log.warning(
+                "%s did not take the edge's session; what it changed in another one is not committed with its key",
+                self._declaration.label,
+            )
+
+    async def _leave(self) -> None:
+        """End what is still open, and let the next one have the key."""
+        try:
+            if self._transaction is not None:
+                await self._transaction.end()
+        finally:
+            if self._entered and self._key is not None:
+                self._entered = False
+                self.edge.in_flight.leave(self._key.digest)
+
+
+def _encoded(label: str, part: object) -> bytes:
+    if not isinstance(part, str | bytes | int | UUID | date) or not (raw := encode_field(part)):
+        what = type(part).__name__ if part else "nothing"
+        raise ConfigurationError(
+            f"{label}: scope returned {what}; return who asks as text, number or UUID, or raise an HTTPException"
+        )
+    return raw

@@ -1,0 +1,148 @@
+"""One request's transaction: the key, the endpoint's changes and the answer, on the edge's own session."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, TypeVar
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from consumerkit.errors import InProgress, TransactionMisused
+from consumerkit.storage.dialects import Dialect, Kept, Limits
+from consumerkit.storage.dialects.settings import Settings
+from consumerkit.storage.keys import Key, KeyLedger, is_busy
+from consumerkit.storage.ledger import Ledger
+from consumerkit.storage.location import remember
+from consumerkit.storage.tables import Tables
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_LIMITS: Final = Limits(statement=60.0, lock=30.0, idle=60.0)
+
+
+class Found(NamedTuple):
+    """Where the edge's keys are: found once, with the first request."""
+
+    tables: Tables
+    dialect: Dialect
+    number: int
+
+
+class Taken(NamedTuple):
+    """What the ledger holds for a key that came before: its fingerprint, and the answer as text."""
+
+    kept: Kept
+    answer: str | None
+
+
+@dataclass(slots=True)
+class Transaction:
+    """A session of the edge, and what was begun on it."""
+
+    session: AsyncSession | Session
+    found: Found | None = None
+    used: bool = False
+    _token: str = ""
+    _begun: Settings | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was begun and has not ended yet."""
+        return self.found is not None
+
+    async def begin(self, found: Found, key: Key | None) -> Taken | None:
+        """Begin, and claim the key where there is one; return what the ledger holds where it came before.
+
+        Raises:
+            InProgress: Another transaction is at the key.
+            DBAPIError: The database is out of reach.
+        """
+        self.found, self._token = found, secrets.token_hex(8)
+        taken: Taken | None = await self.run(lambda session: self._begin(session, found, key))
+        return taken
+
+    def _begin(self, session: Session, found: Found, key: Key | None) -> Taken | None:
+        isolation = found.dialect.isolation()
+        try:
+            session.begin()
+            connection = session.connection(execution_options={"isolation_level": isolation} if isolation else {})
+            remember(session, found.tables)
+            self._begun = found.dialect.begin(connection, _LIMITS, self._token)
+        except DBAPIError as error:
+            if is_busy(error):  # SQLite, whose writer is another transaction
+                raise InProgress("another transaction is writing to the database") from error
+            raise
+        event.listen(session, "before_commit", self._refuse)
+        if key is None:
+            return None
+        wait = None if found.dialect.single_writer else 0.0
+        kept = KeyLedger(found.tables, found.dialect).claim(connection, key, wait)
+        if kept is None:
+            return None
+        return Taken(kept, Ledger(found.tables, found.dialect, found.number).result(session, key.digest))
+
+    def _refuse(self, session: Session) -> None:
+        if not session.in_nested_transaction():
+            raise TransactionMisused("an idempotent endpoint committed its session; the edge commits, with the answer")
+
+    async def commit(self, key: Key | None, answer: str | None) -> None:
+        """Write the answer to the key, and commit.
+
+        Raises:
+            TransactionMisused: The endpoint ended the transaction.
+            DBAPIError: A change cannot be written, or the answer to COMMIT did not come.
+        """
+        await self.run(lambda session: self._commit(session, key, answer))
+        self.found = None
+
+    def _commit(self, session: Session, key: Key | None, answer: str | None) -> None:
+        assert self.found is not None
+        tables, dialect, number = self.found
+        if not session.in_transaction():
+            raise TransactionMisused("an idempotent endpoint rolled its session back; the edge does, where it raises")
+        session.flush()
+        if key is not None and answer is not None:
+            Ledger(tables, dialect, number).keep_results(session.connection(), {key.digest: answer})
+        if not dialect.finalise(session.connection(), self._token, self._begun):
+            raise TransactionMisused("an idempotent endpoint ended its transaction by itself; leave that to the edge")
+        event.remove(session, "before_commit", self._refuse)
+        session.commit()
+
+    async def roll_back(self) -> None:
+        """Take back what was begun; the connection goes back to the pool."""
+        if self.found is not None:
+            self.found = None
+            await self.run(self._roll_back)
+
+    def _roll_back(self, session: Session) -> None:
+        if event.contains(session, "before_commit", self._refuse):
+            event.remove(session, "before_commit", self._refuse)
+        session.rollback()
+
+    async def end(self) -> None:
+        """Take back what is open, and close the session; a connection that is broken is given up."""
+        try:
+            await self.roll_back()
+        except Exception as error:  # noqa: BLE001 - what is not committed is rolled back by the server
+            _log.warning("a request's connection is given up: %s", type(error).__name__)
+            await self._ended("invalidate")
+        await self._ended("close")
+
+    async def _ended(self, how: Literal["invalidate", "close"]) -> None:
+        if isinstance(self.session, AsyncSession):
+            await getattr(self.session, how)()
+        else:
+            await run_in_threadpool(getattr(self.session, how))
+
+    async def run(self, work: Callable[[Session], T]) -> T:
+        """Run synchronous work on the session."""
+        if isinstance(self.session, AsyncSession):
+            return await self.session.run_sync(work)
+        return await run_in_threadpool(work, self.session)
