@@ -11,15 +11,19 @@ from typing import Final
 
 from consumerkit.engine import letters
 from consumerkit.engine.blame import OWN, Blame, blame
+from consumerkit.engine.fences import Fences
+from consumerkit.engine.fresh_context import FreshContexts
 from consumerkit.engine.group import Group
 from consumerkit.engine.item import Item
 from consumerkit.engine.partition import Partition
 from consumerkit.engine.patience import Interrupted
+from consumerkit.engine.prepare import Preparer
 from consumerkit.engine.reduced import reduce
 from consumerkit.engine.runner import Runner
+from consumerkit.engine.suspects import Suspects
 from consumerkit.engine.transaction import StaleFound
 from consumerkit.error_tree import deciding
-from consumerkit.errors import Defer, Fenced, Reject
+from consumerkit.errors import Defer, Fenced, Reject, Unavailable
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
@@ -42,10 +46,29 @@ class NotCounted(Exception):
 
 
 class Alone:
-    """Attempts, parks and buries single messages of one lane."""
+    """Attempts, parks and buries single messages of one lane.
 
-    def __init__(self, runner: Runner) -> None:
+    Args:
+        runner: Runs a message in a transaction.
+        preparer: Decodes messages.
+        suspects: Tells a message's own fault from everybody's.
+        fences: The database, where runs are written down that may kill the process.
+    """
+
+    def __init__(self, runner: Runner, preparer: Preparer, suspects: Suspects, fences: Fences) -> None:
         self._runner = runner
+        self._preparer = preparer
+        self._suspects = suspects
+        self._fences = fences
+        self._contexts = FreshContexts()
+
+    async def prepare(self, message: Message, attempt: int = 1) -> Item | None:
+        """Return the item for a message, or None for one to skip; waits while the codec is in trouble."""
+        while True:
+            try:
+                return self._preparer.prepare(message, attempt)
+            except Unavailable as error:
+                await self._runner.patience.wait_out("codec", error)
 
     async def run(self, item: Item) -> bool:
         """Run one message until its outcome is durable, or until it is parked.
@@ -110,7 +133,7 @@ class Alone:
             item.dead = letters.killer(item, deaths)
             return None
         partition.suspects[offset] = deaths + 1
-        await self._runner.patience.insist(lambda: self._runner.books.suspect(partition))
+        await self._runner.patience.insist(lambda: self._fences.suspect(partition))
         return partition
 
     async def _wait_in_place(self, item: Item, error: Exception, wait: float, since: datetime) -> None:
@@ -124,7 +147,7 @@ class Alone:
 
     async def _again(self, item: Item) -> Item:
         """Return the item for the next attempt; decoded anew, since the handler may have changed the event."""
-        again = await self._runner.prepare(item.message, item.attempt + 1)
+        again = await self.prepare(item.message, item.attempt + 1)
         assert again is not None
         return again
 
@@ -141,22 +164,17 @@ class Alone:
         item.claimed = False
         await self._attempt(item)
 
-    async def retry(self, parked: ParkedMessage) -> None:
-        """Try a parked message again, and then, one after another, those of its key that waited behind it.
+    async def retry(self, rows: Sequence[ParkedMessage]) -> bool:
+        """Try parked messages again: one, or some of a key that only waited behind another.
+
+        Returns:
+            Whether they have left the lot, so that what waits behind them is next.
 
         Raises:
             Interrupted: As for `run`; what is parked stays so.
             HandlerHalted: As for `run`.
         """
-        rows, began = [parked], time.monotonic()
-        while rows and await (self._retried(rows[0]) if len(rows) == 1 else self._drained(rows)):
-            if time.monotonic() - began > self._runner.declared.batch_time and self._runner.books.others_wait():
-                # Those would be late. The next of this key was made due in the transaction before, behind them.
-                return
-            rows = await self._runner.books.next_parked(rows[-1])
-            if rows and rows[0].deliveries:
-                # It died in a run before, and must run alone: the watch for what is due hands it out again.
-                return
+        return await (self._retried(rows[0]) if len(rows) == 1 else self._drained(rows))
 
     async def _drained(self, rows: Sequence[ParkedMessage]) -> bool:
         """Run messages that waited behind another in one transaction; return whether to look for what is next.
@@ -214,7 +232,7 @@ class Alone:
         except Interrupted:
             # The process has survived this run: only what a death leaves behind convicts.
             with suppress(Exception):
-                await self._runner.books.deliver(partition, parked, begins=False)
+                await self._fences.deliver(partition, parked, begins=False)
             raise
 
     async def _retry_dead(self, item: Item, parked: ParkedMessage) -> bool:
@@ -232,10 +250,10 @@ class Alone:
         owner = partition.owner or b""
         try:
             await self._runner.patience.insist(
-                lambda: self._runner.books.deliver(partition, parked, begins=True), unless=(Fenced,)
+                lambda: self._fences.deliver(partition, parked, begins=True), unless=(Fenced,)
             )
         except Fenced as error:
-            self._runner.books.doubt({partition.name: owner}, error)
+            self._runner.partitions.in_doubt({partition.name: owner}, error)
             raise Interrupted from error
 
     async def _retry(self, item: Item, parked: ParkedMessage) -> bool:
@@ -262,7 +280,7 @@ class Alone:
             released = Item(parked.message)
             released.parked = parked
             return released
-        item = await self._runner.prepare(parked.message, parked.attempts + 1)
+        item = await self.prepare(parked.message, parked.attempts + 1)
         if item is None:
             item = Item(parked.message, dead=letters.undeclared(parked))
         if parked.digest is not None:
@@ -323,7 +341,7 @@ class Alone:
     async def _database_answers(self) -> bool:
         """Ask the database something simple; where it does not answer, wait, and return False."""
         try:
-            await self._runner.suspects.probe()
+            await self._suspects.probe()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no message's fault
             await self._runner.patience.wait_out("database", error)
             return False
@@ -334,7 +352,7 @@ class Alone:
         if found.fault is Fault.SUSPECT:
             runner = self._runner
             holds_up = self._holds_up(item.message)
-            wait = runner.suspects.judge(item.message, found, letters.described(error), holds_up=holds_up)
+            wait = self._suspects.judge(item.message, found, letters.described(error), holds_up=holds_up)
             if wait is not None:
                 runner.tell.suspected(item, error, wait, overload=found.waited)
                 return NotCounted(error, wait)
@@ -364,7 +382,7 @@ class Alone:
         if isinstance(error, Reject):
             return None
         retry = self._runner.declared.retry
-        return self._runner.contexts.run(retry.next_wait, error, attempt=attempt, elapsed=elapsed)
+        return self._contexts.run(retry.next_wait, error, attempt=attempt, elapsed=elapsed)
 
     async def _bury(self, item: Item, error: Exception, attempts: int, first_failed_at: datetime | None) -> None:
         reason = Reason.REJECTED if isinstance(error, Reject) else Reason.EXHAUSTED

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, Final
 
-from consumerkit import events
 from consumerkit.concurrency import wait_until_set
 from consumerkit.engine.committer import Committer
-from consumerkit.engine.fences import Fences
-from consumerkit.engine.lane import Lane
+from consumerkit.engine.lanes import Lanes
 from consumerkit.engine.ownership import Ownership
-from consumerkit.engine.partition import Partitions
+from consumerkit.engine.table import Partitions
 from consumerkit.errors import PartitionUnusable
-from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Position
@@ -30,42 +27,25 @@ class Assignments:
     Args:
         partitions: What is assigned.
         lanes: The engine's.
-        ownership: Takes partitions over.
+        ownership: Takes partitions over, and gives them back.
         committer: Keeps their positions.
-        fences: The database.
-        announce: Told what happened.
-        progressed: Set when a lane has finished or let go of something.
         drain_timeout: Seconds in which a revoked partition's messages in hand are finished.
     """
 
     def __init__(
-        self,
-        partitions: Partitions,
-        lanes: Sequence[Lane],
-        ownership: Ownership,
-        committer: Committer,
-        fences: Fences,
-        announce: Announcer,
-        *,
-        progressed: asyncio.Event,
-        drain_timeout: float,
+        self, partitions: Partitions, lanes: Lanes, ownership: Ownership, committer: Committer, drain_timeout: float
     ) -> None:
         self.drain_timeout = drain_timeout
         self._partitions = partitions
         self._lanes = lanes
         self._ownership = ownership
         self._committer = committer
-        self._fences = fences
-        self._announce = announce
-        self._progressed = progressed
         self._late: set[asyncio.Task[object]] = set()
 
     async def assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
         """Begin with partitions: they are taken over in the background, and nothing of them begins before."""
         reach("in_on_assign")
-        for name, start in partitions.items():
-            self._ownership.want(self._partitions.add(name, start))
-        self._announce(events.PartitionsAssigned(partitions=tuple(partitions)))
+        self._partitions.assigned(partitions)
 
     async def revoked(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
         """Finish the transactions under way, let go of the rest, and return what may be committed."""
@@ -80,11 +60,11 @@ class Assignments:
 
     async def _give_back(self, partitions: Collection[TopicPartition]) -> None:
         """Leave word that these partitions were not left by a death, unless something of them is still under way."""
-        if any(lane.holds(frozenset(partitions)) for lane in self._lanes):
+        if self._lanes.hold(frozenset(partitions)):
             return
         held = [partition for name in partitions if (partition := self._partitions.get(name)) is not None]
         # Without a database the next owner counts a death, which alone changes nothing.
-        await self._in_time(self._fences.give_back(held))
+        await self._in_time(self._ownership.give_back(held))
 
     async def _in_time(self, work: Coroutine[Any, Any, object]) -> None:
         """Have something written, or give it up; its end is not awaited then, for which a driver may take seconds.
@@ -114,29 +94,24 @@ class Assignments:
         for name in partitions:
             if (partition := self._partitions.get(name)) is not None:
                 partition.offsets.leaving = True
-        dropped = sum(lane.drop(partitions) for lane in self._lanes)
+        dropped = self._lanes.drop(partitions)
         until = time.monotonic() + self.drain_timeout
-        while any(lane.holds(partitions) for lane in self._lanes) and time.monotonic() < until:
-            self._progressed.clear()
-            for lane in self._lanes:
-                dropped += lane.drop(partitions)
-            await wait_until_set(self._progressed, 0.05)
+        while self._lanes.hold(partitions) and time.monotonic() < until:
+            self._partitions.progressed.clear()
+            dropped += self._lanes.drop(partitions)
+            await wait_until_set(self._partitions.progressed, 0.05)
         return dropped
 
     async def lost(self, partitions: Collection[TopicPartition]) -> None:
         """Forget partitions that belong to somebody else; what is under way ends at the fence."""
-        dropped = sum(lane.drop(frozenset(partitions)) for lane in self._lanes)
+        dropped = self._lanes.drop(frozenset(partitions))
         self._forget(partitions, dropped, lost=True)
 
     def _forget(self, partitions: Collection[TopicPartition], dropped: int, *, lost: bool) -> None:
+        self._partitions.revoked(partitions, dropped, lost=lost)
         for name in partitions:
-            self._partitions.pop(name)
             self._ownership.forget(name)
-        self._announce(events.PartitionsRevoked(partitions=tuple(partitions), dropped=dropped, lost=lost))
 
     async def failed(self, partition: TopicPartition, error: PartitionUnusable) -> None:
         """Announce a partition that is not read any further."""
-        if (known := self._partitions.get(partition)) is not None:
-            # Whenever it is taken anew, it is read again, also from where it stands.
-            known.adrift = True
-        self._announce(events.PartitionStopped(partition=partition, error=str(error)))
+        self._partitions.unreadable(partition, error)

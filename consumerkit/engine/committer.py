@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Mapping
-from typing import Final, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from consumerkit import events
 from consumerkit.concurrency import wait_until_set
 from consumerkit.engine import letters
 from consumerkit.engine.fences import Fences
-from consumerkit.engine.partition import Partitions
+from consumerkit.engine.table import Partitions
 from consumerkit.errors import CommitsLost, Fenced, Unavailable
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
@@ -28,16 +28,6 @@ TOUCHED_EVERY: Final = 86_400.0
 REPEATED_EVERY: Final = 30.0
 
 
-class Watched(Protocol):
-    """Who is told what the database has to say about the marks."""
-
-    def fenced(self, names: Collection[TopicPartition], error: Exception) -> None:
-        """Take note of partitions that are not ours any more."""
-
-    def commits_lost(self, error: CommitsLost) -> None:
-        """Take note that the database has lost commits."""
-
-
 class Committer:
     """Writes one engine's marks, and commits its offsets.
 
@@ -46,7 +36,6 @@ class Committer:
         partitions: What is assigned.
         fences: The database.
         announce: Told what happened.
-        watched: The engine.
     """
 
     def __init__(
@@ -55,33 +44,26 @@ class Committer:
         partitions: Partitions,
         fences: Fences,
         announce: Announcer,
-        watched: Watched,
     ) -> None:
         self._consumer = consumer
         self._partitions = partitions
         self._fences = fences
         self._announce = announce
-        self._watched = watched
-        self._wanted = asyncio.Event()
         self._checking = False
         self._touched = self._repeated = time.monotonic()
-
-    def wake(self) -> None:
-        """Have it look for what is finished."""
-        self._wanted.set()
 
     def check(self) -> None:
         """Have it ask the database at once whether it has everything: the connection is a new one."""
         self._checking = True
-        self._wanted.set()
+        self._partitions.commit_due.set()
 
     async def run(self) -> None:
         """Keep the position of what is finished, at most once in `INTERVAL` seconds, until cancelled."""
         failures, failed, since = 0, "", 0.0
         while True:
-            if not await wait_until_set(self._wanted, CHECKED_EVERY):
+            if not await wait_until_set(self._partitions.commit_due, CHECKED_EVERY):
                 self._checking = True
-            self._wanted.clear()
+            self._partitions.commit_due.clear()
             wait, where = INTERVAL, "database"
             try:
                 await self._mark()
@@ -97,7 +79,7 @@ class Committer:
                 since, failed = since if failures else time.monotonic(), where
                 failures += 1
                 wait = min(LONGEST_WAIT, INTERVAL * 2**failures)
-                self._wanted.set()
+                self._partitions.commit_due.set()
                 told = str(error) if isinstance(error, Unavailable) else letters.described(error)
                 self._announce(events.Trouble(where=where, error=told, wait=wait))
             await asyncio.sleep(wait)
@@ -113,14 +95,14 @@ class Committer:
         try:
             gone = await self._fences.mark(moved)
         except CommitsLost as error:
-            self._watched.commits_lost(error)
+            self._partitions.commits_lost(error)
             return
         except BaseException:
             self._checking = self._checking or checking
             raise
         reach("after_mark")
         if gone:
-            self._watched.fenced(gone, Fenced(f"{len(gone)} of {len(moved)} partitions were taken over"))
+            self._partitions.fenced(gone, Fenced(f"{len(gone)} of {len(moved)} partitions were taken over"))
         if time.monotonic() - self._touched > TOUCHED_EVERY:
             self._touched = time.monotonic()
             await self._fences.touch()

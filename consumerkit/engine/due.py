@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -12,13 +11,13 @@ from sqlalchemy import Connection
 from consumerkit import events
 from consumerkit.concurrency import wait_until_set
 from consumerkit.engine import letters
-from consumerkit.engine.fences import InTransaction
+from consumerkit.engine.fences import Fences
 from consumerkit.engine.lane import MOST_DUE
-from consumerkit.engine.partition import Partitions
+from consumerkit.engine.lanes import Lanes
+from consumerkit.engine.table import Partitions
 from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
 from consumerkit.storage.parked import ParkedMessage
-from consumerkit.storage.parking import ParkingLot
 
 AT_ONCE: Final = 100
 WHERE_ALL_ARE_FULL: Final = 0.5
@@ -33,47 +32,25 @@ class DueWatch:
     look reads a page further on, until it has seen all that is due.
 
     Args:
-        lot: The parking lot.
-        run: Runs work in a transaction of its own.
+        fences: The database.
         partitions: What is assigned.
+        lanes: Get what is due.
         announce: Told what happened.
-        lanes: How many lanes there are.
-        give: Called with each message that is due; tells whether its lane has taken it.
     """
 
-    def __init__(
-        self,
-        lot: ParkingLot,
-        run: InTransaction,
-        partitions: Partitions,
-        announce: Announcer,
-        lanes: int,
-        give: Callable[[ParkedMessage], bool],
-    ) -> None:
-        self._lot = lot
-        self._run = run
+    def __init__(self, fences: Fences, partitions: Partitions, lanes: Lanes, announce: Announcer) -> None:
+        self._lot = fences.lot
+        self._run = fences.run
         self._partitions = partitions
+        self._lanes = lanes
         self._announce = announce
-        self._most = lanes * MOST_DUE
-        self._give = give
         self._passed: ParkedMessage | None = None
-        self._given: set[int] = set()
-        self._wake = asyncio.Event()
-
-    def wake(self) -> None:
-        """Have it look again: something was parked, or a partition was taken."""
-        self._wake.set()
-
-    def returned(self, parked: ParkedMessage) -> None:
-        """Take note that a lane is through with a message."""
-        self._given.discard(parked.id)
-        self._wake.set()
 
     async def run(self) -> None:
         """Look for what is due, until cancelled."""
         failures, since = 0, 0.0
         while True:
-            self._wake.clear()
+            self._partitions.poll_due.clear()
             try:
                 sleep = await self._look()
                 if failures:
@@ -85,30 +62,31 @@ class DueWatch:
                 sleep = min(LONGEST_SLEEP, 0.5 * 2**failures)
                 described = letters.described(error)
                 self._announce(events.Trouble(where="database", error=described, wait=sleep))
-            await wait_until_set(self._wake, sleep)
+            await wait_until_set(self._partitions.poll_due, sleep)
 
     async def _look(self) -> float:
         """Hand out what is due; return for how many seconds there is nothing to do."""
         names = [partition.name for partition in self._partitions.owned()]
-        if not names or len(self._given) >= self._most:
+        in_hand = self._lanes.parked_in_hand
+        if not names or len(in_hand) >= len(self._lanes) * MOST_DUE:
             # What is handed out is in memory; when a lane is through with some of it, there is room for more.
             return LONGEST_SLEEP
-        due, next_due = await self._run(lambda connection: self._read(connection, names))
-        taken = [parked for parked in due if parked.id not in self._given and self._hand_out(parked)]
+        due, next_due = await self._run(lambda connection: self._read(connection, names, in_hand))
+        taken = [parked for parked in due if self._hand_out(parked)]
         await asyncio.sleep(SHORTEST_SLEEP)
         if due and not taken and self._passed is None:
             return WHERE_ALL_ARE_FULL
         return LONGEST_SLEEP if next_due is None else min(LONGEST_SLEEP, max(SHORTEST_SLEEP, next_due))
 
-    def _read(self, connection: Connection, names: list[TopicPartition]) -> Any:
-        due = self._lot.due(connection, names, AT_ONCE, without=self._given)
+    def _read(self, connection: Connection, names: list[TopicPartition], in_hand: set[int]) -> Any:
+        due = self._lot.due(connection, names, AT_ONCE, without=in_hand)
         if len(due) == AT_ONCE:
-            more = self._lot.due(connection, names, AT_ONCE, without=self._given, after=self._passed or due[-1])
+            more = self._lot.due(connection, names, AT_ONCE, without=in_hand, after=self._passed or due[-1])
             self._passed = more[-1] if len(more) == AT_ONCE else None
             due += more
         else:
             self._passed = None
-        return due, self._lot.next_due(connection, names, without=self._given | {one.id for one in due})
+        return due, self._lot.next_due(connection, names, without=in_hand | {one.id for one in due})
 
     def _hand_out(self, parked: ParkedMessage) -> bool:
         message = parked.message
@@ -117,7 +95,4 @@ class DueWatch:
             return False
         # Whoever put it there, as a redrive does: it blocks its key from now on.
         partition.park(message, parked.id)
-        if not self._give(parked):
-            return False
-        self._given.add(parked.id)
-        return True
+        return self._lanes.put_due(parked)

@@ -70,6 +70,14 @@ class Fences:
         """Return what is committed to Kafka for a partition that has come to a mark."""
         return Position(mark, partition.offsets.epoch, note(self.handler, partition.start))
 
+    async def probe(self) -> None:
+        """Ask the database something simple.
+
+        Raises:
+            Exception: It does not answer.
+        """
+        await self.run(self.lot.dialect.probe)
+
     async def take(
         self, wanted: Sequence[Wanted], ago: Callable[[], float], *, wait: float
     ) -> dict[TopicPartition, Beginning | PartitionUnusable]:

@@ -11,7 +11,8 @@ from typing import Final
 
 from consumerkit import events
 from consumerkit.engine.item import Item
-from consumerkit.engine.partition_brakes import PartitionBrakes, is_unreadable
+from consumerkit.engine.partition_brakes import UNREADABLE, PartitionBrakes, is_unreadable
+from consumerkit.engine.receipt import Receipt
 from consumerkit.events import Announcer
 from consumerkit.message import Message
 from consumerkit.policies.brake import Brake, BrakeState
@@ -156,8 +157,11 @@ class Gate:
         else:
             self._state.refund(1)
 
-    def succeeded(self, count: int, funded: int) -> None:
-        """Take note of messages that were processed; see `BrakeState.succeeded`."""
+    def settle(self, receipt: Receipt) -> None:
+        """Enter a transaction: what was processed earns tokens, and dead letters without a token cost them."""
+        unreadable = [dead.message for dead in receipt.unpaid if dead.reason in UNREADABLE]
+        self.partitions.settle(receipt.processed, unreadable)
+        count, funded = len(receipt.processed), min(receipt.funded, len(receipt.unpaid) - len(unreadable))
         self._successes += count
         if self._state.succeeded(count, funded):
             self._released.set()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from pydantic_core import from_json, to_json
 from consumerkit.engine import letters
 from consumerkit.engine.guard import Guard
 from consumerkit.engine.item import Item, Verdict
+from consumerkit.engine.receipt import Receipt, Row
 from consumerkit.errors import ResultNotKept
 from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publisher
 from consumerkit.handlers.declaration import Declaration
@@ -28,6 +30,16 @@ from consumerkit.storage.parking import Place
 from consumerkit.storage.progress import Lane
 
 
+class Flush(Enum):
+    """When the session of a group is flushed."""
+
+    AT_END = "at the end"
+    EACH = "after each message"
+    """Since the handler would lose or pass on another message's changes."""
+    PROBE = "after each message, and the transaction is probed"
+    """To find the message whose failure it is."""
+
+
 class Group:
     """The items of one transaction, and how far it has come.
 
@@ -37,8 +49,7 @@ class Group:
         calms: Those of them that this group gets further than owners that died before.
         lane: The lane that runs it, as it stands.
         knows: Tells whether we know of a parked message.
-        careful: Whether to flush and probe after each item, to find out whose failure it is.
-        apart: Whether to flush after each item, since the handler would lose or pass another's changes.
+        flush: When the session is flushed.
         current: The index of the item whose code runs, else None.
         handled: Handler calls made.
         handling: Whether the user's code runs, or was running when something failed.
@@ -55,6 +66,7 @@ class Group:
         sound: Whether the transaction was found in order after the user's code had failed.
         convicted: Items that were buried since a handler committed their claims by itself.
         recalled: What the handler returned, as JSON, for messages before this group that items of it repeat.
+        left: Items that were cut off, since `batch_time` ran out.
         funded: How many of the dead letters are paid by what succeeds in this transaction, instead of by tokens.
     """
 
@@ -64,8 +76,7 @@ class Group:
         declared: Declaration,
         owners: Owners | None = None,
         *,
-        careful: bool = False,
-        apart: bool = False,
+        flush: Flush = Flush.AT_END,
         knows: Callable[[Place], bool] = lambda _: False,
     ) -> None:
         self.items = items
@@ -73,8 +84,7 @@ class Group:
         self.calms: dict[TopicPartition, bytes] = {}
         self.lane: Lane | None = None
         self.knows = knows
-        self.careful = careful
-        self.apart = apart
+        self.flush = flush
         self.current: int | None = None
         self.handled = 0
         self.handling = False
@@ -91,6 +101,7 @@ class Group:
         self.sound = False
         self.convicted: list[Item] = []
         self.funded = 0
+        self.left: list[Item] = []
         self.released: list[bytes] = []
         self.relapsed: list[bytes] = []
         self.results: dict[bytes, str] = {}
@@ -129,6 +140,7 @@ class Group:
 
     def _cut(self, index: int) -> None:
         rest, self.items = self.items[index:], self.items[:index]
+        self.left = rest
         claimed = [item for item in rest if item.claimed and item.digest is not None]
         self.released = [item.digest for item in claimed if item.digest and not item.revived]
         self.relapsed = [item.digest for item in claimed if item.digest and item.revived]
@@ -198,9 +210,42 @@ class Group:
         ]
         made.clear()
 
-    def count(self, *verdicts: Verdict) -> int:
-        """Return how many items met one of these verdicts."""
-        return sum(item.verdict in verdicts for item in self.items)
+    def receipt(self) -> Receipt:
+        """Return what this transaction has made durable, once it is."""
+        return self._receipt(self.items)
+
+    def receipt_of_convicted(self) -> Receipt:
+        """Return what the transaction has made durable that buried `convicted`."""
+        return self._receipt(self.convicted)
+
+    def _receipt(self, items: Sequence[Item]) -> Receipt:
+        written = set(map(id, self.dead))
+        return Receipt(
+            finished=tuple(item.message for item in items if item.parked is None),
+            parked=tuple(Row(item.message, item.number) for item in items if item.parked is None and item.stays_parked),
+            unparked=tuple(
+                Row(item.message, item.parked.id) for item in items if item.parked is not None and not item.stays_parked
+            ),
+            processed=tuple(item.message for item in items if item.verdict is Verdict.RUN),
+            dead=tuple(self.dead),
+            unpaid=tuple(item.dead for item in items if item.dead and id(item.dead) in written and not item.token),
+            funded=self.funded,
+            clashes=(*self.clashes, *(dead.clash for dead in self.dead if dead.clash is not None)),
+            cleared=tuple(self.calms),
+            published=bool(self.publications),
+            left=tuple(item.message for item in self.left),
+            duplicates=_count(items, Verdict.DUPLICATE, Verdict.REPEAT),
+            duplicates_of_dead=_count(items, Verdict.DUPLICATE_OF_DEAD),
+            postponed=_count(items, Verdict.PARK),
+            fallback_ids=sum(item.fallback for item in items),
+            unreadable_times=sum(item.untimed for item in items),
+            handled=self.handled,
+            seconds=self.seconds,
+        )
+
+
+def _count(items: Sequence[Item], *verdicts: Verdict) -> int:
+    return sum(item.verdict in verdicts for item in items)
 
 
 def storable_json(value: object, handler: object = None) -> str:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from consumerkit.engine.budget import Budget, cost
-from consumerkit.engine.lane import Lane
-from consumerkit.engine.partition import Partition, Partitions
+from consumerkit.engine.budget import cost
+from consumerkit.engine.lanes import Lanes
+from consumerkit.engine.partition import Partition
 from consumerkit.engine.partition_brakes import PartitionBrakes
 from consumerkit.engine.pauses import Pauses
+from consumerkit.engine.table import Partitions
 from consumerkit.events import Announcer
 from consumerkit.message import Message
 from consumerkit.transports.base import Consumer
@@ -38,7 +39,6 @@ class Holding:
         partitions: What is assigned.
         lanes: Have the messages in hand.
         brakes: Those of single partitions.
-        budget: What may be in hand of all partitions.
         announce: Told of partitions that are paused.
     """
 
@@ -46,22 +46,30 @@ class Holding:
         self,
         consumer: Consumer,
         partitions: Partitions,
-        lanes: Sequence[Lane],
+        lanes: Lanes,
         brakes: PartitionBrakes,
-        budget: Budget,
         announce: Announcer,
     ) -> None:
         self._consumer = consumer
         self._partitions = partitions
         self._lanes = lanes
         self._brakes = brakes
-        self._budget = budget
+        self._budget = partitions.budget
         self._pauses = Pauses(partitions, announce)
         # Since when a partition cannot run; and until when one that was read again has no more than its share.
         self._idle: dict[Partition, float] = {}
         self._frugal: dict[Partition, float] = {}
         self._looked = 0.0
         self._calls: set[asyncio.Future[None]] = set()
+
+    async def run(self) -> None:
+        """Decide again on partitions about which something has changed, until cancelled."""
+        while True:
+            await self._partitions.settling_due.wait()
+            for partition in self._partitions.take_changed():
+                if partition.stopped:
+                    self._lanes.drop(frozenset([partition.name]))
+                self.settle(partition)
 
     def settle(self, partition: Partition) -> None:
         """Let the lanes go on with a partition, if it is ready; else have nothing more fetched of it."""

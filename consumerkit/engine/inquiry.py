@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from consumerkit.engine import placing
+from consumerkit import events
+from consumerkit.engine import letters, placing
 from consumerkit.engine.fences import Wanted
 from consumerkit.engine.first_runs import FirstRuns
 from consumerkit.engine.partition import Partition
 from consumerkit.errors import PartitionUnusable, Unavailable
+from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
 from consumerkit.storage.progress import Standing
 from consumerkit.transports.base import Consumer, PartitionInfo
@@ -24,6 +26,23 @@ class Asked(NamedTuple):
     at: float
 
 
+class Troubles:
+    """Tells of what keeps partitions from being taken over.
+
+    Attributes:
+        wait: Seconds until they are tried again.
+    """
+
+    def __init__(self, announce: Announcer) -> None:
+        self.wait = 0.0
+        self._announce = announce
+
+    def tell(self, error: Exception) -> None:
+        """Announce an error of the broker or of the database."""
+        where = "broker" if isinstance(error, Unavailable) else "database"
+        self._announce(events.Trouble(where=where, error=letters.described(error), wait=self.wait))
+
+
 class Inquiry:
     """Asks about the partitions of one engine, many at a time.
 
@@ -31,16 +50,14 @@ class Inquiry:
         handler: The handler's name.
         consumer: Asked about partitions.
         first_runs: Knows where a first run begins.
-        trouble: Told what kept a question from being answered.
+        troubles: Told what kept a question from being answered.
     """
 
-    def __init__(
-        self, handler: str, consumer: Consumer, first_runs: FirstRuns, trouble: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, handler: str, consumer: Consumer, first_runs: FirstRuns, troubles: Troubles) -> None:
         self._handler = handler
         self._consumer = consumer
         self._first_runs = first_runs
-        self._trouble = trouble
+        self._troubles = troubles
         self._standings: dict[TopicPartition, Standing] = {}
 
     async def ask(self, names: Sequence[TopicPartition]) -> Asked:
@@ -54,12 +71,12 @@ class Inquiry:
         try:
             told = await self._consumer.describe(names)
         except Unavailable as error:
-            self._trouble(error)
+            self._troubles.tell(error)
             return Asked({}, at)
         # One partition without a leader keeps no other from being taken.
         if untold := sorted(set(names) - told.keys()):
             some = ", ".join(map(str, untold[:5])) + (", ..." if len(untold) > 5 else "")
-            self._trouble(Unavailable(f"the broker does not tell about {some}: look for its leader"))
+            self._troubles.tell(Unavailable(f"the broker does not tell about {some}: look for its leader"))
         return Asked(await self._decided(told), at)
 
     async def _decided(self, told: Mapping[TopicPartition, PartitionInfo]) -> Mapping[TopicPartition, PartitionInfo]:
@@ -69,7 +86,7 @@ class Inquiry:
             try:
                 await self._first_runs.learn(topic)
             except Exception as error:  # noqa: BLE001 - announced, and tried again
-                self._trouble(error)
+                self._troubles.tell(error)
         unknown = self._first_runs.unknown(topics)
         return {name: info for name, info in told.items() if (name.topic, info.topic_id) not in unknown}
 

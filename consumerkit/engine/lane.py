@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from consumerkit.engine.gate import Gate
-from consumerkit.engine.partition import CAREFUL_SIZE, Partition, Partitions
+from consumerkit.engine.alone import Alone
+from consumerkit.engine.next_parked import NextParked
+from consumerkit.engine.partition import CAREFUL_SIZE, Partition
 from consumerkit.engine.patience import Interrupted
 from consumerkit.engine.pipeline import Pipeline
 from consumerkit.engine.solitude import Solitude
+from consumerkit.engine.table import Partitions
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.parked import ParkedMessage
 
@@ -33,36 +35,27 @@ class Lane:
     is not ready are set aside, in order.
 
     Args:
-        pipeline: What runs the messages.
-        interrupted: The event that the pipeline looks at.
+        pipeline: Runs fresh messages.
+        alone: Runs parked messages.
+        following: Finds what waited behind a parked message.
         partitions: What is assigned.
-        gate: The brake.
         solitude: For messages that may have killed the process.
-        dropped: Called with messages that the lane lets go unfinished.
-        retried: Called with a parked message when the lane is through with it.
     """
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        interrupted: asyncio.Event,
-        partitions: Partitions,
-        gate: Gate,
-        solitude: Solitude,
-        dropped: Callable[[Sequence[Message]], None],
-        retried: Callable[[ParkedMessage], None],
+        self, pipeline: Pipeline, alone: Alone, following: NextParked, partitions: Partitions, solitude: Solitude
     ) -> None:
         self.pipeline = pipeline
         self.waiting: deque[Message] = deque()
+        self._alone = alone
+        self._following = following
+        self._runner = pipeline.runner
+        self._gate = pipeline.runner.gate
+        self._interrupted = pipeline.runner.patience.interrupted
+        self._partitions = partitions
+        self._solitude = solitude
         self._aside: defaultdict[tuple[str, int], deque[Message]] = defaultdict(deque)
         self._due: deque[ParkedMessage] = deque()
-        self._interrupted = interrupted
-        self._partitions = partitions
-        self._gate = gate
-        self._solitude = solitude
-        self._dropped = dropped
-        self._retried = retried
-        self._unfinished: dict[int, Message] = {}
         self._retrying: ParkedMessage | None = None
         self._slowed: set[TopicPartition] = set()
         self._wake = asyncio.Event()
@@ -84,12 +77,18 @@ class Lane:
         return True
 
     @property
+    def parked_in_hand(self) -> set[int]:
+        """The numbers of the parked messages that wait here or are tried."""
+        held = {parked.id for parked in self._due}
+        return held if self._retrying is None else held | {self._retrying.id}
+
+    @property
     def has_due(self) -> bool:
         """Whether parked messages that are due wait for their turn."""
         return bool(self._due)
 
     @property
-    def has_more(self) -> bool:
+    def _has_more(self) -> bool:
         """Whether anything else waits for its turn."""
         return bool(self._due or self.waiting)
 
@@ -103,7 +102,7 @@ class Lane:
             if not self._due and not self.waiting:
                 self._wake.clear()
                 await self._wake.wait()
-            elif await self._gate.enter(self, self._interrupted, self.pipeline.runner):
+            elif await self._gate.enter(self, self._interrupted, self._runner):
                 try:
                     await self._work_once()
                 finally:
@@ -136,13 +135,25 @@ class Lane:
             partition = self._partitions.get((parked.message.topic, parked.message.partition))
             alone = parked.deliveries > 0 or (partition is not None and partition.isolated)
             async with self._solitude.entered(alone=alone):
-                await self.pipeline.retry(parked)
+                await self._retry_key(parked)
         except Interrupted:
             self._interrupted.clear()
         finally:
             self._retrying = None
-            self._retried(parked)
+            self._partitions.tried()
         await asyncio.sleep(0)
+
+    async def _retry_key(self, parked: ParkedMessage) -> None:
+        """Try a parked message again, and then, one after another, those of its key that waited behind it."""
+        rows, began = [parked], time.monotonic()
+        while rows and await self._alone.retry(rows):
+            if time.monotonic() - began > self.pipeline.batch_time and self._has_more:
+                # Those would be late. The next of this key was made due in the transaction before, behind them.
+                return
+            rows = await self._following.after(rows[-1])
+            if rows and rows[0].deliveries:
+                # It died in a run before, and must run alone: the look for what is due hands it out again.
+                return
 
     def _take(self, size: int) -> list[Message]:
         waiting, partitions = self.waiting, self._partitions
@@ -168,7 +179,7 @@ class Lane:
             else:
                 self._aside[partition.name].append(message)
         if stale:
-            self._dropped(stale)
+            self._partitions.dropped(stale)
         return taken
 
     def _look_again(self, partition: TopicPartition, seconds: float) -> None:
@@ -207,7 +218,7 @@ class Lane:
     async def _turn(self, messages: Sequence[Message]) -> None:
         if not messages:
             return
-        self._unfinished = {id(message): message for message in messages}
+        self._runner.begin(messages)
         first = self._partitions.of(messages[0])
         try:
             async with self._solitude.entered(alone=first is not None and first.isolated):
@@ -215,21 +226,16 @@ class Lane:
         except Interrupted:
             self._interrupted.clear()
             self.pipeline.forget_plan()
-            again = list(self._unfinished.values())
+            again = self._runner.unfinished
         finally:
-            self._unfinished = {}
+            self._runner.end()
         self.waiting.extendleft(reversed(again))
         # A lane whose handlers never really wait must let the others and the fetching go on.
         await asyncio.sleep(0)
 
-    def finished(self, messages: Sequence[Message]) -> None:
-        """Take note that messages of the current batch are finished."""
-        for message in messages:
-            self._unfinished.pop(id(message), None)
-
     def holds(self, partitions: frozenset[TopicPartition]) -> bool:
         """Tell whether the work under way has messages of these partitions."""
-        held = list(self._unfinished.values())
+        held = self._runner.unfinished
         if self._retrying is not None:
             held.append(self._retrying.message)
         return any((m.topic, m.partition) in partitions for m in held)
@@ -241,10 +247,10 @@ class Lane:
         gone = [m for m in self.waiting if (m.topic, m.partition) in partitions]
         if gone:
             self.waiting = deque(m for m in self.waiting if (m.topic, m.partition) not in partitions)
-            self._dropped(gone)
+            self._partitions.dropped(gone)
         for parked in [p for p in self._due if (p.message.topic, p.message.partition) in partitions]:
             self._due.remove(parked)
-            self._retried(parked)
+            self._partitions.tried()
         if self.holds(partitions):
             self._interrupted.set()
         return len(gone)

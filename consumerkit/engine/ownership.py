@@ -11,18 +11,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from consumerkit import events
 from consumerkit.concurrency import wait_until_set
-from consumerkit.engine import letters, placing
+from consumerkit.engine import placing
 from consumerkit.engine.fence_waits import FenceWaits
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.first_runs import FirstRuns
-from consumerkit.engine.inquiry import Asked, Inquiry
-from consumerkit.engine.partition import Partition, Partitions
+from consumerkit.engine.inquiry import Asked, Inquiry, Troubles
+from consumerkit.engine.partition import Partition
+from consumerkit.engine.table import Partitions
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
@@ -46,8 +47,6 @@ class Ownership:
         fences: The database.
         first_runs: Knows where a first run begins.
         announce: Told what happened.
-        taken: Called when a partition is ours.
-        given_up: Called when a partition cannot be used before a person acts.
     """
 
     def __init__(
@@ -57,81 +56,52 @@ class Ownership:
         fences: Fences,
         first_runs: FirstRuns,
         announce: Announcer,
-        taken: Callable[[Partition], None],
-        given_up: Callable[[Partition], None],
     ) -> None:
         self._consumer = consumer
         self._partitions = partitions
         self._fences = fences
         self._announce = announce
-        self._inquiry = Inquiry(fences.handler, consumer, first_runs, self._trouble)
-        self._taken = taken
-        self._given_up = given_up
+        self._troubles = Troubles(announce)
+        self._inquiry = Inquiry(fences.handler, consumer, first_runs, self._troubles)
         self._waits = FenceWaits(announce)
-        self._stopped: set[TopicPartition] = set()
         self._again: set[TopicPartition] = set()
-        self._wanted: dict[TopicPartition, bool] = {}
-        self._calmed: set[TopicPartition] = set()
-        self._wake = asyncio.Event()
         self._failures = 0
-        self._pause = 0.0
-
-    def want(self, partition: Partition) -> None:
-        """Have a partition taken that was just assigned."""
-        self._wanted[partition.name] = False
-        self._wake.set()
-
-    def doubt(self, name: TopicPartition, token: bytes, error: Exception) -> None:
-        """Have a partition taken anew, once Kafka has confirmed that it is ours; nothing if the token is an old one."""
-        partition = self._partitions.get(name)
-        if partition is None or partition.owner != token:
-            return
-        partition.owner = None
-        self._announce(events.PartitionInDoubt(partition=name, error=letters.described(error)))
-        self._wanted[name] = True
-        self._wake.set()
-
-    def doubt_all(self, error: Exception) -> None:
-        """Have all partitions taken anew."""
-        for partition in self._partitions:
-            if partition.owner is not None:
-                self.doubt(partition.name, partition.owner, error)
 
     def forget(self, name: TopicPartition) -> None:
-        """Take note that a partition is not assigned any more."""
-        self._wanted.pop(name, None)
-        self._stopped.discard(name)
+        """Forget what is known of a partition that is no longer assigned."""
         self._waits.over(name)
         self._inquiry.forget(name)
 
-    def calmed(self, partition: Partition) -> None:
-        """Have it written down that a partition's owner got further than those that died before it."""
-        self._calmed.add(partition.name)
-        self._wake.set()
+    async def give_back(self, partitions: Sequence[Partition]) -> None:
+        """Write down that nothing of these partitions is under way any more."""
+        await self._fences.give_back(partitions)
 
     async def run(self) -> None:
         """Take what is wanted, until cancelled."""
+        wanted, to_clear, due = self._partitions.wanted, self._partitions.to_clear, self._partitions.ownership_due
         while True:
-            if not self._wanted and not self._calmed:
-                self._wake.clear()
-                await wait_until_set(self._wake, STOPPED_FOR if self._stopped else None)
-            self._wanted |= {name: True for name in self._stopped if name not in self._wanted}
+            if not wanted and not to_clear:
+                due.clear()
+                await wait_until_set(due, STOPPED_FOR if any(one.stopped for one in self._partitions) else None)
+            wanted |= {one.name: True for one in self._partitions if one.stopped and one.name not in wanted}
             await self._round()
 
     async def _round(self) -> None:
         """Try all partitions without waiting, then wait a little for the first that another worker still holds."""
-        self._pause = min(LONGEST_WAIT, 0.1 * 2 ** min(self._failures + 1, 10)) * random.uniform(0.75, 1.0)
-        asked = await self._inquiry.ask([name for name in list(self._wanted) if self._assigned(name) is not None])
+        self._troubles.wait = min(LONGEST_WAIT, 0.1 * 2 ** min(self._failures + 1, 10)) * random.uniform(0.75, 1.0)
+        asked = await self._inquiry.ask(
+            [name for name in list(self._partitions.wanted) if self._assigned(name) is not None]
+        )
         self._again.clear()
-        failed = await self._try_all([name for name in self._wanted if name in asked.info], asked)
-        failed += [name for name in self._wanted if name not in asked.info or name in self._again]
-        waiting = [name for name in self._wanted if name not in failed]
+        failed = await self._try_all([name for name in self._partitions.wanted if name in asked.info], asked)
+        failed += [name for name in self._partitions.wanted if name not in asked.info or name in self._again]
+        waiting = [name for name in self._partitions.wanted if name not in failed]
         if waiting and not await self._tried(waiting[:1], asked, wait=FENCE_WAIT):
             failed.append(waiting[0])
-        failed += [name for name in list(self._calmed) if not await self._calm(name)]
+        failed += [name for name in list(self._partitions.to_clear) if not await self._calm(name)]
         if failed:
             self._failures += 1
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(self._troubles.wait)
         else:
             self._failures = 0
 
@@ -160,8 +130,8 @@ class Ownership:
 
     def _put_last(self, name: TopicPartition) -> None:
         """Give the others their turn first, the next time."""
-        if name in self._wanted:
-            self._wanted[name] = self._wanted.pop(name)
+        if name in self._partitions.wanted:
+            self._partitions.wanted[name] = self._partitions.wanted.pop(name)
 
     async def _calm(self, name: TopicPartition) -> bool:
         partition = self._partitions.get(name)
@@ -169,9 +139,9 @@ class Ownership:
             if partition is not None and partition.deaths:
                 await self._fences.calm(partition)
         except Exception as error:  # noqa: BLE001 - announced, and tried again
-            self._trouble(error)
+            self._troubles.tell(error)
             return False
-        self._calmed.discard(name)
+        self._partitions.to_clear.discard(name)
         return True
 
     async def _tried(self, names: list[TopicPartition], asked: Asked, *, wait: float) -> bool:
@@ -180,22 +150,18 @@ class Ownership:
             unusable = await self._try(names, asked, wait=wait)
         except Exception as error:  # noqa: BLE001 - announced, and tried again
             if len(names) == 1:  # of several it is not known yet which it is
-                self._trouble(error)
+                self._troubles.tell(error)
             return False
         if unusable:
             await self._look_again(unusable)
         return True
-
-    def _trouble(self, error: Exception) -> None:
-        where, described = "broker" if isinstance(error, Unavailable) else "database", letters.described(error)
-        self._announce(events.Trouble(where=where, error=described, wait=self._pause))
 
     async def _try(
         self, names: list[TopicPartition], asked: Asked, *, wait: float
     ) -> dict[TopicPartition, PartitionUnusable]:
         """Take partitions that are assigned still; return those that cannot be used."""
         partitions = {name: one for name in names if (one := self._assigned(name)) is not None}
-        await self._confirm([one for name, one in partitions.items() if self._wanted.get(name)])
+        await self._confirm([one for name, one in partitions.items() if self._partitions.wanted.get(name)])
         wanted = [
             await self._inquiry.place(one, asked.info[name])
             for name, one in partitions.items()
@@ -218,9 +184,7 @@ class Ownership:
                 self._put_last(name)
                 self._waits.held(name)
             else:
-                self._wanted.pop(name, None)
                 self._waits.over(name)
-                self._stopped.discard(name)
                 self._begin(partition, begins)
         return unusable
 
@@ -228,7 +192,7 @@ class Ownership:
         """Return a partition that is to be taken, unless it is not assigned any more."""
         partition = self._partitions.get(name)
         if partition is None or partition.offsets.leaving:
-            self._wanted.pop(name, None)
+            self._partitions.wanted.pop(name, None)
             return None
         return partition
 
@@ -247,9 +211,7 @@ class Ownership:
                     remark=begins.remark,
                 )
             )
-        told = events.PartitionTaken(partition=partition.name, parked=partition.total)
-        self._announce(told)
-        self._taken(partition)
+        self._partitions.taken(partition)
 
     async def _look_again(self, found: Mapping[TopicPartition, PartitionUnusable]) -> None:
         """Stop partitions, unless the broker was asked too long ago; they are looked at again from time to time."""
@@ -257,35 +219,27 @@ class Ownership:
         try:
             unusable = await self._inquiry.unusable(list(found))
         except Unavailable as error:
-            self._trouble(error)
+            self._troubles.tell(error)
             unusable = set()
         for name, why in found.items():
-            if name in unusable and self._partitions.get(name) is before[name]:
-                self._stop(name, why)
+            partition = self._partitions.get(name)
+            if name in unusable and partition is not None and partition is before[name]:
+                self._partitions.stop(partition, why)
             else:
                 self._again.add(name)
-
-    def _stop(self, name: TopicPartition, error: PartitionUnusable) -> None:
-        self._wanted.pop(name, None)
-        partition = self._partitions.get(name)
-        if name not in self._stopped and partition is not None:
-            self._stopped.add(name)
-            self._announce(events.PartitionStopped(partition=name, error=str(error)))
-            partition.adrift = True
-            self._given_up(partition)
 
     async def _confirm(self, partitions: Sequence[Partition]) -> None:
         """Have Kafka accept offset commits of these assignments, or raise `Unavailable`."""
         positions = {
             one.name: self._fences.position(one, one.mark)
             for one in partitions
-            if one.mark is not None and one.name not in self._stopped
+            if one.mark is not None and not one.stopped
         }
         if positions:
             await self._consumer.commit(positions)
         for one in partitions:
-            if self._partitions.get(one.name) is one and one.name in self._wanted:
-                self._wanted[one.name] = False
+            if self._partitions.get(one.name) is one and one.name in self._partitions.wanted:
+                self._partitions.wanted[one.name] = False
 
 
 def _since(moment: float) -> float:

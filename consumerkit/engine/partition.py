@@ -1,16 +1,15 @@
-"""What an engine knows of the partitions it was given: their offsets, their fence, and what is parked of them."""
+"""What an engine knows of a partition: its offsets, its fence, and what is parked of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
+from consumerkit.engine.budget import cost
 from consumerkit.engine.offsets import OffsetTracker
 from consumerkit.engine.placing import Beginning
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.fence import Taken
-from consumerkit.storage.parking import Place
 from consumerkit.transports.base import Position
 
 # Not two, as one would think: see docs/decisions/0014.
@@ -43,11 +42,11 @@ class Partition:
         forgotten_below: The IDs of messages below it may be forgotten, so that they cannot be proven new.
         adrift: Whether messages were let go of, so that it must be read again from the mark.
         topic_id: The topic's ID when it was taken over.
+        ordering, parking_limit: What the handler declares.
+        stopped: Whether it cannot be used before a person acts.
     """
 
     __slots__ = (
-        "_limit",
-        "_ordering",
         "adrift",
         "began",
         "deaths",
@@ -58,9 +57,12 @@ class Partition:
         "mark",
         "name",
         "offsets",
+        "ordering",
         "owner",
         "parked",
+        "parking_limit",
         "start",
+        "stopped",
         "suspects",
         "topic_id",
         "total",
@@ -85,8 +87,18 @@ class Partition:
         self.forgotten_below = 0
         self.adrift = False
         self.topic_id = ""
-        self._ordering = ordering
-        self._limit = parking_limit
+        self.stopped = False
+        self.ordering = ordering
+        self.parking_limit = parking_limit
+
+    def delivered(self, message: Message) -> bool:
+        """Record a message that was fetched; return False where it is in hand or finished already."""
+        if self.began is None:
+            self.began = message.offset
+        if not self.offsets.delivered(message.offset):
+            return False
+        self.weight += cost(message)
+        return True
 
     def restart(self, epoch: int) -> None:
         """Forget what is in hand and what of it is finished: it is read again from the mark, under a new epoch."""
@@ -116,12 +128,12 @@ class Partition:
     @property
     def is_full(self) -> bool:
         """Whether as many of its messages are parked as may be."""
-        return self.total >= self._limit
+        return self.total >= self.parking_limit
 
     @property
     def waits_in_order(self) -> bool:
         """Whether all of it waits behind a parked message."""
-        return self.total > 0 and self._ordering is Ordering.PARTITION
+        return self.total > 0 and self.ordering is Ordering.PARTITION
 
     @property
     def isolated(self) -> bool:
@@ -145,7 +157,7 @@ class Partition:
 
     def blocked(self, message: Message) -> bool:
         """Whether a message must wait behind a parked one of its key."""
-        if not self.total or self._ordering is not Ordering.KEY or message.key is None:
+        if not self.total or self.ordering is not Ordering.KEY or message.key is None:
             return False
         return message.key in self.parked
 
@@ -164,52 +176,3 @@ class Partition:
             self.total -= 1
         if not numbers:
             self.parked.pop(message.key, None)
-
-
-class Partitions:
-    """All partitions of an engine, by topic and number."""
-
-    def __init__(self, ordering: Ordering, parking_limit: int) -> None:
-        self._ordering = ordering
-        self._limit = parking_limit
-        self._by_name: dict[tuple[str, int], Partition] = {}
-
-    def add(self, name: TopicPartition, start: Position) -> Partition:
-        """Add a partition that was assigned."""
-        made = self._by_name[name] = Partition(name, start, self._ordering, self._limit)
-        return made
-
-    def get(self, name: tuple[str, int]) -> Partition | None:
-        """Return a partition that is assigned, or None."""
-        return self._by_name.get(name)
-
-    def pop(self, name: tuple[str, int]) -> None:
-        """Forget a partition."""
-        self._by_name.pop(name, None)
-
-    def of(self, message: Message) -> Partition | None:
-        """Return the partition of a message in hand, if the assignment it was fetched under still holds."""
-        found = self._by_name.get((message.topic, message.partition))
-        return found if found is not None and found.offsets.covers(message.epoch) else None
-
-    def of_fetched(self, message: Message) -> Partition | None:
-        """Return the partition of a message that `fetch` returned, unless it was fetched before the last `seek`.
-
-        Nothing is taken on while a seek is due: it would be beyond what is to be read again.
-        """
-        found = self._by_name.get((message.topic, message.partition))
-        if found is None or found.offsets.epoch != message.epoch or found.offsets.reread_from is not None:
-            return None
-        return found
-
-    def knows(self, place: Place) -> bool:
-        """Return whether a parked message is in our books."""
-        found = self._by_name.get(place.partition)
-        return found is not None and place.number in found.parked.get(place.key, ())
-
-    def owned(self) -> list[Partition]:
-        """Return the partitions for which we may act."""
-        return [one for one in self._by_name.values() if one.owner is not None and not one.offsets.leaving]
-
-    def __iter__(self) -> Iterator[Partition]:
-        return iter(list(self._by_name.values()))

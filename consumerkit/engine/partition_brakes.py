@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from consumerkit import events
-from consumerkit.engine.item import Item, Verdict
+from consumerkit.engine.item import Item
 from consumerkit.events import Announcer
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Reason
@@ -79,12 +79,12 @@ class PartitionBrakes:
         fine = Counter((one.message.topic, one.message.partition) for one in good)
         return {name: min(count, int(fine[name] * self._policy.earned)) for name, count in bad.items()}
 
-    def succeeded(self, items: Iterable[Item], unpaid: Iterable[Item]) -> None:
-        """Take note of a transaction: who processed a message has earned, less what it buried without a token."""
+    def settle(self, processed: Iterable[Message], unpaid: Iterable[Message]) -> None:
+        """Enter a transaction: what was processed earns tokens, and dead letters without a token cost them."""
         if not self._partitions:
             return
-        ran = Counter((i.message.topic, i.message.partition) for i in items if i.verdict is Verdict.RUN)
-        spent = Counter((i.message.topic, i.message.partition) for i in unpaid)
+        ran = Counter((one.topic, one.partition) for one in processed)
+        spent = Counter((one.topic, one.partition) for one in unpaid)
         for name, one in self._partitions.items():
             tokens = one.tokens + ran[name] * self._policy.earned - spent[name]
             one.tokens = min(float(self._policy.allowance), max(0.0, tokens))

@@ -26,12 +26,14 @@ class Patience:
 
     Args:
         announce: Told of trouble and of its end.
+
+    Attributes:
         interrupted: Set while the lane is to give up what it holds.
     """
 
-    def __init__(self, announce: Announcer, interrupted: asyncio.Event) -> None:
+    def __init__(self, announce: Announcer) -> None:
         self._announce = announce
-        self._interrupted = interrupted
+        self.interrupted = asyncio.Event()
         self._since: float | None = None
         self._where = ""
         self._times = 0
@@ -100,14 +102,14 @@ class Patience:
         Raises:
             Interrupted: See there.
         """
-        if await wait_until_set(self._interrupted, seconds):
+        if await wait_until_set(self.interrupted, seconds):
             raise Interrupted
 
     def check(self) -> None:
         """Raise `Interrupted` if the lane is to give up."""
-        if self._interrupted.is_set():
+        if self.interrupted.is_set():
             raise Interrupted
 
     def resume(self) -> None:
         """Let what must still be written down be written, although the lane is to give up."""
-        self._interrupted.clear()
+        self.interrupted.clear()

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import Final
 
 from consumerkit import events
-from consumerkit.engine.partition import Partition, Partitions
+from consumerkit.engine.partition import Partition
+from consumerkit.engine.table import Partitions
 from consumerkit.events import Announcer
 
 TOLD_AFTER: Final = 60.0

@@ -17,11 +17,12 @@ from dataclasses import replace
 from consumerkit.engine import letters
 from consumerkit.engine.alone import Alone
 from consumerkit.engine.blame import LOCKED, OWN, blame
-from consumerkit.engine.group import Group
+from consumerkit.engine.group import Flush, Group
 from consumerkit.engine.item import Item
 from consumerkit.engine.partition_brakes import is_unreadable
 from consumerkit.engine.patience import Interrupted
 from consumerkit.engine.plan import Step, around, halves
+from consumerkit.engine.prepare import Preparer
 from consumerkit.engine.runner import Runner
 from consumerkit.engine.transaction import StaleFound
 from consumerkit.error_tree import deciding
@@ -31,17 +32,23 @@ from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.origins import Origin, origin
-from consumerkit.storage.parked import ParkedMessage
 
 _HANDLER = object()
 
 
 class Pipeline:
-    """Decides how the messages of one lane are grouped."""
+    """Decides how the messages of one lane are grouped.
 
-    def __init__(self, runner: Runner) -> None:
+    Args:
+        runner: Runs the groups.
+        preparer: Decodes messages.
+        alone: Runs a message by itself.
+    """
+
+    def __init__(self, runner: Runner, preparer: Preparer, alone: Alone) -> None:
         self._runner = runner
-        self._alone = Alone(runner)
+        self._preparer = preparer
+        self._alone = alone
         # The next groups, where a failure decided them.
         self._plan: deque[Step] = deque()
         # Whether messages of a group were found to get at each other's changes.
@@ -95,10 +102,10 @@ class Pipeline:
             if await self._alone.run(items[0]) and step.after:
                 self._runner.pace.crowded(step.after)
             return ()
-        group = self._runner.group(items, careful=step.careful, apart=self._apart)
+        group = self._runner.group(items, flush=self._flush(step))
         group.funded = funded
         try:
-            await self._runner.transact(group)
+            return (await self._runner.transact(group)).left
         except Interrupted:
             raise
         except StaleFound as found:
@@ -109,17 +116,18 @@ class Pipeline:
             if again:
                 await self._failed(group, error, step._replace(size=min(len(again), len(group.items))))
             return again
-        return [item.message for item in items[len(group.items) :]]
 
-    async def _prepared(self, messages: Sequence[Message], attempt: int = 1) -> list[Item]:
+    def _flush(self, step: Step) -> Flush:
+        return Flush.PROBE if step.careful else Flush.EACH if self._apart else Flush.AT_END
+
+    async def _prepared(self, messages: Sequence[Message]) -> list[Item]:
         items, skipped = [], []
-        prepare = self._runner.preparer.prepare
         for message in messages:
             try:
-                item = prepare(message, attempt)
+                item = self._preparer.prepare(message)
             except Unavailable as error:
                 await self._runner.patience.wait_out("codec", error)
-                item = await self._runner.prepare(message, attempt)
+                item = await self._alone.prepare(message)
             if item is None:
                 skipped.append(message)
             else:
@@ -128,8 +136,7 @@ class Pipeline:
                     item.dead = item.dead or letters.stale(item)
                 items.append(item)
         if skipped:
-            self._runner.books.finished(skipped, False)
-            self._runner.tell.skipped(len(skipped))
+            self._runner.skip(skipped)
         reach("after_decode")
         return items
 
@@ -224,10 +231,6 @@ class Pipeline:
             places = [(one.message.topic, one.message.partition, one.message.offset) for one in group.items]
             return places.index(at) if at in places else None
         return group.current
-
-    async def retry(self, parked: ParkedMessage) -> None:
-        """Try a parked message again; see `Alone.retry`."""
-        await self._alone.retry(parked)
 
     def forget_plan(self) -> None:
         """Drop what was decided about messages that the lane does not hold any more."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from consumerkit import events
+from consumerkit.engine.gate import Gate
 from consumerkit.engine.partition import Partition
 from consumerkit.engine.pauses import BEHIND, full_lot
 from consumerkit.events import Announcer
@@ -86,6 +87,12 @@ class Standstill:
         if name in self._told:
             self._told.discard(name)
             self._announce(events.PartitionMoves(partition=name))
+
+
+def why(gate: Gate, partition: Partition) -> str:
+    """Return what is known of why a partition stands still, and the way out."""
+    braking = gate.braking or gate.partitions.slows(partition.name)
+    return reason(partition, partition.ordering, partition.parking_limit, braking=braking)
 
 
 def reason(partition: Partition, ordering: Ordering, limit: int, *, braking: bool) -> str:

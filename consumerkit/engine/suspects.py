@@ -6,10 +6,10 @@ Another message tells: if it succeeds, the first one was wrong; if it fails like
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from consumerkit.engine.blame import Blame
+from consumerkit.engine.fences import Fences
 from consumerkit.engine.gate import REMEMBERED, Gate
 from consumerkit.message import Message
 from consumerkit.storage.origins import Origin, origin
@@ -32,15 +32,14 @@ class Suspects:
     In memory: after a restart each has another run that is not counted.
 
     Args:
-        handler: The handler's name.
         gate: Knows what has succeeded, and pauses the handler.
-        probe: Asks the database something simple; raises where it does not answer.
+        fences: The database.
     """
 
-    def __init__(self, handler: str, gate: Gate, probe: Callable[[], Awaitable[None]]) -> None:
-        self._handler = handler
+    def __init__(self, gate: Gate, fences: Fences) -> None:
         self._gate = gate
-        self.probe = probe
+        self._handler = fences.handler
+        self.probe = fences.probe
         self._seen: dict[Origin, _Seen] = {}
         # Who has failed in each way since the last success; two are enough to know.
         self._since = 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from consumerkit import events
 from consumerkit.engine import letters
 from consumerkit.engine.group import Group
-from consumerkit.engine.item import Item, Verdict
+from consumerkit.engine.item import Item
+from consumerkit.engine.receipt import Receipt
 from consumerkit.events import Announcer
 from consumerkit.message import Message, TopicPartition
 
@@ -15,36 +16,35 @@ class Tell:
 
     def __init__(self, lane: int, announce: Announcer) -> None:
         self._lane = lane
-        self._announce = announce
+        self.announce = announce
 
     def skipped(self, count: int) -> None:
         """Tell of messages of an unknown type."""
-        self._announce(events.MessagesSkipped(count=count))
+        self.announce(events.MessagesSkipped(count=count))
 
-    def committed(self, group: Group, seconds: float) -> None:
-        """Tell of a transaction that is durable."""
-        self._announce(
+    def committed(self, receipt: Receipt, seconds: float) -> None:
+        """Tell of a transaction that is durable, and took so many seconds."""
+        self.announce(
             events.GroupCommitted(
                 lane=self._lane,
-                processed=group.count(Verdict.RUN),
-                duplicates=group.count(Verdict.DUPLICATE, Verdict.REPEAT),
-                duplicates_of_dead=group.count(Verdict.DUPLICATE_OF_DEAD),
-                dead=len(group.dead),
-                parked=group.count(Verdict.PARK),
-                fallback_ids=sum(item.fallback for item in group.items),
-                unreadable_times=sum(item.untimed for item in group.items),
+                processed=len(receipt.processed),
+                duplicates=receipt.duplicates,
+                duplicates_of_dead=receipt.duplicates_of_dead,
+                dead=len(receipt.dead),
+                parked=receipt.postponed,
+                fallback_ids=receipt.fallback_ids,
+                unreadable_times=receipt.unreadable_times,
                 seconds=seconds,
             )
         )
-        self.dead(group)
+        self.dead(receipt)
 
-    def dead(self, group: Group) -> None:
-        """Tell of what was buried."""
-        clashes = [*group.clashes, *(dead.clash for dead in group.dead if dead.clash is not None)]
-        for clash in clashes:
-            self._announce(events.OriginClash(**clash._asdict()))
-        for dead in group.dead:
-            self._announce(
+    def dead(self, receipt: Receipt) -> None:
+        """Tell of dead letters."""
+        for clash in receipt.clashes:
+            self.announce(events.OriginClash(**clash._asdict()))
+        for dead in receipt.dead:
+            self.announce(
                 events.MessageDeadLettered(
                     partition=_partition(dead.message),
                     offset=dead.message.offset,
@@ -60,7 +60,7 @@ class Tell:
 
     def rolled_back(self, group: Group, error: BaseException) -> None:
         """Tell of a transaction that failed."""
-        self._announce(
+        self.announce(
             events.GroupRolledBack(
                 size=len(group.items),
                 handled=group.handled,
@@ -70,7 +70,7 @@ class Tell:
 
     def attempt_failed(self, item: Item, error: BaseException, wait: float | None, *, braking: bool = False) -> None:
         """Tell of a message that failed alone."""
-        self._announce(
+        self.announce(
             events.AttemptFailed(
                 partition=_partition(item.message),
                 offset=item.message.offset,
@@ -87,8 +87,8 @@ class Tell:
         """Tell of a message that failed alone, where nothing is counted; `overload` is trouble of the database, too."""
         if overload:
             told = letters.described(error)
-            self._announce(events.Trouble(where="database", error=told, wait=wait))
-        self._announce(
+            self.announce(events.Trouble(where="database", error=told, wait=wait))
+        self.announce(
             events.MessageSuspected(
                 partition=_partition(item.message),
                 offset=item.message.offset,

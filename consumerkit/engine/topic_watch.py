@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
 from typing import Final
 
 from consumerkit import events
-from consumerkit.engine.partition import Partitions
 from consumerkit.engine.standstill import Standstill
+from consumerkit.engine.table import Partitions
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.events import Announcer
-from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Consumer
 
 ASKED_EVERY: Final = 30.0
@@ -30,7 +28,6 @@ class TopicWatch:
         consumer: Asked.
         partitions: What is assigned.
         announce: Told what happened.
-        doubt: Has a partition taken anew, where its topic is compared with the one that its mark was made in.
         standstill: Told what the broker told.
     """
 
@@ -39,13 +36,11 @@ class TopicWatch:
         consumer: Consumer,
         partitions: Partitions,
         announce: Announcer,
-        doubt: Callable[[TopicPartition, bytes, Exception], None],
         standstill: Standstill,
     ) -> None:
         self._consumer = consumer
         self._partitions = partitions
         self._announce = announce
-        self._doubt = doubt
         self._standstill = standstill
         self._pause = ASKED_EVERY
         self._since: float | None = None
@@ -75,5 +70,6 @@ class TopicWatch:
             info = told.get(partition.name)
             if info is not None and partition.topic_id != info.topic_id and partition.owner:
                 error = f"topic {topic!r} has another ID: it was {partition.topic_id} and is {info.topic_id}"
-                self._doubt(partition.name, partition.owner, PartitionUnusable(error))
+                # Its topic is compared with the one that its mark was made in when it is taken over again.
+                self._partitions.in_doubt({partition.name: partition.owner}, PartitionUnusable(error))
         self._standstill.look(topic, self._partitions, told, now)

@@ -28,8 +28,9 @@ from consumerkit.engine.containment import (
     settled,
 )
 from consumerkit.engine.fresh_context import FreshContexts, in_context
-from consumerkit.engine.group import Group
+from consumerkit.engine.group import Flush, Group
 from consumerkit.engine.guard import guard
+from consumerkit.engine.receipt import Receipt
 from consumerkit.engine.session_calls import SessionCalls, watching
 from consumerkit.engine.transaction import Transaction, TransactionEnded
 from consumerkit.error_tree import is_a, leaves
@@ -45,16 +46,17 @@ from consumerkit.storage.faults import Fault, fault_of
 class UnitOfWork(Protocol):
     """Runs a group in one transaction; returns when it is durable, raises when it is not or may not be."""
 
-    async def run(self, group: Group) -> None:
-        """Run the group.
+    async def run(self, group: Group) -> Receipt:
+        """Run the group; return what is durable.
 
         Raises:
             CommitUnknown: COMMIT was sent, and its answer did not come.
             BaseException: Whatever failed; everything is rolled back, and `group.current` tells which item's code ran.
         """
 
-    async def convict(self, group: Group, error: TransactionEnded) -> None:
+    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
         """Bury, in a transaction of its own, what a handler committed by itself: see `Group.convicted`."""
+        ...
 
     def close(self) -> None:
         """Let go of threads."""
@@ -76,7 +78,7 @@ class AsyncUnitOfWork:
         self._bind: AsyncEngine = sessions.kw["bind"]
         self._engine = self._bind.sync_engine
 
-    async def run(self, group: Group) -> None:
+    async def run(self, group: Group) -> Receipt:
         """See `UnitOfWork.run`."""
         async with closing(self._sessions(), self._declared.name) as session:
             try:
@@ -98,6 +100,7 @@ class AsyncUnitOfWork:
                 raise_contained(error, cancelled=being_cancelled())
             finally:
                 group.end()
+        return group.receipt()
 
     def _is_silent(self, group: Group) -> bool:
         """Tell a database that stands still or is overloaded from a handler that took too long by itself.
@@ -156,10 +159,10 @@ class AsyncUnitOfWork:
                 calls.check("handle")
             group.guard.check()
             own.run(group.handled_one, item, result)
-            if group.careful:
+            if group.flush is Flush.PROBE:
                 await session.run_sync(transaction.probe)
                 rearm()
-            elif group.apart:
+            elif group.flush is Flush.EACH:
                 await session.flush()
         del held
 
@@ -184,12 +187,13 @@ class AsyncUnitOfWork:
             await asyncio.wait_for(session.invalidate(), 5.0)
         raise CommitUnknown(late)
 
-    async def convict(self, group: Group, error: TransactionEnded) -> None:
+    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
         """See `UnitOfWork.convict`."""
         # Not a session of the user's class: its hooks belong to what handlers do.
         async with plain_sessions.for_coroutines(self._bind)() as session:
             await session.run_sync(self._transaction.convict, group, error)
             await session.run_sync(plain_sessions.commit)
+        return group.receipt_of_convicted()
 
     def close(self) -> None:
         """See `UnitOfWork.close`."""
@@ -211,13 +215,14 @@ class SyncUnitOfWork:
         self._engine: Engine = sessions.kw["bind"]
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"consumerkit-{declared.name}")
 
-    async def run(self, group: Group) -> None:
+    async def run(self, group: Group) -> Receipt:
         """See `UnitOfWork.run`."""
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._threads, self._run, group)
         # A thread cannot be cancelled; a cancelled lane waits for it, and the watchdog ends a process that is stuck.
         await settled(work, None)
         work.result()
+        return group.receipt()
 
     def _run(self, group: Group) -> None:
         with closing_in_thread(self._sessions(), self._declared.name) as session:
@@ -277,15 +282,16 @@ class SyncUnitOfWork:
                 result = own.run(self._invoke, item.event, context)
             group.guard.check()
             own.run(group.handled_one, item, result)
-            if group.careful:
+            if group.flush is Flush.PROBE:
                 transaction.probe(session)
-            elif group.apart:
+            elif group.flush is Flush.EACH:
                 session.flush()
         del held
 
-    async def convict(self, group: Group, error: TransactionEnded) -> None:
+    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
         """See `UnitOfWork.convict`."""
         await asyncio.get_running_loop().run_in_executor(self._threads, self._convict, group, error)
+        return group.receipt_of_convicted()
 
     def _convict(self, group: Group, error: TransactionEnded) -> None:
         with plain_sessions.for_threads(self._engine)() as session:

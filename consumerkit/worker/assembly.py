@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.group import Group
-from consumerkit.engine.loop import Engine
+from consumerkit.engine.loop import Engine, Shared
+from consumerkit.engine.receipt import Receipt
 from consumerkit.engine.solitude import Solitude
 from consumerkit.engine.transaction import Transaction, TransactionEnded
 from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork, UnitOfWork
@@ -43,15 +44,15 @@ class InTurn:
         self._work = work
         self._turn = turn
 
-    async def run(self, group: Group) -> None:
+    async def run(self, group: Group) -> Receipt:
         """See `UnitOfWork.run`."""
         async with self._turn:
-            await self._work.run(group)
+            return await self._work.run(group)
 
-    async def convict(self, group: Group, error: TransactionEnded) -> None:
+    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
         """See `UnitOfWork.convict`."""
         async with self._turn:
-            await self._work.convict(group, error)
+            return await self._work.convict(group, error)
 
     def close(self) -> None:
         """See `UnitOfWork.close`."""
@@ -95,11 +96,7 @@ class Assembly:
             transport.consumer(subscription),
             [self._work(declared, lot, number) for _ in range(lanes)],
             Fences(declared.name, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
-            self.announce,
-            memory_budget=memory_budget,
-            drain_timeout=drain_timeout,
-            outbox_written=outbox_written,
-            solitude=self.solitude,
+            Shared(self.announce, self.solitude, outbox_written, memory_budget, drain_timeout),
         )
 
     async def _in_transaction(self, work: Callable[[Connection], T]) -> T:

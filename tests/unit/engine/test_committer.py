@@ -50,6 +50,9 @@ async def test_an_offset_that_went_back_behind_an_idle_worker_comes_right_by_its
 
 async def test_a_cancellation_that_comes_with_a_wake_ends_it() -> None:
     class Nothing:
+        def __init__(self) -> None:
+            self.commit_due = asyncio.Event()
+
         def __iter__(self) -> Any:
             return iter(())
 
@@ -57,10 +60,10 @@ async def test_a_cancellation_that_comes_with_a_wake_ends_it() -> None:
             return []
 
     nothing: Any = Nothing()
-    keeper = committer.Committer(nothing, nothing, nothing, nothing, nothing)
+    keeper = committer.Committer(nothing, nothing, nothing, nothing)
     task = asyncio.create_task(keeper.run())
     await asyncio.sleep(0.05)
-    keeper.wake()
+    nothing.commit_due.set()
     await asyncio.sleep(0)  # what it waits for is done, and it has not seen that yet
     task.cancel()
     done, _ = await asyncio.wait([task], timeout=60)

@@ -2,13 +2,14 @@
 
 import pytest
 
-from consumerkit.engine.partition import Partition, Partitions
+from consumerkit.engine.partition import Partition
 from consumerkit.engine.placing import Beginning
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.fence import Taken
 from consumerkit.storage.parking import Place
 from consumerkit.transports.base import Position
+from tests.unit.engine.tables import partitions
 
 NAME = TopicPartition("t", 0)
 
@@ -95,7 +96,7 @@ def test_a_take_over_forgets_what_was_known_before() -> None:
 
 
 def test_what_is_parked_is_known_by_partition_key_and_number() -> None:
-    all_of_them = Partitions(Ordering.KEY, 3)
+    all_of_them = partitions(Ordering.KEY, 3)
     made = all_of_them.add(NAME, Position(0, 1))
     made.park(message(1), 7)
     made.park(message(2, None), 8)
@@ -106,13 +107,13 @@ def test_what_is_parked_is_known_by_partition_key_and_number() -> None:
 
 
 def test_what_was_fetched_under_an_earlier_assignment_belongs_to_nobody() -> None:
-    all_of_them = Partitions(Ordering.KEY, 3)
+    all_of_them = partitions(Ordering.KEY, 3)
     all_of_them.add(NAME, Position(0, 2))
     assert all_of_them.of(Message("t", 0, 0, None, b"v", (), 0, "id", 1)) is None
 
 
 def test_a_partition_that_is_leaving_or_in_doubt_is_not_owned() -> None:
-    all_of_them = Partitions(Ordering.KEY, 3)
+    all_of_them = partitions(Ordering.KEY, 3)
     made = all_of_them.add(NAME, Position(0, 1))
     assert all_of_them.owned() == []
     made.taken(Taken(b"o" * 16, 0, {}), {}, Beginning(0, 0), 0)

@@ -3,11 +3,12 @@
 import pytest
 
 from consumerkit import Ordering
-from consumerkit.engine.partition import Partition, Partitions
+from consumerkit.engine.partition import Partition
 from consumerkit.engine.standstill import STILL_AFTER, Standstill, reason
 from consumerkit.events import Announcer, Event, PartitionMoves, PartitionStandsStill
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import PartitionInfo, Position
+from tests.unit.engine.tables import partitions
 
 ONE, TWO = TopicPartition("t", 1), TopicPartition("t", 2)
 
@@ -17,7 +18,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.told: list[Event] = []
-        self.partitions = Partitions(Ordering.KEY, 10)
+        self.partitions = partitions(Ordering.KEY, 10)
         for name in (ONE, TWO):
             self.partitions.add(name, Position(0, 1)).mark = 0
         self.watch = Standstill(
@@ -81,7 +82,7 @@ def test_a_partition_of_which_the_broker_does_not_tell_is_told_of_too(watched: W
 def test_it_is_over_here_when_the_partition_goes(watched: Watched) -> None:
     watched.look(0.0, one=5, two=0)
     watched.look(STILL_AFTER, one=5, two=0)
-    watched.partitions.pop(ONE)
+    watched.partitions.revoked([ONE], 0, lost=False)
     assert watched.look(STILL_AFTER + 1, two=0) == [PartitionMoves(handler="credit", partition=ONE)]
 
 
