@@ -13,5 +13,6 @@ the answer is sent. FastAPI's routers need `route_class=IdempotentRoute`, from `
 """
 
 from consumerkit.http.edge import Idempotency
+from consumerkit.http.status_page import accepted, status_route
 
-__all__ = ["Idempotency"]
+__all__ = ["Idempotency", "accepted", "status_route"]

@@ -14,7 +14,7 @@ from tests.services import KafkaServer, PostgresServer
 
 EXAMPLES = sorted(file for file in (ROOT / "examples").glob("[0-9]*.py") if "__main__" in file.read_text())
 # What a real broker or database could do differently: locks, threads, the relay, a lifespan with a network in it.
-ON_SERVERS = [file for file in EXAMPLES if file.name[:2] in ("01", "02", "05", "08", "10")]
+ON_SERVERS = [file for file in EXAMPLES if file.name[:2] in ("01", "02", "05", "08", "10", "14")]
 _NAMES = re.compile(r'(?:\b(?:topic|name) = |DeadLetter\()"([^"]+)"')
 
 

@@ -1,0 +1,187 @@
+"""What became of a click: a status URL on `message_status`, for polling and as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from consumerkit.errors import ConfigurationError
+from consumerkit.http.answers import problem
+from consumerkit.outcome import MessageState
+from consumerkit.status import Asked, message_status
+from consumerkit.storage.engines import Database, Given
+from consumerkit.storage.status import MessageStatus
+from consumerkit.storage.tables import DEFAULT_TABLES, Tables
+
+ROUTE: Final = "consumerkit-status"
+_EVENTS: Final = "text/event-stream"
+Authorize = Callable[[Request, str, str], Any]
+
+
+def status_route(
+    path: str = "/status/{handler}/{message_id}",
+    *,
+    database: Given,
+    handlers: Iterable[Asked],
+    authorize: Authorize,
+    results: bool = False,
+    interval: float = 1.0,
+    longest: float = 60.0,
+    tables: Tables = DEFAULT_TABLES,
+) -> Route:
+    """Return a route that tells what became of a message: append it to an application's `router.routes`.
+
+    A GET answers with JSON: handler, message_id, state, since, attempts, due_at, reason and `final`, which says that
+    the state will stay. While it is not final, `Retry-After` says when to ask again. A client that accepts
+    `text/event-stream` gets an event `status` with each change instead, until the state is final; so `EventSource`
+    in a page needs no more than the URL. No connection is held between two looks.
+
+    Args:
+        path: With `{handler}` and `{message_id}`; use `{message_id:path}` for IDs with slashes.
+        database: A URL, an engine or a sessionmaker, as for `Idempotency`.
+        handlers: Of which handlers it may tell: their classes, instances or names. Any other name is 404.
+        authorize: Called with the request, the handler's name and the message ID before anything is looked up. It
+            returns True, or False for 404, or raises an `HTTPException`; a coroutine function will do.
+        results: Whether to tell what `handle` returned, too.
+        interval: Seconds between two looks, for events and in `Retry-After`.
+        longest: Seconds after which a stream of events ends; the browser then asks again by itself.
+        tables: The table definitions, if they are not the default ones.
+
+    Raises:
+        ConfigurationError: An argument cannot be used.
+
+    Example:
+        app.router.routes.append(status_route(database=engine, handlers=[BillOrders], authorize=owns_order))
+    """
+    if not all(part in path for part in ("{handler}", "{message_id")):
+        raise ConfigurationError(f"status_route({path!r}): the path needs {{handler}} and {{message_id}}")
+    if not callable(authorize):
+        raise ConfigurationError("status_route(authorize=...): give a function that says who may see which message")
+    for name, value in (("interval", interval), ("longest", longest)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
+            raise ConfigurationError(f"status_route({name}={value!r}): give seconds above 0, up to 3600")
+    by_name = {_name(one): one for one in handlers}
+    page = _Page(Database(database), by_name, authorize, results, float(interval), float(longest), tables)
+    return Route(path, page.answer, methods=["GET"], name=ROUTE)
+
+
+def accepted(request: Request, handler: Asked, message_id: str) -> JSONResponse:
+    """Return the answer 202 to a request whose work a handler does: with the status URL, also as `Location`.
+
+    Args:
+        request: The request; its application has a `status_route`.
+        handler: The handler's class, instance or name.
+        message_id: The ID of the message that was published.
+
+    Example:
+        message_id = await outbox.publish(session, "orders.placed", value=order)
+        return accepted(request, BillOrders, message_id)
+    """
+    url = str(request.url_for(ROUTE, handler=_name(handler), message_id=message_id))
+    return JSONResponse({"message_id": message_id, "status": url}, 202, {"Location": url})
+
+
+def _name(handler: Asked) -> str:
+    name = handler if isinstance(handler, str) else getattr(handler, "name", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(
+            f"{handler!r} does not say its name in the class; give an instance, or the name as text"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    database: Database
+    handlers: Mapping[str, Asked]
+    authorize: Authorize
+    results: bool
+    interval: float
+    longest: float
+    tables: Tables
+
+    async def answer(self, request: Request) -> Response:
+        name, message_id = request.path_params["handler"], request.path_params["message_id"]
+        if name not in self.handlers or not await self._may(request, name, message_id):
+            return problem(404, "Not found", "there is no such message, or it is not yours to see")
+        try:
+            status = await self._look(name, message_id)
+        except (SQLAlchemyError, OSError):
+            return problem(503, "The database is out of reach", "ask again later", retry_after=self._again)
+        if _EVENTS not in request.headers.get("accept", ""):
+            return self._told(status)
+        if request.headers.get("last-event-id") == _event_id(status) and is_final(status):
+            return Response(status_code=204)  # which ends a browser's asking again
+        events = self._events(request, name, message_id, status)
+        return StreamingResponse(events, media_type=_EVENTS, headers={"Cache-Control": "no-store"})
+
+    @property
+    def _again(self) -> int:
+        return max(1, round(self.interval))
+
+    async def _may(self, request: Request, name: str, message_id: str) -> bool:
+        if inspect.iscoroutinefunction(self.authorize):
+            return bool(await self.authorize(request, name, message_id))
+        return bool(await run_in_threadpool(self.authorize, request, name, message_id))
+
+    async def _look(self, name: str, message_id: str) -> MessageStatus:
+        found = await self.database.run(
+            lambda session: message_status(session, self.handlers[name], message_id, probe=False, tables=self.tables)
+        )
+        return found if self.results else replace(found, result=None)
+
+    def _told(self, status: MessageStatus) -> Response:
+        headers = {"Cache-Control": "no-store"}
+        if not is_final(status):
+            headers["Retry-After"] = str(self._again)
+        return JSONResponse(self._content(status), headers=headers)
+
+    def _content(self, status: MessageStatus) -> dict[str, Any]:
+        moments = {name: getattr(status, name) for name in ("since", "due_at")}
+        told = {
+            "handler": status.handler,
+            "message_id": status.message_id,
+            "state": status.state.value,
+            "final": is_final(status),
+            "attempts": status.attempts,
+            "reason": status.reason,
+            **{name: None if one is None else one.isoformat() for name, one in moments.items()},
+        }
+        return {**told, "result": status.result} if self.results else told
+
+    async def _events(self, request: Request, name: str, message_id: str, status: MessageStatus) -> AsyncIterator[str]:
+        loop = asyncio.get_running_loop()
+        end, sent = loop.time() + self.longest, ""
+        while True:
+            data = json.dumps(self._content(status))
+            # A comment where nothing changed: it tells whether the client is there.
+            yield ": no change\n\n" if data == sent else f"event: status\nid: {_event_id(status)}\ndata: {data}\n\n"
+            sent = data
+            if is_final(status) or loop.time() >= end or await request.is_disconnected():
+                return
+            await asyncio.sleep(self.interval)
+            try:
+                status = await self._look(name, message_id)
+            except (SQLAlchemyError, OSError):
+                return  # the browser asks again, and gets 503
+
+
+def is_final(status: MessageStatus) -> bool:
+    """Tell whether a state will stay: processed, or dead and not on its way again."""
+    if status.state is MessageState.DEAD:
+        return status.letter_state != "redriven"
+    return status.state is MessageState.PROCESSED
+
+
+def _event_id(status: MessageStatus) -> str:
+    return f"{status.state.value}-{status.attempts or 0}"
