@@ -22,11 +22,15 @@ from typing import TYPE_CHECKING
 
 from consumerkit import outbox
 from consumerkit.errors import (
+    AlreadyDone,
     ConfigurationError,
     ConsumerkitError,
     Defer,
     Reject,
     StartError,
+    StepChanged,
+    StepInDoubt,
+    StepUnderWay,
     Unavailable,
     Undecodable,
     Unsatisfied,
@@ -36,6 +40,7 @@ from consumerkit.handlers.codecs import Codec, Json
 from consumerkit.handlers.context import BatchContext, Context
 from consumerkit.handlers.handler import BatchHandler, Events, Handler, Ordering, Received
 from consumerkit.handlers.message_id import Identity, coordinates, event_field, event_fields, header, record_timestamp
+from consumerkit.handlers.steps import BoundStep, Effects, IdempotencyKey, PlainEffects, Step, step
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import MessageState, Outcome, Reason
 from consumerkit.policies.brake import Brake
@@ -91,6 +96,14 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
     "Sealer",
     "PayloadRetention",
     "outbox",
+    # Steps: effects outside the database
+    "step",
+    "Step",
+    "BoundStep",
+    "IdempotencyKey",
+    "Effects",
+    "PlainEffects",
+    "AlreadyDone",
     # Guards for a handler's own tables
     "transition",
     "Transition",
@@ -106,6 +119,10 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
     "Defer",
     "Undecodable",
     "Unavailable",
+    # ... raised where a step is run
+    "StepChanged",
+    "StepInDoubt",
+    "StepUnderWay",
     # ... recorded where `on_result` refuses what a handler returned
     "Unsatisfied",
     # ... and to whoever starts a worker

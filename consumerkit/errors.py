@@ -4,7 +4,11 @@ ConsumerkitError
 ├── ConfigurationError      a misdeclaration, found when the worker is built
 ├── StartError              a missing topic, table or right, found when the worker starts
 ├── Reject                  raised by a handler: this message to the dead letters, now
+│   └── StepInDoubt         nothing tells whether a step was done, and it says "dead-letter"
 ├── Defer                   raised by a handler: this message again later, without counting an attempt
+│   └── StepUnderWay        a step has begun elsewhere, and its deadline has not passed
+├── AlreadyDone             raised by a step: the other side has done it before, with this result
+├── StepChanged             a step was run for a message before, with other arguments
 ├── Undecodable             raised by a codec: the message's fault
 ├── Unavailable             raised by a codec or a transport: the infrastructure's fault, never an attempt
 ├── Unsatisfied             recorded where a handler's result is a failure by `Retry(on_result=...)`
@@ -105,6 +109,34 @@ class Defer(ConsumerkitError):
         if seconds > LONGEST_WAIT:
             raise ValueError(f"Defer({seconds}): give at most {LONGEST_WAIT:.0f} seconds, which are ten years")
         self.seconds = float(seconds)
+
+
+class AlreadyDone(ConsumerkitError):
+    """Raised by a step, or returned by its `confirm`: the other side has done it before, under the same key.
+
+    Args:
+        result: What the step returned then; it is kept as the step's result.
+
+    Example:
+        >>> AlreadyDone("ch_17").result
+        'ch_17'
+    """
+
+    def __init__(self, result: Any = None) -> None:
+        super().__init__("the other side has done this before")
+        self.result = result
+
+
+class StepInDoubt(Reject):
+    """A step has begun and its result was not kept: it may have happened, and nothing can be asked."""
+
+
+class StepUnderWay(Defer):
+    """A step has begun elsewhere, or before a crash, and its deadline has not passed: the message waits until then."""
+
+
+class StepChanged(ConsumerkitError):
+    """A step was run for this message before, with other arguments: its result is not that of this run."""
 
 
 class Undecodable(ConsumerkitError):

@@ -283,6 +283,49 @@ class MessageSuspected(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepsRun(Event):
+    """The steps of a batch, or one in the middle of `handle`, are over; see `consumerkit.step`.
+
+    Attributes:
+        called: Calls whose results are kept.
+        reused: Steps that had been done before, and were not called again.
+        failed: Calls that raised an error.
+        seconds: How long that took.
+    """
+
+    called: int
+    reused: int
+    failed: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepAwaited(Event):
+    """A step has begun elsewhere, or before a crash: its message is parked for `wait` seconds, without an attempt."""
+
+    partition: TopicPartition
+    offset: int
+    message_id: str
+    step: str
+    wait: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDoubted(Event):
+    """A step has begun, its deadline has passed, and its result was not kept: nobody knows whether it was done.
+
+    `then` is what becomes of it: "called again", "asked" or "dead-lettered". `calls` counts how often it was begun.
+    """
+
+    partition: TopicPartition
+    offset: int
+    message_id: str
+    step: str
+    calls: int
+    then: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MessageDeadLettered(Event):
     """A message is in the dead letters, durably.
 

@@ -14,6 +14,7 @@ from consumerkit.cli import target as targets
 from consumerkit.cli.database import Opened, Place, PrefixOption, SchemaOption, UrlOption, opened, place
 from consumerkit.cli.examples import examples
 from consumerkit.cli.output import moment, print_json, say
+from consumerkit.cli.step_line import step_line
 from consumerkit.errors import ConfigurationError
 from consumerkit.observability.printable import printable
 from consumerkit.outcome import MessageState
@@ -122,6 +123,8 @@ def _print(status: MessageStatus, *, with_result: bool) -> None:
         facts["conflicts"] = f"the same ID came with another payload: {letters} {', '.join(map(str, status.conflicts))}"
     for name, fact in facts.items():
         say(f"{name:<12} {printable(str(fact))}")
+    for step in status.steps:
+        say(printable(f"{'step':<12} {step_line(step)}"))
 
 
 def _result(result: object, *, shown: bool) -> str:

@@ -9,10 +9,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from consumerkit.engine.clock import DatabaseSilent
 from consumerkit.engine.group import Group
-from consumerkit.engine.transaction import LedgerMoved
 from consumerkit.error_tree import all_in, is_a, leaves
 from consumerkit.errors import ConfigurationError, Reject, SessionUnfit, TablesReplaced, Unavailable
 from consumerkit.storage.faults import Fault, engine_of, fault_of, mistake_of, sqlstate
+from consumerkit.storage.ledger import LedgerMoved
 
 OWN: Final = frozenset({Fault.HANDLER, Fault.PRESENT, Fault.SUSPECT})
 """What may be one message's fault: its group is taken apart until that message is alone."""
@@ -62,6 +62,9 @@ def blame(group: Group, error: Exception) -> Blame:
 
 def _first(group: Group, errors: list[BaseException]) -> Blame:
     """Return the blame for the first error, its causes included, that is not simply the handler's own."""
+    if group.unprepared:
+        # No statement of ours ran; where an error looks like a database's, ours is asked whether it answers.
+        return Blame(Fault.HANDLER, foreign=any(fault_of(e, in_handler=True) is not Fault.HANDLER for e in errors))
     in_handler = group.handling or group.guard.commit.in_hook
     theirs = group.theirs or group.guard.commit.in_hook
     foreign = False

@@ -19,8 +19,10 @@ from consumerkit.errors import ResultNotKept
 from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publisher
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Received
+from consumerkit.handlers.steps import NO_STEPS, StepCalls
 from consumerkit.message import TopicPartition
 from consumerkit.observability.user_code import place_of_function
+from consumerkit.steps import LaneSteps
 from consumerkit.storage import outbox
 from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.dialects import Limits, Settings
@@ -63,6 +65,8 @@ class Group:
         proof: What proves that a row of the ledger is this transaction's; see `Dialect.proof`.
         dead: What was buried, known after `Transaction.close`.
         clashes: Messages that were parked beside another one that names the same place, known then, too.
+        preparing: What runs the steps of its messages, until that is done.
+        unprepared: Whether `prepare` has failed for the message at `current`, so that no transaction began.
         sound: Whether the transaction was found in order after the user's code had failed.
         convicted: Items that were buried since a handler committed their claims by itself.
         recalled: What the handler returned, as JSON, for messages before this group that items of it repeat.
@@ -89,6 +93,8 @@ class Group:
         self.handled = 0
         self.handling = False
         self.theirs = False
+        self.preparing: LaneSteps | None = None
+        self.unprepared = False
         self.limits: Limits | None = None
         self.reused = False
         self.guard = Guard()
@@ -159,7 +165,11 @@ class Group:
 
     def context(self, item: Item, session: Any) -> Context[Any]:
         """Return what the handler gets besides the item's event."""
-        self._context = made = Context(session, item.message, item.message_id, item.attempt, self._publisher)
+        steps: StepCalls = NO_STEPS
+        if item.steps is not None and not item.repeats:
+            item.steps.check_prepared()
+            steps = item.steps
+        self._context = made = Context(session, item.message, item.message_id, item.attempt, self._publisher, steps)
         return made
 
     def batch_context(self, session: Any) -> BatchContext[Any]:
@@ -184,6 +194,8 @@ class Group:
             Unsatisfied: The handler's `retry` takes the result for a failure.
         """
         self.handled += 1
+        if item.steps is not None:
+            item.steps.check()
         if not item.repeats:
             self._declared.retry.check(result)
             if result is not None and item.digest is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from consumerkit.message import Message
 from consumerkit.outcome import Outcome, Reason
+from consumerkit.steps import MessageSteps
 from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.parked import Kind, ParkedMessage
 
@@ -48,6 +49,7 @@ class Item:
         hold: The row that keeps the later messages of its key waiting, where it is buried and that is declared.
         revived: Whether its ID was dead, and it runs all the same.
         reduced: How often what is to be written of it was reduced, since the database refused it.
+        steps: The steps of a message that may run; None where its handler has none.
         token: Whether a token of the brake is reserved for its dead letter.
         verdict: See `Verdict`.
         aged: Whether it is older than what the ledger remembers, by its event.
@@ -75,6 +77,7 @@ class Item:
         "reduced",
         "repeats",
         "revived",
+        "steps",
         "token",
         "untimed",
         "verdict",
@@ -109,6 +112,7 @@ class Item:
         self.repeats = False
         self.reduced = 0
         self.token = False
+        self.steps: MessageSteps | None = None
         self.verdict = Verdict.RUN
         self.claimed = False
         self.outdated = False

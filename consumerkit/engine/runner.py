@@ -82,6 +82,8 @@ class Runner:
         if (under_way := self._under_way) is None:
             return None
         group, asked = under_way
+        if group.preparing is not None:
+            return group.preparing.overdue_since
         return asked + LONGEST_TURN if group.begun_at is None else group.begun_at
 
     def group(self, items: list[Item], *, flush: Flush = Flush.AT_END) -> Group:

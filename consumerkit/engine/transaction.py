@@ -23,7 +23,7 @@ from consumerkit.handlers.handler import Ordering
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.storage import dead_letters, fence, location, origins, outbox, progress, redriven, settling
 from consumerkit.storage.dialects import Claim, Kept, Limits
-from consumerkit.storage.ledger import Claimed, Ledger
+from consumerkit.storage.ledger import Claimed, Ledger, LedgerMoved
 from consumerkit.storage.parked import Kind, ParkedMessage
 from consumerkit.storage.parking import ParkingLot
 
@@ -368,10 +368,6 @@ _SETTLED = {
 
 class TransactionEnded(TransactionMisused):
     """The transaction that held the claims is over, and not by us: whether the claims are durable must be looked up."""
-
-
-class LedgerMoved(Exception):
-    """The ledger changed between two statements of ours: run the transaction again."""
 
 
 class StaleFound(Exception):

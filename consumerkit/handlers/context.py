@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, NamedTuple
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Generic, NamedTuple, ParamSpec, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from typing_extensions import TypeVar
 
 from consumerkit.errors import SessionOver
+from consumerkit.handlers.steps import NO_STEPS, BoundStep, StepCalls
 from consumerkit.message import TOPIC_RULE, Headers, Message, is_topic_name
 
 S = TypeVar("S", default=AsyncSession)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Publication(NamedTuple):
@@ -142,15 +146,55 @@ class Context(_Publishes, Generic[S]):
         attempt: 1 at first; only failures of the message alone count.
     """
 
-    __slots__ = ("attempt", "message", "message_id", "session")
+    __slots__ = ("_steps", "attempt", "message", "message_id", "session")
 
-    def __init__(self, session: S, message: Message, message_id: str, attempt: int, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        session: S,
+        message: Message,
+        message_id: str,
+        attempt: int,
+        publisher: Publisher,
+        steps: StepCalls = NO_STEPS,
+    ) -> None:
         self.session = session
         self.message = message
         self.message_id = message_id
         self.attempt = attempt
         self._publisher = publisher
+        self._steps = steps
         self._over = None
+
+    def done(self, step: BoundStep[..., T]) -> T:
+        """Return the result of a step that `prepare`, or `run`, has run for this message.
+
+        Raises:
+            LookupError: It has not been run.
+        """
+        result: T = self._steps.done(step)
+        return result
+
+    @overload
+    def run(
+        self: Context[AsyncSession], step: BoundStep[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def run(self: Context[Session], step: BoundStep[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    def run(self: Context[Any], step: BoundStep[P, Any], *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run a step in the middle of `handle`, for one that needs what `handle` has just read.
+
+        The message's transaction is open meanwhile, with its locks, and those of the messages that share it: prefer
+        `prepare`. Not on SQLite, whose one writer is this transaction. With an `AsyncSession` the call must be awaited.
+
+        Raises:
+            SessionOver: The handler has returned.
+            Exception: As for `Effects.run`.
+        """
+        if self._over is not None:
+            raise SessionOver(f"handler {self._over!r}: {step!r} was run after the handler had returned")
+        return self._steps.run(step, args, kwargs, inside=True)
 
 
 class BatchContext(_Publishes, Generic[S]):

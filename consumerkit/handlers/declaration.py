@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.handlers.attributes import Attributes, in_short
 from consumerkit.handlers.codecs import Codec, Decode
+from consumerkit.handlers.declared_steps import DeclaredStep, declared_steps
 from consumerkit.handlers.decoding import SKIP, decoder_of, decoder_of_several
 from consumerkit.handlers.event_type import MISSING, declared_event_type
 from consumerkit.handlers.handler import AnyHandler, BatchHandler, Handler, Ordering
@@ -30,7 +31,8 @@ class Declaration:
         decode: Returns the event, None for a tombstone that the type admits, or `SKIP`.
         is_async: Whether `handle` is a coroutine function.
         is_batch: Whether it is a `BatchHandler`.
-        prefetch, session_setup, on_duplicate: The user's methods, or None.
+        prefetch, session_setup, on_duplicate, prepare: The user's methods, or None.
+        steps: What `prepare` and `handle` may run, by name.
         remembered: For how many seconds the ledger remembers, as the worker says; None is for ever.
         others: as in `Handler`.
     """
@@ -61,6 +63,9 @@ class Declaration:
     session_setup: Callable[..., Any] | None
     remembered: float | None = None
     on_duplicate: Callable[..., Any] | None
+    prepare: Callable[..., Any] | None = None
+    steps: Mapping[str, DeclaredStep] = field(default_factory=dict)
+    step_concurrency: int = 1
 
     @property
     def holds_key(self) -> bool:
@@ -110,6 +115,8 @@ def declare(handler: AnyHandler) -> Declaration:
         concurrency=attributes.count("concurrency"),
         parking_limit=attributes.count("parking_limit"),
         start_from=attributes.start_from(),
+        steps=declared_steps(attributes, is_async=methods.is_async),
+        step_concurrency=attributes.count("step_concurrency"),
         **methods._asdict(),
     )
 

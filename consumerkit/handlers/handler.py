@@ -100,6 +100,7 @@ class _Declared:
         batch_size: The most messages that share a transaction; 1 opts out.
         batch_time: Seconds of handling after which a transaction takes no further message.
         concurrency: Lanes in each process: transactions in flight at once.
+        step_concurrency: Calls of steps that are under way at once in each process; see `step`.
         parking_limit: How many messages of one partition may be parked; with more, the partition waits.
         start_from: Where the first run on a topic begins, in partitions without a committed offset: "earliest" or
             "latest". It is decided once, for all partitions that the topic then has.
@@ -123,10 +124,11 @@ class _Declared:
     batch_size: int = 500
     batch_time: float = 0.5
     concurrency: int = 2
+    step_concurrency: int = 100
     parking_limit: int = 10_000
     start_from: Literal["earliest", "latest"] = "earliest"
 
-    OPTIONAL_METHODS: ClassVar = ("prefetch", "session_setup", "on_duplicate")
+    OPTIONAL_METHODS: ClassVar = ("prefetch", "session_setup", "on_duplicate", "prepare")
 
 
 class Handler(_Declared, Generic[E]):
@@ -147,6 +149,9 @@ class Handler(_Declared, Generic[E]):
       `handle` returned then, decoded from JSON, or None. It may announce that result again: what it publishes has IDs
       that are the same whenever this very message is delivered. A redelivery is a duplicate too, so changes of its own
       must be idempotent. Where it raises, `retry` is met as for `handle`; the first message's outcome stays as it is.
+    * `prepare(self, event, effects)`: called before the transaction, for messages that the ledger does not know: it
+      runs the steps of a message, whose effects are outside the database; see `step`. Those of a batch run at once,
+      except that messages of one key, in their `ordering`, follow one another. What it raises meets `retry`.
 
     Example:
         >>> from consumerkit.handlers.message_id import header
@@ -171,6 +176,9 @@ class Handler(_Declared, Generic[E]):
 
         def on_duplicate(self, event: E, result: Any, context: Context[Any]) -> object:
             """Handle a copy of a message that was processed before; see the class."""
+
+        def prepare(self, event: E, effects: Any) -> object:
+            """Run the steps of a message before its transaction; see the class."""
 
 
 class BatchHandler(_Declared, Generic[E]):

@@ -23,6 +23,7 @@ _PARAMETERS = {
     "prefetch": ("events", "session"),
     "session_setup": ("event", "session"),
     "on_duplicate": ("event", "result", "context"),
+    "prepare": ("event", "effects"),
 }
 
 
@@ -34,6 +35,7 @@ class Methods(NamedTuple):
     prefetch: Method | None
     session_setup: Method | None
     on_duplicate: Method | None
+    prepare: Method | None
 
 
 def checked_methods(attributes: Attributes) -> Methods:
@@ -85,6 +87,8 @@ def _optional_method(attributes: Attributes, name: str, main: str, *, is_async: 
         return None
     if main == "handle_batch" and name == "on_duplicate":
         attributes.refuse(f"is a BatchHandler and defines {name}; only a Handler is told of duplicates")
+    if main == "handle_batch" and name == "prepare":
+        attributes.refuse(f"is a BatchHandler and defines {name}; only a Handler has steps")
     if main == "handle_batch":
         attributes.refuse(f"is a BatchHandler and defines {name}; do it in handle_batch, which has all events at hand")
     _check_callable(attributes, name)

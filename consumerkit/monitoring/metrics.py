@@ -33,6 +33,7 @@ class Metrics:
         self._dead = self._counter("dead_letters", "Messages that were dead-lettered, by reason.", "reason")
         self._failed = self._counter("attempts_failed", "Attempts that failed, each of one message alone.")
         self._suspected = self._counter("runs_not_counted", "Runs of one message that failed and count as no attempt.")
+        self._steps = self._counter("steps", "Steps of messages, by what became of them.", "outcome")
         self._rollbacks = self._counter("rollbacks", "Transactions that were rolled back whole and run again.")
         self._fallback = self._counter("fallback_ids", "Messages whose ID came from a fallback source.")
         self._trouble = self._counter("trouble", "Times that work waited for something outside.", "where")
@@ -73,6 +74,9 @@ class Metrics:
             events.MessageDeadLettered: lambda event: self._add(self._dead, event, 1, event.reason.value),
             events.AttemptFailed: lambda event: self._add(self._failed, event),
             events.MessageSuspected: lambda event: self._add(self._suspected, event),
+            events.StepsRun: self._stepped,
+            events.StepAwaited: lambda event: self._add(self._steps, event, 1, "awaited"),
+            events.StepDoubted: lambda event: self._add(self._steps, event, 1, "in_doubt"),
             events.GroupRolledBack: lambda event: self._add(self._rollbacks, event),
             events.Trouble: lambda event: self._add(self._trouble, event, 1, event.where),
             events.CommitsLost: lambda event: self._add(self._lost, event),
@@ -109,6 +113,11 @@ class Metrics:
             self._outbox_age.labels("", topic.topic).set(topic.oldest_seconds)
 
     # What each event means.
+
+    def _stepped(self, event: events.StepsRun) -> None:
+        for outcome, count in {"called": event.called, "reused": event.reused, "failed": event.failed}.items():
+            if count:
+                self._add(self._steps, event, count, outcome)
 
     def _committed(self, event: events.GroupCommitted) -> None:
         outcomes = {

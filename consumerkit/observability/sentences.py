@@ -190,6 +190,24 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
             f"rolled back {counted(e.size, 'message')}, {e.handled} of them handled, to run them again: {e.error}"
         ),
     ),
+    events.StepsRun: (
+        logging.DEBUG,
+        lambda e: f"steps: {e.called} called, {e.reused} done before, {e.failed} failed, in {e.seconds:.3f} s",
+    ),
+    events.StepAwaited: (
+        logging.WARNING,
+        lambda e: (
+            f"{e.message_id} at {e.partition}@{e.offset}: step {e.step} has begun elsewhere or before a crash; the "
+            f"message is parked until its deadline, in {e.wait:.1f} s"
+        ),
+    ),
+    events.StepDoubted: (
+        logging.WARNING,
+        lambda e: (
+            f"{e.message_id} at {e.partition}@{e.offset}: step {e.step} may have happened, and its result was not "
+            f"kept; begun {e.calls} times by now, it is {e.then}"
+        ),
+    ),
     # Where it is the last one, the line about the dead letter follows, and says as much.
     events.AttemptFailed: (lambda e: logging.DEBUG if e.wait is None else logging.WARNING, _failed),
     events.MessageSuspected: (logging.WARNING, _suspected),

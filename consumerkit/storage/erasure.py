@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import actions, dead_letters, fence
+from consumerkit.storage import actions, dead_letters, fence, steps
 from consumerkit.storage.dead_letters import State
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.origins import identity_of
@@ -153,7 +153,7 @@ class Erasing:
         return list(connection.execute(query.order_by(c.id).with_for_update()))
 
     def _blank(self, connection: Connection, consumer: int, digests: Sequence[bytes], *, parked: bool) -> None:
-        """Erase the text and the results of IDs; those that are parked have become dead."""
+        """Erase the text, results and steps of IDs; those that are parked have become dead."""
         ledger, results = self.tables.processed_messages, self.tables.message_results
         c = ledger.c
         for some in _portions(digests):
@@ -163,6 +163,7 @@ class Erasing:
                 connection.execute(update(ledger).where(was).values(outcome=int(Outcome.DEAD), processed_at=func.now()))
             connection.execute(update(ledger).where(here).values(message_id=ERASED))
             connection.execute(delete(results).where(results.c.consumer == consumer, results.c.digest.in_(some)))
+            steps.forget(connection, self.tables, consumer, some)
 
     def count_outbox(self, session: Session, key: bytes) -> int:
         """Return how many messages of a key wait in the outbox."""

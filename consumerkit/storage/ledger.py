@@ -14,6 +14,10 @@ from consumerkit.storage.dialects import Claim, Dialect, Kept
 from consumerkit.storage.tables import Tables
 
 
+class LedgerMoved(Exception):
+    """The ledger changed between two statements of ours: run the transaction again."""
+
+
 class Claimed(NamedTuple):
     """The answer to a claim: the digests that are ours, and what the ledger holds for the others."""
 

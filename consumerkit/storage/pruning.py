@@ -40,7 +40,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import TopicPartition
 from consumerkit.outcome import Outcome
-from consumerkit.storage import first_runs
+from consumerkit.storage import first_runs, steps
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.first_runs import LatestTopic
 from consumerkit.storage.keys import NO_TOPICS
@@ -179,7 +179,9 @@ class Pruning:
         if plan.before is None:
             return False
         c = self.tables.processed_messages.c
-        return session.execute(select(c.digest).where(self._old(plan)).limit(1)).first() is not None
+        if session.execute(select(c.digest).where(self._old(plan)).limit(1)).first() is not None:
+            return True
+        return steps.has_orphans(session.connection(), self.tables, plan.consumer, plan.before)
 
     def promise(self, session: Session, plan: Plan) -> bool:
         """Write down below which offsets the ledger will not know everything any more; before the first batch.
@@ -229,6 +231,8 @@ class Pruning:
             old = old.where(c.processed_at >= after)
         rows = connection.execute(old.with_for_update(skip_locked=True, of=ledger)).all()
         self._delete(connection, plan.consumer, sorted(bytes(row.digest) for row in rows))
+        if len(rows) < limit:
+            steps.forget_orphans(connection, self.tables, plan.consumer, plan.before, limit)
         return Batch(len(rows), rows[-1].processed_at if rows else None)
 
     def _hold(self, connection: Connection, plan: Plan) -> bool:
@@ -267,7 +271,7 @@ class Pruning:
 
     def _delete(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
         for some in _portions(digests):
-            for table in (self.tables.message_results, self.tables.processed_messages):
+            for table in (self.tables.message_results, self.tables.message_steps, self.tables.processed_messages):
                 connection.execute(delete(table).where(table.c.consumer == consumer, table.c.digest.in_(some)))
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, and_, exists, select
 
 from consumerkit.outcome import MessageState, Outcome, Reason
-from consumerkit.storage import consumers
+from consumerkit.storage import consumers, steps
 from consumerkit.storage.dialects import Dialect, Holder
 from consumerkit.storage.tables import Tables
 
@@ -19,6 +19,27 @@ from consumerkit.storage.tables import Tables
 _READINGS: Final = 3
 # Letters of messages whose ID belongs to another one: what became of that is not told by them.
 _OF_ANOTHER: Final = frozenset({Reason.CONFLICT, Reason.FAILED_DUPLICATE})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStatus:
+    """How one step of a message stands; all times are in UTC.
+
+    Attributes:
+        step: Its name.
+        state: "started": it was called, or is about to be. "done": its result is kept. "failed": the call raised.
+        calls: How often it was begun.
+        started_at: When it was begun last.
+        deadline_at: Until when a call that has begun is waited for; after it, the call is in doubt.
+        ended_at: When its result was kept, or its call had raised; None before.
+    """
+
+    step: str
+    state: str
+    calls: int
+    started_at: datetime
+    deadline_at: datetime
+    ended_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +62,7 @@ class MessageStatus:
         conflicts: The numbers of dead letters that have this ID and another payload. Where there are some, ask which
             of the payloads is meant before taking "processed" for an answer.
         may_be_forgotten: Whether an unknown ID may have been handled so long ago that the ledger has forgotten it.
+        steps: The steps of the message that have begun, in that order; see `StepStatus`.
         probed: Whether an unknown ID was found not to be in flight; False where that could not be told.
     """
 
@@ -59,6 +81,7 @@ class MessageStatus:
     conflicts: tuple[int, ...] = ()
     may_be_forgotten: bool = False
     probed: bool = False
+    steps: tuple[StepStatus, ...] = ()
 
     @property
     def known(self) -> bool:
@@ -88,7 +111,7 @@ class Search:
             found = self._kept(consumer)
             status = self._missing(consumer) if found is None else self._found(consumer, found)
             if status is not None:
-                return status
+                return replace(status, steps=self._steps(consumer))
             state = MessageState.IN_FLIGHT if found is None else MessageState.PARKED
         # Committed by others, and beyond what this transaction's snapshot shows.
         return self._told(state)
@@ -192,9 +215,27 @@ class Search:
     def _told(self, state: MessageState, **facts: Any) -> MessageStatus:
         return MessageStatus(handler=self.handler, message_id=self.message_id, state=state, **facts)
 
+    def _steps(self, consumer: int) -> tuple[StepStatus, ...]:
+        found = steps.told(self.connection, self.tables, consumer, self.digests)
+        return tuple(
+            StepStatus(
+                step=one.step,
+                state=one.state,
+                calls=one.calls,
+                started_at=_moment(one.started_at),
+                deadline_at=_moment(one.deadline_at),
+                ended_at=_aware(one.ended_at),
+            )
+            for one in found
+        )
+
 
 def _conflicts(letters: Sequence[Any]) -> tuple[int, ...]:
     return tuple(letter.id for letter in letters if letter.reason == Reason.CONFLICT)
+
+
+def _moment(moment: datetime) -> datetime:
+    return _aware(moment) or moment
 
 
 def _aware(moment: datetime | None) -> datetime | None:

@@ -41,7 +41,7 @@ _Sequence = BigInteger().with_variant(Integer, "sqlite")
 _SEALER = ("seal", "unseal")
 _Moment = DateTime(timezone=True)
 _WHOLE = text("erased_at IS NULL")
-_MOST_PLACES: Final = 64  # definitions of ten tables each; a service with a schema for each tenant may have thousands
+_MOST_PLACES: Final = 64  # definitions of all tables each; a service with a schema for each tenant may have thousands
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Tables:
     consumers: Table = field(init=False, repr=False, compare=False)
     processed_messages: Table = field(init=False, repr=False, compare=False)
     message_results: Table = field(init=False, repr=False, compare=False)
+    message_steps: Table = field(init=False, repr=False, compare=False)
     dead_letters: Table = field(init=False, repr=False, compare=False)
     outbox_messages: Table = field(init=False, repr=False, compare=False)
     parked_messages: Table = field(init=False, repr=False, compare=False)
@@ -166,6 +167,29 @@ def _message_results(prefix: str, metadata: MetaData) -> Table:
         Column("consumer", Integer, primary_key=True, autoincrement=False),
         Column("digest", LargeBinary(16), primary_key=True),
         Column("result", Text, nullable=False),
+    )
+
+
+def _message_steps(prefix: str, metadata: MetaData) -> Table:
+    """What each message's steps came to, written in short transactions of their own; see `consumerkit.storage.steps`.
+
+    `owner` is who called it last; `state` is started, done or failed; `calls` counts how often it was begun.
+    """
+    return Table(
+        f"{prefix}message_steps",
+        metadata,
+        Column("consumer", Integer, primary_key=True, autoincrement=False),
+        Column("digest", LargeBinary(16), primary_key=True),
+        Column("step", Text, primary_key=True),
+        Column("state", Text, nullable=False),
+        Column("owner", LargeBinary(16), nullable=False),
+        Column("arguments", LargeBinary(16), nullable=False),
+        Column("calls", Integer, nullable=False),
+        Column("result", Text),
+        Column("started_at", _Moment, nullable=False, server_default=func.now()),
+        Column("deadline_at", _Moment, nullable=False),
+        Column("ended_at", _Moment),
+        Index(f"{prefix}message_steps_started_at", "started_at"),
     )
 
 
@@ -363,6 +387,7 @@ _MAKERS = (
     _consumers,
     _processed_messages,
     _message_results,
+    _message_steps,
     _dead_letters,
     _outbox_messages,
     _parked_messages,

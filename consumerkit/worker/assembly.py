@@ -16,15 +16,18 @@ from consumerkit.engine.group import Group
 from consumerkit.engine.loop import Engine, Shared
 from consumerkit.engine.receipt import Receipt
 from consumerkit.engine.solitude import Solitude
+from consumerkit.engine.stepping import WithSteps
 from consumerkit.engine.transaction import Transaction, TransactionEnded
 from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork, UnitOfWork
 from consumerkit.events import Announcer
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
+from consumerkit.steps import HandlerSteps, LaneSteps
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.engines import Database
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.steps import StepRows
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import Subscription, Transport
 
@@ -91,10 +94,11 @@ class Assembly:
         )
         lanes = 1 if self.dialect.single_writer else declared.concurrency
         lot = ParkingLot(self.tables, self.dialect, number)
+        steps = HandlerSteps(declared) if declared.steps else None
         return Engine(
             declared,
             transport.consumer(subscription),
-            [self._work(declared, lot, number) for _ in range(lanes)],
+            [self._work(declared, lot, number, steps) for _ in range(lanes)],
             Fences(declared.name, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
             Shared(self.announce, self.solitude, outbox_written, memory_budget, drain_timeout),
         )
@@ -117,9 +121,14 @@ class Assembly:
     def _turns(self) -> AbstractAsyncContextManager[None]:
         return self.turn if self.dialect.single_writer else nullcontext()
 
-    def _work(self, declared: Declaration, lot: ParkingLot, number: int) -> UnitOfWork:
+    def _work(self, declared: Declaration, lot: ParkingLot, number: int, steps: HandlerSteps | None) -> UnitOfWork:
         work = self._unit_of_work(declared, lot, number)
-        return InTurn(work, self.turn) if self.dialect.single_writer else work
+        if self.dialect.single_writer:
+            work = InTurn(work, self.turn)
+        if steps is None:
+            return work
+        rows = StepRows(self.tables, self.dialect, number, self.limits)
+        return WithSteps(work, LaneSteps(steps, rows, lot, self._in_transaction, self.announce, self.limits.idle))
 
     def _unit_of_work(self, declared: Declaration, lot: ParkingLot, number: int) -> UnitOfWork:
         ledger = Ledger(self.tables, self.dialect, number, declared.name)

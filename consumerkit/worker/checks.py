@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.handlers.attributes import in_short
 from consumerkit.handlers.declaration import Declaration
+from consumerkit.handlers.declared_steps import runs_steps_inside
+from consumerkit.handlers.methods import method_of
 from consumerkit.maintenance import retention_warnings
 from consumerkit.policies.payload_retention import PayloadRetention
 from consumerkit.redaction.database_words import database_words
@@ -66,6 +68,22 @@ def drivers(declarations: Sequence[Declaration], database: Database) -> None:
             raise ConfigurationError(
                 f"handler {declared.name!r}: its handle is a plain function, and {database!r} is for coroutines only; "
                 "give database= a postgresql+psycopg URL, an Engine or a sessionmaker, or write `async def handle`"
+            )
+
+
+def steps(declarations: Sequence[Declaration], database: Database) -> None:
+    """Check that no handler runs its steps within a transaction that is the database's only writer.
+
+    Raises:
+        ConfigurationError: One does, on SQLite.
+    """
+    for declared in declarations if database.dialect_name == "sqlite" else ():
+        inside = runs_steps_inside(method_of(declared.handler, "handle")) if declared.steps else False
+        if inside or (declared.steps and declared.prepare is None):
+            problem = "calls context.run in handle" if inside else "has steps and no prepare"
+            raise ConfigurationError(
+                f"handler {declared.name!r}: it {problem}, and on SQLite, which has one writer, no step can be "
+                "written while handle runs; define prepare, and run its steps there"
             )
 
 
@@ -163,12 +181,13 @@ async def database(
     Raises:
         StartError: A table is missing, a name is bound elsewhere, or the database cannot be used.
     """
-    _pool(given.pooled, connections(lanes))
+    counted = _counted(declarations)
+    _pool(given.pooled, connections(lanes), counted)
 
     def work(session: Session) -> dict[str, int]:
         schema.check(session, tables)
         server.check(session.connection(), tables)
-        _connections(dialect.most_connections(session.connection()), processes * connections(lanes))
+        _connections(dialect.most_connections(session.connection()), processes * connections(lanes), counted)
         numbers = {
             declared.name: consumers.bind(
                 session,
@@ -218,17 +237,22 @@ def _left_behind(session: Session, tables: Tables, declared: Declaration, number
         )
 
 
-def _pool(most: int | None, needed: int) -> None:
+def _counted(declarations: Sequence[Declaration]) -> str:
+    """Return how connections are counted; a lane of a handler with steps writes their record beside its transaction."""
+    return "lanes + 3" + (", a lane with steps counts twice" if any(one.steps for one in declarations) else "")
+
+
+def _pool(most: int | None, needed: int, counted: str) -> None:
     if most is not None and needed > most:
         raise StartError(
-            f"database: this worker may need {needed} connections at once (lanes + 3), and the engine's pool gives "
+            f"database: this worker may need {needed} connections at once ({counted}), and the engine's pool gives "
             f"{most}; make it with pool_size={needed}, or lower concurrency"
         )
 
 
-def _connections(allowed: int | None, needed: int) -> None:
+def _connections(allowed: int | None, needed: int, counted: str) -> None:
     if allowed is not None and needed > allowed:
         raise StartError(
-            f"database: this worker may need {needed} connections (processes x (lanes + 3)), and the server allows "
+            f"database: this worker may need {needed} connections (processes x ({counted})), and the server allows "
             f"{allowed}; lower --workers or concurrency, or raise max_connections"
         )

@@ -125,6 +125,7 @@ class Worker:
         self.processes = 1
         self.database = Database(database, connections=checks.connections(self._lanes))
         checks.drivers(self.declarations, self.database)
+        checks.steps(self.declarations, self.database)
         self.transport: Transport = kafka.connect() if isinstance(kafka, Kafka) else kafka
         self._limits = Limits(statement=transaction_timeout, lock=transaction_timeout / 2, idle=transaction_timeout)
         self._memory_budget = memory_budget
@@ -148,7 +149,8 @@ class Worker:
 
     @property
     def _lanes(self) -> int:
-        return sum(declared.concurrency for declared in self.declarations)
+        # A lane of a handler with steps writes their record beside its transaction.
+        return sum(declared.concurrency * (2 if declared.steps else 1) for declared in self.declarations)
 
     def only(self, names: Collection[str]) -> None:
         """Consume for these handlers alone; before the start.

@@ -116,7 +116,7 @@ def test_upgrade_then_check(url: str, command: CommandLine) -> None:
         before.err == "error: database: consumerkit's tables (consumerkit_*) are missing; run consumerkit db upgrade\n"
     )
 
-    assert command("db", "upgrade", "--database", url) == (0, "upgraded to revision 0008\n", "")
+    assert command("db", "upgrade", "--database", url) == (0, "upgraded to revision 0009\n", "")
     assert command("db", "upgrade", "--database", url) == (0, "up to date\n", "")
     assert command("db", "check", "--database", url) == (0, "up to date\n", "")
 
@@ -141,7 +141,7 @@ def test_a_missing_right_names_the_way_out(command: CommandLine, postgres: Postg
 def test_prefix_and_schema(command: CommandLine, postgres: PostgresServer, database: str) -> None:
     place = ("--database", postgres.url(database), "--prefix", "ck_", "--schema", "ledger")
 
-    assert command("db", "upgrade", *place).out == "upgraded to revision 0008\n"
+    assert command("db", "upgrade", *place).out == "upgraded to revision 0009\n"
 
     assert command("db", "check", *place).code == 0
     assert "(consumerkit_*) are missing" in command("db", "check", "--database", postgres.url(database)).err
@@ -324,7 +324,7 @@ def test_a_targets_database_and_tables_are_used(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CONSUMERKIT_APP", f"{name}:build")
 
-    assert command("db", "upgrade").out == "upgraded to revision 0008\n"
+    assert command("db", "upgrade").out == "upgraded to revision 0009\n"
 
     assert command("db", "check", f"{name}:build").code == 0
     assert command("db", "check", "--database", url, "--prefix", "mine_").code == 0  # typed wins over the variable

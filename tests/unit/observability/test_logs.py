@@ -295,6 +295,29 @@ TOLD: list[tuple[Event, int, str]] = [
         ),
     ),
     (
+        events.StepsRun(handler="credit", called=3, reused=2, failed=1, seconds=0.25),
+        logging.DEBUG,
+        "credit: steps: 3 called, 2 done before, 1 failed, in 0.250 s",
+    ),
+    (
+        events.StepAwaited(handler="credit", partition=PARTITION, offset=7, message_id="p-1", step="charge", wait=4.5),
+        logging.WARNING,
+        (
+            "credit: p-1 at payments[3]@7: step charge has begun elsewhere or before a crash; the message "
+            "is parked until its deadline, in 4.5 s"
+        ),
+    ),
+    (
+        events.StepDoubted(
+            handler="credit", partition=PARTITION, offset=7, message_id="p-1", step="charge", calls=2, then="asked"
+        ),
+        logging.WARNING,
+        (
+            "credit: p-1 at payments[3]@7: step charge may have happened, and its result was not kept; "
+            "begun 2 times by now, it is asked"
+        ),
+    ),
+    (
         events.PartitionPaused(handler="credit", partition=PARTITION, reason="its lot is full; repair it"),
         logging.WARNING,
         "credit: payments[3] is paused: its lot is full; repair it",

@@ -32,6 +32,7 @@ def test_each_table_is_named_with_prefix_and_schema() -> None:
         "ledger.ck_first_runs",
         "ledger.ck_lane_progress",
         "ledger.ck_message_results",
+        "ledger.ck_message_steps",
         "ledger.ck_operator_actions",
         "ledger.ck_outbox_messages",
         "ledger.ck_parked_messages",

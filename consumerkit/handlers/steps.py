@@ -1,0 +1,264 @@
+"""Steps: methods of a handler whose effect is outside the database, each done once for a message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from hashlib import blake2b
+from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from uuid import UUID
+
+from consumerkit.errors import AlreadyDone, ConfigurationError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+InDoubt = Literal["retry", "dead-letter"]
+
+DEADLINE: Final = 60.0
+"""Seconds that a step may take, where it does not say so."""
+
+
+class IdempotencyKey(str):
+    """What the other side tells a repetition by: the same for a message and a step, however often the step is called.
+
+    It has the form of a UUID, and is made of the handler's name, the message ID, the step's name and its generation.
+
+    Example:
+        >>> IdempotencyKey.of("pay", b"0" * 16, "charge", 1)
+        'dcd87d67-ad9d-5b32-be35-a2ba33bb9c86'
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, handler: str, digest: bytes, step: str, generation: int) -> Self:
+        """Return the key of one message's step."""
+        seed = b"\x00".join((handler.encode(), digest.hex().encode(), step.encode(), str(generation).encode()))
+        return cls(UUID(bytes=blake2b(seed, digest_size=16, person=b"step").digest(), version=5))
+
+
+class Step(Generic[P, T]):
+    """A method declared with `@step`; `consumerkit.step` makes it.
+
+    Attributes:
+        name: The method's name, under which its result is kept.
+        method: The function, as the class defines it.
+        in_doubt: What becomes of a call of which nothing more was heard.
+        deadline: Seconds after which a call is given up, or is in doubt where its process is gone.
+        asks: The function that asks the other side whether it was done; None where there is none.
+    """
+
+    def __init__(self, method: Callable[..., Any], in_doubt: InDoubt | None, deadline: float) -> None:
+        self.method = method
+        self.name: str = getattr(method, "__name__", "")
+        self.deadline = deadline
+        self.asks: Callable[..., Any] | None = None
+        self.said_in_doubt = in_doubt
+        self.__doc__ = method.__doc__
+
+    @property
+    def in_doubt(self) -> InDoubt:
+        """What becomes of a call in doubt, where nothing can be asked."""
+        return self.said_in_doubt or "retry"
+
+    def confirm(
+        self, method: Callable[Concatenate[Any, IdempotencyKey, P], Any]
+    ) -> Callable[Concatenate[Any, IdempotencyKey, P], Any]:
+        """Declare what asks the other side whether a call in doubt was done.
+
+        It takes what the step takes, and returns `AlreadyDone(result)`, or None where the step was not done. It is
+        asked before a step is called again: when nothing more was heard of the call, and when the call raised an error.
+
+        Example:
+            @charge.confirm
+            async def find_charge(self, key: IdempotencyKey, event: PaymentCaptured) -> AlreadyDone | None:
+                found = await self.provider.find(key)
+                return None if found is None else AlreadyDone(found)
+        """
+        if self.asks is not None:
+            raise ConfigurationError(f"step {self.name!r} has two methods for confirm; give it one")
+        self.asks = method
+        return method
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> BoundStep[P, T]: ...
+
+    def __get__(self, instance: object | None, owner: type) -> Self | BoundStep[P, T]:
+        return self if instance is None else BoundStep(self, instance)
+
+
+class BoundStep(Generic[P, T]):
+    """A step of one handler: what `effects.run`, `context.run` and `context.done` take. It is not called by itself."""
+
+    __slots__ = ("handler", "step")
+
+    def __init__(self, step: Step[P, T], handler: object) -> None:
+        self.step = step
+        self.handler = handler
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BoundStep) and other.step is self.step and other.handler is self.handler
+
+    def __hash__(self) -> int:
+        return hash((id(self.step), id(self.handler)))
+
+    def __repr__(self) -> str:
+        return f"<step {type(self.handler).__name__}.{self.step.name}>"
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, method: Callable[Concatenate[Any, IdempotencyKey, P], Coroutine[Any, Any, T]]) -> Step[P, T]: ...
+
+    @overload
+    def __call__(self, method: Callable[Concatenate[Any, IdempotencyKey, P], T]) -> Step[P, T]: ...
+
+
+@overload
+def step(method: Callable[Concatenate[Any, IdempotencyKey, P], Coroutine[Any, Any, T]], /) -> Step[P, T]: ...
+
+
+@overload
+def step(method: Callable[Concatenate[Any, IdempotencyKey, P], T], /) -> Step[P, T]: ...
+
+
+@overload
+def step(*, in_doubt: InDoubt | None = None, deadline: float = DEADLINE) -> _Decorator: ...
+
+
+def step(method: Any = None, /, *, in_doubt: InDoubt | None = None, deadline: float = DEADLINE) -> Any:
+    """Declare a method as a step: its effect is outside the database, and it is done once for each message.
+
+    The method takes an `IdempotencyKey` and then what it is run with. What it returns is kept as JSON, in the form that
+    its annotation says, and is what every later run of the step for this message returns, without a call. It is run by
+    `effects.run(self.charge, event)` in `prepare`, or by `context.run(self.charge, event)` in `handle`. A message has
+    one run of each step: with other arguments the same step fails with `StepChanged`.
+
+    Where a call has begun and its result was not kept, as after a crash, nobody knows whether it was done. Within the
+    call's deadline the message is parked, without an attempt; after it the call is in doubt.
+
+    Args:
+        method: The method.
+        in_doubt: "retry" calls it again with the same key, which the other side must tell a repetition by;
+            "dead-letter" has the message dead-lettered. "retry" by default; left out where the step has `confirm`.
+        deadline: Seconds that one call may take. A call of a coroutine is ended then; `effects.alive()` extends it.
+
+    Example:
+        >>> class Charges:
+        ...     @step(deadline=20)
+        ...     async def charge(self, key: IdempotencyKey, amount: int) -> str: ...
+        >>> Charges.charge.name, Charges.charge.in_doubt
+        ('charge', 'retry')
+    """
+    if method is None:
+        return lambda given: Step(given, in_doubt, deadline)
+    return Step(method, in_doubt, deadline)
+
+
+class StepCalls(Protocol):
+    """Runs the steps of one message."""
+
+    def run(self, step: BoundStep[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, inside: bool) -> Any:
+        """Return the result, or its coroutine; `inside` is within the message's transaction."""
+
+    def done(self, step: BoundStep[..., Any]) -> Any:
+        """Return the result of a step that is done."""
+
+    def alive(self) -> Any:
+        """Extend the deadline of what runs, or return the coroutine that does."""
+
+
+class _Effects:
+    """What `prepare` is given: it runs the steps of one message."""
+
+    __slots__ = ("_calls", "message_id")
+
+    def __init__(self, calls: StepCalls, message_id: str) -> None:
+        self._calls = calls
+        self.message_id = message_id
+
+
+class Effects(_Effects):
+    """Runs the steps of one message, before its transaction; given to a coroutine `prepare`.
+
+    It may be given to a step as an argument, too: it does not count as one.
+
+    Attributes:
+        message_id: The message ID as text for people.
+    """
+
+    __slots__ = ()
+
+    async def run(self, step: BoundStep[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return the step's result: of the call that this begins, or of the one that was done before.
+
+        Raises:
+            StepUnderWay: A call has begun, and may still be under way elsewhere: the message is parked until its
+                deadline, without an attempt.
+            StepInDoubt: Nothing tells whether a call was done, and the step says "dead-letter".
+            StepChanged: It was run for this message with other arguments.
+            Exception: What the step raises; it meets the handler's `retry`.
+        """
+        result: T = await self._calls.run(step, args, kwargs, inside=False)
+        return result
+
+    async def alive(self) -> None:
+        """Have the step that runs go on: its deadline counts from now.
+
+        Raises:
+            StepUnderWay: Its deadline had passed, and somebody else has taken it over.
+        """
+        await self._calls.alive()
+
+
+class PlainEffects(_Effects):
+    """As `Effects`, given to a plain `prepare`, which runs in a thread."""
+
+    __slots__ = ()
+
+    def run(self, step: BoundStep[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return the step's result; see `Effects.run`."""
+        result: T = self._calls.run(step, args, kwargs, inside=False)
+        return result
+
+    def alive(self) -> None:
+        """Have the step that runs go on; see `Effects.alive`."""
+        self._calls.alive()
+
+
+class NoSteps:
+    """Stands for the steps of a handler that has none, and of a duplicate."""
+
+    def run(self, step: BoundStep[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, inside: bool) -> Any:
+        """Refuse."""
+        raise ConfigurationError(f"{step!r} cannot be run here: only handle and prepare of a Handler run steps")
+
+    def done(self, step: BoundStep[..., Any]) -> Any:
+        """Refuse."""
+        raise ConfigurationError(f"{step!r} has no result here: only handle of a Handler has results of steps")
+
+    def alive(self) -> None:
+        """Refuse."""
+        raise ConfigurationError("no step runs here")
+
+
+NO_STEPS: Final = NoSteps()
+
+
+def outcome(answer: object, step: str) -> AlreadyDone | None:
+    """Return what a `confirm` method has answered.
+
+    Raises:
+        TypeError: It is neither None nor an `AlreadyDone`.
+    """
+    if answer is None or isinstance(answer, AlreadyDone):
+        return answer
+    raise TypeError(f"step {step!r}: its confirm returned {type(answer).__name__}; return AlreadyDone(result), or None")
+
+
+def is_deadline(value: object) -> bool:
+    """Tell whether a value is a number of seconds above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -1,0 +1,53 @@
+"""What a step is called with, as bytes: the same step of the same message is called with the same."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+from consumerkit.handlers.context import BatchContext, Context
+from consumerkit.handlers.declared_steps import DeclaredStep
+from consumerkit.handlers.steps import Effects, PlainEffects
+from consumerkit.handlers.value_bytes import NoStableBytes, encode_field
+
+_NOT_COUNTED = (Effects, PlainEffects, Context, BatchContext)
+
+
+def fingerprint(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Return 16 bytes that stand for a call's arguments.
+
+    Raises:
+        TypeError: The step does not take these arguments, or one has no bytes that are the same in every process.
+    """
+    name = declared.name
+    try:
+        bound = declared.signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"step {name!r}: {error}; it takes {_shown(declared.signature)}") from None
+    bound.apply_defaults()
+    made = blake2b(digest_size=16, person=b"step arguments")
+    for parameter, value in bound.arguments.items():
+        if isinstance(value, _NOT_COUNTED):
+            continue
+        try:
+            encoded = encode_field(value)
+        except NoStableBytes as error:
+            raise TypeError(
+                f"step {name!r}: argument {parameter!r} {error}, so that nobody can tell whether a later call has the "
+                "same; give the step the fields that it needs"
+            ) from None
+        if encoded is None and value is not None:
+            raise TypeError(
+                f"step {name!r}: argument {parameter!r} is a {type(value).__name__}, which cannot be told from another "
+                "one in a later call; give the step plain values, and take such objects from the handler"
+            )
+        size = -1 if encoded is None else len(encoded)
+        made.update(f"{parameter}\x00{size}\x00".encode())
+        made.update(encoded or b"")
+    return made.digest()
+
+
+def _shown(signature: inspect.Signature) -> str:
+    return f"({', '.join(signature.parameters)}) after the key"

@@ -1,0 +1,359 @@
+"""The steps of one message: what is done of them, and how one is called."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from consumerkit import events
+from consumerkit.errors import (
+    AlreadyDone,
+    ConfigurationError,
+    Fenced,
+    StepChanged,
+    StepInDoubt,
+    StepUnderWay,
+    Unavailable,
+)
+from consumerkit.failpoints import reach
+from consumerkit.handlers.declared_steps import DeclaredStep
+from consumerkit.handlers.steps import BoundStep, IdempotencyKey, outcome
+from consumerkit.steps.arguments import fingerprint
+from consumerkit.steps.subject import Subject
+from consumerkit.storage.ledger import LedgerMoved
+from consumerkit.storage.steps import End, Found, Name, Start, State
+
+if TYPE_CHECKING:
+    from consumerkit.steps.lane_steps import LaneSteps
+
+GENERATION: Final = 1
+_SOON: Final = 1.0
+"""Seconds after which a message is tried again whose step somebody else has begun meanwhile."""
+_OURS: Final = (Fenced, StepChanged, StepInDoubt, StepUnderWay, Unavailable)
+
+
+class _Call(NamedTuple):
+    """One call of a step.
+
+    Attributes:
+        declared: The step.
+        key: The key for the other side.
+        args, kwargs: What it is called with besides.
+        arguments: What stands for these.
+    """
+
+    declared: DeclaredStep
+    key: IdempotencyKey
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    arguments: bytes
+
+    @property
+    def name(self) -> str:
+        """The step's name."""
+        return self.declared.name
+
+
+class MessageSteps:
+    """Runs the steps of one message; see `StepCalls`.
+
+    Attributes:
+        prepared: Whether `prepare` has run for it, or there is none.
+        failure: What `prepare` or `handle` was told of a step, and must not go on in spite of.
+    """
+
+    def __init__(self, lane: LaneSteps, subject: Subject, memo: Mapping[str, Found]) -> None:
+        self.prepared = False
+        self.subject = subject
+        self._lane = lane
+        self._memo = dict(memo)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._running: dict[str, tuple[DeclaredStep, asyncio.Timeout | None]] = {}
+        self._patience: asyncio.Timeout | None = None
+        self._at_work = 0
+        self.failure: Exception | None = None
+
+    # What a handler calls.
+
+    def run(self, step: BoundStep[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, inside: bool) -> Any:
+        """Return the result, or the coroutine that does; see `StepCalls.run`."""
+        declared = self._declared(step)
+        if inside:
+            self._lane.refuse_inside(declared.name)
+        name = declared.name
+        key = IdempotencyKey.of(self._lane.shared.name, self.subject.digest, name, GENERATION)
+        call = _Call(declared, key, args, kwargs, fingerprint(declared, args, kwargs))
+        return self._run(call) if self._lane.shared.is_async else self._run_in_thread(call)
+
+    def done(self, step: BoundStep[..., Any]) -> Any:
+        """Return the result of a step that is done.
+
+        Raises:
+            LookupError: It was not run for this message.
+        """
+        declared = self._declared(step)
+        found = self._memo.get(declared.name)
+        if found is None or found.state is not State.DONE:
+            raise LookupError(
+                f"step {declared.name!r} has not been run for this message; run it in prepare, or by context.run"
+            )
+        return _read(declared, found.result)
+
+    def alive(self) -> Any:
+        """Extend the deadlines of what runs, or return the coroutine that does."""
+        return self._alive() if self._lane.shared.is_async else self._lane.from_thread(self._alive())
+
+    async def _alive(self) -> None:
+        for name, (declared, limit) in list(self._running.items()):
+            seconds = declared.deadline
+            with self._told():
+                if not await self._lane.journal.extend(self._name(name), seconds):
+                    raise StepUnderWay(_SOON, f"step {name!r} took too long, and somebody else has begun it since")
+            if limit is not None and name in self._running:
+                limit.reschedule(asyncio.get_running_loop().time() + seconds)
+            elif name in self._running:
+                self._lane.ends[id(self), name] = time.monotonic() + seconds
+
+    def check_prepared(self) -> None:
+        """Refuse to handle a message that the ledger knew when the others were prepared, and does not know any more.
+
+        Raises:
+            LedgerMoved: It is one.
+        """
+        if not self.prepared:
+            raise LedgerMoved(f"the ledger row of message ID {self.subject.message_id!r} is gone")
+
+    def check(self) -> None:
+        """Raise what `prepare` or `handle` was told of a step, and went on in spite of.
+
+        Raises:
+            Fenced, Unavailable, StepUnderWay, StepInDoubt, StepChanged: See `Effects.run`.
+        """
+        if self.failure is not None:
+            raise self.failure
+
+    def _declared(self, step: object) -> DeclaredStep:
+        declared = self._lane.shared.declared.steps.get(step.step.name) if isinstance(step, BoundStep) else None
+        if declared is None or not isinstance(step, BoundStep) or declared.source is not step.step:
+            raise ConfigurationError(
+                f"handler {self._lane.shared.name!r}: {step!r} is not a step of it; give a method declared with @step"
+            )
+        return declared
+
+    def _name(self, step: str) -> Name:
+        return self.subject.digest, step
+
+    # The two ways in which one is called.
+
+    async def _run(self, call: _Call) -> Any:
+        await self._enter(call)
+        try:
+            found = self._remembered(call) or await self._begin(call)
+            if found.ours:
+                found = await self._keep(call, await self._called(call, found))
+            return _read(call.declared, found.result)
+        finally:
+            self._leave(call)
+
+    async def _called(self, call: _Call, found: Found) -> Any:
+        limit = asyncio.timeout(call.declared.deadline)
+        try:
+            async with limit:
+                self._running[call.name] = call.declared, limit
+                if call.declared.asks is not None and found.state is not None:
+                    answer = outcome(await call.declared.asks(call.key, *call.args, **call.kwargs), call.name)
+                    if answer is not None:
+                        return answer.result
+                return await call.declared.call(call.key, *call.args, **call.kwargs)
+        except AlreadyDone as done:
+            return done.result
+        except Exception as error:
+            if limit.expired() and isinstance(error, TimeoutError):
+                # What was cut off may have been done: the record says so, and the next run settles it.
+                raise TimeoutError(_too_long(call)) from error
+            await self._failed(call)
+            raise
+        finally:
+            self._running.pop(call.name, None)
+
+    def _run_in_thread(self, call: _Call) -> Any:
+        ask = self._lane.from_thread
+        ask(self._enter(call))
+        try:
+            found = self._remembered(call) or ask(self._begin(call))
+            if found.ours:
+                found = ask(self._keep(call, self._called_in_thread(call, found)))
+            return _read(call.declared, found.result)
+        finally:
+            self._lane.tell_loop(self._leave, call)
+
+    def _called_in_thread(self, call: _Call, found: Found) -> Any:
+        mark = id(self), call.name
+        self._lane.ends[mark] = time.monotonic() + call.declared.deadline
+        self._running[call.name] = call.declared, None
+        try:
+            if call.declared.asks is not None and found.state is not None:
+                answer = outcome(call.declared.asks(call.key, *call.args, **call.kwargs), call.name)
+                if answer is not None:
+                    return answer.result
+            return call.declared.call(call.key, *call.args, **call.kwargs)
+        except AlreadyDone as done:
+            return done.result
+        except Exception:
+            self._lane.from_thread(self._failed(call))
+            raise
+        finally:
+            self._running.pop(call.name, None)
+            self._lane.ends.pop(mark, None)
+
+    # What both ways share; always in the event loop.
+
+    async def _enter(self, call: _Call) -> None:
+        """Wait until no other run of this step is under way, and for a place among all calls of the handler."""
+        self._at_work += 1
+        if self._patience is not None:
+            self._patience.reschedule(None)
+        await self._locks[call.name].acquire()
+        try:
+            await self._lane.shared.slots.acquire()
+        except BaseException:
+            self._locks[call.name].release()
+            raise
+
+    def _leave(self, call: _Call) -> None:
+        self._lane.shared.slots.release()
+        self._locks[call.name].release()
+        self._at_work -= 1
+        if self._patience is not None and not self._at_work and not self._patience.expired():
+            self._patience.reschedule(asyncio.get_running_loop().time() + self._lane.limit)
+
+    def _remembered(self, call: _Call) -> Found | None:
+        found = self._memo.get(call.name)
+        if found is None or found.state is not State.DONE:
+            return None
+        with self._told():
+            self._check_same(call, found)
+        self._lane.reused += 1
+        return found
+
+    async def _begin(self, call: _Call) -> Found:
+        """Begin a step, or return what it came to before."""
+        step = call.declared
+        settles = step.asks is not None or step.in_doubt == "retry" or self.subject.redriven
+        start = Start(self.subject.digest, step.name, call.arguments, step.deadline, settles)
+        with self._told():
+            found = await self._lane.journal.start(start)
+            self._check_same(call, found)
+            if found.ours:
+                if found.state is State.STARTED:
+                    self._tell_doubt(call, found, "asked" if step.asks is not None else "called again")
+                reach("step_started")
+            elif found.state is State.DONE:
+                self._lane.reused += 1
+                self._memo[call.name] = found
+            elif found.wait > 0:
+                self._tell_wait(call, found)
+                why = (
+                    f"step {step.name!r} has begun, and nothing was heard of it; its deadline is in {found.wait:.0f} s"
+                )
+                raise StepUnderWay(found.wait, why)
+            else:
+                self._tell_doubt(call, found, "dead-lettered")
+                raise StepInDoubt(
+                    f"step {step.name!r} may have happened: it was begun, its result was not kept, and it declares no "
+                    f"confirm; look for the key {call.key} on the other side: a redrive calls it again"
+                )
+        return found
+
+    async def _keep(self, call: _Call, result: object) -> Found:
+        """Write down what a call returned."""
+        reach("step_called")
+        try:
+            text = call.declared.result.dump_json(result, warnings=False).decode()
+            _read(call.declared, text)
+        except ValueError as error:
+            await self._failed(call)
+            raise TypeError(
+                f"step {call.name!r} returned {type(result).__name__}, which cannot be kept as the type that it is "
+                f"annotated with: {type(error).__name__}"
+            ) from error
+        with self._told():
+            if not await self._lane.journal.end(End(*self._name(call.name), State.DONE, text)):
+                raise StepUnderWay(_SOON, f"step {call.name!r} took too long, and somebody else has begun it since")
+        reach("step_done")
+        self._lane.called += 1
+        self._memo[call.name] = found = Found(State.DONE, call.arguments, text)
+        return found
+
+    async def _failed(self, call: _Call) -> None:
+        """Write down that a call raised: the handler's `retry` says what becomes of it, and not its deadline."""
+        self._lane.failed += 1
+        # What the step raised says more. The journal writes this before the step is begun again; and a partition that
+        # is not ours is found by the next writing.
+        with suppress(Fenced, Unavailable):
+            await self._lane.journal.end(End(*self._name(call.name), State.FAILED))
+
+    def _check_same(self, call: _Call, found: Found) -> None:
+        if found.arguments != call.arguments:
+            raise StepChanged(
+                f"step {call.name!r} was run for this message before, with other arguments; give it the same each "
+                "time, and declare a second step for a second effect"
+            )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Keep what the handler is told, so that it cannot go on as if nothing had been."""
+        try:
+            yield
+        except _OURS as error:
+            self.failure = self.failure or error
+            raise
+
+    @contextmanager
+    def bounded(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """Have a time limit count only while no step is under way."""
+        self._patience = limit
+        try:
+            yield
+        finally:
+            self._patience = None
+
+    def _tell_wait(self, call: _Call, found: Found) -> None:
+        self._lane.announce(
+            events.StepAwaited(
+                handler=self._lane.shared.name,
+                partition=self.subject.partition,
+                offset=self.subject.place[3],
+                message_id=self.subject.message_id,
+                step=call.name,
+                wait=found.wait,
+            )
+        )
+
+    def _tell_doubt(self, call: _Call, found: Found, then: str) -> None:
+        self._lane.announce(
+            events.StepDoubted(
+                handler=self._lane.shared.name,
+                partition=self.subject.partition,
+                offset=self.subject.place[3],
+                message_id=self.subject.message_id,
+                step=call.name,
+                calls=found.calls,
+                then=then,
+            )
+        )
+
+
+def _read(declared: DeclaredStep, result: str | None) -> Any:
+    return declared.result.validate_json(result or "null")
+
+
+def _too_long(call: _Call) -> str:
+    return (
+        f"step {call.name!r} took longer than its deadline of {call.declared.deadline:g} s and was cut off: it may "
+        "have happened; raise its deadline, or extend it by effects.alive()"
+    )

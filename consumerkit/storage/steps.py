@@ -1,0 +1,311 @@
+"""The record of what each message's steps came to.
+
+A row is written before a step is called, and again when its outcome is known. Each writing checks, under the fences of
+the messages' partitions, that these are ours still; and a result is written only where nobody else has begun the step
+since. So a worker that was paused can neither begin a step nor write an old result over a newer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, delete, exists, func, select, tuple_, update
+
+from consumerkit.errors import Fenced
+from consumerkit.outcome import Outcome
+from consumerkit.storage import fence
+from consumerkit.storage.dead_letters import State as LetterState
+from consumerkit.storage.dialects import Dialect, Limits
+from consumerkit.storage.fence import Owners
+from consumerkit.storage.tables import Tables
+
+_AT_ONCE: Final = 80  # a statement of an older SQLite takes 999 parameters
+_DIGESTS: Final = 900
+
+
+class State(StrEnum):
+    """How a step stands; the names are stored.
+
+    STARTED: it was called, or is about to be; of a process that died nobody knows whether it was done.
+    DONE: its result is kept, and it is not called again.
+    FAILED: the call raised an error.
+    """
+
+    STARTED = "started"
+    DONE = "done"
+    FAILED = "failed"
+
+
+Name = tuple[bytes, str]
+"""A message's digest, and the step's name."""
+
+
+class Start(NamedTuple):
+    """A step that is to be called.
+
+    Attributes:
+        digest: The message's.
+        step: Its name.
+        arguments: The fingerprint of what it is called with.
+        deadline: Seconds that the call may take.
+        settles: Whether a call in doubt is taken over; else it is left as it is, and told.
+    """
+
+    digest: bytes
+    step: str
+    arguments: bytes
+    deadline: float
+    settles: bool
+
+    @property
+    def name(self) -> Name:
+        """Which step of which message."""
+        return self.digest, self.step
+
+
+class Found(NamedTuple):
+    """How a step stood when it was to be begun, or read.
+
+    Attributes:
+        state: See `State`; None where it had not been begun.
+        arguments: What it was begun with.
+        result: What it returned, as JSON.
+        wait: Seconds until its deadline; 0 or less once that has passed.
+        ours: Whether it is begun by us now, and is to be called.
+        calls: How often it was begun, this time included.
+    """
+
+    state: State | None
+    arguments: bytes
+    result: str | None = None
+    wait: float = 0.0
+    ours: bool = False
+    calls: int = 1
+
+
+class End(NamedTuple):
+    """What a call came to."""
+
+    digest: bytes
+    step: str
+    state: State
+    result: str | None = None
+
+    @property
+    def name(self) -> Name:
+        """Which step of which message."""
+        return self.digest, self.step
+
+
+class Told(NamedTuple):
+    """A step as it is shown to people; all times are in UTC, or without a zone where the database has none."""
+
+    step: str
+    state: str
+    calls: int
+    started_at: datetime
+    deadline_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """One handler's part of the record; nothing here commits.
+
+    Attributes:
+        tables: The table definitions.
+        dialect: The database's.
+        consumer: The handler's number.
+        limits: How long a transaction may take on the server.
+    """
+
+    tables: Tables
+    dialect: Dialect
+    consumer: int
+    limits: Limits
+
+    def unknown(self, connection: Connection, digests: Sequence[bytes], *, revives: bool) -> set[bytes]:
+        """Return which of these IDs the ledger does not know, or, where dead ones run again, has as dead."""
+        kept = self.dialect.kept(connection, self.consumer, digests) if digests else {}
+        return {one for one in digests if one not in kept or (revives and kept[one].outcome is Outcome.DEAD)}
+
+    def read(self, connection: Connection, digests: Sequence[bytes]) -> dict[Name, Found]:
+        """Return how the steps of these messages stand."""
+        c = self.tables.message_steps.c
+        found = {}
+        for some in _portions(digests, _DIGESTS):
+            found.update(_named(connection.execute(self._select().where(c.digest.in_(some)))))
+        return found
+
+    def open(self, connection: Connection, owners: Owners, *, fenced: bool) -> None:
+        """Begin a transaction that writes for messages of these partitions.
+
+        Args:
+            connection: Of the transaction.
+            owners: By which token we own each of the partitions.
+            fenced: Whether their fences are held by a transaction of ours already: to wait for one again could be to
+                wait for ourselves, behind a take-over that waits for that transaction.
+
+        Raises:
+            Fenced: One of them is not ours any more.
+        """
+        numbers = () if fenced else fence.numbers(self.tables, self.consumer, owners)
+        self.dialect.begin(connection, self.limits, uuid4().hex, numbers)
+        owned = fence.count_owned(connection, self.tables, self.consumer, owners)
+        if owned != len(owners):
+            raise Fenced(f"{len(owners) - owned} of {len(owners)} partitions were taken over")
+
+    def start(self, connection: Connection, starts: Iterable[Start], owner: bytes) -> dict[Name, Found]:
+        """Begin steps that nobody has begun, and take over those whose call is known to be over, or to be in doubt.
+
+        Args:
+            connection: Of a transaction that `open` began.
+            starts: Each step once.
+            owner: Who begins them.
+        """
+        # Sorted, so that two transactions which begin the same steps wait for each other instead of deadlocking.
+        wanted = {one.name: one for one in sorted(starts)}
+        new: set[Name] = set()
+        for some in _portions(list(wanted.values()), _AT_ONCE):
+            new |= self._insert(connection, some, owner)
+        begun = {name: Found(None, wanted[name].arguments, ours=True) for name in new}
+        for some in _portions([name for name in wanted if name not in new], _AT_ONCE):
+            c = self.tables.message_steps.c
+            rows = connection.execute(self._select().where(tuple_(c.digest, c.step).in_(some)).with_for_update())
+            for name, found in _named(rows, owner).items():
+                begun[name] = self._take_over(connection, wanted[name], found, owner)
+        return begun
+
+    def _insert(self, connection: Connection, starts: Sequence[Start], owner: bytes) -> set[Name]:
+        # Imported where it is needed: they take as long to import as all that is ours.
+        from sqlalchemy.dialects import postgresql, sqlite
+
+        make: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        table = self.tables.message_steps
+        rows = [
+            {
+                "consumer": self.consumer,
+                "digest": one.digest,
+                "step": one.step,
+                "state": State.STARTED.value,
+                "owner": owner,
+                "arguments": one.arguments,
+                "calls": 1,
+                "deadline_at": self.dialect.in_seconds(one.deadline),
+            }
+            for one in starts
+        ]
+        statement = make(table).values(rows).on_conflict_do_nothing().returning(table.c.digest, table.c.step)
+        return {(bytes(digest), step) for digest, step in connection.execute(statement)}
+
+    def _take_over(self, connection: Connection, start: Start, found: Found, owner: bytes) -> Found:
+        in_doubt = found.state is State.STARTED
+        if found.state is State.DONE or found.arguments != start.arguments:
+            return found
+        if in_doubt and (found.wait > 0 or not start.settles):
+            return found
+        calls = found.calls + 1
+        values = {"state": State.STARTED.value, "owner": owner, "calls": calls, "ended_at": None}
+        begun = {"started_at": func.now(), "deadline_at": self.dialect.in_seconds(start.deadline)}
+        table = self.tables.message_steps
+        connection.execute(update(table).where(self._is(start.name)).values(**values, **begun))
+        return found._replace(ours=True, calls=calls)
+
+    def end(self, connection: Connection, ends: Sequence[End], owner: bytes) -> set[Name]:
+        """Write down what calls came to; return those that are written.
+
+        A step that somebody else has begun since stays as it is. To write the same again changes nothing.
+        """
+        table = self.tables.message_steps
+        c = table.c
+        mine = (c.consumer == self.consumer, c.digest == bindparam("of"), c.step == bindparam("name"), c.owner == owner)
+        ended: dict[str, Any] = {"state": bindparam("became"), "result": bindparam("returned")}
+        rows = [
+            {"of": one.digest, "name": one.step, "became": one.state.value, "returned": one.result}
+            for one in sorted(ends)
+        ]
+        connection.execute(update(table).where(*mine).values(ended_at=func.now(), **ended), rows)
+        written: set[Name] = set()
+        for some in _portions([one.name for one in ends], _AT_ONCE):
+            here = and_(c.consumer == self.consumer, c.owner == owner, tuple_(c.digest, c.step).in_(some))
+            found = connection.execute(select(c.digest, c.step).where(here))
+            written |= {(bytes(digest), step) for digest, step in found}
+        return written
+
+    def extend(self, connection: Connection, name: Name, deadline: float, owner: bytes) -> bool:
+        """Have a deadline count from now; return whether the step is ours still."""
+        table = self.tables.message_steps
+        here = and_(self._is(name), table.c.owner == owner, table.c.state == State.STARTED.value)
+        later = update(table).where(here).values(deadline_at=self.dialect.in_seconds(deadline))
+        return connection.execute(later).rowcount == 1
+
+    def _is(self, name: Name) -> ColumnElement[bool]:
+        c = self.tables.message_steps.c
+        return and_(c.consumer == self.consumer, c.digest == name[0], c.step == name[1])
+
+    def _select(self) -> Any:
+        c = self.tables.message_steps.c
+        late = self.dialect.seconds_since(c.deadline_at).label("late")
+        columns = (c.digest, c.step, c.state, c.owner, c.arguments, c.result, c.calls, late)
+        return select(*columns).where(c.consumer == self.consumer)
+
+
+def _named(rows: Iterable[Row[Any]], owner: bytes | None = None) -> dict[Name, Found]:
+    """Return what was read. A call of ours is over, or we would not begin it again: it is in doubt at once."""
+    found = {}
+    for row in rows:
+        wait = -float(row.late) if bytes(row.owner) != owner else 0.0
+        arguments = bytes(row.arguments)
+        found[bytes(row.digest), row.step] = Found(State(row.state), arguments, row.result, wait, calls=row.calls)
+    return found
+
+
+def told(connection: Connection, tables: Tables, consumer: int, digests: Sequence[bytes]) -> tuple[Told, ...]:
+    """Return the steps of a message, in the order in which they were begun."""
+    c = tables.message_steps.c
+    columns = (c.step, c.state, c.calls, c.started_at, c.deadline_at, c.ended_at)
+    query = select(*columns).where(c.consumer == consumer, c.digest.in_(digests)).order_by(c.started_at, c.step)
+    return tuple(Told(*row) for row in connection.execute(query))
+
+
+def forget(connection: Connection, tables: Tables, consumer: int, digests: Sequence[bytes]) -> None:
+    """Forget the steps of messages, whose rows in the ledger go, or whose payloads are erased."""
+    c = tables.message_steps.c
+    connection.execute(delete(tables.message_steps).where(c.consumer == consumer, c.digest.in_(digests)))
+
+
+def has_orphans(connection: Connection, tables: Tables, consumer: int, before: datetime) -> bool:
+    """Return whether `forget_orphans` would find anything."""
+    c = tables.message_steps.c
+    return connection.execute(select(c.step).where(_orphans(tables, consumer, before)).limit(1)).first() is not None
+
+
+def forget_orphans(connection: Connection, tables: Tables, consumer: int, before: datetime, limit: int) -> None:
+    """Forget steps, begun before a moment, with which no row of the ledger will go.
+
+    Their messages were skipped or discarded before they had a row, or their handler is gone.
+    """
+    table = tables.message_steps
+    c = table.c
+    found = select(c.digest).where(_orphans(tables, consumer, before)).order_by(c.digest).limit(limit)
+    digests = sorted({bytes(digest) for (digest,) in connection.execute(found.with_for_update(skip_locked=True))})
+    for some in _portions(digests, _DIGESTS):
+        connection.execute(delete(table).where(c.digest.in_(some), _orphans(tables, consumer, before)))
+
+
+def _orphans(tables: Tables, consumer: int, before: datetime) -> ColumnElement[bool]:
+    c, ledger, letters = tables.message_steps.c, tables.processed_messages.c, tables.dead_letters.c
+    known = exists().where(ledger.consumer == c.consumer, ledger.digest == c.digest)
+    needed = letters.state.in_((LetterState.DEAD.value, LetterState.REDRIVEN.value))
+    dead = exists().where(letters.consumer == c.consumer, letters.digest == c.digest, needed)
+    return and_(c.consumer == consumer, c.started_at < before, ~known, ~dead)
+
+
+def _portions(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

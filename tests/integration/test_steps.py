@@ -1,0 +1,295 @@
+"""Steps: effects outside the database are done once, whatever becomes of the transaction."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, update
+from sqlalchemy.exc import OperationalError
+
+from consumerkit import AlreadyDone, Defer, Effects, IdempotencyKey, step
+from consumerkit.events import AttemptFailed, GroupCommitted, StepAwaited, StepDoubted, StepsRun, Trouble
+from consumerkit.redrive import Selection, redrive
+from consumerkit.storage.steps import StepRows
+from tests.integration.memory_stage import MemoryStage
+from tests.integration.step_stage import (
+    KINDS,
+    LETTERS,
+    LOT,
+    PROGRESS,
+    STEPS,
+    Asking,
+    Charging,
+    PlainCharging,
+    Provider,
+    ProviderDown,
+    Refusing,
+    begun_elsewhere,
+    rows,
+    until,
+)
+from tests.services import PostgresServer
+
+Kind = type[Charging] | type[PlainCharging]
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'steps.db'}"
+    else:
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        url = postgres.url(request.getfixturevalue("database"))
+    made = MemoryStage(url, partitions=2)
+    await made.create_tables()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Provider:
+    return Provider(tmp_path / "charges")
+
+
+@pytest.fixture
+def kind(stage: MemoryStage) -> Kind:
+    """A coroutine on PostgreSQL, a plain function on SQLite: each database and each way has its turn."""
+    return PlainCharging if stage.url.startswith("sqlite") else Charging
+
+
+def send(stage: MemoryStage, count: int, key: bytes | None = None) -> list[str]:
+    """Send messages; return what is to be charged for them."""
+    values = [f"v{number}" for number in range(count)]
+    for number, value in enumerate(values):
+        stage.append(number, key=key, value=value.encode(), partition=0)
+    return values
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_rollback_does_not_call_again(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    values = send(stage, 20)
+    failed: list[bytes] = []
+
+    def fails(event: bytes) -> None:
+        if event in (b"v3", b"v11") and failed.count(event) < 2:
+            failed.append(event)
+            raise RuntimeError("as asked")
+
+    async with stage.run(kind(provider, in_handle=fails)) as run:
+        lines = await stage.until_written(run, 20)
+    assert sorted(one.message_id for one in lines) == sorted(f"charge of {value}" for value in values)
+    assert len(failed) > 2
+    assert sorted(provider.charges()) == sorted(values)
+    assert len(set(provider.keys)) == 20
+    assert {(row.state, row.calls) for row in await rows(stage)} == {("done", 1)}
+
+
+async def test_another_worker_does_not_call_again(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    values = send(stage, 5)
+
+    def defers(_event: bytes) -> None:
+        raise Defer(0.01, "not yet")
+
+    async with stage.run(kind(provider, in_handle=defers)) as run:
+        await until(stage, run, LOT, lambda found: len(found) == 5)
+    async with stage.run(kind(provider)) as run:
+        await stage.until_written(run, 5)
+        assert sum(one.reused for one in run.seen(StepsRun)) >= 5
+        # A copy of what is processed is not prepared at all.
+        stage.append(0, value=b"v0", partition=0, key=None)
+        await run.until(lambda: sum(one.duplicates for one in run.seen(GroupCommitted)) >= 1, "the copy is skipped")
+    assert sorted(provider.charges()) == sorted(values)
+    assert run.worker.declarations[0].handler.prepared.count(b"v0") == 1  # type: ignore[union-attr]
+
+
+async def test_a_step_begun_elsewhere_is_waited_for(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    key = await begun_elsewhere(stage, kind(provider), 1, b"v1", seconds=3600)
+    send(stage, 3)
+    async with stage.run(kind(provider)) as run:
+        await stage.until_written(run, 2)
+        [parked] = await until(stage, run, LOT, lambda found: len(found) == 1)
+        assert (parked.attempts, parked.error_type) == (0, "consumerkit.errors.StepUnderWay")
+        assert "step 'charge' has begun" in parked.error
+        assert "v1" not in provider.charges()
+        [told, *_] = run.seen(StepAwaited)
+        assert (told.step, told.message_id, told.offset) == ("charge", "1", 1)
+        assert 3000 < told.wait <= 3600
+        assert not run.seen(AttemptFailed)
+        await stage.database.run(lambda s: s.execute(update(STEPS).values(deadline_at=STEPS.c.started_at)))
+        await stage.database.run(lambda s: s.execute(update(LOT).values(due_at=LOT.c.parked_at)))
+        await stage.until_written(run, 3)
+        assert [one.then for one in run.seen(StepDoubted)] == ["called again"]
+    assert provider.count("v1") == 1
+    assert provider.keys[-1] == key
+    [row] = [one for one in await rows(stage) if one.calls == 2]
+    assert row.state == "done"
+
+
+@pytest.mark.parametrize(
+    "kind, charged, calls, asked, state",
+    [
+        (Charging, False, 1, 0, "done"),
+        (PlainCharging, False, 1, 0, "done"),
+        (Asking, True, 0, 1, "done"),
+        (Asking, False, 1, 1, "done"),
+        (Refusing, False, 0, 0, "started"),
+    ],
+)
+async def test_a_step_in_doubt(
+    stage: MemoryStage, provider: Provider, kind: type[Charging], charged: bool, calls: int, asked: int, state: str
+) -> None:
+    key = await begun_elsewhere(stage, kind(provider), 0, b"v0", seconds=-1)
+    if charged:
+        provider.charge(key, b"v0")
+        provider.keys.clear()
+    send(stage, 1)
+    async with stage.run(kind(provider)) as run:
+        if kind is Refusing:
+            [letter] = await until(stage, run, LETTERS, lambda found: len(found) == 1)
+            assert (letter.reason, letter.error_type) == ("rejected", "consumerkit.errors.StepInDoubt")
+            assert "step 'charge' may have happened" in letter.error
+            assert key in letter.error
+        else:
+            await stage.until_written(run, 1)
+        assert not run.seen(AttemptFailed) or kind is Refusing
+        [told] = run.seen(StepDoubted)
+        assert told.then == {Refusing: "dead-lettered", Asking: "asked"}.get(kind, "called again")
+    assert (provider.keys, provider.asked) == ([key] * calls, [key] * asked)
+    [row] = await rows(stage)
+    assert row.state == state
+    if kind is Asking and charged:
+        assert row.result == '"found"'
+
+
+async def test_a_redrive_calls_a_step_in_doubt(stage: MemoryStage, provider: Provider) -> None:
+    key = await begun_elsewhere(stage, Refusing(provider), 0, b"v0", seconds=-1)
+    send(stage, 1)
+    async with stage.run(Refusing(provider)) as run:
+        await until(stage, run, LETTERS, lambda found: len(found) == 1)
+        await redrive(stage.url, Selection(), by="ann")
+        await stage.until_written(run, 1)
+    assert provider.keys == [key]
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+async def test_errors_of_a_step_meet_retry(stage: MemoryStage, provider: Provider, kind: Kind, failures: int) -> None:
+    """Each call is one attempt, although the first one is made for the whole batch at once."""
+    values = send(stage, 10)
+    failed: list[str] = []
+
+    def fails(value: str) -> None:
+        if value in ("v2", "v7") and failed.count(value) < failures:
+            failed.append(value)
+            raise ProviderDown("as asked")
+
+    provider.before = fails
+    async with stage.run(kind(provider)) as run:
+        if failures == 3:
+            letters = await until(stage, run, LETTERS, lambda found: len(found) == 2)
+            assert {(one.reason, one.attempts) for one in letters} == {("exhausted", 3)}
+        lines = await stage.until_written(run, 8 if failures == 3 else 10)
+        attempts = sorted((one.message_id, one.attempt) for one in run.seen(AttemptFailed))
+    assert attempts == [(number, attempt) for number in "27" for attempt in range(1, failures + 1)]
+    assert sorted(failed) == ["v2"] * failures + ["v7"] * failures
+    assert len(lines) == (8 if failures == 3 else 10)
+    assert sorted(provider.charges()) == sorted(value for value in values if failures < 3 or value not in failed)
+    assert len(set(provider.keys)) == 10
+
+
+async def test_what_the_other_side_has_done_before(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    def repeated(_value: str) -> None:
+        raise AlreadyDone("the first charge")
+
+    provider.before = repeated
+    send(stage, 1)
+    async with stage.run(kind(provider)) as run:
+        [line] = await stage.until_written(run, 1)
+    assert line.message_id == "the first charge"
+
+
+@pytest.mark.parametrize("where", ["start", "end"])
+async def test_trouble_of_our_database_is_no_attempt(
+    stage: MemoryStage, provider: Provider, kind: Kind, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(StepRows, where)
+    raised: list[bool] = []
+
+    def troubled(self: StepRows, *args: Any) -> Any:
+        if len(raised) < 2:
+            raised.append(True)
+            raise OperationalError("writing", {}, OSError("gone"))
+        return real(self, *args)
+
+    monkeypatch.setattr(StepRows, where, troubled)
+    values = send(stage, 4)
+    async with stage.run(kind(provider)) as run:
+        await stage.until_written(run, 4)
+        assert run.seen(Trouble)
+        assert not run.seen(AttemptFailed)
+    assert len(raised) == 2
+    assert sorted(provider.charges()) == values
+
+
+async def test_an_old_result_is_not_written_over_a_newer_one(
+    stage: MemoryStage, provider: Provider, kind: Kind
+) -> None:
+    """While it is called, somebody else takes the step over, as after its deadline, and is through first."""
+    newer = {"owner": b"n" * 16, "state": "done", "result": '"the newer one"'}
+
+    def overtaken(_value: str) -> None:
+        engine = create_engine(stage.url.replace("postgresql://", "postgresql+psycopg://"))
+        with engine.begin() as connection:
+            assert connection.execute(update(STEPS).values(**newer)).rowcount == 1
+        engine.dispose()
+
+    provider.after = overtaken
+    send(stage, 1)
+    async with stage.run(kind(provider)) as run:
+        [line] = await stage.until_written(run, 1)
+        assert not run.seen(AttemptFailed)
+    assert line.message_id == "the newer one"
+    assert provider.count("v0") == 1
+
+
+@pytest.mark.parametrize("when", ["before the start", "before the result"])
+async def test_a_fenced_worker_writes_nothing(stage: MemoryStage, provider: Provider, when: str) -> None:
+    refused: list[str] = []
+
+    class Late(Charging):
+        async def prepare(self, event: bytes, effects: Effects) -> None:
+            if not refused and when == "before the start":
+                await stage.database.run(lambda s: s.execute(update(PROGRESS).values(owner=b"x" * 16)))
+            try:
+                await effects.run(self.charge, event)
+            except Exception as error:
+                refused.append(type(error).__name__)
+                [*found] = await rows(stage)
+                refused.append(",".join(row.state for row in found))
+                raise
+
+        @step
+        async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+            result = self.provider.charge(key, value)
+            if not refused and when == "before the result":
+                await stage.database.run(lambda s: s.execute(update(PROGRESS).values(owner=b"x" * 16)))
+            return result
+
+    send(stage, 1)
+    async with stage.run(Late(provider)) as run:
+        await stage.until_written(run, 1)
+        assert not run.seen(AttemptFailed)
+    assert refused == ["Fenced", "" if when == "before the start" else "started"]
+    # Whether the call was of any effect nobody could tell then, so it was made again, with its key.
+    assert provider.count("v0") == (1 if when == "before the start" else 2)
+    assert len(set(provider.keys)) == 1
+
+
+async def test_other_arguments_under_the_same_step_are_told(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    await begun_elsewhere(stage, kind(provider), 0, b"another value", seconds=-1)
+    send(stage, 1)
+    async with stage.run(kind(provider)) as run:
+        [letter] = await until(stage, run, LETTERS, lambda found: len(found) == 1)
+    assert letter.error_type == "consumerkit.errors.StepChanged"
+    assert "step 'charge' was run for this message before, with other arguments" in letter.error
+    assert provider.charges() == []
