@@ -11,6 +11,7 @@ from typing import Any
 from consumerkit import Brake, DeadLetter, Ordering, Retry, exponential, fixed
 from consumerkit.engine import assignments
 from consumerkit.engine.offsets import OffsetTracker
+from consumerkit.engine.receipt import Receipt
 from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork
 from consumerkit.errors import StartError
 from consumerkit.transports.memory import Memory, MemoryBroker
@@ -44,7 +45,7 @@ class Gate:
     late: bool = False
     committed: int = 0
 
-    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, work: Callable[[], Awaitable[Receipt]]) -> Receipt:
         """Have a transaction go through."""
         self.waiting += 1
         while self.closed:  # noqa: ASYNC110 - opened from outside of any loop, too
@@ -53,10 +54,11 @@ class Gate:
         began_late = self.late
         self.inside += 1
         try:
-            await work()
+            receipt = await work()
         finally:
             self.inside -= 1
         self.committed += began_late
+        return receipt
 
 
 @contextlib.contextmanager
@@ -65,9 +67,9 @@ def gated(gates: dict[str, Gate]) -> Iterator[None]:
     kinds: tuple[Any, ...] = (AsyncUnitOfWork, SyncUnitOfWork)
     before = [kind.run for kind in kinds]
 
-    def through(run: Callable[[Any, Any], Awaitable[None]]) -> Callable[[Any, Any], Awaitable[None]]:
-        async def gate(self: Any, group: Any) -> None:
-            await gates[self._declared.handler.worker].run(lambda: run(self, group))
+    def through(run: Callable[[Any, Any], Awaitable[Receipt]]) -> Callable[[Any, Any], Awaitable[Receipt]]:
+        async def gate(self: Any, group: Any) -> Receipt:
+            return await gates[self._declared.handler.worker].run(lambda: run(self, group))
 
         return gate
 
