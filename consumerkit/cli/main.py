@@ -52,6 +52,7 @@ ROOMS = {
     "message": Room("consumerkit.cli.message:app", "Ask what became of a message."),
     "outbox": Room("consumerkit.cli.outbox:app", "Look at what waits to be sent, and give up what cannot be."),
     "topics": Room("consumerkit.cli.topics:app", "Check and create the topics that the handlers need."),
+    "config": Room("consumerkit.cli.config:app", "See which settings are in force."),
     "retry": Room("consumerkit.cli.retry:app", "See what retry policies come to."),
 }
 """The commands, in the order of the list."""

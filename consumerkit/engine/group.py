@@ -115,7 +115,7 @@ class Group:
         self.publications: list[outbox.OutboxMessage] = []
         self.seconds = 0.0
         self._declared = declared
-        self._publisher = Publisher(declared.encode)
+        self._publisher = Publisher(declared.encode, declared.topic_prefix)
         self._context: AnyContext | None = None
         self.item_began = time.monotonic()
         self.slowest = 0.0

@@ -49,10 +49,11 @@ def check_publication(topic: object, key: object, id: object) -> None:
 class Publisher:
     """Collects what is published within one transaction."""
 
-    __slots__ = ("_encode", "publications")
+    __slots__ = ("_encode", "_prefix", "publications")
 
-    def __init__(self, encode: Callable[[object], bytes]) -> None:
+    def __init__(self, encode: Callable[[object], bytes], topic_prefix: str = "") -> None:
         self._encode = encode
+        self._prefix = topic_prefix
         self.publications: list[Publication] = []
 
     def publish(
@@ -65,10 +66,10 @@ class Publisher:
         headers: Mapping[str, str | bytes] | None = None,
     ) -> None:
         """Have a message sent to `topic` once, after the transaction has committed; see `Context.publish`."""
-        check_publication(topic, key, id)
+        check_publication(self._prefix + topic if isinstance(topic, str) else topic, key, id)
         self.publications.append(
             Publication(
-                topic,
+                self._prefix + topic,
                 key.encode() if isinstance(key, str) else key,
                 None if value is None else self._encode(value),
                 encoded_headers(headers),

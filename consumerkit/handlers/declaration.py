@@ -33,6 +33,7 @@ class Declaration:
         is_batch: Whether it is a `BatchHandler`.
         prefetch, session_setup, on_duplicate, prepare: The user's methods, or None.
         steps: What `prepare` and `handle` may run, by name.
+        topic_prefix: Put before the name of each topic that `context.publish` is given; the other topics have it here.
         remembered: For how many seconds the ledger remembers, as the worker says; None is for ever.
         others: as in `Handler`.
     """
@@ -62,6 +63,7 @@ class Declaration:
     prefetch: Callable[..., Any] | None
     session_setup: Callable[..., Any] | None
     remembered: float | None = None
+    topic_prefix: str = ""
     on_duplicate: Callable[..., Any] | None
     prepare: Callable[..., Any] | None = None
     steps: Mapping[str, DeclaredStep] = field(default_factory=dict)
@@ -130,6 +132,16 @@ def declare_all(handlers: Sequence[AnyHandler]) -> tuple[Declaration, ...]:
     """
     _check_are_several(handlers)
     declarations = tuple(map(declare, handlers))
+    check_together(declarations)
+    return declarations
+
+
+def check_together(declarations: Sequence[Declaration]) -> None:
+    """Check what handlers of one worker must not share.
+
+    Raises:
+        ConfigurationError: Two share a name or a group, or one reads another's dead letters.
+    """
     names: dict[str, Declaration] = {}
     groups: dict[str, Declaration] = {}
     for declaration in declarations:
@@ -139,7 +151,6 @@ def declare_all(handlers: Sequence[AnyHandler]) -> tuple[Declaration, ...]:
             _refuse_pair(declaration, groups[declaration.group], f"share the consumer group {declaration.group!r}")
         names[declaration.name] = groups[declaration.group] = declaration
     _check_dead_letter_topics(declarations)
-    return declarations
 
 
 def _check_are_several(handlers: object) -> None:

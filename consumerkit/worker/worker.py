@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -43,13 +43,16 @@ from consumerkit.storage.pruning import Pruning
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from consumerkit.transports.base import Transport
 from consumerkit.transports.kafka import Kafka
-from consumerkit.worker import checks
+from consumerkit.worker import checks, configured
 from consumerkit.worker.assembly import Assembly
 from consumerkit.worker.collector import seldom_collected
 from consumerkit.worker.readiness import Readiness, States
 from consumerkit.worker.reports import Reports
 from consumerkit.worker.terms import terms_of
 from consumerkit.worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from consumerkit.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +67,8 @@ class Worker:
         database: A URL, an engine or a sessionmaker of the user's database. A URL serves coroutine and plain handlers;
             an engine or a sessionmaker serves those of its kind.
         kafka: Where the broker is, or any `Transport`.
+        settings: Settings from outside the code, such as `Settings()`; an argument that is given here wins over them.
+            Where `database` or `kafka` is left out, too, they are read from the environment and the file.
         handlers: Instances of `Handler` and `BatchHandler`.
         tables: Prefix and schema of consumerkit's tables.
         observers: Called with every event, besides the one that logs.
@@ -90,12 +95,16 @@ class Worker:
         )
     """
 
+    _given: frozenset[str]
+
+    @configured.knowing_what_is_given
     def __init__(
         self,
         *,
-        database: str | URL | Engine | AsyncEngine | SyncSessions | AsyncSessions,
-        kafka: Kafka | Transport,
         handlers: Sequence[AnyHandler],
+        database: str | URL | Engine | AsyncEngine | SyncSessions | AsyncSessions | None = None,
+        kafka: Kafka | Transport | None = None,
+        settings: Settings | None = None,
         tables: Tables = DEFAULT_TABLES,
         observers: Sequence[Observer] = (),
         memory_budget: int = 16 * MEBIBYTE,
@@ -108,6 +117,22 @@ class Worker:
         failpoints: bool = False,
     ) -> None:
         self.declarations: tuple[Declaration, ...] = declare_all(handlers)
+        self.settings = configured.settings_of(settings, database, kafka)
+        if self.settings is not None:
+            found = configured.applied(self.settings, self._given)
+            database, kafka, tables = (
+                found.get("database", database),
+                found.get("kafka", kafka),
+                found.get("tables", tables),
+            )
+            memory_budget = found.get("memory_budget", memory_budget)
+            transaction_timeout = found.get("transaction_timeout", transaction_timeout)
+            drain_timeout, grace = found.get("drain_timeout", drain_timeout), found.get("grace", grace)
+            stall_timeout, retention = found.get("stall_timeout", stall_timeout), found.get("retention", retention)
+            payload_retention = found.get("payload_retention", payload_retention)
+            self.declarations = configured.declarations(self.settings, self.declarations)
+        if database is None or kafka is None:
+            raise configured.missing("database" if database is None else "kafka")
         for handler in handlers:
             belongs_to_the_user(type(handler))
         _check_numbers(

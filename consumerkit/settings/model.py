@@ -1,0 +1,145 @@
+"""What can be set, and the value that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from consumerkit.settings.layers import read_layers
+from consumerkit.settings.origins import Origins
+from consumerkit.settings.refusals import refusal
+from consumerkit.transports.kafka import Client, Mechanism
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _none(value: object) -> object:
+    return None if value == "none" else value
+
+
+Lasting = Annotated[Seconds | None, BeforeValidator(_none)]
+Limit = Annotated[Count | None, BeforeValidator(_none)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Section):
+    """Where the broker is, and how to log in; see `Kafka`, `Sasl` and `Tls`.
+
+    A `username` makes it SASL, over TLS unless `tls` is false; else `tls` or one of its files makes it TLS.
+    """
+
+    bootstrap: str | list[str] | None = None
+    transport: Client | None = None
+    client_id: str | None = None
+    allow_insecure: bool | None = None
+    mechanism: Mechanism | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    tls: bool | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    key_password: SecretStr | None = None
+
+
+class TableSettings(_Section):
+    """Prefix and schema of consumerkit's tables; see `Tables`."""
+
+    prefix: str | None = None
+    schema_: str | None = Field(default=None, alias="schema")
+
+
+class HandlerSettings(_Section):
+    """What can be set of one handler from outside; see the handler's attributes of these names.
+
+    `dead_letter` is the name of the topic, of a handler that declares `DeadLetter`.
+    """
+
+    topic: str | None = Field(default=None, min_length=1)
+    topics: list[str] | None = Field(default=None, min_length=1)
+    group: str | None = Field(default=None, min_length=1)
+    dead_letter: str | None = Field(default=None, min_length=1)
+    concurrency: Count | None = None
+    batch_size: Count | None = None
+    batch_time: Seconds | None = None
+    size_limit: Limit = None
+    parking_limit: Count | None = None
+    step_concurrency: Count | None = None
+    start_from: Literal["earliest", "latest"] | None = None
+
+
+class Settings(BaseSettings):
+    """Settings of a worker, read from the environment and a TOML file when it is made.
+
+    What is nowhere set stays what the code says. The first of these that sets something decides: what is given here,
+    the environment (`CONSUMERKIT_...`), and the file: `file=`, else the one that `CONSUMERKIT_CONFIG` names, else
+    `consumerkit.toml`, else `[tool.consumerkit]` in `pyproject.toml`, each in the working directory.
+
+    Raises:
+        ConfigurationError: A setting is unknown, wrong, or given twice in one place; one line that names it.
+
+    Example:
+        worker = Worker(settings=Settings(), handlers=[CreditAccount()])
+    """
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="CONSUMERKIT_", env_nested_delimiter="__")
+
+    database: SecretStr | None = None
+    topic_prefix: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{0,100}$")
+    kafka: KafkaSettings = KafkaSettings()
+    tables: TableSettings = TableSettings()
+    handlers: dict[str, HandlerSettings] = {}
+    memory_budget: Count | None = None
+    transaction_timeout: Seconds | None = None
+    drain_timeout: Seconds | None = None
+    grace: Seconds | None = None
+    stall_timeout: Seconds | None = None
+    retention: Lasting = None
+    payload_retention: Lasting = None
+
+    _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    def __init__(self, *, file: str | Path | None = None, **values: Any) -> None:
+        merged, origins = read_layers(type(self), values, file)
+        try:
+            super().__init__(**merged)
+        except ValidationError as error:
+            raise refusal(error, origins, type(self)) from None
+        self._origins = origins
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the one source: `read_layers` has read and merged the others, and knows where each value stood."""
+        return (init_settings,)
+
+    def origin(self, *path: str) -> str | None:
+        """Return where a value was set: the variable, the file and its key, or "code"; None where it was not.
+
+        Example:
+            >>> Settings(grace=5).origin("grace")
+            'code'
+        """
+        return self._origins.of(path)
+
+    def is_set(self, *path: str) -> bool:
+        """Tell whether a value was set anywhere, to its default or to another one."""
+        return self.origin(*path) is not None
+
+    def all_origins(self) -> Mapping[tuple[str, ...], str]:
+        """Return where each value that is set was set."""
+        return self._origins.found

@@ -1,0 +1,86 @@
+"""Settings as a table: what is in force, and where each value came from; no secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pydantic import BaseModel, SecretStr
+from sqlalchemy.exc import ArgumentError
+
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.redaction.text import HIDDEN
+from consumerkit.settings.layers import handler_key
+from consumerkit.settings.model import HandlerSettings, KafkaSettings, Settings, TableSettings
+
+UNSET = "as the code says"
+_SECTIONS: dict[str, type[BaseModel]] = {"kafka": KafkaSettings, "tables": TableSettings}
+
+
+class Shown(NamedTuple):
+    """One setting: its name, its value as text, and where it came from."""
+
+    setting: str
+    value: str
+    origin: str
+
+
+def shown(settings: Settings, declared: tuple[Declaration, ...] = ()) -> list[Shown]:
+    """Return all settings; with handlers' declarations, the values of each handler that can be set.
+
+    Example:
+        >>> shown(Settings(grace=5.0))[3]
+        Shown(setting='grace', value='5.0', origin='code')
+    """
+    rows = list(_fields(settings, Settings, (), settings))
+    for name, section in _SECTIONS.items():
+        rows += _fields(getattr(settings, name), section, (name,), settings)
+    if declared:
+        rows += [row for one in declared for row in _handler(one, settings)]
+    else:
+        for key, own in settings.handlers.items():
+            rows += [row for row in _fields(own, HandlerSettings, ("handlers", key), settings) if row.origin != UNSET]
+    return rows
+
+
+def _fields(model: BaseModel, kind: type[BaseModel], path: tuple[str, ...], settings: Settings) -> Iterator[Shown]:
+    for name, field in sorted(kind.model_fields.items()):
+        if name in ("handlers", *_SECTIONS):
+            continue
+        at = (*path, field.alias or name)
+        origin = settings.origin(*at)
+        value = "" if origin is None else _text(".".join(at), getattr(model, name))
+        yield Shown(".".join(at), value, origin or UNSET)
+
+
+def _handler(declared: Declaration, settings: Settings) -> Iterator[Shown]:
+    key = handler_key(declared.name)
+    for name in sorted(HandlerSettings.model_fields):
+        if name == "topic":
+            continue
+        value = getattr(declared, name)
+        if name == "dead_letter":
+            value = None if value is None else value.topic
+        origin = settings.origin("handlers", key, name)
+        if name == "topics":
+            origin = origin or settings.origin("handlers", key, "topic")
+        yield Shown(f"handlers.{key}.{name}", _text(name, value), origin or UNSET)
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, SecretStr):
+        return _address(value.get_secret_value()) if name == "database" else HIDDEN
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _address(url: str) -> str:
+    """Return a database's URL without what may be secret: password and parameters."""
+    from sqlalchemy import make_url
+
+    try:
+        found = make_url(url)
+    except (ArgumentError, ValueError):
+        return HIDDEN
+    return found.set(password=None if found.password is None else HIDDEN, query={}).render_as_string(hide_password=True)
