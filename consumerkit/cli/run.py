@@ -21,6 +21,7 @@ from consumerkit.cli import target as targets
 from consumerkit.cli.output import complain, exit_code
 from consumerkit.cli.typed import without_typed
 from consumerkit.errors import ConsumerkitError
+from consumerkit.events import Event, PartitionsAssigned, WorkerStarted
 from consumerkit.monitoring.monitor import check_installed, monitored, supervised
 from consumerkit.monitoring.server import address
 from consumerkit.observability.logs import configure
@@ -33,6 +34,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 # Seconds in which the interpreter may end by itself; a thread of a handler that hangs would hold it up for ever.
 _EXIT_WITHIN = 3.0
+# Seconds after which a worker works though the group has given it no partition: there may be none for it.
+_WITHOUT_PARTITIONS = 15.0
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +94,7 @@ def run(
     """Run the worker until SIGTERM or Ctrl-C.
 
     The first signal ends fetching; what is in hand is finished or rolled back within the worker's grace. A second one
-    quits at once. Of several worker processes, one that ends is started again.
+    quits at once. Of several worker processes, one that ends is started again, and SIGHUP replaces one after another.
 
     Exit status: 0 stopped cleanly, 1 failed, 2 could not start, 3 did not stop within its grace, 71 ended by the
     watchdog.
@@ -116,6 +119,24 @@ def run(
             _consume_or_complain(_Call(spec, only or (), adopt or (), processes, place), as_log=log_format == "json")
         )
     )
+
+
+class _Works:
+    """Tells the supervisor that this process works: each handler has its first partitions, or gets none for a while."""
+
+    def __init__(self, lifeline: Lifeline) -> None:
+        self._tell = lifeline.tell_works
+        self._awaited: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Take in an event."""
+        if isinstance(event, WorkerStarted):
+            self._awaited = set(event.handlers)
+            asyncio.get_running_loop().call_later(_WITHOUT_PARTITIONS, self._tell)
+        elif isinstance(event, PartitionsAssigned):
+            self._awaited.discard(event.handler)
+            if not self._awaited:
+                self._tell()
 
 
 async def _consume_or_complain(call: _Call, *, as_log: bool) -> int:
@@ -150,6 +171,7 @@ async def _consume(call: _Call) -> int:
         if call.adopt:
             worker.adopt(call.adopt)
         lifeline.tell_grace(worker.grace)
+        worker.observe(_Works(lifeline))
         await asyncio.sleep(0)  # lets in a signal that came while the target was being loaded
         async with monitored(worker, call.place) as port:
             _say_where(call.place, port)
@@ -181,7 +203,9 @@ def _listen(stopping: asyncio.Event, say: Callable[[], None]) -> None:
     plain handlers, not the loop's, so that a second signal ends the process even while the loop is blocked.
     """
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    # A terminal that is gone sends SIGHUP; who ignores it, as nohup does, wants the process to stay.
+    heard = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if heard else (signal.SIGTERM, signal.SIGINT)
 
     began = 0.0
 

@@ -15,16 +15,25 @@ from typing import Self
 
 _PARENT = "CONSUMERKIT_SUPERVISOR"
 _CHANNEL = "CONSUMERKIT_SUPERVISOR_FD"
+_WORKS = "works"
 _PR_SET_PDEATHSIG = 1
 
 
 class Channel:
-    """The supervisor's end: a pipe on which one worker process tells how long its grace is."""
+    """The supervisor's end: a pipe on which one worker process tells how long its grace is, and that it works.
+
+    Attributes:
+        read_end: Readable when the process has told something, and once it has told all or ended.
+        works: Whether the process has told that it works.
+        over: Whether the process tells no more.
+    """
 
     def __init__(self) -> None:
-        self._read_end, self.write_end = os.pipe()
-        os.set_blocking(self._read_end, False)
-        self._open = {self._read_end, self.write_end}
+        self.read_end, self.write_end = os.pipe()
+        os.set_blocking(self.read_end, False)
+        self.works = self.over = False
+        self._grace: float | None = None
+        self._open = {self.read_end, self.write_end}
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -37,9 +46,22 @@ class Channel:
 
     def grace(self, otherwise: float) -> float:
         """Return the seconds that the process told, if it has got that far."""
-        with contextlib.suppress(OSError, ValueError):
-            return float(os.read(self._read_end, 64))
-        return otherwise
+        self.look()
+        return otherwise if self._grace is None else self._grace
+
+    def look(self) -> None:
+        """Read what the process has told since the last look."""
+        try:
+            told = os.read(self.read_end, 256)
+        except OSError:  # nothing yet
+            return
+        self.over = not told
+        for word in told.decode(errors="replace").split():
+            if word == _WORKS:
+                self.works = True
+            else:
+                with contextlib.suppress(ValueError):
+                    self._grace = float(word)
 
     def _close(self, end: int) -> None:
         if end in self._open:
@@ -88,11 +110,20 @@ class Lifeline:
     def tell_grace(self, seconds: float) -> None:
         """Tell the supervisor how long this process may take to stop."""
         self._grace = seconds
+        self._tell(str(seconds))
+
+    def tell_works(self) -> None:
+        """Tell the supervisor, once, that this process works: where all are replaced, the next one's turn has come."""
+        self._tell(_WORKS)
         if self._channel is not None:
             with contextlib.suppress(OSError):
-                os.write(self._channel, f"{seconds}".encode())
                 os.close(self._channel)
             self._channel = None
+
+    def _tell(self, word: str) -> None:
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._channel, f"{word}\n".encode())
 
     def _watch(self, parent: int, told_by_kernel: bool) -> None:
         while os.getppid() == parent:

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,6 +25,8 @@ GRACE_EXCEEDED = 3
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_REQUEST: Final = 1.0
 """Seconds within which a further signal is the first one, told twice."""
+_SAID_EVERY: Final = 30.0
+"""Seconds between two log lines that say that a new process does not work yet."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,12 +62,25 @@ DEFAULT_BACKOFF = Backoff()
 
 @dataclass(slots=True)
 class _Child:
-    """One of the N places, whichever process fills it at the time."""
+    """One of the N places, whichever process fills it at the time.
+
+    Attributes:
+        leave: Set where its process is to stop.
+        replaced: Whether another process is then to fill the place.
+        changed: Set when its process works, or has ended.
+        works: Whether its process has told that it works.
+        deaths: How many of its processes have ended unasked.
+    """
 
     number: int
     since: float | None = None
     killed: bool = False
     codes: set[int] = field(default_factory=set)
+    leave: asyncio.Event = field(default_factory=asyncio.Event)
+    replaced: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    works: bool = False
+    deaths: int = 0
 
 
 class Supervisor:
@@ -77,6 +92,9 @@ class Supervisor:
 
     SIGTERM or SIGINT to the supervisor becomes SIGTERM to each process. One that has not ended when its grace is over
     is killed; a second signal kills all at once. If the supervisor itself is killed, its processes stop by themselves.
+
+    SIGHUP replaces the processes one after another: the next one is stopped once the new one works. Where a new one
+    ends instead, the others are left as they are. At a terminal SIGHUP means that the terminal is gone: it stops all.
 
     Args:
         command: What runs one worker process.
@@ -104,17 +122,24 @@ class Supervisor:
         self._at_once = asyncio.Event()
         self._told = 0.0
         self._given_up = False
+        self._replacing: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         """Run until a signal; return the exit code: 0, or 1, 2, 3 for failed, not started, grace exceeded."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._signalled)
+        if not _at_a_terminal():
+            loop.add_signal_handler(signal.SIGHUP, self._replace)
+        elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, self._signalled)
         try:
             codes = await asyncio.gather(*map(self._keep, self._children))
         finally:
-            for number in _SIGNALS:
+            for number in (*_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+            if self._replacing is not None:
+                self._replacing.cancel()
         return NOT_STARTED if self._given_up else max(codes)
 
     def _signalled(self) -> None:
@@ -127,26 +152,79 @@ class Supervisor:
             )
         elif time.monotonic() - self._told > SAME_REQUEST:
             self._at_once.set()
+        self._stop_all()
+
+    def _stop_all(self) -> None:
         self._stopping.set()
+        for child in self._children:
+            child.leave.set()
+            child.changed.set()
+
+    def _replace(self) -> None:
+        if self._stopping.is_set():
+            return
+        if self._replacing is not None and not self._replacing.done():
+            _log.warning("SIGHUP: the worker processes are being replaced already; it is left out")
+            return
+        what = counted(len(self._children), "worker process is replaced", "worker processes are replaced")
+        _log.info("SIGHUP: %s one after another", what)
+        self._replacing = asyncio.create_task(self._replace_each())
+
+    async def _replace_each(self) -> None:
+        for child in self._children:
+            deaths = child.deaths
+            child.works = False
+            child.replaced = True
+            child.leave.set()
+            await self._until_it_works(child, deaths)
+            if self._stopping.is_set():
+                return
+            if not child.works:
+                _log.error(
+                    "worker process %d does not start as it is now; the others go on as they are. Mend it, and send "
+                    "SIGHUP again",
+                    child.number,
+                )
+                return
+        _log.info("every worker process is replaced, and works")
+
+    async def _until_it_works(self, child: _Child, deaths: int) -> None:
+        """Wait until the new process works, or has ended; say so from time to time."""
+        began = time.monotonic()
+        while not (child.works or child.deaths > deaths or self._stopping.is_set()):
+            child.changed.clear()
+            await wait_until_set(child.changed, _SAID_EVERY)
+            if not child.changed.is_set():
+                seconds = time.monotonic() - began
+                _log.warning("worker process %d does not work yet, %.0f s after SIGHUP", child.number, seconds)
 
     async def _keep(self, child: _Child) -> int:
         """Start a process again whenever it ends; return how the last one took the stop."""
         wait = None
         while not self._stopping.is_set():
+            child.replaced = False
+            child.leave.clear()
             began = child.since = time.monotonic()
             code = await self._run_once(child)
             child.since = None
             if self._stopping.is_set():
                 return _verdict(child, code)
+            if child.replaced:
+                _verdict(child, code)
+                child.killed = False
+                wait = None
+                continue
             child.codes.add(code)
+            child.deaths += 1
+            child.changed.set()
             if self._hopeless():
                 _log.critical("all %d worker processes failed to start; giving up", len(self._children))
                 self._given_up = True
-                self._stopping.set()
+                self._stop_all()
                 break
             wait = self._backoff.next(wait, time.monotonic() - began)
             _log.error("worker process %d %s; started again in %g s", child.number, _ended(code), wait)
-            await wait_until_set(self._stopping, wait)
+            await wait_until_set(child.leave, wait)
         return CLEAN
 
     def _hopeless(self) -> bool:
@@ -162,9 +240,10 @@ class Supervisor:
             try:
                 process = await self._started(channel)
                 _log.info("worker process %d started (pid %d)", child.number, process.pid)
-                if not await _ends(process, self._stopping, None):
-                    await self._stop(child, process, channel)
-                return await process.wait()
+                with _listening(child, channel):
+                    if not await _ends(process, child.leave, None):
+                        await self._stop(child, process, channel)
+                    return await process.wait()
             except OSError as error:  # no memory, no more processes: as good as a death
                 _log.error("worker process %d cannot be started: %s", child.number, error)
                 return FAILED
@@ -189,6 +268,30 @@ class Supervisor:
             _log.error("worker process %d is killed %s", child.number, reason)
             child.killed = True
             _send(process, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _listening(child: _Child, channel: Channel) -> Iterator[None]:
+    """Hear what a process tells."""
+    loop = asyncio.get_running_loop()
+
+    def hear() -> None:
+        channel.look()
+        if channel.works and not child.works and not child.replaced:
+            child.works = True
+            child.changed.set()
+        if channel.over:
+            loop.remove_reader(channel.read_end)
+
+    loop.add_reader(channel.read_end, hear)
+    try:
+        yield
+    finally:
+        loop.remove_reader(channel.read_end)
+
+
+def _at_a_terminal() -> bool:
+    return os.isatty(0) or os.isatty(2)
 
 
 async def _ends(process: asyncio.subprocess.Process, event: asyncio.Event, seconds: float | None) -> bool:

@@ -235,6 +235,29 @@ def test_the_supervisor_gives_up_when_no_process_can_start(shop: Shop) -> None:
     assert "all 2 worker processes failed to start; giving up" in shop.log
 
 
+def test_sighup_replaces_the_processes_under_load_and_doubles_nothing(shop: Shop) -> None:
+    process = shop.run("record", "--workers", "2")
+    shop.send(0, 100)
+    shop.until(lambda: len(shop.seen()) == 100, "100 effects")
+    old = shop.children()
+
+    process.send_signal(signal.SIGHUP)
+    sent = 100
+    while "every worker process is replaced" not in shop.log:
+        shop.send(sent, 20)
+        sent += 20
+        assert process.poll() is None, shop.log
+        time.sleep(0.1)
+    shop.until(lambda: len(shop.seen()) >= sent, f"{sent} effects")
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(120) == 0, shop.log
+    assert sorted(id_ for id_, _ in shop.seen()) == sorted(f"m-{number}" for number in range(sent))
+    assert len(shop.children()) == 4
+    assert "started again" not in shop.log
+    assert {pid for id_, pid in shop.seen() if int(id_[2:]) < 100} <= set(old)
+
+
 @pytest.mark.parametrize("options", [[], ["--workers", "2"]])
 def test_a_handler_that_hangs_beyond_the_grace_is_told_by_the_exit_status(shop: Shop, options: list[str]) -> None:
     shop.send(0, 1)

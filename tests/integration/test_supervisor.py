@@ -51,17 +51,38 @@ IGNORES = (
 )
 
 
+# It works once there is a file of its own name, and ends at once where there is one that says so.
+WORKS_LATER = """
+here = os.path.dirname(sys.argv[0])
+if os.path.exists(here + "/broken"):
+    say("broke")
+    sys.exit(1)
+signal.signal(signal.SIGTERM, ends_on_sigterm)
+lifeline.tell_grace(5)
+say("started")
+while not os.path.exists(here + "/works"):
+    time.sleep(0.02)
+say("works")
+lifeline.tell_works()
+signal.pause()
+"""
+
+
 class Supervised:
     """A supervisor under test, and the journal of its processes."""
 
-    def __init__(self, directory: Path, body: str, workers: int, *, margin: float, backoff: Backoff) -> None:
+    def __init__(
+        self, directory: Path, body: str, workers: int, *, margin: float, backoff: Backoff, stdin: int | None
+    ) -> None:
         self._journal = directory / "journal"
         self._log = directory / "log"
         script = directory / "worker.py"
         script.write_text(PROLOGUE.format(journal=str(self._journal), lifeline=lifeline.__file__) + body)
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SUPERVISE, str(workers), str(margin), repr(backoff), str(script)], stderr=log
+                [sys.executable, "-c", SUPERVISE, str(workers), str(margin), repr(backoff), str(script)],
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
+                stderr=log,
             )
 
     def lines(self, what: str) -> list[tuple[float, int]]:
@@ -107,8 +128,11 @@ Start = Callable[..., Supervised]
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Supervised] = []
 
-    def start_(body: str, workers: int = 2, *, margin: float = 2.0, backoff: Backoff | None = None) -> Supervised:
-        started.append(Supervised(tmp_path, body, workers, margin=margin, backoff=backoff or Backoff(first=0.1)))
+    def start_(
+        body: str, workers: int = 2, *, margin: float = 2.0, backoff: Backoff | None = None, stdin: int | None = None
+    ) -> Supervised:
+        backoff = backoff or Backoff(first=0.1)
+        started.append(Supervised(tmp_path, body, workers, margin=margin, backoff=backoff, stdin=stdin))
         return started[-1]
 
     yield start_
@@ -273,3 +297,72 @@ async def test_a_command_that_cannot_be_started_is_tried_again(caplog: pytest.Lo
     await asyncio.to_thread(until, lambda: caplog.text.count("cannot be started") >= 2, "two attempts")
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, 120) == 0
+
+
+def test_sighup_replaces_one_process_after_another(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "works").touch()
+    supervised = start(WORKS_LATER, workers=3)
+    supervised.wait_for("works", 3)
+
+    (tmp_path / "works").unlink()
+    supervised.process.send_signal(signal.SIGHUP)
+    supervised.wait_for("started", 4)
+    supervised.process.send_signal(signal.SIGHUP)
+    until(lambda: "being replaced already" in supervised.log, "the second request to be told")
+    # The new one does not work yet, so the others are left alone.
+    assert len(supervised.lines("stopped")) == 1
+    (tmp_path / "works").touch()
+
+    until(lambda: "every worker process is replaced" in supervised.log, "all to be replaced")
+    old, new = supervised.lines("works")[:3], supervised.lines("works")[3:]
+    stopped = supervised.lines("stopped")
+    assert {pid for _, pid in stopped} == {pid for _, pid in old}
+    assert all(works[0] < stops[0] for works, stops in zip(new, stopped[1:], strict=False))
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.ends() == 0
+
+
+def test_where_a_new_process_ends_the_others_stay(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "works").touch()
+    supervised = start(WORKS_LATER, workers=2, backoff=Backoff(first=60))
+    supervised.wait_for("works", 2)
+
+    (tmp_path / "broken").touch()
+    supervised.process.send_signal(signal.SIGHUP)
+    until(lambda: "does not start as it is now" in supervised.log, "the end of the replacement")
+    assert len(supervised.lines("broke")) == 1
+    assert len(supervised.lines("stopped")) == 1
+
+    # A new request ends the wait for the next attempt.
+    (tmp_path / "broken").unlink()
+    supervised.process.send_signal(signal.SIGHUP)
+    until(lambda: "every worker process is replaced" in supervised.log, "all to be replaced")
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.ends() == 0
+
+
+def test_a_stop_ends_a_replacement(start: Start, tmp_path: Path) -> None:
+    supervised = start(WORKS_LATER, workers=2)
+    supervised.wait_for("started", 2)
+    supervised.process.send_signal(signal.SIGHUP)
+    supervised.wait_for("started", 3)
+
+    supervised.process.send_signal(signal.SIGTERM)
+
+    assert supervised.ends() == 0
+    assert len(supervised.lines("stopped")) == 3
+
+
+def test_a_terminal_that_is_gone_stops_all(start: Start) -> None:
+    main, terminal = os.openpty()
+    try:
+        supervised = start(OBEYS, workers=2, stdin=terminal)
+        supervised.wait_for("started", 2)
+
+        supervised.process.send_signal(signal.SIGHUP)
+
+        assert supervised.ends() == 0
+        assert len(supervised.lines("stopped")) == 2
+    finally:
+        os.close(main)
+        os.close(terminal)
