@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
+from typing import Final
 
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -12,6 +13,9 @@ from sqlalchemy.orm import Session
 from consumerkit.errors import StartError
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.tables import Tables
+
+NO_TOPICS: Final = "[]"
+"""The topics of a name whose keys no message brings: those of jobs, backfills and requests."""
 
 
 def bind(
@@ -56,6 +60,10 @@ def bind(
     _keep_ordering(session, tables, number, ordering)
     if bound == wanted:
         return number
+    if bound["topics"] == NO_TOPICS:
+        raise StartError(
+            f"handler {name!r}: this name has keys of jobs or requests on this database; rename the handler"
+        )
     if not adopt:
         raise StartError(
             f"handler {name!r}: this name is bound to group {bound['group_name']!r} and topics "

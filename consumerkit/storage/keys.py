@@ -18,11 +18,11 @@ from sqlalchemy.exc import DBAPIError
 from consumerkit.errors import ConfigurationError, InProgress
 from consumerkit.handlers.fingerprint import DIGEST_BYTES, VERSION
 from consumerkit.outcome import Outcome
+from consumerkit.storage.consumers import NO_TOPICS
 from consumerkit.storage.dialects import Dialect, Kept, insert_if_new
 from consumerkit.storage.faults import Fault, fault_of, sqlstate
 from consumerkit.storage.tables import Tables
 
-NO_TOPICS: Final = "[]"
 UNTOLD: Final = b"\0" * DIGEST_BYTES
 """The fingerprint of a key that was claimed without one."""
 _LEAST_WAIT: Final = 0.01

@@ -41,9 +41,9 @@ from sqlalchemy.orm import Session
 from consumerkit.message import TopicPartition
 from consumerkit.outcome import Outcome
 from consumerkit.storage import first_runs, steps
+from consumerkit.storage.consumers import NO_TOPICS
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.first_runs import LatestTopic
-from consumerkit.storage.keys import NO_TOPICS
 from consumerkit.storage.tables import Tables
 
 BATCH: Final = 5_000

@@ -257,7 +257,7 @@ async def test_an_answer_of_4xx_is_kept_by_choice_and_its_changes_never(place: P
 async def test_a_request_waits_for_the_one_that_has_the_key(place: Place) -> None:
     going, go = asyncio.Event(), asyncio.Event()
 
-    @place.edge.idempotent(scope=caller)
+    @place.edge.idempotent(scope=caller, wait=240)
     async def order(request: Request) -> Response:
         session = place.edge.session(request)
         session.add(Effect(what="order"))
@@ -645,7 +645,7 @@ async def test_a_client_that_hangs_up_before_the_commit_leaves_its_key_free(file
             gone.set()
         return file.effects()
 
-    async with asyncio.timeout(60), served(app) as port:
+    async with asyncio.timeout(240), served(app) as port:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(
             b"POST /orders HTTP/1.1\r\nHost: shop\r\ncaller: alice\r\nIdempotency-Key: k-1\r\nContent-Length: 0\r\n\r\n"
@@ -653,7 +653,7 @@ async def test_a_client_that_hangs_up_before_the_commit_leaves_its_key_free(file
         await going.wait()
         writer.close()
         await gone.wait()
-        file.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}")
+        file.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=240)
         given = {"caller": "alice", "Idempotency-Key": "k-1"}
         answers = [await file.client.post("/orders", headers=given) for _ in range(2)]
     assert [(told(one), one.json()) for one in answers] == [((201, None), 0), ((201, "true"), 0)]

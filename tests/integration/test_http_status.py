@@ -152,7 +152,7 @@ async def test_events_tell_each_change_and_end_with_the_final_one(desk: Desk) ->
         "type": "http", "method": "GET", "path": "/status/bill/o-1", "headers": headers, "query_string": b"",
         "http_version": "1.1", "scheme": "http", "server": ("shop", 80),
     }  # fmt: skip
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         await app(scope, receive, send)
     states = [json.loads(one.partition("data: ")[2])["state"] for one in told if one.startswith("event: status")]
     assert states == ["unknown", "processed"]

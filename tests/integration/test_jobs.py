@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from consumerkit import ConfigurationError, MessageState, message_status
-from consumerkit.errors import InProgress, KeyReused, TransactionMisused
+from consumerkit.errors import InProgress, KeyReused, StartError, TransactionMisused
 from consumerkit.jobs import checkpoints, once
 from consumerkit.maintenance.pruner import Forgotten, forget
+from consumerkit.storage import consumers
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.engines import Database
 from consumerkit.storage.pruning import Pruning
@@ -51,9 +52,11 @@ class Place:
     """A database with our tables, as a user's own engine opens it."""
 
     def __init__(self, url: str, *, coroutines: bool) -> None:
-        self.sync = create_engine(url.replace("+asyncpg", "+psycopg").replace("+aiosqlite", ""))
-        self.coroutines = create_async_engine(url) if coroutines else None
-        self.is_sqlite = "sqlite" in url
+        # SQLite's writers wait as long as their connection says; the tests set no pace.
+        patient: dict[str, Any] = {"timeout": 240} if "sqlite" in url else {}
+        plain = url.replace("+asyncpg", "+psycopg").replace("+aiosqlite", "")
+        self.sync = create_engine(plain, connect_args=patient)
+        self.coroutines = create_async_engine(url, connect_args=patient) if coroutines else None
         with Session(self.sync) as session, session.begin():
             make_tables(session)
             Base.metadata.create_all(session.connection())
@@ -319,6 +322,9 @@ async def test_jobs_and_handlers_do_not_share_a_name(file: Place) -> None:
         ))  # fmt: skip
     with pytest.raises(ConfigurationError, match="'job:a' is the name of a handler"):
         await file.once(invoice, "a", 1)
+    assert await file.once(invoice, "b", 1)
+    with Session(file.sync) as session, pytest.raises(StartError, match="'job:b': this name has keys of jobs"):
+        consumers.bind(session, DEFAULT_TABLES, name="job:b", group="b", topics=["t"], adopt=True)
 
 
 ORDERS: Select[Any] = select(Order)

@@ -361,4 +361,88 @@ MUTANTS = (
         f"{INTEGRATION}/test_budget.py::test_what_cannot_run_gives_up_its_room_and_is_read_again_once[Ordering.KEY]",
         "room is made",
     ),
+    Mutant(
+        "requests",
+        "a key is claimed before the endpoint runs",
+        "consumerkit/http/transaction.py",
+        "        if key is None:\n            return None\n        wait",
+        "        if True:\n            return None\n        wait",
+        f"{INTEGRATION}/test_http_edge.py::test_a_repeated_request_gets_the_first_answer_again[sqlite]",
+        "(500, None)",
+    ),
+    Mutant(
+        "requests",
+        "a kept answer is given again",
+        "consumerkit/http/exchange.py",
+        "            await self._transaction.roll_back()\n            return self._again(taken)\n",
+        "            return None\n",
+        f"{INTEGRATION}/test_http_edge.py::test_a_repeated_request_gets_the_first_answer_again[sqlite]",
+        "(500, None)",
+    ),
+    Mutant(
+        "requests",
+        "another request under a key is refused",
+        "consumerkit/http/exchange.py",
+        "        if taken.kept.fingerprint != self._key.fingerprint:\n",
+        "        if False:\n",
+        f"{INTEGRATION}/test_http_edge.py::test_another_request_under_a_key_is_refused[sqlite]",
+        "201",
+    ),
+    Mutant(
+        "requests",
+        "an answer is sent after the commit",
+        "consumerkit/http/fastapi.py",
+        "            response: Response = await edge.exchange(request).routed(lambda: handle(request))\n"
+        "            return response\n",
+        """            exchange = edge.exchange(request)
+            exchange.is_routed = True
+            response = await handle(request)
+
+            async def late(scope: Any, receive: Any, send: Any) -> None:
+                await type(response).__call__(response, scope, receive, send)
+                await exchange._completed(response)
+                await exchange._leave()
+
+            return late
+""",
+        f"{INTEGRATION}/test_http_edge.py::test_fastapi_commits_before_it_sends_and_runs_its_tasks_after[sqlite]",
+        "None",
+    ),
+    Mutant(
+        "requests",
+        "the changes of an answer of 4xx are rolled back",
+        "consumerkit/http/exchange.py",
+        "        if response.status_code < 400:\n",
+        "        if response.status_code < 500:\n",
+        f"{INTEGRATION}/test_http_edge.py::test_an_answer_of_4xx_is_kept_by_choice_and_its_changes_never[sqlite-returned]",
+        "(401, 'true')",
+    ),
+    Mutant(
+        "jobs",
+        "a key that was used is told from a new one",
+        "consumerkit/storage/keys.py",
+        "                if key.digest in kept:\n                    return kept[key.digest]\n",
+        "                if key.digest in kept:\n                    return None\n",
+        f"{INTEGRATION}/test_jobs.py::test_a_block_takes_effect_once_for_each_key[pysqlite]",
+        "[True, True, True, True] == [True, False, True, False]",
+    ),
+    Mutant(
+        "jobs",
+        "an error that a block swallowed fails its end",
+        "consumerkit/jobs/own_transaction.py",
+        "    dialect.probe(session.connection())\n",
+        "",
+        f"{INTEGRATION}/test_jobs.py::test_an_error_that_was_swallowed_is_not_committed_as_done[psycopg]",
+        "DID NOT RAISE",
+    ),
+    Mutant(
+        "jobs",
+        "a batch is committed by the loop alone",
+        "consumerkit/jobs/batches.py",
+        '        event.listen(session, "before_commit", self._refuse)\n',
+        '        event.listen(session, "before_commit", lambda _: None)\n        self._refuse = lambda _: None\n'
+        '        event.listen(session, "before_commit", self._refuse)\n',
+        f"{INTEGRATION}/test_jobs.py::test_a_batch_is_committed_by_the_loop_alone[pysqlite]",
+        "the loop commits each batch",
+    ),
 )
