@@ -386,7 +386,7 @@ MUTANTS = (
         "        if taken.kept.fingerprint != self._key.fingerprint:\n",
         "        if False:\n",
         f"{INTEGRATION}/test_http_edge.py::test_another_request_under_a_key_is_refused[sqlite]",
-        "201",
+        "KeyError: 'title'",
     ),
     Mutant(
         "requests",
@@ -406,7 +406,7 @@ MUTANTS = (
             return late
 """,
         f"{INTEGRATION}/test_http_edge.py::test_fastapi_commits_before_it_sends_and_runs_its_tasks_after[sqlite]",
-        "None",
+        "('http.response.start', 0)",
     ),
     Mutant(
         "requests",
