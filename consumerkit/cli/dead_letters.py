@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -26,11 +27,13 @@ from consumerkit.cli.letter_options import (
 from consumerkit.cli.numbers import LimitOption, storable
 from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
 from consumerkit.cli.stack import print_stack
+from consumerkit.cli.step_line import step_line
 from consumerkit.cli.target import TargetArgument
 from consumerkit.observability.printable import printable
 from consumerkit.redrive.plan import check
 from consumerkit.storage import dead_letters, history
-from consumerkit.storage.sealing import Payload, payload
+from consumerkit.storage.sealing import Payload, Sealer, payload
+from consumerkit.storage.status import StepStatus, steps_of
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
 app = typer.Typer(no_args_is_help=True, help="See to the messages that were given up.")
@@ -162,23 +165,31 @@ def show(
 ) -> None:
     """Show one dead letter: where it stood and why it was given up. Its payload is shown only with --value."""
     where = place(target, database, prefix, schema)
-    row, sealer = asyncio.run(
-        run_checked(where, lambda session, tables: (dead_letters.shown(session, tables, id), tables.sealer))
-    )
+    row, steps, sealer = asyncio.run(run_checked(where, lambda session, tables: _shown(session, tables, id)))
     if row is None:
         complain(f"there is no dead letter {id}; consumerkit dead-letters list shows what there is")
         raise typer.Exit(1)
     if as_json:
-        print_json(_whole(row, payload(sealer, row) if value else None))
+        whole = _whole(row, payload(sealer, row) if value else None)
+        print_json({**whole, "steps": [asdict(step) for step in steps]} if steps else whole)
         return
     _print_facts(row)
     _print_history(row)
+    for step in steps:
+        say(printable(f"{'step':<12} {step_line(step)}"))
     if value:
         _print_payload(row, payload(sealer, row))
     elif row.value is not None or row.key is not None:
         say("payload      not shown; --value shows it")
     if row.stack:
         print_stack(row.stack)
+
+
+def _shown(session: Session, tables: Tables, id: int) -> tuple[Any, tuple[StepStatus, ...], Sealer | None]:
+    row = dead_letters.shown(session, tables, id)
+    if row is None or row.digest is None:
+        return row, (), tables.sealer
+    return row, steps_of(session.connection(), tables, row.consumer, [bytes(row.digest)]), tables.sealer
 
 
 def _print_facts(row: Any) -> None:

@@ -111,7 +111,7 @@ class Search:
             found = self._kept(consumer)
             status = self._missing(consumer) if found is None else self._found(consumer, found)
             if status is not None:
-                return replace(status, steps=self._steps(consumer))
+                return replace(status, steps=steps_of(self.connection, self.tables, consumer, self.digests))
             state = MessageState.IN_FLIGHT if found is None else MessageState.PARKED
         # Committed by others, and beyond what this transaction's snapshot shows.
         return self._told(state)
@@ -215,19 +215,20 @@ class Search:
     def _told(self, state: MessageState, **facts: Any) -> MessageStatus:
         return MessageStatus(handler=self.handler, message_id=self.message_id, state=state, **facts)
 
-    def _steps(self, consumer: int) -> tuple[StepStatus, ...]:
-        found = steps.told(self.connection, self.tables, consumer, self.digests)
-        return tuple(
-            StepStatus(
-                step=one.step,
-                state=one.state,
-                calls=one.calls,
-                started_at=_moment(one.started_at),
-                deadline_at=_moment(one.deadline_at),
-                ended_at=_aware(one.ended_at),
-            )
-            for one in found
+
+def steps_of(connection: Connection, tables: Tables, consumer: int, digests: Sequence[bytes]) -> tuple[StepStatus, ...]:
+    """Return the steps of a message that have begun, in that order."""
+    return tuple(
+        StepStatus(
+            step=one.step,
+            state=one.state,
+            calls=one.calls,
+            started_at=_moment(one.started_at),
+            deadline_at=_moment(one.deadline_at),
+            ended_at=_aware(one.ended_at),
         )
+        for one in steps.told(connection, tables, consumer, digests)
+    )
 
 
 def _conflicts(letters: Sequence[Any]) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ from tests.integration.stage import Run
 
 STEPS: Final = DEFAULT_TABLES.message_steps
 CONSUMERS: Final = DEFAULT_TABLES.consumers
+LEDGER: Final = DEFAULT_TABLES.processed_messages
 LOT: Final = DEFAULT_TABLES.parked_messages
 LETTERS: Final = DEFAULT_TABLES.dead_letters
 PROGRESS: Final = DEFAULT_TABLES.partition_progress

@@ -1,20 +1,39 @@
 """Steps: effects outside the database are done once, whatever becomes of the transaction."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from consumerkit import AlreadyDone, Defer, Effects, IdempotencyKey, step
+from consumerkit import (
+    AlreadyDone,
+    ConfigurationError,
+    Context,
+    Defer,
+    Effects,
+    IdempotencyKey,
+    Retry,
+    fixed,
+    message_status,
+    step,
+)
 from consumerkit.events import AttemptFailed, GroupCommitted, StepAwaited, StepDoubted, StepsRun, Trouble
 from consumerkit.redrive import Selection, redrive
+from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.pruning import Pruning
 from consumerkit.storage.steps import StepRows
-from tests.integration.memory_stage import MemoryStage
+from consumerkit.storage.tables import DEFAULT_TABLES
+from tests.integration.memory_stage import MemoryStage, line
 from tests.integration.step_stage import (
     KINDS,
+    LEDGER,
     LETTERS,
     LOT,
     PROGRESS,
@@ -293,3 +312,130 @@ async def test_other_arguments_under_the_same_step_are_told(stage: MemoryStage, 
     assert letter.error_type == "consumerkit.errors.StepChanged"
     assert "step 'charge' was run for this message before, with other arguments" in letter.error
     assert provider.charges() == []
+
+
+async def test_the_starts_of_a_batch_are_one_transaction(
+    stage: MemoryStage, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    real = StepRows.start
+
+    def start(self: StepRows, connection: Any, starts: list[Any], owner: bytes) -> Any:
+        begun.append(len(starts))
+        return real(self, connection, starts, owner)
+
+    monkeypatch.setattr(StepRows, "start", start)
+    send(stage, 30)
+    under_way: list[int] = []
+
+    class Counting(Charging):
+        calls = 0
+
+        @step
+        async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+            self.calls += 1
+            under_way.append(self.calls)
+            await asyncio.sleep(0.01)
+            self.calls -= 1
+            return "charged"
+
+    async with stage.run(Counting(provider, concurrency=1)) as run:
+        await stage.until_written(run, 30)
+        first, begun[:], under_way[:] = max(begun), [], []
+    assert first == 30
+    for number in range(30, 60):
+        stage.append(number, key=None, partition=0)
+    async with stage.run(Counting(provider, concurrency=1, step_concurrency=4)) as run:
+        await stage.until_written(run, 60)
+    assert max(under_way) == 4
+
+
+async def test_steps_of_one_key_follow_one_another(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    """Where one fails, those of the later messages of its key are not called before it has an end."""
+    send(stage, 6, key=b"k")
+
+    def fails(value: str) -> None:
+        if value == "v2" and len(provider.keys) < 6:
+            raise ProviderDown("as asked")
+
+    provider.before = fails
+    async with stage.run(kind(provider, retry=Retry(attempts=9, wait=fixed(0.01)))) as run:
+        await stage.until_written(run, 6)
+    assert provider.charges() == ["v0", "v1", "v2", "v3", "v4", "v5"]
+
+
+async def test_a_step_within_handle(stage: MemoryStage, provider: Provider) -> None:
+    """On PostgreSQL its result outlives the transaction; on SQLite, which has one writer, it is refused."""
+    handled: list[bytes] = []
+
+    class Inside(Charging):
+        prepare = None  # type: ignore[assignment]
+
+        async def handle(self, event: bytes, context: Context) -> None:
+            made = line(context)
+            made.message_id = await context.run(self.charge, event)
+            assert context.done(self.charge) == made.message_id
+            context.session.add(made)
+            handled.append(event)
+            if event == b"v1" and handled.count(event) < 3:
+                raise RuntimeError("as asked")
+
+    class Hidden(Charging):
+        async def prepare(self, event: bytes, effects: Effects) -> None: ...
+
+        async def handle(self, event: bytes, context: Context) -> None:
+            await self.other(context, event)
+
+        async def other(self, context: Context, event: bytes) -> None:
+            await context.run(self.charge, event)
+
+    values = send(stage, 3)
+    if stage.url.startswith("sqlite"):
+        with pytest.raises(ConfigurationError, match=r"calls context\.run in handle, and on SQLite"):
+            stage.make(Inside(provider))
+        async with stage.run(Hidden(provider)) as run:
+            await run.until(lambda: bool(run.seen(AttemptFailed)), "it is refused when it is called")
+            assert "SQLite has one writer; run it in prepare" in run.seen(AttemptFailed)[0].error
+        assert provider.charges() == []
+        return
+    async with stage.run(Inside(provider)) as run:
+        await stage.until_written(run, 3)
+    assert sorted(provider.charges()) == values
+    assert handled.count(b"v1") == 3
+
+
+async def test_a_refusal_of_ours_cannot_be_passed_over(stage: MemoryStage, provider: Provider) -> None:
+    class Careless(Charging):
+        async def prepare(self, event: bytes, effects: Effects) -> None:
+            with suppress(Exception):
+                await effects.run(self.charge, event)
+
+    await begun_elsewhere(stage, Careless(provider), 0, b"v0", seconds=3600)
+    send(stage, 1)
+    async with stage.run(Careless(provider)) as run:
+        [parked] = await until(stage, run, LOT, lambda found: len(found) == 1)
+    assert parked.error_type == "consumerkit.errors.StepUnderWay"
+    assert not await stage.lines()
+
+
+async def test_status_lists_steps_and_retention_forgets_them(stage: MemoryStage, provider: Provider) -> None:
+    await begun_elsewhere(stage, Charging(provider), 7, b"v7", seconds=-1)  # of a message that never comes
+    send(stage, 1)
+    async with stage.run(Charging(provider)) as run:
+        await stage.until_written(run, 1)
+        status = await stage.database.run(lambda s: message_status(s, run.worker.declarations[0].handler, "0"))
+    assert [(one.step, one.state, one.calls) for one in status.steps] == [("charge", "done", 1)]
+    assert status.steps[0].ended_at is not None
+
+    def old(session: Session) -> None:
+        session.execute(update(STEPS).values(started_at=datetime(2020, 1, 1, tzinfo=UTC)))
+        session.execute(update(LEDGER).values(processed_at=datetime(2020, 1, 1, tzinfo=UTC)))
+        session.execute(update(PROGRESS).values(settled_at=datetime(2021, 1, 1, tzinfo=UTC)))
+
+    await stage.database.run(old)
+    pruning = Pruning(DEFAULT_TABLES, dialect_for(stage.database.dialect_name, DEFAULT_TABLES))
+    [plan] = await stage.database.run(lambda s: pruning.plans(s, 60.0))
+    assert await stage.database.run(lambda s: pruning.any(s, plan))
+    assert await stage.database.run(lambda s: pruning.promise(s, plan))
+    await stage.database.run(lambda s: pruning.forget(s, plan, None))
+    assert await rows(stage) == []
