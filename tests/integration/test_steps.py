@@ -274,10 +274,12 @@ async def test_an_old_result_is_not_written_over_a_newer_one(
 @pytest.mark.parametrize("when", ["before the start", "before the result"])
 async def test_a_fenced_worker_writes_nothing(stage: MemoryStage, provider: Provider, when: str) -> None:
     refused: list[str] = []
+    taken: list[str] = []
 
     class Late(Charging):
         async def prepare(self, event: bytes, effects: Effects) -> None:
-            if not refused and when == "before the start":
+            if not taken and when == "before the start":
+                taken.append(when)
                 await stage.database.run(lambda s: s.execute(update(PROGRESS).values(owner=b"x" * 16)))
             try:
                 await effects.run(self.charge, event)
@@ -290,7 +292,8 @@ async def test_a_fenced_worker_writes_nothing(stage: MemoryStage, provider: Prov
         @step
         async def charge(self, key: IdempotencyKey, value: bytes) -> str:
             result = self.provider.charge(key, value)
-            if not refused and when == "before the result":
+            if not taken and when == "before the result":
+                taken.append(when)
                 await stage.database.run(lambda s: s.execute(update(PROGRESS).values(owner=b"x" * 16)))
             return result
 
