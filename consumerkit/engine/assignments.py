@@ -93,7 +93,7 @@ class Assignments:
         # A lane whose transaction fails meanwhile has its messages back, and must not begin them anew.
         for name in partitions:
             if (partition := self._partitions.get(name)) is not None:
-                partition.offsets.leaving = True
+                partition.leave()
         dropped = self._lanes.drop(partitions)
         until = time.monotonic() + self.drain_timeout
         while self._lanes.hold(partitions) and time.monotonic() < until:

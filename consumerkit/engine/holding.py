@@ -14,7 +14,7 @@ from typing import Final
 
 from consumerkit.engine.budget import cost
 from consumerkit.engine.lanes import Lanes
-from consumerkit.engine.partition import Partition
+from consumerkit.engine.partition import Partition, State
 from consumerkit.engine.partition_brakes import PartitionBrakes
 from consumerkit.engine.pauses import Pauses
 from consumerkit.engine.table import Partitions
@@ -67,7 +67,7 @@ class Holding:
         while True:
             await self._partitions.settling_due.wait()
             for partition in self._partitions.take_changed():
-                if partition.stopped:
+                if partition.state is State.STOPPED:
                     self._lanes.drop(frozenset([partition.name]))
                 self.settle(partition)
 
@@ -128,7 +128,7 @@ class Holding:
             del self._frugal[partition]
 
     def _is_gone(self, partition: Partition) -> bool:
-        return self._partitions.get(partition.name) is not partition or partition.offsets.leaving
+        return self._partitions.get(partition.name) is not partition or partition.is_leaving
 
     def _may_run(self, partition: Partition) -> bool:
         return partition.ready and not self._is_slowed(partition)
@@ -151,7 +151,7 @@ class Holding:
     def _drop(self, partition: Partition, now: float) -> None:
         """Drop what waits of a partition beyond its share, from an offset on."""
         share = self._share
-        if partition.weight <= share or partition.offsets.leaving or partition.adrift:
+        if partition.weight <= share or partition.is_leaving or partition.adrift:
             return
         waiting = sorted((m for lane in self._lanes for m in lane.in_hand(partition)), key=lambda one: one.offset)
         # One that is slowed down needs a message to probe with: else it would be read again for each probe.
@@ -171,7 +171,7 @@ class Holding:
     def _read_again(self, partition: Partition) -> None:
         first = partition.offsets.reread_from
         # What is adrift is read again from its mark, when it is taken over.
-        if first is not None and not partition.adrift and not partition.offsets.leaving:
+        if first is not None and not partition.adrift and not partition.is_leaving:
             partition.offsets.reread(self._consumer.seek(partition.name, first))
 
     def _hold(self, partition: Partition, *, held: bool) -> None:

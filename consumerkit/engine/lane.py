@@ -162,7 +162,7 @@ class Lane:
         while waiting and len(taken) < size:
             message = waiting.popleft()
             partition = partitions.of(message)
-            if partition is None or partition.offsets.leaving:
+            if partition is None or partition.is_leaving:
                 stale.append(message)
             elif partition.ready and (partition.name in self._aside or not self._gate.partitions.admits(message)):
                 # What was set aside before it goes first, even where this one would be admitted by now.

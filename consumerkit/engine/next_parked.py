@@ -8,7 +8,7 @@ from itertools import takewhile
 from sqlalchemy import Connection
 
 from consumerkit.engine.fences import Fences
-from consumerkit.engine.partition import Partition
+from consumerkit.engine.partition import Partition, State
 from consumerkit.engine.table import Partitions
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
@@ -54,7 +54,7 @@ class NextParked:
 
     def _may_follow(self, partition: Partition, parked: ParkedMessage) -> bool:
         """Tell whether messages may have waited behind one that has left the lot."""
-        if partition.owner is None or partition.offsets.leaving or self._ordering is Ordering.NONE:
+        if partition.state is not State.OWNED or self._ordering is Ordering.NONE:
             return False
         if parked.dead_letter is not None:
             return True

@@ -17,7 +17,6 @@ class OffsetTracker:
     Attributes:
         epoch: The one under which messages are fetched now.
         committed: What the broker has of this assignment, as far as we know.
-        leaving: Whether the partition is being given back: what is under way may finish, and nothing more begins.
         reread_from: The offset to seek to, since messages from there on were dropped; None where no seek is due. Until
             `reread`, nothing is delivered.
 
@@ -49,14 +48,12 @@ class OffsetTracker:
         "_pending",
         "committed",
         "epoch",
-        "leaving",
         "reread_from",
     )
 
     def __init__(self, epoch: int, start: int | None = None) -> None:
         self.epoch = epoch
         self.committed: int | None = None
-        self.leaving = False
         self.reread_from: int | None = None
         self._first_epoch = epoch
         # All that is known is in one of two, both in ascending order: `_pending` below the place that is read next, and

@@ -22,7 +22,7 @@ from consumerkit.engine.fence_waits import FenceWaits
 from consumerkit.engine.fences import Fences
 from consumerkit.engine.first_runs import FirstRuns
 from consumerkit.engine.inquiry import Asked, Inquiry, Troubles
-from consumerkit.engine.partition import Partition
+from consumerkit.engine.partition import Partition, State
 from consumerkit.engine.table import Partitions
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.events import Announcer
@@ -65,6 +65,8 @@ class Ownership:
         self._inquiry = Inquiry(fences.handler, consumer, first_runs, self._troubles)
         self._waits = FenceWaits(announce)
         self._again: set[TopicPartition] = set()
+        # Stopped partitions that are looked at again.
+        self._looking: set[Partition] = set()
         self._failures = 0
 
     def forget(self, name: TopicPartition) -> None:
@@ -78,24 +80,30 @@ class Ownership:
 
     async def run(self) -> None:
         """Take what is wanted, until cancelled."""
-        wanted, to_clear, due = self._partitions.wanted, self._partitions.to_clear, self._partitions.ownership_due
+        due, to_clear = self._partitions.ownership_due, self._partitions.to_clear
         while True:
-            if not wanted and not to_clear:
+            stopped = self._partitions.in_state(State.STOPPED)
+            if not self._wanted() and not to_clear:
                 due.clear()
-                await wait_until_set(due, STOPPED_FOR if any(one.stopped for one in self._partitions) else None)
-            wanted |= {one.name: True for one in self._partitions if one.stopped and one.name not in wanted}
+                await wait_until_set(due, STOPPED_FOR if stopped else None)
+            self._looking.update(self._partitions.in_state(State.STOPPED))
             await self._round()
+
+    def _wanted(self) -> list[TopicPartition]:
+        """Return what is to be taken over, those first that had no turn for longest."""
+        found = self._partitions.in_state(State.ASSIGNED, State.IN_DOUBT, State.STOPPED)
+        self._looking.intersection_update(found)
+        return [one.name for one in found if one.state is not State.STOPPED or one in self._looking]
 
     async def _round(self) -> None:
         """Try all partitions without waiting, then wait a little for the first that another worker still holds."""
         self._troubles.wait = min(LONGEST_WAIT, 0.1 * 2 ** min(self._failures + 1, 10)) * random.uniform(0.75, 1.0)
-        asked = await self._inquiry.ask(
-            [name for name in list(self._partitions.wanted) if self._assigned(name) is not None]
-        )
+        asked = await self._inquiry.ask(self._wanted())
         self._again.clear()
-        failed = await self._try_all([name for name in self._partitions.wanted if name in asked.info], asked)
-        failed += [name for name in self._partitions.wanted if name not in asked.info or name in self._again]
-        waiting = [name for name in self._partitions.wanted if name not in failed]
+        failed = await self._try_all([name for name in self._wanted() if name in asked.info], asked)
+        wanted = self._wanted()
+        failed += [name for name in wanted if name not in asked.info or name in self._again]
+        waiting = [name for name in wanted if name not in failed]
         if waiting and not await self._tried(waiting[:1], asked, wait=FENCE_WAIT):
             failed.append(waiting[0])
         failed += [name for name in list(self._partitions.to_clear) if not await self._calm(name)]
@@ -130,8 +138,8 @@ class Ownership:
 
     def _put_last(self, name: TopicPartition) -> None:
         """Give the others their turn first, the next time."""
-        if name in self._partitions.wanted:
-            self._partitions.wanted[name] = self._partitions.wanted.pop(name)
+        if (partition := self._partitions.get(name)) is not None:
+            self._partitions.put_last(partition)
 
     async def _calm(self, name: TopicPartition) -> bool:
         partition = self._partitions.get(name)
@@ -161,7 +169,7 @@ class Ownership:
     ) -> dict[TopicPartition, PartitionUnusable]:
         """Take partitions that are assigned still; return those that cannot be used."""
         partitions = {name: one for name in names if (one := self._assigned(name)) is not None}
-        await self._confirm([one for name, one in partitions.items() if self._partitions.wanted.get(name)])
+        await self._confirm([one for one in partitions.values() if one.state is State.IN_DOUBT])
         wanted = [
             await self._inquiry.place(one, asked.info[name])
             for name, one in partitions.items()
@@ -191,10 +199,7 @@ class Ownership:
     def _assigned(self, name: TopicPartition) -> Partition | None:
         """Return a partition that is to be taken, unless it is not assigned any more."""
         partition = self._partitions.get(name)
-        if partition is None or partition.offsets.leaving:
-            self._partitions.wanted.pop(name, None)
-            return None
-        return partition
+        return None if partition is None or partition.is_leaving else partition
 
     def _begin(self, partition: Partition, begins: placing.Beginning) -> None:
         """Go to the mark, unless what is in hand can be gone on with."""
@@ -224,22 +229,18 @@ class Ownership:
         for name, why in found.items():
             partition = self._partitions.get(name)
             if name in unusable and partition is not None and partition is before[name]:
+                self._looking.discard(partition)
                 self._partitions.stop(partition, why)
             else:
                 self._again.add(name)
 
     async def _confirm(self, partitions: Sequence[Partition]) -> None:
         """Have Kafka accept offset commits of these assignments, or raise `Unavailable`."""
-        positions = {
-            one.name: self._fences.position(one, one.mark)
-            for one in partitions
-            if one.mark is not None and not one.stopped
-        }
+        positions = {one.name: self._fences.position(one, one.mark) for one in partitions if one.mark is not None}
         if positions:
             await self._consumer.commit(positions)
         for one in partitions:
-            if self._partitions.get(one.name) is one and one.name in self._partitions.wanted:
-                self._partitions.wanted[one.name] = False
+            one.confirm()
 
 
 def _since(moment: float) -> float:

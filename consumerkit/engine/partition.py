@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Final
 
 from consumerkit.engine.budget import cost
@@ -20,14 +21,30 @@ CAREFUL_SIZE: Final = 100
 ISOLATED_FOR: Final = 100
 
 
+class State(Enum):
+    """Where a partition stands between the broker and the database."""
+
+    ASSIGNED = "assigned"
+    """The broker gave it to us; it is to be taken over in the database."""
+    OWNED = "owned"
+    """It was taken over: its messages run."""
+    IN_DOUBT = "in doubt"
+    """It may have another owner: it is to be taken over once Kafka has accepted an offset commit of ours."""
+    STOPPED = "stopped"
+    """It cannot be used before a person acts; it is looked at again from time to time."""
+    LEAVING = "leaving"
+    """It is being given back: what is under way may finish, and nothing more begins."""
+
+
 class Partition:
     """One partition under one assignment.
 
     Attributes:
         name: Topic and number.
+        state: See `State`.
         offsets: What is in hand, and the assignment's epoch.
-        owner: The token by which the database knows us as its owner; None until it was taken over, or while that is in
-            doubt. Without it nothing of the partition begins.
+        owner: The token by which the database knows us as its owner; None where it does not, or where that is in doubt.
+            Without it nothing of the partition begins.
         parked: The numbers of the messages that are parked, by key.
         total: How many these are.
         deaths, suspects: See `consumerkit.storage.fence.Taken`.
@@ -43,7 +60,7 @@ class Partition:
         adrift: Whether messages were let go of, so that it must be read again from the mark.
         topic_id: The topic's ID when it was taken over.
         ordering, parking_limit: What the handler declares.
-        stopped: Whether it cannot be used before a person acts.
+        turn: When it had its turn to be taken over; those with a lower number are next.
     """
 
     __slots__ = (
@@ -62,15 +79,17 @@ class Partition:
         "parked",
         "parking_limit",
         "start",
-        "stopped",
+        "state",
         "suspects",
         "topic_id",
         "total",
+        "turn",
         "weight",
     )
 
     def __init__(self, name: TopicPartition, start: Position, ordering: Ordering, parking_limit: int) -> None:
         self.name = name
+        self.state = State.ASSIGNED
         self.offsets = OffsetTracker(start.epoch, start.offset)
         self.owner: bytes | None = None
         self.parked: dict[bytes | None, set[int]] = {}
@@ -87,7 +106,7 @@ class Partition:
         self.forgotten_below = 0
         self.adrift = False
         self.topic_id = ""
-        self.stopped = False
+        self.turn = 0
         self.ordering = ordering
         self.parking_limit = parking_limit
 
@@ -102,9 +121,7 @@ class Partition:
 
     def restart(self, epoch: int) -> None:
         """Forget what is in hand and what of it is finished: it is read again from the mark, under a new epoch."""
-        leaving = self.offsets.leaving
         self.offsets = OffsetTracker(epoch, self.mark)
-        self.offsets.leaving = leaving
         self.began = None
         self.adrift = False
         self.weight = 0
@@ -112,6 +129,8 @@ class Partition:
     def taken(self, found: Taken, parked: dict[bytes | None, set[int]], place: Beginning, end: int) -> None:
         """Take note of a take-over: what was found parked, where to begin, and where the log ends."""
         self.owner = found.owner
+        if self.state is not State.LEAVING:
+            self.state = State.OWNED
         self.mark, self.start, self.end = place.offset, place.start, end
         self.forgotten_below = found.standing.forgotten_below
         self.deaths, self.suspects = found.deaths, found.suspects
@@ -119,6 +138,32 @@ class Partition:
         self.total = sum(map(len, parked.values()))
         if found.deaths:
             self.haunted = max((number for numbers in parked.values() for number in numbers), default=0)
+
+    def doubt(self) -> None:
+        """Begin nothing more: it is not certain that we own the partition."""
+        self.owner = None
+        if self.state is not State.LEAVING:
+            self.state = State.IN_DOUBT
+
+    def confirm(self) -> None:
+        """Record that Kafka has accepted an offset commit of this assignment, or would."""
+        if self.state is State.IN_DOUBT:
+            self.state = State.ASSIGNED
+
+    def stop(self) -> None:
+        """Give the partition up until a person has acted; it is read again from its mark then."""
+        self.adrift = True
+        if self.state is not State.LEAVING:
+            self.state = State.STOPPED
+
+    def leave(self) -> None:
+        """Begin nothing more: the partition is being given back."""
+        self.state = State.LEAVING
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is being given back."""
+        return self.state is State.LEAVING
 
     @property
     def ready(self) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 from consumerkit import events
 from consumerkit.engine import letters
 from consumerkit.engine.budget import Budget, cost
 from consumerkit.engine.commit_sequence import CommitSequences
-from consumerkit.engine.partition import Partition
+from consumerkit.engine.partition import Partition, State
 from consumerkit.engine.receipt import Receipt
 from consumerkit.errors import CommitsLost, PartitionUnusable
 from consumerkit.events import Announcer
@@ -51,8 +52,6 @@ class Partitions:
     Attributes:
         budget: Counts the messages in hand.
         sequences: Number the transactions of the engine's lanes.
-        wanted: Partitions to take over, those first that had no turn for longest; True where Kafka has to confirm first
-            that they are ours.
         to_clear: Partitions whose owner got further than those that died before it, which is still to be written down.
         ownership_due, commit_due, poll_due, settling_due: Set when there is work for the part that takes partitions
             over, commits offsets, looks for parked messages that are due, or decides what is fetched. Each has one part
@@ -65,7 +64,7 @@ class Partitions:
     ) -> None:
         self.budget = Budget(rules.memory_budget)
         self.sequences = sequences
-        self.wanted: dict[TopicPartition, bool] = {}
+        self._turns = count(1)
         self.to_clear: set[TopicPartition] = set()
         self.ownership_due = asyncio.Event()
         self.commit_due = asyncio.Event()
@@ -84,7 +83,6 @@ class Partitions:
         """Add partitions that were assigned, and request their takeover."""
         for name, start in positions.items():
             self.add(name, start)
-            self.wanted[name] = False
         self.ownership_due.set()
         self._announce(events.PartitionsAssigned(partitions=tuple(positions)))
 
@@ -97,7 +95,6 @@ class Partitions:
         """Forget partitions that belong to another worker now; `dropped` of their messages were left to it."""
         for name in names:
             self._by_name.pop(name, None)
-            self.wanted.pop(name, None)
         self._announce(events.PartitionsRevoked(partitions=tuple(names), dropped=dropped, lost=lost))
 
     def unreadable(self, name: TopicPartition, error: PartitionUnusable) -> None:
@@ -135,7 +132,15 @@ class Partitions:
 
     def owned(self) -> list[Partition]:
         """Return the partitions for which we may act."""
-        return [one for one in self._by_name.values() if one.owner is not None and not one.offsets.leaving]
+        return [one for one in self._by_name.values() if one.state is State.OWNED]
+
+    def in_state(self, *states: State) -> list[Partition]:
+        """Return the partitions in one of these states; those first that had no turn to be taken over for longest."""
+        return sorted((one for one in self._by_name.values() if one.state in states), key=lambda one: one.turn)
+
+    def put_last(self, partition: Partition) -> None:
+        """Give the other partitions their turn to be taken over first, the next time."""
+        partition.turn = next(self._turns)
 
     def __iter__(self) -> Iterator[Partition]:
         return iter(list(self._by_name.values()))
@@ -227,9 +232,8 @@ class Partitions:
         for name, token in owners.items():
             partition = self._by_name.get(name)
             if partition is not None and partition.owner == token:
-                partition.owner = None
+                partition.doubt()
                 self._announce(events.PartitionInDoubt(partition=name, error=letters.described(error)))
-                self.wanted[name] = True
                 self.ownership_due.set()
 
     def fenced(self, names: Collection[TopicPartition], error: Exception) -> None:
@@ -249,8 +253,6 @@ class Partitions:
 
     def taken(self, partition: Partition) -> None:
         """Let the messages of a partition begin that was taken over."""
-        partition.stopped = False
-        self.wanted.pop(partition.name, None)
         told = events.PartitionTaken(partition=partition.name, parked=partition.total)
         self._announce(told)
         self.settle(partition)
@@ -260,9 +262,8 @@ class Partitions:
 
     def stop(self, partition: Partition, error: PartitionUnusable) -> None:
         """Give up what is in hand of a partition that cannot be used before a person acts."""
-        self.wanted.pop(partition.name, None)
-        if not partition.stopped:
-            partition.stopped = partition.adrift = True
+        if partition.state is not State.STOPPED:
+            partition.stop()
             self._announce(events.PartitionStopped(partition=partition.name, error=str(error)))
             self.settle(partition)
 

@@ -46,7 +46,7 @@ def waits_for_the_lane(run: Run) -> bool:
 
 
 def leaving(run: Run) -> bool:
-    return any(one.offsets.leaving for engine in run.worker._engines for one in engine.partitions)
+    return any(one.is_leaving for engine in run.worker._engines for one in engine.partitions)
 
 
 async def test_a_message_that_is_gone_when_its_turn_comes_is_not_waited_for(stage: Stage) -> None:

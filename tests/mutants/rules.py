@@ -374,7 +374,7 @@ MUTANTS = (
         "budget",
         "what cannot run gives up its room",
         "consumerkit/engine/holding.py",
-        "        if partition.weight <= share or partition.offsets.leaving or partition.adrift:\n",
+        "        if partition.weight <= share or partition.is_leaving or partition.adrift:\n",
         "        if True:\n",
         f"{INTEGRATION}/test_budget.py::test_what_cannot_run_gives_up_its_room_and_is_read_again_once[Ordering.KEY]",
         "room is made",

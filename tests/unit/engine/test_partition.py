@@ -1,8 +1,10 @@
 """What an engine knows of a partition: when it may begin, what is blocked, what is in its books."""
 
+from collections.abc import Callable
+
 import pytest
 
-from consumerkit.engine.partition import Partition
+from consumerkit.engine.partition import Partition, State
 from consumerkit.engine.placing import Beginning
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
@@ -118,8 +120,40 @@ def test_a_partition_that_is_leaving_or_in_doubt_is_not_owned() -> None:
     assert all_of_them.owned() == []
     made.taken(Taken(b"o" * 16, 0, {}), {}, Beginning(0, 0), 0)
     assert all_of_them.owned() == [made]
-    made.offsets.leaving = True
+    made.leave()
     assert all_of_them.owned() == []
+
+
+def test_a_partition_goes_from_state_to_state() -> None:
+    made = partition(taken=False)
+    states = [made.state]
+
+    def then(step: Callable[[], None]) -> None:
+        step()
+        states.append(made.state)
+
+    take = lambda: made.taken(Taken(b"o" * 16, 0, {}), {}, Beginning(0, 0), 0)  # noqa: E731
+    for step in (take, made.doubt, made.confirm, made.stop, made.confirm, take):
+        then(step)
+    assert states == [
+        State.ASSIGNED,
+        State.OWNED,
+        State.IN_DOUBT,
+        State.ASSIGNED,
+        State.STOPPED,
+        State.STOPPED,
+        State.OWNED,
+    ]
+
+
+@pytest.mark.parametrize("step", [Partition.doubt, Partition.confirm, Partition.stop])
+def test_a_partition_that_is_leaving_stays_so(step: Callable[[Partition], None]) -> None:
+    made = partition()
+    made.leave()
+    step(made)
+    assert made.is_leaving
+    made.taken(Taken(b"o" * 16, 0, {}), {}, Beginning(0, 0), 0)
+    assert made.is_leaving
 
 
 def test_after_a_death_what_was_in_the_lot_is_suspicious_and_what_comes_later_is_not() -> None:
