@@ -10,12 +10,12 @@ from functools import partial
 from typing import Final
 
 from consumerkit import events
-from consumerkit.engine.item import Item
-from consumerkit.engine.partition_brakes import UNREADABLE, PartitionBrakes, is_unreadable
+from consumerkit.engine.partition_brakes import PartitionBrakes, is_unreadable
 from consumerkit.engine.receipt import Receipt
 from consumerkit.events import Announcer
 from consumerkit.message import Message
 from consumerkit.policies.brake import Brake, BrakeState
+from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.origins import Origin, origin
 
 REMEMBERED: Final = 20_000
@@ -129,13 +129,13 @@ class Gate:
         """Ask for a dead letter; False means that the message is to stay in the parking lot."""
         return self._asked(self._state.spend)
 
-    def spend_for(self, item: Item) -> bool:
+    def spend_for(self, letter: DeadMessage) -> bool:
         """Ask for the dead letter of a message that cannot be handled; False as for `spend`."""
-        return self.partitions.spend(item.message) if is_unreadable(item) else self.spend()
+        return self.partitions.spend(letter.message) if is_unreadable(letter) else self.spend()
 
-    def wait_for(self, item: Item) -> float:
-        """Seconds until what stands in the way of a message's dead letter is probed next."""
-        return self.partitions.wait(item.message) if is_unreadable(item) else self.wait
+    def wait_for(self, letter: DeadMessage) -> float:
+        """Seconds until what stands in the way of a dead letter is probed next."""
+        return self.partitions.wait(letter.message) if is_unreadable(letter) else self.wait
 
     def reject(self, message: Message) -> bool:
         """Ask for the dead letter of a Reject, which costs no token; False as for `spend`."""
@@ -150,16 +150,16 @@ class Gate:
             self._announce(events.BrakeOn(wait=self.wait))
         return allowed
 
-    def refund(self, item: Item) -> None:
-        """Take note of a dead letter that was asked for and not written."""
-        if is_unreadable(item):
-            self.partitions.refund(item.message)
+    def refund(self, letter: DeadMessage | None) -> None:
+        """Take back a token that was not spent: one for this letter, or one for a letter that was not made."""
+        if letter is not None and is_unreadable(letter):
+            self.partitions.refund(letter.message)
         else:
             self._state.refund(1)
 
     def settle(self, receipt: Receipt) -> None:
         """Enter a transaction: what was processed earns tokens, and dead letters without a token cost them."""
-        unreadable = [dead.message for dead in receipt.unpaid if dead.reason in UNREADABLE]
+        unreadable = [dead.message for dead in receipt.unpaid if is_unreadable(dead)]
         self.partitions.settle(receipt.processed, unreadable)
         count, funded = len(receipt.processed), min(receipt.funded, len(receipt.unpaid) - len(unreadable))
         self._successes += count

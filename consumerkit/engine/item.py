@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
 
-from consumerkit.message import Message
+from consumerkit.engine.delivery import DeadLetter, Decided, Park
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.steps import MessageSteps
 from consumerkit.storage.dead_letters import DeadMessage
@@ -29,17 +28,10 @@ class Verdict(Enum):
 
 
 class Item:
-    """A message that was decoded and identified; made anew for each transaction, since handlers may change events.
+    """A delivery within one transaction, and what that finds and decides; it is used in no other transaction.
 
     Attributes:
-        message: The record.
-        event: What it was decoded to.
-        digest: The ledger's key; None where no ID was found.
-        message_id: The ID as text.
-        fingerprint: What tells a resend from a conflict.
-        fingerprint_version: In which it was made; see `Fingerprint`.
-        fallback: Whether the ID came from a fallback source.
-        attempt: The number of this attempt.
+        delivery: What was delivered; its values are repeated here.
         claimed: Whether this item inserted the claim on its ID.
         dead: Set where the message is not to be run, but to be buried.
         parked: The row in the parking lot that this item comes from, where it is tried again.
@@ -48,12 +40,9 @@ class Item:
         parking: Set where the message is not to be run now, but to be parked, or to be parked for longer.
         hold: The row that keeps the later messages of its key waiting, where it is buried and that is declared.
         revived: Whether its ID was dead, and it runs all the same.
-        reduced: How often what is to be written of it was reduced, since the database refused it.
         steps: The steps of a message that may run; None where its handler has none.
         token: Whether a token of the brake is reserved for its dead letter.
         verdict: See `Verdict`.
-        aged: Whether it is older than what the ledger remembers, by its event.
-        untimed: Whether it has no readable time, where one is declared.
         outdated: Whether it is older than what the ledger remembers, by its event or by its place in the log.
     """
 
@@ -62,6 +51,7 @@ class Item:
         "attempt",
         "claimed",
         "dead",
+        "delivery",
         "digest",
         "event",
         "fallback",
@@ -74,7 +64,6 @@ class Item:
         "outdated",
         "parked",
         "parking",
-        "reduced",
         "repeats",
         "revived",
         "steps",
@@ -83,41 +72,30 @@ class Item:
         "verdict",
     )
 
-    def __init__(
-        self,
-        message: Message,
-        event: Any = None,
-        digest: bytes | None = None,
-        message_id: str = "",
-        fingerprint: bytes = b"",
-        fallback: bool = False,
-        attempt: int = 1,
-        dead: DeadMessage | None = None,
-        fingerprint_version: int | None = None,
-    ) -> None:
-        self.message = message
-        self.event = event
-        self.digest = digest
-        self.message_id = message_id
-        self.fingerprint = fingerprint
-        self.fingerprint_version = fingerprint_version
-        self.fallback = fallback
-        self.attempt = attempt
-        self.dead = dead
-        self.parked: ParkedMessage | None = None
-        self.parking: ParkedMessage | None = None
+    def __init__(self, decided: Decided) -> None:
+        self.delivery = delivery = decided.delivery
+        self.message = delivery.message
+        self.event = delivery.event
+        self.digest = delivery.digest
+        self.message_id = delivery.message_id
+        self.fingerprint = delivery.fingerprint
+        self.fingerprint_version = delivery.fingerprint_version
+        self.fallback = delivery.fallback
+        self.attempt = delivery.attempt
+        self.parked = delivery.retry_of
+        self.repeats = delivery.repeats
+        self.aged = self.outdated = delivery.aged
+        self.untimed = delivery.untimed
+        intent = decided.intent
+        self.dead: DeadMessage | None = intent.letter if isinstance(intent, DeadLetter) else None
+        self.token = isinstance(intent, DeadLetter) and intent.token
+        self.parking: ParkedMessage | None = intent.row if isinstance(intent, Park) else None
         self.hold: ParkedMessage | None = None
         self.revived = False
         self.number = 0
-        self.repeats = False
-        self.reduced = 0
-        self.token = False
         self.steps: MessageSteps | None = None
         self.verdict = Verdict.RUN
         self.claimed = False
-        self.outdated = False
-        self.aged = False
-        self.untimed = False
 
     @property
     def is_stale(self) -> bool:

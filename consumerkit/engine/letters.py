@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Final
 
+from consumerkit.engine.delivery import Delivery
 from consumerkit.engine.error_text import (
     CAUSES,
     STACK_BYTES,
@@ -90,68 +91,68 @@ def source_of(item: Item) -> bytes | None:
     return b"\x00".join((item.digest or b"", b"duplicate", place.encode()))
 
 
-def conflict(item: Item) -> DeadMessage:
+def conflict(delivery: Delivery) -> DeadMessage:
     """Return the dead letter of a message whose ID belongs to another payload."""
     return DeadMessage(
-        message=item.message,
-        digest=item.digest,
-        message_id=item.message_id,
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
         reason=Reason.CONFLICT,
         error_type="Conflict",
         error="another payload was processed under this message ID; see `fingerprint` if resends differ harmlessly",
-        fingerprint=item.fingerprint,
-        fingerprint_version=item.fingerprint_version,
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
     )
 
 
 def from_error(
-    item: Item, reason: Reason, error: BaseException, *, attempts: int, first_failed_at: datetime | None
+    delivery: Delivery, reason: Reason, error: BaseException, *, attempts: int, first_failed_at: datetime | None
 ) -> DeadMessage:
     """Return the dead letter of a message that its handler would not take."""
     return DeadMessage(
-        message=item.message,
-        digest=item.digest,
-        message_id=item.message_id,
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
         reason=reason,
         error_type=error_type(error),
         error=recorded_text(error),
         stack=stack_of(error),
         attempts=attempts,
         first_failed_at=first_failed_at,
-        fingerprint=item.fingerprint,
-        fingerprint_version=item.fingerprint_version,
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
         place=place_of(error),
         summary=described(error),
         in_full=in_full(error),
     )
 
 
-def killer(item: Item, deaths: int) -> DeadMessage:
+def killer(delivery: Delivery, deaths: int) -> DeadMessage:
     """Return the dead letter of a message that ran alone each time the process died."""
     return DeadMessage(
-        message=item.message,
-        digest=item.digest,
-        message_id=item.message_id,
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
         reason=Reason.KILLED_PROCESS,
         error_type="KilledProcess",
         error=f"the process died {deaths} times while it handled this message and nothing else",
-        attempts=item.attempt - 1,
-        fingerprint=item.fingerprint,
-        fingerprint_version=item.fingerprint_version,
+        attempts=delivery.attempt - 1,
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
     )
 
 
-def stale(item: Item) -> DeadMessage:
+def stale(delivery: Delivery) -> DeadMessage:
     """Return the dead letter of a message that may have been processed: its ID is older than what the ledger keeps."""
     return DeadMessage(
-        message=item.message,
-        digest=item.digest,
-        message_id=item.message_id,
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
         reason=Reason.STALE,
         error_type=STALE,
         error="the ledger has no row for it, but has forgotten those of its time: it may have been processed before",
-        fingerprint=item.fingerprint,
-        fingerprint_version=item.fingerprint_version,
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
     )
 
 
@@ -178,56 +179,55 @@ def undeclared(parked: ParkedMessage) -> DeadMessage:
 
 
 def parked(
-    item: Item, error: BaseException, *, attempts: int, wait: float, first_failed_at: datetime | None
+    delivery: Delivery, error: BaseException, *, attempts: int, wait: float, first_failed_at: datetime | None
 ) -> ParkedMessage:
     """Return what to park of a message whose handler failed, or deferred it."""
     return ParkedMessage(
-        id=item.parked.id if item.parked is not None else 0,
-        message=item.message,
-        digest=item.digest,
-        message_id=item.message_id,
-        fingerprint=item.fingerprint,
-        fingerprint_version=item.fingerprint_version,
+        id=delivery.retry_of.id if delivery.retry_of is not None else 0,
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
         attempts=attempts,
         wait=wait,
         first_failed_at=first_failed_at,
         error_type=error_type(error),
         error=recorded_text(error),
         stack=stack_of(error),
-        kind=_kind(item),
+        kind=_kind(delivery),
     )
 
 
-def held(item: Item, wait: float) -> ParkedMessage:
+def held(delivery: Delivery, dead: DeadMessage, wait: float) -> ParkedMessage:
     """Return what to park of a dead message for which the brake allows no dead letter now."""
-    assert item.dead is not None
     return ParkedMessage(
-        id=item.parked.id if item.parked is not None else 0,
-        message=item.message,
-        digest=item.digest,
-        message_id=item.message_id or item.dead.message_id or "",
-        fingerprint=item.fingerprint,
-        fingerprint_version=item.fingerprint_version,
-        attempts=item.parked.attempts if item.parked is not None else 0,
+        id=delivery.retry_of.id if delivery.retry_of is not None else 0,
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id or dead.message_id or "",
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
+        attempts=delivery.retry_of.attempts if delivery.retry_of is not None else 0,
         wait=wait,
-        error_type=item.dead.error_type,
-        error=item.dead.error,
-        kind=_kind(item),
+        error_type=dead.error_type,
+        error=dead.error,
+        kind=_kind(delivery),
     )
 
 
-def _kind(item: Item) -> Kind:
-    return Kind.REPEAT if item.repeats else Kind.MESSAGE
+def _kind(delivery: Delivery) -> Kind:
+    return Kind.REPEAT if delivery.repeats else Kind.MESSAGE
 
 
-def behind(item: Item) -> ParkedMessage:
+def behind(delivery: Delivery) -> ParkedMessage:
     """Return what to park of a message that must wait behind another one of its key."""
     return ParkedMessage(
-        message=item.message,
-        digest=item.digest,
-        message_id=item.message_id,
-        fingerprint=item.fingerprint,
-        fingerprint_version=item.fingerprint_version,
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
     )
 
 

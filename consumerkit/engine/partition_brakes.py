@@ -12,18 +12,18 @@ from collections.abc import Iterable
 from typing import Final
 
 from consumerkit import events
-from consumerkit.engine.item import Item
 from consumerkit.events import Announcer
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Reason
 from consumerkit.policies.brake import Brake
+from consumerkit.storage.dead_letters import DeadMessage
 
 UNREADABLE: Final = frozenset({Reason.UNDECODABLE, Reason.UNIDENTIFIED, Reason.OVERSIZED})
 
 
-def is_unreadable(item: Item) -> bool:
-    """Tell whether an item is to be buried for what it is, and not for what a handler met."""
-    return item.dead is not None and item.dead.reason in UNREADABLE
+def is_unreadable(letter: DeadMessage) -> bool:
+    """Tell whether a message is to be given up for what it is, and not for what a handler met."""
+    return letter.reason in UNREADABLE
 
 
 class _Partition:
@@ -71,12 +71,12 @@ class PartitionBrakes:
         one = self._partitions.setdefault((message.topic, message.partition), _Partition())
         one.tokens = min(float(self._policy.allowance), one.tokens + 1)
 
-    def funded(self, dead: Iterable[Item], good: Iterable[Item]) -> dict[tuple[str, int], int]:
+    def funded(self, dead: Iterable[DeadMessage], good: Iterable[Message]) -> dict[tuple[str, int], int]:
         """Return how many unreadable messages of each partition are paid by the good ones beside them."""
         bad = Counter((one.message.topic, one.message.partition) for one in dead if is_unreadable(one))
         if not bad:
             return {}
-        fine = Counter((one.message.topic, one.message.partition) for one in good)
+        fine = Counter((one.topic, one.partition) for one in good)
         return {name: min(count, int(fine[name] * self._policy.earned)) for name, count in bad.items()}
 
     def settle(self, processed: Iterable[Message], unpaid: Iterable[Message]) -> None:

@@ -17,8 +17,8 @@ from dataclasses import replace
 from consumerkit.engine import letters
 from consumerkit.engine.alone import Alone
 from consumerkit.engine.blame import LOCKED, OWN, blame
+from consumerkit.engine.delivery import DeadLetter, Decided, Park
 from consumerkit.engine.group import Flush, Group
-from consumerkit.engine.item import Item
 from consumerkit.engine.partition_brakes import is_unreadable
 from consumerkit.engine.patience import Interrupted
 from consumerkit.engine.plan import Step, around, halves
@@ -30,6 +30,7 @@ from consumerkit.errors import Reject, Unavailable
 from consumerkit.failpoints import reach
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message
+from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.origins import Origin, origin
 
@@ -88,21 +89,21 @@ class Pipeline:
         if self._runner.gate.braking:
             self._plan.clear()
         step = self._plan.popleft() if self._plan else Step(len(messages))
-        items = await self._prepared(messages)
-        if not items:
+        prepared = await self._prepared(messages)
+        if not prepared:
             return ()
-        funded = self._park_behind(items)
+        decided, funded = self._park_behind(prepared)
         try:
-            return await self._run(items, funded, step)
+            return await self._run(decided, funded, step)
         finally:
-            self._runner.refund(items)
+            self._runner.refund(one.message for one in decided)
 
-    async def _run(self, items: list[Item], funded: int, step: Step) -> Sequence[Message]:
-        if len(items) == 1:
-            if await self._alone.run(items[0]) and step.after:
+    async def _run(self, decided: list[Decided], funded: int, step: Step) -> Sequence[Message]:
+        if len(decided) == 1:
+            if await self._alone.run(decided[0]) and step.after:
                 self._runner.pace.crowded(step.after)
             return ()
-        group = self._runner.group(items, flush=self._flush(step))
+        group = self._runner.group(decided, flush=self._flush(step))
         group.funded = funded
         try:
             return (await self._runner.transact(group)).left
@@ -110,9 +111,10 @@ class Pipeline:
             raise
         except StaleFound as found:
             self._stale.update(found.places)
-            return [item.message for item in items]
+            return [one.message for one in decided]
         except Exception as error:  # noqa: BLE001 - every error becomes a decision
-            again = [item.message for item in items if item not in group.convicted]
+            convicted = {id(item.message) for item in group.convicted}
+            again = [one.message for one in decided if id(one.message) not in convicted]
             if again:
                 await self._failed(group, error, step._replace(size=min(len(again), len(group.items))))
             return again
@@ -120,68 +122,86 @@ class Pipeline:
     def _flush(self, step: Step) -> Flush:
         return Flush.PROBE if step.careful else Flush.EACH if self._apart else Flush.AT_END
 
-    async def _prepared(self, messages: Sequence[Message]) -> list[Item]:
-        items, skipped = [], []
+    async def _prepared(self, messages: Sequence[Message]) -> list[Decided]:
+        made, skipped = [], []
         for message in messages:
             try:
-                item = self._preparer.prepare(message)
+                decided = self._preparer.prepare(message)
             except Unavailable as error:
                 await self._runner.patience.wait_out("codec", error)
-                item = await self._alone.prepare(message)
-            if item is None:
+                decided = await self._alone.prepare(message)
+            if decided is None:
                 skipped.append(message)
             else:
-                if origin(message) in self._stale:
-                    self._stale.discard(origin(message))
-                    item.dead = item.dead or letters.stale(item)
-                items.append(item)
+                made.append(self._stale_or_not(decided))
         if skipped:
             self._runner.skip(skipped)
         reach("after_decode")
-        return items
+        return made
 
-    def _park_behind(self, items: Sequence[Item]) -> int:
-        """Have messages parked whose key is blocked, and dead ones for which the brake allows no dead letter.
+    def _stale_or_not(self, decided: Decided) -> Decided:
+        """Give up what the ledger was found not to know, since its event is too old for it."""
+        if not self._stale or (at := origin(decided.message)) not in self._stale:
+            return decided
+        self._stale.discard(at)
+        if decided.letter is not None:
+            return decided
+        return Decided(decided.delivery, DeadLetter(letters.stale(decided.delivery)))
+
+    def _park_behind(self, prepared: Sequence[Decided]) -> tuple[list[Decided], int]:
+        """Park messages whose key is blocked, and dead ones for which the brake allows no dead letter.
 
         Returns:
-            How many dead letters are paid by what succeeds beside them.
+            What is decided now, and how many dead letters are paid by what succeeds beside them.
         """
         gate = self._runner.gate
-        dead = [item for item in items if item.dead is not None]
-        good = [item for item in items if item.dead is None and not self._blocked(item)] if dead else []
-        funded = gate.funded(sum(not is_unreadable(item) for item in dead), len(good))
+        dead = [one.letter for one in prepared if one.letter is not None]
+        good = (
+            [one.message for one in prepared if one.letter is None and not self._blocked(one.message)] if dead else []
+        )
+        funded = gate.funded(sum(not is_unreadable(letter) for letter in dead), len(good))
         paid: dict[object, int] = {_HANDLER: funded}
         paid.update(gate.partitions.funded(dead, good))
         held: set[object] = set()
-        for item in items:
-            key = self._order(item.message)
-            waits = key in held or self._blocked(item)
-            if item.dead is None:
-                if waits:
-                    item.parking = letters.behind(item)
-            elif self._affords(item, paid):
-                if self._runner.declared.holds_key and item.dead.reason.holds_key and key is not None:
-                    held.add(key)
-            else:
-                # It may be in order yet, once whatever is wrong was repaired: so what follows waits behind it.
-                parking = letters.held(item, gate.wait_for(item))
-                item.parking, item.dead = replace(parking, wait=None) if waits else parking, None
-                if key is not None:
-                    held.add(key)
-        return funded
+        decided = []
+        for one in prepared:
+            made = self._behind(one, held, paid)
+            key = self._order(one.message)
+            if key is not None and one.letter is not None and self._holds(made):
+                held.add(key)
+            decided.append(made)
+        return decided, funded
 
-    def _affords(self, item: Item, paid: dict[object, int]) -> bool:
-        """Tell whether a dead letter may be written: what succeeds beside it pays, or a token."""
-        whose = (item.message.topic, item.message.partition) if is_unreadable(item) else _HANDLER
+    def _behind(self, one: Decided, held: set[object], paid: dict[object, int]) -> Decided:
+        """Return what is decided of a message behind those of the same order that are held."""
+        delivery, letter = one.delivery, one.letter
+        waits = self._order(one.message) in held or self._blocked(one.message)
+        if letter is None:
+            return Decided(delivery, Park(letters.behind(delivery))) if waits else one
+        if self._is_paid(letter, paid):
+            return one
+        if self._runner.reserve(one.message, letter):
+            return Decided(delivery, DeadLetter(letter, token=True))
+        # It may be in order yet, once whatever is wrong was repaired: so what follows waits behind it.
+        row = letters.held(delivery, letter, self._runner.gate.wait_for(letter))
+        return Decided(delivery, Park(replace(row, wait=None) if waits else row))
+
+    def _holds(self, dead: Decided) -> bool:
+        """Tell whether what follows waits behind a dead message: where it is parked, or its letter holds its key."""
+        return dead.letter is None or (self._runner.declared.holds_key and dead.letter.reason.holds_key)
+
+    def _is_paid(self, letter: DeadMessage, paid: dict[object, int]) -> bool:
+        """Tell whether what succeeds beside a message pays for its dead letter."""
+        message = letter.message
+        whose = (message.topic, message.partition) if is_unreadable(letter) else _HANDLER
         if paid.get(whose):
             paid[whose] -= 1
             return True
-        item.token = self._runner.gate.spend_for(item)
-        return item.token
+        return False
 
-    def _blocked(self, item: Item) -> bool:
-        partition = self._runner.partitions.of(item.message)
-        return partition is not None and partition.blocked(item.message)
+    def _blocked(self, message: Message) -> bool:
+        partition = self._runner.partitions.of(message)
+        return partition is not None and partition.blocked(message)
 
     def _order(self, message: Message) -> object:
         """Return what a message has its order in; None where it has none."""

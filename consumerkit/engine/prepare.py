@@ -1,4 +1,4 @@
-"""From a record to an item: size, decoding, identity, fingerprint; what fails here is dead whatever is tried."""
+"""From a record to a delivery: size, decoding, identity, fingerprint; what fails here is dead whatever is tried."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from consumerkit.engine.delivery import DeadLetter, Decided, Delivery
 from consumerkit.engine.error_text import KIND_CHARACTERS, TEXT_CHARACTERS, cut
 from consumerkit.engine.fresh_context import FreshContexts
-from consumerkit.engine.item import Item
 from consumerkit.errors import Unavailable, Undecodable
 from consumerkit.handlers.declaration import SKIP, Declaration
 from consumerkit.handlers.message_id import Identity, MessageId, topic_scope
@@ -40,25 +40,25 @@ class Preparer:
         self._contexts = FreshContexts()
         self._scopes = {topic: topic_scope(topic) if by_topic else b"" for topic in declaration.topics}
 
-    def prepare(self, message: Message, attempt: int = 1) -> Item | None:
-        """Return the item, which may be dead already, or None for a message that is to be skipped.
+    def prepare(self, message: Message, attempt: int = 1) -> Decided | None:
+        """Return the delivery, which may be dead already, or None for a message that is to be skipped.
 
         Raises:
             Unavailable: Something that decoding needs is down.
         """
         return self._contexts.run(self._prepare, message, attempt)
 
-    def _prepare(self, message: Message, attempt: int) -> Item | None:
+    def _prepare(self, message: Message, attempt: int) -> Decided | None:
         declared = self._declaration
         if declared.size_limit is not None and message.size > declared.size_limit:
             return _oversized(message, declared.size_limit)
         try:
             event = declared.decode(message)
         except Undecodable as error:
-            item = _buried(message, Reason.UNDECODABLE, str(error), message_id=self._hint(message))
-            if item.dead is not None and is_ours(error):
-                item.dead = replace(item.dead, summary=cut(item.dead.error, KIND_CHARACTERS))
-            return item
+            letter = _dead(message, Reason.UNDECODABLE, str(error), self._hint(message))
+            if is_ours(error):
+                letter = replace(letter, summary=cut(letter.error, KIND_CHARACTERS))
+            return Decided(Delivery(message), DeadLetter(letter))
         except Unavailable:
             raise
         except (OSError, TimeoutError) as error:
@@ -69,7 +69,7 @@ class Preparer:
             return None
         return self._identified(message, event, attempt)
 
-    def _identified(self, message: Message, event: Any, attempt: int) -> Item:
+    def _identified(self, message: Message, event: Any, attempt: int) -> Decided:
         declared = self._declaration
         try:
             found = declared.identity.find(message, event, scope=self._scopes.get(message.topic, b""))
@@ -81,12 +81,24 @@ class Preparer:
             return _buried(message, Reason.UNIDENTIFIED, f"{declared.identity!r}: {error}")
         except Exception as error:  # noqa: BLE001 - an event's property or __str__ may raise anything
             return _buried(message, Reason.UNIDENTIFIED, f"{type(error).__name__} while {declared.identity!r} was read")
-        item = Item(message, event, found.digest, str(found), fingerprint, found.fallback, attempt, None, version)
+        aged = untimed = False
         if declared.event_time is not None and declared.remembered is not None:
             age = self._age(declared.event_time, message, event)
-            item.untimed = age is None
-            item.aged = item.outdated = age is not None and age > declared.remembered
-        return item
+            untimed = age is None
+            aged = age is not None and age > declared.remembered
+        delivery = Delivery(
+            message,
+            event,
+            found.digest,
+            str(found),
+            fingerprint,
+            found.fallback,
+            attempt,
+            version,
+            aged=aged,
+            untimed=untimed,
+        )
+        return Decided(delivery)
 
     def _age(self, event_time: Identity, message: Message, event: Any) -> float | None:
         """Return how many seconds ago an event happened, by the database's clock; None where that cannot be read.
@@ -134,13 +146,13 @@ def moment_of(found: MessageId | None) -> float | None:
         return None
 
 
-def _oversized(message: Message, limit: int) -> Item:
+def _oversized(message: Message, limit: int) -> Decided:
     text = f"{message.size} bytes are more than size_limit={limit}"
-    return Item(message, dead=_dead(message, Reason.OVERSIZED, text, None, keep_value=False))
+    return Decided(Delivery(message), DeadLetter(_dead(message, Reason.OVERSIZED, text, None, keep_value=False)))
 
 
-def _buried(message: Message, reason: Reason, text: str, message_id: str | None = None) -> Item:
-    return Item(message, dead=_dead(message, reason, text, message_id))
+def _buried(message: Message, reason: Reason, text: str, message_id: str | None = None) -> Decided:
+    return Decided(Delivery(message), DeadLetter(_dead(message, reason, text, message_id)))
 
 
 def _dead(

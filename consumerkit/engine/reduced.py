@@ -8,43 +8,46 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from consumerkit.engine.item import Item
+from consumerkit.engine.delivery import DeadLetter, Decided, Park
 
 UNSTORABLE: Final = "the database refused this text"
 
 
-def reduce(item: Item) -> bool:
-    """Reduce what is to be written of an item that is buried or parked, in place.
+def reduced(decided: Decided) -> Decided | None:
+    """Return a reduced form of what is to be written of a message; None where nothing is left to reduce.
 
     The first time nothing but printable ASCII is left, the second time no words of an error.
-
-    Returns:
-        Whether there was anything left to reduce.
     """
-    step = item.reduced
-    if step > 1:
-        return False
-    item.reduced += 1
-    item.message_id = _ascii(item.message_id)
-    words = _ascii if step == 0 else _nothing
-    if (dead := item.dead) is not None:
-        item.dead = replace(
-            dead,
-            message_id=None if dead.message_id is None else _ascii(dead.message_id),
-            error_type=_ascii(dead.error_type),
-            error=words(dead.error),
-            stack=_ascii(dead.stack) if step == 0 else "",
-            place=_ascii(dead.place) if step == 0 and dead.place is not None else None,
+    if decided.reduced > 1:
+        return None
+    delivery = replace(decided.delivery, message_id=_ascii(decided.delivery.message_id))
+    words = _ascii if decided.reduced == 0 else _nothing
+    more = _ascii if decided.reduced == 0 else _empty
+    intent = decided.intent
+    if isinstance(intent, DeadLetter):
+        letter = intent.letter
+        place = _ascii(letter.place) if decided.reduced == 0 and letter.place is not None else None
+        smaller = replace(
+            letter,
+            message_id=None if letter.message_id is None else _ascii(letter.message_id),
+            error_type=_ascii(letter.error_type),
+            error=words(letter.error),
+            stack=more(letter.stack),
+            place=place,
         )
-    if (parking := item.parking) is not None:
-        item.parking = replace(
-            parking,
-            message_id=_ascii(parking.message_id),
-            error_type=_ascii(parking.error_type),
-            error=words(parking.error),
-            stack=_ascii(parking.stack) if step == 0 else "",
+        intent = replace(intent, letter=smaller)
+    elif isinstance(intent, Park):
+        row = intent.row
+        intent = Park(
+            replace(
+                row,
+                message_id=_ascii(row.message_id),
+                error_type=_ascii(row.error_type),
+                error=words(row.error),
+                stack=more(row.stack),
+            )
         )
-    return True
+    return Decided(delivery, intent, decided.reduced + 1)
 
 
 def _ascii(text: str) -> str:
@@ -54,3 +57,7 @@ def _ascii(text: str) -> str:
 
 def _nothing(_text: str) -> str:
     return UNSTORABLE
+
+
+def _empty(_text: str) -> str:
+    return ""

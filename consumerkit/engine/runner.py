@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from consumerkit.engine import letters
+from consumerkit.engine.delivery import Decided
 from consumerkit.engine.gate import Gate
 from consumerkit.engine.group import Flush, Group
 from consumerkit.engine.item import Item
@@ -27,7 +28,9 @@ from consumerkit.errors import (
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.message import Message, TopicPartition
+from consumerkit.storage.dead_letters import DeadMessage
 from consumerkit.storage.faults import Fault
+from consumerkit.storage.origins import Origin, origin
 
 LONGEST_TURN: Final = 60.0
 """Seconds for which a transaction waits for a connection and for its turn; more is a standstill."""
@@ -59,6 +62,8 @@ class Runner:
         self._sequence = partitions.sequences.new()
         self._under_way: tuple[Group, float] | None = None
         self._unfinished: dict[int, Message] = {}
+        # Tokens of the brake that are neither spent nor given back, by the message's place.
+        self._reserved: dict[Origin, DeadMessage | None] = {}
 
     def begin(self, messages: Sequence[Message]) -> None:
         """Take on fresh messages; until `end`, `unfinished` tells which of them are neither finished nor parked."""
@@ -86,13 +91,14 @@ class Runner:
             return group.preparing.overdue_since
         return asked + LONGEST_TURN if group.begun_at is None else group.begun_at
 
-    def group(self, items: list[Item], *, flush: Flush = Flush.AT_END) -> Group:
+    def group(self, decided: Sequence[Decided], *, flush: Flush = Flush.AT_END) -> Group:
         """Form a group under the fences of its partitions.
 
         Raises:
             Interrupted: One of them is not ours, or not certain to be, or is read again from its mark.
         """
         owners: dict[TopicPartition, bytes] = {}
+        items = [Item(one) for one in decided]
         for item in items:
             name = TopicPartition(item.message.topic, item.message.partition)
             if name not in owners:
@@ -127,8 +133,7 @@ class Runner:
         except (Fenced, CommitUnknown) as error:
             if isinstance(error, CommitUnknown):
                 # The dead letters may be there: what was reserved for them is spent.
-                for item in group.items:
-                    item.token = False
+                self._spend(group.items)
                 self._sequence.leave()
             if isinstance(error, CommitsLost) and group.lane == self._sequence.lane:
                 self.partitions.commits_lost(error)
@@ -146,7 +151,7 @@ class Runner:
         self.patience.over()
         self.gate.let_go(self)
         self._apply(receipt)
-        _spend(group, receipt)
+        self._spend_written(group, receipt)
         self.tell.committed(receipt, time.monotonic() - began)
         return receipt
 
@@ -170,12 +175,32 @@ class Runner:
         for message in messages:
             self._unfinished.pop(id(message), None)
 
-    def refund(self, items: Sequence[Item]) -> None:
-        """Give back the tokens that were reserved for dead letters and not needed."""
+    def reserve(self, message: Message, letter: DeadMessage | None = None) -> bool:
+        """Ask the brake for a dead letter; what it grants is spent or given back by `refund`."""
+        granted = self.gate.spend() if letter is None else self.gate.spend_for(letter)
+        if granted:
+            self._reserved[origin(message)] = letter
+        return granted
+
+    def is_reserved(self, message: Message) -> bool:
+        """Tell whether a token is reserved for a message's dead letter."""
+        return origin(message) in self._reserved
+
+    def refund(self, messages: Iterable[Message]) -> None:
+        """Give back the tokens that were reserved for these messages and are not spent."""
+        if self._reserved:
+            for at in map(origin, messages):
+                if at in self._reserved:
+                    self.gate.refund(self._reserved.pop(at))
+
+    def _spend(self, items: Iterable[Item]) -> None:
         for item in items:
             if item.token:
-                item.token = False
-                self.gate.refund(item)
+                self._reserved.pop(origin(item.message), None)
+
+    def _spend_written(self, group: Group, receipt: Receipt) -> None:
+        written = set(map(id, receipt.dead))
+        self._spend(item for item in group.items if id(item.dead) in written)
 
     async def _convict(self, group: Group, error: TransactionEnded) -> None:
         """Bury the messages whose claims a handler committed by itself.
@@ -186,7 +211,7 @@ class Runner:
         receipt, lost = await self._convicted(group, error)
         self._moved_on(group)
         self._apply(receipt)
-        _spend(group, receipt)
+        self._spend_written(group, receipt)
         self.tell.dead(receipt)
         if lost is not None:
             self.partitions.in_doubt(group.owners, lost)
@@ -226,11 +251,3 @@ class Runner:
         except Interrupted:
             self.gate.let_go(self)
             raise
-
-
-def _spend(group: Group, receipt: Receipt) -> None:
-    """Record that the tokens of the dead letters that were written are spent, so that they are not given back."""
-    written = set(map(id, receipt.dead))
-    for item in group.items:
-        if id(item.dead) in written:
-            item.token = False

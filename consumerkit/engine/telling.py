@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from consumerkit import events
 from consumerkit.engine import letters
+from consumerkit.engine.delivery import Delivery
 from consumerkit.engine.group import Group
-from consumerkit.engine.item import Item
 from consumerkit.engine.receipt import Receipt
 from consumerkit.events import Announcer
 from consumerkit.message import Message, TopicPartition
@@ -68,14 +68,16 @@ class Tell:
             )
         )
 
-    def attempt_failed(self, item: Item, error: BaseException, wait: float | None, *, braking: bool = False) -> None:
+    def attempt_failed(
+        self, delivery: Delivery, error: BaseException, wait: float | None, *, braking: bool = False
+    ) -> None:
         """Tell of a message that failed alone."""
         self.announce(
             events.AttemptFailed(
-                partition=_partition(item.message),
-                offset=item.message.offset,
-                message_id=item.message_id,
-                attempt=item.attempt,
+                partition=_partition(delivery.message),
+                offset=delivery.message.offset,
+                message_id=delivery.message_id,
+                attempt=delivery.attempt,
                 error=letters.described(error),
                 wait=wait,
                 braking=braking,
@@ -83,16 +85,16 @@ class Tell:
             )
         )
 
-    def suspected(self, item: Item, error: BaseException, wait: float, *, overload: bool) -> None:
+    def suspected(self, delivery: Delivery, error: BaseException, wait: float, *, overload: bool) -> None:
         """Tell of a message that failed alone, where nothing is counted; `overload` is trouble of the database, too."""
         if overload:
             told = letters.described(error)
             self.announce(events.Trouble(where="database", error=told, wait=wait))
         self.announce(
             events.MessageSuspected(
-                partition=_partition(item.message),
-                offset=item.message.offset,
-                message_id=item.message_id,
+                partition=_partition(delivery.message),
+                offset=delivery.message.offset,
+                message_id=delivery.message_id,
                 error=letters.described(error),
                 wait=wait,
                 in_full=letters.in_full(error),

@@ -50,8 +50,6 @@ class Transaction:
         connection.info[_SERVED] = True
         location.remember(session, ledger.tables)
         location.refuse_translation(connection, ledger.tables)
-        for item in group.items:
-            item.hold, item.revived, item.claimed = None, False, False
         fences = fence.numbers(ledger.tables, ledger.consumer, group.owners)
         group.begun = ledger.dialect.begin(connection, self._limits, group.token, fences)
         group.begun_at = time.monotonic()
@@ -135,7 +133,7 @@ class Transaction:
             raise StaleFound(*found)
         for item in unknown:
             if not item.aged:
-                item.dead = letters.stale(item)
+                item.dead = letters.stale(item.delivery)
                 item.parking = None
 
     def _lost(self, item: Item, ahead: Item, kept: Kept | None) -> None:
@@ -146,7 +144,7 @@ class Transaction:
         outcome = kept.outcome if kept is not None else ahead.outcome
         if not self._is_same(item, kept, ahead):
             item.verdict = Verdict.BURY
-            item.dead = letters.conflict(item)
+            item.dead = letters.conflict(item.delivery)
         elif outcome is Outcome.DEAD:
             item.verdict = Verdict.DUPLICATE_OF_DEAD
         elif outcome is Outcome.PROCESSED and (item.repeats or item.dead is None):
@@ -339,7 +337,9 @@ class Transaction:
         for item in group.convicted:
             item.verdict = Verdict.BURY
             since = (item.parked and item.parked.first_failed_at) or letters.now()
-            item.dead = letters.from_error(item, Reason.EXHAUSTED, error, attempts=item.attempt, first_failed_at=since)
+            item.dead = letters.from_error(
+                item.delivery, Reason.EXHAUSTED, error, attempts=item.attempt, first_failed_at=since
+            )
         group.publications = []
         self._bury(connection, group, group.convicted)
         self._park(connection, group, group.convicted)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from consumerkit.engine import letters
-from consumerkit.engine.item import Item
+from consumerkit.engine.delivery import Decided, Delivery
 from consumerkit.engine.letters import STACK_BYTES, TEXT_CHARACTERS
 from consumerkit.engine.prepare import Preparer
 from consumerkit.errors import Unavailable
@@ -97,32 +97,33 @@ class Screen:
         return self._prepared(record, letter, at)
 
     def _prepared(self, record: Message, letter: Letter, at: Placed) -> Screened:
-        item = self._preparer.prepare(at.message)
-        if item is None:
+        prepared = self._preparer.prepare(at.message)
+        if prepared is None:
             return _left(record, Fate.SKIPPED, "its event type is not declared", letter)
-        if item.dead is not None and item.dead.reason is Reason.OVERSIZED:
-            return _left(record, Fate.OVERSIZED, item.dead.error, letter)
-        dead = _dead(item, letter)
+        if prepared.letter is not None and prepared.letter.reason is Reason.OVERSIZED:
+            return _left(record, Fate.OVERSIZED, prepared.letter.error, letter)
+        dead = _dead(prepared, letter)
         why = f"{dead.error_type}: {dead.error}" if dead.error else dead.error_type
         line = _line(record, Fate.IMPORTED, why, letter, dead)
-        return Screened(line, Candidate(dead, at.place, at.others, self._first_fingerprint(item)))
+        return Screened(line, Candidate(dead, at.place, at.others, self._first_fingerprint(prepared.delivery)))
 
-    def _first_fingerprint(self, item: Item) -> bytes | None:
-        if item.digest is None or item.fingerprint_version is None:
+    def _first_fingerprint(self, delivery: Delivery) -> bytes | None:
+        if delivery.digest is None or delivery.fingerprint_version is None:
             return None
-        return self._declared.fingerprint.of(item.message, item.event)
+        return self._declared.fingerprint.of(delivery.message, delivery.event)
 
 
-def _dead(item: Item, letter: Letter) -> DeadMessage:
+def _dead(prepared: Decided, letter: Letter) -> DeadMessage:
     """Return the row: the letter's own failure, and, where the handler cannot read the message either, that too."""
-    reason, error, message_id = letter.reason, letter.error, item.message_id or None
-    if item.dead is not None:
-        reason, message_id = item.dead.reason, item.dead.message_id
+    delivery, ours = prepared.delivery, prepared.letter
+    reason, error, message_id = letter.reason, letter.error, delivery.message_id or None
+    if ours is not None:
+        reason, message_id = ours.reason, ours.message_id
         if letter.reason is not reason or letter.convention != Convention.CONSUMERKIT:
-            error = "; ".join(text for text in (error, f"here: {item.dead.error}") if text)
+            error = "; ".join(text for text in (error, f"here: {ours.error}") if text)
     return DeadMessage(
-        message=item.message,
-        digest=item.digest,
+        message=delivery.message,
+        digest=delivery.digest,
         message_id=message_id,
         reason=reason,
         error_type=_cut(redact(letter.error_type), _KIND_CHARACTERS),
@@ -130,8 +131,8 @@ def _dead(item: Item, letter: Letter) -> DeadMessage:
         stack=_cut_bytes(redact(letter.stack)),
         attempts=letter.attempts,
         first_failed_at=letter.first_failed_at,
-        fingerprint=item.fingerprint or None,
-        fingerprint_version=item.fingerprint_version,
+        fingerprint=delivery.fingerprint or None,
+        fingerprint_version=delivery.fingerprint_version,
         place=None if letter.place is None else _cut(letter.place, _KIND_CHARACTERS),
     )
 

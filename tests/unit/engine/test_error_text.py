@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 
 from consumerkit import Defer, Reject
 from consumerkit.engine import letters
-from consumerkit.engine.item import Item
+from consumerkit.engine.delivery import Delivery
 from consumerkit.engine.places import place_of
 from consumerkit.error_tree import traceback_of
 from consumerkit.message import Message
@@ -125,7 +125,7 @@ def test_a_group_is_told_by_its_first_leaf() -> None:
         fails()
     leaf = ExceptionGroup("", [caught.value])
     group = ExceptionGroup("unhandled errors in a TaskGroup", [leaf, ValueError("second")])
-    item = Item(Message("t", 0, 7), None, bytes(16), "m", b"f" * 16)
+    item = Delivery(Message("t", 0, 7), None, bytes(16), "m", b"f" * 16)
     dead = letters.from_error(item, Reason.EXHAUSTED, group, attempts=1, first_failed_at=None)
     assert (dead.error_type, dead.error) == ("LookupError", "what the first one says")
     assert dead.place is not None

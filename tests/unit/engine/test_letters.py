@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from consumerkit.engine import letters
-from consumerkit.engine.item import Item
+from consumerkit.engine.delivery import Delivery
 from consumerkit.errors import Reject, Unavailable
 from consumerkit.handlers.context import Publication
 from consumerkit.message import Message
@@ -19,8 +19,8 @@ NOW = datetime(2024, 5, 1, 12, 30, 15, 123456, tzinfo=UTC)
 MESSAGE = Message("t", 3, 7, b"key", b"\xff", (("a", b"1"), ("a", None), ("é", b"\x00")), 1000, "id-of-t")
 
 
-def item(message: Message = MESSAGE) -> Item:
-    return Item(message, object(), bytes(16), "pay-1", b"f" * 16)
+def item(message: Message = MESSAGE) -> Delivery:
+    return Delivery(message, object(), bytes(16), "pay-1", b"f" * 16)
 
 
 def raised(error: BaseException) -> BaseException:

@@ -7,11 +7,12 @@ import pytest
 from pydantic import BaseModel
 
 from consumerkit import Context, Events, Handler, Json, Unavailable, Undecodable, coordinates, event_field, header
-from consumerkit.engine.item import Item, Verdict
+from consumerkit.engine.delivery import Delivery, Handle
 from consumerkit.engine.prepare import Preparer
 from consumerkit.handlers.declaration import declare
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
+from consumerkit.storage.dead_letters import DeadMessage
 
 SECRET = b"4111-1111-1111-1111"
 
@@ -43,26 +44,33 @@ def message(value: bytes | None = b'{"id": "a", "amount": 1}', id: bytes | None 
     return Message(topic, 0, 7, b"k", value, (("id", id),), topic_id=f"id-of-{topic}")
 
 
-def prepared(made: Preparer, of: Message, attempt: int = 1) -> Item:
-    item = made.prepare(of, attempt)
-    assert item is not None
-    return item
+def prepared(made: Preparer, of: Message, attempt: int = 1) -> Delivery:
+    decided = made.prepare(of, attempt)
+    assert decided is not None
+    assert decided.intent == Handle()
+    return decided.delivery
+
+
+def letter_of(made: Preparer, of: Message) -> DeadMessage:
+    decided = made.prepare(of)
+    assert decided is not None
+    assert decided.delivery.digest is None
+    assert decided.letter is not None
+    assert SECRET.decode() not in decided.letter.error
+    return decided.letter
 
 
 def dead_of(made: Preparer, of: Message) -> tuple[Reason, str, str | None]:
-    item = prepared(made, of)
-    assert item.dead is not None
-    assert item.digest is None
-    assert SECRET.decode() not in item.dead.error
-    return item.dead.reason, item.dead.error, item.dead.message_id
+    letter = letter_of(made, of)
+    return letter.reason, letter.error, letter.message_id
 
 
-def test_a_good_message_is_an_item_to_run() -> None:
-    item = prepared(preparer(), message(), attempt=3)
-    assert (item.event, item.message_id, item.attempt) == (Paid(id="a", amount=1), "m-1", 3)
-    assert (item.dead, item.verdict, item.claimed, item.fallback) == (None, Verdict.RUN, False, False)
-    assert item.digest is not None
-    assert len(item.digest) == len(item.fingerprint) == 16
+def test_a_good_message_is_one_to_handle() -> None:
+    delivery = prepared(preparer(), message(), attempt=3)
+    assert (delivery.event, delivery.message_id, delivery.attempt) == (Paid(id="a", amount=1), "m-1", 3)
+    assert not delivery.fallback
+    assert delivery.digest is not None
+    assert len(delivery.digest) == len(delivery.fingerprint) == 16
 
 
 def test_a_message_is_decoded_anew_each_time() -> None:
@@ -78,10 +86,8 @@ def test_what_is_too_large_is_not_even_decoded() -> None:
         f"{large.size} bytes are more than size_limit={large.size - 1}",
         None,
     )
-    item = prepared(made, large)
-    assert item.dead is not None
-    assert not item.dead.keep_value
-    assert prepared(preparer(size_limit=message().size), message()).dead is None
+    assert not letter_of(made, large).keep_value
+    prepared(preparer(size_limit=message().size), message())
 
 
 def test_very_many_empty_headers_are_too_large() -> None:
