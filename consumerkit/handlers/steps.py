@@ -25,7 +25,7 @@ class IdempotencyKey(str):
 
     Example:
         >>> IdempotencyKey.of("pay", b"0" * 16, "charge", 1)
-        'dcd87d67-ad9d-5b32-be35-a2ba33bb9c86'
+        '4faaba97-959c-5b57-ab79-0e0830f7a81c'
     """
 
     __slots__ = ()
