@@ -123,6 +123,7 @@ class Retention:
         self._announce = announce
         self._stopping = asyncio.Event()
         self._told: set[tuple[str, TopicPartition]] = set()
+        self._new: set[tuple[str, TopicPartition]] = set()
 
     async def run(self) -> None:
         """Forget from time to time, until `stop`."""
@@ -161,13 +162,20 @@ class Retention:
             self._announce(events.MessagesForgotten(handler=plan.handler, count=done.count, before=before))
 
     def _tell_holders(self, plan: Plan) -> None:
-        """Tell of each partition once for as long as it holds back."""
+        """Tell of each partition once for as long as it holds back.
+
+        One with nothing settled may have begun a moment ago, so it is told where it held back at the turn before, too.
+        """
         now = {(plan.handler, holder.partition) for holder in plan.holders}
+        new = set()
         for partition, since in plan.holders:
-            if (plan.handler, partition) not in self._told:
+            if since is None and (plan.handler, partition) not in self._new | self._told:
+                new.add((plan.handler, partition))
+            elif (plan.handler, partition) not in self._told:
                 moment = None if since is None else in_utc(since)
                 self._announce(events.ForgettingHeldBack(handler=plan.handler, partition=partition, since=moment))
-        self._told = {told for told in self._told if told[0] != plan.handler} | now
+        self._told = {told for told in self._told if told[0] != plan.handler} | (now - new)
+        self._new = {seen for seen in self._new if seen[0] != plan.handler} | new
 
     async def _sleep(self, seconds: float) -> None:
         await wait_until_set(self._stopping, seconds)

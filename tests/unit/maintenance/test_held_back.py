@@ -1,0 +1,35 @@
+"""When a partition is told that keeps the ledger from forgetting."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from consumerkit.events import Announcer
+from consumerkit.maintenance.pruner import Retention
+from consumerkit.message import TopicPartition
+from consumerkit.storage.pruning import Holder, Plan
+
+FIRST, SECOND = TopicPartition("t", 0), TopicPartition("t", 1)
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def plan(*holders: Holder, handler: str = "credit") -> Plan:
+    return Plan(handler, 1, None, holders, True, (), ("t",))
+
+
+def test_a_partition_that_has_just_begun_is_told_at_the_second_turn() -> None:
+    told: list[Any] = []
+    nothing: Any = None
+    retention = Retention(nothing, nothing, (), seconds=60.0, expiry=nothing, announce=Announcer([told.append]))
+
+    def turn(*holders: Holder, handler: str = "credit") -> list[TopicPartition]:
+        told.clear()
+        retention._tell_holders(plan(*holders, handler=handler))
+        return [event.partition for event in told]
+
+    assert turn(Holder(FIRST, LONG_AGO), Holder(SECOND, None)) == [FIRST]
+    assert turn(Holder(FIRST, None), handler="another") == []
+    assert turn(Holder(FIRST, LONG_AGO), Holder(SECOND, None)) == [SECOND]
+    assert turn(Holder(FIRST, LONG_AGO), Holder(SECOND, None)) == []
+    assert turn() == []
+    assert turn(Holder(FIRST, None)) == []
+    assert turn(Holder(FIRST, LONG_AGO)) == [FIRST]
