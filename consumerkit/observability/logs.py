@@ -34,6 +34,7 @@ class LoggingObserver:
         logger: Where to; `consumerkit` by default.
 
     Example:
+        >>> from consumerkit import events
         >>> observer = LoggingObserver()
         >>> observer(events.OutboxPublished(count=3))
     """
@@ -62,6 +63,7 @@ def event_fields(event: Event) -> dict[str, Any]:
     """Return an event's fields as JSON takes them; `topic`, `partition` and `offset` each by themselves.
 
     Example:
+        >>> from consumerkit import events
         >>> event_fields(events.PartitionStopped(handler="a", partition=TopicPartition("t", 3), error="gone"))
         {'event': 'PartitionStopped', 'handler': 'a', 'topic': 't', 'partition': 3, 'error': 'gone'}
     """

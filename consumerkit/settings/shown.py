@@ -29,7 +29,7 @@ def shown(settings: Settings, declared: tuple[Declaration, ...] = ()) -> list[Sh
     """Return all settings; with handlers' declarations, the values of each handler that can be set.
 
     Example:
-        >>> shown(Settings(grace=5.0))[3]
+        >>> [row for row in shown(Settings(grace=5.0)) if row.setting == "grace"][0]
         Shown(setting='grace', value='5.0', origin='code')
     """
     rows = list(_fields(settings, Settings, (), settings))
