@@ -81,14 +81,11 @@ def supervised(place: tuple[str, int], workers: int) -> Iterator[int]:
     os.environ[_DIRECTORY] = os.environ[_REPORTS] = str(directory)
 
     def registry() -> CollectorRegistry:
-        from prometheus_client import CollectorRegistry
-        from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+        from prometheus_client.multiprocess import mark_process_dead
 
         for process in forget_the_dead(directory):
             mark_process_dead(process, str(directory))  # type: ignore[no-untyped-call]
-        made = CollectorRegistry()
-        MultiProcessCollector(made, str(directory))  # type: ignore[no-untyped-call]
-        return made
+        return registry_of(directory)
 
     try:
         with serving(place, lambda: together(directory, workers), registry) as port:
@@ -96,6 +93,30 @@ def supervised(place: tuple[str, int], workers: int) -> Iterator[int]:
     finally:
         del os.environ[_DIRECTORY], os.environ[_REPORTS]
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def registry_of(directory: Path) -> CollectorRegistry:
+    """Return the metrics of the processes that keep theirs in a directory."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    class Written(MultiProcessCollector):
+        """Leaves out files without a byte: a process has just made one, or died as it did, and reading it fails."""
+
+        def collect(self) -> Any:
+            """Return the metrics of all files."""
+            return self.merge([str(file) for file in directory.glob("*.db") if _size(file)])  # type: ignore[no-untyped-call]
+
+    made = CollectorRegistry()
+    Written(made, str(directory))  # type: ignore[no-untyped-call]
+    return made
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # its process has ended, and another request has tidied up
+        return 0
 
 
 def _fresh_registry() -> CollectorRegistry:
