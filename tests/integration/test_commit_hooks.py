@@ -373,7 +373,9 @@ async def test_a_session_that_cannot_be_closed_leaves_no_transaction_open(
     async with place.run(Write(fail, retry=Retry(attempts=1)), database=maker) as run:
         await all_once(place, run, dead=("3",))
         open_ones = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%' AND datname = current_database()"
-        assert await place.database.run(lambda session: session.scalar(text(open_ones))) == 0
+        # The worker's own transactions come and go; one that a session has left open stays.
+        while await place.database.run(lambda session: session.scalar(text(open_ones))):
+            await asyncio.sleep(0.1)
     assert fired.times > 2
     await engine.dispose()
     await place.close()

@@ -60,7 +60,7 @@ def test_a_number_that_is_none(name: str, value: Any) -> None:
     "argument, message",
     [
         ({"kafka": "localhost:9092"}, "Worker(kafka='localhost:9092'): give kafka=Kafka('localhost:9092')"),
-        ({"kafka": None}, 'Worker(kafka=None): give Kafka("host:port"), Memory(broker), or another Transport'),
+        ({"kafka": None}, "Worker has no kafka: give kafka=..., or set CONSUMERKIT_KAFKA__BOOTSTRAP"),
         ({"tables": "shop_"}, "Worker(tables='shop_'): give Tables(prefix=..., schema=...)"),
         ({"observers": [3]}, "Worker(observers=[3]): give a list of functions of one event"),
         ({"observers": 3}, "Worker(observers=3): give a list of functions of one event"),
