@@ -56,6 +56,9 @@ class NextParked:
         """Tell whether messages may have waited behind one that has left the lot."""
         if partition.state is not State.OWNED or self._ordering is Ordering.NONE:
             return False
+        if self._ordering is Ordering.KEY and parked.message.key is None:
+            # It has no order: another one without a key may be under way in another lane, and would be tried twice.
+            return False
         if parked.dead_letter is not None:
             return True
         if not partition.total:
