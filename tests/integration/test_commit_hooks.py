@@ -374,7 +374,9 @@ async def test_a_session_that_cannot_be_closed_leaves_no_transaction_open(
         await all_once(place, run, dead=("3",))
         open_ones = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%' AND datname = current_database()"
         # The worker's own transactions come and go; one that a session has left open stays.
+        deadline = asyncio.get_running_loop().time() + 60
         while await place.database.run(lambda session: session.scalar(text(open_ones))):
+            assert asyncio.get_running_loop().time() < deadline, "a transaction was left open"
             await asyncio.sleep(0.1)
     assert fired.times > 2
     await engine.dispose()
