@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Final
@@ -165,8 +166,9 @@ class Lane:
             if partition is None or partition.is_leaving:
                 stale.append(message)
             elif partition.ready and (partition.name in self._aside or not self._gate.partitions.admits(message)):
-                # What was set aside before it goes first, even where this one would be admitted by now.
-                self._aside[partition.name].append(message)
+                # What was set aside before it goes first, even where this one would be admitted by now; but one that is
+                # given again, after its transaction failed, stood before what was set aside while it ran.
+                self._set_aside(partition.name, message)
                 self._look_again(partition.name, self._gate.partitions.wait(message))
             elif partition.ready and partition.isolated:
                 # It runs by itself: after what was taken before it.
@@ -177,10 +179,18 @@ class Lane:
                     size = min(size, CAREFUL_SIZE)
                 taken.append(message)
             else:
-                self._aside[partition.name].append(message)
+                self._set_aside(partition.name, message)
         if stale:
             self._partitions.dropped(stale)
         return taken
+
+    def _set_aside(self, partition: TopicPartition, message: Message) -> None:
+        """Keep a message for later, in the order of the log."""
+        aside = self._aside[partition]
+        if aside and message.offset < aside[-1].offset:
+            insort(aside, message, key=lambda one: one.offset)
+        else:
+            aside.append(message)
 
     def _look_again(self, partition: TopicPartition, seconds: float) -> None:
         """Have a partition that is slowed down looked at when it is to be probed, or when that may be over."""
