@@ -11,7 +11,7 @@ from sqlalchemy import create_engine
 
 from benchmarks.shop import HANDLER, MESSAGE_ID_HEADER, Base
 from consumerkit.storage import schema
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.services import KafkaServer, PostgresServer, ServiceError
 
 PARTITIONS = 4

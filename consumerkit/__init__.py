@@ -48,7 +48,7 @@ from consumerkit.policies.dead_letter import DeadLetter
 from consumerkit.policies.payload_retention import PayloadRetention
 from consumerkit.policies.retry import Retry, Wait, chain, exponential, fixed, uniform
 from consumerkit.status import message_status
-from consumerkit.storage.sealing import Sealer
+from consumerkit.storage.payload import Sealer
 from consumerkit.storage.status import MessageStatus
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.kafka import Kafka, Sasl

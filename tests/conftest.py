@@ -99,7 +99,7 @@ def pytest_collection_finish() -> None:
 def _no_collection_per_worker() -> Iterator[None]:
     """Hundreds of workers begin and end in this process: each would spend a third of a second on pytest's own objects.
 
-    `tests/unit/worker/test_collector.py` tests what is left out here, and every worker in its own process does it.
+    `tests/unit/worker/test_gc.py` tests what is left out here, and every worker in its own process does it.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("consumerkit.worker.worker.seldom_collected", nullcontext)

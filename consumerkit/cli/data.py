@@ -14,10 +14,10 @@ from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import runner
 from consumerkit.cli.target import TargetArgument
 from consumerkit.operations.erasure import Erased, erase_in
-from consumerkit.storage import actions
+from consumerkit.storage import audit as actions
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.erasure import Erasing
+from consumerkit.storage.maintenance.erasure import Erasing
 from consumerkit.storage.tables import DEFAULT_PREFIX
 
 app = typer.Typer(no_args_is_help=True, help="Erase what is stored of the messages of one key.")

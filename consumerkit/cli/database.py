@@ -19,7 +19,7 @@ from consumerkit.redaction.database_words import database_words
 from consumerkit.redaction.text import redact
 from consumerkit.redaction.variables import without_variables
 from consumerkit.storage import schema
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.location import located
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 from consumerkit.worker import Worker

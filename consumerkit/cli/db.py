@@ -16,8 +16,10 @@ from consumerkit.cli.prune import prune
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import StartError
 from consumerkit.outcome import Outcome
-from consumerkit.storage import dead_letters, ledger, occupancy, outbox
+from consumerkit.storage import ledger, outbox
 from consumerkit.storage import schema as our_schema
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.parking import occupancy
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
 _TITLES = (

@@ -31,8 +31,9 @@ from consumerkit.cli.step_line import step_line
 from consumerkit.cli.target import TargetArgument
 from consumerkit.observability.printable import printable
 from consumerkit.redrive.plan import check
-from consumerkit.storage import dead_letters, history
-from consumerkit.storage.sealing import Payload, Sealer, payload
+from consumerkit.storage.dead_letters import history
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.payload import Payload, Sealer, payload
 from consumerkit.storage.status import StepStatus, steps_of
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 

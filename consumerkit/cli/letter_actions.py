@@ -51,7 +51,7 @@ from consumerkit.redrive import (
     redrive,
     resolve,
 )
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
 SHOWN: Final = 100

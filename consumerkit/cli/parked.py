@@ -17,10 +17,12 @@ from consumerkit.cli.stack import print_stack
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.observability.printable import printable
-from consumerkit.storage import actions, consumers, parked_listing
-from consumerkit.storage.parked import Kind
-from consumerkit.storage.parked_listing import ParkedSelection
-from consumerkit.storage.sealing import payload
+from consumerkit.storage import audit as actions
+from consumerkit.storage import consumers
+from consumerkit.storage.parking import listing as parked_listing
+from consumerkit.storage.parking.listing import ParkedSelection
+from consumerkit.storage.parking.parked import Kind
+from consumerkit.storage.payload import payload
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
 app = typer.Typer(no_args_is_help=True, help="Look at the messages that wait for a retry, and try them now.")

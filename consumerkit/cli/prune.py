@@ -24,10 +24,10 @@ from consumerkit.policies.duration import DAY
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage import consumers
 from consumerkit.storage import schema as our_schema
+from consumerkit.storage.database import Run
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.engines import Run
-from consumerkit.storage.expiry import Expiring
-from consumerkit.storage.pruning import Plan, Pruning
+from consumerkit.storage.maintenance.expiry import Expiring
+from consumerkit.storage.maintenance.pruning import Plan, Pruning
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 from consumerkit.worker.terms import terms_of
 

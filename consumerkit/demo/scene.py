@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from consumerkit.demo.payments import ACCOUNTS, CLOSED
 from consumerkit.demo.shop import Account, Base
 from consumerkit.storage import schema
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from consumerkit.errors import Defer, Fenced, Reject, Unavailable
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.fence import Owners
-from consumerkit.storage.parked import Kind, ParkedMessage
+from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
 CONVICTED_AFTER: Final = 3
 _CONNECTIONS: Final = 50

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from consumerkit.engine.item import Item
 from consumerkit.message import Message
-from consumerkit.storage.dead_letters import DeadMessage, Entered
+from consumerkit.storage.dead_letters.letters import DeadMessage, Entered
 from consumerkit.storage.origins import Origin, origin
-from consumerkit.storage.parked import Kind, ParkedMessage
+from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
 
 def to_enter(buried: Sequence[Item]) -> list[DeadMessage]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from consumerkit.message import Message
-from consumerkit.storage.dead_letters import DeadMessage
-from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
+from consumerkit.storage.parking.parked import ParkedMessage
 
 
 @dataclass(frozen=True, slots=True)

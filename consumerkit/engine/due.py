@@ -17,7 +17,7 @@ from consumerkit.engine.lanes import Lanes
 from consumerkit.engine.table import Partitions
 from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
-from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.parking.parked import ParkedMessage
 
 AT_ONCE: Final = 100
 WHERE_ALL_ARE_FULL: Final = 0.5

@@ -17,8 +17,8 @@ from consumerkit.storage import fence, first_runs, progress
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.fence import Taken
 from consumerkit.storage.first_runs import FirstStart
-from consumerkit.storage.parked import ParkedMessage
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import ParkedMessage
 from consumerkit.storage.progress import Begun, Lane, Mark, Standing
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import PartitionInfo, Position

@@ -15,7 +15,7 @@ from consumerkit.engine.receipt import Receipt
 from consumerkit.events import Announcer
 from consumerkit.message import Message
 from consumerkit.policies.brake import Brake, BrakeState
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.origins import Origin, origin
 
 REMEMBERED: Final = 20_000

@@ -24,11 +24,11 @@ from consumerkit.message import TopicPartition
 from consumerkit.observability.user_code import place_of_function
 from consumerkit.steps import LaneSteps
 from consumerkit.storage import outbox
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.dialects import Limits, Settings
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.origins import Clash
-from consumerkit.storage.parking import Place
+from consumerkit.storage.parking.lot import Place
 from consumerkit.storage.progress import Lane
 
 

@@ -7,8 +7,8 @@ from enum import Enum
 from consumerkit.engine.delivery import DeadLetter, Decided, Park
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.steps import MessageSteps
-from consumerkit.storage.dead_letters import DeadMessage
-from consumerkit.storage.parked import Kind, ParkedMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
+from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
 
 class Verdict(Enum):

@@ -17,7 +17,7 @@ from consumerkit.engine.pipeline import Pipeline
 from consumerkit.engine.solitude import Solitude
 from consumerkit.engine.table import Partitions
 from consumerkit.message import Message, TopicPartition
-from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.parking.parked import ParkedMessage
 
 MOST_DUE: Final = 100
 """Messages that are due and wait for their turn; more stay in the database."""

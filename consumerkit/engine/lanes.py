@@ -8,7 +8,7 @@ from itertools import cycle
 from consumerkit.engine.lane import Lane
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
-from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.parking.parked import ParkedMessage
 
 
 class Lanes:

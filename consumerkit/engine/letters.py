@@ -26,11 +26,11 @@ from consumerkit.message import Headers, known_time
 from consumerkit.observability.printable import printable
 from consumerkit.outcome import Reason
 from consumerkit.policies.dead_letter import BY_REFERENCE, HEADER_PREFIX
-from consumerkit.storage.dead_letters import DeadMessage, storable
-from consumerkit.storage.history import within
+from consumerkit.storage.dead_letters.history import within
+from consumerkit.storage.dead_letters.letters import DeadMessage, storable
 from consumerkit.storage.origins import home
 from consumerkit.storage.outbox import OutboxMessage
-from consumerkit.storage.parked import Kind, ParkedMessage
+from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
 __all__ = [
     "CAUSES",

@@ -13,7 +13,7 @@ from consumerkit.engine.table import Partitions
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
-from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.parking.parked import ParkedMessage
 
 
 class NextParked:

@@ -16,7 +16,7 @@ from consumerkit.events import Announcer
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Reason
 from consumerkit.policies.brake import Brake
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 
 UNREADABLE: Final = frozenset({Reason.UNDECODABLE, Reason.UNIDENTIFIED, Reason.OVERSIZED})
 

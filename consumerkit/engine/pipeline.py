@@ -30,7 +30,7 @@ from consumerkit.errors import Reject, Unavailable
 from consumerkit.failpoints import reach
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.origins import Origin, origin
 

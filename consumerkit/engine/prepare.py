@@ -20,7 +20,7 @@ from consumerkit.observability.shown_errors import are_shown, one_line
 from consumerkit.observability.user_code import is_ours
 from consumerkit.outcome import Reason
 from consumerkit.redaction.text import redact
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 
 # A number above each of these is one of milliseconds, microseconds, nanoseconds: as seconds it is the year 5138 or
 # later, and as the next smaller unit March 1973 or earlier.

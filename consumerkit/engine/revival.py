@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from consumerkit.engine.item import Item, Verdict
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.outcome import Outcome
-from consumerkit.storage import settling
+from consumerkit.storage.dead_letters import resolving as settling
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.origins import Origin, home
 

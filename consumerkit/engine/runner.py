@@ -28,7 +28,7 @@ from consumerkit.errors import (
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.message import Message, TopicPartition
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.faults import Fault
 from consumerkit.storage.origins import Origin, origin
 

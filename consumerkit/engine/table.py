@@ -21,7 +21,7 @@ from consumerkit.errors import CommitsLost, PartitionUnusable
 from consumerkit.events import Announcer
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
-from consumerkit.storage.parking import Place
+from consumerkit.storage.parking.lot import Place
 from consumerkit.transports.base import Position
 
 

@@ -21,11 +21,14 @@ from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import dead_letters, fence, location, origins, outbox, progress, redriven, settling
+from consumerkit.storage import fence, location, origins, outbox, progress
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters import resolving as settling
 from consumerkit.storage.dialects import Claim, Kept, Limits
 from consumerkit.storage.ledger import Claimed, Ledger, LedgerMoved
-from consumerkit.storage.parked import Kind, ParkedMessage
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking import redriven
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
 
 class Transaction:

@@ -39,7 +39,7 @@ from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.methods import method_of
 from consumerkit.storage import plain_sessions
-from consumerkit.storage.engines import AsyncSessions, SyncSessions
+from consumerkit.storage.database import AsyncSessions, SyncSessions
 from consumerkit.storage.faults import Fault, fault_of
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from starlette.responses import JSONResponse, Response
 
 from consumerkit.errors import ConfigurationError, PayloadSealed
-from consumerkit.storage.sealing import Sealer
+from consumerkit.storage.payload import Sealer
 
 NEVER_KEPT: Final = frozenset({401, 403, 408, 409, 425, 429})
 """Answers of 4xx that tell of the moment, or of who asks, and not of the request."""

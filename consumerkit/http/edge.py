@@ -28,8 +28,8 @@ from consumerkit.http.route import (
 )
 from consumerkit.http.transaction import Found, Transaction
 from consumerkit.redaction.plain_words import shown_word
+from consumerkit.storage.database import Database, Given
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.engines import Database, Given
 from consumerkit.storage.keys import KeyLedger
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 

@@ -19,7 +19,7 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.http.answers import problem
 from consumerkit.outcome import MessageState
 from consumerkit.status import Asked, message_status
-from consumerkit.storage.engines import Database, Given
+from consumerkit.storage.database import Database, Given
 from consumerkit.storage.status import MessageStatus
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 

@@ -15,10 +15,10 @@ from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
 from consumerkit.policies.duration import in_utc
 from consumerkit.policies.payload_retention import PayloadRetention
-from consumerkit.storage.dead_letters import DeadMessage
-from consumerkit.storage.engines import Run
-from consumerkit.storage.erasure import Erasing
-from consumerkit.storage.expiry import Batch, Expiring, Terms
+from consumerkit.storage.database import Run
+from consumerkit.storage.dead_letters.letters import DeadMessage
+from consumerkit.storage.maintenance.erasure import Erasing
+from consumerkit.storage.maintenance.expiry import Batch, Expiring, Terms
 from consumerkit.storage.outbox import Old
 
 OUTBOX_OLD: Final = 900.0

@@ -16,8 +16,8 @@ from consumerkit.events import Announcer
 from consumerkit.maintenance.expirer import Expiry
 from consumerkit.message import TopicPartition
 from consumerkit.policies.duration import in_utc
-from consumerkit.storage.engines import Run
-from consumerkit.storage.pruning import BATCH, OutdatedPlan, Plan, Pruning
+from consumerkit.storage.database import Run
+from consumerkit.storage.maintenance.pruning import BATCH, OutdatedPlan, Plan, Pruning
 
 INTERVAL: Final = 300.0
 PAUSE: Final = 0.05  # between batches, so that the server's other work comes first

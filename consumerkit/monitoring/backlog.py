@@ -12,9 +12,9 @@ from sqlalchemy import ColumnElement, Float, cast, func, select
 from sqlalchemy.orm import Session
 
 from consumerkit.concurrency import wait_until_set
-from consumerkit.storage.dead_letters import State
+from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.parked import Kind
+from consumerkit.storage.parking.parked import Kind
 from consumerkit.storage.tables import Tables
 from consumerkit.worker import Worker
 

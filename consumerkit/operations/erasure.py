@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.storage import actions, consumers
+from consumerkit.storage import audit as actions
+from consumerkit.storage import consumers
+from consumerkit.storage.database import Database, Given, Run
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.engines import Database, Given, Run
-from consumerkit.storage.erasure import Erasing
+from consumerkit.storage.maintenance.erasure import Erasing
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
 
@@ -63,7 +64,7 @@ async def erase(
     Example:
         >>> import asyncio
         >>> from consumerkit.storage import schema
-        >>> from consumerkit.storage.engines import Database
+        >>> from consumerkit.storage.database import Database
         >>> from tempfile import mkdtemp
         >>> url = f"sqlite:///{mkdtemp()}/shop.sqlite"
         >>> _ = schema.upgrade(Database(url))

@@ -20,9 +20,10 @@ from sqlalchemy.orm import Session
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.message import TopicPartition
 from consumerkit.redaction.plain_words import shown_word
-from consumerkit.storage import actions, consumers, fence, progress
+from consumerkit.storage import audit as actions
+from consumerkit.storage import consumers, fence, progress
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect, dialect_for
-from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import Span, Transport
 

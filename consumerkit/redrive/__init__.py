@@ -14,8 +14,8 @@ from consumerkit.redrive.conventions import Convention
 from consumerkit.redrive.fate import MAX_REDRIVES, Fate
 from consumerkit.redrive.importing import ImportReport, import_letters
 from consumerkit.redrive.report import Letter, Progress, Report
-from consumerkit.storage.dead_letters import State
-from consumerkit.storage.selection import Selection
+from consumerkit.storage.dead_letters.letters import State
+from consumerkit.storage.dead_letters.selection import Selection
 
 __all__ = [  # noqa: RUF022 - in the order of a contents page
     "redrive",

@@ -17,15 +17,16 @@ from consumerkit.outcome import Outcome, Reason
 from consumerkit.redrive.batch import Scene, Told
 from consumerkit.redrive.fate import Fate, Identified, fate, identified
 from consumerkit.redrive.plan import Log
-from consumerkit.storage import history, redriven
-from consumerkit.storage.dead_letters import State, known
+from consumerkit.storage.dead_letters import history
+from consumerkit.storage.dead_letters.letters import State, known
 from consumerkit.storage.dialects import Claim, Kept
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.origins import MARK, Origin, home
-from consumerkit.storage.parked import Kind
-from consumerkit.storage.places import stands_for
-from consumerkit.storage.redriven import COPIED, Comeback
-from consumerkit.storage.sealing import payload
+from consumerkit.storage.parking import redriven
+from consumerkit.storage.parking.parked import Kind
+from consumerkit.storage.parking.places import stands_for
+from consumerkit.storage.parking.redriven import COPIED, Comeback
+from consumerkit.storage.payload import payload
 from consumerkit.storage.tables import Tables
 
 _log = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from consumerkit.redrive.fate import MAX_REDRIVES
 from consumerkit.redrive.report import Report
 from consumerkit.redrive.run import Run, Watch
 from consumerkit.storage import schema
-from consumerkit.storage.actions import current_user
-from consumerkit.storage.dead_letters import State
-from consumerkit.storage.engines import Database, Given
-from consumerkit.storage.selection import Selection
+from consumerkit.storage.audit import current_user
+from consumerkit.storage.database import Database, Given
+from consumerkit.storage.dead_letters.letters import State
+from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
 Target = Database | Given

@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 
 from consumerkit.redrive.fate import Fate
 from consumerkit.redrive.plan import Log
-from consumerkit.storage import actions, fence
-from consumerkit.storage.dead_letters import State
+from consumerkit.storage import audit as actions
+from consumerkit.storage import fence
+from consumerkit.storage.dead_letters.letters import State
+from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.dialects import Dialect, dialect_for
-from consumerkit.storage.parking import ParkingLot
-from consumerkit.storage.selection import Selection
+from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.tables import Tables
 
 LETTERS: Final = 100

@@ -12,10 +12,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from consumerkit.errors import PayloadSealed
-from consumerkit.storage import history
-from consumerkit.storage.dead_letters import State
-from consumerkit.storage.sealing import Sealer, payload
-from consumerkit.storage.selection import Selection
+from consumerkit.storage.dead_letters import history
+from consumerkit.storage.dead_letters.letters import State
+from consumerkit.storage.dead_letters.selection import Selection
+from consumerkit.storage.payload import Sealer, payload
 from consumerkit.storage.tables import Tables
 
 PAGE: Final = 50

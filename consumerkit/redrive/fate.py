@@ -11,7 +11,7 @@ from typing import Any, Final
 from consumerkit.handlers.message_id import DIGEST_BYTES
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.storage.dialects import Kept
-from consumerkit.storage.parked import Kind
+from consumerkit.storage.parking.parked import Kind
 
 MAX_REDRIVES: Final = 10
 

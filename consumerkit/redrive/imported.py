@@ -8,8 +8,8 @@ from typing import Any, Final
 from consumerkit.redrive.api import redrive
 from consumerkit.redrive.importing.fates import ImportReport
 from consumerkit.redrive.report import Letter, Report
-from consumerkit.storage.engines import Database
-from consumerkit.storage.selection import Selection
+from consumerkit.storage.database import Database
+from consumerkit.storage.dead_letters.selection import Selection
 
 AT_ONCE: Final = 1_000
 

@@ -13,8 +13,8 @@ from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
 from consumerkit.redrive.fate import Fate
 from consumerkit.storage import consumers
-from consumerkit.storage.dead_letters import State
-from consumerkit.storage.selection import Selection
+from consumerkit.storage.dead_letters.letters import State
+from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.tables import Tables
 
 

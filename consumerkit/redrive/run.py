@@ -17,8 +17,8 @@ from consumerkit.redrive.batch import LETTERS, Action, Batches, Busy, Done, Told
 from consumerkit.redrive.fate import Fate
 from consumerkit.redrive.plan import Log, planned
 from consumerkit.redrive.report import Letter, Progress, Report
+from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.faults import Fault, fault_of
-from consumerkit.storage.selection import Selection
 from consumerkit.storage.tables import Tables
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import Headers
 from consumerkit.policies.dead_letter import BY_REFERENCE, HEADER_PREFIX
-from consumerkit.storage import dead_letters
+from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import Tables
 

@@ -22,8 +22,8 @@ from consumerkit.relay.rows import Rows
 from consumerkit.relay.shipment import Delivery, Shipment
 from consumerkit.relay.telling import Telling
 from consumerkit.relay.turn import Awaited, Turn, TurnLost, taken
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect
-from consumerkit.storage.engines import Database
 from consumerkit.storage.outbox import Pending, Queue
 from consumerkit.storage.outbox_queues import Page, Waiting
 from consumerkit.storage.tables import Tables

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from consumerkit.relay import reference
 from consumerkit.storage import outbox, outbox_queues
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import RELAY_IDLE, Dialect, Limits, RelayHolder
-from consumerkit.storage.engines import Database
 from consumerkit.storage.outbox import Identity, OutboxMessage, Pending, Queue
 from consumerkit.storage.outbox_queues import Page, Waiting
 from consumerkit.storage.tables import Tables

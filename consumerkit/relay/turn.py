@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 
 from consumerkit import events
 from consumerkit.events import Announcer
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import RELAY_IDLE, Dialect, RelayHolder
-from consumerkit.storage.engines import Database
 
 KEPT_ALIVE: Final = RELAY_IDLE / 4
 """Seconds between two signs of life."""

@@ -23,7 +23,7 @@ from consumerkit.steps.journal import InTransaction, Journal
 from consumerkit.steps.message_steps import MessageSteps
 from consumerkit.steps.subject import Place, Prepared, Subject
 from consumerkit.storage.fence import Owners
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.steps import Found, Name, StepRows
 
 T = TypeVar("T")

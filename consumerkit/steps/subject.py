@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from consumerkit.message import TopicPartition
-from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.parking.parked import ParkedMessage
 
 if TYPE_CHECKING:
     from consumerkit.steps.message_steps import MessageSteps

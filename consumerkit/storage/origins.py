@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from consumerkit.errors import PayloadSealed
 from consumerkit.message import Message, TopicPartition, known_time
 from consumerkit.storage import headers as header_text
-from consumerkit.storage.sealing import Sealer, payload
+from consumerkit.storage.payload import Sealer, payload
 
 Origin = tuple[str, int, int]
 UNREADABLE: Final = b"unreadable"

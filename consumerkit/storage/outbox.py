@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import NullType
 
 from consumerkit.message import Headers, bytes_of
-from consumerkit.storage import actions
+from consumerkit.storage import audit as actions
 from consumerkit.storage import headers as header_text
 from consumerkit.storage.dialects import Dialect
-from consumerkit.storage.sealing import payload, sealed
+from consumerkit.storage.payload import payload, sealed
 from consumerkit.storage.tables import Tables
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateSchema
 
 from consumerkit.errors import ConfigurationError, StartError
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.location import located
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 

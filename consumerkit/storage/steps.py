@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, delete, 
 from consumerkit.errors import Fenced
 from consumerkit.outcome import Outcome
 from consumerkit.storage import fence
-from consumerkit.storage.dead_letters import State as LetterState
+from consumerkit.storage.dead_letters.letters import State as LetterState
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.tables import Tables

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from consumerkit.errors import ConfigurationError
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.digests import KeyDigest, TopicDigest
-from consumerkit.storage.sealing import Sealer
+from consumerkit.storage.payload import Sealer
 
 DEFAULT_PREFIX = "consumerkit_"
 

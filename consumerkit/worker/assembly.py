@@ -23,10 +23,10 @@ from consumerkit.events import Announcer
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
 from consumerkit.steps import HandlerSteps, LaneSteps
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect, Limits
-from consumerkit.storage.engines import Database
 from consumerkit.storage.ledger import Ledger
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.steps import StepRows
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import Subscription, Transport

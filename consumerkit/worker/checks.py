@@ -19,12 +19,13 @@ from consumerkit.policies.payload_retention import PayloadRetention
 from consumerkit.redaction.database_words import database_words
 from consumerkit.redaction.text import redact
 from consumerkit.redaction.variables import without_variables
-from consumerkit.storage import consumers, occupancy, schema, server, waiting
+from consumerkit.storage import consumers, schema, server, waiting
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect
-from consumerkit.storage.engines import Database
 from consumerkit.storage.faults import Fault, fault_of
 from consumerkit.storage.location import located as find
-from consumerkit.storage.pruning import Pruning
+from consumerkit.storage.maintenance.pruning import Pruning
+from consumerkit.storage.parking import occupancy
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import TopicInfo, Transport
 from consumerkit.transports.kafka import Kafka

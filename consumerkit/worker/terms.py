@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from consumerkit.engine import letters
 from consumerkit.handlers.declaration import Declaration
-from consumerkit.storage.dead_letters import DeadMessage
-from consumerkit.storage.expiry import Terms
+from consumerkit.storage.dead_letters.letters import DeadMessage
+from consumerkit.storage.maintenance.expiry import Terms
 from consumerkit.storage.outbox import OutboxMessage
 
 

@@ -35,17 +35,17 @@ from consumerkit.policies.duration import DAY, seconds_of
 from consumerkit.policies.payload_retention import PayloadRetention, payload_retention_of
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.relay import Relay
+from consumerkit.storage.database import AsyncSessions, Database, SyncSessions
 from consumerkit.storage.dialects import Limits, dialect_for
-from consumerkit.storage.engines import AsyncSessions, Database, SyncSessions
-from consumerkit.storage.expiry import Expiring
-from consumerkit.storage.occupancy import oldest_waiting
-from consumerkit.storage.pruning import Pruning
+from consumerkit.storage.maintenance.expiry import Expiring
+from consumerkit.storage.maintenance.pruning import Pruning
+from consumerkit.storage.parking.occupancy import oldest_waiting
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from consumerkit.transports.base import Transport
 from consumerkit.transports.kafka import Kafka
 from consumerkit.worker import checks, configured
 from consumerkit.worker.assembly import Assembly
-from consumerkit.worker.collector import seldom_collected
+from consumerkit.worker.gc import seldom_collected
 from consumerkit.worker.readiness import Readiness, States
 from consumerkit.worker.reports import Reports
 from consumerkit.worker.terms import terms_of

@@ -12,7 +12,7 @@ from sqlalchemy import URL, Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
-from consumerkit.storage.engines import Database, Given
+from consumerkit.storage.database import Database, Given
 
 T = TypeVar("T")
 WITHIN = 30.0

@@ -11,10 +11,11 @@ from sqlalchemy.orm import Session
 from consumerkit.errors import StartError
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.storage import consumers, dead_letters, headers, outbox
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage import consumers, headers, outbox
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters.letters import DeadMessage
+from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.outbox import OutboxMessage
-from consumerkit.storage.selection import Selection
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.contracts.dialect_contract import DialectContract, Stand
 from tests.contracts.party import Party

@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.parked import ParkedMessage, key_digest
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import ParkedMessage, key_digest
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.services import PostgresServer
 from tests.services.tables import make_tables

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage import fence, progress
 from consumerkit.storage.dialects import Limits
-from consumerkit.storage.parked import Kind, ParkedMessage
-from consumerkit.storage.parking import ParkingLot, Place
+from consumerkit.storage.parking.lot import ParkingLot, Place
+from consumerkit.storage.parking.parked import Kind, ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.contracts import venues
 from tests.contracts.dialect_contract import TOKEN, Stand, other, party, stand

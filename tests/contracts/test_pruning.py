@@ -20,10 +20,10 @@ from consumerkit.message import TopicPartition
 from consumerkit.outcome import Outcome
 from consumerkit.policies.duration import seconds_of
 from consumerkit.storage import consumers, progress
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Claim, Limits, dialect_for
-from consumerkit.storage.engines import Database
 from consumerkit.storage.ledger import Ledger
-from consumerkit.storage.pruning import Batch, Holder, Plan, Pruning
+from consumerkit.storage.maintenance.pruning import Batch, Holder, Plan, Pruning
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.services import PostgresServer
 from tests.services.tables import make_tables

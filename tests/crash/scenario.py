@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psycopg
 
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.crash.app import Settings
 from tests.crash.director import Director, Plan
 from tests.crash.model import Base

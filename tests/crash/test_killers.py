@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from sqlalchemy import Engine, create_engine, text
 
 from consumerkit.storage import schema
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.crash.killers_app import VARIABLE, Base
 from tests.services import KafkaServer, PostgresServer
 

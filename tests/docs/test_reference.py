@@ -99,7 +99,7 @@ def test_every_reason_is_described_and_whether_it_holds_a_claim() -> None:
 
 def test_every_header_of_a_dead_letter_is_described() -> None:
     from consumerkit.message import Message
-    from consumerkit.storage.dead_letters import DeadMessage
+    from consumerkit.storage.dead_letters.letters import DeadMessage
 
     dead = DeadMessage(
         message=Message("t", 0, 0),

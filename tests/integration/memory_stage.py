@@ -14,7 +14,7 @@ from consumerkit.events import Event
 from consumerkit.handlers.handler import AnyHandler
 from consumerkit.message import TopicPartition
 from consumerkit.storage import outbox
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory import Memory, MemoryBroker

@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from consumerkit import Context
 from consumerkit.events import Event, GroupCommitted
 from consumerkit.handlers.handler import AnyHandler
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.transports.kafka import Client, Kafka, Option
 from consumerkit.worker import Worker
 from tests.crash.model import Base, Effect, Payment

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from consumerkit import Retry, fixed
 from consumerkit.events import MessageDeadLettered, OffsetsCommitted
 from consumerkit.operations.positions import Place, skip
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.integration.test_statements import metered
 from tests.integration.yard import TOPIC, Trial, Yard
 from tests.services import PostgresServer

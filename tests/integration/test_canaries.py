@@ -28,7 +28,7 @@ from consumerkit.cli.main import app
 from consumerkit.events import MessageDeadLettered, OutboxHeldBack
 from consumerkit.monitoring.monitor import monitored
 from consumerkit.storage import schema
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from consumerkit.transports.kafka import Kafka, Sasl, Tls
 from consumerkit.worker import Worker

@@ -15,13 +15,15 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import Message
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import consumers, dead_letters, occupancy, outbox
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage import consumers, outbox
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.dialects import Claim, dialect_for
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.outbox import OutboxMessage
-from consumerkit.storage.parked import Kind, ParkedMessage
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking import occupancy
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import Kind, ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.integration.command import CommandLine
 from tests.services import PostgresServer

@@ -10,12 +10,13 @@ from sqlalchemy.orm import Session
 from consumerkit import Outcome, Reason, coordinates, header
 from consumerkit.handlers.message_id import possible_digests, topic_scope
 from consumerkit.message import Message
-from consumerkit.storage import consumers, dead_letters
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage import consumers
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.dialects import Claim, dialect_for
 from consumerkit.storage.ledger import Ledger
-from consumerkit.storage.parked import ParkedMessage
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.command import CommandLine
 from tests.integration.test_cli_database import command, url

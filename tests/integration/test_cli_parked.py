@@ -13,11 +13,12 @@ from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.orm import Session
 
 from consumerkit.message import Message
-from consumerkit.storage import consumers, parked_listing
+from consumerkit.storage import consumers
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.parked import Kind, ParkedMessage
-from consumerkit.storage.parked_listing import ParkedSelection
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking import listing as parked_listing
+from consumerkit.storage.parking.listing import ParkedSelection
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import Kind, ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.command import CommandLine
 from tests.services import PostgresServer

@@ -18,7 +18,7 @@ import pytest
 from confluent_kafka import Producer
 
 from consumerkit.storage import schema
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.services import KafkaServer, PostgresServer
 
 pytestmark = pytest.mark.calm

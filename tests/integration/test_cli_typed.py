@@ -15,7 +15,7 @@ import typer
 from consumerkit.cli import run as run_module
 from consumerkit.cli.main import app
 from consumerkit.storage import schema
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.integration.command import CommandLine
 
 SECRET = "hunter2canary"

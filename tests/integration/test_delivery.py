@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from consumerkit import failpoints
 from consumerkit.events import DeadLetterByReference, Event, GroupCommitted, OutboxHeldBack, OutboxResumed
 from consumerkit.storage import outbox
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.kafka import Client, Kafka, Sasl

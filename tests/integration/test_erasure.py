@@ -18,14 +18,15 @@ from consumerkit.maintenance import pruner
 from consumerkit.message import Message, TopicPartition
 from consumerkit.operations.erasure import Erased, erase
 from consumerkit.outcome import Outcome
-from consumerkit.storage import consumers, expiry, fence, outbox
-from consumerkit.storage import erasure as statements
+from consumerkit.storage import consumers, fence, outbox
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Claim, dialect_for
-from consumerkit.storage.engines import Database
 from consumerkit.storage.ledger import Ledger
+from consumerkit.storage.maintenance import erasure as statements
+from consumerkit.storage.maintenance import expiry
 from consumerkit.storage.outbox import OutboxMessage
-from consumerkit.storage.parked import ParkedMessage
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.integration.command import CommandLine
 from tests.integration.memory_stage import MemoryStage, Write

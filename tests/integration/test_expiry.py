@@ -43,15 +43,15 @@ from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.relay import Relay
 from consumerkit.storage import consumers, fence, outbox
-from consumerkit.storage import expiry as statements
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.database import Database
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.dialects import Claim, dialect_for
-from consumerkit.storage.engines import Database
-from consumerkit.storage.expiry import Expiring, Terms
 from consumerkit.storage.ledger import Ledger
+from consumerkit.storage.maintenance import expiry as statements
+from consumerkit.storage.maintenance.expiry import Expiring, Terms
 from consumerkit.storage.outbox import OutboxMessage
-from consumerkit.storage.parked import Kind, ParkedMessage
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import Kind, ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from consumerkit.transports.base import Producer, Record, SendFailure
 from consumerkit.transports.memory import Memory

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from consumerkit import Transition, transition, upsert
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.services import PostgresServer
 
 

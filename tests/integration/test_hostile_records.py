@@ -16,7 +16,7 @@ from consumerkit.cli.main import app
 from consumerkit.message import Headers, Message
 from consumerkit.redrive import Selection, discard, redrive, resolve
 from consumerkit.redrive.importing import Fate, ImportReport, import_letters
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 from tests.services import PostgresServer

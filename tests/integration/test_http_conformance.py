@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from consumerkit.http import Idempotency
 from consumerkit.http.conformance import CASES, main
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 

@@ -24,7 +24,7 @@ from consumerkit.http import Idempotency
 from consumerkit.http.fastapi import IdempotentRoute
 from consumerkit.maintenance.pruner import forget
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.pruning import Pruning
+from consumerkit.storage.maintenance.pruning import Pruning
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.services import PostgresServer
 from tests.services.tables import make_tables

@@ -21,8 +21,9 @@ from consumerkit import ConfigurationError, Context, Handler, Outcome, Reason, h
 from consumerkit.handlers.message_id import possible_digests
 from consumerkit.http import accepted, status_route
 from consumerkit.message import Message
-from consumerkit.storage import consumers, dead_letters
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage import consumers
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.dialects import Claim, dialect_for
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.tables import DEFAULT_TABLES

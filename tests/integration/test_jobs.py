@@ -18,9 +18,9 @@ from consumerkit.errors import InProgress, KeyReused, StartError, TransactionMis
 from consumerkit.jobs import checkpoints, once
 from consumerkit.maintenance.pruner import Forgotten, forget
 from consumerkit.storage import consumers
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.engines import Database
-from consumerkit.storage.pruning import Pruning
+from consumerkit.storage.maintenance.pruning import Pruning
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.services import PostgresServer
 from tests.services.tables import make_tables

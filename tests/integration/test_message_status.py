@@ -19,13 +19,14 @@ from sqlalchemy.orm import Session
 from consumerkit import Context, Handler, MessageState, MessageStatus, Outcome, Reason, header, message_status
 from consumerkit.handlers.message_id import possible_digests
 from consumerkit.message import Message
-from consumerkit.storage import consumers, dead_letters
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage import consumers
+from consumerkit.storage.database import Database
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.dialects import Claim, dialect_for
-from consumerkit.storage.engines import Database
 from consumerkit.storage.ledger import Ledger
-from consumerkit.storage.parked import ParkedMessage
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.services import PostgresServer
 from tests.services.tables import make_tables

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, create_engine, inspect, text
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.storage import schema
 from consumerkit.storage.autogenerate import alembic_filter
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.services import PostgresServer
 from tests.services.tables import make_tables

@@ -13,7 +13,7 @@ from consumerkit import BatchContext, BatchHandler, Context, Handler, Received, 
 from consumerkit.errors import ConfigurationError
 from consumerkit.events import AttemptFailed, HandlerPaused, HandlerResumed, MessageDeadLettered
 from consumerkit.handlers.handler import AnyHandler
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line
 from tests.services import PostgresServer
 

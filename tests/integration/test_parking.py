@@ -17,7 +17,8 @@ from consumerkit.errors import Defer
 from consumerkit.events import AttemptFailed, GroupCommitted, PartitionInDoubt, PartitionTaken
 from consumerkit.message import TopicPartition
 from consumerkit.redrive import Selection, redrive
-from consumerkit.storage import fence, occupancy
+from consumerkit.storage import fence
+from consumerkit.storage.parking import occupancy
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.crash.model import Payment
 from tests.integration.yard import TOPIC, BatchTrial, PlainTrial, Trial, Yard

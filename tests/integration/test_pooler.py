@@ -7,7 +7,7 @@ import pytest
 
 from consumerkit import ConfigurationError, Context
 from consumerkit.events import MessageDeadLettered
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.integration.memory_stage import MemoryStage, Write
 from tests.services import PostgresServer
 from tests.services.pgbouncer import pgbouncer

@@ -20,7 +20,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.operations import positions
 from consumerkit.storage import progress
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.pruning import Pruning
+from consumerkit.storage.maintenance.pruning import Pruning
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.kafka import Client
 from consumerkit.transports.memory.group import MemoryConsumer

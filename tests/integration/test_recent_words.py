@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from consumerkit.engine import letters
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.services import PostgresServer
 
 VALUE = "078-05-1120"

@@ -14,8 +14,8 @@ from consumerkit.message import TopicPartition
 from consumerkit.redrive import Fate, Report, Selection, State, batch, discard, export, redrive, resolve
 from consumerkit.redrive import run as run_module
 from consumerkit.storage import fence
-from consumerkit.storage.engines import Database
-from consumerkit.storage.parked_listing import ParkedSelection, listed
+from consumerkit.storage.database import Database
+from consumerkit.storage.parking.listing import ParkedSelection, listed
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.yard import TOPIC, PlainTrial, Trial, Yard
 from tests.services import PostgresServer

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.redrive import Selection, redrive
 from consumerkit.storage import schema
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 
 PLACES = 40

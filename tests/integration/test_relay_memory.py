@@ -18,8 +18,9 @@ from consumerkit.failpoints import FailpointError
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.relay import Relay, relay, rows
-from consumerkit.storage import consumers, dead_letters, outbox
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage import consumers, outbox
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import DEFAULT_TABLES

@@ -16,8 +16,8 @@ from sqlalchemy import text
 from consumerkit import events
 from consumerkit.events import Announcer, Event
 from consumerkit.relay import Relay, turn
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.engines import Database
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Record, SendFailure

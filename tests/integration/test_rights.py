@@ -15,8 +15,8 @@ from consumerkit import ConfigurationError, Reject, StartError
 from consumerkit.events import GroupCommitted, MessageDeadLettered, Trouble
 from consumerkit.redrive import redrive
 from consumerkit.storage import postgresql_engine, schema, server
-from consumerkit.storage.engines import Database
-from consumerkit.storage.selection import Selection
+from consumerkit.storage.database import Database
+from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory import MemoryBroker
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write

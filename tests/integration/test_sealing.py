@@ -14,7 +14,7 @@ from consumerkit import Context, DeadLetter, Handler, Reject, Retry, StartError,
 from consumerkit.errors import ConfigurationError, PayloadSealed
 from consumerkit.events import GroupCommitted, MessageDeadLettered
 from consumerkit.redrive import Selection, discard
-from consumerkit.storage.sealing import payload
+from consumerkit.storage.payload import payload
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory import Memory
 from tests.integration.command import CommandLine

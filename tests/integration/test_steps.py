@@ -27,7 +27,7 @@ from consumerkit import (
 from consumerkit.events import AttemptFailed, GroupCommitted, StepAwaited, StepDoubted, StepsRun, Trouble
 from consumerkit.redrive import Selection, redrive
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.pruning import Pruning
+from consumerkit.storage.maintenance.pruning import Pruning
 from consumerkit.storage.steps import StepRows
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import MemoryStage, line

@@ -15,7 +15,7 @@ from consumerkit.events import MessageDeadLettered, OriginClash
 from consumerkit.message import Headers
 from consumerkit.redrive import Selection, redrive
 from consumerkit.redrive.importing import Fate, ImportReport, import_letters
-from consumerkit.storage.dead_letters import State
+from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
 from tests.services import PostgresServer

@@ -19,8 +19,8 @@ from consumerkit.events import GroupCommitted, HandlerStopped
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import MessageState
 from consumerkit.storage import fence, schema
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from consumerkit.transports.memory import MemoryBroker
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write

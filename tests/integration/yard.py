@@ -28,7 +28,7 @@ from consumerkit import (
 from consumerkit.errors import Defer
 from consumerkit.events import Event
 from consumerkit.handlers.handler import AnyHandler
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.worker import Worker
 from tests.crash.model import Base, Payment

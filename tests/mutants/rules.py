@@ -283,7 +283,7 @@ MUTANTS = (
     Mutant(
         "S17",
         "a message is parked beside a stranger's at its place",
-        "consumerkit/storage/places.py",
+        "consumerkit/storage/parking/places.py",
         "    return not stands_for(lot, connection, row).agrees(_own(lot, connection, one))\n",
         "    return False\n",
         f"{INTEGRATION}/test_strange_places.py::test_a_message_is_parked_beside_a_redriven_letter_that_names_its_place",

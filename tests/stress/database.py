@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import psycopg
 
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from tests.integration.backup import Backup
 from tests.services import PostgresServer
 from tests.services.tables import make_tables

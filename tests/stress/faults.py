@@ -12,8 +12,8 @@ from sqlalchemy.exc import DBAPIError
 from consumerkit.errors import ConsumerkitError
 from consumerkit.message import TopicPartition
 from consumerkit.operations import positions
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory import Memory
 from tests.stress.handlers import NAME, TOPIC

@@ -18,9 +18,9 @@ from consumerkit.redrive.importing.importer import Importer, ImportProgress, Wat
 from consumerkit.redrive.importing.placing import Settled
 from consumerkit.redrive.importing.screening import Screen
 from consumerkit.storage import consumers, progress, schema
-from consumerkit.storage.actions import current_user
+from consumerkit.storage.audit import current_user
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect, dialect_for
-from consumerkit.storage.engines import Database
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import TopicInfo, Transport

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, and_, or_, select
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.redrive.importing.fates import Fate
 from consumerkit.redrive.importing.placing import Place
-from consumerkit.storage import dead_letters
-from consumerkit.storage.dead_letters import DeadMessage, beside, identified, known
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters.letters import DeadMessage, beside, identified, known
 from consumerkit.storage.dialects import Claim, Kept
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.origins import Identity, Origin, home, origin

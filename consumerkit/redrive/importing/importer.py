@@ -20,9 +20,9 @@ from consumerkit.engine import letters
 from consumerkit.redrive.importing.entering import Entry, LedgerMoved, Register
 from consumerkit.redrive.importing.fates import Fate, ImportReport, Placement
 from consumerkit.redrive.importing.screening import Screen, Screened
-from consumerkit.storage import actions
+from consumerkit.storage import audit as actions
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Limits
-from consumerkit.storage.engines import Database
 from consumerkit.storage.faults import Fault, fault_of
 from consumerkit.transports.base import LogReader, Span
 

@@ -20,7 +20,7 @@ from consumerkit.redrive.conventions import Convention, Letter, Malformed, Unrec
 from consumerkit.redrive.importing.entering import Candidate
 from consumerkit.redrive.importing.fates import Fate, Line, place_of
 from consumerkit.redrive.importing.placing import Placed, Settled, Unplaced, placed
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.transports.base import TopicInfo
 
 _KIND_CHARACTERS: Final = 300

@@ -32,7 +32,7 @@ _BEGAN: Final = "consumerkit.began"
 
 
 class SQLite:
-    """The dialect for SQLite 3.35 and newer, on connections set up by `consumerkit.storage.engines`."""
+    """The dialect for SQLite 3.35 and newer, on connections set up by `consumerkit.storage.database`."""
 
     single_writer = True
 

@@ -14,7 +14,7 @@ from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, progress
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.progress import Begun, Lane
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Position

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from consumerkit.engine.guard import OPTION, guard
 from consumerkit.engine.statements import ending
 from consumerkit.errors import SessionOver, SessionUnfit, TransactionMisused
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 
 ENDS = [
     "COMMIT",

@@ -12,7 +12,7 @@ from consumerkit.errors import Reject, Unavailable
 from consumerkit.handlers.context import Publication
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 
 SECRET = "4111-1111-1111-1111"
 NOW = datetime(2024, 5, 1, 12, 30, 15, 123456, tzinfo=UTC)

@@ -9,7 +9,7 @@ from consumerkit.engine.placing import Beginning
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.fence import Taken
-from consumerkit.storage.parking import Place
+from consumerkit.storage.parking.lot import Place
 from consumerkit.transports.base import Position
 from tests.unit.engine.tables import partitions
 

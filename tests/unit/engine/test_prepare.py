@@ -12,7 +12,7 @@ from consumerkit.engine.prepare import Preparer
 from consumerkit.handlers.declaration import declare
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 
 SECRET = b"4111-1111-1111-1111"
 

@@ -4,8 +4,8 @@ from consumerkit.engine.delivery import DeadLetter, Decided, Delivery, Handle, I
 from consumerkit.engine.reduced import UNSTORABLE, reduced
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.storage.dead_letters import DeadMessage
-from consumerkit.storage.parked import ParkedMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
+from consumerkit.storage.parking.parked import ParkedMessage
 
 MESSAGE = Message("t", 0, 7, b"k", b"v\xff", ())
 LETTER = DeadMessage(

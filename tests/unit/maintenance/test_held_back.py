@@ -6,7 +6,7 @@ from typing import Any
 from consumerkit.events import Announcer
 from consumerkit.maintenance.pruner import Retention
 from consumerkit.message import TopicPartition
-from consumerkit.storage.pruning import Holder, Plan
+from consumerkit.storage.maintenance.pruning import Holder, Plan
 
 FIRST, SECOND = TopicPartition("t", 0), TopicPartition("t", 1)
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)

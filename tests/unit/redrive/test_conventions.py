@@ -12,7 +12,7 @@ from consumerkit.message import LATEST, Headers, Message
 from consumerkit.outcome import Reason
 from consumerkit.redrive.conventions import Convention, Malformed, Origin, Unrecognised, read
 from consumerkit.redrive.conventions.java import place_in
-from consumerkit.storage.dead_letters import DeadMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
 from tests.unit.redrive.records import JAVA_STACK, connect, record, replaced, spring, without
 
 OWN: Headers = (("message-id", b"pay-1"), ("raw", b"\xff\x00"), ("none", None))

@@ -8,7 +8,7 @@ import pytest
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.redrive.fate import Fate, fate, identified
 from consumerkit.storage.dialects import Kept
-from consumerkit.storage.parked import Kind
+from consumerkit.storage.parking.parked import Kind
 
 OWN, OTHER = b"f" * 16, b"o" * 16
 

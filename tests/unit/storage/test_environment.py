@@ -8,7 +8,7 @@ import pytest
 from consumerkit.errors import ConfigurationError
 from consumerkit.redaction.variables import without_variables
 from consumerkit.storage import environment
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 
 SECRET = "hunter2-correct-horse"
 CANARY = f"app:{SECRET}@db/x://y?z="

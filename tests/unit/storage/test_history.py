@@ -2,7 +2,7 @@
 
 import json
 
-from consumerkit.storage import history
+from consumerkit.storage.dead_letters import history
 
 
 def test_what_is_unknown_is_left_out_and_texts_are_cut() -> None:

@@ -8,8 +8,8 @@ from sqlalchemy.orm import sessionmaker
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.redaction.plain_words import shown_word
+from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.engines import Database
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
 SECRET = "s3cret"

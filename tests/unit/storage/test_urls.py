@@ -9,7 +9,7 @@ from sqlalchemy import make_url
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.storage import url_parameters
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.postgresql_engine import for_asyncpg
 from consumerkit.storage.urls import address
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, tuple_
 
-from consumerkit.storage.parked import plain
+from consumerkit.storage.parking.parked import plain
 from consumerkit.storage.tables import Tables
 
 

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
 from consumerkit.outcome import Reason
-from consumerkit.storage.dead_letters import State
+from consumerkit.storage.dead_letters.history import entry, extended
+from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dialects import Dialect
-from consumerkit.storage.history import entry, extended
 from consumerkit.storage.origins import Origin, home
-from consumerkit.storage.parked import Kind
+from consumerkit.storage.parking.parked import Kind
 from consumerkit.storage.tables import Tables
 
 

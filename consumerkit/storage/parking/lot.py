@@ -25,12 +25,12 @@ from sqlalchemy import (
 )
 
 from consumerkit.message import TopicPartition
-from consumerkit.storage import heads
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.origins import Origin, origin
-from consumerkit.storage.parked import IDENTITY, Kind, ParkedMessage, key_digest, parked_in, plain, row_of
-from consumerkit.storage.places import places
-from consumerkit.storage.sealing import sealed
+from consumerkit.storage.parking import heads
+from consumerkit.storage.parking.parked import IDENTITY, Kind, ParkedMessage, key_digest, parked_in, plain, row_of
+from consumerkit.storage.parking.places import places
+from consumerkit.storage.payload import sealed
 from consumerkit.storage.tables import Tables
 
 # SQLite takes a thousand parameters in a statement, in its older releases.

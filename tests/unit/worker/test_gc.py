@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from consumerkit.worker.collector import seldom_collected
+from consumerkit.worker.gc import seldom_collected
 
 
 @pytest.fixture(autouse=True)

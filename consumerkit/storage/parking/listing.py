@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Float, Select, and_, cast, func, select, update
 from sqlalchemy.orm import Session
 
-from consumerkit.storage import actions
+from consumerkit.storage import audit as actions
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.parked import Kind
+from consumerkit.storage.parking.parked import Kind
 from consumerkit.storage.tables import Tables
 
 _WHOLE_PARTITION = "partition"  # an `Ordering`, as the consumers' table has it

@@ -10,9 +10,9 @@ from sqlalchemy import Connection, insert, select, tuple_, update
 
 from consumerkit.outcome import Reason
 from consumerkit.storage.origins import Clash, Origin, origin
-from consumerkit.storage.parked import Kind, ParkedMessage, key_digest, plain
-from consumerkit.storage.parking import ParkingLot
-from consumerkit.storage.places import places
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import Kind, ParkedMessage, key_digest, plain
+from consumerkit.storage.parking.places import places
 
 Values = Mapping[str, Any]
 # Where letters of a message ID hold their key: topic, partition, key, digest.

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, select, tuple_, update
 
-from consumerkit.storage import dead_letters
+from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.origins import MARK, Clash, Identity, Origin, clash, home, identity, identity_of, moved, origin
-from consumerkit.storage.parked import IDENTITY, Kind, ParkedMessage, row_of
+from consumerkit.storage.parking.parked import IDENTITY, Kind, ParkedMessage, row_of
 
 if TYPE_CHECKING:
-    from consumerkit.storage.parking import ParkingLot
+    from consumerkit.storage.parking.lot import ParkingLot
 
 _WITHOUT_CONTENT = frozenset({Kind.HELD, Kind.RELEASED})
 

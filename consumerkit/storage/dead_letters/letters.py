@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.storage import headers as header_text
+from consumerkit.storage.dead_letters.history import Entry, load
+from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.dialects import insert_if_new
-from consumerkit.storage.history import Entry, load
 from consumerkit.storage.origins import Clash, Identity, Origin, clash, home, identity, identity_of, moved, origin
-from consumerkit.storage.sealing import sealed
-from consumerkit.storage.selection import Selection
+from consumerkit.storage.payload import sealed
 from consumerkit.storage.tables import Tables
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from consumerkit.message import Message
 from consumerkit.storage import headers as header_text
-from consumerkit.storage.dead_letters import storable
-from consumerkit.storage.sealing import Sealer, payload
+from consumerkit.storage.dead_letters.letters import storable
+from consumerkit.storage.payload import Sealer, payload
 
 
 class Kind(StrEnum):

@@ -18,13 +18,15 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import dead_letters, fence, history, origins, outbox
-from consumerkit.storage.dead_letters import DeadMessage, State
+from consumerkit.storage import fence, origins, outbox
+from consumerkit.storage.dead_letters import history
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters.letters import DeadMessage, State
 from consumerkit.storage.dialects import Dialect, Limits
-from consumerkit.storage.erasure import DECIDED, GONE, Erasing
+from consumerkit.storage.maintenance.erasure import DECIDED, GONE, Erasing
 from consumerkit.storage.outbox import Old, OutboxMessage
-from consumerkit.storage.parked import Kind, ParkedMessage, plain
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import Kind, ParkedMessage, plain
 from consumerkit.storage.tables import Tables
 
 LETTERS: Final = 1_000

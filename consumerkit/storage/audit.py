@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
-from consumerkit.storage.dead_letters import storable
+from consumerkit.storage.dead_letters.letters import storable
 from consumerkit.storage.tables import Tables
 
 

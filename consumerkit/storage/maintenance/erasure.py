@@ -16,12 +16,14 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import actions, dead_letters, fence, steps
-from consumerkit.storage.dead_letters import State
+from consumerkit.storage import audit as actions
+from consumerkit.storage import fence, steps
+from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.origins import identity_of
-from consumerkit.storage.parked import ParkedMessage, key_digest
-from consumerkit.storage.parking import ParkingLot
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import ParkedMessage, key_digest
 from consumerkit.storage.tables import Tables
 
 ERASED: Final = "(erased)"

@@ -9,7 +9,7 @@ from sqlalchemy import Float, cast, func, select
 from sqlalchemy.orm import Session
 
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.parked import Kind
+from consumerkit.storage.parking.parked import Kind
 from consumerkit.storage.tables import Tables
 
 

@@ -1,0 +1,1 @@
+"""Messages that wait for their next attempt, and those that wait behind them."""
