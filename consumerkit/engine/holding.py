@@ -12,12 +12,12 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from consumerkit.engine.budget import cost
-from consumerkit.engine.lanes import Lanes
-from consumerkit.engine.partition import Partition, State
-from consumerkit.engine.partition_brakes import PartitionBrakes
-from consumerkit.engine.pauses import Pauses
-from consumerkit.engine.table import Partitions
+from consumerkit.engine.lanes.lane_choice import Lanes
+from consumerkit.engine.lanes.partition_brakes import PartitionBrakes
+from consumerkit.engine.partitions.budget import cost
+from consumerkit.engine.partitions.partition import Partition, State
+from consumerkit.engine.partitions.pauses import Pauses
+from consumerkit.engine.partitions.table import Partitions
 from consumerkit.events import Announcer
 from consumerkit.message import Message
 from consumerkit.transports.base import Consumer

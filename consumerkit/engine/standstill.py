@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from consumerkit import events
-from consumerkit.engine.gate import Gate
-from consumerkit.engine.partition import Partition
-from consumerkit.engine.pauses import BEHIND, full_lot
+from consumerkit.engine.lanes.brake_gate import Gate
+from consumerkit.engine.partitions.partition import Partition
+from consumerkit.engine.partitions.pauses import BEHIND, full_lot
 from consumerkit.events import Announcer
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition

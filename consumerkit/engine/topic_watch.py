@@ -12,8 +12,8 @@ import time
 from typing import Final
 
 from consumerkit import events
+from consumerkit.engine.partitions.table import Partitions
 from consumerkit.engine.standstill import Standstill
-from consumerkit.engine.table import Partitions
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.events import Announcer
 from consumerkit.transports.base import Consumer

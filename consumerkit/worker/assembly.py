@@ -11,14 +11,14 @@ from typing import TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from consumerkit.engine.fences import Fences
-from consumerkit.engine.group import Group
-from consumerkit.engine.loop import Engine, Shared
-from consumerkit.engine.receipt import Receipt
-from consumerkit.engine.solitude import Solitude
-from consumerkit.engine.stepping import WithSteps
-from consumerkit.engine.transaction import Transaction, TransactionEnded
-from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork, UnitOfWork
+from consumerkit.engine.engine import Engine, Shared
+from consumerkit.engine.lanes.exclusive import Solitude
+from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.transaction.batch import Group
+from consumerkit.engine.transaction.receipt import Receipt
+from consumerkit.engine.transaction.stepping import WithSteps
+from consumerkit.engine.transaction.transaction import Transaction, TransactionEnded
+from consumerkit.engine.transaction.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork, UnitOfWork
 from consumerkit.events import Announcer
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering

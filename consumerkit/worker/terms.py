@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from consumerkit.engine import letters
+from consumerkit.engine.transaction import failures
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.maintenance.expiry import Terms
@@ -23,6 +23,6 @@ def _terms(declared: Declaration) -> Terms:
     topic = dead_letter.topic
 
     def copy(dead: DeadMessage) -> OutboxMessage:
-        return letters.dead_letter(dead, topic, declared.name, letters.now())
+        return failures.dead_letter(dead, topic, declared.name, failures.now())
 
     return Terms(declared.name, declared.holds_key, copy)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from consumerkit.engine.loop import Engine
+from consumerkit.engine.engine import Engine
 
 EXIT_STATUS: Final = 71
 _log = logging.getLogger(__name__)

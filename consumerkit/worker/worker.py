@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumerkit import events, failpoints
 from consumerkit.concurrency import remaining
-from consumerkit.engine.loop import Engine as HandlerEngine
-from consumerkit.engine.runner import HandlerHalted
+from consumerkit.engine.engine import Engine as HandlerEngine
+from consumerkit.engine.lanes.executor import HandlerHalted
 from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
 from consumerkit.events import Announcer, Observer
 from consumerkit.handlers.declaration import Declaration, declare_all

@@ -5,9 +5,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from consumerkit.engine.assignments import Assignments
-from consumerkit.engine.offsets import OffsetTracker
-from consumerkit.engine.transaction import Transaction
+from consumerkit.engine.partitions.offsets import OffsetTracker
+from consumerkit.engine.rebalance import Assignments
+from consumerkit.engine.transaction.transaction import Transaction
 from consumerkit.relay import Relay
 from consumerkit.storage import ledger
 from consumerkit.storage.dialects import Claim

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from consumerkit import Message, Ordering, Retry, exponential, fixed
-from consumerkit.engine.partition_brakes import PartitionBrakes
+from consumerkit.engine.lanes.partition_brakes import PartitionBrakes
 from consumerkit.events import AttemptFailed, BrakeOff, BrakeOn, PartitionInDoubt
 from consumerkit.policies.brake import Brake
 from tests.integration.stage import Stage, payment

@@ -9,10 +9,11 @@ from typing import Any, get_args
 import pytest
 
 from consumerkit import DeadLetter, Ordering, Retry, fixed
-from consumerkit.engine import holding, pauses
-from consumerkit.engine.budget import cost
+from consumerkit.engine import holding
 from consumerkit.engine.holding import Holding
-from consumerkit.engine.offsets import OffsetTracker
+from consumerkit.engine.partitions import pauses
+from consumerkit.engine.partitions.budget import cost
+from consumerkit.engine.partitions.offsets import OffsetTracker
 from consumerkit.events import PartitionPaused, PartitionResumed
 from consumerkit.message import Message, TopicPartition
 from consumerkit.redrive import Selection, discard

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from consumerkit import Brake, ConfigurationError, fixed, header, record_timestamp
-from consumerkit.engine.prepare import moment_of
+from consumerkit.engine.transaction.prepare import moment_of
 from consumerkit.events import BrakeOn, GroupCommitted, MessageDeadLettered
 from consumerkit.handlers.declaration import declare
 from consumerkit.handlers.message_id import MessageId

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from consumerkit import Retry, fixed
-from consumerkit.engine import fence_waits
+from consumerkit.engine.partitions import fence_waits
 from consumerkit.errors import Unavailable
 from consumerkit.events import FenceAwaited, OffsetsCommitted, PartitionInDoubt, PartitionsAssigned, PartitionTaken
 from consumerkit.message import TopicPartition

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from consumerkit import Context, Handler, Json, header
-from consumerkit.engine.fences import Fences, Wanted
+from consumerkit.engine.partitions.partition_store import Fences, Wanted
 from consumerkit.errors import Unavailable
 from consumerkit.events import PartitionStopped, PartitionTaken, PositionDiffers, Trouble
 from consumerkit.message import TopicPartition

@@ -2,7 +2,7 @@
 
 import pytest
 
-from consumerkit.engine import ownership
+from consumerkit.engine.partitions import ownership
 from consumerkit.events import PartitionTaken, Trouble
 from tests.integration.stage import Run
 from tests.integration.test_statements import Meter, metered

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from consumerkit import Brake, Context, Handler, Ordering, Retry, fixed, header
-from consumerkit.engine.reduced import UNSTORABLE
+from consumerkit.engine.transaction.reduced import UNSTORABLE
 from consumerkit.events import (
     AttemptFailed,
     HandlerPaused,

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from consumerkit import Brake, Context, Events, Ordering, Retry, fixed, header
-from consumerkit.engine import due, lane
+from consumerkit.engine.lanes import lane, parked_poller
 from consumerkit.errors import Defer
 from consumerkit.events import AttemptFailed, GroupCommitted, PartitionInDoubt, PartitionTaken
 from consumerkit.message import TopicPartition
@@ -628,9 +628,9 @@ class Gated(Trial):
 
 
 async def test_what_is_due_of_a_busy_lane_makes_no_other_lane_late(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (due, lane):
+    for module in (parked_poller, lane):
         monkeypatch.setattr(module, "MOST_DUE", 5)
-    monkeypatch.setattr(due, "AT_ONCE", 5)
+    monkeypatch.setattr(parked_poller, "AT_ONCE", 5)
     handler = Gated(retry=Retry(attempts=5, wait=fixed(3600)), concurrency=2)
     keys = [b"%d" % number for number in range(200)]
     busy = [key for key in keys if hash(key) % 2 == 0][:22]

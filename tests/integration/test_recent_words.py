@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from consumerkit.engine import letters
+from consumerkit.engine.transaction import failures
 from consumerkit.storage.database import Database
 from tests.services import PostgresServer
 
@@ -35,6 +35,6 @@ def test_a_detail_that_a_handler_kept_is_cut_where_it_is_raised_later(driver: st
             getattr(engine, "sync_engine", engine).dispose()
     assert VALUE in kept
     for told in (kept, json.dumps({"d": kept}), html.escape(json.dumps([kept]))):
-        said = letters.recorded_text(RuntimeError(told))
+        said = failures.recorded_text(RuntimeError(told))
         assert VALUE not in said
         assert "***" in said

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from consumerkit import events, failpoints
-from consumerkit.engine import letters
+from consumerkit.engine.transaction import failures
 from consumerkit.events import Announcer, Event
 from consumerkit.failpoints import FailpointError
 from consumerkit.message import Message
@@ -535,7 +535,7 @@ async def dead(place: MemoryStage, offset: int, *, size: int) -> OutboxMessage:
         assert dead_letters.add(session.connection(), DEFAULT_TABLES, number, [letter])
 
     await place.database.run(enter)
-    return letters.dead_letter(letter, "out", "h", letters.now())
+    return failures.dead_letter(letter, "out", "h", failures.now())
 
 
 async def until(condition: Callable[[], bool], within: float = 120.0) -> None:

@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant(
         "S2",
         "where a first run begins is stored before anything is read",
-        "consumerkit/engine/first_runs.py",
+        "consumerkit/engine/partitions/first_runs.py",
         "            record = await self._fences.decide_first_run(*topic, wanted)",
         "            record = wanted",
         f"{INTEGRATION}/test_first_run.py::test_a_death_between_two_take_overs_changes_nothing[sqlite-False-latest]",
@@ -72,7 +72,7 @@ MUTANTS = (
     Mutant(
         "S2",
         "a partition that was added later begins at its start",
-        "consumerkit/engine/first_runs.py",
+        "consumerkit/engine/partitions/first_runs.py",
         "        if found is None or found.offset is not None or found.source is Source.START:\n"
         "            return found\n",
         "        found = found or FirstStart(Source.END, None, _now())\n        if found.offset is not None:\n"
@@ -83,7 +83,7 @@ MUTANTS = (
     Mutant(
         "S3",
         "a second transaction of the handler's session is refused",
-        "consumerkit/engine/session_guard.py",
+        "consumerkit/engine/transaction/session_guard.py",
         """        else:
             self.unfit = (
                 f"the session began a second transaction""",
@@ -91,7 +91,7 @@ MUTANTS = (
             return
             self.unfit = (
                 f"the session began a second transaction""",
-        f"{UNIT}/engine/test_guard.py::test_a_second_transaction_of_the_session_is_refused_and_remembered",
+        f"{UNIT}/engine/transaction/test_guard.py::test_a_second_transaction_of_the_session_is_refused_and_remembered",
         "DID NOT RAISE SessionUnfit",
     ),
     Mutant(
@@ -143,7 +143,7 @@ MUTANTS = (
     Mutant(
         "S6",
         "fingerprints of two versions are not compared",
-        "consumerkit/engine/transaction.py",
+        "consumerkit/engine/transaction/transaction.py",
         "        if item.fingerprint_version == known[1]:\n",
         "        if True:\n",
         f"{INTEGRATION}/test_fingerprint_versions.py",
@@ -152,7 +152,7 @@ MUTANTS = (
     Mutant(
         "S7",
         "a number that is too large for seconds is one of a smaller unit",
-        "consumerkit/engine/prepare.py",
+        "consumerkit/engine/transaction/prepare.py",
         "_UNITS: Final = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))",
         "_UNITS: Final = ((1e11, 1e3),)",
         f"{INTEGRATION}/test_event_time.py::test_what_is_read_as_a_time",
@@ -161,16 +161,16 @@ MUTANTS = (
     Mutant(
         "S8",
         "ages are told by the database's clock",
-        "consumerkit/engine/database_clock.py",
+        "consumerkit/engine/partitions/database_clock.py",
         "        return None if self._ahead is None else time.monotonic() + self._ahead\n",
         "        return None if self._ahead is None else time.time()\n",
-        f"{UNIT}/engine/test_database_clock.py::test_a_workers_clock_that_is_days_off_changes_nothing",
+        f"{UNIT}/engine/partitions/test_database_clock.py::test_a_workers_clock_that_is_days_off_changes_nothing",
         "it is told by the worker's clock",
     ),
     Mutant(
         "S8",
         "a flood of stale messages asks the brake",
-        "consumerkit/engine/transaction.py",
+        "consumerkit/engine/transaction/transaction.py",
         "            raise StaleFound(*found)\n        for item in unknown:\n            if not item.aged:\n",
         "            pass\n        for item in unknown:\n            if True:\n",
         f"{INTEGRATION}/test_event_time.py::test_a_flood_of_stale_messages_asks_the_brake",
@@ -179,10 +179,10 @@ MUTANTS = (
     Mutant(
         "S9",
         "what is raised after COMMIT was answered undoes nothing",
-        "consumerkit/engine/ending.py",
+        "consumerkit/engine/transaction/commit_evidence.py",
         "                self.tell(handler, error)\n            return\n",
         "                raise error\n            return\n",
-        f"{UNIT}/engine/test_ending.py::test_what_is_raised_after_the_answer_is_told_and_undoes_nothing",
+        f"{UNIT}/engine/transaction/test_commit_evidence.py::test_what_is_raised_after_the_answer_is_told_and_undoes_nothing",
         "ValueError: the user's hook",
     ),
     Mutant(
@@ -197,7 +197,7 @@ MUTANTS = (
     Mutant(
         "S11",
         "a copy whose key is blocked waits for its turn to be told of",
-        "consumerkit/engine/transaction.py",
+        "consumerkit/engine/transaction/transaction.py",
         "        if self._declared.on_duplicate is None:\n            item.verdict = Verdict.DUPLICATE\n",
         "        if self._declared.on_duplicate is None or item.wanted is not Verdict.RUN:\n"
         "            item.verdict = Verdict.DUPLICATE\n",
@@ -207,7 +207,7 @@ MUTANTS = (
     Mutant(
         "S12",
         "each attempt has a decimal context of its own",
-        "consumerkit/engine/fresh_context.py",
+        "consumerkit/engine/transaction/fresh_context.py",
         "        made.run(decimal.setcontext, self._decimal.copy())\n",
         "",
         f"{INTEGRATION}/test_own_context.py::test_each_attempt_begins_in_the_context_that_the_worker_had",
@@ -216,7 +216,7 @@ MUTANTS = (
     Mutant(
         "S12",
         "each attempt has context variables of its own",
-        "consumerkit/engine/fresh_context.py",
+        "consumerkit/engine/transaction/fresh_context.py",
         "        made = self._base.copy()\n",
         "        made = self._base\n",
         f"{INTEGRATION}/test_own_context.py::test_each_attempt_begins_in_the_context_that_the_worker_had",
@@ -225,19 +225,19 @@ MUTANTS = (
     Mutant(
         "S13",
         "a session that is over refuses",
-        "consumerkit/engine/session_guard.py",
+        "consumerkit/engine/transaction/session_guard.py",
         "        if self._over is not None:\n",
         "        if False:\n",
-        f"{UNIT}/engine/test_guard.py::test_a_session_that_is_over_refuses",
+        f"{UNIT}/engine/transaction/test_guard.py::test_a_session_that_is_over_refuses",
         "DID NOT RAISE SessionOver",
     ),
     Mutant(
         "S14",
         "a mark rests on no lane that has begun anew",
-        "consumerkit/engine/fences.py",
+        "consumerkit/engine/partitions/partition_store.py",
         "                if one.name in found and one.owner != found[one.name].owner:\n",
         "                if False:\n",
-        f"{UNIT}/engine/test_fences.py::test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not_written",
+        f"{UNIT}/engine/partitions/test_partition_store.py::test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not_written",
         "assert 1 == 0",
     ),
     Mutant(
@@ -301,7 +301,7 @@ MUTANTS = (
     Mutant(
         "fence",
         "a transaction fails at its end where another owns its partition",
-        "consumerkit/engine/transaction.py",
+        "consumerkit/engine/transaction/transaction.py",
         "        if owned != len(group.owners):\n",
         "        if False:\n",
         f"{INTEGRATION}/test_fence.py::test_a_foreign_token_is_found_before_anything_is_durable",
@@ -310,7 +310,7 @@ MUTANTS = (
     Mutant(
         "end",
         "a transaction that a handler has ended is found out before anything is taken for committed",
-        "consumerkit/engine/transaction.py",
+        "consumerkit/engine/transaction/transaction.py",
         "        if not group.handled:\n            return\n",
         "        return\n",
         f"{INTEGRATION}/test_awkward_handlers.py::test_a_transaction_that_a_handler_ended_loses_no_message",
@@ -319,16 +319,16 @@ MUTANTS = (
     Mutant(
         "offsets",
         "no offset above an unfinished message is committed",
-        "consumerkit/engine/offsets.py",
+        "consumerkit/engine/partitions/offsets.py",
         "            return pending[0] if pending else following\n",
         "            return following\n",
-        f"{UNIT}/engine/test_offsets.py::test_one_slow_message_holds_the_position",
+        f"{UNIT}/engine/partitions/test_offsets.py::test_one_slow_message_holds_the_position",
         "assert (1000, 1) == (0, 1)",
     ),
     Mutant(
         "L25",
         "what is set aside of a slowed partition goes before what comes later of it",
-        "consumerkit/engine/lane.py",
+        "consumerkit/engine/lanes/lane.py",
         "(partition.name in self._aside or not self._gate.partitions.admits(message))",
         "not self._gate.partitions.admits(message)",
         f"{INTEGRATION}/test_brake.py::test_what_is_set_aside_of_a_slowed_partition_goes_before_what_comes_later",
@@ -337,19 +337,19 @@ MUTANTS = (
     Mutant(
         "offsets",
         "what was dropped twice is read from the first that is missing",
-        "consumerkit/engine/offsets.py",
+        "consumerkit/engine/partitions/offsets.py",
         "            if min(dropped) < self._next:\n",
         "            if True:\n",
-        f"{UNIT}/engine/test_dropped_offsets.py::test_dropping_twice_reads_from_the_first_that_is_missing[again0]",
+        f"{UNIT}/engine/partitions/test_dropped_offsets.py::test_dropping_twice_reads_from_the_first_that_is_missing[again0]",
         "(8, 5) == (4, 4)",
     ),
     Mutant(
         "offsets",
         "what the log has lost is waited for while it is in hand",
-        "consumerkit/engine/offsets.py",
+        "consumerkit/engine/partitions/offsets.py",
         "        while self._ahead and self._ahead[0] < offset:\n",
         "        while False:\n",
-        f"{UNIT}/engine/test_dropped_offsets.py::test_a_message_that_the_log_has_no_more_is_waited_for",
+        f"{UNIT}/engine/partitions/test_dropped_offsets.py::test_a_message_that_the_log_has_no_more_is_waited_for",
         "9 == 6",
     ),
     Mutant(

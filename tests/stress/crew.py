@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consumerkit import Brake, DeadLetter, Ordering, Retry, exponential, fixed
-from consumerkit.engine import assignments
-from consumerkit.engine.offsets import OffsetTracker
-from consumerkit.engine.receipt import Receipt
-from consumerkit.engine.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork
+from consumerkit.engine import rebalance
+from consumerkit.engine.partitions.offsets import OffsetTracker
+from consumerkit.engine.transaction.receipt import Receipt
+from consumerkit.engine.transaction.unit_of_work import AsyncUnitOfWork, SyncUnitOfWork
 from consumerkit.errors import StartError
 from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.transports.memory.group import MemoryConsumer
@@ -104,12 +104,12 @@ def unhurried() -> Iterator[None]:
 
     Where a mark is not written, some messages are delivered twice: in a run in which nothing breaks, none may be.
     """
-    before = assignments.GIVE_BACK_TIMEOUT
-    setattr(assignments, "GIVE_BACK_TIMEOUT", 15.0)  # noqa: B010 - it is Final
+    before = rebalance.GIVE_BACK_TIMEOUT
+    setattr(rebalance, "GIVE_BACK_TIMEOUT", 15.0)  # noqa: B010 - it is Final
     try:
         yield
     finally:
-        setattr(assignments, "GIVE_BACK_TIMEOUT", before)  # noqa: B010
+        setattr(rebalance, "GIVE_BACK_TIMEOUT", before)  # noqa: B010
 
 
 @dataclass

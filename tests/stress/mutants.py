@@ -6,8 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
-from consumerkit.engine import transaction
-from consumerkit.engine.lane import Lane
+from consumerkit.engine.lanes.lane import Lane
+from consumerkit.engine.transaction import transaction
 from consumerkit.message import Message
 from consumerkit.relay.rows import Rows
 from consumerkit.storage.outbox_queues import Page

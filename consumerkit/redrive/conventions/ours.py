@@ -1,4 +1,4 @@
-"""Our own convention: UTF-8 headers `consumerkit-dlq-*`, which `consumerkit.engine.letters` writes.
+"""Our own convention: UTF-8 headers `consumerkit-dlq-*`, which `consumerkit.engine.transaction.failures` writes.
 
 The headers of one death stand together behind the message's own, the reason first. Where a handler reads another's
 dead-letter topic, the message's own are the other's death: only those from the last reason on are this one's.

@@ -16,7 +16,7 @@ from uuid import uuid4
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from consumerkit.engine import letters
+from consumerkit.engine.transaction import failures
 from consumerkit.redrive.importing.entering import Entry, LedgerMoved, Register
 from consumerkit.redrive.importing.fates import Fate, ImportReport, Placement
 from consumerkit.redrive.importing.screening import Screen, Screened
@@ -93,7 +93,7 @@ class Importer:
             if fault_of(error, in_handler=True) is not Fault.HANDLER or isinstance(error, LedgerMoved):
                 raise
             if len(screened) == 1:
-                return [Outcome(Entry(Fate.REFUSED, None), f"it cannot be stored: {letters.described(error)}")]
+                return [Outcome(Entry(Fate.REFUSED, None), f"it cannot be stored: {failures.described(error)}")]
         middle = len(screened) // 2
         return [
             *await self._entered(screened[:middle], details),

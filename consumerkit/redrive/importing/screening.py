@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from consumerkit.engine import letters
-from consumerkit.engine.delivery import Decided, Delivery
-from consumerkit.engine.letters import STACK_BYTES, TEXT_CHARACTERS
-from consumerkit.engine.prepare import Preparer
+from consumerkit.engine.transaction import failures
+from consumerkit.engine.transaction.delivery import Decided, Delivery
+from consumerkit.engine.transaction.failures import STACK_BYTES, TEXT_CHARACTERS
+from consumerkit.engine.transaction.prepare import Preparer
 from consumerkit.errors import Unavailable
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.message import Message
@@ -77,7 +77,7 @@ class Screen:
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - a record may hold anything, and the others are to be imported
-            return _left(record, Fate.REFUSED, letters.described(error))
+            return _left(record, Fate.REFUSED, failures.described(error))
 
     def _screened(self, record: Message) -> Screened:
         try:

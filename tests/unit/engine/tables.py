@@ -2,8 +2,8 @@
 
 import asyncio
 
-from consumerkit.engine.commit_sequence import CommitSequences
-from consumerkit.engine.table import Partitions, Rules
+from consumerkit.engine.partitions.commit_sequence import CommitSequences
+from consumerkit.engine.partitions.table import Partitions, Rules
 from consumerkit.events import Announcer
 from consumerkit.handlers.handler import Ordering
 

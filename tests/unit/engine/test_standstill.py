@@ -3,7 +3,7 @@
 import pytest
 
 from consumerkit import Ordering
-from consumerkit.engine.partition import Partition
+from consumerkit.engine.partitions.partition import Partition
 from consumerkit.engine.standstill import STILL_AFTER, Standstill, reason
 from consumerkit.events import Announcer, Event, PartitionMoves, PartitionStandsStill
 from consumerkit.message import TopicPartition

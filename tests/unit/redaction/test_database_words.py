@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from consumerkit import Reject
 from consumerkit.cli.database import in_one_line
-from consumerkit.engine import letters
+from consumerkit.engine.transaction import failures
 from consumerkit.observability.logs import JsonFormatter, TextFormatter
 from consumerkit.redaction.database_words import database_words, remember, without_values
 from consumerkit.redaction.text import redact
@@ -133,7 +133,7 @@ def raised(error: BaseException, how: str) -> BaseException:
 def test_no_value_of_a_databases_error_is_kept_in_any_language(name: str, driver: str, how: str) -> None:
     state, primary, detail, kept = REPORTS[name]
     error = raised(DRIVERS[driver](state, primary, detail), how)
-    texts = [letters.recorded_text(error), letters.described(error), in_one_line(error) if how == "itself" else ""]
+    texts = [failures.recorded_text(error), failures.described(error), in_one_line(error) if how == "itself" else ""]
     record = logging.LogRecord("other", logging.ERROR, "", 1, "no", (), (type(error), error, error.__traceback__))
     texts += [TextFormatter().format(record), JsonFormatter().format(record)]
     for text in texts:
@@ -167,7 +167,7 @@ def test_what_is_no_database_error_has_its_own_words() -> None:
 def test_no_value_that_a_driver_could_not_send_or_read_is_kept(error: BaseException, how: str) -> None:
     for one in (error, adapted(error)):
         told = raised(one, how)
-        assert VALUE not in letters.recorded_text(told) + letters.described(told)
+        assert VALUE not in failures.recorded_text(told) + failures.described(told)
 
 
 class Odd(psycopg.Error):

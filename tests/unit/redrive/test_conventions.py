@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumerkit.engine import letters
+from consumerkit.engine.transaction import failures
 from consumerkit.message import LATEST, Headers, Message
 from consumerkit.outcome import Reason
 from consumerkit.redrive.conventions import Convention, Malformed, Origin, Unrecognised, read
@@ -35,7 +35,7 @@ def ours(**changes: object) -> Message:
         "first_failed_at": NOW,
         **changes,
     }
-    sent = letters.dead_letter(DeadMessage(**facts), "dead", "credit", NOW)  # type: ignore[arg-type]
+    sent = failures.dead_letter(DeadMessage(**facts), "dead", "credit", NOW)  # type: ignore[arg-type]
     return Message("dead", 2, 40, sent.key, sent.value, sent.headers, 1_700_000_009_000)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consumerkit.engine.placing import note, noted_start
+from consumerkit.engine.partitions.start_position import note, noted_start
 from consumerkit.transports.notes import closed, note_of
 
 

@@ -1,0 +1,206 @@
+"""One handler's engine: fetches, spreads messages over lanes, and commits offsets of what is finished."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from consumerkit.concurrency import remaining
+from consumerkit.engine.holding import Holding
+from consumerkit.engine.lanes.announcements import Tell
+from consumerkit.engine.lanes.attempts import Alone
+from consumerkit.engine.lanes.brake_gate import Gate
+from consumerkit.engine.lanes.exclusive import Solitude
+from consumerkit.engine.lanes.executor import HandlerHalted, Runner
+from consumerkit.engine.lanes.grouping import Pipeline
+from consumerkit.engine.lanes.lane import Lane
+from consumerkit.engine.lanes.lane_choice import Lanes
+from consumerkit.engine.lanes.next_parked import NextParked
+from consumerkit.engine.lanes.parked_poller import DueWatch
+from consumerkit.engine.lanes.suspects import Suspects
+from consumerkit.engine.partitions.committer import Committer
+from consumerkit.engine.partitions.database_clock import DatabaseClock
+from consumerkit.engine.partitions.first_runs import FirstRuns
+from consumerkit.engine.partitions.ownership import Ownership
+from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.table import Partitions, Rules
+from consumerkit.engine.rebalance import GIVE_BACK_TIMEOUT, Assignments
+from consumerkit.engine.standstill import Standstill, why
+from consumerkit.engine.topic_watch import TopicWatch
+from consumerkit.engine.transaction.prepare import Preparer
+from consumerkit.engine.transaction.unit_of_work import UnitOfWork
+from consumerkit.events import Announcer
+from consumerkit.failpoints import reach
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.transports.base import Consumer
+
+_log = logging.getLogger(__name__)
+FETCH_TIMEOUT = 0.5
+LEAVING = 5.0
+"""Seconds of a grace that are kept for leaving the group, or a quarter of a short one."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the engines of a worker share.
+
+    Attributes:
+        announce: Told what happened.
+        solitude: For messages that may have killed the process.
+        outbox_written: Set when a transaction has written to the outbox.
+        memory_budget: Bytes of messages in hand above which an engine fetches nothing.
+        drain_timeout: Seconds in which a revoked partition's messages in hand are finished.
+    """
+
+    announce: Announcer
+    solitude: Solitude
+    outbox_written: asyncio.Event
+    memory_budget: int
+    drain_timeout: float
+
+
+class Engine:
+    """Consumes for one handler.
+
+    Args:
+        declared: The handler's declarations.
+        consumer: The member of the handler's group.
+        works: One unit of work for each lane.
+        fences: The database, where partitions are taken over.
+        shared: See `Shared`.
+    """
+
+    def __init__(
+        self, declared: Declaration, consumer: Consumer, works: Sequence[UnitOfWork], fences: Fences, shared: Shared
+    ) -> None:
+        self.declared = declared
+        self.consumer = consumer
+        self._fences = fences
+        self._works = works
+        announce = shared.announce.for_handler(declared.name)
+        rules = Rules(declared.ordering, declared.parking_limit, shared.memory_budget)
+        self.partitions = partitions = Partitions(rules, fences.sequences, announce, shared.outbox_written)
+        self._clock = DatabaseClock(fences.lot.dialect, fences.run)
+        gate = Gate(declared.brake, announce)
+        self._lanes = Lanes(declared.ordering, self._made_lanes(gate, announce, shared.solitude))
+        first_runs = FirstRuns(consumer, fences, declared.start_from)
+        self._ownership = Ownership(consumer, partitions, fences, first_runs, announce)
+        self._committer = Committer(consumer, partitions, fences, announce)
+        self._due = DueWatch(fences, partitions, self._lanes, announce)
+        standstill = Standstill(announce, partial(why, gate))
+        self._topics = TopicWatch(consumer, partitions, announce, standstill)
+        self._holding = Holding(consumer, partitions, self._lanes, gate.partitions, announce)
+        self._assignments = Assignments(partitions, self._lanes, self._ownership, self._committer, shared.drain_timeout)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self.last_turn = time.monotonic()
+        self.running = False
+        self.halted: asyncio.Task[bool] | None = None
+
+    def _made_lanes(self, gate: Gate, announce: Announcer, solitude: Solitude) -> list[Lane]:
+        declared, partitions, fences = self.declared, self.partitions, self._fences
+        following, suspects = NextParked(declared, partitions, fences), Suspects(gate, fences)
+        made = []
+        for number, work in enumerate(self._works):
+            runner = Runner(declared, work, partitions, gate, Tell(number, announce))
+            preparer = Preparer(declared, self._clock.now)
+            alone = Alone(runner, preparer, suspects, fences)
+            made.append(Lane(Pipeline(runner, preparer, alone), alone, following, partitions, solitude))
+        return made
+
+    async def start(self) -> None:
+        """Join the group.
+
+        Raises:
+            StartError: The broker refused.
+        """
+        if self.declared.event_time is not None:
+            await self._clock.measure()
+        await self.consumer.start(self._assignments)
+
+    async def run(self) -> None:
+        """Consume until `stop`.
+
+        Raises:
+            HandlerHalted: The handler cannot run before a person acts.
+            Exception: A defect; nothing unfinished is committed.
+        """
+        work = [lane.work() for lane in self._lanes]
+        work += [self._fetch(), self._committer.run(), self._ownership.run(), self._due.run(), self._topics.run()]
+        work.append(self._holding.run())
+        if self.declared.event_time is not None:
+            work.append(self._clock.run())
+        self._tasks = [asyncio.create_task(coroutine) for coroutine in work]
+        self.running = True
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        self.running = False
+        for task in done:
+            if not task.cancelled():
+                task.result()
+        # Without an error a task ends only when `stop` was called; a lane that just ended would be a standstill.
+        if not self._stopping:
+            raise RuntimeError(f"handler {self.declared.name!r}: a part of its engine ended by itself")
+        await asyncio.wait(self._tasks)
+
+    async def _fetch(self) -> None:
+        limit = max(500, 2 * self.declared.batch_size)
+        while not self._stopping:
+            self.last_turn = time.monotonic()
+            self._holding.look(self.last_turn)
+            if not await self.partitions.budget.room(self.consumer):
+                continue
+            messages = await self.consumer.fetch(limit, FETCH_TIMEOUT)
+            reach("after_poll")
+            if messages:
+                self._lanes.put(self.partitions.fetched(messages))
+                await self._holding.fetched()
+            self.partitions.passed(self.consumer.passed())
+
+    # Stopping.
+
+    async def stop(self, grace: float) -> bool:
+        """Finish the transactions under way, commit, and leave the group.
+
+        Transactions get most of `grace`, and what follows gets the rest, so that a broker that is away does not make
+        the whole of it longer.
+
+        Returns:
+            Whether all transactions were done in time; otherwise what was left is rolled back.
+        """
+        reach("in_shutdown_drain")
+        end = time.monotonic() + grace
+        self._stopping = True
+        for lane in self._lanes:
+            lane.stop()
+        self._assignments.drain_timeout = 0.0
+        lanes, others = self._tasks[: len(self._lanes)], self._tasks[len(self._lanes) :]
+        late = (await asyncio.wait(lanes, timeout=grace - min(LEAVING, grace / 4)))[1] if lanes else set()
+        for task in {*late, *others[1:]}:
+            task.cancel()
+        if others:
+            # The fetch under way is waited out, never cancelled; a thread that is stuck in a handler is not waited for.
+            await asyncio.wait({*late, *others}, timeout=remaining(end))
+        for task in self._tasks:  # `run` raises the first error; a second lane that cannot run adds nothing to it
+            if task.done() and not task.cancelled() and not isinstance(error := task.exception(), HandlerHalted | None):
+                _log.error("handler %r: a part of its engine failed", self.declared.name, exc_info=error)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.consumer.stop(), remaining(end))
+        await self._assignments.settle(remaining(end))
+        # What stays of them harms nobody, and is taken out when it is old.
+        with suppress(Exception):
+            async with asyncio.timeout(min(GIVE_BACK_TIMEOUT, remaining(end))):
+                await self._fences.end()
+        for work in self._works:
+            work.close()
+        return not late
+
+    def oldest_transaction(self) -> float:
+        """Return how many seconds the oldest transaction under way has taken."""
+        now = time.monotonic()
+        began = [lane.pipeline.busy_since or now for lane in self._lanes]
+        return max((now - one for one in began if one < now), default=0.0)

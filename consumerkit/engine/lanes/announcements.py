@@ -1,0 +1,106 @@
+"""What a lane tells of its work, as events."""
+
+from __future__ import annotations
+
+from consumerkit import events
+from consumerkit.engine.transaction import failures
+from consumerkit.engine.transaction.batch import Group
+from consumerkit.engine.transaction.delivery import Delivery
+from consumerkit.engine.transaction.receipt import Receipt
+from consumerkit.events import Announcer
+from consumerkit.message import Message, TopicPartition
+
+
+class Tell:
+    """Announces for one lane of one handler."""
+
+    def __init__(self, lane: int, announce: Announcer) -> None:
+        self._lane = lane
+        self.announce = announce
+
+    def skipped(self, count: int) -> None:
+        """Tell of messages of an unknown type."""
+        self.announce(events.MessagesSkipped(count=count))
+
+    def committed(self, receipt: Receipt, seconds: float) -> None:
+        """Tell of a transaction that is durable, and took so many seconds."""
+        self.announce(
+            events.GroupCommitted(
+                lane=self._lane,
+                processed=len(receipt.processed),
+                duplicates=receipt.duplicates,
+                duplicates_of_dead=receipt.duplicates_of_dead,
+                dead=len(receipt.dead),
+                parked=receipt.postponed,
+                fallback_ids=receipt.fallback_ids,
+                unreadable_times=receipt.unreadable_times,
+                seconds=seconds,
+            )
+        )
+        self.dead(receipt)
+
+    def dead(self, receipt: Receipt) -> None:
+        """Tell of dead letters."""
+        for clash in receipt.clashes:
+            self.announce(events.OriginClash(**clash._asdict()))
+        for dead in receipt.dead:
+            self.announce(
+                events.MessageDeadLettered(
+                    partition=_partition(dead.message),
+                    offset=dead.message.offset,
+                    message_id=dead.message_id or "",
+                    reason=dead.reason,
+                    error=failures.told(dead),
+                    letter=dead.id,
+                    attempts=dead.attempts,
+                    summary=failures.summary(dead),
+                    in_full=dead.in_full,
+                )
+            )
+
+    def rolled_back(self, group: Group, error: BaseException) -> None:
+        """Tell of a transaction that failed."""
+        self.announce(
+            events.GroupRolledBack(
+                size=len(group.items),
+                handled=group.handled,
+                error=failures.described(error),
+            )
+        )
+
+    def attempt_failed(
+        self, delivery: Delivery, error: BaseException, wait: float | None, *, braking: bool = False
+    ) -> None:
+        """Tell of a message that failed alone."""
+        self.announce(
+            events.AttemptFailed(
+                partition=_partition(delivery.message),
+                offset=delivery.message.offset,
+                message_id=delivery.message_id,
+                attempt=delivery.attempt,
+                error=failures.described(error),
+                wait=wait,
+                braking=braking,
+                in_full=failures.in_full(error),
+            )
+        )
+
+    def suspected(self, delivery: Delivery, error: BaseException, wait: float, *, overload: bool) -> None:
+        """Tell of a message that failed alone, where nothing is counted; `overload` is trouble of the database, too."""
+        if overload:
+            told = failures.described(error)
+            self.announce(events.Trouble(where="database", error=told, wait=wait))
+        self.announce(
+            events.MessageSuspected(
+                partition=_partition(delivery.message),
+                offset=delivery.message.offset,
+                message_id=delivery.message_id,
+                error=failures.described(error),
+                wait=wait,
+                in_full=failures.in_full(error),
+            )
+        )
+
+
+def _partition(message: Message) -> TopicPartition:
+    return TopicPartition(message.topic, message.partition)

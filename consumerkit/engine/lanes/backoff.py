@@ -1,0 +1,115 @@
+"""Waiting, outside of any transaction, for what is no message's fault to pass."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from consumerkit import events
+from consumerkit.concurrency import wait_until_set
+from consumerkit.engine.transaction import failures
+from consumerkit.events import Announcer
+
+FIRST_WAIT: Final = 0.1
+LONGEST_WAIT: Final = 30.0
+
+
+class Interrupted(Exception):
+    """The lane must give up what it has not finished: its partition goes, or the worker stops."""
+
+
+class Patience:
+    """Waits longer and longer while trouble lasts, and gives up only when the lane is told to.
+
+    Args:
+        announce: Told of trouble and of its end.
+
+    Attributes:
+        interrupted: Set while the lane is to give up what it holds.
+    """
+
+    def __init__(self, announce: Announcer) -> None:
+        self._announce = announce
+        self.interrupted = asyncio.Event()
+        self._since: float | None = None
+        self._where = ""
+        self._times = 0
+
+    async def wait_out(self, where: str, error: BaseException) -> None:
+        """Announce trouble, and wait.
+
+        Raises:
+            Interrupted: See there.
+        """
+        if self._since is None:
+            self._since = time.monotonic()
+        self._where = where
+        wait = self._longer()
+        described = failures.described(error)
+        self._announce(events.Trouble(where=where, error=described, wait=wait))
+        await self.pause(wait)
+
+    async def pause_handler(self, error: BaseException) -> None:
+        """Announce that the handler cannot do its work before a person acts, and wait.
+
+        Raises:
+            Interrupted: See there.
+        """
+        wait = self._longer()
+        told = failures.described(error)
+        self._announce(events.HandlerPaused(error=told, wait=wait))
+        await self.pause(wait)
+
+    def _longer(self) -> float:
+        longest: float = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(self._times, 10))
+        self._times += 1
+        return longest * random.uniform(0.75, 1.0)
+
+    async def insist(self, work: Callable[[], Awaitable[None]], *, unless: tuple[type[Exception], ...] = ()) -> None:
+        """Do what must be done before anything else, again and again while the database is in trouble.
+
+        Args:
+            work: What to do.
+            unless: Errors that are raised instead.
+
+        Raises:
+            Interrupted: See there.
+        """
+        while True:
+            try:
+                await work()
+            except unless:
+                raise
+            except Exception as error:  # noqa: BLE001 - announced, and tried again
+                await self.wait_out("database", error)
+            else:
+                return
+
+    def over(self) -> None:
+        """Take note that work is done again."""
+        if self._since is not None:
+            seconds = time.monotonic() - self._since
+            self._announce(events.TroubleOver(where=self._where, seconds=seconds))
+            self._since = None
+        self._times = 0
+
+    async def pause(self, seconds: float) -> None:
+        """Wait.
+
+        Raises:
+            Interrupted: See there.
+        """
+        if await wait_until_set(self.interrupted, seconds):
+            raise Interrupted
+
+    def check(self) -> None:
+        """Raise `Interrupted` if the lane is to give up."""
+        if self.interrupted.is_set():
+            raise Interrupted
+
+    def resume(self) -> None:
+        """Let what must still be written down be written, although the lane is to give up."""
+        self.interrupted.clear()

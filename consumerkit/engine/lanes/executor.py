@@ -1,0 +1,253 @@
+"""Runs one group in one transaction, and enters what that made durable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from consumerkit.engine.lanes.announcements import Tell
+from consumerkit.engine.lanes.backoff import Interrupted, Patience
+from consumerkit.engine.lanes.batch_size import Pace
+from consumerkit.engine.lanes.brake_gate import Gate
+from consumerkit.engine.partitions.table import Partitions
+from consumerkit.engine.transaction import failures
+from consumerkit.engine.transaction.batch import Flush, Group
+from consumerkit.engine.transaction.delivery import Decided
+from consumerkit.engine.transaction.item import Item
+from consumerkit.engine.transaction.receipt import Receipt
+from consumerkit.engine.transaction.transaction import TransactionEnded
+from consumerkit.engine.transaction.unit_of_work import UnitOfWork
+from consumerkit.errors import (
+    CommitsLost,
+    CommitUnknown,
+    ConfigurationError,
+    Fenced,
+    TablesReplaced,
+)
+from consumerkit.failpoints import reach
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.message import Message, TopicPartition
+from consumerkit.storage.dead_letters.letters import DeadMessage
+from consumerkit.storage.faults import Fault
+from consumerkit.storage.origins import Origin, origin
+
+LONGEST_TURN: Final = 60.0
+"""Seconds for which a transaction waits for a connection and for its turn; more is a standstill."""
+
+
+class HandlerHalted(Exception):
+    """Trying again will not help before a person acts: a table, a column or a right is missing."""
+
+
+class Runner:
+    """What a lane's work has in common, whether messages run in groups or alone.
+
+    Args:
+        declared: The handler's declarations.
+        work: Runs a group in a transaction.
+        partitions: What is assigned, and what of it is parked; receipts are entered there.
+        gate: The brake.
+        tell: Announces what happened.
+    """
+
+    def __init__(self, declared: Declaration, work: UnitOfWork, partitions: Partitions, gate: Gate, tell: Tell) -> None:
+        self.declared = declared
+        self.partitions = partitions
+        self.gate = gate
+        self.tell = tell
+        self.patience = Patience(tell.announce)
+        self.pace = Pace(declared.batch_size, declared.batch_time)
+        self._work = work
+        self._sequence = partitions.sequences.new()
+        self._under_way: tuple[Group, float] | None = None
+        self._unfinished: dict[int, Message] = {}
+        # Tokens of the brake that are neither spent nor given back, by the message's place.
+        self._reserved: dict[Origin, DeadMessage | None] = {}
+
+    def begin(self, messages: Sequence[Message]) -> None:
+        """Take on fresh messages; until `end`, `unfinished` tells which of them are neither finished nor parked."""
+        self._unfinished = {id(message): message for message in messages}
+
+    @property
+    def unfinished(self) -> list[Message]:
+        """The fresh messages in work that are neither finished nor parked."""
+        return list(self._unfinished.values())
+
+    def end(self) -> None:
+        """Forget the messages that `begin` took on."""
+        self._unfinished = {}
+
+    @property
+    def busy_since(self) -> float | None:
+        """When the transaction under way began, by the monotonic clock; from any thread.
+
+        Waiting for one's turn is no transaction, so one that has not begun counts from when its turn is long overdue.
+        """
+        if (under_way := self._under_way) is None:
+            return None
+        group, asked = under_way
+        if group.preparing is not None:
+            return group.preparing.overdue_since
+        return asked + LONGEST_TURN if group.begun_at is None else group.begun_at
+
+    def group(self, decided: Sequence[Decided], *, flush: Flush = Flush.AT_END) -> Group:
+        """Form a group under the fences of its partitions.
+
+        Raises:
+            Interrupted: One of them is not ours, or not certain to be, or is read again from its mark.
+        """
+        owners: dict[TopicPartition, bytes] = {}
+        items = [Item(one) for one in decided]
+        for item in items:
+            name = TopicPartition(item.message.topic, item.message.partition)
+            if name not in owners:
+                partition = self.partitions.get(name)
+                if partition is None or partition.owner is None:
+                    raise Interrupted
+                owners[name] = partition.owner
+        group = Group(items, self.declared, owners, flush=flush, knows=self.partitions.knows)
+        group.lane = self._sequence.lane
+        for item in items:
+            if item.parked is not None:
+                continue
+            partition = self.partitions.of(item.message)
+            if partition is None:
+                raise Interrupted
+            if partition.advances(item.message):
+                group.calms[partition.name] = owners[partition.name]
+            if item.message.offset < partition.forgotten_below:
+                item.outdated = True
+        return group
+
+    async def transact(self, group: Group) -> Receipt:
+        """Run one transaction, enter what it made durable, and return that."""
+        self.patience.check()
+        began = time.monotonic()
+        self._under_way = group, began
+        try:
+            receipt = await self._work.run(group)
+        except TransactionEnded as error:
+            await self._convict(group, error)
+            raise
+        except (Fenced, CommitUnknown) as error:
+            if isinstance(error, CommitUnknown):
+                # The dead letters may be there: what was reserved for them is spent.
+                self._spend(group.items)
+                self._sequence.leave()
+            if isinstance(error, CommitsLost) and group.lane == self._sequence.lane:
+                self.partitions.commits_lost(error)
+            # Nothing more may begin for these partitions until they were taken over anew, which waits for whatever of
+            # this transaction may still land.
+            self.partitions.in_doubt(group.owners, error)
+            raise Interrupted from error
+        finally:
+            self._under_way = None
+        self._moved_on(group)
+        reach("after_commit")
+        if receipt.dead:
+            reach("after_dead_letter_commit")
+        self.pace.succeeded(receipt.handled, receipt.seconds)
+        self.patience.over()
+        self.gate.let_go(self)
+        self._apply(receipt)
+        self._spend_written(group, receipt)
+        self.tell.committed(receipt, time.monotonic() - began)
+        return receipt
+
+    def _moved_on(self, group: Group) -> None:
+        """Record that a group's transaction is durable."""
+        if group.lane is not None:
+            self._sequence.committed(group.lane)
+
+    def skip(self, messages: Sequence[Message]) -> None:
+        """Finish messages of a type that the handler does not declare: the database learns nothing of them."""
+        self._finish(messages)
+        self.partitions.apply(Receipt(finished=tuple(messages)))
+        self.tell.skipped(len(messages))
+
+    def _apply(self, receipt: Receipt) -> None:
+        self.gate.settle(receipt)
+        self._finish(receipt.finished)
+        self.partitions.apply(receipt)
+
+    def _finish(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self._unfinished.pop(id(message), None)
+
+    def reserve(self, message: Message, letter: DeadMessage | None = None) -> bool:
+        """Ask the brake for a dead letter; what it grants is spent or given back by `refund`."""
+        granted = self.gate.spend() if letter is None else self.gate.spend_for(letter)
+        if granted:
+            self._reserved[origin(message)] = letter
+        return granted
+
+    def is_reserved(self, message: Message) -> bool:
+        """Tell whether a token is reserved for a message's dead letter."""
+        return origin(message) in self._reserved
+
+    def refund(self, messages: Iterable[Message]) -> None:
+        """Give back the tokens that were reserved for these messages and are not spent."""
+        if self._reserved:
+            for at in map(origin, messages):
+                if at in self._reserved:
+                    self.gate.refund(self._reserved.pop(at))
+
+    def _spend(self, items: Iterable[Item]) -> None:
+        for item in items:
+            if item.token:
+                self._reserved.pop(origin(item.message), None)
+
+    def _spend_written(self, group: Group, receipt: Receipt) -> None:
+        written = set(map(id, receipt.dead))
+        self._spend(item for item in group.items if id(item.dead) in written)
+
+    async def _convict(self, group: Group, error: TransactionEnded) -> None:
+        """Bury the messages whose claims a handler committed by itself.
+
+        Raises:
+            Interrupted: That is done; but the database has lost commits, so that nothing more may begin.
+        """
+        receipt, lost = await self._convicted(group, error)
+        self._moved_on(group)
+        self._apply(receipt)
+        self._spend_written(group, receipt)
+        self.tell.dead(receipt)
+        if lost is not None:
+            self.partitions.in_doubt(group.owners, lost)
+            raise Interrupted from lost
+
+    async def _convicted(self, group: Group, error: TransactionEnded) -> tuple[Receipt, CommitsLost | None]:
+        """Return what is durable, and the error where the database has lost commits before."""
+        lost: CommitsLost | None = None
+        while True:
+            group.lane = self._sequence.lane
+            try:
+                return await self._work.convict(group, error), lost
+            except CommitsLost as found:
+                # The claims stand all the same: read again, their messages would be taken for processed.
+                lost = found
+                if group.lane == self._sequence.lane:
+                    self.partitions.commits_lost(found)
+            except Exception as trouble:  # noqa: BLE001 - it must be known before anything is run again
+                # It may be durable all the same.
+                self._sequence.leave()
+                await self.patience.wait_out("database", trouble)
+
+    async def infrastructure(self, fault: Fault, error: Exception) -> None:
+        """Wait out what is no message's fault; it never counts as an attempt."""
+        if fault is Fault.DEPLOY and isinstance(error, ConfigurationError | TablesReplaced):
+            raise HandlerHalted(failures.described(error)) from error
+        if fault is Fault.UNFIT or fault is Fault.DEPLOY:
+            await self._hold(error)
+        else:
+            await self.patience.wait_out("database", error)
+
+    async def _hold(self, error: Exception) -> None:
+        """Keep the handler's other lanes from beginning, and wait: what is wrong is wrong for all of them."""
+        self.gate.hold(self)
+        try:
+            await self.patience.pause_handler(error)
+        except Interrupted:
+            self.gate.let_go(self)
+            raise

@@ -1,0 +1,258 @@
+"""Claim, handle, retry, bury: what becomes of the messages that a lane holds. The order here is correctness.
+
+A group that fails is rolled back whole. Where the failure is one message's, those before it are run again as a group,
+then it alone, then the others. Where no message can be blamed, the group is run once more with a flush after each
+message; if that does not tell, or if none of the messages ran, the group is halved until one message is alone. Blame
+within a group may be wrong (one message's bad row can be flushed by another's query), so only a failure alone counts as
+an attempt. Nothing waits inside a transaction.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+from consumerkit.engine.lanes.attempts import Alone
+from consumerkit.engine.lanes.backoff import Interrupted
+from consumerkit.engine.lanes.blame import LOCKED, OWN, blame
+from consumerkit.engine.lanes.executor import Runner
+from consumerkit.engine.lanes.partition_brakes import is_unreadable
+from consumerkit.engine.lanes.plan import Step, around, halves
+from consumerkit.engine.transaction import failures
+from consumerkit.engine.transaction.batch import Flush, Group
+from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Park
+from consumerkit.engine.transaction.prepare import Preparer
+from consumerkit.engine.transaction.transaction import StaleFound
+from consumerkit.error_tree import deciding
+from consumerkit.errors import Reject, Unavailable
+from consumerkit.failpoints import reach
+from consumerkit.handlers.handler import Ordering
+from consumerkit.message import Message
+from consumerkit.storage.dead_letters.letters import DeadMessage
+from consumerkit.storage.faults import Fault
+from consumerkit.storage.origins import Origin, origin
+
+_HANDLER = object()
+
+
+class Pipeline:
+    """Decides how the messages of one lane are grouped.
+
+    Args:
+        runner: Runs the groups.
+        preparer: Decodes messages.
+        alone: Runs a message by itself.
+    """
+
+    def __init__(self, runner: Runner, preparer: Preparer, alone: Alone) -> None:
+        self._runner = runner
+        self._preparer = preparer
+        self._alone = alone
+        # The next groups, where a failure decided them.
+        self._plan: deque[Step] = deque()
+        # Whether messages of a group were found to get at each other's changes.
+        self._apart = False
+        # The messages that the ledger was found not to know, and whose events are too old for it.
+        self._stale: set[Origin] = set()
+
+    @property
+    def runner(self) -> Runner:
+        """What runs this lane's transactions."""
+        return self._runner
+
+    @property
+    def busy_since(self) -> float | None:
+        """When the transaction under way began, by the monotonic clock."""
+        return self._runner.busy_since
+
+    @property
+    def batch_time(self) -> float:
+        """Seconds of handling after which a turn is over."""
+        return self._runner.declared.batch_time
+
+    def size(self) -> int:
+        """Return how many messages the next `run` may take."""
+        if self._runner.gate.braking:
+            return 1
+        # Never 0: a lane that took nothing would not wait, and the event loop would turn no more.
+        return max(1, self._plan[0].size) if self._plan else self._runner.pace.size()
+
+    async def run(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Run messages, in order, at most `size()` of them; return those to be given again, before any later ones.
+
+        Raises:
+            Interrupted: The lane was told to give up; what was not reported as finished is not finished.
+            HandlerHalted: The handler cannot run before a person acts.
+        """
+        if self._runner.gate.braking:
+            self._plan.clear()
+        step = self._plan.popleft() if self._plan else Step(len(messages))
+        prepared = await self._prepared(messages)
+        if not prepared:
+            return ()
+        decided, funded = self._park_behind(prepared)
+        try:
+            return await self._run(decided, funded, step)
+        finally:
+            self._runner.refund(one.message for one in decided)
+
+    async def _run(self, decided: list[Decided], funded: int, step: Step) -> Sequence[Message]:
+        if len(decided) == 1:
+            if await self._alone.run(decided[0]) and step.after:
+                self._runner.pace.crowded(step.after)
+            return ()
+        group = self._runner.group(decided, flush=self._flush(step))
+        group.funded = funded
+        try:
+            return (await self._runner.transact(group)).left
+        except Interrupted:
+            raise
+        except StaleFound as found:
+            self._stale.update(found.places)
+            return [one.message for one in decided]
+        except Exception as error:  # noqa: BLE001 - every error becomes a decision
+            convicted = {id(item.message) for item in group.convicted}
+            again = [one.message for one in decided if id(one.message) not in convicted]
+            if again:
+                await self._failed(group, error, step._replace(size=min(len(again), len(group.items))))
+            return again
+
+    def _flush(self, step: Step) -> Flush:
+        return Flush.PROBE if step.careful else Flush.EACH if self._apart else Flush.AT_END
+
+    async def _prepared(self, messages: Sequence[Message]) -> list[Decided]:
+        made, skipped = [], []
+        for message in messages:
+            try:
+                decided = self._preparer.prepare(message)
+            except Unavailable as error:
+                await self._runner.patience.wait_out("codec", error)
+                decided = await self._alone.prepare(message)
+            if decided is None:
+                skipped.append(message)
+            else:
+                made.append(self._stale_or_not(decided))
+        if skipped:
+            self._runner.skip(skipped)
+        reach("after_decode")
+        return made
+
+    def _stale_or_not(self, decided: Decided) -> Decided:
+        """Give up what the ledger was found not to know, since its event is too old for it."""
+        if not self._stale or (at := origin(decided.message)) not in self._stale:
+            return decided
+        self._stale.discard(at)
+        if decided.letter is not None:
+            return decided
+        return Decided(decided.delivery, DeadLetter(failures.stale(decided.delivery)))
+
+    def _park_behind(self, prepared: Sequence[Decided]) -> tuple[list[Decided], int]:
+        """Park messages whose key is blocked, and dead ones for which the brake allows no dead letter.
+
+        Returns:
+            What is decided now, and how many dead letters are paid by what succeeds beside them.
+        """
+        gate = self._runner.gate
+        dead = [one.letter for one in prepared if one.letter is not None]
+        good = (
+            [one.message for one in prepared if one.letter is None and not self._blocked(one.message)] if dead else []
+        )
+        funded = gate.funded(sum(not is_unreadable(letter) for letter in dead), len(good))
+        paid: dict[object, int] = {_HANDLER: funded}
+        paid.update(gate.partitions.funded(dead, good))
+        held: set[object] = set()
+        decided = []
+        for one in prepared:
+            made = self._behind(one, held, paid)
+            key = self._order(one.message)
+            if key is not None and one.letter is not None and self._holds(made):
+                held.add(key)
+            decided.append(made)
+        return decided, funded
+
+    def _behind(self, one: Decided, held: set[object], paid: dict[object, int]) -> Decided:
+        """Return what is decided of a message behind those of the same order that are held."""
+        delivery, letter = one.delivery, one.letter
+        waits = self._order(one.message) in held or self._blocked(one.message)
+        if letter is None:
+            return Decided(delivery, Park(failures.behind(delivery))) if waits else one
+        if self._is_paid(letter, paid):
+            return one
+        if self._runner.reserve(one.message, letter):
+            return Decided(delivery, DeadLetter(letter, token=True))
+        # It may be in order yet, once whatever is wrong was repaired: so what follows waits behind it.
+        row = failures.held(delivery, letter, self._runner.gate.wait_for(letter))
+        return Decided(delivery, Park(replace(row, wait=None) if waits else row))
+
+    def _holds(self, dead: Decided) -> bool:
+        """Tell whether what follows waits behind a dead message: where it is parked, or its letter holds its key."""
+        return dead.letter is None or (self._runner.declared.holds_key and dead.letter.reason.holds_key)
+
+    def _is_paid(self, letter: DeadMessage, paid: dict[object, int]) -> bool:
+        """Tell whether what succeeds beside a message pays for its dead letter."""
+        message = letter.message
+        whose = (message.topic, message.partition) if is_unreadable(letter) else _HANDLER
+        if paid.get(whose):
+            paid[whose] -= 1
+            return True
+        return False
+
+    def _blocked(self, message: Message) -> bool:
+        partition = self._runner.partitions.of(message)
+        return partition is not None and partition.blocked(message)
+
+    def _order(self, message: Message) -> object:
+        """Return what a message has its order in; None where it has none."""
+        ordering = self._runner.declared.ordering
+        if ordering is Ordering.PARTITION:
+            return message.topic, message.partition
+        if ordering is Ordering.NONE or message.key is None:
+            return None
+        return message.topic, message.partition, message.key
+
+    async def _failed(self, group: Group, error: Exception, step: Step) -> None:
+        """Decide how the messages of a group that failed are grouped next; `step` has as many as are to run again."""
+        fault, kind = blame(group, error)[:2]
+        if kind == LOCKED:
+            fault = Fault.CONFLICT  # with whom is not known, so the group is halved
+        if group.guard.crowded:
+            self._apart = True
+            self._plan = deque([step])
+        elif fault in OWN or (fault is Fault.UNFIT and group.current is not None):
+            # The messages before the one whose code met it are run first; alone, it holds the handler.
+            self._runner.tell.rolled_back(group, error)
+            self._plan = self._split(group, error, step, crowded=fault is not Fault.HANDLER)
+        elif fault is Fault.CONFLICT:
+            self._runner.tell.rolled_back(group, error)
+            self._plan = halves(step.size)
+            await self._runner.patience.pause(random.uniform(0.005, 0.05))
+        else:
+            await self._runner.infrastructure(fault, error)
+
+    def _split(self, group: Group, error: Exception, step: Step, *, crowded: bool) -> deque[Step]:
+        """Return the groups to come, after a failure that is a message's fault."""
+        at = self._blamed(group, error)
+        if at is not None:
+            self._runner.pace.failed()
+            return around(at, crowded=crowded)
+        if self._runner.declared.is_batch or step.careful or step.halving or not group.handled:
+            return halves(step.size, halving=True)
+        return deque([step._replace(careful=True)])
+
+    def _blamed(self, group: Group, error: Exception) -> int | None:
+        """Return the index of the item at fault, where that is known."""
+        decided = deciding(error, Reject)
+        if isinstance(decided, Reject) and decided.of is not None:
+            message = getattr(decided.of, "message", None)
+            # Not the same object, where the error comes out of another process.
+            at = None if message is None else (message.topic, message.partition, message.offset)
+            places = [(one.message.topic, one.message.partition, one.message.offset) for one in group.items]
+            return places.index(at) if at in places else None
+        return group.current
+
+    def forget_plan(self) -> None:
+        """Drop what was decided about messages that the lane does not hold any more."""
+        self._plan.clear()
+        self._stale.clear()

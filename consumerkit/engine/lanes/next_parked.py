@@ -1,0 +1,84 @@
+"""Finds the messages that were parked behind another one, once that has left the lot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+from sqlalchemy import Connection
+
+from consumerkit.engine.partitions.partition import Partition, State
+from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.table import Partitions
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.handlers.handler import Ordering
+from consumerkit.message import TopicPartition
+from consumerkit.storage.parking.parked import ParkedMessage
+
+
+class NextParked:
+    """Finds what is next of a key.
+
+    Args:
+        declared: The handler's declarations.
+        partitions: What is assigned.
+        fences: The database.
+    """
+
+    def __init__(self, declared: Declaration, partitions: Partitions, fences: Fences) -> None:
+        self._ordering = declared.ordering
+        self._limit = declared.batch_size
+        self._partitions = partitions
+        self._fences = fences
+
+    async def after(self, parked: ParkedMessage) -> list[ParkedMessage]:
+        """Return the messages that are next after another one, as many as may share a transaction.
+
+        Where the database does not answer, there are none: what is due is looked for, and so they are found later.
+        """
+        message = parked.message
+        name = TopicPartition(message.topic, message.partition)
+        partition = self._partitions.get(name)
+        if partition is None or not self._may_follow(partition, parked):
+            return []
+        any_key = self._ordering is Ordering.PARTITION
+
+        def heads(connection: Connection) -> list[ParkedMessage]:
+            return self._fences.lot.heads(connection, name, message.key, self._limit, any_key=any_key)
+
+        try:
+            found = await self._fences.run(heads)
+        except Exception:  # noqa: BLE001 - promoted when its predecessor left, so it is found by its due time
+            return []
+        return _first(found, partition)
+
+    def _may_follow(self, partition: Partition, parked: ParkedMessage) -> bool:
+        """Tell whether messages may have waited behind one that has left the lot."""
+        if partition.state is not State.OWNED or self._ordering is Ordering.NONE:
+            return False
+        if self._ordering is Ordering.KEY and parked.message.key is None:
+            # It has no order: another one without a key may be under way in another lane, and would be tried twice.
+            return False
+        if parked.dead_letter is not None:
+            return True
+        if not partition.total:
+            return False
+        return self._ordering is Ordering.PARTITION or parked.message.key in partition.parked
+
+
+def _first(found: Sequence[ParkedMessage], partition: Partition) -> list[ParkedMessage]:
+    if not found or not found[0].due_or_waiting:
+        return []
+    # Together go those that only waited behind another; one that failed before is tried by itself, and so is one that
+    # may have killed an owner.
+    following = list(takewhile(lambda one: _only_waited(one, partition), found)) or list(found[:1])
+    for one in following:
+        # What was redriven to wait behind another is not known yet.
+        partition.park(one.message, one.id)
+    return following
+
+
+def _only_waited(parked: ParkedMessage, partition: Partition) -> bool:
+    if parked.attempts or parked.deliveries or parked.id <= partition.haunted:
+        return False
+    return parked.due_or_waiting

@@ -1,0 +1,99 @@
+"""Tells a message's own fault from trouble that others meet, too; see docs/decisions/0043.
+
+An error such as a missing table or a cancelled statement does not tell whether one message is wrong or everything is.
+Another message tells: if it succeeds, the first one was wrong; if it fails likewise, everything is.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from consumerkit.engine.lanes.blame import Blame
+from consumerkit.engine.lanes.brake_gate import REMEMBERED, Gate
+from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.message import Message
+from consumerkit.storage.origins import Origin, origin
+
+FIRST_WAIT: Final = 0.5
+LONGEST_WAIT: Final = 30.0
+
+
+class _Seen(NamedTuple):
+    kind: str
+    successes: int
+    runs: int
+    wrong: bool = False
+    """Whether another message succeeded since it failed first."""
+
+
+class Suspects:
+    """The messages of one engine that failed alone in a way that does not tell whose fault it is.
+
+    In memory: after a restart each has another run that is not counted.
+
+    Args:
+        gate: Knows what has succeeded, and pauses the handler.
+        fences: The database.
+    """
+
+    def __init__(self, gate: Gate, fences: Fences) -> None:
+        self._gate = gate
+        self._handler = fences.handler
+        self.probe = fences.probe
+        self._seen: dict[Origin, _Seen] = {}
+        # Who has failed in each way since the last success; two are enough to know.
+        self._since = 0
+        self._failed: dict[str, list[Origin]] = {}
+        self._charged: dict[str, Message] = {}
+
+    def judge(self, message: Message, blame: Blame, described: str, *, holds_up: bool) -> float | None:
+        """Return how many seconds a message is to wait without an attempt counted; None where it is to be counted.
+
+        Args:
+            message: What failed, alone.
+            blame: In which way.
+            described: The error, for the announcement where the handler pauses.
+            holds_up: Whether other messages wait behind it.
+        """
+        at, now, kind = origin(message), self._gate.successes, blame.kind
+        before = self._seen.pop(at, None)
+        again = before is not None and before.kind == kind
+        runs = before.runs + 1 if before is not None and again else 1
+        succeeded = before is not None and again and now > before.successes and not blame.waited
+        others = not succeeded and self._others(at, kind, now)
+        wrong = succeeded or (before is not None and again and before.wrong and not others)
+        self._remember(at, _Seen(kind, now, runs, wrong))
+        if wrong:
+            return None
+        if others:
+            self._gate.suspend(kind, described + self._redrive(kind))
+        elif again and holds_up and not blame.waited:
+            # None of the others can run before this one has an end: its `retry` decides.
+            self._charged.setdefault(kind, message)
+            return None
+        wait: float = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(runs - 1, 10))
+        return wait
+
+    def _remember(self, at: Origin, seen: _Seen) -> None:
+        self._seen[at] = seen
+        if len(self._seen) > REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+
+    def _others(self, at: Origin, kind: str, now: int) -> bool:
+        """Take note of a failure; return whether others failed in this way, and none succeeded since."""
+        if now != self._since:
+            self._since = now
+            self._failed.clear()
+        failed = self._failed.setdefault(kind, [])
+        if at not in failed and len(failed) < 2:
+            failed.append(at)
+        return any(other != at for other in failed)
+
+    def _redrive(self, kind: str) -> str:
+        message = self._charged.get(kind)
+        if message is None:
+            return ""
+        return (
+            f"; {message.topic}[{message.partition}]@{message.offset} failed so before: if it is a dead letter by now, "
+            f"`consumerkit dead-letters redrive --handler {self._handler} --reason exhausted` brings it back"
+        )

@@ -1,0 +1,151 @@
+"""Keeps the position: marks in the database, then offsets in Kafka; in the background, since nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from consumerkit import events
+from consumerkit.concurrency import wait_until_set
+from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.table import Partitions
+from consumerkit.engine.transaction import failures
+from consumerkit.errors import CommitsLost, Fenced, Unavailable
+from consumerkit.events import Announcer
+from consumerkit.failpoints import reach
+from consumerkit.message import TopicPartition
+from consumerkit.transports.base import Consumer, Position
+
+INTERVAL: Final = 0.25
+LONGEST_WAIT: Final = 10.0
+# An idle owner asks the database this often whether it still is one, and whether nothing was lost.
+CHECKED_EVERY: Final = 5.0
+TOUCHED_EVERY: Final = 86_400.0
+# What the broker is believed to have is committed again this often: a client may send a commit of an earlier assignment
+# late, under the new one, which takes the offset of an idle partition back for as long as nobody commits it.
+REPEATED_EVERY: Final = 30.0
+
+
+class Committer:
+    """Writes one engine's marks, and commits its offsets.
+
+    Args:
+        consumer: Whose offsets these are.
+        partitions: What is assigned.
+        fences: The database.
+        announce: Told what happened.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        partitions: Partitions,
+        fences: Fences,
+        announce: Announcer,
+    ) -> None:
+        self._consumer = consumer
+        self._partitions = partitions
+        self._fences = fences
+        self._announce = announce
+        self._checking = False
+        self._touched = self._repeated = time.monotonic()
+
+    def check(self) -> None:
+        """Have it ask the database at once whether it has everything: the connection is a new one."""
+        self._checking = True
+        self._partitions.commit_due.set()
+
+    async def run(self) -> None:
+        """Keep the position of what is finished, at most once in `INTERVAL` seconds, until cancelled."""
+        failed_turns, failed, since = 0, "", 0.0
+        while True:
+            if not await wait_until_set(self._partitions.commit_due, CHECKED_EVERY):
+                self._checking = True
+            self._partitions.commit_due.clear()
+            wait, where = INTERVAL, "database"
+            try:
+                await self._mark()
+                where = "broker"
+                if positions := self._due():
+                    await self._commit(positions)
+                if failed_turns:
+                    seconds, failed_turns = time.monotonic() - since, 0
+                    self._announce(events.TroubleOver(where=failed, seconds=seconds))
+            except Exception as error:
+                if where == "broker" and not isinstance(error, Unavailable):
+                    raise
+                since, failed = since if failed_turns else time.monotonic(), where
+                failed_turns += 1
+                wait = min(LONGEST_WAIT, INTERVAL * 2**failed_turns)
+                self._partitions.commit_due.set()
+                told = str(error) if isinstance(error, Unavailable) else failures.described(error)
+                self._announce(events.Trouble(where=where, error=told, wait=wait))
+            await asyncio.sleep(wait)
+
+    async def _mark(self) -> None:
+        """Write down how far what is ours has come; all of it where the database is to be checked."""
+        checking, self._checking = self._checking, False
+        owned = self._partitions.owned()
+        moved = owned if checking else [one for one in owned if one.offsets.position != one.mark]
+        if not moved:
+            return
+        reach("before_mark")
+        try:
+            gone = await self._fences.mark(moved)
+        except CommitsLost as error:
+            self._partitions.commits_lost(error)
+            return
+        except BaseException:
+            self._checking = self._checking or checking
+            raise
+        reach("after_mark")
+        if gone:
+            self._partitions.fenced(gone, Fenced(f"{len(gone)} of {len(moved)} partitions were taken over"))
+        if time.monotonic() - self._touched > TOUCHED_EVERY:
+            self._touched = time.monotonic()
+            await self._fences.touch()
+
+    async def mark_last(self, names: Iterable[TopicPartition]) -> None:
+        """Write down how far partitions have come that are given back."""
+        found = [one for name in names if (one := self._partitions.get(name)) is not None]
+        moved = [one for one in found if one.owner is not None and one.offsets.position != one.mark]
+        if moved:
+            await self._fences.mark(moved)
+
+    def positions(self, names: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
+        """Return the marks that the broker does not have yet."""
+        return self._marks(names, again=False)
+
+    def _due(self) -> dict[TopicPartition, Position]:
+        """Return the marks to commit now: from time to time, all of them."""
+        again = time.monotonic() - self._repeated > REPEATED_EVERY
+        if again:
+            self._repeated = time.monotonic()
+        return self._marks([partition.name for partition in self._partitions], again=again)
+
+    def _marks(self, names: Iterable[TopicPartition], *, again: bool) -> dict[TopicPartition, Position]:
+        found = {}
+        for name in names:
+            partition = self._partitions.get(name)
+            if partition is None or partition.owner is None or partition.mark is None:
+                continue
+            if again or partition.mark != partition.offsets.committed:
+                found[name] = self._fences.position(partition, partition.mark)
+        return found
+
+    async def _commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        reach("before_offset_commit")
+        commit = asyncio.ensure_future(self._consumer.commit(positions))
+        # One turn of the loop puts it on its way.
+        await asyncio.sleep(0)
+        reach("offset_commit_sent")
+        await commit
+        reach("after_offset_commit")
+        for name, position in positions.items():
+            partition = self._partitions.get(name)
+            if partition is not None and partition.offsets.epoch == position.epoch:
+                partition.offsets.committed = position.offset
+        told = tuple((name, position.offset) for name, position in positions.items())
+        self._announce(events.OffsetsCommitted(positions=told))

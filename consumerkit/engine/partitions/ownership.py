@@ -1,0 +1,247 @@
+"""Takes partitions over: waits for the fence, writes the token, loads what is parked; and again when that is in doubt.
+
+A worker that finds another's token may be a zombie, or the rightful owner whose predecessor came back. It takes the
+partition back only after Kafka has accepted an offset commit of its assignment: else two owners would alternate for
+ever. Where somebody else has owned it meanwhile, or the database has lost something, it forgets what it has in hand,
+and reads again from the mark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from consumerkit import events
+from consumerkit.concurrency import wait_until_set
+from consumerkit.engine.partitions import start_position
+from consumerkit.engine.partitions.fence_waits import FenceWaits
+from consumerkit.engine.partitions.first_runs import FirstRuns
+from consumerkit.engine.partitions.inquiry import Asked, Inquiry, Troubles
+from consumerkit.engine.partitions.partition import Partition, State
+from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.table import Partitions
+from consumerkit.errors import PartitionUnusable, Unavailable
+from consumerkit.events import Announcer
+from consumerkit.message import TopicPartition
+from consumerkit.transports.base import Consumer
+
+# A zombie's transactions end within their own limits; a shorter wait lets the other partitions have their turn.
+FENCE_WAIT: Final = 2.0
+LONGEST_WAIT: Final = 10.0
+# So many are taken in one transaction. Meanwhile nobody else may begin with any of them, and what is parked is read.
+AT_ONCE: Final = 100
+# How often a partition that cannot be used is looked at again: a person may have moved its mark.
+STOPPED_FOR: Final = 5.0
+
+
+class Ownership:
+    """Keeps an engine's partitions taken.
+
+    Args:
+        consumer: Asked to commit an offset where ownership is in doubt.
+        partitions: What is assigned.
+        fences: The database.
+        first_runs: Knows where a first run begins.
+        announce: Told what happened.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        partitions: Partitions,
+        fences: Fences,
+        first_runs: FirstRuns,
+        announce: Announcer,
+    ) -> None:
+        self._consumer = consumer
+        self._partitions = partitions
+        self._fences = fences
+        self._announce = announce
+        self._troubles = Troubles(announce)
+        self._inquiry = Inquiry(fences.handler, consumer, first_runs, self._troubles)
+        self._waits = FenceWaits(announce)
+        self._again: set[TopicPartition] = set()
+        # Stopped partitions that are looked at again.
+        self._looking: set[Partition] = set()
+        self._failures = 0
+
+    def forget(self, name: TopicPartition) -> None:
+        """Forget what is known of a partition that is no longer assigned."""
+        self._waits.over(name)
+        self._inquiry.forget(name)
+
+    async def give_back(self, partitions: Sequence[Partition]) -> None:
+        """Write down that nothing of these partitions is under way any more."""
+        await self._fences.give_back(partitions)
+
+    async def run(self) -> None:
+        """Take what is wanted, until cancelled."""
+        due, to_clear = self._partitions.ownership_due, self._partitions.to_clear
+        while True:
+            stopped = self._partitions.in_state(State.STOPPED)
+            if not self._wanted() and not to_clear:
+                due.clear()
+                await wait_until_set(due, STOPPED_FOR if stopped else None)
+            self._looking.update(self._partitions.in_state(State.STOPPED))
+            await self._round()
+
+    def _wanted(self) -> list[TopicPartition]:
+        """Return what is to be taken over, those first that had no turn for longest."""
+        found = self._partitions.in_state(State.ASSIGNED, State.IN_DOUBT, State.STOPPED)
+        self._looking.intersection_update(found)
+        return [one.name for one in found if one.state is not State.STOPPED or one in self._looking]
+
+    async def _round(self) -> None:
+        """Try all partitions without waiting, then wait a little for the first that another worker still holds."""
+        self._troubles.wait = min(LONGEST_WAIT, 0.1 * 2 ** min(self._failures + 1, 10)) * random.uniform(0.75, 1.0)
+        asked = await self._inquiry.ask(self._wanted())
+        self._again.clear()
+        failed = await self._try_all([name for name in self._wanted() if name in asked.info], asked)
+        wanted = self._wanted()
+        failed += [name for name in wanted if name not in asked.info or name in self._again]
+        waiting = [name for name in wanted if name not in failed]
+        if waiting and not await self._tried(waiting[:1], asked, wait=FENCE_WAIT):
+            failed.append(waiting[0])
+        failed += [name for name in list(self._partitions.to_clear) if not await self._calm(name)]
+        if failed:
+            self._failures += 1
+            await asyncio.sleep(self._troubles.wait)
+        else:
+            self._failures = 0
+
+    async def _try_all(self, names: list[TopicPartition], asked: Asked) -> list[TopicPartition]:
+        """Try to take partitions, many at a time; return those for which that failed.
+
+        Where many fail together, each half of them is tried, so that one alone keeps no other from being taken. A
+        failure down to a single partition, with no success before, is the database's: the rest has its turn later.
+        """
+        failed: list[TopicPartition] = []
+        todo = [names[at : at + AT_ONCE] for at in range(0, len(names), AT_ONCE)]
+        succeeded = False
+        while todo:
+            some = todo.pop(0)
+            if await self._tried(some, asked, wait=0.0):
+                succeeded = True
+            elif len(some) > 1:
+                half = len(some) // 2
+                todo[:0] = [some[:half], some[half:]]
+            else:
+                failed += some
+                self._put_last(some[0])
+                if not succeeded:
+                    return failed + [name for rest in todo for name in rest]
+        return failed
+
+    def _put_last(self, name: TopicPartition) -> None:
+        """Give the others their turn first, the next time."""
+        if (partition := self._partitions.get(name)) is not None:
+            self._partitions.put_last(partition)
+
+    async def _calm(self, name: TopicPartition) -> bool:
+        partition = self._partitions.get(name)
+        try:
+            if partition is not None and partition.deaths:
+                await self._fences.calm(partition)
+        except Exception as error:  # noqa: BLE001 - announced, and tried again
+            self._troubles.tell(error)
+            return False
+        self._partitions.to_clear.discard(name)
+        return True
+
+    async def _tried(self, names: list[TopicPartition], asked: Asked, *, wait: float) -> bool:
+        """Try to take partitions; return False where that failed, which keeps no other from being tried."""
+        try:
+            unusable = await self._try(names, asked, wait=wait)
+        except Exception as error:  # noqa: BLE001 - announced, and tried again
+            if len(names) == 1:  # of several it is not known yet which it is
+                self._troubles.tell(error)
+            return False
+        if unusable:
+            await self._look_again(unusable)
+        return True
+
+    async def _try(
+        self, names: list[TopicPartition], asked: Asked, *, wait: float
+    ) -> dict[TopicPartition, PartitionUnusable]:
+        """Take partitions that are assigned still; return those that cannot be used."""
+        partitions = {name: one for name in names if (one := self._assigned(name)) is not None}
+        await self._confirm([one for one in partitions.values() if one.state is State.IN_DOUBT])
+        wanted = [
+            await self._inquiry.place(one, asked.info[name])
+            for name, one in partitions.items()
+            if self._partitions.get(name) is one
+        ]
+        if not wanted:
+            return {}
+        ago = partial(_since, asked.at)
+        found = await self._fences.take(wanted, ago, wait=wait)
+        unusable = {}
+        for name, partition in partitions.items():
+            begins = found.get(name)
+            # One that went meanwhile may have come back, under another assignment: then it is wanted still.
+            if self._partitions.get(name) is not partition:
+                continue
+            if isinstance(begins, PartitionUnusable):
+                unusable[name] = begins
+            elif begins is None:
+                # Another turn for the others before this one is waited for again.
+                self._put_last(name)
+                self._waits.held(name)
+            else:
+                self._waits.over(name)
+                self._begin(partition, begins)
+        return unusable
+
+    def _assigned(self, name: TopicPartition) -> Partition | None:
+        """Return a partition that is to be taken, unless it is not assigned any more."""
+        partition = self._partitions.get(name)
+        return None if partition is None or partition.is_leaving else partition
+
+    def _begin(self, partition: Partition, begins: start_position.Beginning) -> None:
+        """Go to the mark, unless what is in hand can be gone on with."""
+        offsets = partition.offsets
+        on_course = begins.intact or (offsets.position == begins.offset and offsets.untouched)
+        if partition.adrift or not on_course:
+            partition.restart(self._consumer.seek(partition.name, begins.offset))
+        if begins.remark is not None:
+            self._announce(
+                events.PositionDiffers(
+                    partition=partition.name,
+                    offset=begins.offset,
+                    lost=begins.alarming,
+                    remark=begins.remark,
+                )
+            )
+        self._partitions.taken(partition)
+
+    async def _look_again(self, found: Mapping[TopicPartition, PartitionUnusable]) -> None:
+        """Stop partitions, unless the broker was asked too long ago; they are looked at again from time to time."""
+        before = {name: self._partitions.get(name) for name in found}
+        try:
+            unusable = await self._inquiry.unusable(list(found))
+        except Unavailable as error:
+            self._troubles.tell(error)
+            unusable = set()
+        for name, why in found.items():
+            partition = self._partitions.get(name)
+            if name in unusable and partition is not None and partition is before[name]:
+                self._looking.discard(partition)
+                self._partitions.stop(partition, why)
+            else:
+                self._again.add(name)
+
+    async def _confirm(self, partitions: Sequence[Partition]) -> None:
+        """Have Kafka accept offset commits of these assignments, or raise `Unavailable`."""
+        positions = {one.name: self._fences.position(one, one.mark) for one in partitions if one.mark is not None}
+        if positions:
+            await self._consumer.commit(positions)
+        for one in partitions:
+            one.confirm()
+
+
+def _since(moment: float) -> float:
+    return time.monotonic() - moment

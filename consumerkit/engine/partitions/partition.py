@@ -1,0 +1,223 @@
+"""What an engine knows of a partition: its offsets, its fence, and what is parked of it."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from consumerkit.engine.partitions.budget import cost
+from consumerkit.engine.partitions.offsets import OffsetTracker
+from consumerkit.engine.partitions.start_position import Beginning
+from consumerkit.handlers.handler import Ordering
+from consumerkit.message import Message, TopicPartition
+from consumerkit.storage.fence import Taken
+from consumerkit.transports.base import Position
+
+# Not two, as one would think: see docs/decisions/0014.
+ISOLATED_AFTER: Final = 4
+# After a second death groups are small until one is committed, so that later the culprit stands near. If isolation ends
+# before it is reached all the same, the next deaths begin another one, closer to it.
+CAREFUL_SIZE: Final = 100
+ISOLATED_FOR: Final = 100
+
+
+class State(Enum):
+    """Where a partition stands between the broker and the database."""
+
+    ASSIGNED = "assigned"
+    """The broker gave it to us; it is to be taken over in the database."""
+    OWNED = "owned"
+    """It was taken over: its messages run."""
+    IN_DOUBT = "in doubt"
+    """It may have another owner: it is to be taken over once Kafka has accepted an offset commit of ours."""
+    STOPPED = "stopped"
+    """It cannot be used before a person acts; it is looked at again from time to time."""
+    LEAVING = "leaving"
+    """It is being given back: what is under way may finish, and nothing more begins."""
+
+
+class Partition:
+    """One partition under one assignment.
+
+    Attributes:
+        name: Topic and number.
+        state: See `State`.
+        offsets: What is in hand, and the assignment's epoch.
+        owner: The token by which the database knows us as its owner; None where it does not, or where that is in doubt.
+            Without it nothing of the partition begins.
+        parked: The numbers of the messages that are parked, by key.
+        total: How many these are.
+        deaths, suspects: See `consumerkit.storage.fence.Taken`.
+        haunted: The highest number in the lot when a partition was taken whose owner had died: one of these may have
+            killed it, so their runs are written down before they begin. What was parked since then has killed nobody.
+        held: Whether the consumer was told to fetch nothing more of it.
+        weight: Bytes that its messages in hand count for in the budget.
+        began: The first offset fetched under this assignment.
+        mark: The position that the database has; None until it was taken over.
+        start: Where the consumer's first run began.
+        end: No owner before has processed anything at or above it.
+        forgotten_below: The IDs of messages below it may be forgotten, so that they cannot be proven new.
+        adrift: Whether messages were let go of, so that it must be read again from the mark.
+        topic_id: The topic's ID when it was taken over.
+        ordering, parking_limit: What the handler declares.
+        turn: When it had its turn to be taken over; those with a lower number are next.
+    """
+
+    __slots__ = (
+        "adrift",
+        "began",
+        "deaths",
+        "end",
+        "forgotten_below",
+        "haunted",
+        "held",
+        "mark",
+        "name",
+        "offsets",
+        "ordering",
+        "owner",
+        "parked",
+        "parking_limit",
+        "start",
+        "state",
+        "suspects",
+        "topic_id",
+        "total",
+        "turn",
+        "weight",
+    )
+
+    def __init__(self, name: TopicPartition, start: Position, ordering: Ordering, parking_limit: int) -> None:
+        self.name = name
+        self.state = State.ASSIGNED
+        self.offsets = OffsetTracker(start.epoch, start.offset)
+        self.owner: bytes | None = None
+        self.parked: dict[bytes | None, set[int]] = {}
+        self.total = 0
+        self.deaths = 0
+        self.suspects: dict[int, int] = {}
+        self.haunted = 0
+        self.began: int | None = None
+        self.held = False
+        self.weight = 0
+        self.mark: int | None = None
+        self.start = 0
+        self.end = 0
+        self.forgotten_below = 0
+        self.adrift = False
+        self.topic_id = ""
+        self.turn = 0
+        self.ordering = ordering
+        self.parking_limit = parking_limit
+
+    def delivered(self, message: Message) -> bool:
+        """Record a message that was fetched; return False where it is in hand or finished already."""
+        if self.began is None:
+            self.began = message.offset
+        if not self.offsets.delivered(message.offset):
+            return False
+        self.weight += cost(message)
+        return True
+
+    def restart(self, epoch: int) -> None:
+        """Forget what is in hand and what of it is finished: it is read again from the mark, under a new epoch."""
+        self.offsets = OffsetTracker(epoch, self.mark)
+        self.began = None
+        self.adrift = False
+        self.weight = 0
+
+    def taken(self, found: Taken, parked: dict[bytes | None, set[int]], place: Beginning, end: int) -> None:
+        """Take note of a take-over: what was found parked, where to begin, and where the log ends."""
+        self.owner = found.owner
+        if self.state is not State.LEAVING:
+            self.state = State.OWNED
+        self.mark, self.start, self.end = place.offset, place.start, end
+        self.forgotten_below = found.standing.forgotten_below
+        self.deaths, self.suspects = found.deaths, found.suspects
+        self.parked = parked
+        self.total = sum(map(len, parked.values()))
+        if found.deaths:
+            self.haunted = max((number for numbers in parked.values() for number in numbers), default=0)
+
+    def doubt(self) -> None:
+        """Begin nothing more: it is not certain that we own the partition."""
+        self.owner = None
+        if self.state is not State.LEAVING:
+            self.state = State.IN_DOUBT
+
+    def confirm(self) -> None:
+        """Record that Kafka has accepted an offset commit of this assignment, or would."""
+        if self.state is State.IN_DOUBT:
+            self.state = State.ASSIGNED
+
+    def stop(self) -> None:
+        """Give the partition up until a person has acted; it is read again from its mark then."""
+        self.adrift = True
+        if self.state is not State.LEAVING:
+            self.state = State.STOPPED
+
+    def leave(self) -> None:
+        """Begin nothing more: the partition is being given back."""
+        self.state = State.LEAVING
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is being given back."""
+        return self.state is State.LEAVING
+
+    @property
+    def ready(self) -> bool:
+        """Whether new messages may begin: the fence is ours, the lot has room, and nothing ahead of all is parked."""
+        return self.owner is not None and not self.is_full and not self.waits_in_order
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many of its messages are parked as may be."""
+        return self.total >= self.parking_limit
+
+    @property
+    def waits_in_order(self) -> bool:
+        """Whether all of it waits behind a parked message."""
+        return self.total > 0 and self.ordering is Ordering.PARTITION
+
+    @property
+    def isolated(self) -> bool:
+        """Whether its messages run one at a time, alone in the process: four owners died here and got no further."""
+        return self.deaths >= ISOLATED_AFTER
+
+    @property
+    def calm(self) -> bool:
+        """Whether this owner got further than those that died here."""
+        position = self.offsets.position
+        if not self.deaths or self.began is None or position is None:
+            return False
+        if not self.isolated:
+            return position > self.began
+        all_done = not self.offsets.unfinished and self.offsets.reread_from is None
+        return position >= self.began + ISOLATED_FOR or all_done
+
+    def advances(self, message: Message) -> bool:
+        """Whether finishing this message gets a partition further in which an owner died before."""
+        return 0 < self.deaths < ISOLATED_AFTER and message.offset == self.offsets.position
+
+    def blocked(self, message: Message) -> bool:
+        """Whether a message must wait behind a parked one of its key."""
+        if not self.total or self.ordering is not Ordering.KEY or message.key is None:
+            return False
+        return message.key in self.parked
+
+    def park(self, message: Message, number: int) -> None:
+        """Take note of a message that was parked; to be told twice does no harm."""
+        numbers = self.parked.setdefault(message.key, set())
+        if number not in numbers:
+            numbers.add(number)
+            self.total += 1
+
+    def unpark(self, message: Message, number: int) -> None:
+        """Take note of a message that is no longer parked; to be told twice does no harm."""
+        numbers = self.parked.get(message.key, set())
+        if number in numbers:
+            numbers.remove(number)
+            self.total -= 1
+        if not numbers:
+            self.parked.pop(message.key, None)

@@ -1,0 +1,250 @@
+"""The database's side of owning partitions: take-overs, marks, and what is written down about runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection
+
+from consumerkit.engine.partitions.commit_sequence import CommitSequences
+from consumerkit.engine.partitions.partition import Partition
+from consumerkit.engine.partitions.start_position import Beginning, note
+from consumerkit.errors import CommitsLost, Fenced, PartitionUnusable
+from consumerkit.message import TopicPartition
+from consumerkit.storage import fence, first_runs, progress
+from consumerkit.storage.dialects import Dialect
+from consumerkit.storage.fence import Taken
+from consumerkit.storage.first_runs import FirstStart
+from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.parked import ParkedMessage
+from consumerkit.storage.progress import Begun, Lane, Mark, Standing
+from consumerkit.storage.tables import Tables
+from consumerkit.transports.base import PartitionInfo, Position
+
+InTransaction = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
+
+
+class Wanted(NamedTuple):
+    """A partition to take over.
+
+    Attributes:
+        partition: Which.
+        info: What the broker told of it.
+        place: Decides where to begin, from what the database knows, or raises `PartitionUnusable`.
+    """
+
+    partition: Partition
+    info: PartitionInfo
+    place: Callable[[Standing], Beginning]
+
+
+_Work = tuple[
+    dict[TopicPartition, Taken],
+    dict[TopicPartition, dict[bytes | None, set[int]]],
+    dict[TopicPartition, Beginning | PartitionUnusable],
+]
+
+
+@dataclass(frozen=True)
+class Fences:
+    """Writes, for one handler, who owns what and how far it has come."""
+
+    handler: str
+    lot: ParkingLot
+    run: InTransaction
+    """Runs work in a transaction of its own, READ COMMITTED: what is parked is read after the wait for the fence."""
+    tokens: dict[TopicPartition, bytes] = field(default_factory=dict)
+    """The tokens that this process wrote last."""
+    sequences: CommitSequences = field(default_factory=CommitSequences)
+    """The numbers of this worker's transactions, which the marks rest on."""
+    any_key: bool = False
+    """Whether what is parked waits behind whatever is parked of its partition, and not of its key only."""
+
+    @property
+    def _place(self) -> tuple[Dialect, Tables, int]:
+        return self.lot.dialect, self.lot.tables, self.lot.consumer
+
+    def position(self, partition: Partition, mark: int) -> Position:
+        """Return what is committed to Kafka for a partition that has come to a mark."""
+        return Position(mark, partition.offsets.epoch, note(self.handler, partition.start))
+
+    async def probe(self) -> None:
+        """Ask the database something simple.
+
+        Raises:
+            Exception: It does not answer.
+        """
+        await self.run(self.lot.dialect.probe)
+
+    async def take(
+        self, wanted: Sequence[Wanted], ago: Callable[[], float], *, wait: float
+    ) -> dict[TopicPartition, Beginning | PartitionUnusable]:
+        """Take partitions over, all in one transaction; its cost grows with what is parked of them.
+
+        Args:
+            wanted: Which; one alone where there is a wait.
+            ago: How many seconds ago the broker told of them.
+            wait: Seconds to wait for transactions of the owner before.
+
+        Returns:
+            Where to begin, or why that is not possible; nothing of such a one was changed. A partition that another
+            transaction holds is left out.
+        """
+        known = {one.partition.name: one for one in wanted}
+        lanes = self.sequences.lanes()
+
+        def work(connection: Connection) -> _Work:
+            dialect, tables, consumer = self._place
+            held = fence.hold(connection, dialect, tables, consumer, list(known), wait=wait)
+            found = fence.look(connection, tables, consumer, held, self.tokens, wait=wait > 0)
+            decided = {name: _placed(known[name], taken) for name, taken in found.items()}
+            begins = {name: one for name, one in decided.items() if isinstance(one, Beginning)}
+            if any(one.intact for one in begins.values()) and not progress.are_kept(
+                connection, tables, consumer, lanes
+            ):
+                begins = {name: one._replace(intact=False) for name, one in begins.items()}
+            taken = {name: found[name] for name in begins}
+            fence.write(connection, tables, consumer, taken)
+            begun = {name: _begun(known[name].info, one) for name, one in begins.items()}
+            progress.begin(connection, dialect, tables, consumer, begun, ago=ago())
+            return taken, self.lot.load(connection, list(begins), any_key=self.any_key), decided | begins
+
+        taken, parked, decided = await self.run(work)
+        for name, one in taken.items():
+            partition, info = known[name].partition, known[name].info
+            partition.taken(one, parked[name], decided[name], info.end)
+            partition.topic_id = info.topic_id
+            self.tokens[name] = one.owner
+        return decided  # type: ignore[no-any-return]
+
+    async def first_run(self, topic: str, topic_id: str) -> dict[int, FirstStart]:
+        """Return where the first run on a topic begins; nothing where that is not decided."""
+        _, tables, consumer = self._place
+        return await self.run(  # type: ignore[no-any-return]
+            lambda connection: first_runs.recorded(connection, tables, consumer, topic, topic_id)
+        )
+
+    async def had_another(self, topic: str, topic_id: str) -> bool:
+        """Return whether the handler has begun with a topic of this name that is not there any more."""
+        _, tables, consumer = self._place
+        return await self.run(  # type: ignore[no-any-return]
+            lambda connection: first_runs.had_another(connection, tables, consumer, topic, topic_id)
+        )
+
+    async def decide_first_run(
+        self, topic: str, topic_id: str, wanted: Mapping[int, FirstStart]
+    ) -> dict[int, FirstStart]:
+        """Write down where the first run on a topic begins; return what another worker has written, if it was first."""
+        _, tables, consumer = self._place
+        return await self.run(  # type: ignore[no-any-return]
+            lambda connection: first_runs.decide(connection, tables, consumer, topic, topic_id, wanted)
+        )
+
+    async def mark(self, partitions: Iterable[Partition]) -> set[TopicPartition]:
+        """Write down how far partitions have come.
+
+        Returns:
+            Those that are not ours any more.
+
+        Raises:
+            CommitsLost: The database does not have all that the lanes made durable.
+        """
+        dialect, tables, consumer = self._place
+        held = [partition for partition in partitions if partition.owner is not None]
+        written: dict[TopicPartition, Mark] = {}
+
+        def marks() -> dict[TopicPartition, Mark]:
+            for one in held:
+                owner, position = one.owner, one.offsets.position
+                if owner is not None and position is not None and one.mark is not None:
+                    written[one.name] = Mark(owner, position, one.mark, max(one.end, one.offsets.next or 0))
+            return written
+
+        def work(connection: Connection) -> tuple[set[TopicPartition], Sequence[Lane]]:
+            # What is fetched after this transaction has begun cannot have been processed before it.
+            dialect.probe(connection)
+            found = marks()
+            # After the marks: what these rest on, even if it was acknowledged while this connection was waited for.
+            known = self.sequences.lanes()
+            # In a thread: what was given up since its position was read rests on lanes that are not known any more.
+            for one in held:
+                if one.name in found and one.owner != found[one.name].owner:
+                    del found[one.name]
+            if not progress.are_kept(connection, tables, consumer, known):
+                raise CommitsLost("the database has lost transactions that it had acknowledged")
+            progress.drop_lanes(connection, tables, consumer, spent)
+            return progress.advance(connection, tables, consumer, found), known
+
+        trackers = {one.name: one.offsets for one in held}
+        spent = list(self.sequences.spent)
+        gone, known = await self.run(work)
+        self.sequences.verified(() if gone else known, removed=spent)
+        for one in held:
+            if one.name in written and one.name not in gone and one.offsets is trackers[one.name]:
+                one.mark = written[one.name].offset
+        # One that was taken anew meanwhile has another token, of which this says nothing.
+        return {one.name for one in held if one.name in gone and one.owner == written[one.name].owner}
+
+    async def give_back(self, partitions: Iterable[Partition]) -> None:
+        """Write down that nothing of these partitions is under way any more."""
+        owners = {partition.name: partition.owner for partition in partitions if partition.owner is not None}
+        _, tables, consumer = self._place
+        if owners:
+            await self.run(lambda connection: fence.give_back(connection, tables, consumer, owners))
+
+    async def end(self) -> None:
+        """Remove what is kept about this worker's lanes: they have ended."""
+        dialect, tables, consumer = self._place
+        ended = [*self.sequences.lanes(), *self.sequences.spent]
+        await self.run(lambda connection: progress.forget_lanes(connection, dialect, tables, consumer, ended))
+
+    async def touch(self) -> None:
+        """Keep what is known of lanes that have nothing to do."""
+        _, tables, consumer = self._place
+        lanes = self.sequences.lanes()
+        await self.run(lambda connection: progress.touch_lanes(connection, tables, consumer, lanes))
+
+    async def calm(self, partition: Partition) -> None:
+        """Write down that this owner got further than those that died before it."""
+        _, tables, consumer = self._place
+        if (owner := partition.owner) is not None:
+            await self.run(lambda connection: fence.calm(connection, tables, consumer, partition.name, owner))
+            partition.deaths, partition.suspects = 0, {}
+
+    async def suspect(self, partition: Partition) -> None:
+        """Write down which of a partition's messages run alone, or did when a process died."""
+        _, tables, consumer = self._place
+        owner, suspects = partition.owner or b"", dict(partition.suspects)
+        await self.run(lambda connection: fence.suspect(connection, tables, consumer, partition.name, owner, suspects))
+
+    async def deliver(self, partition: Partition, parked: ParkedMessage, *, begins: bool) -> None:
+        """Write down that a run of a parked message begins, or that the process has survived it.
+
+        Raises:
+            Fenced: The partition is not ours any more.
+        """
+        _, tables, consumer = self._place
+        owners = {partition.name: partition.owner or b""}
+
+        def write(connection: Connection) -> None:
+            if not fence.count_owned(connection, tables, consumer, owners):
+                raise Fenced(f"{partition.name} was taken over")
+            self.lot.deliver(connection, parked, begins=begins)
+
+        await self.run(write)
+
+
+def _placed(wanted: Wanted, taken: Taken) -> Beginning | PartitionUnusable:
+    """Decide where to begin; what is in hand is gone on with where the database, too, has all that it rests on."""
+    try:
+        begins = wanted.place(taken.standing)
+    except PartitionUnusable as error:
+        return error
+    mark = wanted.partition.mark
+    return begins._replace(intact=taken.ours and mark is not None and begins.offset >= mark)
+
+
+def _begun(info: PartitionInfo, begins: Beginning) -> Begun:
+    return Begun(info.topic_id, begins.offset, begins.start, info.end)

@@ -1,0 +1,70 @@
+"""Tells of partitions that cannot run: whose parking lot is full, or which wait in order behind a parked message."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from consumerkit import events
+from consumerkit.engine.partitions.partition import Partition
+from consumerkit.engine.partitions.table import Partitions
+from consumerkit.events import Announcer
+
+TOLD_AFTER: Final = 60.0
+"""Seconds after which it is told that a partition waits behind a parked message: most such waits are short."""
+OVER_AFTER: Final = 10.0
+"""Seconds without a stop after which it is told that a pause is over: a full lot may be full again at once."""
+
+
+def full_lot(parked: int) -> str:
+    """Say that a parking lot is full, and the way out."""
+    return (
+        f"{parked} of its messages are parked, and parking_limit allows no more; repair what they fail at: see "
+        "`consumerkit parked list`, and for keys that dead letters hold, `consumerkit dead-letters list`"
+    )
+
+
+BEHIND: Final = (
+    "it waits in order behind a parked message; repair what that fails at, or have it tried now: see `consumerkit "
+    "parked list` and `parked retry-now`, and where a dead letter holds it, `consumerkit dead-letters list`"
+)
+
+
+class Pauses:
+    """Announces each pause once, and its end.
+
+    Args:
+        partitions: What is assigned.
+        announce: Told.
+    """
+
+    def __init__(self, partitions: Partitions, announce: Announcer) -> None:
+        self._partitions = partitions
+        self._announce = announce
+        # When each was seen last to be paused.
+        self._told: dict[Partition, float] = {}
+
+    def idle(self, partition: Partition, since: float, now: float) -> None:
+        """Tell of a partition that cannot run, if what keeps it is known here and lasts."""
+        if partition.owner is None:
+            return
+        if partition.is_full:
+            self._tell(partition, full_lot(partition.total), now)
+        elif partition.waits_in_order and now - since >= TOLD_AFTER:
+            self._tell(partition, BEHIND, now)
+
+    def look(self, idle: Collection[Partition], now: float) -> None:
+        """Tell of pauses that are over; a partition that is given back ends its own."""
+        for partition, seen in list(self._told.items()):
+            if self._partitions.get(partition.name) is not partition:
+                del self._told[partition]
+            elif partition in idle:
+                self._told[partition] = now
+            elif now - seen >= OVER_AFTER:
+                del self._told[partition]
+                self._announce(events.PartitionResumed(partition=partition.name))
+
+    def _tell(self, partition: Partition, reason: str, now: float) -> None:
+        if partition not in self._told:
+            self._told[partition] = now
+            self._announce(events.PartitionPaused(partition=partition.name, reason=reason))

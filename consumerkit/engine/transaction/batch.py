@@ -1,0 +1,276 @@
+"""A group: the items of one transaction, and how far it has come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+from uuid import uuid4
+
+from pydantic_core import from_json, to_json
+
+from consumerkit.engine.transaction import failures
+from consumerkit.engine.transaction.guard import Guard
+from consumerkit.engine.transaction.item import Item, Verdict
+from consumerkit.engine.transaction.receipt import Receipt, Row
+from consumerkit.errors import ResultNotKept
+from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publisher
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.handlers.handler import Received
+from consumerkit.handlers.steps import NO_STEPS, StepCalls
+from consumerkit.message import TopicPartition
+from consumerkit.observability.user_code import place_of_function
+from consumerkit.steps import LaneSteps
+from consumerkit.storage import outbox
+from consumerkit.storage.dead_letters.letters import DeadMessage
+from consumerkit.storage.dialects import Limits, Settings
+from consumerkit.storage.fence import Owners
+from consumerkit.storage.origins import Clash
+from consumerkit.storage.parking.lot import Place
+from consumerkit.storage.progress import Lane
+
+
+class Flush(Enum):
+    """When the session of a group is flushed."""
+
+    AT_END = "at the end"
+    EACH = "after each message"
+    """Since the handler would lose or pass on another message's changes."""
+    PROBE = "after each message, and the transaction is probed"
+    """To find the message whose failure it is."""
+
+
+class Group:
+    """The items of one transaction, and how far it has come.
+
+    Attributes:
+        items: In the order of the log; cut short where `batch_time` ran out.
+        owners: By which token we own each of the items' partitions.
+        calms: Those of them that this group gets further than owners that died before.
+        lane: The lane that runs it, as it stands.
+        knows: Tells whether we know of a parked message.
+        flush: When the session is flushed.
+        current: The index of the item whose code runs, else None.
+        handled: Handler calls made.
+        handling: Whether the user's code runs, or was running when something failed.
+        theirs: Whether the transaction's statements are the user's: the handler's, or what its session flushes.
+        limits: How long its transaction may take on the server; None until it is opened.
+        reused: Whether the connection has served a transaction before.
+        item_began: When the last item's code began, by the monotonic clock.
+        slowest: Seconds that the code of the slowest item took, of those that returned.
+        guard: Watches over the session while the user's code holds it.
+        begun_at: When its transaction began, by the monotonic clock; None while it waits for its turn.
+        proof: What proves that a row of the ledger is this transaction's; see `Dialect.proof`.
+        dead: What was buried, known after `Transaction.close`.
+        clashes: Messages that were parked beside another one that names the same place, known then, too.
+        preparing: What runs the steps of its messages, until that is done.
+        unprepared: Whether `prepare` has failed for the message at `current`, so that no transaction began.
+        sound: Whether the transaction was found in order after the user's code had failed.
+        convicted: Items that were buried since a handler committed their claims by itself.
+        recalled: What the handler returned, as JSON, for messages before this group that items of it repeat.
+        left: Items that were cut off, since `batch_time` ran out.
+        funded: How many of the dead letters are paid by what succeeds in this transaction, instead of by tokens.
+    """
+
+    def __init__(
+        self,
+        items: list[Item],
+        declared: Declaration,
+        owners: Owners | None = None,
+        *,
+        flush: Flush = Flush.AT_END,
+        knows: Callable[[Place], bool] = lambda _: False,
+    ) -> None:
+        self.items = items
+        self.owners: Owners = owners or {}
+        self.calms: dict[TopicPartition, bytes] = {}
+        self.lane: Lane | None = None
+        self.knows = knows
+        self.flush = flush
+        self.current: int | None = None
+        self.handled = 0
+        self.handling = False
+        self.theirs = False
+        self.preparing: LaneSteps | None = None
+        self.unprepared = False
+        self.limits: Limits | None = None
+        self.reused = False
+        self.guard = Guard()
+        self.token = uuid4().hex
+        self.begun: Settings | None = None
+        self.begun_at: float | None = None
+        self.proof = ""
+        self.dead: list[DeadMessage] = []
+        self.clashes: list[Clash] = []
+        self.sound = False
+        self.convicted: list[Item] = []
+        self.funded = 0
+        self.left: list[Item] = []
+        self.released: list[bytes] = []
+        self.relapsed: list[bytes] = []
+        self.results: dict[bytes, str] = {}
+        self.recalled: dict[bytes, str] = {}
+        self.publications: list[outbox.OutboxMessage] = []
+        self.seconds = 0.0
+        self._declared = declared
+        self._publisher = Publisher(declared.encode, declared.topic_prefix)
+        self._context: AnyContext | None = None
+        self.item_began = time.monotonic()
+        self.slowest = 0.0
+
+    def running(self) -> list[Item]:
+        """Return the items that the handler is to see."""
+        return [item for item in self.items if item.verdict is Verdict.RUN]
+
+    def each(self) -> Iterator[Item]:
+        """Yield the items to handle, as long as `batch_time` lasts; at least one."""
+        began = time.monotonic()
+        limit = began + self._declared.batch_time
+        for index, item in enumerate(self.items):
+            if item.verdict is not Verdict.RUN and item.verdict is not Verdict.REPEAT:
+                continue
+            now = time.monotonic()
+            if self.handled and now > limit:
+                self._cut(index)
+                break
+            self.item_began = now
+            self.current = index
+            if self.handled:
+                self.guard.next_message()
+            yield item
+            self.current = None
+            self.slowest = max(self.slowest, time.monotonic() - self.item_began)
+        self.seconds = time.monotonic() - began
+
+    def _cut(self, index: int) -> None:
+        rest, self.items = self.items[index:], self.items[:index]
+        self.left = rest
+        claimed = [item for item in rest if item.claimed and item.digest is not None]
+        self.released = [item.digest for item in claimed if item.digest and not item.revived]
+        self.relapsed = [item.digest for item in claimed if item.digest and item.revived]
+
+    @contextmanager
+    def whole(self, running: list[Item]) -> Iterator[None]:
+        """Run a batch handler's one call: its failure is a single message's only where it is alone."""
+        began = time.monotonic()
+        self.handled = len(running)
+        self.current = self.items.index(running[0]) if len(running) == 1 else None
+        yield
+        self._take_publications(running[0])
+        self._close_context()
+        self.current = None
+        self.seconds = time.monotonic() - began
+
+    def context(self, item: Item, session: Any) -> Context[Any]:
+        """Return what the handler gets besides the item's event."""
+        steps: StepCalls = NO_STEPS
+        if item.steps is not None and not item.repeats:
+            item.steps.check_prepared()
+            steps = item.steps
+        self._context = made = Context(session, item.message, item.message_id, item.attempt, self._publisher, steps)
+        return made
+
+    def batch_context(self, session: Any) -> BatchContext[Any]:
+        """Return what a batch handler gets besides the events."""
+        self._context = made = BatchContext(session, self._publisher)
+        return made
+
+    def received(self, running: list[Item]) -> list[Received[Any]]:
+        """Return the items as a batch handler sees them."""
+        return [Received(i.event, i.message, i.message_id, i.attempt) for i in running]
+
+    def first_result(self, item: Item) -> Any:
+        """Return what `handle` returned for the message that an item repeats: in this group, or before."""
+        digest = item.digest or b""
+        found = self.results.get(digest) or self.recalled.get(digest)
+        return None if found is None else from_json(found)
+
+    def handled_one(self, item: Item, result: object) -> None:
+        """Take what a handler returned and published.
+
+        Raises:
+            Unsatisfied: The handler's `retry` takes the result for a failure.
+        """
+        self.handled += 1
+        if item.steps is not None:
+            item.steps.check()
+        if not item.repeats:
+            self._declared.retry.check(result)
+            if result is not None and item.digest is not None:
+                self.results[item.digest] = storable_json(result, self._declared.handler)
+        if self._publisher.publications:
+            self._take_publications(item)
+        self._close_context()
+
+    def _close_context(self) -> None:
+        if self._context is not None:
+            self._context.close(self._declared.name)
+            self._context = None
+
+    def end(self) -> None:
+        """Refuse what the user's code left behind: it would change or publish nothing."""
+        self._close_context()
+        self.guard.end(self._declared.name)
+
+    def _take_publications(self, item: Item) -> None:
+        made = self._publisher.publications
+        self.publications += [
+            failures.published(one, self._declared.name, failures.source_of(item), ordinal)
+            for ordinal, one in enumerate(made)
+        ]
+        made.clear()
+
+    def receipt(self) -> Receipt:
+        """Return what this transaction has made durable, once it is."""
+        return self._receipt(self.items)
+
+    def receipt_of_convicted(self) -> Receipt:
+        """Return what the transaction has made durable that buried `convicted`."""
+        return self._receipt(self.convicted)
+
+    def _receipt(self, items: Sequence[Item]) -> Receipt:
+        written = set(map(id, self.dead))
+        return Receipt(
+            finished=tuple(item.message for item in items if item.parked is None),
+            parked=tuple(Row(item.message, item.number) for item in items if item.parked is None and item.stays_parked),
+            unparked=tuple(
+                Row(item.message, item.parked.id) for item in items if item.parked is not None and not item.stays_parked
+            ),
+            processed=tuple(item.message for item in items if item.verdict is Verdict.RUN),
+            dead=tuple(self.dead),
+            unpaid=tuple(item.dead for item in items if item.dead and id(item.dead) in written and not item.token),
+            funded=self.funded,
+            clashes=(*self.clashes, *(dead.clash for dead in self.dead if dead.clash is not None)),
+            cleared=tuple(self.calms),
+            published=bool(self.publications),
+            left=tuple(item.message for item in self.left),
+            duplicates=_count(items, Verdict.DUPLICATE, Verdict.REPEAT),
+            duplicates_of_dead=_count(items, Verdict.DUPLICATE_OF_DEAD),
+            postponed=_count(items, Verdict.PARK),
+            fallback_ids=sum(item.fallback for item in items),
+            unreadable_times=sum(item.untimed for item in items),
+            handled=self.handled,
+            seconds=self.seconds,
+        )
+
+
+def _count(items: Sequence[Item], *verdicts: Verdict) -> int:
+    return sum(item.verdict in verdicts for item in items)
+
+
+def storable_json(value: object, handler: object = None) -> str:
+    """Return a handler's result as JSON.
+
+    Raises:
+        ResultNotKept: The handler returned something that JSON has no word for.
+    """
+    try:
+        return to_json(value).decode()
+    except ValueError as error:
+        at = place_of_function(getattr(handler, "handle", None))
+        raise ResultNotKept(
+            f"handle{f' at {at}' if at else ''} returned {type(value).__qualname__}, which cannot be kept as JSON; "
+            "return None, plain data, a dataclass or a pydantic model"
+        ) from error

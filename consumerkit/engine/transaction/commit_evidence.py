@@ -1,0 +1,112 @@
+"""What is known of a COMMIT: whether it was sent, refused or answered, whatever came out of `session.commit()`.
+
+A session's class, its listeners and those of its engine run code of their own before and after COMMIT. What they raise
+tells nothing about the transaction, so that its end is seen where it happens.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import Connection, Transaction
+
+from consumerkit.engine.transaction import failures
+from consumerkit.errors import CommitUnknown, SessionUnfit
+from consumerkit.storage.faults import is_refusal
+
+_log = logging.getLogger(__name__)
+
+
+class CommitEvidence:
+    """What was seen of one transaction's COMMIT.
+
+    Attributes:
+        sealed: Whether all was checked, so that nothing but COMMIT is to come.
+        rolled_back: Whether the transaction was rolled back.
+        in_hook: Whether code of the user's failed on the way to COMMIT.
+    """
+
+    __slots__ = ("_connection", "_durable", "_late", "_refusal", "_transaction", "in_hook", "rolled_back", "sealed")
+
+    def __init__(self) -> None:
+        self.sealed = False
+        self.rolled_back = False
+        self.in_hook = False
+        self._late = False
+        self._connection: Connection | None = None
+        self._transaction: Transaction | None = None
+        self._refusal: BaseException | None = None
+        self._durable = False
+
+    def executed(self) -> None:
+        """A statement is sent; one that comes after the checks has them made again."""
+        self._late = self.sealed
+
+    def begin(self, connection: Connection) -> None:
+        """COMMIT is to be sent.
+
+        Raises:
+            DBAPIError: A statement after the checks has failed, and its error was swallowed: COMMIT would be answered
+                with a rollback that no driver reports.
+        """
+        if self._late:
+            connection.exec_driver_sql("SELECT 1")
+        self._connection, self._transaction = connection, connection.get_transaction()
+
+    def failed(self, error: BaseException) -> None:
+        """The driver raised an error that no statement of the user's caused."""
+        if self._connection is not None and not self._durable and not self.rolled_back and self._refusal is None:
+            self._refusal = error
+
+    def answered(self) -> None:
+        """The session's transaction is committed."""
+        self._durable = self._connection is not None and self._refusal is None and not self.rolled_back
+
+    @property
+    def durable(self) -> bool | None:
+        """Whether the transaction is durable, or None where that cannot be told."""
+        if self._durable:
+            return True
+        if self._connection is None or self.rolled_back:
+            return False
+        if self._refusal is not None:
+            return False if is_refusal(self._refusal) else None
+        # A listener raised: one of the connection before COMMIT was sent, or one of the session after it was answered.
+        if self._connection.get_transaction() is self._transaction:
+            return False
+        return None if self._connection.closed else True
+
+    def conclude(self, handler: str, error: BaseException | None) -> None:
+        """Return if the transaction is durable, whatever came out of `session.commit()`.
+
+        Args:
+            handler: The handler's name, for the log.
+            error: What came out of it.
+
+        Raises:
+            CommitUnknown: COMMIT was sent, and nobody can tell what became of it.
+            SessionUnfit: `commit()` has returned and not committed.
+            BaseException: What kept COMMIT from being sent, or the server's refusal.
+        """
+        durable = self.durable
+        if durable:
+            if error is not None:
+                self.tell(handler, error)
+            return
+        cause = self._refusal or error
+        if durable is None:
+            what = "no error" if cause is None else type(cause).__name__
+            raise CommitUnknown(f"the connection broke at COMMIT: {what}") from cause
+        if cause is None:
+            raise SessionUnfit("commit() of the session's class returned and had not committed: call super().commit()")
+        self.in_hook = self._refusal is None
+        raise cause
+
+    def tell(self, handler: str, error: BaseException) -> None:
+        """Log what the user's code raised after the transaction was durable."""
+        _log.error(
+            "handler %r: code of the session's class or a listener failed after COMMIT; the transaction is durable, "
+            "so nothing is run again: %s",
+            handler,
+            failures.described(error),
+        )

@@ -1,0 +1,281 @@
+"""What is written about failures and publications: dead letters, their headers, and errors in words."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Final
+
+from consumerkit.engine.transaction.delivery import Delivery
+from consumerkit.engine.transaction.error_place import place_of
+from consumerkit.engine.transaction.error_text import (
+    CAUSES,
+    STACK_BYTES,
+    TEXT_CHARACTERS,
+    cut,
+    described,
+    error_text,
+    error_type,
+    in_full,
+    recorded_text,
+    stack_of,
+)
+from consumerkit.engine.transaction.item import Item
+from consumerkit.handlers.context import Publication
+from consumerkit.message import Headers, known_time
+from consumerkit.observability.printable import printable
+from consumerkit.outcome import Reason
+from consumerkit.policies.dead_letter import BY_REFERENCE, HEADER_PREFIX
+from consumerkit.storage.dead_letters.history import within
+from consumerkit.storage.dead_letters.letters import DeadMessage, storable
+from consumerkit.storage.origins import home
+from consumerkit.storage.outbox import OutboxMessage
+from consumerkit.storage.parking.parked import Kind, ParkedMessage
+
+__all__ = [
+    "CAUSES",
+    "MESSAGE_ID_HEADER",
+    "STACK_BYTES",
+    "STALE",
+    "TEXT_CHARACTERS",
+    "behind",
+    "conflict",
+    "dead_letter",
+    "described",
+    "error_text",
+    "error_type",
+    "from_error",
+    "held",
+    "in_full",
+    "is_held",
+    "killer",
+    "now",
+    "parked",
+    "published",
+    "recorded_text",
+    "source_of",
+    "stack_of",
+    "stale",
+    "summary",
+    "told",
+    "undeclared",
+]
+
+_KIND_CHARACTERS: Final = 1000
+"""Characters of an error's class in a header, as `consumerkit.redrive.conventions` reads them."""
+MESSAGE_ID_HEADER: Final = "message-id"
+STALE: Final = "Stale"
+# Their texts are consumerkit's own, and say nothing of what a message holds.
+_OUR_WORDS: Final = (Reason.CONFLICT, Reason.KILLED_PROCESS, Reason.OVERSIZED, Reason.STALE, Reason.UNIDENTIFIED)
+
+
+def published(publication: Publication, consumer: str, digest: bytes | None, ordinal: int) -> OutboxMessage:
+    """Return what a handler published, with a message ID that is the same whenever the message is handled again."""
+    name = publication.id
+    if name is None:
+        seed = b"\x00".join((consumer.encode(), digest or b"", str(ordinal).encode()))
+        name = blake2b(seed, digest_size=16).hexdigest()
+    headers = (*publication.headers, (MESSAGE_ID_HEADER, name.encode("utf-8", "surrogatepass")))
+    return OutboxMessage(publication.topic, publication.key, publication.value, headers)
+
+
+def source_of(item: Item) -> bytes | None:
+    """Return what the IDs of an item's publications are derived from: its own ID; with its place, where it repeats one.
+
+    So what is announced again has another ID than at first, and the same one however often this copy is delivered.
+    """
+    if not item.repeats:
+        return item.digest
+    message = item.message
+    place = f"{message.topic_id}/{message.partition}/{message.offset}"
+    return b"\x00".join((item.digest or b"", b"duplicate", place.encode()))
+
+
+def conflict(delivery: Delivery) -> DeadMessage:
+    """Return the dead letter of a message whose ID belongs to another payload."""
+    return DeadMessage(
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
+        reason=Reason.CONFLICT,
+        error_type="Conflict",
+        error="another payload was processed under this message ID; see `fingerprint` if resends differ harmlessly",
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
+    )
+
+
+def from_error(
+    delivery: Delivery, reason: Reason, error: BaseException, *, attempts: int, first_failed_at: datetime | None
+) -> DeadMessage:
+    """Return the dead letter of a message that its handler would not take."""
+    return DeadMessage(
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
+        reason=reason,
+        error_type=error_type(error),
+        error=recorded_text(error),
+        stack=stack_of(error),
+        attempts=attempts,
+        first_failed_at=first_failed_at,
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
+        place=place_of(error),
+        summary=described(error),
+        in_full=in_full(error),
+    )
+
+
+def killer(delivery: Delivery, deaths: int) -> DeadMessage:
+    """Return the dead letter of a message that ran alone each time the process died."""
+    return DeadMessage(
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
+        reason=Reason.KILLED_PROCESS,
+        error_type="KilledProcess",
+        error=f"the process died {deaths} times while it handled this message and nothing else",
+        attempts=delivery.attempt - 1,
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
+    )
+
+
+def stale(delivery: Delivery) -> DeadMessage:
+    """Return the dead letter of a message that may have been processed: its ID is older than what the ledger keeps."""
+    return DeadMessage(
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
+        reason=Reason.STALE,
+        error_type=STALE,
+        error="the ledger has no row for it, but has forgotten those of its time: it may have been processed before",
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
+    )
+
+
+def is_held(item: Item) -> bool:
+    """Tell whether an item is stale, and to be parked since the brake allows no dead letter."""
+    return item.parking is not None and item.parking.error_type == STALE
+
+
+def undeclared(parked: ParkedMessage) -> DeadMessage:
+    """Return the dead letter of a parked message whose event type the handler does not declare any more."""
+    return DeadMessage(
+        message=parked.message,
+        digest=parked.digest,
+        message_id=parked.message_id,
+        reason=Reason.UNDECODABLE,
+        error_type="Undecodable",
+        error="its event type was declared when it was parked, and is not any more",
+        summary="its event type was declared when it was parked, and is not any more",
+        attempts=parked.attempts,
+        first_failed_at=parked.first_failed_at,
+        fingerprint=parked.fingerprint,
+        fingerprint_version=parked.fingerprint_version,
+    )
+
+
+def parked(
+    delivery: Delivery, error: BaseException, *, attempts: int, wait: float, first_failed_at: datetime | None
+) -> ParkedMessage:
+    """Return what to park of a message whose handler failed, or deferred it."""
+    return ParkedMessage(
+        id=delivery.retry_of.id if delivery.retry_of is not None else 0,
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
+        attempts=attempts,
+        wait=wait,
+        first_failed_at=first_failed_at,
+        error_type=error_type(error),
+        error=recorded_text(error),
+        stack=stack_of(error),
+        kind=_kind(delivery),
+    )
+
+
+def held(delivery: Delivery, dead: DeadMessage, wait: float) -> ParkedMessage:
+    """Return what to park of a dead message for which the brake allows no dead letter now."""
+    return ParkedMessage(
+        id=delivery.retry_of.id if delivery.retry_of is not None else 0,
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id or dead.message_id or "",
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
+        attempts=delivery.retry_of.attempts if delivery.retry_of is not None else 0,
+        wait=wait,
+        error_type=dead.error_type,
+        error=dead.error,
+        kind=_kind(delivery),
+    )
+
+
+def _kind(delivery: Delivery) -> Kind:
+    return Kind.REPEAT if delivery.repeats else Kind.MESSAGE
+
+
+def behind(delivery: Delivery) -> ParkedMessage:
+    """Return what to park of a message that must wait behind another one of its key."""
+    return ParkedMessage(
+        message=delivery.message,
+        digest=delivery.digest,
+        message_id=delivery.message_id,
+        fingerprint=delivery.fingerprint,
+        fingerprint_version=delivery.fingerprint_version,
+    )
+
+
+def dead_letter(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> OutboxMessage:
+    """Return the record for the dead-letter topic: key, value and headers untouched, and ours added.
+
+    An oversized record goes without its value: its place in the log refers to it. One that was redriven and has died
+    again brings along what it died of before.
+    """
+    message = dead.message
+    facts = {
+        "reason": dead.reason.value,
+        "error-type": cut(printable(dead.error_type), _KIND_CHARACTERS) or "?",
+        "error-message": dead.error,
+        "stack": dead.stack,
+        "place": dead.place or "",
+        "topic": message.topic,
+        "topic-id": home(message.topic_id),
+        "partition": str(message.partition),
+        "offset": str(message.offset),
+        "timestamp": str(known_time(message.timestamp)),
+        "consumer": consumer,
+        "message-id": dead.message_id or "",
+        "attempts": str(dead.attempts),
+        "first-failed-at": (dead.first_failed_at or now).isoformat(timespec="milliseconds"),
+        "last-failed-at": now.isoformat(timespec="milliseconds"),
+        "size": str(message.size),
+    }
+    if dead.redrives:
+        facts |= {"redrives": str(dead.redrives), "history": within(dead.history, STACK_BYTES)}
+    ours: Headers = tuple((HEADER_PREFIX + name, storable(fact).encode()) for name, fact in facts.items())
+    if not dead.keep_value:
+        return OutboxMessage(topic, None, None, (*ours, (BY_REFERENCE, b"true")))
+    return OutboxMessage(topic, message.key, message.value, (*message.headers, *ours))
+
+
+def told(dead: DeadMessage) -> str:
+    """Return a dead letter's error for logs: its class, and the words of a `Reject`, which are written for people."""
+    return cut(f"Reject: {dead.error}", 300) if dead.reason is Reason.REJECTED else dead.error_type
+
+
+def summary(dead: DeadMessage) -> str:
+    """Return what of a dead letter's error may be told in a log: what failed and where, and no payload."""
+    if dead.reason in _OUR_WORDS:
+        return cut(dead.error, 300)
+    return dead.summary or told(dead)
+
+
+def now() -> datetime:
+    """Return this moment, with its zone."""
+    return datetime.now(UTC)

@@ -1,0 +1,101 @@
+"""Before a group's transaction, the steps of its messages; see `consumerkit.steps`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from consumerkit.engine.transaction.batch import Group
+from consumerkit.engine.transaction.fresh_context import FreshContexts
+from consumerkit.engine.transaction.item import Item, Verdict
+from consumerkit.engine.transaction.receipt import Receipt
+from consumerkit.engine.transaction.transaction import TransactionEnded
+from consumerkit.engine.transaction.unit_of_work import UnitOfWork
+from consumerkit.handlers.handler import Ordering
+from consumerkit.message import Message
+from consumerkit.steps import LaneSteps, Subject
+
+
+class WithSteps:
+    """A unit of work that first runs the steps of a group's messages, outside of any transaction."""
+
+    def __init__(self, work: UnitOfWork, steps: LaneSteps) -> None:
+        self._work = work
+        self._steps = steps
+        self._contexts = FreshContexts()
+
+    async def run(self, group: Group) -> Receipt:
+        """See `UnitOfWork.run`.
+
+        Raises:
+            Fenced: A partition is not ours any more.
+            Unavailable: The database is in trouble.
+            BaseException: What `prepare` raised for the first message that failed; `group.current` is its index.
+        """
+        group.preparing = self._steps
+        try:
+            await self._prepare(group)
+        finally:
+            group.preparing = None
+        self._steps.journal.fenced = True
+        receipt = await self._work.run(group)
+        self._steps.tell(0.0)
+        return receipt
+
+    async def _prepare(self, group: Group) -> None:
+        chosen: dict[bytes, int] = {}
+        for index, item in enumerate(group.items):
+            if item.digest is not None and _may_run(item):
+                chosen.setdefault(item.digest, index)
+        if not chosen:
+            return
+        indexes = list(chosen.values())
+        declared = self._steps.shared.declared
+        subjects = [_subject(group.items[index], declared.ordering) for index in indexes]
+        if declared.prepare is None:
+            prepared = self._steps.unprepared(subjects, group.owners)
+        else:
+            prepared = await self._steps.prepare(subjects, group.owners, self._contexts.new)
+        for index, one in zip(indexes, prepared, strict=True):
+            group.items[index].steps = one.calls
+            if one.error is not None:
+                group.current, group.handling, group.unprepared = index, True, True
+                raise one.error
+
+    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
+        """See `UnitOfWork.convict`."""
+        return await self._work.convict(group, error)
+
+    def close(self) -> None:
+        """See `UnitOfWork.close`."""
+        self._steps.close()
+        self._work.close()
+
+
+def _may_run(item: Item) -> bool:
+    if item.wanted is not Verdict.RUN or item.repeats:
+        return False
+    # What may be too old for the ledger is decided on in the transaction; what is parked was claimed before.
+    return item.parked is not None or not item.outdated
+
+
+def _subject(item: Item, ordering: Ordering) -> Subject:
+    message, parked = item.message, item.parked
+    assert item.digest is not None
+    return Subject(
+        item.event,
+        item.digest,
+        item.message_id,
+        (message.topic, message.topic_id, message.partition, message.offset),
+        _order(message, ordering),
+        waits=parked if parked is not None and parked.digest is not None else None,
+        redriven=parked is not None and parked.dead_letter is not None,
+    )
+
+
+def _order(message: Message, ordering: Ordering) -> Hashable:
+    """Return what a message has its order in; None where it has none."""
+    if ordering is Ordering.PARTITION:
+        return message.topic, message.partition
+    if ordering is Ordering.NONE or message.key is None:
+        return None
+    return message.topic, message.partition, message.key

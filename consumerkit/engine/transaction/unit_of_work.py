@@ -1,0 +1,338 @@
+"""One transaction: claim, handle, flush, outbox, finalise, COMMIT. Its two forms, for coroutines and for threads.
+
+What both share is in `engine.transaction`; this file holds the twins side by side, so that a change to one is seen
+missing from the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from consumerkit.engine.transaction.batch import Flush, Group
+from consumerkit.engine.transaction.commit import (
+    being_cancelled,
+    closing,
+    closing_in_thread,
+    keeping,
+    raise_contained,
+    settled,
+)
+from consumerkit.engine.transaction.fresh_context import FreshContexts, in_context
+from consumerkit.engine.transaction.guard import guard
+from consumerkit.engine.transaction.receipt import Receipt
+from consumerkit.engine.transaction.session_calls import SessionCalls, watching
+from consumerkit.engine.transaction.statement_clock import DatabaseSilent
+from consumerkit.engine.transaction.transaction import Transaction, TransactionEnded
+from consumerkit.error_tree import is_a, leaves
+from consumerkit.errors import CommitUnknown
+from consumerkit.failpoints import reach
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.handlers.methods import method_of
+from consumerkit.storage import plain_sessions
+from consumerkit.storage.database import AsyncSessions, SyncSessions
+from consumerkit.storage.faults import Fault, fault_of
+
+
+class UnitOfWork(Protocol):
+    """Runs a group in one transaction; returns when it is durable, raises when it is not or may not be."""
+
+    async def run(self, group: Group) -> Receipt:
+        """Run the group; return what is durable.
+
+        Raises:
+            CommitUnknown: COMMIT was sent, and its answer did not come.
+            BaseException: Whatever failed; everything is rolled back, and `group.current` tells which item's code ran.
+        """
+
+    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
+        """Bury, in a transaction of its own, what a handler committed by itself: see `Group.convicted`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of threads."""
+
+
+class AsyncUnitOfWork:
+    """For coroutine handlers."""
+
+    def __init__(
+        self, sessions: AsyncSessions, transaction: Transaction, declared: Declaration, deadline: float
+    ) -> None:
+        self._sessions = sessions
+        self._transaction = transaction
+        self._declared = declared
+        self._deadline = deadline
+        self._invoke: Callable[..., Any] = _method(declared)
+        self._tell: Any = declared.on_duplicate
+        self._contexts = FreshContexts()
+        self._bind: AsyncEngine = sessions.kw["bind"]
+        self._engine = self._bind.sync_engine
+
+    async def run(self, group: Group) -> Receipt:
+        """See `UnitOfWork.run`."""
+        async with closing(self._sessions(), self._declared.name) as session:
+            try:
+                await self._run(session, group)
+            except BaseException as error:
+                group.guard.open = False
+                if (
+                    any(is_a(leaf, TimeoutError) for leaf in leaves(error))
+                    and group.handling
+                    and self._is_silent(group)
+                ):
+                    await session.invalidate()
+                    waited = group.guard.statements.waited()
+                    raise DatabaseSilent(f"the database has not answered for {waited:.0f} s") from error
+                if group.handling and not group.guard.ended and not being_cancelled():
+                    await session.run_sync(self._transaction.check, group)
+                if (not group.sound and (_is_lost(error, group) or group.guard.broken)) or _is_littered(error, group):
+                    await session.invalidate()
+                raise_contained(error, cancelled=being_cancelled())
+            finally:
+                group.end()
+        return group.receipt()
+
+    def _is_silent(self, group: Group) -> bool:
+        """Tell a database that stands still or is overloaded from a handler that took too long by itself.
+
+        Our deadline comes before the server's for the statement, which began later.
+        """
+        return group.guard.statements.waited() > self._deadline / 2
+
+    async def _run(self, session: AsyncSession, group: Group) -> None:
+        group.guard = guard(session.sync_session, self._engine)
+        # A server may be silent whatever it was asked, and its own limits are of no use then.
+        async with asyncio.timeout(self._deadline):
+            await session.run_sync(self._transaction.open, group)
+        group.handling = True
+        async with asyncio.timeout(self._deadline) as timeout:
+            group.guard.statements.limit = timeout
+            with watching(session) as calls:
+                await self._handle(session, group, calls, partial(_rearm, timeout, self._deadline))
+        group.guard.check()
+        group.handling = False
+        async with asyncio.timeout(self._deadline):
+            await session.run_sync(self._transaction.close, group)
+        group.guard.seal()
+        await self._commit(session, group)
+
+    async def _handle(
+        self, session: AsyncSession, group: Group, calls: SessionCalls, rearm: Callable[[], None]
+    ) -> None:
+        declared, transaction = self._declared, self._transaction
+        running = group.running()
+        held: list[object] = []
+        if declared.prefetch is not None and running:
+            with keeping(session.sync_session, held):
+                events = [item.event for item in running]
+                await in_context(self._contexts.new(), declared.prefetch, events, session)
+                calls.check("prefetch")
+        if declared.is_batch:
+            if running:
+                with group.whole(running):
+                    received, surroundings = group.received(running), group.batch_context(session)
+                    await in_context(self._contexts.new(), self._invoke, received, surroundings)
+                    calls.check("handle_batch")
+            return
+        for item in group.each():
+            own = self._contexts.new()
+            if declared.session_setup is not None:
+                await in_context(own, declared.session_setup, item.event, session)
+                calls.check("session_setup")
+            reach("in_handler")
+            context = group.context(item, session)
+            if item.repeats:
+                result = await in_context(own, self._tell, item.event, group.first_result(item), context)
+                calls.check("on_duplicate")
+            else:
+                result = await in_context(own, self._invoke, item.event, context)
+                calls.check("handle")
+            group.guard.check()
+            own.run(group.handled_one, item, result)
+            if group.flush is Flush.PROBE:
+                await session.run_sync(transaction.probe)
+                rearm()
+            elif group.flush is Flush.EACH:
+                await session.flush()
+        del held
+
+    async def _commit(self, session: AsyncSession, group: Group) -> None:
+        """Commit, shielded from cancellation, and wait no longer than the deadline for the answer."""
+        name, seen = self._declared.name, group.guard.commit
+        commit = asyncio.ensure_future(_committed(session))
+        # One turn of the loop puts COMMIT on its way.
+        await asyncio.sleep(0)
+        reach("commit_sent")
+        if await settled(commit, self._deadline):
+            seen.conclude(name, commit.result())
+            return
+        commit.cancel()
+        # psycopg asks the server to cancel, for 5 s, before it lets go; until then the session cannot be closed.
+        await settled(commit, 10.0)
+        late = f"commit() did not return within {self._deadline:g} s"
+        if seen.durable:
+            seen.tell(name, TimeoutError(late))
+            return
+        with suppress(Exception):
+            await asyncio.wait_for(session.invalidate(), 5.0)
+        raise CommitUnknown(late)
+
+    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
+        """See `UnitOfWork.convict`."""
+        # Not a session of the user's class: its hooks belong to what handlers do.
+        async with plain_sessions.for_coroutines(self._bind)() as session:
+            await session.run_sync(self._transaction.convict, group, error)
+            await session.run_sync(plain_sessions.commit)
+        return group.receipt_of_convicted()
+
+    def close(self) -> None:
+        """See `UnitOfWork.close`."""
+
+
+class SyncUnitOfWork:
+    """For plain handlers: a group runs in one thread from BEGIN to COMMIT, each lane in a thread of its own."""
+
+    def __init__(
+        self, sessions: SyncSessions, transaction: Transaction, declared: Declaration, deadline: float
+    ) -> None:
+        self._sessions = sessions
+        self._transaction = transaction
+        self._declared = declared
+        self._deadline = deadline
+        self._invoke: Callable[..., Any] = _method(declared)
+        self._tell: Any = declared.on_duplicate
+        self._contexts = FreshContexts()
+        self._engine: Engine = sessions.kw["bind"]
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"consumerkit-{declared.name}")
+
+    async def run(self, group: Group) -> Receipt:
+        """See `UnitOfWork.run`."""
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, self._run, group)
+        # A thread cannot be cancelled; a cancelled lane waits for it, and the watchdog ends a process that is stuck.
+        await settled(work, None)
+        work.result()
+        return group.receipt()
+
+    def _run(self, group: Group) -> None:
+        with closing_in_thread(self._sessions(), self._declared.name) as session:
+            try:
+                group.guard = guard(session, self._engine)
+                self._transaction.open(session, group)
+                group.handling = True
+                self._handle(session, group)
+                group.guard.check()
+                group.handling = False
+                self._transaction.close(session, group)
+                group.guard.seal()
+                group.guard.commit.conclude(self._declared.name, _outcome(session.commit))
+            except BaseException as error:  # noqa: BLE001 - raised again, contained
+                group.guard.open = False
+                if group.handling and not group.guard.ended:
+                    self._transaction.check(session, group)
+                if group.guard.broken or _is_littered(error, group):
+                    session.invalidate()
+                elif not group.sound and _is_lost(error, group):
+                    session.invalidate()
+                    if not isinstance(error, CommitUnknown):
+                        self._refuse_slow(group)
+                raise_contained(error, cancelled=False)
+            finally:
+                group.end()
+
+    def _refuse_slow(self, group: Group) -> None:
+        """Tell a connection that the server ended, since the handler took too long, from one that was lost."""
+        if (group.handled or group.handling) and group.guard.statements.waited() <= self._deadline / 2:
+            took = max(group.slowest, time.monotonic() - group.item_began)
+            if took >= self._deadline:
+                group.handling = True  # whatever met the end of the connection afterwards
+                raise TimeoutError(f"the handler took {took:.0f} s, and has {self._deadline:g} s") from None
+
+    def _handle(self, session: Session, group: Group) -> None:
+        declared, transaction = self._declared, self._transaction
+        running = group.running()
+        held: list[object] = []
+        if declared.prefetch is not None and running:
+            with keeping(session, held):
+                self._contexts.run(declared.prefetch, [item.event for item in running], session)
+        if declared.is_batch:
+            if running:
+                with group.whole(running):
+                    self._contexts.run(self._invoke, group.received(running), group.batch_context(session))
+            return
+        for item in group.each():
+            own = self._contexts.new()
+            if declared.session_setup is not None:
+                own.run(declared.session_setup, item.event, session)
+            reach("in_handler")
+            context = group.context(item, session)
+            if item.repeats:
+                result = own.run(self._tell, item.event, group.first_result(item), context)
+            else:
+                result = own.run(self._invoke, item.event, context)
+            group.guard.check()
+            own.run(group.handled_one, item, result)
+            if group.flush is Flush.PROBE:
+                transaction.probe(session)
+            elif group.flush is Flush.EACH:
+                session.flush()
+        del held
+
+    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
+        """See `UnitOfWork.convict`."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._convict, group, error)
+        return group.receipt_of_convicted()
+
+    def _convict(self, group: Group, error: TransactionEnded) -> None:
+        with plain_sessions.for_threads(self._engine)() as session:
+            self._transaction.convict(session, group, error)
+            plain_sessions.commit(session)
+
+    def close(self) -> None:
+        """See `UnitOfWork.close`."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _method(declared: Declaration) -> Callable[..., Any]:
+    method: Callable[..., Any] = method_of(declared.handler, "handle_batch" if declared.is_batch else "handle")
+    return method
+
+
+async def _committed(session: AsyncSession) -> BaseException | None:
+    # A task out of which SystemExit comes would end the event loop.
+    try:
+        await session.commit()
+    except BaseException as error:  # noqa: BLE001 - judged by what is known of the transaction
+        return error
+    return None
+
+
+def _outcome(work: Callable[[], object]) -> BaseException | None:
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001 - judged by what is known of the transaction
+        return error
+    return None
+
+
+def _is_lost(error: BaseException, group: Group) -> bool:
+    return fault_of(error, in_handler=group.handling) is Fault.CONNECTION
+
+
+def _is_littered(error: BaseException, group: Group) -> bool:
+    """Tell whether a connection may keep an object that a message before has left there."""
+    return group.reused and fault_of(error, in_handler=group.handling) is Fault.PRESENT
+
+
+def _rearm(timeout: asyncio.Timeout, seconds: float) -> None:
+    timeout.reschedule(asyncio.get_running_loop().time() + seconds)
