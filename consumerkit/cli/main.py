@@ -47,7 +47,7 @@ ROOMS = {
         examples("grants shop.worker:worker --worker shop --reader support"),
     ),
     "data": Room("consumerkit.cli.data:app", "Erase what is stored of the messages of one key."),
-    "dead-letters": Room("consumerkit.cli.dead_letters:app", "See to the messages that were given up."),
+    "dead-letters": Room("consumerkit.cli.dead_letters.commands:app", "See to the messages that were given up."),
     "parked": Room("consumerkit.cli.parked:app", "Look at the messages that wait for a retry, and try them now."),
     "message": Room("consumerkit.cli.message:app", "Ask what became of a message."),
     "outbox": Room("consumerkit.cli.outbox:app", "Look at what waits to be sent, and give up what cannot be."),

@@ -9,8 +9,15 @@ import typer
 from sqlalchemy.orm import Session
 
 from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
+from consumerkit.cli.dead_letters.options import (
+    AllOption,
+    ByOption,
+    HandlerOption,
+    JsonLinesOption,
+    WhatArgument,
+    parted,
+)
 from consumerkit.cli.examples import examples
-from consumerkit.cli.letter_options import AllOption, ByOption, HandlerOption, JsonLinesOption, WhatArgument, parted
 from consumerkit.cli.numbers import AfterOption, LimitOption, storable
 from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
 from consumerkit.cli.stack import print_stack

@@ -9,10 +9,10 @@ A redriven letter is parked, in one transaction with the ledger, and the worker 
 runs everything that is parked. Nothing here needs a worker or a broker; `consumerkit dead-letters` calls the same.
 """
 
+from consumerkit.dead_letters.formats import Convention
 from consumerkit.redrive.api import discard, export, redrive, resolve
-from consumerkit.redrive.conventions import Convention
-from consumerkit.redrive.fate import MAX_REDRIVES, Fate
-from consumerkit.redrive.importing import ImportReport, import_letters
+from consumerkit.redrive.decision import MAX_REDRIVES, Fate
+from consumerkit.redrive.importing.api import ImportReport, import_letters
 from consumerkit.redrive.report import Letter, Progress, Report
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dead_letters.selection import Selection

@@ -15,7 +15,7 @@ from consumerkit.handlers.message_id import WHOLE_VALUE
 from consumerkit.message import Message
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.redrive.batch import Scene, Told
-from consumerkit.redrive.fate import Fate, Identified, fate, identified
+from consumerkit.redrive.decision import Fate, Identified, fate, identified
 from consumerkit.redrive.plan import Log
 from consumerkit.storage.dead_letters import history
 from consumerkit.storage.dead_letters.letters import State, known

@@ -14,8 +14,8 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.redrive import plan
 from consumerkit.redrive.actions import Close, Redrive
 from consumerkit.redrive.batch import Action
+from consumerkit.redrive.decision import MAX_REDRIVES
 from consumerkit.redrive.exported import PAGE, page
-from consumerkit.redrive.fate import MAX_REDRIVES
 from consumerkit.redrive.report import Report
 from consumerkit.redrive.run import Run, Watch
 from consumerkit.storage import schema

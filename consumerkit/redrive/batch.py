@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 
-from consumerkit.redrive.fate import Fate
+from consumerkit.redrive.decision import Fate
 from consumerkit.redrive.plan import Log
 from consumerkit.storage import audit as actions
 from consumerkit.storage import fence

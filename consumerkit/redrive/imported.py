@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from consumerkit.redrive.api import redrive
-from consumerkit.redrive.importing.fates import ImportReport
+from consumerkit.redrive.importing.report import ImportReport
 from consumerkit.redrive.report import Letter, Report
 from consumerkit.storage.database import Database
 from consumerkit.storage.dead_letters.selection import Selection

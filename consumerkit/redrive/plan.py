@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from consumerkit.errors import StartError
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
-from consumerkit.redrive.fate import Fate
+from consumerkit.redrive.decision import Fate
 from consumerkit.storage import consumers
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dead_letters.selection import Selection

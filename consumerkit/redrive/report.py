@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from consumerkit.message import TopicPartition
-from consumerkit.redrive.fate import Fate
+from consumerkit.redrive.decision import Fate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

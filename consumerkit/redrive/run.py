@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.redrive.actions import Moved
 from consumerkit.redrive.batch import LETTERS, Action, Batches, Busy, Done, Told
-from consumerkit.redrive.fate import Fate
+from consumerkit.redrive.decision import Fate
 from consumerkit.redrive.plan import Log, planned
 from consumerkit.redrive.report import Letter, Progress, Report
 from consumerkit.storage.dead_letters.selection import Selection

@@ -12,20 +12,20 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from consumerkit.storage.faults import Fault
-from tests.contracts.party import Party
+from tests.contracts.database_client import DatabaseClient
 
 
 class Scene(NamedTuple):
     """Where an error is provoked.
 
     Attributes:
-        party: The client that meets it.
+        client: The client that meets it.
         other: Another one, to stand in its way.
         dsn: A way in for the administrator, past SQLAlchemy.
     """
 
-    party: Party
-    other: Party
+    client: DatabaseClient
+    other: DatabaseClient
     dsn: str
 
     def behind_its_back(self, statement: str) -> None:
@@ -58,8 +58,8 @@ def sql(*statements: str, **parameters: Any) -> Provoke:
     def provoke(scene: Scene) -> None:
         *before, last = statements
         for statement in before:
-            scene.party.execute(statement)
-        scene.party.execute(last, **parameters)
+            scene.client.execute(statement)
+        scene.client.execute(last, **parameters)
 
     return provoke
 
@@ -87,53 +87,53 @@ def raised(state: str) -> Provoke:
 
 
 def terminated(scene: Scene) -> None:
-    scene.behind_its_back(f"SELECT pg_terminate_backend({scene.party.pid()})")
+    scene.behind_its_back(f"SELECT pg_terminate_backend({scene.client.pid()})")
     time.sleep(0.1)
-    scene.party.execute("SELECT 1")
+    scene.client.execute("SELECT 1")
 
 
 def left_idle(scene: Scene) -> None:
-    scene.party.execute("SET LOCAL idle_in_transaction_session_timeout = 30")
+    scene.client.execute("SET LOCAL idle_in_transaction_session_timeout = 30")
     time.sleep(0.3)
-    scene.party.execute("SELECT 1")
+    scene.client.execute("SELECT 1")
 
 
 def left_alone(scene: Scene) -> None:
-    scene.party.execute("SET idle_session_timeout = 30")
-    scene.party.commit()
+    scene.client.execute("SET idle_session_timeout = 30")
+    scene.client.commit()
     time.sleep(0.3)
-    scene.party.execute("SELECT 1")
+    scene.client.execute("SELECT 1")
 
 
 def serialized(scene: Scene) -> None:
-    scene.party.execute("CREATE TABLE sums (n int)")
-    scene.party.execute("INSERT INTO sums VALUES (1), (2)")
-    scene.party.commit()
+    scene.client.execute("CREATE TABLE sums (n int)")
+    scene.client.execute("INSERT INTO sums VALUES (1), (2)")
+    scene.client.commit()
     try:
-        for party in (scene.party, scene.other):
-            party.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            party.execute("SELECT * FROM sums")
+        for client in (scene.client, scene.other):
+            client.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            client.execute("SELECT * FROM sums")
         scene.other.execute("UPDATE sums SET n = n + 1")
         scene.other.commit()
-        scene.party.execute("UPDATE sums SET n = n + 1")
+        scene.client.execute("UPDATE sums SET n = n + 1")
     finally:
-        scene.party.rollback()
+        scene.client.rollback()
         scene.other.rollback()
-        scene.party.execute("DROP TABLE sums")
-        scene.party.commit()
+        scene.client.execute("DROP TABLE sums")
+        scene.client.commit()
 
 
 def deadlocked(scene: Scene) -> None:
-    for party, lock in ((scene.party, 1), (scene.other, 2)):
+    for client, lock in ((scene.client, 1), (scene.other, 2)):
         # Who detects it is the victim.
-        party.execute(f"SET LOCAL deadlock_timeout = {'50' if party is scene.party else '20000'}")
-        party.execute(f"SELECT pg_advisory_xact_lock(7411, {lock})")
+        client.execute(f"SET LOCAL deadlock_timeout = {'50' if client is scene.client else '20000'}")
+        client.execute(f"SELECT pg_advisory_xact_lock(7411, {lock})")
     waiting = scene.other.start(lambda session: session.execute(text("SELECT pg_advisory_xact_lock(7411, 1)")))
     try:
         time.sleep(0.1)
-        scene.party.execute("SELECT pg_advisory_xact_lock(7411, 2)")
+        scene.client.execute("SELECT pg_advisory_xact_lock(7411, 2)")
     finally:
-        scene.party.rollback()
+        scene.client.rollback()
         waiting.exception(20)
         scene.other.rollback()
 
@@ -141,24 +141,24 @@ def deadlocked(scene: Scene) -> None:
 def locked_out(scene: Scene) -> None:
     scene.other.execute("SELECT pg_advisory_xact_lock(7412, 1)")
     try:
-        scene.party.execute("SET LOCAL lock_timeout = 30")
-        scene.party.execute("SELECT pg_advisory_xact_lock(7412, 1)")
+        scene.client.execute("SET LOCAL lock_timeout = 30")
+        scene.client.execute("SELECT pg_advisory_xact_lock(7412, 1)")
     finally:
         scene.other.rollback()
 
 
 def replanned(scene: Scene) -> None:
     """A table is altered under a statement that the driver has prepared."""
-    scene.party.execute("CREATE TABLE altered (n int)")
-    scene.party.commit()
+    scene.client.execute("CREATE TABLE altered (n int)")
+    scene.client.commit()
     try:
         for _ in range(8):
-            scene.party.execute("SELECT * FROM altered WHERE n > :n", n=1)
-            scene.party.commit()
+            scene.client.execute("SELECT * FROM altered WHERE n > :n", n=1)
+            scene.client.commit()
         scene.behind_its_back("ALTER TABLE altered ADD COLUMN more int")
-        scene.party.execute("SELECT * FROM altered WHERE n > :n", n=1)
+        scene.client.execute("SELECT * FROM altered WHERE n > :n", n=1)
     finally:
-        scene.party.rollback()
+        scene.client.rollback()
         scene.behind_its_back("DROP TABLE altered")
 
 
@@ -171,11 +171,11 @@ def aborted(scene: Scene) -> None:
         except Exception:
             session.execute(text("SELECT 1"))
 
-    scene.party.do(work)
+    scene.client.do(work)
 
 
 def connection_lost_and_swallowed(scene: Scene) -> None:
-    pid = scene.party.pid()
+    pid = scene.client.pid()
 
     def work(session: Session) -> None:
         scene.behind_its_back(f"SELECT pg_terminate_backend({pid})")
@@ -184,7 +184,7 @@ def connection_lost_and_swallowed(scene: Scene) -> None:
             session.execute(text("SELECT 1"))
         session.execute(text("SELECT 1"))
 
-    scene.party.do(work)
+    scene.client.do(work)
 
 
 TABLE = "CREATE TEMP TABLE limited (n int PRIMARY KEY CHECK (n > 0), t varchar(2), parent int REFERENCES limited)"

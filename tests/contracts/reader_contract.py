@@ -13,7 +13,7 @@ import pytest
 from consumerkit.errors import PartitionUnusable, StartError
 from consumerkit.message import Message
 from consumerkit.transports.base import LogReader, Span
-from tests.contracts.bench import Bench
+from tests.contracts.control import BrokerControl
 from tests.contracts.member import offsets
 
 
@@ -42,24 +42,26 @@ class ReaderContract(ABC):
 
     @pytest.fixture
     @abstractmethod
-    def bench(self) -> Bench:
+    def control(self) -> BrokerControl:
         """A broker, shared by the tests of a class."""
 
     @pytest.fixture
-    async def log(self, bench: Bench) -> str:
+    async def log(self, control: BrokerControl) -> str:
         """A topic of two partitions."""
         name = f"log-{uuid4().hex[:8]}"
-        await bench.create(name, 2)
+        await control.create(name, 2)
         return name
 
-    async def test_a_reader_reads_all_that_is_there_when_it_starts_and_no_more(self, bench: Bench, log: str) -> None:
-        await bench.append(log, [b"%d" % number for number in range(150)], 0, key=b"k", headers=(("h", b"\xff"),))
-        await bench.append(log, [None], 1)
-        reader = bench.transport.reader(log)
+    async def test_a_reader_reads_all_that_is_there_when_it_starts_and_no_more(
+        self, control: BrokerControl, log: str
+    ) -> None:
+        await control.append(log, [b"%d" % number for number in range(150)], 0, key=b"k", headers=(("h", b"\xff"),))
+        await control.append(log, [None], 1)
+        reader = control.transport.reader(log)
         try:
             assert await reader.start() == {0: Span(0, 150), 1: Span(0, 1)}
-            await bench.append(log, [b"late"], 0)
-            await bench.append(log, [b"late"], 1)
+            await control.append(log, [b"late"], 0)
+            await control.append(log, [b"late"], 1)
             seen = await read_out(reader, limit=40)
         finally:
             await reader.stop()
@@ -67,47 +69,51 @@ class ReaderContract(ABC):
         assert offsets(seen, 1) == [0]
         assert reader.positions == {0: 150, 1: 1}
         first = next(message for message in seen if message.partition == 0)
-        info = (await bench.transport.topics([log]))[log]
+        info = (await control.transport.topics([log]))[log]
         assert (first.key, first.value, first.headers) == (b"k", b"0", (("h", b"\xff"),))
         assert (first.topic, first.topic_id) == (log, info.topic_id)
         assert first.timestamp > 0
 
-    async def test_a_reader_of_an_empty_topic_has_finished_when_it_starts(self, bench: Bench, log: str) -> None:
-        async with started(bench.transport.reader(log)) as reader:
+    async def test_a_reader_of_an_empty_topic_has_finished_when_it_starts(
+        self, control: BrokerControl, log: str
+    ) -> None:
+        async with started(control.transport.reader(log)) as reader:
             assert reader.finished
             assert reader.positions == {0: 0, 1: 0}
 
-    async def test_a_reader_begins_where_it_is_told_within_the_log(self, bench: Bench, log: str) -> None:
-        await bench.append(log, [b"x"] * 10, 0)
-        await bench.append(log, [b"x"] * 10, 1)
-        async with started(bench.transport.reader(log, {0: 7, 1: 99})) as reader:
+    async def test_a_reader_begins_where_it_is_told_within_the_log(self, control: BrokerControl, log: str) -> None:
+        await control.append(log, [b"x"] * 10, 0)
+        await control.append(log, [b"x"] * 10, 1)
+        async with started(control.transport.reader(log, {0: 7, 1: 99})) as reader:
             seen = await read_out(reader)
         assert (offsets(seen, 0), offsets(seen, 1)) == ([7, 8, 9], [])
 
-    async def test_a_reader_begins_with_the_oldest_record_that_retention_left(self, bench: Bench, log: str) -> None:
-        await bench.append(log, [b"x"] * 10, 0)
-        await bench.delete_before(log, 0, 4)
-        async with started(bench.transport.reader(log, {0: 1})) as reader:
+    async def test_a_reader_begins_with_the_oldest_record_that_retention_left(
+        self, control: BrokerControl, log: str
+    ) -> None:
+        await control.append(log, [b"x"] * 10, 0)
+        await control.delete_before(log, 0, 4)
+        async with started(control.transport.reader(log, {0: 1})) as reader:
             assert offsets(await read_out(reader), 0) == list(range(4, 10))
 
-    async def test_two_readers_take_nothing_from_each_other(self, bench: Bench, log: str) -> None:
-        await bench.append(log, [b"x"] * 20, 0)
-        async with started(bench.transport.reader(log)) as one, started(bench.transport.reader(log)) as other:
+    async def test_two_readers_take_nothing_from_each_other(self, control: BrokerControl, log: str) -> None:
+        await control.append(log, [b"x"] * 20, 0)
+        async with started(control.transport.reader(log)) as one, started(control.transport.reader(log)) as other:
             assert offsets(await read_out(one), 0) == offsets(await read_out(other), 0) == list(range(20))
 
-    async def test_a_reader_of_a_missing_topic_does_not_start(self, bench: Bench) -> None:
+    async def test_a_reader_of_a_missing_topic_does_not_start(self, control: BrokerControl) -> None:
         name = f"missing-{uuid4().hex[:8]}"
         with pytest.raises(StartError, match=name):
-            async with started(bench.transport.reader(name)):
+            async with started(control.transport.reader(name)):
                 pass
-        assert name not in await bench.topics()
+        assert name not in await control.topics()
 
-    async def test_a_reader_that_retention_overtakes_says_so(self, bench: Bench, log: str) -> None:
+    async def test_a_reader_that_retention_overtakes_says_so(self, control: BrokerControl, log: str) -> None:
         # Large enough that the client cannot hold the second half ready when the first is returned.
         for _ in range(24):
-            await bench.append(log, [b"x" * 900_000], 0)
-        async with started(bench.transport.reader(log)) as reader:
+            await control.append(log, [b"x" * 900_000], 0)
+        async with started(control.transport.reader(log)) as reader:
             assert await reader.fetch(1, 5.0)
-            await bench.delete_before(log, 0, 24)
+            await control.delete_before(log, 0, 24)
             with pytest.raises(PartitionUnusable, match=log):
                 await read_out(reader, limit=1)

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from consumerkit.storage.dialects import Limits
 from consumerkit.storage.faults import Fault, fault_of, sqlstate
+from tests.contracts.database_client import DatabaseClient, Venue
 from tests.contracts.dialect_contract import Stand, claim, claims
-from tests.contracts.party import Party, Venue
 from tests.contracts.storage_contract import StorageContract
 from tests.services import PostgresServer
 
@@ -44,9 +44,9 @@ def role(postgres: PostgresServer, venue: Venue) -> Iterator[Role]:
 
 
 class ServerContract(StorageContract):
-    def test_rows_are_written_in_the_order_of_their_digests(self, stand: Stand, party: Party) -> None:
-        party.do(stand.claiming(claims(500)))
-        found = party.do(
+    def test_rows_are_written_in_the_order_of_their_digests(self, stand: Stand, client: DatabaseClient) -> None:
+        client.do(stand.claiming(claims(500)))
+        found = client.do(
             lambda session: [
                 bytes(row[0])
                 for row in session.connection().exec_driver_sql(
@@ -56,27 +56,27 @@ class ServerContract(StorageContract):
         )
         assert found == sorted(one.digest for one in claims(500))
 
-    def test_one_row_version_is_written_for_each_message(self, stand: Stand, party: Party) -> None:
-        party.do(stand.claiming(claims(200)))
-        assert stand.finalise(party)
+    def test_one_row_version_is_written_for_each_message(self, stand: Stand, client: DatabaseClient) -> None:
+        client.do(stand.claiming(claims(200)))
+        assert stand.finalise(client)
         written = (
             "SELECT n_tup_ins || ' ' || n_tup_upd || ' ' || n_tup_del FROM pg_stat_xact_user_tables "
             "WHERE relname = 'consumerkit_processed_messages' AND schemaname = 'public'"
         )
-        assert party.scalar(written) == "200 0 0"
-        party.commit()
+        assert client.scalar(written) == "200 0 0"
+        client.commit()
 
-    def test_copies_alone_burn_no_transaction_id(self, stand: Stand, party: Party) -> None:
-        party.do(stand.claiming(claims(50)))
+    def test_copies_alone_burn_no_transaction_id(self, stand: Stand, client: DatabaseClient) -> None:
+        client.do(stand.claiming(claims(50)))
         assigned = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
-        assert party.scalar(assigned) is True
-        party.commit()
-        assert len(party.do(stand.claiming(claims(50))).kept) == 50
-        assert stand.finalise(party)
-        assert party.scalar(assigned) is False
-        party.commit()
+        assert client.scalar(assigned) is True
+        client.commit()
+        assert len(client.do(stand.claiming(claims(50))).kept) == 50
+        assert stand.finalise(client)
+        assert client.scalar(assigned) is False
+        client.commit()
 
-    def test_unsorted_claims_do_deadlock(self, stand: Stand, party: Party, other: Party) -> None:
+    def test_unsorted_claims_do_deadlock(self, stand: Stand, client: DatabaseClient, other: DatabaseClient) -> None:
         """Why `Ledger.claim` sorts: the same claims, straight to the dialect in two orders."""
         rising = sorted(claims(4000))
 
@@ -100,7 +100,7 @@ class ServerContract(StorageContract):
         errors: list[BaseException] = []
         for _ in range(25):
             stand.renew()
-            racing = [party.start(unsorted(forth)), other.start(unsorted(forth[::-1]))]
+            racing = [client.start(unsorted(forth)), other.start(unsorted(forth[::-1]))]
             errors = [error for one in racing if (error := one.exception(30)) is not None]
             if errors:
                 break
@@ -111,18 +111,18 @@ class ServerContract(StorageContract):
 
     @pytest.mark.parametrize("level", ["serializable", "repeatable read"])
     def test_read_committed_is_forced_for_our_transaction_alone(
-        self, stand: Stand, party: Party, venue: Venue, role: Role, level: str
+        self, stand: Stand, client: DatabaseClient, venue: Venue, role: Role, level: str
     ) -> None:
-        with venue.party(role(default_transaction_isolation=level)) as strict:
+        with venue.client(role(default_transaction_isolation=level)) as strict:
             shown = "SHOW transaction_isolation"
             assert strict.scalar(shown) == level
             strict.commit()
-            party.do(stand.claiming([claim(1)]))
+            client.do(stand.claiming([claim(1)]))
             self.force(stand, strict)
             assert strict.scalar(shown) == "read committed"
             copy = strict.start(stand.claiming([claim(1), claim(2)]))
             time.sleep(0.2)
-            party.commit()
+            client.commit()
             answer = copy.result(120)
             assert (answer.won, set(answer.kept)) == ({claim(2).digest}, {claim(1).digest})
             strict.commit()
@@ -131,7 +131,7 @@ class ServerContract(StorageContract):
     def test_an_engines_own_level_is_overridden(self, venue: Venue, stand: Stand) -> None:
         make = create_async_engine if venue.coroutines else create_engine
         engine = make(venue.url, isolation_level="SERIALIZABLE")
-        strict = Party(engine, coroutines=venue.coroutines)
+        strict = DatabaseClient(engine, coroutines=venue.coroutines)
         try:
             assert strict.scalar("SHOW transaction_isolation") == "serializable"
             strict.commit()
@@ -142,10 +142,10 @@ class ServerContract(StorageContract):
         finally:
             strict.close(engine)
 
-    def force(self, stand: Stand, party: Party) -> None:
+    def force(self, stand: Stand, client: DatabaseClient) -> None:
         level = stand.dialect.isolation()
         assert level is not None
-        party.do(lambda session: session.connection(execution_options={"isolation_level": level}))
+        client.do(lambda session: session.connection(execution_options={"isolation_level": level}))
 
     @pytest.mark.parametrize(
         "configured, ours",
@@ -160,7 +160,7 @@ class ServerContract(StorageContract):
     def test_a_commit_of_ours_is_durable(
         self, stand: Stand, venue: Venue, role: Role, configured: str, ours: str
     ) -> None:
-        with venue.party(role(synchronous_commit=configured)) as lax:
+        with venue.client(role(synchronous_commit=configured)) as lax:
             stand.begin(lax)
             assert lax.scalar("SHOW synchronous_commit") == ours
             lax.commit()
@@ -168,98 +168,104 @@ class ServerContract(StorageContract):
 
     # Limits.
 
-    def failure(self, party: Party, statement: str) -> DBAPIError:
+    def failure(self, client: DatabaseClient, statement: str) -> DBAPIError:
         with pytest.raises(DBAPIError) as caught:
-            party.execute(statement)
+            client.execute(statement)
         return caught.value
 
-    def test_a_statement_ends_at_its_limit(self, stand: Stand, party: Party) -> None:
-        stand.begin(party, Limits(statement=0.1))
-        error = self.failure(party, "SELECT pg_sleep(20)")
+    def test_a_statement_ends_at_its_limit(self, stand: Stand, client: DatabaseClient) -> None:
+        stand.begin(client, Limits(statement=0.1))
+        error = self.failure(client, "SELECT pg_sleep(20)")
         assert sqlstate(error) == "57014"
         assert fault_of(error, in_handler=True) is Fault.CAPACITY
 
-    def test_waiting_for_a_lock_ends_at_its_limit(self, stand: Stand, party: Party, other: Party) -> None:
-        party.do(stand.claiming([claim(1)]))
+    def test_waiting_for_a_lock_ends_at_its_limit(
+        self, stand: Stand, client: DatabaseClient, other: DatabaseClient
+    ) -> None:
+        client.do(stand.claiming([claim(1)]))
         stand.begin(other, Limits(lock=0.1))
         with pytest.raises(DBAPIError) as caught:
             other.do(lambda session: stand.ledger.claim(session.connection(), [claim(1)]))
         assert sqlstate(caught.value) == "55P03"
         assert fault_of(caught.value, in_handler=False) is Fault.CONFLICT
 
-    def test_an_idle_transaction_ends_at_its_limit(self, stand: Stand, party: Party, other: Party) -> None:
-        stand.begin(party, Limits(idle=0.1))
-        party.do(lambda session: stand.ledger.claim(session.connection(), [claim(1)]))
+    def test_an_idle_transaction_ends_at_its_limit(
+        self, stand: Stand, client: DatabaseClient, other: DatabaseClient
+    ) -> None:
+        stand.begin(client, Limits(idle=0.1))
+        client.do(lambda session: stand.ledger.claim(session.connection(), [claim(1)]))
         # The next owner waits no longer than that.
         assert other.start(stand.claiming([claim(1)])).result(120).won == {claim(1).digest}
-        assert fault_of(self.failure(party, "SELECT 1"), in_handler=True) is Fault.CONNECTION
+        assert fault_of(self.failure(client, "SELECT 1"), in_handler=True) is Fault.CONNECTION
 
-    def test_limits_shorter_than_a_millisecond_are_not_no_limits(self, stand: Stand, party: Party) -> None:
-        stand.begin(party, Limits(statement=0.0001))
-        assert sqlstate(self.failure(party, "SELECT pg_sleep(20)")) == "57014"
+    def test_limits_shorter_than_a_millisecond_are_not_no_limits(self, stand: Stand, client: DatabaseClient) -> None:
+        stand.begin(client, Limits(statement=0.0001))
+        assert sqlstate(self.failure(client, "SELECT pg_sleep(20)")) == "57014"
 
     @pytest.mark.parametrize("end", [Session.commit, Session.rollback])
     def test_limits_are_gone_with_their_transaction(
-        self, stand: Stand, party: Party, end: Callable[[Session], None]
+        self, stand: Stand, client: DatabaseClient, end: Callable[[Session], None]
     ) -> None:
         settings = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "consumerkit.claim")
-        pid = party.pid()
-        usual = [party.scalar(f"SELECT current_setting('{name}', true)") for name in settings]
-        party.commit()
-        stand.begin(party, Limits(statement=7, lock=8, idle=9))
-        limited = [party.scalar(f"SELECT current_setting('{name}', true)") for name in settings]
+        pid = client.pid()
+        usual = [client.scalar(f"SELECT current_setting('{name}', true)") for name in settings]
+        client.commit()
+        stand.begin(client, Limits(statement=7, lock=8, idle=9))
+        limited = [client.scalar(f"SELECT current_setting('{name}', true)") for name in settings]
         assert limited[:3] == ["7s", "8s", "9s"]
-        party.do(end)
-        assert party.pid() == pid
-        after = [party.scalar(f"SELECT current_setting('{name}', true)") or None for name in settings]
+        client.do(end)
+        assert client.pid() == pid
+        after = [client.scalar(f"SELECT current_setting('{name}', true)") or None for name in settings]
         assert after == usual
 
     # The end of a transaction.
 
-    def test_an_aborted_transaction_does_not_finalise(self, stand: Stand, party: Party) -> None:
-        party.do(stand.claiming([claim(1)]))
-        self.failure(party, "SELECT 1/0")
+    def test_an_aborted_transaction_does_not_finalise(self, stand: Stand, client: DatabaseClient) -> None:
+        client.do(stand.claiming([claim(1)]))
+        self.failure(client, "SELECT 1/0")
         with pytest.raises(DBAPIError) as caught:
-            party.do(lambda session: stand.dialect.probe(session.connection()))
+            client.do(lambda session: stand.dialect.probe(session.connection()))
         assert sqlstate(caught.value) == "25P02"
         with pytest.raises(DBAPIError) as caught:
-            stand.finalise(party)
+            stand.finalise(client)
         assert sqlstate(caught.value) == "25P02"
         assert fault_of(caught.value, in_handler=False) is Fault.HANDLER
 
-    def test_a_deferred_constraint_is_checked_before_the_commit(self, stand: Stand, party: Party) -> None:
-        party.execute("CREATE TABLE once (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
-        party.commit()
-        party.do(stand.claiming([claim(1)]))
-        party.execute("INSERT INTO once VALUES (1), (1)")
+    def test_a_deferred_constraint_is_checked_before_the_commit(self, stand: Stand, client: DatabaseClient) -> None:
+        client.execute("CREATE TABLE once (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+        client.commit()
+        client.do(stand.claiming([claim(1)]))
+        client.execute("INSERT INTO once VALUES (1), (1)")
         with pytest.raises(IntegrityError) as caught:
-            stand.finalise(party)
+            stand.finalise(client)
         assert sqlstate(caught.value) == "23505"
-        party.rollback()
-        party.execute("DROP TABLE once")
-        party.commit()
+        client.rollback()
+        client.execute("DROP TABLE once")
+        client.commit()
 
     # The relay's turn.
 
-    def test_one_relay_at_a_time_has_its_turn(self, stand: Stand, party: Party, other: Party) -> None:
-        assert party.do(stand.dialect.lock_relay)
+    def test_one_relay_at_a_time_has_its_turn(
+        self, stand: Stand, client: DatabaseClient, other: DatabaseClient
+    ) -> None:
+        assert client.do(stand.dialect.lock_relay)
         assert not other.do(stand.dialect.lock_relay)
         other.commit()
-        party.commit()
+        client.commit()
         assert other.do(stand.dialect.lock_relay)
         other.rollback()
-        assert party.do(stand.dialect.lock_relay)
+        assert client.do(stand.dialect.lock_relay)
 
     def test_relays_of_other_tables_are_not_kept_out(
-        self, venue: Venue, stand: Stand, elsewhere_stand: Stand, party: Party, other: Party
+        self, venue: Venue, stand: Stand, elsewhere_stand: Stand, client: DatabaseClient, other: DatabaseClient
     ) -> None:
-        assert party.do(stand.dialect.lock_relay)
+        assert client.do(stand.dialect.lock_relay)
         assert other.do(elsewhere_stand.dialect.lock_relay)
 
-    def test_the_server_tells_how_many_connections_it_allows(self, stand: Stand, party: Party) -> None:
-        allowed = party.scalar("SELECT current_setting('max_connections')::int")
-        reserved = party.scalar("SELECT current_setting('superuser_reserved_connections')::int")
+    def test_the_server_tells_how_many_connections_it_allows(self, stand: Stand, client: DatabaseClient) -> None:
+        allowed = client.scalar("SELECT current_setting('max_connections')::int")
+        reserved = client.scalar("SELECT current_setting('superuser_reserved_connections')::int")
         assert isinstance(allowed, int)
         assert isinstance(reserved, int)
-        most = party.do(lambda session: stand.dialect.most_connections(session.connection()))
+        most = client.do(lambda session: stand.dialect.most_connections(session.connection()))
         assert most == allowed - reserved

@@ -17,8 +17,8 @@ from consumerkit.message import TopicPartition
 from consumerkit.transports.aiokafka import records
 from consumerkit.transports.base import Record, Transport
 from consumerkit.transports.kafka import Kafka
-from tests.contracts.kafka_bench import KafkaBench
 from tests.contracts.kafka_contract import KafkaContract
+from tests.contracts.kafka_control import KafkaControl
 from tests.contracts.member import Member, offsets, until
 from tests.contracts.transport_contract import numbered
 from tests.services import KafkaServer
@@ -28,7 +28,7 @@ OUTAGE = 8.0
 SESSION = 30.0
 
 
-class EvictingBench(KafkaBench):
+class EvictingBench(KafkaControl):
     """Ends sessions by leaving on the members' behalf, as a broker's timer does, but every time."""
 
     @override
@@ -55,13 +55,13 @@ class TestAiokafka(KafkaContract):
 
     @pytest.fixture
     @override
-    def private_bench(self, private_kafka: KafkaServer) -> KafkaBench:
+    def private_control(self, private_kafka: KafkaServer) -> KafkaControl:
         transport = self.transport(private_kafka.bootstrap, SESSION)
         return EvictingBench(private_kafka, transport, outage=OUTAGE, session=SESSION)
 
     @pytest.mark.parametrize("error", [CorruptRecordException("Invalid CRC"), ValueError("zstd: corrupted block")])
     async def test_a_broken_batch_fails_its_partition_after_all_that_is_before_it(
-        self, bench: KafkaBench, topic: str, group: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+        self, control: KafkaControl, topic: str, group: str, error: Exception, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # A broker takes no broken batch and disks break rarely, so the batch breaks when it is taken apart.
         class Breaking(records.ForgivingRecords):
@@ -73,29 +73,29 @@ class TestAiokafka(KafkaContract):
                 return batch
 
         monkeypatch.setattr(records, "ForgivingRecords", Breaking)
-        await bench.append(topic, numbered(5), 0)
-        await bench.append(topic, [b"broken"], 0)
-        await bench.append(topic, numbered(5), 0)
-        await bench.append(topic, numbered(3000), 1)
-        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+        await control.append(topic, numbered(5), 0)
+        await control.append(topic, [b"broken"], 0)
+        await control.append(topic, numbered(5), 0)
+        await control.append(topic, numbered(3000), 1)
+        async with Member(control.transport.consumer(control.subscription(group, topic))) as member:
             await until(lambda: member.listener.failures, "the listener is told of the failure")
             await member.reads(3005)
-            await bench.append(topic, numbered(5), 1)
+            await control.append(topic, numbered(5), 1)
             await member.reads(3010)
         assert set(member.listener.failures) == {TopicPartition(topic, 0)}
         assert f"{topic}[0] at offset 5" in str(member.listener.failures[TopicPartition(topic, 0)])
         assert offsets(member.seen, 0) == list(range(5))
         assert offsets(member.seen, 1) == list(range(3005))
-        assert (await bench.committed(group, topic))[TopicPartition(topic, 0)] == 5
+        assert (await control.committed(group, topic))[TopicPartition(topic, 0)] == 5
 
-    async def test_a_cancelled_fetch_loses_nothing(self, bench: KafkaBench, topic: str, group: str) -> None:
-        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+    async def test_a_cancelled_fetch_loses_nothing(self, control: KafkaControl, topic: str, group: str) -> None:
+        async with Member(control.transport.consumer(control.subscription(group, topic))) as member:
             await member.holds(2)
             await member.quiet()
             for at in range(30):
                 fetch = asyncio.create_task(member.consumer.fetch(10, 5.0))
                 await asyncio.sleep(0.01 * (at % 3))
-                await bench.append(topic, [b"%d" % at])
+                await control.append(topic, [b"%d" % at])
                 fetch.cancel()
                 await asyncio.wait({fetch})
                 if not fetch.cancelled():
@@ -106,21 +106,21 @@ class TestAiokafka(KafkaContract):
                 member.seen += found
         assert offsets(member.seen, 0) == list(range(30))
 
-    async def test_a_tombstone_without_a_key_can_be_sent(self, bench: KafkaBench, topic: str, group: str) -> None:
-        producer = bench.transport.producer()
+    async def test_a_tombstone_without_a_key_can_be_sent(self, control: KafkaControl, topic: str, group: str) -> None:
+        producer = control.transport.producer()
         await producer.start()
         try:
             assert await producer.send([Record(topic, None, None, (("why", b"nothing"),))]) == [None]
         finally:
             await producer.stop()
-        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+        async with Member(control.transport.consumer(control.subscription(group, topic))) as member:
             (seen,) = await member.reads(1)
         assert (seen.key, seen.value, seen.headers) == (None, None, (("why", b"nothing"),))
 
     async def test_a_header_name_that_cannot_be_encoded_fails_its_record_alone(
-        self, bench: KafkaBench, topic: str
+        self, control: KafkaControl, topic: str
     ) -> None:
-        producer = bench.transport.producer()
+        producer = control.transport.producer()
         await producer.start()
         try:
             odd = Record(topic, b"21", b"x", (("\ud800", b""),))
@@ -132,16 +132,16 @@ class TestAiokafka(KafkaContract):
         assert answers[1].permanent
 
     async def test_no_payload_is_logged(
-        self, bench: KafkaBench, topic: str, group: str, caplog: pytest.LogCaptureFixture
+        self, control: KafkaControl, topic: str, group: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.DEBUG)
-        producer = bench.transport.producer()
+        producer = control.transport.producer()
         await producer.start()
         try:
             await producer.send([Record(topic, b"key-of-gold", b"value-of-gold")])
         finally:
             await producer.stop()
-        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+        async with Member(control.transport.consumer(control.subscription(group, topic))) as member:
             await member.reads(1)
         assert "of-gold" not in caplog.text
         assert f"Subscribed to topic(s): {{'{topic}'}}" in caplog.text

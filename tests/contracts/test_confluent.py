@@ -24,9 +24,9 @@ from consumerkit.transports.confluent.messages import convert
 from consumerkit.transports.confluent.questions import Questions
 from consumerkit.transports.confluent.transport import ConfluentTransport
 from consumerkit.transports.embedded import EmbeddedBroker
-from tests.contracts.bench import Bench
-from tests.contracts.kafka_bench import KafkaBench
+from tests.contracts.control import BrokerControl
 from tests.contracts.kafka_contract import KafkaContract
+from tests.contracts.kafka_control import KafkaControl
 from tests.contracts.member import Member, offsets, until
 from tests.contracts.transport_contract import numbered
 from tests.services import KafkaServer
@@ -41,7 +41,7 @@ class TestConfluent(KafkaContract):
         return ConfluentTransport(config)
 
     async def test_after_an_error_in_the_client_nothing_is_skipped(
-        self, kafka: KafkaServer, bench: Bench, topic: str, group: str
+        self, kafka: KafkaServer, control: BrokerControl, topic: str, group: str
     ) -> None:
         """An exception out of any callback makes the client destroy the messages that the same call dequeued."""
         raised = 0
@@ -52,21 +52,21 @@ class TestConfluent(KafkaContract):
             raise RuntimeError("out of a callback")
 
         for partition in (0, 1):
-            await bench.append(topic, numbered(3_000), partition)
+            await control.append(topic, numbered(3_000), partition)
         reach: dict[str, object] = {"bootstrap.servers": kafka.bootstrap}
         faulty = {**reach, "stats_cb": raising, "statistics.interval.ms": 20}
-        consumer = ConfluentConsumer(faulty, bench.subscription(group, topic), TopicAdmin(reach))
+        consumer = ConfluentConsumer(faulty, control.subscription(group, topic), TopicAdmin(reach))
         async with Member(consumer) as member:
             await member.holds(2)
             for number in range(20):
-                await bench.append(topic, numbered(10, start=3_000 + 10 * number))
+                await control.append(topic, numbered(10, start=3_000 + 10 * number))
             seen = list(await member.reads(6_200))
         assert raised >= 10  # the fault fired
         assert offsets(seen, 0) == list(range(3_200))
         assert offsets(seen, 1) == list(range(3_000))
 
     async def test_a_position_outside_the_log_is_told_of_however_early_the_client_fetches(
-        self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+        self, control: BrokerControl, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The client fetches between an assignment and its pause, gives up on the partition, and refuses to seek."""
 
@@ -79,27 +79,27 @@ class TestConfluent(KafkaContract):
                 time.sleep(1)
                 super().resume(partitions)
 
-        await bench.append(topic, numbered(10), 0)
-        await bench.append(topic, numbered(10), 1)
-        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+        await control.append(topic, numbered(10), 0)
+        await control.append(topic, numbered(10), 1)
+        async with Member(control.transport.consumer(control.subscription(group, topic)), finishes=False) as member:
             seen = await member.reads(20)
             for partition in (0, 1):
                 member.finish(next(m for m in seen if m.partition == partition and m.offset == 3))
-        await bench.delete_before(topic, 0, 8)
+        await control.delete_before(topic, 0, 8)
         monkeypatch.setattr(thread, "Consumer", Slow)
-        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as successor:
+        async with Member(control.transport.consumer(control.subscription(group, topic)), finishes=False) as successor:
             await until(lambda: successor.listener.failures, "the listener is told of the failure")
             assert set(successor.listener.failures) == {TopicPartition(topic, 0)}
             assert offsets(await successor.reads(6), 1) == list(range(4, 10))
 
     async def test_nothing_is_jumped_over_where_the_broker_answers_slowly_at_an_assignment(
-        self, private_bench: KafkaBench, private_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
+        self, private_control: KafkaControl, private_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Told to read "at the end", the client asks where that is, asks again after a pause, and undoes our seek."""
-        bench, topic, group = private_bench, "assigned-in-an-outage", "assigned-in-an-outage"
+        control, topic, group = private_control, "assigned-in-an-outage", "assigned-in-an-outage"
         at = TopicPartition(topic, 0)
-        await bench.create(topic, 1)
-        await bench.append(topic, numbered(10))
+        await control.create(topic, 1)
+        await control.append(topic, numbered(10))
         stalls: list[threading.Timer] = []
 
         class Stalled(Consumer):
@@ -115,15 +115,15 @@ class TestConfluent(KafkaContract):
 
         monkeypatch.setattr(thread, "Consumer", Stalled)
         monkeypatch.setattr(Questions, "describe", told)
-        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+        async with Member(control.transport.consumer(control.subscription(group, topic)), finishes=False) as member:
             await member.reads(7)
-            await bench.append(topic, numbered(10))
+            await control.append(topic, numbered(10))
             assert offsets(await member.reads(17), 0) == list(range(3, 20))
             assert member.listener.starts == {at: 3}
         assert stalls  # the fault fired
 
     async def test_an_error_from_before_a_seek_does_not_stop_the_partition(
-        self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+        self, control: BrokerControl, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is still in the client's queue when the partition is sent to a position that is in order."""
 
@@ -134,9 +134,9 @@ class TestConfluent(KafkaContract):
                     time.sleep(0.5)
 
         monkeypatch.setattr(thread, "Consumer", Slow)
-        await bench.append(topic, numbered(10), 0)
+        await control.append(topic, numbered(10), 0)
         at = TopicPartition(topic, 0)
-        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+        async with Member(control.transport.consumer(control.subscription(group, topic)), finishes=False) as member:
             await member.reads(10)
             member.goes_to(at, 500)
             await asyncio.sleep(0.3)
@@ -147,22 +147,22 @@ class TestConfluent(KafkaContract):
             await until(lambda: at in member.listener.failures, "the listener is told of a failure that is one")
 
     async def test_a_partition_that_fails_while_it_is_held_is_read_again_after_release_and_seek(
-        self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+        self, control: BrokerControl, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Slow(Consumer):
             def resume(self, partitions: list[RawPartition]) -> None:
                 super().resume(partitions)
                 time.sleep(3.0)
 
-        await bench.append(topic, numbered(10), 0)
+        await control.append(topic, numbered(10), 0)
         at = TopicPartition(topic, 0)
         monkeypatch.setattr(thread, "Consumer", Slow)
-        async with Member(bench.transport.consumer(bench.subscription(group, topic)), finishes=False) as member:
+        async with Member(control.transport.consumer(control.subscription(group, topic)), finishes=False) as member:
             await member.reads(10)
             await member.consumer.hold([at])
             await asyncio.sleep(0.3)
-            await bench.append(topic, numbered(10), 0)
-            await bench.delete_before(topic, 0, 15)
+            await control.append(topic, numbered(10), 0)
+            await control.delete_before(topic, 0, 15)
             await member.consumer.release([at])
             await asyncio.sleep(1.5)  # the client finds that its position is gone, and is asked for nothing yet
             await member.consumer.hold([at])
@@ -172,7 +172,7 @@ class TestConfluent(KafkaContract):
             assert offsets((await member.reads(15))[10:], 0) == list(range(15, 20))
 
     async def test_partitions_that_could_not_be_taken_on_are_asked_for_again(
-        self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+        self, control: BrokerControl, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         failures = 0
         assign = Assignment._assign
@@ -185,14 +185,14 @@ class TestConfluent(KafkaContract):
             assign(assignment, consumer, partitions)
 
         monkeypatch.setattr(Assignment, "_assign", failing_once)
-        await bench.append(topic, numbered(10))
-        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+        await control.append(topic, numbered(10))
+        async with Member(control.transport.consumer(control.subscription(group, topic))) as member:
             assert offsets(await member.reads(10), 0) == list(range(10))
             assert member.consumer.health().error is None
         assert failures >= 2  # the fault fired
 
     async def test_a_broken_batch_fails_its_partition_after_all_that_is_before_it(
-        self, bench: Bench, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+        self, control: BrokerControl, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # A broker takes no broken batch and disks break rarely, so the client's report is put among what it returned;
         # like the client, which reports a broken batch and goes on behind it.
@@ -210,40 +210,40 @@ class TestConfluent(KafkaContract):
             return convert(found, readings)
 
         monkeypatch.setattr(thread, "convert", with_a_broken_batch)
-        await bench.append(topic, [*numbered(5), b"broken", *numbered(5)], 0)
-        await bench.append(topic, numbered(10), 1)
-        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+        await control.append(topic, [*numbered(5), b"broken", *numbered(5)], 0)
+        await control.append(topic, numbered(10), 1)
+        async with Member(control.transport.consumer(control.subscription(group, topic))) as member:
             await until(lambda: member.listener.failures, "the listener is told of the failure")
             await member.reads(15)
-            await bench.append(topic, numbered(3), 0)
-            await bench.append(topic, numbered(3), 1)
+            await control.append(topic, numbered(3), 0)
+            await control.append(topic, numbered(3), 1)
             await member.reads(18)
             await asyncio.sleep(0.5)
         assert reported == 1  # the fault fired
         assert set(member.listener.failures) == {(topic, 0)}
         assert offsets(member.seen, 0) == list(range(5))
         assert offsets(member.seen, 1) == list(range(13))
-        assert (await bench.committed(group, topic))[TopicPartition(topic, 0)] == 5
+        assert (await control.committed(group, topic))[TopicPartition(topic, 0)] == 5
 
-    async def test_a_cancelled_fetch_loses_nothing(self, bench: Bench, topic: str, group: str) -> None:
+    async def test_a_cancelled_fetch_loses_nothing(self, control: BrokerControl, topic: str, group: str) -> None:
         """No caller may cancel a fetch; if one does, the messages come with the next."""
-        await bench.append(topic, numbered(10))
-        async with Member(bench.transport.consumer(bench.subscription(group, topic))) as member:
+        await control.append(topic, numbered(10))
+        async with Member(control.transport.consumer(control.subscription(group, topic))) as member:
             await member.reads(10)
             await member.quiet()
             fetch = asyncio.create_task(member.consumer.fetch(100, 10.0))
             await asyncio.sleep(0.2)
             fetch.cancel()
-            await bench.append(topic, numbered(10))
+            await control.append(topic, numbered(10))
             await asyncio.sleep(0.5)
             found: list[Message] = []
             while len(found) < 10:
                 found += await member.consumer.fetch(100, 5.0)
             assert offsets(found, 0) == list(range(10, 20))
 
-    async def test_text_that_cannot_be_encoded_fails_its_record_alone(self, bench: Bench, topic: str) -> None:
+    async def test_text_that_cannot_be_encoded_fails_its_record_alone(self, control: BrokerControl, topic: str) -> None:
         """The client does not check, and such a header's name ends the process."""
-        producer = bench.transport.producer()
+        producer = control.transport.producer()
         await producer.start()
         odd = [Record(topic, b"21", b"x", (("\ud800", b""),)), Record("\ud800", b"21", b"x")]
         try:

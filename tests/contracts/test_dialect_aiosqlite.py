@@ -6,11 +6,11 @@ import pytest
 
 from consumerkit.storage.tables import Tables
 from tests.contracts import venues
-from tests.contracts.dialect_contract import other, party, stand
+from tests.contracts.database_client import Venue
+from tests.contracts.dialect_contract import client, other, stand
 from tests.contracts.file_contract import FileContract
-from tests.contracts.party import Venue
 
-__all__ = ["other", "party", "stand"]
+__all__ = ["client", "other", "stand"]
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import pytest
 
 from consumerkit.storage.tables import Tables
 from tests.contracts import venues
-from tests.contracts.dialect_contract import Stand, other, party, stand
-from tests.contracts.party import Venue
+from tests.contracts.database_client import Venue
+from tests.contracts.dialect_contract import Stand, client, other, stand
 from tests.contracts.server_contract import ServerContract, role
 from tests.services import PostgresServer
 
-__all__ = ["other", "party", "role", "stand"]
+__all__ = ["client", "other", "role", "stand"]
 
 
 @pytest.fixture(scope="module")

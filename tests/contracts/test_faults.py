@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session
 from consumerkit.storage import faults
 from consumerkit.storage.faults import Fault, fault_of, sqlstate
 from tests.contracts import faults_table, venues
+from tests.contracts.database_client import DatabaseClient, Venue
 from tests.contracts.faults_table import ROWS, Scene
-from tests.contracts.party import Party, Venue
 from tests.crash.model import Base, Effect
 from tests.services import PostgresServer
 
@@ -39,8 +39,8 @@ def venue(request: pytest.FixtureRequest, postgres: PostgresServer) -> Iterator[
 @pytest.fixture
 def scene(venue: Venue, postgres: PostgresServer) -> Iterator[Scene]:
     assert venue.url.database is not None
-    with venue.party() as party, venue.party() as other:
-        yield Scene(party, other, postgres.dsn(venue.url.database))
+    with venue.client() as client, venue.client() as other:
+        yield Scene(client, other, postgres.dsn(venue.url.database))
 
 
 def _caught(work: Callable[[], object]) -> Exception:
@@ -80,7 +80,7 @@ def test_a_failed_flush_that_the_handler_swallowed_is_its_own(scene: Scene) -> N
             session.flush()
         session.execute(text("SELECT 1"))
 
-    error = _caught(lambda: scene.party.do(work))
+    error = _caught(lambda: scene.client.do(work))
     assert isinstance(error, PendingRollbackError)
     assert fault_of(error, in_handler=True) is Fault.HANDLER
 
@@ -92,7 +92,7 @@ def test_what_a_handler_makes_of_an_error_keeps_its_cause(scene: Scene) -> None:
         except DBAPIError as error:
             raise LookupError("no account") from error
 
-    assert fault_of(_caught(lambda: scene.party.do(work)), in_handler=True) is Fault.DEPLOY
+    assert fault_of(_caught(lambda: scene.client.do(work)), in_handler=True) is Fault.DEPLOY
 
 
 def test_an_error_raised_from_none_is_the_handlers(scene: Scene) -> None:
@@ -102,7 +102,7 @@ def test_an_error_raised_from_none_is_the_handlers(scene: Scene) -> None:
         except DBAPIError:
             raise LookupError("no account") from None
 
-    assert fault_of(_caught(lambda: scene.party.do(work)), in_handler=True) is Fault.HANDLER
+    assert fault_of(_caught(lambda: scene.client.do(work)), in_handler=True) is Fault.HANDLER
 
 
 # While connecting. libpq hands on no SQLSTATE there, so with psycopg all of it is waited for.
@@ -118,8 +118,8 @@ def limited_role(postgres: PostgresServer) -> Iterator[str]:
 
 
 def _on_connecting(venue: Venue, url: URL) -> Exception:
-    with venue.party(url) as party:
-        return _caught(lambda: party.execute("SELECT 1"))
+    with venue.client(url) as client:
+        return _caught(lambda: client.execute("SELECT 1"))
 
 
 @pytest.mark.parametrize("change", [{"port": 1}, {"host": "nowhere.invalid"}], ids=["refused", "unknown-host"])
@@ -144,7 +144,7 @@ def test_a_wrong_way_in_is_never_a_messages_fault(venue: Venue, change: dict[str
 def test_a_pool_without_a_free_connection_is_full(venue: Venue) -> None:
     make = create_async_engine if venue.coroutines else create_engine
     engine = make(venue.url, pool_size=1, max_overflow=0, pool_timeout=0.1)
-    party = Party(engine, coroutines=venue.coroutines)
+    client = DatabaseClient(engine, coroutines=venue.coroutines)
     try:
 
         def work(session: Session) -> None:
@@ -152,11 +152,11 @@ def test_a_pool_without_a_free_connection_is_full(venue: Venue) -> None:
             with Session(session.get_bind()) as second:
                 second.connection()
 
-        error = _caught(lambda: party.do(work))
+        error = _caught(lambda: client.do(work))
         assert isinstance(error, PoolTimeout)
         assert fault_of(error, in_handler=True) is Fault.CAPACITY
     finally:
-        party.close(engine)
+        client.close(engine)
 
 
 # A server that goes.
@@ -172,25 +172,25 @@ def own_server() -> Iterator[PostgresServer]:
 def test_a_server_that_goes_and_comes_is_waited_for(own_server: PostgresServer, driver: str) -> None:
     name, coroutines = DRIVERS[driver]
     venue = Venue(make_url(own_server.url("postgres", name)), coroutines=coroutines)
-    with venue.party() as party, venue.party() as bystander:
+    with venue.client() as client, venue.client() as bystander:
         # One session crashes, and the server ends all others.
         bystander.pid()
-        os.kill(party.pid(), signal.SIGKILL)
+        os.kill(client.pid(), signal.SIGKILL)
         time.sleep(0.5)
-        for one in (party, bystander):
+        for one in (client, bystander):
             error = _caught(lambda one=one: one.execute("SELECT 1"))  # type: ignore[misc]
             assert fault_of(error, in_handler=True) is Fault.CONNECTION
             one.rollback()
-        _wait_for(lambda: party.scalar("SELECT 1") == 1, party)
+        _wait_for(lambda: client.scalar("SELECT 1") == 1, client)
         own_server.stop("fast")
-        error = _caught(lambda: party.execute("SELECT 1"))
+        error = _caught(lambda: client.execute("SELECT 1"))
         assert fault_of(error, in_handler=True) is Fault.CONNECTION
-        party.rollback()
-        error = _caught(lambda: party.execute("SELECT 1"))
+        client.rollback()
+        error = _caught(lambda: client.execute("SELECT 1"))
         assert fault_of(error, in_handler=False) is Fault.CONNECTION
-        party.rollback()
+        client.rollback()
         own_server.start()
-        assert party.scalar("SELECT 1") == 1
+        assert client.scalar("SELECT 1") == 1
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -217,14 +217,14 @@ def test_a_server_that_asks_for_a_password_tells_a_wrong_one(own_server: Postgre
             connection.execute("SELECT pg_reload_conf()")
 
 
-def _wait_for(condition: Callable[[], bool], party: Party | None) -> None:
+def _wait_for(condition: Callable[[], bool], client: DatabaseClient | None) -> None:
     until = time.monotonic() + 120
     while True:
         with suppress(Exception):
             if condition():
                 return
-        if party is not None:
-            party.rollback()
+        if client is not None:
+            client.rollback()
         assert time.monotonic() < until
         time.sleep(0.1)
 
@@ -271,42 +271,42 @@ def file_venue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Venue
     ],
 )
 def test_sqlite_statements(file_venue: Venue, statement: str, fault: Fault) -> None:
-    with file_venue.party() as party:
-        error = _caught(lambda: party.execute(statement))
+    with file_venue.client() as client:
+        error = _caught(lambda: client.execute(statement))
         assert isinstance(error, DBAPIError)
         assert fault_of(error, in_handler=True) is fault
 
 
 def test_a_busy_sqlite_is_in_conflict(file_venue: Venue) -> None:
-    with file_venue.party() as party, file_venue.party() as other:
+    with file_venue.client() as client, file_venue.client() as other:
         other.execute("PRAGMA busy_timeout = 50")
         other.rollback()
-        party.execute("SELECT 1")
+        client.execute("SELECT 1")
         error = _caught(lambda: other.execute("SELECT 1"))
         assert fault_of(error, in_handler=False) is Fault.CONFLICT
-        party.rollback()
+        client.rollback()
 
 
 def test_a_full_sqlite_is_full(file_venue: Venue) -> None:
-    with file_venue.party() as party:
-        party.execute("CREATE TABLE large (t TEXT)")
-        party.commit()
-        party.execute("PRAGMA max_page_count = 1")
-        error = _caught(lambda: party.execute("INSERT INTO large VALUES (zeroblob(1000000))"))
+    with file_venue.client() as client:
+        client.execute("CREATE TABLE large (t TEXT)")
+        client.commit()
+        client.execute("PRAGMA max_page_count = 1")
+        error = _caught(lambda: client.execute("INSERT INTO large VALUES (zeroblob(1000000))"))
         assert fault_of(error, in_handler=True) is Fault.CAPACITY
 
 
 def test_a_read_only_sqlite_is_waited_for(file_venue: Venue) -> None:
-    with file_venue.party() as party:
-        party.execute("PRAGMA query_only = 1")
-        error = _caught(lambda: party.execute("DELETE FROM consumerkit_consumers"))
+    with file_venue.client() as client:
+        client.execute("PRAGMA query_only = 1")
+        error = _caught(lambda: client.execute("DELETE FROM consumerkit_consumers"))
         assert fault_of(error, in_handler=True) is Fault.CONNECTION
-        party.rollback()
+        client.rollback()
 
 
 def test_a_sqlite_that_cannot_be_opened_is_waited_for(file_venue: Venue, tmp_path: Path) -> None:
-    with file_venue.party(file_venue.url.set(database=f"{tmp_path}/no/such/directory.sqlite")) as party:
-        error = _caught(lambda: party.execute("SELECT 1"))
+    with file_venue.client(file_venue.url.set(database=f"{tmp_path}/no/such/directory.sqlite")) as client:
+        error = _caught(lambda: client.execute("SELECT 1"))
         assert fault_of(error, in_handler=False) is Fault.CONNECTION
 
 
@@ -314,8 +314,8 @@ def test_a_file_that_is_no_sqlite_needs_somebody_to_act(file_venue: Venue, tmp_p
     other_file = tmp_path / "letter.txt"
     other_file.write_bytes(b"not a database" * 1000)
     other_file.chmod(stat.S_IRUSR | stat.S_IWUSR)
-    with file_venue.party(file_venue.url.set(database=str(other_file))) as party:
-        error = _caught(lambda: party.execute("SELECT 1"))
+    with file_venue.client(file_venue.url.set(database=str(other_file))) as client:
+        error = _caught(lambda: client.execute("SELECT 1"))
         assert fault_of(error, in_handler=False) is Fault.DEPLOY
 
 

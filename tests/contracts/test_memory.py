@@ -12,11 +12,11 @@ from typing_extensions import override
 from consumerkit.message import Headers, TopicPartition
 from consumerkit.transports.base import Subscription, Transport
 from consumerkit.transports.memory import Memory, MemoryBroker
-from tests.contracts.bench import Bench
+from tests.contracts.control import BrokerControl
 from tests.contracts.rebalance_contract import RebalanceContract
 
 
-class MemoryBench:
+class MemoryControl:
     def __init__(self) -> None:
         self.broker = MemoryBroker()
         self.transport: Transport = Memory(self.broker)
@@ -59,10 +59,10 @@ class MemoryBench:
 class TestMemory(RebalanceContract):
     @pytest.fixture
     @override
-    def bench(self) -> Bench:
-        return MemoryBench()
+    def control(self) -> BrokerControl:
+        return MemoryControl()
 
     @pytest.fixture
     @override
-    def private_bench(self, bench: Bench) -> Bench:
-        return bench
+    def private_control(self, control: BrokerControl) -> BrokerControl:
+        return control

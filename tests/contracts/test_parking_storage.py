@@ -18,11 +18,11 @@ from consumerkit.storage.parking.lot import ParkingLot, Place
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.contracts import venues
-from tests.contracts.dialect_contract import TOKEN, Stand, other, party, stand
-from tests.contracts.party import Party, Venue
+from tests.contracts.database_client import DatabaseClient, Venue
+from tests.contracts.dialect_contract import TOKEN, Stand, client, other, stand
 from tests.services import PostgresServer
 
-__all__ = ["other", "party", "stand"]
+__all__ = ["client", "other", "stand"]
 DRIVERS = ("psycopg", "psycopg-async", "asyncpg", "pysqlite", "aiosqlite")
 HERE, THERE = TopicPartition("t", 3), TopicPartition("t", 4)
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def parked(offset: int, *, wait: float | None = 0.0, key: bytes | None = b"k", *
     return ParkedMessage(message=record(offset, key, **where), wait=wait, **(usual | given))
 
 
-def committed(party: Party, work: Callable[[Connection], T]) -> T:
+def committed(client: DatabaseClient, work: Callable[[Connection], T]) -> T:
     """Do some work in a transaction of its own."""
 
     def whole(session: Session) -> T:
@@ -77,39 +77,39 @@ def committed(party: Party, work: Callable[[Connection], T]) -> T:
         session.commit()
         return found
 
-    return party.do(whole)
+    return client.do(whole)
 
 
-def park(party: Party, lot: ParkingLot, *wanted: ParkedMessage, any_key: bool = False) -> list[int]:
+def park(client: DatabaseClient, lot: ParkingLot, *wanted: ParkedMessage, any_key: bool = False) -> list[int]:
     """Park messages; return their numbers, in the order given."""
-    found = committed(party, lambda connection: lot.park(connection, wanted, any_key=any_key))
+    found = committed(client, lambda connection: lot.park(connection, wanted, any_key=any_key))
     return [found[one.message.topic_id, one.message.partition, one.message.offset] for one in wanted]
 
 
-def every(party: Party, lot: ParkingLot, partition: TopicPartition = HERE) -> list[ParkedMessage]:
+def every(client: DatabaseClient, lot: ParkingLot, partition: TopicPartition = HERE) -> list[ParkedMessage]:
     """What is parked of a partition, in order."""
-    return committed(party, lambda connection: lot.heads(connection, partition, None, 1000, any_key=True))
+    return committed(client, lambda connection: lot.heads(connection, partition, None, 1000, any_key=True))
 
 
 def due(
-    party: Party, lot: ParkingLot, *partitions: TopicPartition, limit: int = 100, without: Sequence[int] = ()
+    client: DatabaseClient, lot: ParkingLot, *partitions: TopicPartition, limit: int = 100, without: Sequence[int] = ()
 ) -> list[int]:
     """The offsets of what is due."""
-    found = committed(party, lambda connection: lot.due(connection, partitions or (HERE,), limit, without=without))
+    found = committed(client, lambda connection: lot.due(connection, partitions or (HERE,), limit, without=without))
     return [one.message.offset for one in found]
 
 
 # Parking.
 
 
-def test_a_parked_message_comes_back_whole(party: Party, lot: ParkingLot) -> None:
+def test_a_parked_message_comes_back_whole(client: DatabaseClient, lot: ParkingLot) -> None:
     since = datetime(2024, 5, 1, 12, tzinfo=UTC)
     odd = parked(
         1, wait=50, key=b"\x00\xffk", attempts=3, first_failed_at=since, error_type="E", error="nul \x00", stack="at 1"
     )
     bare = parked(2, key=None, wait=60, digest=None, message_id="", fingerprint=b"")
-    one, two = park(party, lot, odd, bare)
-    first, second = every(party, lot)
+    one, two = park(client, lot, odd, bare)
+    first, second = every(client, lot)
     assert (first.id, second.id) == (one, two)
     assert [parts(first.message), parts(second.message)] == [parts(odd.message), parts(bare.message)]
     assert (first.digest, first.message_id, first.fingerprint) == (digest(1), "id-1", b"f" * 16)
@@ -125,198 +125,210 @@ def test_a_parked_message_comes_back_whole(party: Party, lot: ParkingLot) -> Non
     assert not first.due_or_waiting
 
 
-def test_no_messages_are_no_numbers(party: Party, lot: ParkingLot) -> None:
-    assert committed(party, lambda connection: lot.park(connection, [])) == {}
+def test_no_messages_are_no_numbers(client: DatabaseClient, lot: ParkingLot) -> None:
+    assert committed(client, lambda connection: lot.park(connection, [])) == {}
 
 
-def test_numbers_rise_in_the_order_given(party: Party, lot: ParkingLot) -> None:
-    numbers = park(party, lot, *(parked(n, wait=None if n % 3 else 9.0) for n in range(12)))
+def test_numbers_rise_in_the_order_given(client: DatabaseClient, lot: ParkingLot) -> None:
+    numbers = park(client, lot, *(parked(n, wait=None if n % 3 else 9.0) for n in range(12)))
     assert numbers == sorted(set(numbers))
-    assert [one.message.offset for one in every(party, lot)] == list(range(12))
+    assert [one.message.offset for one in every(client, lot)] == list(range(12))
 
 
-def test_a_message_is_parked_once_for_its_place_in_the_log(party: Party, lot: ParkingLot) -> None:
-    first = park(party, lot, parked(1, attempts=2, wait=50), parked(2, wait=None))
-    again = park(party, lot, parked(1, attempts=1), parked(2), parked(3))
+def test_a_message_is_parked_once_for_its_place_in_the_log(client: DatabaseClient, lot: ParkingLot) -> None:
+    first = park(client, lot, parked(1, attempts=2, wait=50), parked(2, wait=None))
+    again = park(client, lot, parked(1, attempts=1), parked(2), parked(3))
     assert again[:2] == first
-    assert [(one.attempts, one.message.offset) for one in every(party, lot)] == [(2, 1), (0, 2), (0, 3)]
-    assert due(party, lot) == [3]
-    assert park(party, lot, parked(1, topic_id="id-of-a-new-t"))[0] not in first
+    assert [(one.attempts, one.message.offset) for one in every(client, lot)] == [(2, 1), (0, 2), (0, 3)]
+    assert due(client, lot) == [3]
+    assert park(client, lot, parked(1, topic_id="id-of-a-new-t"))[0] not in first
 
 
-def test_one_that_was_parked_without_an_id_gets_it(party: Party, lot: ParkingLot) -> None:
-    [number] = park(party, lot, parked(1, digest=None, message_id="", fingerprint=b"", attempts=2))
-    assert park(party, lot, parked(1)) == [number]
-    [found] = every(party, lot)
+def test_one_that_was_parked_without_an_id_gets_it(client: DatabaseClient, lot: ParkingLot) -> None:
+    [number] = park(client, lot, parked(1, digest=None, message_id="", fingerprint=b"", attempts=2))
+    assert park(client, lot, parked(1)) == [number]
+    [found] = every(client, lot)
     assert (found.digest, found.message_id, found.fingerprint) == (digest(1), "id-1", b"f" * 16)
     assert found.attempts == 2
-    park(party, lot, parked(1, digest=None, message_id="", fingerprint=b""))
-    assert every(party, lot)[0].digest == digest(1)
+    park(client, lot, parked(1, digest=None, message_id="", fingerprint=b""))
+    assert every(client, lot)[0].digest == digest(1)
 
 
-def test_one_that_waits_behind_another_is_not_due(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1, wait=50), parked(2, wait=None), parked(3, wait=None, key=b"\x00"))
-    assert due(party, lot) == [3], "nothing of its key stood before it"
-    park(party, lot, parked(4, wait=None), parked(5, wait=None, key=None))
-    assert due(party, lot) == [3, 5], "without a key there is no order"
-    assert [one.wait is None for one in every(party, lot)] == [False, True, False, True, False]
+def test_one_that_waits_behind_another_is_not_due(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1, wait=50), parked(2, wait=None), parked(3, wait=None, key=b"\x00"))
+    assert due(client, lot) == [3], "nothing of its key stood before it"
+    park(client, lot, parked(4, wait=None), parked(5, wait=None, key=None))
+    assert due(client, lot) == [3, 5], "without a key there is no order"
+    assert [one.wait is None for one in every(client, lot)] == [False, True, False, True, False]
 
 
-def test_one_that_waits_behind_what_is_gone_is_due_at_once(party: Party, lot: ParkingLot) -> None:
-    [head] = park(party, lot, parked(1, wait=50))
-    committed(party, lambda connection: lot.remove(connection, [head]))
-    park(party, lot, parked(2, wait=None), parked(3, wait=None))
-    assert due(party, lot) == [2]
+def test_one_that_waits_behind_what_is_gone_is_due_at_once(client: DatabaseClient, lot: ParkingLot) -> None:
+    [head] = park(client, lot, parked(1, wait=50))
+    committed(client, lambda connection: lot.remove(connection, [head]))
+    park(client, lot, parked(2, wait=None), parked(3, wait=None))
+    assert due(client, lot) == [2]
 
 
-def test_what_stands_elsewhere_is_not_ahead(venue: Venue, party: Party, lot: ParkingLot, stand: Stand) -> None:
+def test_what_stands_elsewhere_is_not_ahead(
+    venue: Venue, client: DatabaseClient, lot: ParkingLot, stand: Stand
+) -> None:
     stranger = replace(lot, consumer=Stand(venue).consumer)
-    park(party, stranger, parked(1, wait=50))
-    park(party, lot, parked(2, wait=50, partition=THERE.partition), parked(3, wait=50, topic="u"))
-    park(party, lot, parked(4, wait=None))
-    assert due(party, lot) == [4]
+    park(client, stranger, parked(1, wait=50))
+    park(client, lot, parked(2, wait=50, partition=THERE.partition), parked(3, wait=50, topic="u"))
+    park(client, lot, parked(4, wait=None))
+    assert due(client, lot) == [4]
 
 
-def test_with_any_key_one_waits_behind_whatever_is_parked_of_its_partition(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1, wait=50, key=b"a"), any_key=True)
-    park(party, lot, parked(2, wait=None, key=b"b"), parked(3, wait=None, key=None), any_key=True)
-    park(party, lot, parked(4, wait=None, key=b"a", partition=THERE.partition), any_key=True)
-    assert due(party, lot, HERE, THERE) == [4]
+def test_with_any_key_one_waits_behind_whatever_is_parked_of_its_partition(
+    client: DatabaseClient, lot: ParkingLot
+) -> None:
+    park(client, lot, parked(1, wait=50, key=b"a"), any_key=True)
+    park(client, lot, parked(2, wait=None, key=b"b"), parked(3, wait=None, key=None), any_key=True)
+    park(client, lot, parked(4, wait=None, key=b"a", partition=THERE.partition), any_key=True)
+    assert due(client, lot, HERE, THERE) == [4]
 
 
 # Looking.
 
 
-def test_what_is_due_comes_longest_overdue_first(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1, wait=-1), parked(2, wait=-3), parked(3, wait=5), parked(4, wait=None), parked(5))
-    park(party, lot, parked(6, wait=-9, partition=THERE.partition), parked(7, wait=-9, topic="u"))
-    numbers = {one.message.offset: one.id for one in every(party, lot)}
-    assert due(party, lot) == [2, 1, 5]
-    assert due(party, lot, HERE, THERE) == [6, 2, 1, 5]
-    assert due(party, lot, limit=2) == [2, 1]
-    assert due(party, lot, without=[numbers[2], numbers[5]]) == [1]
-    assert due(party, lot, TopicPartition("nowhere", 0)) == []
+def test_what_is_due_comes_longest_overdue_first(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1, wait=-1), parked(2, wait=-3), parked(3, wait=5), parked(4, wait=None), parked(5))
+    park(client, lot, parked(6, wait=-9, partition=THERE.partition), parked(7, wait=-9, topic="u"))
+    numbers = {one.message.offset: one.id for one in every(client, lot)}
+    assert due(client, lot) == [2, 1, 5]
+    assert due(client, lot, HERE, THERE) == [6, 2, 1, 5]
+    assert due(client, lot, limit=2) == [2, 1]
+    assert due(client, lot, without=[numbers[2], numbers[5]]) == [1]
+    assert due(client, lot, TopicPartition("nowhere", 0)) == []
 
 
-def test_what_is_due_waits_for_the_databases_clock(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1, wait=0.4))
-    assert due(party, lot) == []
+def test_what_is_due_waits_for_the_databases_clock(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1, wait=0.4))
+    assert due(client, lot) == []
     time.sleep(0.45)
-    assert due(party, lot) == [1]
+    assert due(client, lot) == [1]
 
 
-def test_when_the_next_is_due_is_told(party: Party, lot: ParkingLot) -> None:
+def test_when_the_next_is_due_is_told(client: DatabaseClient, lot: ParkingLot) -> None:
     def next_due(*partitions: TopicPartition, without: Sequence[int] = ()) -> float | None:
-        return committed(party, lambda connection: lot.next_due(connection, partitions, without=without))
+        return committed(client, lambda connection: lot.next_due(connection, partitions, without=without))
 
     assert next_due(HERE) is None
-    first, _ = park(party, lot, parked(1, wait=5), parked(2, wait=None))
-    park(party, lot, parked(3, wait=-2, partition=THERE.partition), parked(4, wait=9, key=b"l"))
+    first, _ = park(client, lot, parked(1, wait=5), parked(2, wait=None))
+    park(client, lot, parked(3, wait=-2, partition=THERE.partition), parked(4, wait=9, key=b"l"))
     assert next_due(HERE) == pytest.approx(5, abs=1)
     assert next_due(HERE, without=[first]) == pytest.approx(9, abs=1)
     assert next_due(HERE, THERE) == pytest.approx(-2, abs=1)
     assert next_due(TopicPartition("nowhere", 0)) is None
 
 
-def test_the_heads_of_a_key_come_in_order(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1, wait=9), parked(2, wait=None), parked(3, wait=0, key=b"a"), parked(4, wait=None))
-    park(party, lot, parked(5, wait=None, partition=THERE.partition), parked(6, wait=0, key=None))
+def test_the_heads_of_a_key_come_in_order(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1, wait=9), parked(2, wait=None), parked(3, wait=0, key=b"a"), parked(4, wait=None))
+    park(client, lot, parked(5, wait=None, partition=THERE.partition), parked(6, wait=0, key=None))
 
     def heads(key: bytes | None, limit: int = 9, *, any_key: bool = False) -> list[int]:
-        found = committed(party, lambda connection: lot.heads(connection, HERE, key, limit, any_key=any_key))
+        found = committed(client, lambda connection: lot.heads(connection, HERE, key, limit, any_key=any_key))
         return [one.message.offset for one in found]
 
     assert heads(b"k") == [1, 2, 4]
     assert heads(b"k", 2) == [1, 2]
     assert heads(b"a") == [3]
     assert heads(b"k", any_key=True) == [1, 2, 3, 4, 6]
-    assert [one.due_or_waiting for one in every(party, lot)] == [False, True, True, True, True]
+    assert [one.due_or_waiting for one in every(client, lot)] == [False, True, True, True, True]
 
 
-def test_keys_and_places_are_told(venue: Venue, party: Party, lot: ParkingLot) -> None:
-    one, two, three = park(party, lot, parked(1, key=b"\x00a"), parked(2, wait=None, key=b"\x00a"), parked(3, key=None))
-    [four] = park(party, lot, parked(4, key=b"b", partition=THERE.partition))
-    park(party, replace(lot, consumer=Stand(venue).consumer), parked(1), parked(5))
-    assert committed(party, lambda connection: lot.load(connection, [HERE])[HERE]) == {
+def test_keys_and_places_are_told(venue: Venue, client: DatabaseClient, lot: ParkingLot) -> None:
+    one, two, three = park(
+        client, lot, parked(1, key=b"\x00a"), parked(2, wait=None, key=b"\x00a"), parked(3, key=None)
+    )
+    [four] = park(client, lot, parked(4, key=b"b", partition=THERE.partition))
+    park(client, replace(lot, consumer=Stand(venue).consumer), parked(1), parked(5))
+    assert committed(client, lambda connection: lot.load(connection, [HERE])[HERE]) == {
         b"\x00a": {one, two},
         None: {three},
     }
-    assert committed(party, lambda connection: lot.load(connection, [THERE])[THERE]) == {b"b": {four}}
-    assert committed(party, lambda connection: lot.load(connection, [TopicPartition("u", 3)])) == {("u", 3): {}}
+    assert committed(client, lambda connection: lot.load(connection, [THERE])[THERE]) == {b"b": {four}}
+    assert committed(client, lambda connection: lot.load(connection, [TopicPartition("u", 3)])) == {("u", 3): {}}
     wanted = [digest(n) for n in (1, 3, 4, 5)]
-    places = committed(party, lambda connection: lot.places(connection, wanted))
+    places = committed(client, lambda connection: lot.places(connection, wanted))
     assert set(places) == {Place(HERE, b"\x00a", one), Place(HERE, None, three), Place(THERE, b"b", four)}
 
 
 # An attempt.
 
 
-def locked(party: Party, lot: ParkingLot, one: ParkedMessage) -> bool | None:
+def locked(client: DatabaseClient, lot: ParkingLot, one: ParkedMessage) -> bool | None:
     """Lock a message; the transaction stays open."""
-    return party.do(lambda session: lot.lock(session.connection(), one))
+    return client.do(lambda session: lot.lock(session.connection(), one))
 
 
-def test_a_message_is_locked_that_is_as_it_was_read(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1), parked(2, wait=None), parked(3, wait=50, key=b"l"))
-    now, waiting, later = every(party, lot)
-    assert locked(party, lot, now) is True
-    assert locked(party, lot, waiting) is True
-    assert locked(party, lot, later) is False, "not due yet"
-    assert locked(party, lot, replace(now, attempts=1)) is False
-    assert locked(party, lot, replace(now, digest=None)) is False
-    assert locked(party, lot, replace(waiting, wait=0.0)) is False, "it was not promoted"
-    assert locked(party, lot, replace(now, wait=None)) is False, "it was postponed, or promoted, since"
-    assert locked(party, lot, replace(now, id=-1)) is None
-    party.rollback()
+def test_a_message_is_locked_that_is_as_it_was_read(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1), parked(2, wait=None), parked(3, wait=50, key=b"l"))
+    now, waiting, later = every(client, lot)
+    assert locked(client, lot, now) is True
+    assert locked(client, lot, waiting) is True
+    assert locked(client, lot, later) is False, "not due yet"
+    assert locked(client, lot, replace(now, attempts=1)) is False
+    assert locked(client, lot, replace(now, digest=None)) is False
+    assert locked(client, lot, replace(waiting, wait=0.0)) is False, "it was not promoted"
+    assert locked(client, lot, replace(now, wait=None)) is False, "it was postponed, or promoted, since"
+    assert locked(client, lot, replace(now, id=-1)) is None
+    client.rollback()
 
 
-def test_who_locks_it_second_waits_and_finds_it_gone(party: Party, other: Party, lot: ParkingLot) -> None:
-    [number] = park(party, lot, parked(1))
-    [one] = every(party, lot)
-    assert locked(party, lot, one) is True
+def test_who_locks_it_second_waits_and_finds_it_gone(
+    client: DatabaseClient, other: DatabaseClient, lot: ParkingLot
+) -> None:
+    [number] = park(client, lot, parked(1))
+    [one] = every(client, lot)
+    assert locked(client, lot, one) is True
     second = other.start(lambda session: lot.lock(session.connection(), one))
     time.sleep(0.3)
     assert not second.done()
-    party.do(lambda session: lot.remove(session.connection(), [number]))
-    party.commit()
+    client.do(lambda session: lot.remove(session.connection(), [number]))
+    client.commit()
     assert second.result(120) is None
     other.rollback()
 
 
-def test_who_locks_it_second_waits_and_finds_it_postponed(party: Party, other: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1))
-    [one] = every(party, lot)
-    assert locked(party, lot, one) is True
+def test_who_locks_it_second_waits_and_finds_it_postponed(
+    client: DatabaseClient, other: DatabaseClient, lot: ParkingLot
+) -> None:
+    park(client, lot, parked(1))
+    [one] = every(client, lot)
+    assert locked(client, lot, one) is True
     second = other.start(lambda session: lot.lock(session.connection(), one))
     time.sleep(0.3)
     assert not second.done()
-    party.do(lambda session: lot.postpone(session.connection(), one, replace(one, attempts=1, wait=-1.0)))
-    party.commit()
+    client.do(lambda session: lot.postpone(session.connection(), one, replace(one, attempts=1, wait=-1.0)))
+    client.commit()
     assert second.result(120) is False
     other.rollback()
 
 
-def test_an_attempt_is_written_down_with_its_next_due_time(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1), parked(2, wait=None))
-    one = every(party, lot)[0]
-    committed(party, lambda connection: lot.deliver(connection, one, begins=True))
+def test_an_attempt_is_written_down_with_its_next_due_time(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1), parked(2, wait=None))
+    one = every(client, lot)[0]
+    committed(client, lambda connection: lot.deliver(connection, one, begins=True))
     since = datetime(2024, 5, 1, 12, tzinfo=UTC)
     failed = replace(one, attempts=1, wait=30.0, first_failed_at=since, error_type="E", error="\udc80", stack="s")
-    assert committed(party, lambda connection: lot.postpone(connection, one, failed))
-    found, behind = every(party, lot)
+    assert committed(client, lambda connection: lot.postpone(connection, one, failed))
+    found, behind = every(client, lot)
     assert (found.id, found.attempts, found.deliveries, found.error_type) == (one.id, 1, 0, "E")
     assert (found.error, found.stack) == ("\\udc80", "s")
     assert parts(found.message) == parts(one.message)
     assert found.wait == pytest.approx(30, abs=2)
     assert found.failing_for > 0
     assert behind.attempts == 0
-    assert committed(party, lambda connection: lot.postpone(connection, behind, replace(behind, attempts=3)))
-    assert [(one.attempts, one.wait is None) for one in every(party, lot)] == [(1, False), (3, True)]
+    assert committed(client, lambda connection: lot.postpone(connection, behind, replace(behind, attempts=3)))
+    assert [(one.attempts, one.wait is None) for one in every(client, lot)] == [(1, False), (3, True)]
 
 
-def test_an_attempt_does_not_overwrite_what_was_written_since_it_was_read(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1), parked(2, wait=None), parked(3, wait=50))
-    now, waiting, later = every(party, lot)
+def test_an_attempt_does_not_overwrite_what_was_written_since_it_was_read(
+    client: DatabaseClient, lot: ParkingLot
+) -> None:
+    park(client, lot, parked(1), parked(2, wait=None), parked(3, wait=50))
+    now, waiting, later = every(client, lot)
     for read in (
         later,
         replace(now, attempts=1),
@@ -326,92 +338,92 @@ def test_an_attempt_does_not_overwrite_what_was_written_since_it_was_read(party:
         replace(waiting, wait=0.0),
         replace(now, id=-1),
     ):
-        assert not committed(party, partial(lot.postpone, read=read, parked=replace(read, attempts=9, wait=9.0)))
-    assert [one.attempts for one in every(party, lot)] == [0, 0, 0]
+        assert not committed(client, partial(lot.postpone, read=read, parked=replace(read, attempts=9, wait=9.0)))
+    assert [one.attempts for one in every(client, lot)] == [0, 0, 0]
 
 
 def test_who_writes_an_attempt_down_second_waits_and_overwrites_nothing(
-    party: Party, other: Party, lot: ParkingLot
+    client: DatabaseClient, other: DatabaseClient, lot: ParkingLot
 ) -> None:
-    park(party, lot, parked(1))
-    [one] = every(party, lot)
+    park(client, lot, parked(1))
+    [one] = every(client, lot)
     failed = replace(one, attempts=1, wait=-1.0)
-    assert party.do(lambda session: lot.postpone(session.connection(), one, failed))
+    assert client.do(lambda session: lot.postpone(session.connection(), one, failed))
     second = other.start(lambda session: lot.postpone(session.connection(), one, replace(failed, error="second")))
     time.sleep(0.3)
     assert not second.done()
-    party.commit()
+    client.commit()
     assert second.result(120) is False
     other.rollback()
-    assert [(found.attempts, found.error) for found in every(party, lot)] == [(1, one.error)]
+    assert [(found.attempts, found.error) for found in every(client, lot)] == [(1, one.error)]
 
 
-def test_runs_are_counted_of_a_message_that_is_as_it_was_read(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1), parked(2, key=b"l"))
-    one = every(party, lot)[0]
+def test_runs_are_counted_of_a_message_that_is_as_it_was_read(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1), parked(2, key=b"l"))
+    one = every(client, lot)[0]
 
     def deliver(what: ParkedMessage, *, begins: bool) -> list[int]:
-        committed(party, lambda connection: lot.deliver(connection, what, begins=begins))
-        return [found.deliveries for found in every(party, lot)]
+        committed(client, lambda connection: lot.deliver(connection, what, begins=begins))
+        return [found.deliveries for found in every(client, lot)]
 
     assert deliver(one, begins=True) == [1, 0]
     assert deliver(one, begins=True) == [2, 0]
     assert deliver(one, begins=False) == [1, 0]
     assert deliver(replace(one, attempts=5), begins=True) == [1, 0]
     assert deliver(replace(one, id=-1), begins=True) == [1, 0]
-    committed(party, lambda connection: lot.postpone(connection, one, replace(one, attempts=1, wait=50.0)))
+    committed(client, lambda connection: lot.postpone(connection, one, replace(one, attempts=1, wait=50.0)))
     assert deliver(replace(one, attempts=1), begins=True) == [0, 0], "it is not due: nothing runs"
 
 
 # Leaving.
 
 
-def test_what_is_removed_is_gone(party: Party, lot: ParkingLot) -> None:
-    numbers = park(party, lot, *(parked(n) for n in range(5)))
-    committed(party, lambda connection: lot.remove(connection, [numbers[0], numbers[3], -1]))
-    assert [one.message.offset for one in every(party, lot)] == [1, 2, 4]
+def test_what_is_removed_is_gone(client: DatabaseClient, lot: ParkingLot) -> None:
+    numbers = park(client, lot, *(parked(n) for n in range(5)))
+    committed(client, lambda connection: lot.remove(connection, [numbers[0], numbers[3], -1]))
+    assert [one.message.offset for one in every(client, lot)] == [1, 2, 4]
 
 
-def promote(party: Party, lot: ParkingLot, gone: ParkedMessage, *, any_key: bool = False) -> None:
+def promote(client: DatabaseClient, lot: ParkingLot, gone: ParkedMessage, *, any_key: bool = False) -> None:
     """Take a message out and make the next one due."""
 
     def work(connection: Connection) -> None:
         lot.remove(connection, [gone.id])
         lot.promote(connection, gone, any_key=any_key)
 
-    committed(party, work)
+    committed(client, work)
 
 
-def test_the_next_of_the_key_is_due_when_its_predecessor_has_left(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1, wait=50), parked(2, wait=None), parked(3, wait=None))
-    park(party, lot, parked(4, wait=50, key=b"l"), parked(5, wait=None, key=b"l"))
+def test_the_next_of_the_key_is_due_when_its_predecessor_has_left(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1, wait=50), parked(2, wait=None), parked(3, wait=None))
+    park(client, lot, parked(4, wait=50, key=b"l"), parked(5, wait=None, key=b"l"))
     for offset in (2, 3):
-        promote(party, lot, every(party, lot)[0])
-        assert due(party, lot) == [offset]
-    promote(party, lot, every(party, lot)[0])
-    assert due(party, lot) == []
+        promote(client, lot, every(client, lot)[0])
+        assert due(client, lot) == [offset]
+    promote(client, lot, every(client, lot)[0])
+    assert due(client, lot) == []
 
 
-def test_a_next_one_that_failed_before_keeps_its_due_time(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1), parked(2, wait=50, attempts=1), parked(3, wait=None))
-    promote(party, lot, every(party, lot)[0])
-    assert due(party, lot) == []
-    assert every(party, lot)[0].wait == pytest.approx(50, abs=2)
+def test_a_next_one_that_failed_before_keeps_its_due_time(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1), parked(2, wait=50, attempts=1), parked(3, wait=None))
+    promote(client, lot, every(client, lot)[0])
+    assert due(client, lot) == []
+    assert every(client, lot)[0].wait == pytest.approx(50, abs=2)
 
 
-def test_with_any_key_the_next_of_the_partition_is_due(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1, wait=50, key=None), any_key=True)
-    park(party, lot, parked(2, wait=None, key=b"b"), parked(3, wait=None, key=b"a"), any_key=True)
-    promote(party, lot, every(party, lot)[0], any_key=True)
-    assert due(party, lot) == [2]
-    promote(party, lot, every(party, lot)[0], any_key=True)
-    assert due(party, lot) == [3]
+def test_with_any_key_the_next_of_the_partition_is_due(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1, wait=50, key=None), any_key=True)
+    park(client, lot, parked(2, wait=None, key=b"b"), parked(3, wait=None, key=b"a"), any_key=True)
+    promote(client, lot, every(client, lot)[0], any_key=True)
+    assert due(client, lot) == [2]
+    promote(client, lot, every(client, lot)[0], any_key=True)
+    assert due(client, lot) == [3]
 
 
-def test_one_without_a_key_makes_nothing_due(party: Party, lot: ParkingLot) -> None:
-    park(party, lot, parked(1, wait=50, key=b"a"), parked(2, wait=None, key=b"a"), parked(3, key=None))
-    promote(party, lot, every(party, lot)[2])
-    assert due(party, lot) == []
+def test_one_without_a_key_makes_nothing_due(client: DatabaseClient, lot: ParkingLot) -> None:
+    park(client, lot, parked(1, wait=50, key=b"a"), parked(2, wait=None, key=b"a"), parked(3, key=None))
+    promote(client, lot, every(client, lot)[2])
+    assert due(client, lot) == []
 
 
 # The fence.
@@ -420,9 +432,9 @@ def test_one_without_a_key_makes_nothing_due(party: Party, lot: ParkingLot) -> N
 class Owner:
     """One worker's side of the fence of a partition."""
 
-    def __init__(self, stand: Stand, party: Party) -> None:
+    def __init__(self, stand: Stand, client: DatabaseClient) -> None:
         self.stand = stand
-        self.party = party
+        self.client = client
         self.token: bytes | None = None
 
     def taking(self, *, wait: float = 0.0) -> Callable[[Session], fence.Taken | None]:
@@ -437,7 +449,7 @@ class Owner:
         return work
 
     def take(self, *, wait: float = 0.0) -> fence.Taken:
-        taken = self.party.do(self.taking(wait=wait))
+        taken = self.client.do(self.taking(wait=wait))
         assert taken is not None
         self.token = taken.owner
         return taken
@@ -446,10 +458,10 @@ class Owner:
         assert self.token is not None
         owners = dict.fromkeys((HERE, *others), self.token)
         consumer = self.stand.consumer
-        return committed(self.party, lambda at: fence.count_owned(at, DEFAULT_TABLES, consumer, owners))
+        return committed(self.client, lambda at: fence.count_owned(at, DEFAULT_TABLES, consumer, owners))
 
     def write(self, what: Callable[..., None], *parts: Any) -> None:
-        committed(self.party, lambda at: what(at, DEFAULT_TABLES, self.stand.consumer, *parts))
+        committed(self.client, lambda at: what(at, DEFAULT_TABLES, self.stand.consumer, *parts))
 
     def give_back(self) -> None:
         self.write(fence.give_back, {HERE: self.token})
@@ -472,12 +484,12 @@ class Owner:
 
 
 @pytest.fixture
-def one(stand: Stand, party: Party) -> Owner:
-    return Owner(stand, party)
+def one(stand: Stand, client: DatabaseClient) -> Owner:
+    return Owner(stand, client)
 
 
 @pytest.fixture
-def two(stand: Stand, other: Party) -> Owner:
+def two(stand: Stand, other: DatabaseClient) -> Owner:
     return Owner(stand, other)
 
 
@@ -520,16 +532,16 @@ def test_suspects_are_handed_on_until_an_owner_got_further(one: Owner, two: Owne
 
 def test_a_take_over_waits_for_the_transactions_of_the_owner_before(one: Owner, two: Owner) -> None:
     one.take()
-    one.party.do(one.working())
+    one.client.do(one.working())
     began = time.monotonic()
     if not one.stand.dialect.single_writer:
-        assert two.party.do(two.taking(wait=0)) is None
-        assert two.party.do(two.taking(wait=0.4)) is None
+        assert two.client.do(two.taking(wait=0)) is None
+        assert two.client.do(two.taking(wait=0.4)) is None
         assert time.monotonic() - began > 0.35
-    taking = two.party.start(two.taking(wait=20))
+    taking = two.client.start(two.taking(wait=20))
     time.sleep(0.3)
     assert not taking.done()
-    one.party.commit()
+    one.client.commit()
     assert taking.result(120) is not None
     assert one.owned() == 0
 
@@ -538,13 +550,13 @@ def test_partitions_are_taken_together_but_for_those_that_others_use(one: Owner,
     """One is in a transaction of its owner; of another the owner is about to write the mark."""
     stand, tables = one.stand, DEFAULT_TABLES
     used, marked, free, new = (TopicPartition("t", number) for number in (3, 5, 6, 7))
-    before = {at: committed(one.party, taking_of(stand, at)) for at in (used, marked, free)}
+    before = {at: committed(one.client, taking_of(stand, at)) for at in (used, marked, free)}
     tokens = {at: taken.owner for at, taken in before.items() if taken is not None}
-    park(one.party, lot, parked(1))
+    park(one.client, lot, parked(1))
     if not stand.dialect.single_writer:
-        one.party.do(one.working())
+        one.client.do(one.working())
         owners = {marked: tokens[marked]}
-        one.party.do(lambda session: fence.give_back(session.connection(), tables, stand.consumer, owners))
+        one.client.do(lambda session: fence.give_back(session.connection(), tables, stand.consumer, owners))
 
     def together(connection: Connection) -> dict[TopicPartition, fence.Taken]:
         everything = [used, marked, free, new]
@@ -554,14 +566,14 @@ def test_partitions_are_taken_together_but_for_those_that_others_use(one: Owner,
         assert lot.load(connection, list(found)).keys() == found.keys()
         return found
 
-    found = committed(two.party, together)
-    one.party.do(lambda session: session.rollback())
+    found = committed(two.client, together)
+    one.client.do(lambda session: session.rollback())
     if not stand.dialect.single_writer:
         assert found.keys() == {free, new}
     assert (found[new].new, found[free].new) == (True, False)
     assert (found[free].ours, found[free].deaths) == (True, 0)
     owned = {**tokens, **{at: taken.owner for at, taken in found.items()}}
-    assert committed(one.party, lambda at: fence.count_owned(at, tables, stand.consumer, owned)) == 4
+    assert committed(one.client, lambda at: fence.count_owned(at, tables, stand.consumer, owned)) == 4
     assert len(set(owned.values())) == 4
 
 
@@ -570,19 +582,19 @@ def test_marks_that_are_written_together_are_each_ones_own(one: Owner, two: Owne
     mine, another, lost = (TopicPartition("t", number) for number in (3, 5, 6))
     owners = {}
     for at in (mine, another, lost):
-        taken = committed(one.party, taking_of(stand, at))
+        taken = committed(one.client, taking_of(stand, at))
         assert taken is not None
         owners[at] = taken.owner
     begun = {at: progress.Begun("id", mark=10, start=0, end=12) for at in owners}
-    committed(one.party, lambda at: progress.begin(at, stand.dialect, tables, stand.consumer, begun, ago=0))
-    committed(two.party, taking_of(stand, another))
+    committed(one.client, lambda at: progress.begin(at, stand.dialect, tables, stand.consumer, begun, ago=0))
+    committed(two.client, taking_of(stand, another))
     marks = {at: progress.Mark(owner, 15, 12 if at == lost else 10, 20) for at, owner in owners.items()}
-    gone = committed(one.party, lambda at: progress.advance(at, tables, stand.consumer, marks))
+    gone = committed(one.client, lambda at: progress.advance(at, tables, stand.consumer, marks))
     assert gone == {another, lost}
-    found = committed(one.party, lambda at: progress.marks(at, tables, stand.consumer))
+    found = committed(one.client, lambda at: progress.marks(at, tables, stand.consumer))
     assert found == {("t", "id"): {3: 15, 5: 10, 6: 10}}
-    committed(one.party, lambda at: fence.give_back(at, tables, stand.consumer, owners))
-    again = {at: committed(one.party, taking_of(stand, at)) for at in owners}
+    committed(one.client, lambda at: fence.give_back(at, tables, stand.consumer, owners))
+    again = {at: committed(one.client, taking_of(stand, at)) for at in owners}
     assert [taken and taken.deaths for taken in again.values()] == [0, 2, 0]
 
 
@@ -594,14 +606,14 @@ def test_a_transaction_that_begins_during_a_take_over_waits_and_finds_the_token_
     venue: Venue, one: Owner, two: Owner
 ) -> None:
     one.take()
-    one.party.do(one.working())
-    taking = two.party.start(two.taking(wait=20))
+    one.client.do(one.working())
+    taking = two.client.start(two.taking(wait=20))
     time.sleep(0.3)
-    with venue.party() as third:
+    with venue.client() as third:
         late = third.start(one.working())
         time.sleep(0.3)
         assert not late.done(), "it went past the one that waits: overlapping ones would starve it"
-        one.party.commit()
+        one.client.commit()
         late.result(120)
         third.commit()
     assert taking.result(120) is not None
@@ -610,8 +622,8 @@ def test_a_transaction_that_begins_during_a_take_over_waits_and_finds_the_token_
 
 def test_what_the_owner_before_parked_late_is_seen_by_the_next(one: Owner, two: Owner, lot: ParkingLot) -> None:
     one.take()
-    one.party.do(one.working())
-    one.party.do(lambda session: lot.park(session.connection(), [parked(1)]))
+    one.client.do(one.working())
+    one.client.do(lambda session: lot.park(session.connection(), [parked(1)]))
 
     def take_and_load(session: Session) -> dict[bytes | None, set[int]]:
         connection = session.connection()
@@ -620,10 +632,10 @@ def test_what_the_owner_before_parked_late_is_seen_by_the_next(one: Owner, two: 
         session.commit()
         return keys
 
-    loading = two.party.start(take_and_load)
+    loading = two.client.start(take_and_load)
     time.sleep(0.3)
     assert not loading.done()
-    one.party.commit()
+    one.client.commit()
     assert [len(numbers) for numbers in loading.result(120).values()] == [1]
 
 

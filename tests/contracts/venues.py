@@ -7,7 +7,7 @@ from sqlalchemy import make_url
 from sqlalchemy.orm import Session
 
 from consumerkit.storage.tables import Tables
-from tests.contracts.party import Venue
+from tests.contracts.database_client import Venue
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 
@@ -19,11 +19,11 @@ def postgresql(server: PostgresServer, driver: str, *, coroutines: bool) -> Iter
     name = server.create_database()
     try:
         venue = Venue(make_url(server.url(name, driver)), coroutines=coroutines)
-        with venue.party() as party:
-            party.do(make_tables)
-            party.commit()
-            party.do(lambda session: make_tables(session, ELSEWHERE))
-            party.commit()
+        with venue.client() as client:
+            client.do(make_tables)
+            client.commit()
+            client.do(lambda session: make_tables(session, ELSEWHERE))
+            client.commit()
         yield venue
     finally:
         server.drop_database(name)
@@ -32,11 +32,11 @@ def postgresql(server: PostgresServer, driver: str, *, coroutines: bool) -> Iter
 def sqlite(directory: Path, *, coroutines: bool) -> Iterator[Venue]:
     """A file of its own; a second set of tables has another prefix, since there are no schemas."""
     venue = Venue(make_url(f"sqlite:///{directory}/ledger.sqlite"), coroutines=coroutines)
-    with venue.party() as party:
-        party.do(make_tables)
-        party.commit()
-        party.do(_apply_elsewhere)
-        party.commit()
+    with venue.client() as client:
+        client.do(make_tables)
+        client.commit()
+        client.do(_apply_elsewhere)
+        client.commit()
     yield venue
 
 

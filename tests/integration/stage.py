@@ -20,7 +20,7 @@ from consumerkit.storage.database import Database
 from consumerkit.transports.kafka import Client, Kafka, Option
 from consumerkit.worker import Worker
 from tests.crash.model import Base, Effect, Payment
-from tests.integration.view import View
+from tests.integration.inspector import Inspector
 from tests.services import KafkaServer, PostgresServer
 from tests.services.tables import make_tables
 
@@ -137,7 +137,7 @@ class Stage:
     database: str
     topic: str
     partitions: int = 2
-    _view: View | None = None
+    _inspector: Inspector | None = None
 
     def __post_init__(self) -> None:
         sizes = {"max.message.bytes": str(LARGEST_RECORD)}
@@ -197,7 +197,7 @@ class Stage:
         stopping = asyncio.Event()
         observers = [events.append, *settings.pop("observers", ())]
         worker = self.make(*handlers, transport=transport, observers=observers, **settings)
-        with self._viewed(kept=True):
+        with self._inspected(kept=True):
             run = Run(worker, asyncio.create_task(worker.run(stopping)), stopping, events)
             try:
                 yield run
@@ -210,22 +210,22 @@ class Stage:
             await run.task
 
     @contextmanager
-    def _viewed(self, *, kept: bool = False) -> Iterator[View]:
+    def _inspected(self, *, kept: bool = False) -> Iterator[Inspector]:
         """Look over connections that are kept for as long as any worker runs: conditions are asked many times."""
-        if self._view is not None:
-            yield self._view
+        if self._inspector is not None:
+            yield self._inspector
             return
-        with View(self.postgres.dsn(self.database), self.kafka.bootstrap) as view:
-            self._view = view if kept else None
+        with Inspector(self.postgres.dsn(self.database), self.kafka.bootstrap) as inspector:
+            self._inspector = inspector if kept else None
             try:
-                yield view
+                yield inspector
             finally:
-                self._view = None if kept else self._view
+                self._inspector = None if kept else self._inspector
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Ask the database."""
-        with self._viewed() as view:
-            return view.rows(query)
+        with self._inspected() as inspector:
+            return inspector.rows(query)
 
     def execute(self, *statements: str) -> None:
         """Change the database, behind everybody's back."""
@@ -255,8 +255,8 @@ class Stage:
 
     def committed(self, group: str) -> dict[int, int]:
         """The group's committed offsets by partition."""
-        with self._viewed() as view:
-            return view.committed(group, self.topic, self.partitions)
+        with self._inspected() as inspector:
+            return inspector.committed(group, self.topic, self.partitions)
 
     def read(self, topic: str, partitions: int | None = None) -> list[Found]:
         """All records of a topic."""

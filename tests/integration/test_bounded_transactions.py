@@ -16,8 +16,8 @@ from consumerkit import Retry, fixed
 from consumerkit.events import MessageDeadLettered, OffsetsCommitted
 from consumerkit.operations.positions import Place, skip
 from consumerkit.storage.database import Database
+from tests.integration.payments import TOPIC, PaymentStage, Trial
 from tests.integration.test_statements import metered
-from tests.integration.yard import TOPIC, Trial, Yard
 from tests.services import PostgresServer
 
 BOUND = "idle_in_transaction_session_timeout"
@@ -57,20 +57,20 @@ async def test_the_server_ends_a_transaction_of_which_nothing_is_heard(
 
 
 async def test_each_transaction_of_ours_is_bounded_on_the_server(postgres: PostgresServer, database: str) -> None:
-    yard = Yard(postgres, database)
-    await yard.create_tables()
+    payments = PaymentStage(postgres, database)
+    await payments.create_tables()
     with metered() as meter:
         handler = Trial(retry=Retry(attempts=2, wait=fixed(0.1)))
-        async with yard.run(handler, retention=timedelta(days=1), payload_retention=timedelta(days=1)) as run:
-            yard.send("good")
-            yard.send("late", "fail:1")
-            yard.send("bad", "forever")
-            await run.until(yard.has("good"), "an effect")
-            await run.until(yard.has("late"), "a retry")
+        async with payments.run(handler, retention=timedelta(days=1), payload_retention=timedelta(days=1)) as run:
+            payments.send("good")
+            payments.send("late", "fail:1")
+            payments.send("bad", "forever")
+            await run.until(payments.has("good"), "an effect")
+            await run.until(payments.has("late"), "a retry")
             await run.until(lambda: bool(run.seen(MessageDeadLettered)), "a dead letter")
             await run.until(lambda: bool(run.seen(OffsetsCommitted)), "a mark")
             worker = run.worker
-        database_again = Database(yard.url)
+        database_again = Database(payments.url)
         place = Place(database=database_again, dialect=worker.dialect, tables=worker.tables, transport=worker.transport)
         await skip(place, "credit", TOPIC, "end")
         await database_again.dispose()

@@ -9,8 +9,8 @@ from consumerkit import Message, Ordering, Retry, exponential, fixed
 from consumerkit.engine.lanes.partition_brakes import PartitionBrakes
 from consumerkit.events import AttemptFailed, BrakeOff, BrakeOn, PartitionInDoubt
 from consumerkit.policies.brake import Brake
+from tests.integration.payments import BatchTrial, PaymentStage, PlainTrial, Trial
 from tests.integration.stage import Stage, payment
-from tests.integration.yard import BatchTrial, PlainTrial, Trial, Yard
 from tests.services import PostgresServer
 
 QUICK = Brake(probe=exponential(0.3, max=1.5, jitter=0))
@@ -18,8 +18,8 @@ NEVER = b"{broken"
 
 
 @pytest.fixture
-async def yard(postgres: PostgresServer, database: str) -> Yard:
-    made = Yard(postgres, database)
+async def payments(postgres: PostgresServer, database: str) -> PaymentStage:
+    made = PaymentStage(postgres, database)
     await made.create_tables()
     return made
 
@@ -46,12 +46,12 @@ class BatchDown(BatchTrial):
 
 
 @pytest.mark.parametrize("ordering", Ordering)
-async def test_a_provider_that_is_down_for_every_message(yard: Yard, ordering: Ordering) -> None:
+async def test_a_provider_that_is_down_for_every_message(payments: PaymentStage, ordering: Ordering) -> None:
     handler = Down(ordering=ordering, retry=Retry(attempts=2, wait=fixed(0.1)), brake=QUICK, batch_size=20)
     total = 150
     for number in range(total):
-        yard.send(number, key=b"%d" % (number % 40), partition=number % 2)
-    async with yard.run(handler) as run:
+        payments.send(number, key=b"%d" % (number % 40), partition=number % 2)
+    async with payments.run(handler) as run:
         await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
         before = sum(map(len, handler.calls.values()))
         # The waits of these grow from 0.3 to 1.5 seconds; before them may be an attempt that was under way.
@@ -59,146 +59,150 @@ async def test_a_provider_that_is_down_for_every_message(yard: Yard, ordering: O
         calls = sorted(call.moment for of in handler.calls.values() for call in of)[before:]
         gaps = [b - a for a, b in pairwise(calls)]
         assert min(gaps[-2:]) > 1.2, gaps
-        assert len(yard.dead()) <= 10
-        before = len(yard.dead())
+        assert len(payments.dead()) <= 10
+        before = len(payments.dead())
         handler.healed = True
         await run.until(lambda: bool(run.seen(BrakeOff)), "the end of the brake")
-        await run.until(lambda: len(yard.effects()) == total - before, "all others")
-    assert len(yard.dead()) == before <= 10
-    assert not yard.parked()
+        await run.until(lambda: len(payments.effects()) == total - before, "all others")
+    assert len(payments.dead()) == before <= 10
+    assert not payments.parked()
     assert not run.seen(PartitionInDoubt)
-    yard.check()
+    payments.check()
 
 
 @pytest.mark.parametrize("kind", [Down, PlainDown, BatchDown])
 async def test_a_deploy_that_always_raises_and_the_next_one(
-    yard: Yard, kind: type[Down | PlainDown | BatchDown]
+    payments: PaymentStage, kind: type[Down | PlainDown | BatchDown]
 ) -> None:
     retry = Retry(attempts=1)
     total = 120
     for number in range(total):
-        yard.send(number, key=b"%d" % (number % 40), partition=number % 2)
-    async with yard.run(kind(retry=retry, brake=QUICK)) as run:
+        payments.send(number, key=b"%d" % (number % 40), partition=number % 2)
+    async with payments.run(kind(retry=retry, brake=QUICK)) as run:
         await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
         began = time.monotonic()
         await run.until(lambda: time.monotonic() > began + 2, "some probes")
         assert len(run.seen(BrakeOn)) == 1
-    before = len(yard.dead())
+    before = len(payments.dead())
     assert 0 < before <= 10
-    async with yard.run(kind(retry=retry, brake=QUICK, healed=True)) as run:
-        await run.until(lambda: len(yard.effects()) == total - before, "all others")
-    assert len(yard.dead()) == before
-    yard.check()
+    async with payments.run(kind(retry=retry, brake=QUICK, healed=True)) as run:
+        await run.until(lambda: len(payments.effects()) == total - before, "all others")
+    assert len(payments.dead()) == before
+    payments.check()
 
 
 @pytest.mark.parametrize("poison", ["undecodable", "rejected", "mixed"])
 @pytest.mark.parametrize("batch", [20, 500])
-async def test_a_flood_with_five_percent_of_poison_keeps_flowing(yard: Yard, poison: str, batch: int) -> None:
+async def test_a_flood_with_five_percent_of_poison_keeps_flowing(
+    payments: PaymentStage, poison: str, batch: int
+) -> None:
     total = 1000
     bad = [number for number in range(total) if number % 20 == 7]
     for number in range(total):
         if number not in bad:
-            yard.send(number, key=b"%d" % (number % 50), partition=number % 2)
+            payments.send(number, key=b"%d" % (number % 50), partition=number % 2)
         elif poison == "undecodable" or (poison == "mixed" and number % 40 == 7):
-            yard.send(number, key=b"%d" % (number % 50), partition=number % 2, value=NEVER)
+            payments.send(number, key=b"%d" % (number % 50), partition=number % 2, value=NEVER)
         else:
-            yard.send(number, "reject", key=b"%d" % (number % 50), partition=number % 2)
-    async with yard.run(Trial(batch_size=batch)) as run:
-        await run.until(lambda: len(yard.effects()) == total - len(bad), "all good ones")
-        await run.until(lambda: len(yard.dead()) == len(bad), "all dead letters")
+            payments.send(number, "reject", key=b"%d" % (number % 50), partition=number % 2)
+    async with payments.run(Trial(batch_size=batch)) as run:
+        await run.until(lambda: len(payments.effects()) == total - len(bad), "all good ones")
+        await run.until(lambda: len(payments.dead()) == len(bad), "all dead letters")
     assert not run.seen(BrakeOn)
-    yard.check()
+    payments.check()
 
 
-async def test_rejects_of_one_key_hold_up_nothing_behind_them(yard: Yard) -> None:
+async def test_rejects_of_one_key_hold_up_nothing_behind_them(payments: PaymentStage) -> None:
     for number in range(45):
-        yard.send(number, "reject" if number < 15 else "ok", key=b"k")
-    async with yard.run(Trial()) as run:
-        await run.until(lambda: len(yard.effects()) == 30, "all good ones", within=120)
-        assert len(yard.dead()) == 15
+        payments.send(number, "reject" if number < 15 else "ok", key=b"k")
+    async with payments.run(Trial()) as run:
+        await run.until(lambda: len(payments.effects()) == 30, "all good ones", within=120)
+        assert len(payments.dead()) == 15
     assert not run.seen(BrakeOn)
-    yard.check()
+    payments.check()
 
 
-async def test_a_deploy_that_rejects_every_key_is_braked(yard: Yard) -> None:
+async def test_a_deploy_that_rejects_every_key_is_braked(payments: PaymentStage) -> None:
     brake = Brake(rejected_keys=5, probe=fixed(0.2))
     for number in range(20):
-        yard.send(number, "reject", key=b"%d" % number)
-    async with yard.run(Trial(brake=brake)) as run:
+        payments.send(number, "reject", key=b"%d" % number)
+    async with payments.run(Trial(brake=brake)) as run:
         await run.until(lambda: bool(run.seen(BrakeOn)), "the brake", within=120)
-        await run.until(lambda: yard.committed() == 20, "all are parked", within=240)
-        assert len(yard.dead()) == 5
+        await run.until(lambda: payments.committed() == 20, "all are parked", within=240)
+        assert len(payments.dead()) == 5
         kept = [event for event in run.seen(AttemptFailed) if event.braking]
         assert kept
         assert all(event.wait is not None and event.wait >= 0.1 for event in kept)
-        yard.send(99, key=b"good")
+        payments.send(99, key=b"good")
         await run.until(lambda: bool(run.seen(BrakeOff)), "the end of the brake", within=120)
-    yard.check()
+    payments.check()
 
 
 @pytest.mark.parametrize("ordering", Ordering)
-async def test_what_cannot_be_read_in_one_partition_holds_up_no_other(yard: Yard, ordering: Ordering) -> None:
+async def test_what_cannot_be_read_in_one_partition_holds_up_no_other(
+    payments: PaymentStage, ordering: Ordering
+) -> None:
     total = 300
     for number in range(total):
-        yard.send(f"bad-{number}", key=b"%d" % (number % 40), partition=0, value=NEVER)
+        payments.send(f"bad-{number}", key=b"%d" % (number % 40), partition=0, value=NEVER)
     for number in range(total):
-        yard.send(number, key=b"%d" % (number % 40), partition=1)
+        payments.send(number, key=b"%d" % (number % 40), partition=1)
     brake = Brake(probe=exponential(0.5, max=60, jitter=0))
-    async with yard.run(Trial(ordering=ordering, batch_size=20, brake=brake)) as run:
+    async with payments.run(Trial(ordering=ordering, batch_size=20, brake=brake)) as run:
         await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
-        await run.until(lambda: len(yard.effects()) == total, "all of the other partition", within=60)
-        assert len(yard.dead()) <= 10
+        await run.until(lambda: len(payments.effects()) == total, "all of the other partition", within=60)
+        assert len(payments.dead()) <= 10
         assert [(on.partition.partition if on.partition else None) for on in run.seen(BrakeOn)] == [0]
         assert "t[0]" in str(run.worker.readiness())
-    yard.check()
+    payments.check()
 
 
-async def test_a_partition_that_is_slowed_down_goes_on_when_one_can_be_read(yard: Yard) -> None:
+async def test_a_partition_that_is_slowed_down_goes_on_when_one_can_be_read(payments: PaymentStage) -> None:
     for number in range(30):
-        yard.send(f"bad-{number}", key=b"%d" % number, partition=0, value=NEVER)
+        payments.send(f"bad-{number}", key=b"%d" % number, partition=0, value=NEVER)
     for number in range(100):
-        yard.send(number, key=b"good-%d" % number, partition=0)
-    async with yard.run(Trial(brake=Brake(probe=fixed(0.05)), batch_size=5)) as run:
-        await run.until(lambda: len(yard.effects()) == 100, "all good ones", within=120)
-        await run.until(lambda: len(yard.dead()) == 30, "all dead letters", within=120)
+        payments.send(number, key=b"good-%d" % number, partition=0)
+    async with payments.run(Trial(brake=Brake(probe=fixed(0.05)), batch_size=5)) as run:
+        await run.until(lambda: len(payments.effects()) == 100, "all good ones", within=120)
+        await run.until(lambda: len(payments.dead()) == 30, "all dead letters", within=120)
     assert run.seen(BrakeOff)
-    yard.check()
+    payments.check()
 
 
 @pytest.mark.parametrize("ordering", Ordering)
-async def test_a_deploy_that_cannot_decode_anything(yard: Yard, ordering: Ordering) -> None:
+async def test_a_deploy_that_cannot_decode_anything(payments: PaymentStage, ordering: Ordering) -> None:
     total = 60
     for number in range(total):
-        yard.send(number, key=b"%d" % (number % 10), partition=number % 2, value=NEVER)
-    async with yard.run(Trial(ordering=ordering, brake=QUICK)) as run:
+        payments.send(number, key=b"%d" % (number % 10), partition=number % 2, value=NEVER)
+    async with payments.run(Trial(ordering=ordering, brake=QUICK)) as run:
         await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
         began = time.monotonic()
         await run.until(lambda: time.monotonic() > began + 3, "some probes")
-        assert len(yard.dead()) <= 10
-    before = len(yard.dead())
+        assert len(payments.dead()) <= 10
+    before = len(payments.dead())
     # Delivered again, as after a crash: nothing is parked twice, nothing stands still, no token is spent twice.
-    yard.forget_offsets()
-    async with yard.run(Trial(ordering=ordering, brake=QUICK)) as run:
+    payments.forget_offsets()
+    async with payments.run(Trial(ordering=ordering, brake=QUICK)) as run:
         await run.until(lambda: bool(run.seen(BrakeOn)), "the brake")
         began = time.monotonic()
         await run.until(lambda: time.monotonic() > began + 3, "some probes")
         assert not [event for event in run.events if type(event).__name__ == "Trouble"]
-    offsets = [(row["partition"], row["offset"]) for row in yard.parked()]
+    offsets = [(row["partition"], row["offset"]) for row in payments.parked()]
     assert len(offsets) == len(set(offsets))
-    dead = len(yard.dead())
+    dead = len(payments.dead())
     assert dead <= before + 10
     assert not run.seen(PartitionInDoubt)
-    async with yard.run(Trial(ordering=ordering, codec=Lenient(), brake=QUICK)) as run:
+    async with payments.run(Trial(ordering=ordering, codec=Lenient(), brake=QUICK)) as run:
         # A dead letter for want of an ID has no claim, so it runs when it is delivered again.
-        await run.until(lambda: len(yard.effects()) >= total - dead, "what can be decoded now")
-        await run.until(lambda: not yard.parked() and yard.committed() == total, "an empty lot")
-        yard.forget_offsets()
+        await run.until(lambda: len(payments.effects()) >= total - dead, "what can be decoded now")
+        await run.until(lambda: not payments.parked() and payments.committed() == total, "an empty lot")
+        payments.forget_offsets()
     # And delivered again, now with an ID in the ledger.
-    async with yard.run(Trial(ordering=ordering, codec=Lenient(), brake=QUICK)) as run:
-        await run.until(lambda: yard.committed() == total, "all offsets")
-    effects = [int(number) for number in yard.effects()]
+    async with payments.run(Trial(ordering=ordering, codec=Lenient(), brake=QUICK)) as run:
+        await run.until(lambda: payments.committed() == total, "all offsets")
+    effects = [int(number) for number in payments.effects()]
     assert len(effects) == len(set(effects))
-    given_up = {2 * row["offset"] + row["partition"] for row in yard.dead()}
+    given_up = {2 * row["offset"] + row["partition"] for row in payments.dead()}
     assert set(effects) | given_up == set(range(total))
     effects = [number for number in effects if number not in given_up]
     if ordering is Ordering.KEY:
@@ -240,7 +244,7 @@ async def test_an_outage_on_the_real_broker(stage: Stage) -> None:
 
 
 async def test_what_is_set_aside_of_a_slowed_partition_goes_before_what_comes_later(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
+    payments: PaymentStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next probe falls due between two looks: at a message that is set aside, and at the next of its key."""
     admits, early = PartitionBrakes.admits, list[Message]()
@@ -252,10 +256,10 @@ async def test_what_is_set_aside_of_a_slowed_partition_goes_before_what_comes_la
         return admits(brakes, message)
 
     monkeypatch.setattr(PartitionBrakes, "admits", just_before)
-    yard.send("first", key=b"k")
-    yard.send("second", key=b"k")
-    async with yard.run(Trial(concurrency=1)) as run:
-        await run.until(yard.has("first", "second"), "both")
+    payments.send("first", key=b"k")
+    payments.send("second", key=b"k")
+    async with payments.run(Trial(concurrency=1)) as run:
+        await run.until(payments.has("first", "second"), "both")
     assert early
-    assert yard.effects() == ["first", "second"]
-    yard.check()
+    assert payments.effects() == ["first", "second"]
+    payments.check()

@@ -22,8 +22,8 @@ from consumerkit.transports.base import Position
 from consumerkit.transports.confluent.consumer import ConfluentConsumer
 from consumerkit.transports.kafka import Client
 from consumerkit.transports.memory.group import MemoryConsumer
+from tests.integration.payments import DEAD, TOPIC, PaymentStage, Trial
 from tests.integration.stage import Run, Stage, payment
-from tests.integration.yard import DEAD, TOPIC, Trial, Yard
 from tests.services import PostgresServer
 
 COUNT = 150
@@ -50,10 +50,10 @@ def key_of_lane(lane: int, name: str = "") -> bytes:
 class Watch:
     """Counts what is fetched and dropped of partition 0, and looks at each commit."""
 
-    def __init__(self, yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, payments: PaymentStage, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fetched = self.size = self.drops = self.looks = 0
         self.passed_over: list[set[int]] = []
-        self._yard = yard
+        self._payments = payments
         fetch, commit, drop = MemoryConsumer.fetch, MemoryConsumer.commit, OffsetTracker.drop
         look = Holding.look
 
@@ -88,7 +88,7 @@ class Watch:
         tables = "effects", "consumerkit_parked_messages", "consumerkit_dead_letters"
         offset = '"offset"'
         query = " UNION ALL ".join(f"SELECT {offset} AS o FROM {table} WHERE partition = 0" for table in tables)
-        return {row["o"] for row in self._yard.rows(query)}
+        return {row["o"] for row in self._payments.rows(query)}
 
     @property
     def is_full(self) -> bool:
@@ -123,20 +123,20 @@ class Gated(Trial):
 
 
 @pytest.fixture
-async def yard(postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch) -> Yard:
+async def payments(postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch) -> PaymentStage:
     monkeypatch.setattr(pauses, "TOLD_AFTER", 0.0)
     monkeypatch.setattr(pauses, "OVER_AFTER", 0.0)
     # What is dropped and read again depends on no pace then.
     monkeypatch.setattr(holding, "LASTING", 0.0)
     monkeypatch.setattr(holding, "FRUGAL", 600.0)
-    made = Yard(postgres, database)
+    made = PaymentStage(postgres, database)
     await made.create_tables()
     return made
 
 
 @pytest.fixture
-def watch(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Watch:
-    return Watch(yard, monkeypatch)
+def watch(payments: PaymentStage, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    return Watch(payments, monkeypatch)
 
 
 def limits(ordering: Ordering) -> dict[str, Any]:
@@ -144,29 +144,29 @@ def limits(ordering: Ordering) -> dict[str, Any]:
     return {"ordering": ordering} | ({} if ordering is Ordering.PARTITION else {"parking_limit": 1})
 
 
-def fill(yard: Yard, *, first: str = "forever", stops: Collection[int] = ()) -> None:
+def fill(payments: PaymentStage, *, first: str = "forever", stops: Collection[int] = ()) -> None:
     """Put more behind the first message of partition 0 than the budget allows; some of that fails once."""
     blocked, late = key_of_lane(0), key_of_lane(2)
-    yard.send("first", first, key=key_of_lane(0, "first"))
+    payments.send("first", first, key=key_of_lane(0, "first"))
     for number in range(COUNT):
         key = key_of_lane(1, f"{number}-") if number in EARLY else late if number in LATE else blocked
         kind = "fail:1" if number in stops else "ok"
-        yard.send(number, kind, key=key, headers=(("filler", b"x" * FILLER),))
+        payments.send(number, kind, key=key, headers=(("filler", b"x" * FILLER),))
 
 
-def send_others(yard: Yard) -> None:
+def send_others(payments: PaymentStage) -> None:
     for number in OTHERS:
-        yard.send(number, partition=1)
+        payments.send(number, partition=1)
 
 
 def paused(run: Run) -> list[str]:
     return [one.what for one in run.worker.readiness().findings if f"{TOPIC}[0] is paused" in one.what]
 
 
-def check(yard: Yard, watch: Watch, ordering: Ordering) -> None:
+def check(payments: PaymentStage, watch: Watch, ordering: Ordering) -> None:
     """All of partition 0 took effect once, in the order that is promised, and no commit passed what had no outcome."""
     assert not watch.passed_over
-    took = [number for number in yard.effects() if number not in OTHERS]
+    took = [number for number in payments.effects() if number not in OTHERS]
     assert sorted(Counter(took).values()) == [1] * (COUNT + 1)
     if ordering is Ordering.PARTITION:
         assert took == ["first", *map(str, range(COUNT))]
@@ -174,28 +174,28 @@ def check(yard: Yard, watch: Watch, ordering: Ordering) -> None:
         of_late = [int(number) for number in took if number != "first" and int(number) in LATE]
         of_blocked = [int(n) for n in took if n != "first" and int(n) not in {*LATE, *EARLY}]
         assert (of_late, of_blocked) == (sorted(of_late), sorted(of_blocked))
-    yard.check()
+    payments.check()
 
 
 @pytest.mark.parametrize("ordering", Ordering)
 async def test_what_cannot_run_gives_up_its_room_and_is_read_again_once(
-    yard: Yard, watch: Watch, ordering: Ordering
+    payments: PaymentStage, watch: Watch, ordering: Ordering
 ) -> None:
-    fill(yard, stops=[LATE[0]])
+    fill(payments, stops=[LATE[0]])
     handler = Gated(watch, retry=AGAIN, **limits(ordering))
-    async with yard.run(handler, memory_budget=BUDGET) as run:
+    async with payments.run(handler, memory_budget=BUDGET) as run:
         await run.until(lambda: bool(run.seen(PartitionPaused)), "the first message is parked, and that is told")
-        send_others(yard)
+        send_others(payments)
         if ordering is Ordering.KEY:  # of the others, all may be under way
             await run.until(lambda: bool(watch.drops), "room is made")
         handler.is_parked = True
-        await run.until(yard.has(*OTHERS), "the other partition goes on")
+        await run.until(payments.has(*OTHERS), "the other partition goes on")
         assert {one.partition.partition for one in run.seen(PartitionPaused)} == {0}
         assert len(paused(run)) == 1
-        assert len(yard.effects()) < COUNT
+        assert len(payments.effects()) < COUNT
         handler.healed = True
-        await run.until(lambda: len(yard.effects()) == COUNT + 11, "all is processed")
-        await run.until(lambda: yard.committed() == COUNT + 11, "and committed")
+        await run.until(lambda: len(payments.effects()) == COUNT + 11, "all is processed")
+        await run.until(lambda: payments.committed() == COUNT + 11, "and committed")
         await run.until(lambda: len(run.seen(PartitionResumed)) == len(run.seen(PartitionPaused)), "and told")
         assert not paused(run)
         assert not handler.again, "nobody is told of what was read again"
@@ -203,86 +203,86 @@ async def test_what_cannot_run_gives_up_its_room_and_is_read_again_once(
         # In the other orders, what runs beside it may make room before anything must be dropped.
         assert again or ordering is Ordering.NONE
         assert again <= MOST_AGAIN, f"{again} messages were read again"
-    check(yard, watch, ordering)
+    check(payments, watch, ordering)
 
 
 @pytest.mark.parametrize("ordering", Ordering)
 async def test_what_is_dropped_again_and_again_is_read_from_the_first_that_is_missing(
-    yard: Yard, watch: Watch, monkeypatch: pytest.MonkeyPatch, ordering: Ordering
+    payments: PaymentStage, watch: Watch, monkeypatch: pytest.MonkeyPatch, ordering: Ordering
 ) -> None:
     monkeypatch.setattr(holding, "FRUGAL", 0.0)
     monkeypatch.setattr(holding, "LOOKED_EVERY", 0.0)
     monkeypatch.setattr(Holding, "_share", 5000)
-    fill(yard, first="fail:1", stops=range(5, COUNT, 25))
+    fill(payments, first="fail:1", stops=range(5, COUNT, 25))
     handler = Gated(watch, retry=AGAIN, **limits(ordering))
     handler.is_parked = True
-    async with yard.run(handler, memory_budget=BUDGET) as run:
-        await run.until(lambda: len(yard.effects()) == COUNT + 1, "all is processed")
-        await run.until(lambda: yard.committed() == COUNT + 1, "and committed")
+    async with payments.run(handler, memory_budget=BUDGET) as run:
+        await run.until(lambda: len(payments.effects()) == COUNT + 1, "all is processed")
+        await run.until(lambda: payments.committed() == COUNT + 1, "and committed")
         # In the other orders, messages that stop it may do so together.
         assert watch.drops > (2 if ordering is Ordering.PARTITION else 0)
         assert not handler.again
-    check(yard, watch, ordering)
+    check(payments, watch, ordering)
 
 
 async def test_a_partition_that_stops_again_and_again_is_not_read_again_each_time(
-    yard: Yard, watch: Watch, monkeypatch: pytest.MonkeyPatch
+    payments: PaymentStage, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holding, "LASTING", 600.0)  # as with retries of a second: only room for others makes it drop
-    fill(yard, stops=range(5, COUNT, 25))
+    fill(payments, stops=range(5, COUNT, 25))
     handler = Gated(watch, ordering=Ordering.PARTITION, retry=AGAIN)
     handler.is_parked = True
-    async with yard.run(handler, memory_budget=BUDGET) as run:
-        await run.until(yard.holds(1), "the first message is parked")
-        send_others(yard)
-        await run.until(yard.has(*OTHERS), "the other partition goes on")
+    async with payments.run(handler, memory_budget=BUDGET) as run:
+        await run.until(payments.holds(1), "the first message is parked")
+        send_others(payments)
+        await run.until(payments.has(*OTHERS), "the other partition goes on")
         handler.healed = True
-        await run.until(lambda: len(yard.effects()) == COUNT + 11, "all is processed")
+        await run.until(lambda: len(payments.effects()) == COUNT + 11, "all is processed")
         again = watch.fetched - (COUNT + 1)
         assert again <= MOST_AGAIN, f"{again} messages were read again"
-    check(yard, watch, Ordering.PARTITION)
+    check(payments, watch, Ordering.PARTITION)
 
 
-async def test_what_was_dropped_is_read_by_who_has_the_partition_next(yard: Yard, watch: Watch) -> None:
-    fill(yard)
+async def test_what_was_dropped_is_read_by_who_has_the_partition_next(payments: PaymentStage, watch: Watch) -> None:
+    fill(payments)
     handlers = [Gated(watch, retry=AGAIN, **limits(Ordering.KEY)) for _ in range(2)]
     for handler in handlers:
         handler.is_parked = True
-    async with yard.run(handlers[0], memory_budget=BUDGET) as first:
+    async with payments.run(handlers[0], memory_budget=BUDGET) as first:
         await first.until(lambda: bool(first.seen(PartitionPaused)), "the first message is parked")
-        send_others(yard)
+        send_others(payments)
         await first.until(lambda: bool(watch.drops), "room is made")
-        async with yard.run(handlers[1], memory_budget=BUDGET) as second:
+        async with payments.run(handlers[1], memory_budget=BUDGET) as second:
             # Whoever has partition 0 now has what is parked of it, and knows nothing of what was dropped.
             await second.until(
                 lambda: len(first.seen(PartitionPaused)) + len(second.seen(PartitionPaused)) == 2, "it is paused again"
             )
-            await second.until(yard.has(*OTHERS), "the other partition goes on")
+            await second.until(payments.has(*OTHERS), "the other partition goes on")
             for handler in handlers:
                 handler.healed = True
-            await second.until(lambda: len(yard.effects()) == COUNT + 11, "all is processed")
-            await second.until(lambda: yard.committed() == COUNT + 11, "and committed")
+            await second.until(lambda: len(payments.effects()) == COUNT + 11, "all is processed")
+            await second.until(lambda: payments.committed() == COUNT + 11, "and committed")
             assert sum(len(run.seen(PartitionResumed)) for run in (first, second)) >= 1
-    check(yard, watch, Ordering.KEY)
+    check(payments, watch, Ordering.KEY)
 
 
 async def test_dead_letters_that_hold_their_keys_fill_the_lot_and_stop_no_other_partition(
-    yard: Yard, watch: Watch
+    payments: PaymentStage, watch: Watch
 ) -> None:
-    fill(yard, first="reject")
+    fill(payments, first="reject")
     handler = Gated(watch, dead_letter=DeadLetter(DEAD, hold_key=True), **limits(Ordering.KEY))
     handler.is_parked = True
-    async with yard.run(handler, memory_budget=BUDGET) as run:
+    async with payments.run(handler, memory_budget=BUDGET) as run:
         await run.until(lambda: bool(run.seen(PartitionPaused)), "the lot is full, and that is told")
         assert "consumerkit dead-letters list" in run.seen(PartitionPaused)[0].reason
-        send_others(yard)
-        await run.until(yard.has(*OTHERS), "the other partition goes on")
+        send_others(payments)
+        await run.until(payments.has(*OTHERS), "the other partition goes on")
         assert len(paused(run)) == 1
-        await discard(yard.url, Selection(), note="seen to")
-        await run.until(lambda: len(yard.effects()) == COUNT + 10, "all the others are processed")
-        await run.until(lambda: yard.committed() == COUNT + 11, "and committed")
+        await discard(payments.url, Selection(), note="seen to")
+        await run.until(lambda: len(payments.effects()) == COUNT + 10, "all the others are processed")
+        await run.until(lambda: payments.committed() == COUNT + 11, "and committed")
     assert not watch.passed_over
-    assert max(Counter(yard.effects()).values()) == 1
+    assert max(Counter(payments.effects()).values()) == 1
 
 
 @pytest.mark.parametrize("transport", get_args(Client))

@@ -12,7 +12,7 @@ from consumerkit import Context, Handler, header
 from tests.crash.model import Payment
 from tests.integration.command import CommandLine
 from tests.integration.stage import Given, Stage, effect, payment
-from tests.unit.redrive.records import connect, replaced, spring
+from tests.unit.dead_letters.records import connect, replaced, spring
 
 APP = """
 from consumerkit import Context, Handler, header

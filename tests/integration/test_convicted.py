@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from consumerkit import Context, DeadLetter, Retry, fixed
 from consumerkit.events import CommitsLost, PartitionInDoubt
 from tests.crash.model import Payment
+from tests.integration.payments import DEAD, PaymentStage, Trial
 from tests.integration.stage import Run
-from tests.integration.yard import DEAD, Trial, Yard
 from tests.services import PostgresServer
 from tests.services.late import LateCommits
 from tests.services.proxy import CommitProxy, Lose
@@ -48,30 +48,30 @@ async def commit(session: AsyncSession) -> None:
 
 
 @pytest.fixture
-async def yard(postgres: PostgresServer, database: str) -> Yard:
-    made = Yard(postgres, database, partitions=1)
+async def payments(postgres: PostgresServer, database: str) -> PaymentStage:
+    made = PaymentStage(postgres, database, partitions=1)
     await made.create_tables()
     return made
 
 
-def dead(yard: Yard) -> list[str]:
-    return [row["message_id"] for row in yard.dead()]
+def dead(payments: PaymentStage) -> list[str]:
+    return [row["message_id"] for row in payments.dead()]
 
 
-async def all_committed(run: Run, yard: Yard, count: int) -> None:
-    await run.until(lambda: yard.committed() == count, f"{count} offsets")
+async def all_committed(run: Run, payments: PaymentStage, count: int) -> None:
+    await run.until(lambda: payments.committed() == count, f"{count} offsets")
 
 
-async def test_a_conviction_that_the_database_loses_is_noticed(yard: Yard) -> None:
-    async with yard.run(Commits(retry=ONCE)) as run:
-        yard.send(1)
-        await all_committed(run, yard, 1)
-        lanes = yard.rows("SELECT encode(lane, 'hex') AS lane, sequence FROM consumerkit_lane_progress")
-        with psycopg.connect(yard.postgres.dsn(yard.database)) as connection:
+async def test_a_conviction_that_the_database_loses_is_noticed(payments: PaymentStage) -> None:
+    async with payments.run(Commits(retry=ONCE)) as run:
+        payments.send(1)
+        await all_committed(run, payments, 1)
+        lanes = payments.rows("SELECT encode(lane, 'hex') AS lane, sequence FROM consumerkit_lane_progress")
+        with psycopg.connect(payments.postgres.dsn(payments.database)) as connection:
             # Marks wait for this, while the lanes go on.
             connection.execute("SELECT FROM consumerkit_partition_progress FOR UPDATE")
-            yard.send(2, "commit")
-            await run.until(lambda: dead(yard) == ["p-2"], "the dead letter")
+            payments.send(2, "commit")
+            await run.until(lambda: dead(payments) == ["p-2"], "the dead letter")
             # What the handler has committed is lost with it.
             connection.execute("DELETE FROM effects WHERE message_id = 'p-2'")
             connection.execute("DELETE FROM consumerkit_processed_messages WHERE message_id = 'p-2'")
@@ -87,17 +87,19 @@ async def test_a_conviction_that_the_database_loses_is_noticed(yard: Yard) -> No
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-        assert dead(yard) == [], "nothing was lost"
-        await run.until(lambda: dead(yard) == ["p-2"], "the dead letter, again")
+        assert dead(payments) == [], "nothing was lost"
+        await run.until(lambda: dead(payments) == ["p-2"], "the dead letter, again")
         assert run.seen(CommitsLost)
-        await all_committed(run, yard, 2)
-    assert yard.outcome(2) == 3
+        await all_committed(run, payments, 2)
+    assert payments.outcome(2) == 3
 
 
 @pytest.mark.parametrize("lose", ["commit", "answer"])
-async def test_a_conviction_whose_commit_is_in_doubt_is_made_once_and_is_no_lost_commit(yard: Yard, lose: Lose) -> None:
+async def test_a_conviction_whose_commit_is_in_doubt_is_made_once_and_is_no_lost_commit(
+    payments: PaymentStage, lose: Lose
+) -> None:
     handler = Commits(retry=ONCE)
-    where = urlsplit(yard.postgres.admin_dsn)
+    where = urlsplit(payments.postgres.admin_dsn)
     assert where.hostname is not None
     assert where.port is not None
 
@@ -111,25 +113,27 @@ async def test_a_conviction_whose_commit_is_in_doubt_is_made_once_and_is_no_lost
         return lose if seen == 3 else "nothing"
 
     async with CommitProxy(where.hostname, where.port, plan) as proxy:
-        url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/{yard.database}"
-        async with yard.run(handler, database=url) as run:
-            yard.send(1)
-            await all_committed(run, yard, 1)
-            yard.send(2, "commit")
-            await run.until(lambda: dead(yard) == ["p-2"], "the dead letter")
-            yard.send(3)
-            await all_committed(run, yard, 3)
+        url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/{payments.database}"
+        async with payments.run(handler, database=url) as run:
+            payments.send(1)
+            await all_committed(run, payments, 1)
+            payments.send(2, "commit")
+            await run.until(lambda: dead(payments) == ["p-2"], "the dead letter")
+            payments.send(3)
+            await all_committed(run, payments, 3)
             assert proxy.lost == 1
             assert not run.seen(CommitsLost)
             assert not run.seen(PartitionInDoubt)
-            await run.until(lambda: len(yard.published()) == 1, "the record")
-    assert (dead(yard), yard.effects(), yard.outcome(2)) == (["p-2"], ["1", "2", "3"], 3)
+            await run.until(lambda: len(payments.published()) == 1, "the record")
+    assert (dead(payments), payments.effects(), payments.outcome(2)) == (["p-2"], ["1", "2", "3"], 3)
     assert len(handler.calls["p-2"]) == 1
 
 
 @pytest.mark.parametrize("hold_key", [False, True])
-async def test_a_parked_message_is_convicted_once_though_the_answer_was_lost(yard: Yard, hold_key: bool) -> None:
-    where = urlsplit(yard.postgres.admin_dsn)
+async def test_a_parked_message_is_convicted_once_though_the_answer_was_lost(
+    payments: PaymentStage, hold_key: bool
+) -> None:
+    where = urlsplit(payments.postgres.admin_dsn)
     assert where.hostname is not None
     assert where.port is not None
     letters = DeadLetter(DEAD, hold_key=hold_key)
@@ -137,31 +141,31 @@ async def test_a_parked_message_is_convicted_once_though_the_answer_was_lost(yar
     # Its COMMIT lands, while the worker sees the connection end.
     cut = LateCommits(where.hostname, where.port, b"INSERT INTO public.consumerkit_dead_letters", 0.0, cut=True)
     async with cut as proxy:
-        url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/{yard.database}"
-        async with yard.run(handler, database=url) as run:
-            yard.send(2, "commit")
-            await run.until(lambda: dead(yard) == ["p-2"], "the dead letter")
+        url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/{payments.database}"
+        async with payments.run(handler, database=url) as run:
+            payments.send(2, "commit")
+            await run.until(lambda: dead(payments) == ["p-2"], "the dead letter")
             assert proxy.landed is not None
-            yard.send(3)
-            await all_committed(run, yard, 2)
-            await run.until(lambda: len(yard.published()) == 1, "the record")
+            payments.send(3)
+            await all_committed(run, payments, 2)
+            await run.until(lambda: len(payments.published()) == 1, "the record")
             assert not run.seen(CommitsLost)
     waits = [("p-2", "held"), ("p-3", "message")] if hold_key else []
-    assert [(row["message_id"], row["kind"]) for row in yard.parked()] == waits
-    assert (dead(yard), yard.effects(), yard.outcome(2)) == (["p-2"], ["2"] if hold_key else ["2", "3"], 3)
+    assert [(row["message_id"], row["kind"]) for row in payments.parked()] == waits
+    assert (dead(payments), payments.effects(), payments.outcome(2)) == (["p-2"], ["2"] if hold_key else ["2", "3"], 3)
     assert len(handler.calls["p-2"]) == 1
 
 
-async def test_a_message_is_convicted_though_commits_before_it_were_lost(yard: Yard) -> None:
-    async with yard.run(Commits(retry=ONCE)) as run:
-        yard.send(1)
-        await all_committed(run, yard, 1)
-        with psycopg.connect(yard.postgres.dsn(yard.database)) as connection:
+async def test_a_message_is_convicted_though_commits_before_it_were_lost(payments: PaymentStage) -> None:
+    async with payments.run(Commits(retry=ONCE)) as run:
+        payments.send(1)
+        await all_committed(run, payments, 1)
+        with psycopg.connect(payments.postgres.dsn(payments.database)) as connection:
             # So that it is the conviction which finds out.
             connection.execute("SELECT FROM consumerkit_partition_progress FOR UPDATE")
-            yard.execute("DELETE FROM consumerkit_lane_progress")
-            yard.send(2, "commit")
+            payments.execute("DELETE FROM consumerkit_lane_progress")
+            payments.send(2, "commit")
             await run.until(lambda: bool(run.seen(CommitsLost)), "that commits were lost")
-        await all_committed(run, yard, 2)
+        await all_committed(run, payments, 2)
         assert len(run.seen(CommitsLost)) == 1
-    assert (dead(yard), yard.outcome(2)) == (["p-2"], 3)
+    assert (dead(payments), payments.outcome(2)) == (["p-2"], 3)

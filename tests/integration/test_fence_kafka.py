@@ -10,8 +10,8 @@ import pytest
 from consumerkit import Retry, fixed
 from consumerkit.events import PartitionInDoubt, PartitionTaken
 from consumerkit.transports.kafka import Client
+from tests.integration.payments import Trial
 from tests.integration.stage import Run, Stage, payment
-from tests.integration.yard import Trial
 from tests.services import KafkaServer, PostgresServer
 from tests.services.late import LateCommits
 

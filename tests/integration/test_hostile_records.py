@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from consumerkit.cli.main import app
 from consumerkit.message import Headers, Message
 from consumerkit.redrive import Selection, discard, redrive, resolve
-from consumerkit.redrive.importing import Fate, ImportReport, import_letters
+from consumerkit.redrive.importing.api import Fate, ImportReport, import_letters
 from consumerkit.storage.database import Database
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 from tests.services import PostgresServer
-from tests.unit.redrive.hostile import OURS, records
-from tests.unit.redrive.records import connect, replaced, spring
+from tests.unit.dead_letters.hostile import OURS, records
+from tests.unit.dead_letters.records import connect, replaced, spring
 
 DEAD = "dead"
 LETTERS = DEFAULT_TABLES.dead_letters

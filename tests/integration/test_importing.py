@@ -12,16 +12,16 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from consumerkit import Context, DeadLetter, Events, Handler, Reject, Retry, coordinates, fixed, header
+from consumerkit.dead_letters.formats import Convention
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.events import GroupCommitted
 from consumerkit.message import Headers, Message
 from consumerkit.outcome import Outcome
-from consumerkit.redrive.conventions import Convention
-from consumerkit.redrive.importing import Fate, ImportProgress, ImportReport, import_letters
+from consumerkit.redrive.importing.api import Fate, ImportProgress, ImportReport, import_letters
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 from tests.services import PostgresServer
-from tests.unit.redrive.records import connect, replaced, spring, without
+from tests.unit.dead_letters.records import connect, replaced, spring, without
 
 DEAD = "dead"
 

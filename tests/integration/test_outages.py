@@ -17,8 +17,8 @@ from consumerkit.events import AttemptFailed, GroupRolledBack, HandlerPaused, Tr
 from consumerkit.transports.kafka import Client
 from tests.crash.model import Payment
 from tests.integration.credit import Credit, PlainCredit
+from tests.integration.inspector import OURS
 from tests.integration.stage import Run, Stage, effect, payment
-from tests.integration.view import OURS
 from tests.services import KafkaServer, PostgresServer
 from tests.services.proxy import CommitProxy, Lose
 

@@ -17,7 +17,7 @@ from consumerkit.storage import fence
 from consumerkit.storage.database import Database
 from consumerkit.storage.parking.listing import ParkedSelection, listed
 from consumerkit.storage.tables import DEFAULT_TABLES
-from tests.integration.yard import TOPIC, PlainTrial, Trial, Yard
+from tests.integration.payments import TOPIC, PaymentStage, PlainTrial, Trial
 from tests.services import PostgresServer
 
 ONCE = Retry(attempts=1)
@@ -25,202 +25,202 @@ FREE = Brake(allowance=1000)
 
 
 @pytest.fixture
-async def yard(postgres: PostgresServer, database: str) -> Yard:
-    made = Yard(postgres, database)
+async def payments(postgres: PostgresServer, database: str) -> PaymentStage:
+    made = PaymentStage(postgres, database)
     await made.create_tables()
     return made
 
 
-def states(yard: Yard) -> list[str]:
-    return [row["state"] for row in yard.dead()]
+def states(payments: PaymentStage) -> list[str]:
+    return [row["state"] for row in payments.dead()]
 
 
 def fates(report: Report) -> list[Fate]:
     return [letter.fate for letter in report.letters]
 
 
-async def dead(yard: Yard, handler: Trial | PlainTrial, count: int) -> None:
+async def dead(payments: PaymentStage, handler: Trial | PlainTrial, count: int) -> None:
     """Let so many messages die."""
-    async with yard.run(handler) as run:
-        await run.until(lambda: states(yard) == ["dead"] * count, f"{count} dead letters")
+    async with payments.run(handler) as run:
+        await run.until(lambda: states(payments) == ["dead"] * count, f"{count} dead letters")
 
 
 @pytest.mark.parametrize("kind", [Trial, PlainTrial])
 async def test_a_redriven_message_runs_once_and_its_letter_is_resolved(
-    yard: Yard, kind: type[Trial | PlainTrial]
+    payments: PaymentStage, kind: type[Trial | PlainTrial]
 ) -> None:
     handler = kind(retry=ONCE)
-    yard.send(1, "forever", headers=(("trace", b"\xff\x00"), ("trace", None)))
-    await dead(yard, handler, 1)
-    report = await redrive(yard.url, Selection(ids=[1]), by="ann", note="it works again")
+    payments.send(1, "forever", headers=(("trace", b"\xff\x00"), ("trace", None)))
+    await dead(payments, handler, 1)
+    report = await redrive(payments.url, Selection(ids=[1]), by="ann", note="it works again")
     assert (report.redriven, report.done, report.left) == (1, 1, ())
-    (parked,) = yard.parked()
-    assert (parked["dead_letter"], parked["attempts"], parked["value"]) == (1, 0, yard.dead()[0]["value"])
-    assert yard.outcome(1) == 2
+    (parked,) = payments.parked()
+    assert (parked["dead_letter"], parked["attempts"], parked["value"]) == (1, 0, payments.dead()[0]["value"])
+    assert payments.outcome(1) == 2
     handler.healed = True
-    async with yard.run(handler) as run:
-        await run.until(yard.has(1), "the effect")
-        await run.until(lambda: states(yard) == ["resolved"], "the letter")
-    assert (yard.effects(), yard.parked(), yard.outcome(1)) == (["1"], [], 1)
-    (letter,) = yard.dead()
+    async with payments.run(handler) as run:
+        await run.until(payments.has(1), "the effect")
+        await run.until(lambda: states(payments) == ["resolved"], "the letter")
+    assert (payments.effects(), payments.parked(), payments.outcome(1)) == (["1"], [], 1)
+    (letter,) = payments.dead()
     redriven, resolved = json.loads(letter["history"])
     assert (redriven["what"], redriven["by"], redriven["note"]) == ("redriven", "ann", "it works again")
     assert (redriven["reason"], redriven["error"], redriven["attempts"]) == ("exhausted", "for ever", 1)
     assert (resolved["what"], resolved["by"], resolved["note"]) == ("resolved", "credit", "processed")
-    (action,) = yard.rows("SELECT * FROM consumerkit_operator_actions")
+    (action,) = payments.rows("SELECT * FROM consumerkit_operator_actions")
     assert (action["actor"], action["action"], action["consumer"]) == ("ann", "redrive", letter["consumer"])
     assert json.loads(action["details"])["letters"] == [1]
 
 
 @pytest.mark.parametrize("work", [redrive, resolve, discard])
-async def test_an_empty_list_of_ids_means_none_and_not_all(yard: Yard, work: Callable[..., Any]) -> None:
+async def test_an_empty_list_of_ids_means_none_and_not_all(payments: PaymentStage, work: Callable[..., Any]) -> None:
     """As a program passes it that has looked for some and found none."""
-    yard.send(1, "forever")
-    await dead(yard, Trial(retry=ONCE), 1)
-    report = await work(yard.url, Selection(ids=[]), by="ann", note="none of them")
+    payments.send(1, "forever")
+    await dead(payments, Trial(retry=ONCE), 1)
+    report = await work(payments.url, Selection(ids=[]), by="ann", note="none of them")
     assert (report.letters, report.done) == ((), 0)
-    assert (states(yard), yard.parked()) == (["dead"], [])
-    assert [letter async for letter in export(yard.url, Selection(ids=[]))] == []
+    assert (states(payments), payments.parked()) == (["dead"], [])
+    assert [letter async for letter in export(payments.url, Selection(ids=[]))] == []
 
 
-async def test_an_empty_list_of_parked_ids_means_none_too(yard: Yard) -> None:
-    yard.send(1, "fail:9")
-    async with yard.run(Trial(retry=Retry(attempts=5, wait=fixed(3600)))) as run:
-        await run.until(lambda: len(yard.parked()) == 1, "the parking")
-    database = Database(yard.url)
+async def test_an_empty_list_of_parked_ids_means_none_too(payments: PaymentStage) -> None:
+    payments.send(1, "fail:9")
+    async with payments.run(Trial(retry=Retry(attempts=5, wait=fixed(3600)))) as run:
+        await run.until(lambda: len(payments.parked()) == 1, "the parking")
+    database = Database(payments.url)
     for selection, count in ((ParkedSelection(ids=[]), 0), (ParkedSelection(), 1)):
         assert len(await database.run(partial(listed, tables=DEFAULT_TABLES, selection=selection))) == count
     await database.dispose()
 
 
-async def test_a_running_owner_finds_it_by_itself(yard: Yard) -> None:
+async def test_a_running_owner_finds_it_by_itself(payments: PaymentStage) -> None:
     handler = Trial(retry=ONCE)
-    yard.send(1, "forever")
-    async with yard.run(handler) as run:
-        await run.until(lambda: states(yard) == ["dead"], "the death")
+    payments.send(1, "forever")
+    async with payments.run(handler) as run:
+        await run.until(lambda: states(payments) == ["dead"], "the death")
         handler.healed = True
         await redrive(run.worker.database, Selection())
-        await run.until(yard.has(1), "the effect")
-        await run.until(lambda: states(yard) == ["resolved"], "the letter")
+        await run.until(payments.has(1), "the effect")
+        await run.until(lambda: states(payments) == ["resolved"], "the letter")
 
 
-async def test_dead_again_is_the_same_letter_with_its_history_and_published_again(yard: Yard) -> None:
+async def test_dead_again_is_the_same_letter_with_its_history_and_published_again(payments: PaymentStage) -> None:
     handler = Trial(retry=ONCE)
-    yard.send(1, "forever")
-    async with yard.run(handler) as run:
-        await run.until(lambda: len(yard.published()) == 1, "the first death")
+    payments.send(1, "forever")
+    async with payments.run(handler) as run:
+        await run.until(lambda: len(payments.published()) == 1, "the first death")
         for turn in (2, 3):
-            await redrive(yard.url, Selection(), by=f"person {turn}")
-            await run.until(lambda turn=turn: len(yard.published()) == turn, "the next death")  # type: ignore[misc]
-    (letter,) = yard.dead()
+            await redrive(payments.url, Selection(), by=f"person {turn}")
+            await run.until(lambda turn=turn: len(payments.published()) == turn, "the next death")  # type: ignore[misc]
+    (letter,) = payments.dead()
     assert (letter["state"], letter["redrives"], letter["attempts"]) == ("dead", 2, 1)
     assert [entry["by"] for entry in json.loads(letter["history"])] == ["person 2", "person 3"]
-    first, _, last = yard.published()
+    first, _, last = payments.published()
     assert first.header("consumerkit-dlq-redrives") is None
     assert last.header("consumerkit-dlq-redrives") == b"2"
     history = json.loads(last.header("consumerkit-dlq-history") or b"")
     assert [entry["error"] for entry in history] == ["for ever", "for ever"]
     assert (last.key, last.value) == (first.key, first.value)
-    assert (yard.parked(), yard.outcome(1)) == ([], 3)
+    assert (payments.parked(), payments.outcome(1)) == ([], 3)
 
 
-async def test_the_cap_on_redrives_leaves_a_letter(yard: Yard) -> None:
+async def test_the_cap_on_redrives_leaves_a_letter(payments: PaymentStage) -> None:
     handler = Trial(retry=ONCE)
-    yard.send(1, "forever")
-    async with yard.run(handler) as run:
-        await run.until(lambda: states(yard) == ["dead"], "the death")
-        await redrive(yard.url, Selection())
-        await run.until(lambda: len(yard.published()) == 2, "the second death")
-    assert fates(await redrive(yard.url, Selection(), max_redrives=1)) == [Fate.TOO_OFTEN]
-    assert fates(await redrive(yard.url, Selection(), max_redrives=2)) == [Fate.REDRIVEN]
+    payments.send(1, "forever")
+    async with payments.run(handler) as run:
+        await run.until(lambda: states(payments) == ["dead"], "the death")
+        await redrive(payments.url, Selection())
+        await run.until(lambda: len(payments.published()) == 2, "the second death")
+    assert fates(await redrive(payments.url, Selection(), max_redrives=1)) == [Fate.TOO_OFTEN]
+    assert fates(await redrive(payments.url, Selection(), max_redrives=2)) == [Fate.REDRIVEN]
 
 
-async def test_one_that_succeeded_since_is_not_run_and_reported(yard: Yard) -> None:
-    yard.send(1, "reject")
-    await dead(yard, Trial(), 1)
-    yard.execute("UPDATE consumerkit_processed_messages SET outcome = 1")
-    report = await redrive(yard.url, Selection())
+async def test_one_that_succeeded_since_is_not_run_and_reported(payments: PaymentStage) -> None:
+    payments.send(1, "reject")
+    await dead(payments, Trial(), 1)
+    payments.execute("UPDATE consumerkit_processed_messages SET outcome = 1")
+    report = await redrive(payments.url, Selection())
     assert (fates(report), report.redriven) == ([Fate.SUCCEEDED], 0)
-    assert (states(yard), yard.parked()) == (["resolved"], [])
+    assert (states(payments), payments.parked()) == (["resolved"], [])
 
 
-async def test_a_dry_run_tells_and_changes_nothing(yard: Yard) -> None:
-    yard.send(1, "reject")
-    yard.send(2, value=b"{", key=b"other")
-    await dead(yard, Trial(), 2)
-    before = yard.dead()
-    report = await redrive(yard.url, Selection(), dry_run=True)
+async def test_a_dry_run_tells_and_changes_nothing(payments: PaymentStage) -> None:
+    payments.send(1, "reject")
+    payments.send(2, value=b"{", key=b"other")
+    await dead(payments, Trial(), 2)
+    before = payments.dead()
+    report = await redrive(payments.url, Selection(), dry_run=True)
     assert (fates(report), report.dry_run) == ([Fate.REDRIVEN, Fate.REDRIVEN], True)
-    assert (yard.dead(), yard.parked()) == (before, [])
-    assert yard.rows("SELECT * FROM consumerkit_operator_actions") == []
+    assert (payments.dead(), payments.parked()) == (before, [])
+    assert payments.rows("SELECT * FROM consumerkit_operator_actions") == []
 
 
-async def test_an_undecodable_one_runs_once_the_handler_can_read_it(yard: Yard) -> None:
-    yard.send(1, value=b'{"account": "a", "amount": "many", "kind": "ok"}')
-    await dead(yard, Trial(), 1)
-    assert yard.dead()[0]["reason"] == "undecodable"
-    await redrive(yard.url, Selection())
-    yard.execute(
+async def test_an_undecodable_one_runs_once_the_handler_can_read_it(payments: PaymentStage) -> None:
+    payments.send(1, value=b'{"account": "a", "amount": "many", "kind": "ok"}')
+    await dead(payments, Trial(), 1)
+    assert payments.dead()[0]["reason"] == "undecodable"
+    await redrive(payments.url, Selection())
+    payments.execute(
         "UPDATE consumerkit_parked_messages "
         "SET value = convert_to(replace(convert_from(value, 'utf8'), '\"many\"', '7'), 'utf8')"
     )
-    async with yard.run(Trial()) as run:
-        await run.until(yard.has(1), "the effect")
-        await run.until(lambda: states(yard) == ["resolved"], "the letter")
-    assert yard.outcome(1) == 1
+    async with payments.run(Trial()) as run:
+        await run.until(payments.has(1), "the effect")
+        await run.until(lambda: states(payments) == ["resolved"], "the letter")
+    assert payments.outcome(1) == 1
 
 
-async def test_an_undecodable_one_that_stays_so_is_dead_again(yard: Yard) -> None:
-    yard.send(1, value=b"{")
-    await dead(yard, Trial(), 1)
-    await redrive(yard.url, Selection())
-    async with yard.run(Trial()) as run:
-        await run.until(lambda: len(yard.published()) == 2, "the second death")
-    assert [(row["state"], row["redrives"], row["value"]) for row in yard.dead()] == [("dead", 1, b"{")]
-    assert yard.parked() == []
+async def test_an_undecodable_one_that_stays_so_is_dead_again(payments: PaymentStage) -> None:
+    payments.send(1, value=b"{")
+    await dead(payments, Trial(), 1)
+    await redrive(payments.url, Selection())
+    async with payments.run(Trial()) as run:
+        await run.until(lambda: len(payments.published()) == 2, "the second death")
+    assert [(row["state"], row["redrives"], row["value"]) for row in payments.dead()] == [("dead", 1, b"{")]
+    assert payments.parked() == []
 
 
-async def test_a_conflict_comes_back_under_a_new_id_or_not_at_all(yard: Yard) -> None:
-    yard.send(1)
-    yard.send(1, value=b'{"account": "other", "amount": 5, "kind": "ok"}')
-    async with yard.run(Trial()) as run:
-        await run.until(lambda: states(yard) == ["dead"], "the conflict")
-    assert fates(await redrive(yard.url, Selection())) == [Fate.CONFLICT]
-    assert fates(await redrive(yard.url, Selection(), new_id=True)) == [Fate.REDRIVEN]
-    async with yard.run(Trial()) as run:
-        await run.until(lambda: states(yard) == ["resolved"], "the letter")
-    assert yard.effects() == ["1", "1#redrive-1"]
-    assert (yard.outcome(1), yard.outcome("1#redrive-1")) == (1, 1)
+async def test_a_conflict_comes_back_under_a_new_id_or_not_at_all(payments: PaymentStage) -> None:
+    payments.send(1)
+    payments.send(1, value=b'{"account": "other", "amount": 5, "kind": "ok"}')
+    async with payments.run(Trial()) as run:
+        await run.until(lambda: states(payments) == ["dead"], "the conflict")
+    assert fates(await redrive(payments.url, Selection())) == [Fate.CONFLICT]
+    assert fates(await redrive(payments.url, Selection(), new_id=True)) == [Fate.REDRIVEN]
+    async with payments.run(Trial()) as run:
+        await run.until(lambda: states(payments) == ["resolved"], "the letter")
+    assert payments.effects() == ["1", "1#redrive-1"]
+    assert (payments.outcome(1), payments.outcome("1#redrive-1")) == (1, 1)
 
 
-async def test_an_oversized_one_is_left_with_the_way_out(yard: Yard) -> None:
-    yard.send(1)
-    await dead(yard, Trial(size_limit=10), 1)
-    report = await redrive(yard.url, Selection())
+async def test_an_oversized_one_is_left_with_the_way_out(payments: PaymentStage) -> None:
+    payments.send(1)
+    await dead(payments, Trial(size_limit=10), 1)
+    report = await redrive(payments.url, Selection())
     assert fates(report) == [Fate.OVERSIZED]
     assert "send it again" in report.left[0].fate.way_out
 
 
-async def test_an_erased_one_is_left(yard: Yard) -> None:
-    yard.send(1, "reject")
-    await dead(yard, Trial(), 1)
-    yard.execute("UPDATE consumerkit_dead_letters SET erased_at = now(), value = NULL")
-    assert fates(await redrive(yard.url, Selection())) == [Fate.ERASED]
+async def test_an_erased_one_is_left(payments: PaymentStage) -> None:
+    payments.send(1, "reject")
+    await dead(payments, Trial(), 1)
+    payments.execute("UPDATE consumerkit_dead_letters SET erased_at = now(), value = NULL")
+    assert fates(await redrive(payments.url, Selection())) == [Fate.ERASED]
 
 
 @pytest.mark.parametrize("ordering", list(Ordering))
-async def test_letters_come_back_in_the_order_of_the_log(yard: Yard, ordering: Ordering) -> None:
+async def test_letters_come_back_in_the_order_of_the_log(payments: PaymentStage, ordering: Ordering) -> None:
     handler = Trial(retry=ONCE, brake=FREE, ordering=ordering)
     numbers = range(60)
     for number in numbers:
-        yard.send(number, "forever", key=b"k%d" % (number % 3), partition=number % 2)
-    await dead(yard, handler, len(numbers))
+        payments.send(number, "forever", key=b"k%d" % (number % 3), partition=number % 2)
+    await dead(payments, handler, len(numbers))
     handler.healed = True
-    await redrive(yard.url, Selection())
-    async with yard.run(handler) as run:
-        await run.until(lambda: len(yard.effects()) == len(numbers), "everything")
-        await run.until(lambda: set(states(yard)) == {"resolved"}, "the letters")
-    effects = [int(number) for number in yard.effects()]
+    await redrive(payments.url, Selection())
+    async with payments.run(handler) as run:
+        await run.until(lambda: len(payments.effects()) == len(numbers), "everything")
+        await run.until(lambda: set(states(payments)) == {"resolved"}, "the letters")
+    effects = [int(number) for number in payments.effects()]
     assert sorted(effects) == [*numbers]
     if ordering is Ordering.NONE:
         return
@@ -229,92 +229,94 @@ async def test_letters_come_back_in_the_order_of_the_log(yard: Yard, ordering: O
         assert [n for n in effects if n % modulus == part] == [n for n in numbers if n % modulus == part]
 
 
-async def test_twice_at_once_redrives_each_once(yard: Yard) -> None:
+async def test_twice_at_once_redrives_each_once(payments: PaymentStage) -> None:
     handler = Trial(retry=ONCE, brake=FREE)
     numbers = range(60)
     for number in numbers:
-        yard.send(number, "forever", key=b"k%d" % (number % 5))
-    await dead(yard, handler, len(numbers))
+        payments.send(number, "forever", key=b"k%d" % (number % 5))
+    await dead(payments, handler, len(numbers))
     handler.healed = True
-    async with yard.run(handler) as run:
-        reports = await asyncio.gather(*(redrive(yard.url, Selection(), by=f"person {n}", rate=40) for n in range(3)))
+    async with payments.run(handler) as run:
+        reports = await asyncio.gather(
+            *(redrive(payments.url, Selection(), by=f"person {n}", rate=40) for n in range(3))
+        )
         assert sum(report.redriven for report in reports) == len(numbers)
-        await run.until(lambda: len(yard.effects()) == len(numbers), "everything")
-        await run.until(lambda: set(states(yard)) == {"resolved"}, "the letters")
-    effects = [int(number) for number in yard.effects()]
+        await run.until(lambda: len(payments.effects()) == len(numbers), "everything")
+        await run.until(lambda: set(states(payments)) == {"resolved"}, "the letters")
+    effects = [int(number) for number in payments.effects()]
     for key in range(5):
         assert [n for n in effects if n % 5 == key] == [n for n in numbers if n % 5 == key]
-    assert {row["redrives"] for row in yard.dead()} == {1}
+    assert {row["redrives"] for row in payments.dead()} == {1}
 
 
 async def test_a_transaction_of_the_owner_is_waited_for_and_a_busy_partition_left(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
+    payments: PaymentStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    yard.send(1, "reject", partition=0)
-    yard.send(2, "reject", partition=1)
-    await dead(yard, Trial(), 2)
+    payments.send(1, "reject", partition=0)
+    payments.send(2, "reject", partition=1)
+    await dead(payments, Trial(), 2)
     monkeypatch.setattr(batch, "FENCE_WAIT", 0.2)
     monkeypatch.setattr(run_module, "TRIES", 2)
-    lock = fence.number(DEFAULT_TABLES.within("public"), yard.dead()[0]["consumer"], TopicPartition(TOPIC, 0))
-    with psycopg.connect(yard.postgres.dsn(yard.database)) as owner:
+    lock = fence.number(DEFAULT_TABLES.within("public"), payments.dead()[0]["consumer"], TopicPartition(TOPIC, 0))
+    with psycopg.connect(payments.postgres.dsn(payments.database)) as owner:
         owner.execute("SELECT pg_advisory_xact_lock_shared(%s)", (lock,))
-        report = await redrive(yard.url, Selection())
+        report = await redrive(payments.url, Selection())
         assert (report.busy, report.redriven) == ((TopicPartition(TOPIC, 0),), 1)
-    report = await redrive(yard.url, Selection())
+    report = await redrive(payments.url, Selection())
     assert (report.busy, report.redriven) == ((), 1)
 
 
-async def test_the_rate_is_kept(yard: Yard) -> None:
+async def test_the_rate_is_kept(payments: PaymentStage) -> None:
     for number in range(30):
-        yard.send(number, "reject")
-    await dead(yard, Trial(brake=FREE), 30)
+        payments.send(number, "reject")
+    await dead(payments, Trial(brake=FREE), 30)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    await redrive(yard.url, Selection(), rate=20)
+    await redrive(payments.url, Selection(), rate=20)
     assert 1.0 < loop.time() - began < 6
 
 
-async def test_resolved_by_hand_a_resend_is_a_duplicate(yard: Yard) -> None:
-    yard.send(1, "reject")
-    await dead(yard, Trial(), 1)
-    report = await resolve(yard.url, Selection(), note="credited by hand", by="bob")
+async def test_resolved_by_hand_a_resend_is_a_duplicate(payments: PaymentStage) -> None:
+    payments.send(1, "reject")
+    await dead(payments, Trial(), 1)
+    report = await resolve(payments.url, Selection(), note="credited by hand", by="bob")
     assert fates(report) == [Fate.RESOLVED]
-    assert (states(yard), yard.outcome(1)) == (["resolved"], 1)
-    (entry,) = json.loads(yard.dead()[0]["history"])
+    assert (states(payments), payments.outcome(1)) == (["resolved"], 1)
+    (entry,) = json.loads(payments.dead()[0]["history"])
     assert (entry["what"], entry["by"], entry["note"]) == ("resolved", "bob", "credited by hand")
-    assert fates(await redrive(yard.url, Selection(ids=[1]))) == [Fate.NOT_DEAD]
+    assert fates(await redrive(payments.url, Selection(ids=[1]))) == [Fate.NOT_DEAD]
 
 
-async def test_discarded_an_id_stays_dead(yard: Yard) -> None:
-    yard.send(1, "reject")
-    await dead(yard, Trial(), 1)
-    assert fates(await discard(yard.url, Selection(ids=[1, 9]), note="a test")) == [Fate.UNKNOWN, Fate.DISCARDED]
-    assert (states(yard), yard.outcome(1)) == (["discarded"], 3)
+async def test_discarded_an_id_stays_dead(payments: PaymentStage) -> None:
+    payments.send(1, "reject")
+    await dead(payments, Trial(), 1)
+    assert fates(await discard(payments.url, Selection(ids=[1, 9]), note="a test")) == [Fate.UNKNOWN, Fate.DISCARDED]
+    assert (states(payments), payments.outcome(1)) == (["discarded"], 3)
 
 
-async def test_groups_of_errors_are_chosen_by_type_and_place(yard: Yard) -> None:
-    yard.send(1, "forever", key=b"a")
-    yard.send(2, "reject", key=b"b")
-    yard.send(3, "forever", key=b"c")
-    await dead(yard, Trial(retry=ONCE), 3)
-    places = {row["message_id"]: row["place"] for row in yard.dead()}
+async def test_groups_of_errors_are_chosen_by_type_and_place(payments: PaymentStage) -> None:
+    payments.send(1, "forever", key=b"a")
+    payments.send(2, "reject", key=b"b")
+    payments.send(3, "forever", key=b"c")
+    await dead(payments, Trial(retry=ONCE), 3)
+    places = {row["message_id"]: row["place"] for row in payments.dead()}
     assert places["p-1"] == places["p-3"] != places["p-2"]
-    assert places["p-1"].startswith("tests/integration/yard.py:")
+    assert places["p-1"].startswith("tests/integration/payments.py:")
     assert places["p-1"].endswith(" in decide")
-    number = next(row["id"] for row in yard.dead() if row["message_id"] == "p-1")
-    report = await redrive(yard.url, Selection(like=number))
+    number = next(row["id"] for row in payments.dead() if row["message_id"] == "p-1")
+    report = await redrive(payments.url, Selection(like=number))
     assert sorted(letter.message_id for letter in report.letters) == ["p-1", "p-3"]
 
 
-async def test_whole_letters_are_exported(yard: Yard) -> None:
-    yard.send(1, "reject", headers=(("raw", b"\xff"),))
-    yard.send(2, value=b"\xff\xfe", key=b"b")
-    await dead(yard, Trial(), 2)
-    letters = [letter async for letter in export(yard.url, Selection())]
+async def test_whole_letters_are_exported(payments: PaymentStage) -> None:
+    payments.send(1, "reject", headers=(("raw", b"\xff"),))
+    payments.send(2, value=b"\xff\xfe", key=b"b")
+    await dead(payments, Trial(), 2)
+    letters = [letter async for letter in export(payments.url, Selection())]
     by_id = {letter["offset"]: letter for letter in letters}
     assert by_id[0]["key"] == "k"
     assert json.loads(by_id[0]["value"])["kind"] == "reject"
     assert ["raw", {"base64": "/w=="}] in by_id[0]["headers"]
     assert by_id[1]["value"] == {"base64": "//4="}
     assert json.loads(json.dumps(letters)) == letters
-    assert [one async for one in export(yard.url, Selection(), states=[State.DISCARDED])] == []
+    assert [one async for one in export(payments.url, Selection(), states=[State.DISCARDED])] == []

@@ -9,15 +9,15 @@ from consumerkit import Ordering, Retry, fixed
 from consumerkit.engine import standstill, topic_watch
 from consumerkit.events import PartitionMoves, PartitionStandsStill, PartitionTaken
 from consumerkit.transports.memory.group import MemoryConsumer
+from tests.integration.payments import TOPIC, PaymentStage, Trial
 from tests.integration.stage import Run
-from tests.integration.yard import TOPIC, Trial, Yard
 from tests.services import PostgresServer
 
 
 @pytest.fixture
-async def yard(postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch) -> Yard:
+async def payments(postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch) -> PaymentStage:
     monkeypatch.setattr(topic_watch, "ASKED_EVERY", 0.2)
-    made = Yard(postgres, database)
+    made = PaymentStage(postgres, database)
     await made.create_tables()
     return made
 
@@ -38,7 +38,7 @@ def findings(run: Run, partition: int) -> list[str]:
     return [one.what for one in run.worker.readiness().findings if f"t[{partition}] stands at" in one.what]
 
 
-async def test_a_client_that_gives_nothing_is_told_of(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_gives_nothing_is_told_of(payments: PaymentStage, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch, silent = MemoryConsumer.fetch, True
 
     async def fetching(self: MemoryConsumer, limit: int, timeout: float) -> Any:
@@ -48,41 +48,43 @@ async def test_a_client_that_gives_nothing_is_told_of(yard: Yard, monkeypatch: p
         return []
 
     monkeypatch.setattr(MemoryConsumer, "fetch", fetching)
-    async with yard.run(Trial()) as run:
+    async with payments.run(Trial()) as run:
         await watch(run, monkeypatch)
-        yard.send(1, partition=1)
+        payments.send(1, partition=1)
         await run.until(lambda: bool(told(run, 1, "nothing is fetched of it")), "it is told of")
         assert {(one.offset, one.end) for one in run.seen(PartitionStandsStill)} == {(0, 1)}
         assert (
             findings(run, 1) == [one for one in findings(run, 1) if "at offset 0, and its log ends at 1" in one] != []
         )
         silent = False
-        await run.until(yard.has(1), "it goes on")
+        await run.until(payments.has(1), "it goes on")
         await run.until(lambda: not findings(run, 1), "that is told, too")
         assert run.seen(PartitionMoves)
 
 
 async def test_what_waits_in_order_behind_a_parked_message_is_told_of(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
+    payments: PaymentStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = Trial(ordering=Ordering.PARTITION, retry=Retry(attempts=9, wait=fixed(3600)))
-    yard.send(0, "forever")
-    yard.send(1, partition=1)
-    async with yard.run(handler) as run:
-        await run.until(yard.holds(1), "it is parked")
+    payments.send(0, "forever")
+    payments.send(1, partition=1)
+    async with payments.run(handler) as run:
+        await run.until(payments.holds(1), "it is parked")
         await watch(run, monkeypatch)
-        yard.send(2)
+        payments.send(2)
         await run.until(lambda: bool(told(run, 0, "behind a parked message")), "what is behind it is told of")
-        await run.until(yard.has(1), "the other partition goes on")
+        await run.until(payments.has(1), "the other partition goes on")
         assert len(findings(run, 0)) == 1
 
 
-async def test_a_partition_that_loses_its_leader_is_told_of(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with yard.run(Trial()) as run:
-        yard.send(1, partition=1)
-        await run.until(yard.has(1), "it is read")
+async def test_a_partition_that_loses_its_leader_is_told_of(
+    payments: PaymentStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with payments.run(Trial()) as run:
+        payments.send(1, partition=1)
+        await run.until(payments.has(1), "it is read")
         await watch(run, monkeypatch)
-        with yard.broker.leaderless(TOPIC, 1):
+        with payments.broker.leaderless(TOPIC, 1):
             await run.until(lambda: bool(told(run, 1, "look for its leader")), "it is told of")
             assert len(findings(run, 1)) == 1
         await run.until(lambda: not findings(run, 1), "that is over")

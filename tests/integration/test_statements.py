@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, event
 
 from consumerkit import Ordering, Retry, fixed
 from consumerkit.events import AttemptFailed, GroupCommitted, PartitionTaken
-from tests.integration.yard import PlainTrial, Trial, Yard
+from tests.integration.payments import PaymentStage, PlainTrial, Trial
 from tests.services import PostgresServer
 
 # Our statements in a group's transaction, whatever its size: begin, claim, and the end's checks.
@@ -30,8 +30,8 @@ PROGRESS = "UPDATE public.consumerkit_partition_progress"
 
 
 @pytest.fixture
-async def yard(postgres: PostgresServer, database: str) -> Yard:
-    made = Yard(postgres, database)
+async def payments(postgres: PostgresServer, database: str) -> PaymentStage:
+    made = PaymentStage(postgres, database)
     await made.create_tables()
     return made
 
@@ -93,12 +93,14 @@ def kind(statement: str) -> str:
 
 @pytest.mark.parametrize("handler", [Trial, PlainTrial])
 @pytest.mark.parametrize("ordering", Ordering)
-async def test_nothing_parked_costs_nothing(yard: Yard, ordering: Ordering, handler: type[Trial | PlainTrial]) -> None:
+async def test_nothing_parked_costs_nothing(
+    payments: PaymentStage, ordering: Ordering, handler: type[Trial | PlainTrial]
+) -> None:
     for number in range(600):
-        yard.send(number, key=b"%d" % (number % 20), partition=number % 2)
+        payments.send(number, key=b"%d" % (number % 20), partition=number % 2)
     with metered() as meter:
-        async with yard.run(handler(ordering=ordering, batch_size=20)) as run:
-            await run.until(lambda: len(yard.effects()) == 600, "all effects")
+        async with payments.run(handler(ordering=ordering, batch_size=20)) as run:
+            await run.until(lambda: len(payments.effects()) == 600, "all effects")
             taken = len(run.seen(PartitionTaken))
             groups = len(run.seen(GroupCommitted))
     assert len(meter.groups) == groups >= 30
@@ -108,14 +110,14 @@ async def test_nothing_parked_costs_nothing(yard: Yard, ordering: Ordering, hand
     assert meter.count(LOT) == sum(LOT in each for one in meter.transactions if one not in meter.groups for each in one)
 
 
-async def test_a_group_has_as_many_statements_however_large_it_is(yard: Yard) -> None:
+async def test_a_group_has_as_many_statements_however_large_it_is(payments: PaymentStage) -> None:
     with metered() as meter:
-        async with yard.run(Trial(batch_size=500, concurrency=1)) as run:
+        async with payments.run(Trial(batch_size=500, concurrency=1)) as run:
             for number in range(500):
-                yard.send(number)
-            await run.until(lambda: len(yard.effects()) == 500, "all effects")
-            yard.send("last")
-            await run.until(yard.has("last"), "a message by itself")
+                payments.send(number)
+            await run.until(lambda: len(payments.effects()) == 500, "all effects")
+            payments.send("last")
+            await run.until(payments.has("last"), "a message by itself")
             sizes = {event.processed for event in run.seen(GroupCommitted)}
     assert 1 in sizes
     assert max(sizes) > 100
@@ -125,14 +127,16 @@ async def test_a_group_has_as_many_statements_however_large_it_is(yard: Yard) ->
     assert max(map(len, kinds)) <= len(GROUP) + 1, set(kinds)
 
 
-async def test_protection_from_killers_costs_at_most_one_statement_in_a_thousand_messages(yard: Yard) -> None:
+async def test_protection_from_killers_costs_at_most_one_statement_in_a_thousand_messages(
+    payments: PaymentStage,
+) -> None:
     total, failing = 5_000, 50
     for number in range(total):
         bad = number % (total // failing) == 7
-        yard.send(number, "fail:1" if bad else "ok", key=b"%d" % (number % 500), partition=number % 2)
+        payments.send(number, "fail:1" if bad else "ok", key=b"%d" % (number % 500), partition=number % 2)
     with metered() as meter:
-        async with yard.run(Trial(retry=Retry(attempts=3, wait=fixed(0.1)))) as run:
-            await run.until(lambda: len(yard.effects()) == total, "all effects")
+        async with payments.run(Trial(retry=Retry(attempts=3, wait=fixed(0.1)))) as run:
+            await run.until(lambda: len(payments.effects()) == total, "all effects")
             retried = {event.message_id for event in run.seen(AttemptFailed)}
             taken = len(run.seen(PartitionTaken))
     assert len(retried) == failing
@@ -150,29 +154,29 @@ def taken_over(meter: Meter) -> int:
     return meter.count(PROGRESS, "owner=", "taken_at=")
 
 
-async def test_after_a_death_only_what_was_in_the_lot_has_its_runs_counted(yard: Yard) -> None:
+async def test_after_a_death_only_what_was_in_the_lot_has_its_runs_counted(payments: PaymentStage) -> None:
     retry = Retry(attempts=9, wait=fixed(0.3))
-    yard.send("old", "fail:3", key=b"old")
-    async with yard.run(Trial(retry=retry)) as run:
-        await run.until(yard.holds(1), "the parking")
+    payments.send("old", "fail:3", key=b"old")
+    async with payments.run(Trial(retry=retry)) as run:
+        await run.until(payments.holds(1), "the parking")
     died = "UPDATE consumerkit_partition_progress SET given_back = false, deaths = 0"
-    yard.execute(died)
+    payments.execute(died)
     with metered() as meter:
-        async with yard.run(Trial(retry=retry)) as run:
-            yard.send("new", "fail:3", key=b"new")
-            await run.until(yard.has("old", "new"), "both effects")
+        async with payments.run(Trial(retry=retry)) as run:
+            payments.send("new", "fail:3", key=b"new")
+            await run.until(payments.has("old", "new"), "both effects")
             made = Counter(event.message_id for event in run.seen(AttemptFailed))
     assert made["p-new"] == 3
     # Each later run of the old one, and none of the new one's.
     assert meter.count(f"UPDATE {LOT}", "deliveries=(") == made["p-old"] + 1
-    yard.check()
+    payments.check()
 
 
-async def test_a_retry_of_a_parked_message_costs_a_known_number_of_statements(yard: Yard) -> None:
+async def test_a_retry_of_a_parked_message_costs_a_known_number_of_statements(payments: PaymentStage) -> None:
     with metered() as meter:
-        async with yard.run(Trial(retry=Retry(attempts=9, wait=fixed(0.3)))) as run:
-            yard.send("bad", "fail:4")
-            await run.until(yard.has("bad"), "its effect")
+        async with payments.run(Trial(retry=Retry(attempts=9, wait=fixed(0.3)))) as run:
+            payments.send("bad", "fail:4")
+            await run.until(payments.has("bad"), "its effect")
             failed = len(run.seen(AttemptFailed))
     assert failed == 4
     assert Counter(tuple(map(doing, one)) for one in meter.groups) == {

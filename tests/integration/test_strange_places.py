@@ -14,12 +14,12 @@ from consumerkit import Context, DeadLetter, Ordering, Reject, Retry, fixed, hea
 from consumerkit.events import MessageDeadLettered, OriginClash
 from consumerkit.message import Headers
 from consumerkit.redrive import Selection, redrive
-from consumerkit.redrive.importing import Fate, ImportReport, import_letters
+from consumerkit.redrive.importing.api import Fate, ImportReport, import_letters
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
 from tests.services import PostgresServer
-from tests.unit.redrive.records import connect, spring
+from tests.unit.dead_letters.records import connect, spring
 
 DLQ, DEAD = "dlq", "dead"
 Named = Callable[[MemoryStage, int, int], Headers]

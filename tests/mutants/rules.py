@@ -272,11 +272,11 @@ MUTANTS = (
     Mutant(
         "S16",
         "a place that a stranger names is ours only below the log's end and the mark",
-        "consumerkit/redrive/importing/placing.py",
+        "consumerkit/redrive/importing/route.py",
         "    if letter.topic_id == home.topic_id and origin.offset < below:\n",
         "    if letter.topic_id == home.topic_id:\n",
         # The rule above would still save the message: two nets, and so a test of this one alone.
-        f"{UNIT}/redrive/test_placing.py"
+        f"{UNIT}/redrive/test_route.py"
         "::test_what_is_not_settled_or_tells_no_topic_id_has_an_origin_of_its_own_in_its_partition",
         "origin:",
     ),

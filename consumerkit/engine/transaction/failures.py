@@ -6,9 +6,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Final
 
-from consumerkit.engine.transaction.delivery import Delivery
-from consumerkit.engine.transaction.error_place import place_of
-from consumerkit.engine.transaction.error_text import (
+from consumerkit.dead_letters.error_text import (
     CAUSES,
     STACK_BYTES,
     TEXT_CHARACTERS,
@@ -20,6 +18,8 @@ from consumerkit.engine.transaction.error_text import (
     recorded_text,
     stack_of,
 )
+from consumerkit.engine.transaction.delivery import Delivery
+from consumerkit.engine.transaction.error_place import place_of
 from consumerkit.engine.transaction.item import Item
 from consumerkit.handlers.context import Publication
 from consumerkit.message import Headers, known_time
@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 _KIND_CHARACTERS: Final = 1000
-"""Characters of an error's class in a header, as `consumerkit.redrive.conventions` reads them."""
+"""Characters of an error's class in a header, as `consumerkit.dead_letters.formats` reads them."""
 MESSAGE_ID_HEADER: Final = "message-id"
 STALE: Final = "Stale"
 # Their texts are consumerkit's own, and say nothing of what a message holds.

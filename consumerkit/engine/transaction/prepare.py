@@ -8,8 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from consumerkit.dead_letters.error_text import KIND_CHARACTERS, TEXT_CHARACTERS, cut
 from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Delivery
-from consumerkit.engine.transaction.error_text import KIND_CHARACTERS, TEXT_CHARACTERS, cut
 from consumerkit.engine.transaction.fresh_context import FreshContexts
 from consumerkit.errors import Unavailable, Undecodable
 from consumerkit.handlers.declaration import SKIP, Declaration

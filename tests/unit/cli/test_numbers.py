@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from consumerkit.cli.letter_options import moment_of, parted
+from consumerkit.cli.dead_letters.options import moment_of, parted
 from consumerkit.cli.main import app
 from consumerkit.cli.numbers import whole
 from consumerkit.cli.positions import _to

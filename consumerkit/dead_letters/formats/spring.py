@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from consumerkit.dead_letters.formats.header_fields import Fields, count, int32, int64, label, own_timestamp, timestamp
+from consumerkit.dead_letters.formats.java_stack import place_in, says_undecodable
+from consumerkit.dead_letters.formats.letter import Letter
 from consumerkit.message import Headers, Message
 from consumerkit.outcome import Reason
-from consumerkit.redrive.conventions.fields import Fields, count, int32, int64, label, own_timestamp, timestamp
-from consumerkit.redrive.conventions.java import place_in, says_undecodable
-from consumerkit.redrive.conventions.letter import Letter
 
 NAME: Final = "spring"
 _DLT: Final = "kafka_dlt-"

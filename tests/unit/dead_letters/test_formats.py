@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumerkit.dead_letters.formats import Convention, Malformed, Origin, Unrecognised, read
+from consumerkit.dead_letters.formats.java_stack import place_in
 from consumerkit.engine.transaction import failures
 from consumerkit.message import LATEST, Headers, Message
 from consumerkit.outcome import Reason
-from consumerkit.redrive.conventions import Convention, Malformed, Origin, Unrecognised, read
-from consumerkit.redrive.conventions.java import place_in
 from consumerkit.storage.dead_letters.letters import DeadMessage
-from tests.unit.redrive.records import JAVA_STACK, connect, record, replaced, spring, without
+from tests.unit.dead_letters.records import JAVA_STACK, connect, record, replaced, spring, without
 
 OWN: Headers = (("message-id", b"pay-1"), ("raw", b"\xff\x00"), ("none", None))
 NOW = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)

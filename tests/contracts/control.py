@@ -10,7 +10,7 @@ from consumerkit.message import Headers, TopicPartition
 from consumerkit.transports.base import Subscription, Transport
 
 
-class Bench(Protocol):
+class BrokerControl(Protocol):
     """A broker and the transport under test."""
 
     transport: Transport

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from consumerkit.message import Headers, Message
-from tests.unit.redrive.records import connect, spring
+from tests.unit.dead_letters.records import connect, spring
 
 OURS: Headers = tuple(
     (f"consumerkit-dlq-{name}", value)

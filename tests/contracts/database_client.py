@@ -18,7 +18,7 @@ T = TypeVar("T")
 WITHIN = 30.0
 
 
-class Party:
+class DatabaseClient:
     """One client: what it is given to do is done in order, in one session.
 
     Args:
@@ -99,14 +99,14 @@ class Venue:
     """A database with our tables, and a way to it.
 
     Args:
-        url: Where it is; from it each party makes an engine of its own.
-        coroutines: Whether parties use the async driver.
+        url: Where it is; from it each client makes an engine of its own.
+        coroutines: Whether clients use the async driver.
     """
 
     def __init__(self, url: URL, *, coroutines: bool) -> None:
         self.url = url
         self.coroutines = coroutines
 
-    def party(self, url: URL | None = None) -> Party:
+    def client(self, url: URL | None = None) -> DatabaseClient:
         """A new client."""
-        return Party(url or self.url, coroutines=self.coroutines)
+        return DatabaseClient(url or self.url, coroutines=self.coroutines)

@@ -13,7 +13,7 @@ from tests.services.offsets import CommittedOffsets
 OURS = "tests"  # by which the server tells the tests' own sessions from the worker's
 
 
-class View:
+class Inspector:
     """Looks at one database and one broker; a context manager, for any thread."""
 
     def __init__(self, dsn: str, bootstrap: str) -> None:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from consumerkit.dead_letters.formats import Letter, Origin
 from consumerkit.message import Message
-from consumerkit.redrive.conventions import Letter, Origin
 from consumerkit.transports.base import TopicInfo
 from consumerkit.transports.memory.log import murmur2
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from consumerkit import Context, Handler, coordinates, header
+from consumerkit.dead_letters.formats import Convention, Malformed, Unrecognised, read
+from consumerkit.dead_letters.formats.header_fields import label, moment, timestamp, topic_id
 from consumerkit.handlers.declaration import Declaration, declare
 from consumerkit.message import Message
-from consumerkit.redrive.conventions import Convention, Malformed, Unrecognised, read
-from consumerkit.redrive.conventions.fields import label, moment, timestamp, topic_id
-from consumerkit.redrive.importing.fates import Fate
-from consumerkit.redrive.importing.screening import Screen
+from consumerkit.redrive.importing.parse import Screen
+from consumerkit.redrive.importing.report import Fate
 from consumerkit.transports.base import TopicInfo
-from tests.unit.redrive.hostile import records
+from tests.unit.dead_letters.hostile import records
 
 TOPICS = {"t": TopicInfo("t", "pRWzGhbSTDGpQ0JcAAAAAA", 4)}
 _SETTINGS: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}

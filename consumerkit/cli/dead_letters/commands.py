@@ -10,10 +10,9 @@ import typer
 from sqlalchemy.orm import Session
 
 from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
-from consumerkit.cli.examples import examples
-from consumerkit.cli.letter_actions import add_actions
-from consumerkit.cli.letter_import import import_
-from consumerkit.cli.letter_options import (
+from consumerkit.cli.dead_letters.actions import add_actions
+from consumerkit.cli.dead_letters.importing import import_
+from consumerkit.cli.dead_letters.options import (
     HandlerOption,
     JsonLinesOption,
     LikeOption,
@@ -24,6 +23,7 @@ from consumerkit.cli.letter_options import (
     selected,
     states,
 )
+from consumerkit.cli.examples import examples
 from consumerkit.cli.numbers import LimitOption, storable
 from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
 from consumerkit.cli.stack import print_stack

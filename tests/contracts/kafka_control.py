@@ -23,7 +23,7 @@ from tests.services.offsets import CommittedOffsets
 _PLACEHOLDER = "header-name"
 
 
-class KafkaBench:
+class KafkaControl:
     """A broker and a transport.
 
     Args:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from consumerkit.dead_letters.formats.header_fields import Fields, decimal, label, own_timestamp
+from consumerkit.dead_letters.formats.java_stack import place_in, says_undecodable
+from consumerkit.dead_letters.formats.letter import Letter, Origin
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.redrive.conventions.fields import Fields, decimal, label, own_timestamp
-from consumerkit.redrive.conventions.java import place_in, says_undecodable
-from consumerkit.redrive.conventions.letter import Letter, Origin
 
 NAME: Final = "connect"
 PREFIX: Final = "__connect.errors."

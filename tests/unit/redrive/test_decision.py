@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.redrive.fate import Fate, fate, identified
+from consumerkit.redrive.decision import Fate, fate, identified
 from consumerkit.storage.dialects import Kept
 from consumerkit.storage.parking.parked import Kind
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from consumerkit.cli import target as targets
-from consumerkit.cli.letter_import import imported, print_report
+from consumerkit.cli.dead_letters.importing import imported, print_report
 from consumerkit.cli.output import say
 from consumerkit.errors import ConfigurationError
 from consumerkit.redaction.plain_words import shown_word

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from consumerkit.dead_letters import formats as conventions
+from consumerkit.dead_letters.formats import Convention, Letter, Malformed, Unrecognised
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.delivery import Decided, Delivery
 from consumerkit.engine.transaction.failures import STACK_BYTES, TEXT_CHARACTERS
@@ -15,11 +17,9 @@ from consumerkit.handlers.declaration import Declaration
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.redaction.text import redact
-from consumerkit.redrive import conventions
-from consumerkit.redrive.conventions import Convention, Letter, Malformed, Unrecognised
-from consumerkit.redrive.importing.entering import Candidate
-from consumerkit.redrive.importing.fates import Fate, Line, place_of
-from consumerkit.redrive.importing.placing import Placed, Settled, Unplaced, placed
+from consumerkit.redrive.importing.insert import Candidate
+from consumerkit.redrive.importing.report import Fate, Line, place_of
+from consumerkit.redrive.importing.route import Placed, Settled, Unplaced, placed
 from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.transports.base import TopicInfo
 

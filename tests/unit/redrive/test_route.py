@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from consumerkit.dead_letters.formats import Letter, Origin, read
 from consumerkit.message import Message
-from consumerkit.redrive.conventions import Letter, Origin, read
-from consumerkit.redrive.importing.placing import Unplaced, placed
+from consumerkit.redrive.importing.route import Unplaced, placed
 from consumerkit.transports.base import TopicInfo
 from consumerkit.transports.memory import MemoryBroker
-from tests.unit.redrive.records import record, spring
+from tests.unit.dead_letters.records import record, spring
 
 TOPICS = {"payments": TopicInfo("payments", "payments-id", 4), "refunds": TopicInfo("refunds", "refunds-id", 8)}
 RECORD = record(*spring())

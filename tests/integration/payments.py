@@ -115,7 +115,7 @@ class BatchTrial(_Trial, BatchHandler[Payment]):
             self.decide(one.event.kind, one.message_id, one.attempt)
 
 
-class Yard:
+class PaymentStage:
     """A broker in memory with a topic and its dead letters' topic, and a PostgreSQL database with all tables."""
 
     def __init__(self, postgres: PostgresServer, database: str, partitions: int = 2) -> None:

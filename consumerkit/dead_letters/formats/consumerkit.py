@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from typing import Final
 
+from consumerkit.dead_letters.formats.header_fields import (
+    Fields,
+    count,
+    decimal,
+    label,
+    moment,
+    text,
+    timestamp,
+    topic_id,
+)
+from consumerkit.dead_letters.formats.letter import Letter, Malformed, Origin
 from consumerkit.message import Headers, Message
 from consumerkit.outcome import Reason
-from consumerkit.redrive.conventions.fields import Fields, count, decimal, label, moment, text, timestamp, topic_id
-from consumerkit.redrive.conventions.letter import Letter, Malformed, Origin
 
 NAME: Final = "consumerkit"
 PREFIX: Final = "consumerkit-dlq-"

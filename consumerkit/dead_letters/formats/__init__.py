@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final
 
+from consumerkit.dead_letters.formats import consumerkit as ours
+from consumerkit.dead_letters.formats import kafka_connect as connect
+from consumerkit.dead_letters.formats import spring
+from consumerkit.dead_letters.formats.letter import Letter, Malformed, Origin
 from consumerkit.message import Message
-from consumerkit.redrive.conventions import connect, ours, spring
-from consumerkit.redrive.conventions.letter import Letter, Malformed, Origin
 
 __all__ = ["Convention", "Letter", "Malformed", "Origin", "Unrecognised", "conventions_of", "read"]
 

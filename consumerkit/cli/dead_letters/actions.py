@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, opened, place
-from consumerkit.cli.examples import LETTER_ACTIONS, examples
-from consumerkit.cli.letter_import import AsTopicOption, ConventionOption
-from consumerkit.cli.letter_options import (
+from consumerkit.cli.dead_letters.from_topic import FromTopicOption, redrive_topic
+from consumerkit.cli.dead_letters.importing import AsTopicOption, ConventionOption
+from consumerkit.cli.dead_letters.options import (
     AllOption,
     ByOption,
     DryRunOption,
@@ -33,7 +33,7 @@ from consumerkit.cli.letter_options import (
     selected,
     states,
 )
-from consumerkit.cli.letter_topic import FromTopicOption, redrive_topic
+from consumerkit.cli.examples import LETTER_ACTIONS, examples
 from consumerkit.cli.numbers import storable
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.errors import ConfigurationError

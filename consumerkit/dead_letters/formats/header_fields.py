@@ -7,9 +7,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeVar
 
+from consumerkit.dead_letters.formats.letter import Malformed, Origin
 from consumerkit.message import Headers, Message, is_topic_name, known_time
 from consumerkit.observability.printable import is_printable
-from consumerkit.redrive.conventions.letter import Malformed, Origin
 
 T = TypeVar("T")
 Read = Callable[[bytes], int]

@@ -19,10 +19,10 @@ from consumerkit.cli.database import in_one_line
 from consumerkit.cli.numbers import HIGHEST_PARTITION, storable, whole
 from consumerkit.cli.output import print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
+from consumerkit.dead_letters.formats import Convention
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.redaction.plain_words import shown_word
-from consumerkit.redrive.conventions import Convention
-from consumerkit.redrive.importing import Fate, ImportProgress, ImportReport, Line, Watch, import_letters
+from consumerkit.redrive.importing.api import Fate, ImportProgress, ImportReport, Line, Watch, import_letters
 
 HandlerOption = Annotated[
     str,

@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeVar
 from sqlalchemy import Connection, and_, or_, select
 
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.redrive.importing.fates import Fate
-from consumerkit.redrive.importing.placing import Place
+from consumerkit.redrive.importing.report import Fate
+from consumerkit.redrive.importing.route import Place
 from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.dead_letters.letters import DeadMessage, beside, identified, known
 from consumerkit.storage.dialects import Claim, Kept
@@ -37,7 +37,7 @@ class Candidate:
 
     Attributes:
         dead: Its row.
-        place: What makes it unique among the handler's letters; see `consumerkit.redrive.importing.placing`.
+        place: What makes it unique among the handler's letters; see `consumerkit.redrive.importing.route`.
         others: Further places at which the same letter may be.
         first_fingerprint: Its fingerprint in the first version; None where the row's own is.
     """

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from consumerkit.dead_letters.formats import Origin
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
-from consumerkit.redrive.conventions import Origin
 
 
 class Fate(StrEnum):

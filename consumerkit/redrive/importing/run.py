@@ -17,9 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from consumerkit.engine.transaction import failures
-from consumerkit.redrive.importing.entering import Entry, LedgerMoved, Register
-from consumerkit.redrive.importing.fates import Fate, ImportReport, Placement
-from consumerkit.redrive.importing.screening import Screen, Screened
+from consumerkit.redrive.importing.insert import Entry, LedgerMoved, Register
+from consumerkit.redrive.importing.parse import Screen, Screened
+from consumerkit.redrive.importing.report import Fate, ImportReport, Placement
 from consumerkit.storage import audit as actions
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Limits
