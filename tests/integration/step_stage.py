@@ -22,11 +22,12 @@ from consumerkit import (
     header,
     step,
 )
+from consumerkit.events import StepAwaited
 from consumerkit.handlers.declaration import declare
 from consumerkit.steps.arguments import fingerprint
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.tables import DEFAULT_TABLES
-from tests.integration.memory_stage import TOPIC, MemoryStage, line
+from tests.integration.memory_stage import TOPIC, Line, MemoryStage, line
 from tests.integration.stage import Run
 
 STEPS: Final = DEFAULT_TABLES.message_steps
@@ -174,6 +175,19 @@ async def begun_elsewhere(stage: MemoryStage, handler: Any, number: int, value: 
 async def rows(stage: MemoryStage, table: Table = STEPS) -> list[Any]:
     """The rows of a table of ours: the record of steps."""
     return await stage.database.run(lambda s: list(s.execute(select(table))))
+
+
+async def until_done(stage: MemoryStage, run: Run, count: int) -> list[Line]:
+    """Wait for so many lines, as long as no message waits for a step that seems to be under way elsewhere."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 120
+    while len(found := await stage.lines()) < count:
+        if run.task.done():
+            run.task.result()
+        assert not (told := run.seen(StepAwaited)), told
+        assert loop.time() < end, f"{len(found)} lines of {count}; last events: {run.events[-5:]}"
+        await asyncio.sleep(0.02)
+    return found
 
 
 async def until(stage: MemoryStage, run: Run, table: Table, holds: Callable[[list[Any]], bool]) -> list[Any]:

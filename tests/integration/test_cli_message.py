@@ -1,13 +1,15 @@
 """`consumerkit message status` on real databases."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, update
+from sqlalchemy import create_engine, insert, update
 from sqlalchemy.orm import Session
 
 from consumerkit import Outcome, Reason, coordinates, header
+from consumerkit.cli.output import moment
 from consumerkit.handlers.message_id import possible_digests, topic_scope
 from consumerkit.message import Message
 from consumerkit.storage import consumers
@@ -24,6 +26,11 @@ from tests.integration.test_cli_database import command, url
 __all__ = ["command", "url"]
 
 RECORD = Message("payments", 1, 7, b"alice", b"secret", (), 0, "T1")
+AT = datetime(2026, 11, 24, 8, 0, 0, tzinfo=UTC)
+STEPS = [
+    f"step         charge: done {moment(AT.replace(second=5))}, begun 2 times",
+    f"step         mail: started {moment(AT)}, in doubt from {moment(AT.replace(minute=1))}, begun 1 time",
+]
 
 
 @pytest.fixture
@@ -66,6 +73,14 @@ def _fill(session: Session) -> None:
             message=record, digest=ids[name], message_id=name, reason=reason, error_type="shop.Refused", error="secret"
         )
         dead_letters.add(connection, DEFAULT_TABLES, credit, [letter])
+    steps = [
+        {"step": "charge", "state": "done", "calls": 2, "ended_at": AT.replace(second=5)},
+        {"step": "mail", "state": "started", "calls": 1, "ended_at": None},
+    ]
+    for step in steps:
+        about = {"consumer": credit, "digest": ids["p-3"], "owner": b"o" * 16, "arguments": b"a" * 16}
+        times = {"started_at": AT, "deadline_at": AT.replace(minute=1)}
+        connection.execute(insert(DEFAULT_TABLES.message_steps).values(**about, **times, **step))
 
 
 def test_each_state_is_told_in_words_and_without_a_payload(filled: str, command: CommandLine) -> None:
@@ -87,9 +102,17 @@ def test_each_state_is_told_in_words_and_without_a_payload(filled: str, command:
     assert parked[3].startswith("next attempt 20")
     assert (dead[0], dead[2:]) == (
         "credit, p-3: dead",
-        ["reason       exhausted", "error        shop.Refused", "attempts     0", "dead letter  1, dead"],
+        ["reason       exhausted", "error        shop.Refused", "attempts     0", "dead letter  1, dead", *STEPS],
     )
     assert not any("secret" in answer.out for answer in answers.values())
+    shown = command("dead-letters", "show", "1", "--database", filled)
+    assert shown.code == 0, shown.err
+    assert [line for line in shown.out.splitlines() if line.startswith("step ")] == STEPS
+    told = json.loads(command("dead-letters", "show", "1", "--database", filled, "--json").out)
+    assert [(one["step"], one["state"], one["calls"]) for one in told["steps"]] == [
+        ("charge", "done", 2),
+        ("mail", "started", 1),
+    ]
 
 
 def test_the_result_is_shown_when_it_is_asked_for(filled: str, command: CommandLine) -> None:

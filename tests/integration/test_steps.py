@@ -1,14 +1,14 @@
 """Steps: effects outside the database are done once, whatever becomes of the transaction."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, update
+from sqlalchemy import create_engine, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -19,6 +19,7 @@ from consumerkit import (
     Defer,
     Effects,
     IdempotencyKey,
+    PlainEffects,
     Retry,
     fixed,
     message_status,
@@ -47,6 +48,7 @@ from tests.integration.step_stage import (
     begun_elsewhere,
     rows,
     until,
+    until_done,
 )
 from tests.services import PostgresServer
 
@@ -96,7 +98,7 @@ async def test_a_rollback_does_not_call_again(stage: MemoryStage, provider: Prov
             raise RuntimeError("as asked")
 
     async with stage.run(kind(provider, in_handle=fails)) as run:
-        lines = await stage.until_written(run, 20)
+        lines = await until_done(stage, run, 20)
     assert sorted(one.message_id for one in lines) == sorted(f"charge of {value}" for value in values)
     assert len(failed) > 2
     assert sorted(provider.charges()) == sorted(values)
@@ -113,7 +115,7 @@ async def test_another_worker_does_not_call_again(stage: MemoryStage, provider: 
     async with stage.run(kind(provider, in_handle=defers)) as run:
         await until(stage, run, LOT, lambda found: len(found) == 5)
     async with stage.run(kind(provider)) as run:
-        await stage.until_written(run, 5)
+        await until_done(stage, run, 5)
         assert sum(one.reused for one in run.seen(StepsRun)) >= 5
         # A copy of what is processed is not prepared at all.
         stage.append(0, value=b"v0", partition=0, key=None)
@@ -170,7 +172,7 @@ async def test_a_step_in_doubt(
             assert "step 'charge' may have happened" in letter.error
             assert key in letter.error
         else:
-            await stage.until_written(run, 1)
+            await until_done(stage, run, 1)
         assert not run.seen(AttemptFailed) or kind is Refusing
         [told] = run.seen(StepDoubted)
         assert told.then == {Refusing: "dead-lettered", Asking: "asked"}.get(kind, "called again")
@@ -187,7 +189,7 @@ async def test_a_redrive_calls_a_step_in_doubt(stage: MemoryStage, provider: Pro
     async with stage.run(Refusing(provider)) as run:
         await until(stage, run, LETTERS, lambda found: len(found) == 1)
         await redrive(stage.url, Selection(), by="ann")
-        await stage.until_written(run, 1)
+        await until_done(stage, run, 1)
     assert provider.keys == [key]
 
 
@@ -207,7 +209,7 @@ async def test_errors_of_a_step_meet_retry(stage: MemoryStage, provider: Provide
         if failures == 3:
             letters = await until(stage, run, LETTERS, lambda found: len(found) == 2)
             assert {(one.reason, one.attempts) for one in letters} == {("exhausted", 3)}
-        lines = await stage.until_written(run, 8 if failures == 3 else 10)
+        lines = await until_done(stage, run, 8 if failures == 3 else 10)
         attempts = sorted((one.message_id, one.attempt) for one in run.seen(AttemptFailed))
     assert attempts == [(number, attempt) for number in "27" for attempt in range(1, failures + 1)]
     assert sorted(failed) == ["v2"] * failures + ["v7"] * failures
@@ -223,7 +225,7 @@ async def test_what_the_other_side_has_done_before(stage: MemoryStage, provider:
     provider.before = repeated
     send(stage, 1)
     async with stage.run(kind(provider)) as run:
-        [line] = await stage.until_written(run, 1)
+        [line] = await until_done(stage, run, 1)
     assert line.message_id == "the first charge"
 
 
@@ -243,7 +245,7 @@ async def test_trouble_of_our_database_is_no_attempt(
     monkeypatch.setattr(StepRows, where, troubled)
     values = send(stage, 4)
     async with stage.run(kind(provider)) as run:
-        await stage.until_written(run, 4)
+        await until_done(stage, run, 4)
         assert run.seen(Trouble)
         assert not run.seen(AttemptFailed)
     assert len(raised) == 2
@@ -265,7 +267,7 @@ async def test_an_old_result_is_not_written_over_a_newer_one(
     provider.after = overtaken
     send(stage, 1)
     async with stage.run(kind(provider)) as run:
-        [line] = await stage.until_written(run, 1)
+        [line] = await until_done(stage, run, 1)
         assert not run.seen(AttemptFailed)
     assert line.message_id == "the newer one"
     assert provider.count("v0") == 1
@@ -299,7 +301,7 @@ async def test_a_fenced_worker_writes_nothing(stage: MemoryStage, provider: Prov
 
     send(stage, 1)
     async with stage.run(Late(provider)) as run:
-        await stage.until_written(run, 1)
+        await until_done(stage, run, 1)
         assert not run.seen(AttemptFailed)
     assert refused == ["Fenced", "" if when == "before the start" else "started"]
     # Whether the call was of any effect nobody could tell then, so it was made again, with its key.
@@ -343,13 +345,13 @@ async def test_the_starts_of_a_batch_are_one_transaction(
             return "charged"
 
     async with stage.run(Counting(provider, concurrency=1)) as run:
-        await stage.until_written(run, 30)
+        await until_done(stage, run, 30)
         first, begun[:], under_way[:] = max(begun), [], []
     assert first == 30
     for number in range(30, 60):
         stage.append(number, key=None, partition=0)
     async with stage.run(Counting(provider, concurrency=1, step_concurrency=4)) as run:
-        await stage.until_written(run, 60)
+        await until_done(stage, run, 60)
     assert max(under_way) == 4
 
 
@@ -363,7 +365,7 @@ async def test_steps_of_one_key_follow_one_another(stage: MemoryStage, provider:
 
     provider.before = fails
     async with stage.run(kind(provider, retry=Retry(attempts=9, wait=fixed(0.01)))) as run:
-        await stage.until_written(run, 6)
+        await until_done(stage, run, 6)
     assert provider.charges() == ["v0", "v1", "v2", "v3", "v4", "v5"]
 
 
@@ -402,7 +404,7 @@ async def test_a_step_within_handle(stage: MemoryStage, provider: Provider) -> N
         assert provider.charges() == []
         return
     async with stage.run(Inside(provider)) as run:
-        await stage.until_written(run, 3)
+        await until_done(stage, run, 3)
     assert sorted(provider.charges()) == values
     assert handled.count(b"v1") == 3
 
@@ -421,11 +423,106 @@ async def test_a_refusal_of_ours_cannot_be_passed_over(stage: MemoryStage, provi
     assert not await stage.lines()
 
 
+async def test_a_call_is_cut_off_at_its_deadline_and_is_in_doubt(stage: MemoryStage, provider: Provider) -> None:
+    class Slow(Charging):
+        @step(deadline=0.05)
+        async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+            charged = self.provider.charge(key, value)
+            if len(self.provider.keys) == 1:
+                await asyncio.Event().wait()
+            return charged  # without a wait, it cannot be cut off
+
+    send(stage, 1)
+    async with stage.run(Slow(provider)) as run:
+        await stage.until_written(run, 1)
+        [failed] = run.seen(AttemptFailed)
+        assert "TimeoutError" in failed.error
+        assert [one.then for one in run.seen(StepDoubted)] == ["called again"]
+    assert len(provider.keys) == 2
+    assert len(set(provider.keys)) == 1
+    assert [(row.state, row.calls) for row in await rows(stage)] == [("done", 2)]
+
+
+class Alive(Charging):
+    """Says that it is alive, after `passes` was called."""
+
+    passes: Callable[[], None]
+
+    @step(deadline=30)
+    async def charge(self, key: IdempotencyKey, value: bytes, effects: Effects) -> str:  # type: ignore[override]
+        await asyncio.to_thread(self.passes)
+        calls: Any = effects._calls
+        limit = calls._running["charge"][1]
+        before = limit.when()
+        await effects.alive()
+        assert limit.when() > before
+        return self.provider.charge(key, value)
+
+    async def prepare(self, event: bytes, effects: Effects) -> None:
+        await effects.run(self.charge, event, effects)
+
+
+class PlainAlive(PlainCharging):
+    """The same in threads."""
+
+    passes: Callable[[], None]
+
+    @step(deadline=30)
+    def charge(self, key: IdempotencyKey, value: bytes, effects: PlainEffects) -> str:  # type: ignore[override]
+        self.passes()
+        effects.alive()
+        return self.provider.charge(key, value)
+
+    def prepare(self, event: bytes, effects: PlainEffects) -> None:
+        effects.run(self.charge, event, effects)
+
+
+@pytest.mark.parametrize("taken_over", [False, True], ids=["ours", "taken over"])
+@pytest.mark.parametrize("kind", [Alive, PlainAlive])
+async def test_the_deadline_of_a_step_that_is_alive_counts_from_then(
+    stage: MemoryStage, provider: Provider, kind: type[Alive] | type[PlainAlive], taken_over: bool
+) -> None:
+    passed: list[bool] = []
+    late: list[float] = []
+
+    def ask(work: Callable[[Session], Any]) -> None:
+        engine = create_engine(stage.url.replace("postgresql://", "postgresql+psycopg://"))
+        with Session(engine) as session, session.begin():
+            work(session)
+        engine.dispose()
+
+    def passes() -> None:
+        """Have its deadline be over, and, where that is asked for, another worker begin it again."""
+        over: dict[str, Any] = {"deadline_at": datetime(2020, 1, 1, tzinfo=UTC)}
+        if taken_over and not passed:
+            over["owner"] = b"n" * 16
+        passed.append(True)
+        ask(lambda session: session.execute(update(STEPS).values(**over)))
+
+    def look(session: Session) -> None:
+        dialect = dialect_for(session.connection().dialect.name, DEFAULT_TABLES)
+        late.extend(float(one) for one in session.scalars(select(dialect.seconds_since(STEPS.c.deadline_at))))
+
+    provider.after = lambda _: ask(look)
+    send(stage, 1)
+    async with stage.run(kind(provider, passes=passes)) as run:
+        if taken_over:
+            [parked] = await until(stage, run, LOT, lambda found: len(found) == 1)
+            assert (parked.attempts, parked.error_type) == (0, "consumerkit.errors.StepUnderWay")
+            assert "step 'charge' took too long, and somebody else has begun it since" in parked.error
+        await stage.until_written(run, 1)
+        assert not run.seen(AttemptFailed)
+    assert provider.count("v0") == 1
+    assert len(passed) == (2 if taken_over else 1)
+    assert all(one < 0 for one in late)
+    assert len(late) == 1
+
+
 async def test_status_lists_steps_and_retention_forgets_them(stage: MemoryStage, provider: Provider) -> None:
     await begun_elsewhere(stage, Charging(provider), 7, b"v7", seconds=-1)  # of a message that never comes
     send(stage, 1)
     async with stage.run(Charging(provider)) as run:
-        await stage.until_written(run, 1)
+        await until_done(stage, run, 1)
         status = await stage.database.run(lambda s: message_status(s, run.worker.declarations[0].handler, "0"))
     assert [(one.step, one.state, one.calls) for one in status.steps] == [("charge", "done", 1)]
     assert status.steps[0].ended_at is not None

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from consumerkit import ConfigurationError, Context, DeadLetter, Handler, StartE
 from consumerkit.transports.memory import Memory
 from consumerkit.worker import Worker
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
+from tests.integration.step_stage import Charging, Provider
 from tests.services import PostgresServer
 
 
@@ -227,6 +229,16 @@ async def test_a_pool_in_which_something_would_wait_for_ever(place: MemoryStage,
     assert line == (
         "database: this worker may need 5 connections at once (lanes + 3), and the engine's pool gives "
         f"{size + overflow}; make it with pool_size=5, or lower concurrency"
+    )
+    await engine.dispose()
+
+
+async def test_a_lane_with_steps_needs_a_second_connection(place: MemoryStage, tmp_path: Path) -> None:
+    engine = create_async_engine(place.url, pool_size=6, max_overflow=0)
+    line = await refusal(place.make(Charging(Provider(tmp_path / "charges"), concurrency=2), database=engine))
+    assert line == (
+        "database: this worker may need 7 connections at once (lanes + 3, a lane with steps counts twice), and the "
+        "engine's pool gives 6; make it with pool_size=7, or lower concurrency"
     )
     await engine.dispose()
 

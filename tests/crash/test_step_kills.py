@@ -1,0 +1,133 @@
+"""A process that is killed around the call of a step: what the next one does is what the step declares."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import update
+
+from consumerkit.events import StepAwaited, StepDoubted
+from tests.crash.steps_app import KINDS, Settings, log
+from tests.integration.memory_stage import MemoryStage
+from tests.integration.step_stage import LETTERS, LOT, STEPS, Provider, rows, until
+from tests.services import PostgresServer
+
+pytestmark = pytest.mark.crash
+
+
+class Killed(NamedTuple):
+    """A kill, and what it leaves to the next process.
+
+    Attributes:
+        at: The failpoint.
+        kind: The handler.
+        charged: How often the provider was called before the kill.
+        again: How often it is called after it.
+        then: What is told of the step in doubt; nothing where its result was kept.
+        dead: Whether the message is given up.
+    """
+
+    at: str
+    kind: str
+    charged: int
+    again: int
+    then: str = ""
+    dead: bool = False
+
+
+SHORT = Killed("step_called", "Asking", 1, 0, "asked")
+MATRIX = [
+    Killed("step_started", "Charging", 0, 1, "called again"),
+    Killed("step_started", "PlainCharging", 0, 1, "called again"),
+    Killed("step_started", "Asking", 0, 1, "asked"),
+    Killed("step_started", "Refusing", 0, 0, "dead-lettered", dead=True),
+    # The other side tells the repetition by its key.
+    Killed("step_called", "Charging", 1, 1, "called again"),
+    Killed("step_called", "PlainCharging", 1, 1, "called again"),
+    Killed("step_called", "Refusing", 1, 0, "dead-lettered", dead=True),
+    *(Killed("step_done", kind, 1, 0) for kind in KINDS),
+]
+
+
+def _id(value: object) -> str:
+    return f"{value.at}-{value.kind}" if isinstance(value, Killed) else str(value)
+
+
+@pytest.mark.parametrize(
+    "server, killed",
+    [
+        pytest.param("postgresql", SHORT),
+        *(pytest.param("postgresql", one, marks=pytest.mark.matrix) for one in MATRIX),
+        *(pytest.param("sqlite", one, marks=pytest.mark.matrix) for one in (SHORT, *MATRIX)),
+    ],
+    ids=_id,
+)
+async def test_a_step_whose_process_is_killed(
+    server: str, killed: Killed, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if server == "sqlite":
+        url = f"sqlite:///{tmp_path / 'steps.db'}"
+    else:
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        url = postgres.url(request.getfixturevalue("database"))
+    stage = MemoryStage(url, partitions=2)
+    await stage.create_tables()
+    try:
+        await _survive(stage, killed, Provider(tmp_path / "charges"), tmp_path / "fired")
+    finally:
+        await stage.close()
+
+
+async def _survive(stage: MemoryStage, killed: Killed, provider: Provider, fired: Path) -> None:
+    await asyncio.to_thread(
+        run_until_killed,
+        {"database": stage.url, "charges": str(provider.path), "kind": killed.kind, "values": ["v0"]},
+        killed.at,
+        fired,
+    )
+    assert provider.count("v0") == killed.charged
+    log(stage.broker, ["v0"])
+    handler: Any = KINDS[killed.kind](provider)
+    async with stage.run(handler) as run:
+        if killed.then:
+            # Before its deadline nothing tells whether the call is still under way.
+            await until(stage, run, LOT, lambda found: len(found) == 1)
+            assert run.seen(StepAwaited)
+            assert provider.count("v0") == killed.charged
+            await stage.database.run(lambda s: s.execute(update(STEPS).values(deadline_at=STEPS.c.started_at)))
+            await stage.database.run(lambda s: s.execute(update(LOT).values(due_at=LOT.c.parked_at)))
+        if killed.dead:
+            await until(stage, run, LETTERS, lambda found: len(found) == 1)
+        else:
+            await stage.until_written(run, 1)
+        assert [one.then for one in run.seen(StepDoubted)] == [killed.then] * bool(killed.then)
+    assert provider.count("v0") == killed.charged + killed.again
+    assert len(await stage.lines()) == (0 if killed.dead else 1)
+    assert len({row.state for row in await rows(stage)}) == 1
+    keys = {line.split()[1] for line in provider.path.read_text().splitlines()} if provider.path.exists() else set()
+    assert len(keys) <= 1  # the other side can tell a repetition
+
+
+def run_until_killed(settings: Settings, failpoint: str, fired: Path) -> None:
+    """Run the worker until a failpoint kills it."""
+    environment = {
+        **os.environ,
+        "CONSUMERKIT_FAILPOINT": f"{failpoint}:kill",
+        "CONSUMERKIT_FAILPOINT_LOG": str(fired),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.crash.steps_app", json.dumps(settings)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert fired.read_text().split()[:2] == [failpoint, "kill"]
