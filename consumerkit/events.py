@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Final, NamedTuple
 
 from consumerkit.message import TopicPartition
 from consumerkit.outcome import Reason
@@ -202,6 +203,27 @@ class FenceAwaited(Event):
     seconds: float
 
 
+class Stages(NamedTuple):
+    """How many seconds each stage of a transaction took.
+
+    Attributes:
+        begin: From its turn to the answer of BEGIN and the fence: waiting for a connection and for SQLite's turn, too.
+        claim: The claims on its message IDs.
+        handle: `prefetch`, and the handler's calls with all that they wait for.
+        write: The flush, and what is stored beside the handler's changes.
+        commit: COMMIT.
+    """
+
+    begin: float = 0.0
+    claim: float = 0.0
+    handle: float = 0.0
+    write: float = 0.0
+    commit: float = 0.0
+
+
+NO_STAGES: Final = Stages()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupCommitted(Event):
     """One transaction is durable.
@@ -211,22 +233,29 @@ class GroupCommitted(Event):
         processed: Messages whose handler's changes are in it.
         duplicates: Messages skipped, since their ID had been processed before.
         duplicates_of_dead: Messages skipped, since their ID had been dead-lettered before.
+        redelivered: Those of both that may be the first message, read again by the partition's next owner; the others
+            were sent more than once.
+        duplicate_ages: For each of both, how many seconds before it the first message got its outcome.
         dead: Messages it dead-lettered.
         parked: Messages it parked, or parked for longer.
         fallback_ids: Messages whose ID came from a fallback source.
         unreadable_times: Messages in which `event_time` read no moment, or one far in the future; such run.
-        seconds: From BEGIN to COMMIT's answer.
+        seconds: From BEGIN to COMMIT's answer, with the wait for a connection.
+        stages: The same by stage.
     """
 
     lane: int
     processed: int
     duplicates: int = 0
     duplicates_of_dead: int = 0
+    redelivered: int = 0
+    duplicate_ages: tuple[float, ...] = ()
     dead: int = 0
     parked: int = 0
     fallback_ids: int = 0
     unreadable_times: int = 0
     seconds: float = 0.0
+    stages: Stages = NO_STAGES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

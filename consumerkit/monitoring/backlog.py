@@ -1,17 +1,20 @@
-"""What waits in the database: measured now and then, since no event tells of what other processes parked."""
+"""What waits, in the database and in the topics: measured now and then, since no event tells of other processes."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Float, cast, func, select
 from sqlalchemy.orm import Session
 
 from consumerkit.concurrency import wait_until_set
+from consumerkit.message import TopicPartition
+from consumerkit.monitoring.lag import Ends, Lag, Marks, surveyed
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.parking.parked import Kind
@@ -28,15 +31,45 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HandlerBacklog:
-    """What waits for one handler; ages in seconds, on the database's clock, 0 where nothing waits."""
+    """What waits for one handler; ages in seconds, 0 where nothing waits.
+
+    Attributes:
+        handler: Its name.
+        parked: Messages that wait for their next attempt, or behind one that does.
+        parked_due: Those of them that are due.
+        parked_oldest_seconds: For how long the oldest of them is parked.
+        parked_due_oldest_seconds: For how long the one is due that was due first.
+        keys_held: Keys that wait for a decision on a dead letter.
+        keys_held_oldest_seconds: For how long the first of them waits.
+        dead_undecided: Dead letters that wait for a decision.
+        dead_oldest_seconds: For how long the oldest of these waits.
+        lag: What is in the topics and not processed.
+        lag_oldest_seconds: For how long the first of that is there, as far as this process has seen.
+        marks: The handler's positions.
+    """
 
     handler: str
     parked: int = 0
     parked_due: int = 0
     parked_oldest_seconds: float = 0.0
+    parked_due_oldest_seconds: float = 0.0
     keys_held: int = 0
+    keys_held_oldest_seconds: float = 0.0
     dead_undecided: int = 0
     dead_oldest_seconds: float = 0.0
+    lag: int = 0
+    lag_oldest_seconds: float = 0.0
+    marks: Marks = field(default_factory=dict, repr=False)
+
+    @property
+    def work_left(self) -> int:
+        """What is to be done, as one number: the lag, what is due of what is parked, and the keys that are held."""
+        return self.lag + self.parked_due + self.keys_held
+
+    @property
+    def work_left_oldest_seconds(self) -> float:
+        """For how long the oldest of that waits."""
+        return max(self.lag_oldest_seconds, self.parked_due_oldest_seconds, self.keys_held_oldest_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +108,9 @@ def measure(session: Session, tables: Tables, names: Sequence[str]) -> Backlog:
                 func.count().filter(message).label("messages"),
                 func.count().filter(message, parked.due_at <= dialect.in_seconds(0.0)).label("due"),
                 age(func.min(parked.parked_at).filter(message)).label("oldest"),
+                age(func.min(parked.due_at).filter(message, parked.due_at <= dialect.in_seconds(0.0))).label("overdue"),
                 func.count().filter(~message).label("held"),
+                age(func.min(parked.parked_at).filter(~message)).label("held_for"),
             )
             .where(parked.consumer.in_(numbers))
             .group_by(parked.consumer)
@@ -89,32 +124,84 @@ def measure(session: Session, tables: Tables, names: Sequence[str]) -> Backlog:
             .group_by(dead.consumer)
         )
     }
-    handlers = [_handler(name, lot.get(number), letters.get(number)) for number, name in numbers.items()]
+    marks = _marks(session, tables, numbers)
+    handlers = [_handler(name, lot.get(number), letters.get(number), marks[number]) for number, name in numbers.items()]
     query = select(outbox.topic, func.count(), age(func.min(outbox.created_at))).group_by(outbox.topic)
     topics = [TopicBacklog(topic, count, max(0.0, oldest)) for topic, count, oldest in session.execute(query)]
     return Backlog(tuple(handlers), tuple(topics))
 
 
-def _handler(name: str, lot: Any, letters: Any) -> HandlerBacklog:
-    return HandlerBacklog(
-        name,
-        parked=lot.messages if lot else 0,
-        parked_due=lot.due if lot else 0,
-        parked_oldest_seconds=max(0.0, lot.oldest or 0.0) if lot else 0.0,
-        keys_held=lot.held if lot else 0,
-        dead_undecided=letters.letters if letters else 0,
-        dead_oldest_seconds=max(0.0, letters.oldest or 0.0) if letters else 0.0,
-    )
+def _marks(session: Session, tables: Tables, numbers: Collection[int]) -> dict[int, dict[TopicPartition, int]]:
+    c = tables.partition_progress.c
+    found: dict[int, dict[TopicPartition, int]] = {number: {} for number in numbers}
+    query = select(c.consumer, c.topic, c.partition, c.mark).where(c.consumer.in_(numbers), c.mark.is_not(None))
+    for consumer, topic, partition, mark in session.execute(query):
+        found[consumer][TopicPartition(topic, partition)] = mark
+    return found
+
+
+def _handler(name: str, lot: Any, letters: Any, marks: Marks) -> HandlerBacklog:
+    found = HandlerBacklog(name, marks=marks)
+    if lot:
+        found = replace(
+            found,
+            parked=lot.messages,
+            parked_due=lot.due,
+            parked_oldest_seconds=max(0.0, lot.oldest or 0.0),
+            parked_due_oldest_seconds=max(0.0, lot.overdue or 0.0),
+            keys_held=lot.held,
+            keys_held_oldest_seconds=max(0.0, lot.held_for or 0.0),
+        )
+    if letters:
+        oldest = max(0.0, letters.oldest or 0.0)
+        found = replace(found, dead_undecided=letters.letters, dead_oldest_seconds=oldest)
+    return found
+
+
+class Measuring:
+    """Measures what waits for a worker's handlers, in the database and in the topics."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._ends = Ends()
+        self._lags: dict[str, Lag] = {}
+
+    async def measure(self) -> Backlog:
+        """Return what waits. Where the broker does not answer, the lag is what it was.
+
+        Raises:
+            Exception: The database does not answer.
+        """
+        worker = self._worker
+        names = [declared.name for declared in worker.declarations]
+        backlog = await worker.database.run(lambda session: measure(session, worker.tables, names), within=_WITHIN)
+        for one in backlog.handlers:
+            await self._look(one)
+        handlers = [
+            replace(one, lag=lag.messages, lag_oldest_seconds=lag.oldest_seconds)
+            for one in backlog.handlers
+            for lag in (self._lags.get(one.handler, Lag()),)
+        ]
+        return replace(backlog, handlers=tuple(handlers))
+
+    async def _look(self, one: HandlerBacklog) -> None:
+        surveys = await self._worker.surveys(one.handler)
+        (declared,) = [declared for declared in self._worker.declarations if declared.name == one.handler]
+        if len(surveys) == len(declared.topics):
+            from_start, now = declared.start_from == "earliest", time.monotonic()
+            self._lags[one.handler] = self._ends.lag(
+                one.handler, one.marks, surveyed(declared.topics, surveys), from_start=from_start, now=now
+            )
 
 
 async def keep_measuring(worker: Worker, tell: Callable[[Backlog], None], over: asyncio.Event) -> None:
     """Measure what waits every `EVERY` seconds until `over` is set; a measurement under way is finished."""
-    names = [declared.name for declared in worker.declarations]
+    measuring = Measuring(worker)
     failing = False
     await wait_until_set(over, _FIRST)
     while not over.is_set():
         try:
-            tell(await worker.database.run(lambda session: measure(session, worker.tables, names), within=_WITHIN))
+            tell(await measuring.measure())
             failing = False
         except Exception as error:  # noqa: BLE001 - the gauges keep their last values, and the worker works on
             if not failing:

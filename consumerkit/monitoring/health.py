@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,9 @@ BEAT: Final = 1.0
 """Seconds between two signs of life of the event loop, and between two reports to a supervisor."""
 STALE: Final = 10.0
 """Seconds after which a report no longer says anything about its process."""
+
+
+Beat = Callable[[float, Mapping[str, int]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +45,15 @@ class Health:
 class Pulse:
     """Tells from any thread how a worker in this process is, also while its event loop is blocked."""
 
-    def __init__(self, worker: Worker, *, patience: float) -> None:
+    def __init__(self, worker: Worker, *, patience: float, tell: Beat | None = None) -> None:
         """Watch a worker.
 
         Args:
             worker: The worker.
             patience: Seconds for which the event loop may be silent.
+            tell: Told at each sign of life how late it comes, in seconds, and what is in flight.
         """
+        self._tell = tell
         self._worker = worker
         self._patience = patience
         self._beat = time.monotonic()
@@ -56,8 +61,10 @@ class Pulse:
     async def run(self, over: asyncio.Event) -> None:
         """Give signs of life from the event loop, until `over` is set."""
         while not over.is_set():
-            self._beat = time.monotonic()
+            self._beat = began = time.monotonic()
             await wait_until_set(over, BEAT)
+            if self._tell is not None and not over.is_set():
+                self._tell(max(0.0, time.monotonic() - began - BEAT), self._worker.in_flight())
 
     def health(self) -> Health:
         """Return how the worker is."""

@@ -1,17 +1,29 @@
-"""Metrics for Prometheus, made out of the events; labels are handlers' names and fixed words, so they are bounded."""
+"""Metrics, made out of the events; labels are handlers' names, topics and fixed words, so they are bounded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
-
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from typing import TYPE_CHECKING, Any, Final
 
 from consumerkit import events
 from consumerkit.events import Event
 from consumerkit.monitoring.backlog import Backlog
+from consumerkit.monitoring.instruments import (
+    Among,
+    Counts,
+    Instruments,
+    Observes,
+    OpenTelemetryInstruments,
+    PrometheusInstruments,
+    Shows,
+)
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from prometheus_client import CollectorRegistry
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_AGES: Final = (1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, *(days * 86_400.0 for days in (1, 2, 3, 5, 7, 14, 30, 90)))
 _MESSAGES: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 
 
@@ -21,17 +33,23 @@ class Metrics:
     `consumerkit run --http` does both by itself. Inside a web service, the service's own `/metrics` shows it.
 
     Args:
-        registry: Where the metrics are registered; one `Metrics` for each registry.
+        registry: prometheus-client's registry, which is its own by default; one `Metrics` for each. Or other
+            instruments.
 
     Example:
         worker = Worker(..., observers=[Metrics()])
     """
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._registry = registry
+    def __init__(self, registry: CollectorRegistry | Instruments | None = None) -> None:
+        self._instruments = _instruments(registry)
         self._messages = self._counter("messages", "Messages that are finished, by what became of them.", "outcome")
         self._dead = self._counter("dead_letters", "Messages that were dead-lettered, by reason.", "reason")
         self._failed = self._counter("attempts_failed", "Attempts that failed, each of one message alone.")
+        self._retries = self._counter("retries", "Attempts that failed and are made again.")
+        self._duplicates = self._counter("duplicates", "Duplicates, by where they come from.", "cause")
+        self._ages = self._histogram(
+            "duplicate_age_seconds", "For how long a duplicate's ID had been in the ledger.", _AGES
+        )
         self._suspected = self._counter("runs_not_counted", "Runs of one message that failed and count as no attempt.")
         self._steps = self._counter("steps", "Steps of messages, by what became of them.", "outcome")
         self._rollbacks = self._counter("rollbacks", "Transactions that were rolled back whole and run again.")
@@ -41,7 +59,10 @@ class Metrics:
         self._forgotten = self._counter("forgotten_ids", "Message IDs that the ledger forgot after its retention.")
         self._sent = self._counter("outbox_published", "Messages from the outbox that the broker acknowledged.")
         self._transaction = self._histogram("transaction_seconds", "From BEGIN to the answer of COMMIT.", _SECONDS)
+        self._stages = self._histogram("stage_seconds", "The same by stage.", _SECONDS, "stage")
         self._batch = self._histogram("batch_messages", "Messages that one transaction finished.", _MESSAGES)
+        self._loop_lag = self._histogram("loop_lag_seconds", "How late the event loop is, each second.", _SECONDS)
+        self._in_flight = self._gauge("in_flight", "Messages that are fetched and not finished.", "livesum")
         self._partitions = self._gauge("partitions", "Partitions that this worker owns.", "livesum")
         self._stopped = self._gauge("partitions_stopped", "Partitions that wait for a person.", "livesum")
         self._brake = self._gauge("brake_on", "1 while the brake is on.", "livemax")
@@ -55,9 +76,14 @@ class Metrics:
                 "parked": "Messages that wait for their next attempt, or behind one that does.",
                 "parked_due": "Parked messages that are due.",
                 "parked_oldest_seconds": "For how long the oldest parked message is parked.",
+                "parked_due_oldest_seconds": "For how long the one is due that was due first.",
                 "keys_held": "Keys that wait for a decision on a dead letter.",
                 "dead_undecided": "Dead letters that wait for a decision.",
                 "dead_oldest_seconds": "For how long the oldest of these waits.",
+                "lag": "Messages in the topics that are not processed, in all partitions.",
+                "lag_oldest_seconds": "For how long the first of these is there, as far as the process has seen.",
+                "work_left": "The lag, what is due of what is parked, and the keys that are held: for autoscalers.",
+                "work_left_oldest_seconds": "For how long the oldest of that waits.",
             }.items()
         }
         self._outbox = self._gauge("outbox_waiting", "Messages in the outbox, by topic.", "mostrecent", "topic")
@@ -72,7 +98,7 @@ class Metrics:
             events.GroupCommitted: self._committed,
             events.MessagesSkipped: lambda event: self._add(self._messages, event, event.count, "skipped"),
             events.MessageDeadLettered: lambda event: self._add(self._dead, event, 1, event.reason.value),
-            events.AttemptFailed: lambda event: self._add(self._failed, event),
+            events.AttemptFailed: self._attempt_failed,
             events.MessageSuspected: lambda event: self._add(self._suspected, event),
             events.StepsRun: self._stepped,
             events.StepAwaited: lambda event: self._add(self._steps, event, 1, "awaited"),
@@ -88,7 +114,7 @@ class Metrics:
             events.PartitionsRevoked: self._revoked,
             events.BrakeOn: lambda event: self._braked(event, 1),
             events.BrakeOff: lambda event: self._braked(event, 0),
-            events.HandlerStopped: lambda event: self._halted.labels(event.handler).set(1),
+            events.HandlerStopped: lambda event: self._halted.set(1, event.handler),
             events.OutboxHeldBack: self._outbox_held_back,
             events.OutboxResumed: self._outbox_resumed,
         }
@@ -103,14 +129,20 @@ class Metrics:
         """Show what waits in the database."""
         for one in backlog.handlers:
             for name, gauge in self._backlog.items():
-                gauge.labels(one.handler).set(getattr(one, name))
+                gauge.set(getattr(one, name), one.handler)
         for gone in self._topics - {topic.topic for topic in backlog.outbox}:
-            self._outbox.labels("", gone).set(0)
-            self._outbox_age.labels("", gone).set(0)
+            self._outbox.set(0, "", gone)
+            self._outbox_age.set(0, "", gone)
         self._topics |= {topic.topic for topic in backlog.outbox}
         for topic in backlog.outbox:
-            self._outbox.labels("", topic.topic).set(topic.waiting)
-            self._outbox_age.labels("", topic.topic).set(topic.oldest_seconds)
+            self._outbox.set(topic.waiting, "", topic.topic)
+            self._outbox_age.set(topic.oldest_seconds, "", topic.topic)
+
+    def beat(self, late: float, in_flight: Mapping[str, int]) -> None:
+        """Show how late the event loop is, and how many messages of each handler are in flight."""
+        self._loop_lag.observe(late, "")
+        for handler, count in in_flight.items():
+            self._in_flight.set(count, handler)
 
     # What each event means.
 
@@ -132,8 +164,24 @@ class Metrics:
                 self._add(self._messages, event, count, outcome)
         if event.fallback_ids:
             self._add(self._fallback, event, event.fallback_ids)
-        self._transaction.labels(event.handler).observe(event.seconds)
-        self._batch.labels(event.handler).observe(sum(outcomes.values()))
+        self._transaction.observe(event.seconds, event.handler)
+        for stage, seconds in event.stages._asdict().items():
+            self._stages.observe(seconds, event.handler, stage)
+        self._batch.observe(sum(outcomes.values()), event.handler)
+        self._repeated(event)
+
+    def _repeated(self, event: events.GroupCommitted) -> None:
+        count = event.duplicates + event.duplicates_of_dead
+        for cause, part in (("redelivered", event.redelivered), ("resent", count - event.redelivered)):
+            if part:
+                self._add(self._duplicates, event, part, cause)
+        for age in event.duplicate_ages:
+            self._ages.observe(age, event.handler)
+
+    def _attempt_failed(self, event: events.AttemptFailed) -> None:
+        self._add(self._failed, event)
+        if event.wait is not None:
+            self._add(self._retries, event)
 
     def _assigned(self, event: events.PartitionsAssigned) -> None:
         self._forget_stopped(event.handler, event.partitions)
@@ -141,55 +189,75 @@ class Metrics:
     def _taken(self, event: events.PartitionTaken) -> None:
         owned = self._owned.setdefault(event.handler, set())
         owned.add(event.partition)
-        self._partitions.labels(event.handler).set(len(owned))
+        self._partitions.set(len(owned), event.handler)
         self._forget_stopped(event.handler, (event.partition,))
 
     def _revoked(self, event: events.PartitionsRevoked) -> None:
         owned = self._owned.setdefault(event.handler, set())
         owned.difference_update(event.partitions)
-        self._partitions.labels(event.handler).set(len(owned))
+        self._partitions.set(len(owned), event.handler)
         self._forget_stopped(event.handler, event.partitions)
 
     def _partition_stopped(self, event: events.PartitionStopped) -> None:
         stopped = self._unreadable.setdefault(event.handler, set())
         stopped.add(event.partition)
-        self._stopped.labels(event.handler).set(len(stopped))
+        self._stopped.set(len(stopped), event.handler)
 
     def _forget_stopped(self, handler: str, partitions: tuple[object, ...]) -> None:
         stopped = self._unreadable.setdefault(handler, set())
         stopped.difference_update(partitions)
-        self._stopped.labels(handler).set(len(stopped))
+        self._stopped.set(len(stopped), handler)
 
     def _outbox_held_back(self, event: events.OutboxHeldBack) -> None:
         self._not_taken.add((event.topic, event.sequence))
-        self._held_back.labels("").set(len(self._not_taken))
+        self._held_back.set(len(self._not_taken), "")
 
     def _outbox_resumed(self, event: events.OutboxResumed) -> None:
         self._not_taken.discard((event.topic, event.sequence))
-        self._held_back.labels("").set(len(self._not_taken))
+        self._held_back.set(len(self._not_taken), "")
 
     def _braked(self, event: events.BrakeOn | events.BrakeOff, value: int) -> None:
         # One partition that is slowed down is no brake of its handler.
         if event.partition is None:
-            self._brake.labels(event.handler).set(value)
+            self._brake.set(value, event.handler)
 
     # How a metric is made: `handler` is its first label always, empty where the whole worker is concerned.
 
     @staticmethod
-    def _add(counter: Counter, event: Event, count: float = 1, *labels: str) -> None:
-        counter.labels(event.handler, *labels).inc(count)
+    def _add(counter: Counts, event: Event, count: float = 1, *labels: str) -> None:
+        counter.add(count, event.handler, *labels)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"consumerkit_{name}", text, ("handler", *labels), registry=self._registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Counts:
+        return self._instruments.counter(name, text, ("handler", *labels))
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"consumerkit_{name}", text, ("handler",), registry=self._registry, buckets=buckets)
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Observes:
+        return self._instruments.histogram(name, text, ("handler", *labels), bounds)
 
-    def _gauge(self, name: str, text: str, among_processes: Any, *labels: str) -> Gauge:
-        return Gauge(
-            f"consumerkit_{name}",
-            text,
-            ("handler", *labels),
-            registry=self._registry,
-            multiprocess_mode=among_processes,
-        )
+    def _gauge(self, name: str, text: str, among: Among, *labels: str) -> Shows:
+        return self._instruments.gauge(name, text, ("handler", *labels), among)
+
+
+class OpenTelemetryMetrics(Metrics):
+    """The same metrics through OpenTelemetry's API: `consumerkit.messages` for `consumerkit_messages_total`.
+
+    It needs opentelemetry-api, and an SDK that sends them. See `measured` for what waits in the database.
+
+    Args:
+        provider: Whose meter; None takes the global one.
+
+    Example:
+        worker = Worker(..., observers=[OpenTelemetryMetrics()])
+    """
+
+    def __init__(self, provider: MeterProvider | None = None) -> None:
+        super().__init__(OpenTelemetryInstruments(provider))
+
+
+def _instruments(given: CollectorRegistry | Instruments | None) -> Instruments:
+    if isinstance(given, OpenTelemetryInstruments):
+        return given
+    from prometheus_client import REGISTRY, CollectorRegistry
+
+    if given is None:
+        return PrometheusInstruments(REGISTRY)
+    return PrometheusInstruments(given) if isinstance(given, CollectorRegistry) else given

@@ -22,6 +22,8 @@ from consumerkit.worker import Worker
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from consumerkit.monitoring.metrics import Metrics
+
 _DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name
 _REPORTS: Final = "CONSUMERKIT_MONITORING"
 
@@ -56,11 +58,7 @@ async def monitored(worker: Worker, place: tuple[str, int] | None) -> AsyncItera
     from consumerkit.monitoring.metrics import Metrics
 
     registry = _fresh_registry()
-    metrics = Metrics(registry)
-    worker.observe(metrics)
-    pulse = Pulse(worker, patience=worker.stall_timeout)
-    over = asyncio.Event()
-    async with _beside(over, pulse.run(over), keep_measuring(worker, metrics.measured, over)):
+    async with measured(worker, Metrics(registry)) as pulse:
         if directory is not None:
             with _reporting(Path(directory), pulse):
                 yield None
@@ -68,6 +66,25 @@ async def monitored(worker: Worker, place: tuple[str, int] | None) -> AsyncItera
             assert place is not None
             with serving(place, pulse.health, lambda: registry) as port:
                 yield port
+
+
+@asynccontextmanager
+async def measured(worker: Worker, metrics: Metrics) -> AsyncIterator[Pulse]:
+    """Measure a worker until the block ends: what it does, and every 30 seconds what waits for it.
+
+    Args:
+        worker: One that has not started yet.
+        metrics: Where that is shown.
+
+    Example:
+        async with measured(worker, OpenTelemetryMetrics()), worker:
+            ...
+    """
+    worker.observe(metrics)
+    pulse = Pulse(worker, patience=worker.stall_timeout, tell=metrics.beat)
+    over = asyncio.Event()
+    async with _beside(over, pulse.run(over), keep_measuring(worker, metrics.measured, over)):
+        yield pulse
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from consumerkit.events import Event
+from consumerkit.events import Event, Stages
 from consumerkit.message import TopicPartition
 from consumerkit.observability.printable import printable, printable_lines
 from consumerkit.observability.sentences import LINES as _LINES
@@ -74,6 +74,8 @@ def event_fields(event: Event) -> dict[str, Any]:
             told.update(topic=value.topic, partition=value.partition)
         elif field.name == "partitions":
             told["partitions"] = [str(partition) for partition in value]
+        elif isinstance(value, Stages):
+            told["stages"] = value._asdict()
         elif field.name == "positions":
             told["positions"] = {str(partition): offset for partition, offset in value}
         elif field.name == "in_full":

@@ -22,7 +22,7 @@ from consumerkit import events, failpoints
 from consumerkit.concurrency import remaining
 from consumerkit.engine.engine import Engine as HandlerEngine
 from consumerkit.engine.lanes.executor import HandlerHalted
-from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
+from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError, Unavailable
 from consumerkit.events import Announcer, Observer
 from consumerkit.handlers.declaration import Declaration, declare_all
 from consumerkit.handlers.handler import AnyHandler
@@ -41,7 +41,7 @@ from consumerkit.storage.maintenance.expiry import Expiring
 from consumerkit.storage.maintenance.pruning import Pruning
 from consumerkit.storage.parking.occupancy import oldest_waiting
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
-from consumerkit.transports.base import Transport
+from consumerkit.transports.base import Survey, Transport
 from consumerkit.transports.kafka import Kafka
 from consumerkit.worker import checks, configured
 from consumerkit.worker.assembly import Assembly
@@ -347,6 +347,24 @@ class Worker:
             if not worker.readiness().ready: ...
         """
         return self._states.readiness(time.monotonic())
+
+    async def surveys(self, handler: str) -> dict[str, Survey]:
+        """Return what the broker tells now of a handler's topics; of those about which it does not answer, nothing."""
+        found: dict[str, Survey] = {}
+        for engine in self._engines:
+            if engine.declared.name != handler:
+                continue
+            for topic in engine.declared.topics:
+                with suppress(Unavailable, TimeoutError):
+                    found[topic] = await asyncio.wait_for(engine.consumer.survey(topic), _LAST_STEPS)
+        return found
+
+    def in_flight(self) -> dict[str, int]:
+        """Return how many messages of each handler are fetched and not finished."""
+        return {
+            engine.declared.name: sum(partition.offsets.unfinished for partition in engine.partitions)
+            for engine in self._engines
+        }
 
     def stopping(self) -> str:
         """Return what `stop` waits for, as things stand, in a sentence; from any thread."""

@@ -17,10 +17,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from consumerkit import Brake, Context, DeadLetter, Defer, Reject
+from consumerkit.events import Stages
 from consumerkit.monitoring import backlog
 from consumerkit.monitoring.monitor import monitored
 from tests.integration.memory_stage import MemoryStage, Write
 from tests.integration.test_cli_run import Shop, shop
+from tests.services import PostgresServer
 
 __all__ = ["shop"]
 Samples = dict[tuple[str, tuple[str, ...]], float]
@@ -56,12 +58,18 @@ class Mixed(Write):
         super().__init__()
         self.block = threading.Event()
         self.blocked = threading.Event()
+        self.holding, self.released = asyncio.Event(), asyncio.Event()
 
     async def handle(self, event: bytes, context: Context) -> None:
         if event == b"reject":
             raise Reject("no such account")
         if event == b"wait":
             raise Defer(3_600)
+        if event == b"soon":
+            raise Defer(1)
+        if event == b"hold":
+            self.holding.set()
+            await self.released.wait()
         if event == b"block":
             self.blocked.set()
             self.block.wait()
@@ -71,7 +79,7 @@ class Mixed(Write):
 @asynccontextmanager
 async def running(stage: MemoryStage, handler: Mixed) -> AsyncIterator[int]:
     stage.broker.logs.create("t.dlq", 1)
-    worker = stage.make(handler, stall_timeout=600.0)
+    worker = stage.make(handler, stall_timeout=600.0, transaction_timeout=600.0)
     stopping = asyncio.Event()
     async with monitored(worker, ("127.0.0.1", 0)) as port:
         assert port is not None
@@ -80,6 +88,7 @@ async def running(stage: MemoryStage, handler: Mixed) -> AsyncIterator[int]:
             yield port
         finally:
             handler.block.set()
+            handler.released.set()
             stopping.set()
             await task
 
@@ -90,6 +99,14 @@ async def stage(tmp_path: Path) -> AsyncIterator[MemoryStage]:
     await made.create_tables()
     yield made
     await made.close()
+
+
+@asynccontextmanager
+async def closing(stage: MemoryStage) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await stage.close()
 
 
 async def until_metric(port: int, wanted: Samples) -> Samples:
@@ -128,12 +145,60 @@ async def test_a_worker_is_measured(stage: MemoryStage, monkeypatch: pytest.Monk
             },
         )
         assert found[("consumerkit_parked_due", ("write",))] == 0
+        assert found[("consumerkit_duplicates_total", ("resent", "write"))] == 1
+        assert found[("consumerkit_duplicate_age_seconds_count", ("write",))] == 1
+        assert found[("consumerkit_stage_seconds_count", ("write", "commit"))] >= 1
+        spent = sum(found[("consumerkit_stage_seconds_sum", ("write", stage))] for stage in Stages._fields)
+        assert 0 < spent <= found[("consumerkit_transaction_seconds_sum", ("write",))]
+        await until_metric(
+            port,
+            {
+                ("consumerkit_lag", ("write",)): 0,
+                ("consumerkit_work_left", ("write",)): 0,
+                ("consumerkit_in_flight", ("write",)): 0,
+            },
+        )
         assert found[("consumerkit_transaction_seconds_count", ("write",))] >= 1
         assert found[("consumerkit_batch_messages_sum", ("write",))] >= 24
         status, body = await asyncio.to_thread(get, port, "/ready")
         assert (status, json.loads(body)) == (200, {"live": True, "ready": True, "findings": []})
         assert (await asyncio.to_thread(get, port, "/live"))[0] == 200
         assert await asyncio.to_thread(get, port, "/") == (404, "there is /live, /ready and /metrics\n")
+
+
+# As above.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_work_left_is_what_is_not_read_and_what_is_due(
+    postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "EVERY", 0.2)
+    handler = Mixed()
+    handler.concurrency = 1
+    stage = MemoryStage(postgres.url(database))
+    await stage.create_tables()
+    async with closing(stage), running(stage, handler) as port:
+        stage.append(100, value=b"soon", key=b"s")
+        await until_metric(port, {("consumerkit_parked", ("write",)): 1, ("consumerkit_lag", ("write",)): 0})
+        stage.append(1, value=b"hold")
+        await asyncio.wait_for(handler.holding.wait(), 120)
+        for number in range(2, 12):
+            stage.append(number)
+        # What is due waits for the one lane.
+        found = await until_metric(
+            port,
+            {
+                ("consumerkit_lag", ("write",)): 11,
+                ("consumerkit_parked_due", ("write",)): 1,
+                ("consumerkit_work_left", ("write",)): 12,
+                ("consumerkit_in_flight", ("write",)): 11,
+            },
+        )
+        assert found[("consumerkit_work_left_oldest_seconds", ("write",))] >= max(
+            found[("consumerkit_parked_due_oldest_seconds", ("write",))],
+            found[("consumerkit_lag_oldest_seconds", ("write",))],
+        )
+        handler.released.set()
+        await until_metric(port, {("consumerkit_lag", ("write",)): 0})
 
 
 async def test_a_blocked_event_loop_is_told_while_it_is_blocked(stage: MemoryStage) -> None:

@@ -31,10 +31,13 @@ class Tell:
                 duplicates=receipt.duplicates,
                 duplicates_of_dead=receipt.duplicates_of_dead,
                 dead=len(receipt.dead),
+                redelivered=receipt.redelivered,
+                duplicate_ages=receipt.ages,
                 parked=receipt.postponed,
                 fallback_ids=receipt.fallback_ids,
                 unreadable_times=receipt.unreadable_times,
                 seconds=seconds,
+                stages=receipt.stages,
             )
         )
         self.dead(receipt)

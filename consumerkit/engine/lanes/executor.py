@@ -116,6 +116,8 @@ class Runner:
                 raise Interrupted
             if partition.advances(item.message):
                 group.calms[partition.name] = owners[partition.name]
+            if item.message.offset < partition.end:
+                item.taken_at = partition.taken_at
             if item.message.offset < partition.forgotten_below:
                 item.outdated = True
         return group
@@ -123,7 +125,7 @@ class Runner:
     async def transact(self, group: Group) -> Receipt:
         """Run one transaction, enter what it made durable, and return that."""
         self.patience.check()
-        began = time.monotonic()
+        began = group.stages.began()
         self._under_way = group, began
         try:
             receipt = await self._work.run(group)

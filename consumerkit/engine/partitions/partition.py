@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from enum import Enum
 from typing import Final
 
@@ -60,6 +61,7 @@ class Partition:
         adrift: Whether messages were let go of, so that it must be read again from the mark.
         topic_id: The topic's ID when it was taken over.
         ordering, parking_limit: What the handler declares.
+        taken_at: When it was taken over, by the monotonic clock.
         turn: When it had its turn to be taken over; those with a lower number are next.
     """
 
@@ -81,6 +83,7 @@ class Partition:
         "start",
         "state",
         "suspects",
+        "taken_at",
         "topic_id",
         "total",
         "turn",
@@ -105,6 +108,7 @@ class Partition:
         self.end = 0
         self.forgotten_below = 0
         self.adrift = False
+        self.taken_at: float | None = None
         self.topic_id = ""
         self.turn = 0
         self.ordering = ordering
@@ -129,6 +133,7 @@ class Partition:
     def taken(self, found: Taken, parked: dict[bytes | None, set[int]], place: Beginning, end: int) -> None:
         """Take note of a take-over: what was found parked, where to begin, and where the log ends."""
         self.owner = found.owner
+        self.taken_at = time.monotonic()
         if self.state is not State.LEAVING:
             self.state = State.OWNED
         self.mark, self.start, self.end = place.offset, place.start, end

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from pydantic_core import from_json, to_json
@@ -15,6 +15,7 @@ from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.guard import Guard
 from consumerkit.engine.transaction.item import Item, Verdict
 from consumerkit.engine.transaction.receipt import Receipt, Row
+from consumerkit.engine.transaction.stages import Stopwatch
 from consumerkit.errors import ResultNotKept
 from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publisher
 from consumerkit.handlers.declaration import Declaration
@@ -61,6 +62,7 @@ class Group:
         item_began: When the last item's code began, by the monotonic clock.
         slowest: Seconds that the code of the slowest item took, of those that returned.
         guard: Watches over the session while the user's code holds it.
+        stages: How long each stage of its transaction has taken.
         begun_at: When its transaction began, by the monotonic clock; None while it waits for its turn.
         proof: What proves that a row of the ledger is this transaction's; see `Dialect.proof`.
         dead: What was buried, known after `Transaction.close`.
@@ -100,6 +102,7 @@ class Group:
         self.guard = Guard()
         self.token = uuid4().hex
         self.begun: Settings | None = None
+        self.stages = Stopwatch()
         self.begun_at: float | None = None
         self.proof = ""
         self.dead: list[DeadMessage] = []
@@ -248,12 +251,18 @@ class Group:
             left=tuple(item.message for item in self.left),
             duplicates=_count(items, Verdict.DUPLICATE, Verdict.REPEAT),
             duplicates_of_dead=_count(items, Verdict.DUPLICATE_OF_DEAD),
+            redelivered=sum(item.is_redelivered for item in items if item.verdict in _REPEATED),
+            ages=tuple(item.age for item in items if item.verdict in _REPEATED and item.parked is None),
             postponed=_count(items, Verdict.PARK),
             fallback_ids=sum(item.fallback for item in items),
             unreadable_times=sum(item.untimed for item in items),
             handled=self.handled,
             seconds=self.seconds,
+            stages=self.stages.stages(),
         )
+
+
+_REPEATED: Final = (Verdict.DUPLICATE, Verdict.REPEAT, Verdict.DUPLICATE_OF_DEAD)
 
 
 def _count(items: Sequence[Item], *verdicts: Verdict) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from enum import Enum
 
 from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Park
@@ -43,10 +44,13 @@ class Item:
         steps: The steps of a message that may run; None where its handler has none.
         token: Whether a token of the brake is reserved for its dead letter.
         verdict: See `Verdict`.
+        age: How many seconds before it the first message of its ID got its outcome, where it is a duplicate.
+        taken_at: When its partition was taken over, by the monotonic clock, where an owner before may have read it.
         outdated: Whether it is older than what the ledger remembers, by its event or by its place in the log.
     """
 
     __slots__ = (
+        "age",
         "aged",
         "attempt",
         "claimed",
@@ -67,6 +71,7 @@ class Item:
         "repeats",
         "revived",
         "steps",
+        "taken_at",
         "token",
         "untimed",
         "verdict",
@@ -96,6 +101,16 @@ class Item:
         self.steps: MessageSteps | None = None
         self.verdict = Verdict.RUN
         self.claimed = False
+        self.age = 0.0
+        self.taken_at: float | None = None
+
+    @property
+    def is_redelivered(self) -> bool:
+        """Whether the first message of its ID had its outcome before this owner began, and the log reached here then.
+
+        It may be that message, read again.
+        """
+        return self.taken_at is not None and self.age > time.monotonic() - self.taken_at
 
     @property
     def is_stale(self) -> bool:

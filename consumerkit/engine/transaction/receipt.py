@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from consumerkit.events import NO_STAGES, Stages
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.origins import Clash
@@ -35,6 +36,9 @@ class Receipt:
         left: Messages that were taken out of the transaction, since `batch_time` ran out: they are to run next.
         duplicates, duplicates_of_dead, postponed: Messages that were found to be duplicates, or were parked or left in
             the lot.
+        redelivered: Duplicates that may be the first message itself, read again after the partition changed its owner.
+        ages: For each fresh duplicate, how many seconds before it the first message got its outcome.
+        stages: How long each stage of the transaction took.
         fallback_ids: Messages whose ID came from a fallback source.
         unreadable_times: Messages without a readable event time, where one is declared.
         handled: Calls of the handler.
@@ -54,8 +58,11 @@ class Receipt:
     left: tuple[Message, ...] = ()
     duplicates: int = 0
     duplicates_of_dead: int = 0
+    redelivered: int = 0
+    ages: tuple[float, ...] = ()
     postponed: int = 0
     fallback_ids: int = 0
     unreadable_times: int = 0
     handled: int = 0
     seconds: float = 0.0
+    stages: Stages = NO_STAGES

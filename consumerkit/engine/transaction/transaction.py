@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -55,7 +54,7 @@ class Transaction:
         location.refuse_translation(connection, ledger.tables)
         fences = fence.numbers(ledger.tables, ledger.consumer, group.owners)
         group.begun = ledger.dialect.begin(connection, self._limits, group.token, fences)
-        group.begun_at = time.monotonic()
+        group.begun_at = group.stages.over("begin")
         reach("after_begin")
         if group.items[0].parked is None:
             self._claim(connection, group)
@@ -67,6 +66,7 @@ class Transaction:
         if self._declared.on_duplicate is not None:
             repeated = [item.digest for item in group.items if item.verdict is Verdict.REPEAT and item.digest]
             group.recalled = ledger.results(connection, repeated)
+        group.stages.over("claim")
         group.guard.set_local = group.guard.set_session = False  # what was seen until now is ours
         group.theirs = True
 
@@ -145,6 +145,7 @@ class Transaction:
             # The row was there and is gone: a retention run took it between the two statements. Claim again.
             raise LedgerMoved(f"the ledger row of message ID {item.message_id!r} vanished while it was claimed")
         outcome = kept.outcome if kept is not None else ahead.outcome
+        item.age = kept.age if kept is not None else 0.0
         if not self._is_same(item, kept, ahead):
             item.verdict = Verdict.BURY
             item.dead = failures.conflict(item.delivery)
@@ -201,6 +202,7 @@ class Transaction:
         The user's flush and deferred constraints run under what a handler has set; our own statements do not.
         """
         reach("after_handler")
+        group.stages.over("handle")
         connection = session.connection()
         ledger = self._ledger
         if not ledger.dialect.is_open(connection):
@@ -222,6 +224,7 @@ class Transaction:
         reach("before_finalise")
         self._finalise(connection, group)
         reach("after_finalise")
+        group.stages.over("write")
         reach("before_commit")
         if group.dead:
             reach("before_dead_letter_commit")

@@ -100,6 +100,7 @@ class AsyncUnitOfWork:
                 raise_contained(error, cancelled=being_cancelled())
             finally:
                 group.end()
+        group.stages.over("commit")
         return group.receipt()
 
     def _is_silent(self, group: Group) -> bool:
@@ -222,6 +223,7 @@ class SyncUnitOfWork:
         # A thread cannot be cancelled; a cancelled lane waits for it, and the watchdog ends a process that is stuck.
         await settled(work, None)
         work.result()
+        group.stages.over("commit")
         return group.receipt()
 
     def _run(self, group: Group) -> None:

@@ -31,11 +31,19 @@ class Claim(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the ledger holds for an ID that was taken."""
+    """What the ledger holds for an ID that was taken.
+
+    Attributes:
+        fingerprint: The first message's.
+        outcome: What became of that.
+        version: In which its fingerprint was made.
+        age: Seconds since its outcome was written, on the database's clock; 0 where nobody asked.
+    """
 
     fingerprint: bytes
     outcome: Outcome
     version: int | None = None
+    age: float = 0.0
 
 
 class Holder(Enum):

@@ -124,7 +124,8 @@ class PostgreSQL:
             FROM won
         """)  # noqa: S608 - the tables' names are quoted
         self._kept = text(
-            f"SELECT digest, fingerprint, outcome, fingerprint_version FROM {ledger} "  # noqa: S608
+            "SELECT digest, fingerprint, outcome, fingerprint_version, "  # noqa: S608
+            f"CAST(EXTRACT(epoch FROM clock_timestamp() - processed_at) AS float) FROM {ledger} "
             "WHERE consumer = :consumer AND digest = ANY(CAST(:digests AS bytea[]))"
         )
         self._release = text(
@@ -214,7 +215,8 @@ class PostgreSQL:
         """See `Dialect.kept`."""
         rows = connection.execute(self._kept, {"consumer": consumer, "digests": list(digests)})
         return {
-            bytes(digest): Kept(bytes(found), Outcome(outcome), version) for digest, found, outcome, version in rows
+            bytes(digest): Kept(bytes(found), Outcome(outcome), version, max(0.0, age))
+            for digest, found, outcome, version, age in rows
         }
 
     def holder(self, connection: Connection, consumer: int, digest: bytes) -> Holder:

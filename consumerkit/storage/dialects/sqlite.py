@@ -117,11 +117,16 @@ class SQLite:
         found: dict[bytes, Kept] = {}
         for some in _portions(digests):
             rows = connection.execute(
-                select(ledger.digest, ledger.fingerprint, ledger.outcome, ledger.fingerprint_version).where(
-                    ledger.consumer == consumer, ledger.digest.in_(some)
-                )
+                select(
+                    ledger.digest,
+                    ledger.fingerprint,
+                    ledger.outcome,
+                    ledger.fingerprint_version,
+                    self.seconds_since(ledger.processed_at),
+                ).where(ledger.consumer == consumer, ledger.digest.in_(some))
             )
-            found.update({digest: Kept(raw, Outcome(outcome), version) for digest, raw, outcome, version in rows})
+            for digest, raw, outcome, version, age in rows:
+                found[digest] = Kept(raw, Outcome(outcome), version, max(0.0, age or 0.0))
         return found
 
     def holder(self, connection: Connection, consumer: int, digest: bytes) -> Holder:

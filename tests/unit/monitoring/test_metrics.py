@@ -1,8 +1,13 @@
 """Metrics follow the events, and each has the labels that it is documented with."""
 
+from typing import Any
+
+from opentelemetry.metrics import Meter, MeterProvider
 from prometheus_client import CollectorRegistry
 
 from consumerkit import TopicPartition, events
+from consumerkit.events import Stages
+from consumerkit.monitoring import OpenTelemetryMetrics
 from consumerkit.monitoring.backlog import Backlog, HandlerBacklog, TopicBacklog
 from consumerkit.monitoring.metrics import Metrics
 
@@ -60,3 +65,104 @@ def test_an_event_that_is_no_metric_is_none() -> None:
     metrics, registry = made()
     metrics(events.WorkerStarted(handlers=("credit",)))
     assert [sample for family in registry.collect() for sample in family.samples] == []
+
+
+COMMITTED = events.GroupCommitted(
+    handler="credit",
+    lane=0,
+    processed=7,
+    duplicates=2,
+    duplicates_of_dead=1,
+    redelivered=1,
+    duplicate_ages=(5.0, 400_000.0, 0.0),
+    seconds=0.5,
+    stages=Stages(commit=0.2),
+)
+
+
+def test_duplicates_are_told_by_cause_and_age_and_time_by_stage() -> None:
+    metrics, registry = made()
+    metrics(COMMITTED)
+    assert value(registry, "duplicates_total", cause="redelivered") == 1
+    assert value(registry, "duplicates_total", cause="resent") == 2
+    assert value(registry, "duplicate_age_seconds_sum") == 400_005.0
+    assert value(registry, "stage_seconds_sum", stage="commit") == 0.2
+    assert value(registry, "stage_seconds_count", stage="handle") == 1
+
+
+def test_an_attempt_that_is_made_again_is_a_retry() -> None:
+    metrics, registry = made()
+    for wait in (1.0, None):
+        metrics(
+            events.AttemptFailed(
+                handler="credit", partition=HERE, offset=1, message_id="m", attempt=1, error="x", wait=wait
+            )
+        )
+    assert (value(registry, "attempts_failed_total"), value(registry, "retries_total")) == (2, 1)
+
+
+def test_work_left_is_lag_and_due_and_held_and_its_age_the_oldest() -> None:
+    metrics, registry = made()
+    one = HandlerBacklog(
+        "credit",
+        lag=5,
+        lag_oldest_seconds=1.0,
+        parked=9,
+        parked_due=2,
+        parked_due_oldest_seconds=30.0,
+        keys_held=3,
+        keys_held_oldest_seconds=7.0,
+    )
+    metrics.measured(Backlog((one,), ()))
+    assert (value(registry, "work_left"), value(registry, "work_left_oldest_seconds")) == (10, 30.0)
+
+
+class Kept:
+    """An instrument that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, Any]] = []
+
+    def add(self, amount: float, attributes: Any = None, context: Any = None) -> None:
+        self.told.append((amount, dict(attributes)))
+
+    set = record = add
+
+
+class KeepingMeter(Meter):
+    """Keeps all instruments by their names."""
+
+    def __init__(self) -> None:
+        super().__init__("test")
+        self.made: dict[str, Kept] = {}
+
+    def create(self, name: str, *_: Any, **__: Any) -> Any:
+        return self.made.setdefault(name, Kept())
+
+    create_counter = create_gauge = create_histogram = create_up_down_counter = create
+    create_observable_counter = create_observable_gauge = create_observable_up_down_counter = create
+
+
+class Provider(MeterProvider):
+    def __init__(self) -> None:
+        self.meter = KeepingMeter()
+
+    def get_meter(self, *_: Any, **__: Any) -> Meter:
+        return self.meter
+
+
+def test_opentelemetry_gets_the_same() -> None:
+    provider = Provider()
+    metrics = OpenTelemetryMetrics(provider)
+    metrics(COMMITTED)
+    metrics.beat(0.25, {"credit": 4})
+    made = provider.meter.made
+    assert (7, {"handler": "credit", "outcome": "processed"}) in made["consumerkit.messages"].told
+    assert made["consumerkit.transaction_seconds"].told == [(0.5, {"handler": "credit"})]
+    assert made["consumerkit.in_flight"].told == [(4, {"handler": "credit"})]
+    assert made["consumerkit.loop_lag_seconds"].told == [(0.25, {})]
+    registry = CollectorRegistry()
+    Metrics(registry)
+    assert {name.removeprefix("consumerkit.") for name in made} == {
+        family.name.removeprefix("consumerkit_") for family in registry.collect()
+    }
