@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from consumerkit.errors import InProgress, TransactionMisused
 from consumerkit.storage.dialects import Dialect, Kept, Limits
 from consumerkit.storage.dialects.settings import Settings
+from consumerkit.storage.isolation import connection_of
 from consumerkit.storage.keys import Key, KeyLedger, is_busy
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.location import remember
@@ -69,10 +70,9 @@ class Transaction:
         return taken
 
     def _begin(self, session: Session, found: Found, key: Key | None) -> Taken | None:
-        isolation = found.dialect.isolation()
         try:
             session.begin()
-            connection = session.connection(execution_options={"isolation_level": isolation} if isolation else {})
+            connection = connection_of(session, found.dialect)
             remember(session, found.tables)
             self._begun = found.dialect.begin(connection, _LIMITS, self._token)
         except DBAPIError as error:

@@ -24,6 +24,7 @@ from consumerkit.storage import audit as actions
 from consumerkit.storage import consumers, fence, progress
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect, dialect_for
+from consumerkit.storage.store import Store
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import Span, Transport
 
@@ -168,23 +169,20 @@ async def _carry_out(
     back: bool,
     run_forgotten: bool,
 ) -> Moved:
-    tables, dialect = place.tables, place.dialect
+    store = Store(place.tables, place.dialect, consumer)
 
     def work(session: Session) -> Moved | None:
         connection = session.connection()
-        number = fence.number(tables, consumer, asked.partition)
-        if not dialect.take_over(connection, number, wait=_WAIT):
+        if not fence.hold(connection, store, [asked.partition], wait=_WAIT):
             return None
-        standing = progress.locked_mark(connection, tables, consumer, asked.partition, topic_id)
+        standing = progress.locked_mark(connection, store, asked.partition, topic_id)
         one = _as_it_stands(asked, standing, back=back)
         if one.gone:
-            progress.drop(connection, tables, consumer, one.partition)
+            progress.drop(connection, store, one.partition)
         else:
             progress.move(
                 connection,
-                dialect,
-                tables,
-                consumer,
+                store,
                 one.partition,
                 topic_id=topic_id,
                 mark=one.after,
@@ -194,7 +192,7 @@ async def _carry_out(
             )
         details = _recorded(one, run_forgotten=run_forgotten)
         action = "rewind" if back else "skip"
-        actions.record(connection, tables, actor=actor, action=action, consumer=consumer, details=details)
+        actions.record(connection, store.tables, actor=actor, action=action, consumer=consumer, details=details)
         return one
 
     done: Moved | None = await place.database.run(work)

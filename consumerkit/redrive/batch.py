@@ -16,7 +16,8 @@ from consumerkit.storage import audit as actions
 from consumerkit.storage import fence
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dead_letters.selection import Selection
-from consumerkit.storage.dialects import Dialect, dialect_for
+from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.isolation import connection_of
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.tables import Tables
 
@@ -116,23 +117,18 @@ class Batches:
             Busy: The owner's transactions took too long.
         """
         dialect = dialect_for(session.get_bind().dialect.name, self.tables)
-        options = {"isolation_level": level} if (level := dialect.isolation()) else {}
-        connection = session.connection(execution_options=options)
-        if not self.dry:
-            self._take(connection, dialect, log)
+        connection = connection_of(session, dialect)
+        lot = ParkingLot(self.tables, dialect, log.consumer)
+        if not self.dry and not fence.hold(connection, lot, [log.name], wait=FENCE_WAIT):
+            raise Busy(f"{log.name} is busy")
         chosen = self._chosen(connection, log, after, limit)
         if not chosen:
             return Done([], None)
-        scene = Scene(connection, ParkingLot(self.tables, dialect, log.consumer), log, self.dry)
+        scene = Scene(connection, lot, log, self.dry)
         told = self.action.carry_out(scene, [row.id for row in chosen], self.by)
         told.sort(key=lambda one: one.letter.offset)
         self._record(connection, log, told)
         return Done(told, chosen[-1].offset)
-
-    def _take(self, connection: Connection, dialect: Dialect, log: Log) -> None:
-        number = fence.number(self.tables, log.consumer, log.name)
-        if not dialect.take_over(connection, number, wait=FENCE_WAIT):
-            raise Busy(f"{log.name} is busy")
 
     def _chosen(self, connection: Connection, log: Log, after: int, limit: int) -> list[Any]:
         """Return the next letters' IDs and offsets; as many as may be in memory at once, and at least one."""

@@ -14,11 +14,11 @@ from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, tuple_, update
 
 from consumerkit.message import TopicPartition
-from consumerkit.storage.dialects import Dialect
-from consumerkit.storage.progress import Standing, anywhere, at, standing
+from consumerkit.storage.progress import Standing, anywhere, at, here, standing
+from consumerkit.storage.store import Store
 from consumerkit.storage.tables import Tables
 
 OWNER_BYTES: Final = 16
@@ -53,9 +53,7 @@ class Taken(NamedTuple):
 
 def take(
     connection: Connection,
-    dialect: Dialect,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     partition: TopicPartition,
     *,
     wait: float,
@@ -65,9 +63,7 @@ def take(
 
     Args:
         connection: The caller's; it commits.
-        dialect: Its dialect.
-        tables: The table definitions.
-        consumer: The handler's number.
+        store: Where the handler's rows are.
         partition: What to take.
         wait: Seconds to wait for transactions of the owner before.
         own: The token that this process itself wrote last: to take a partition from oneself is no death.
@@ -75,18 +71,16 @@ def take(
     Returns:
         None when the wait was too short.
     """
-    held = hold(connection, dialect, tables, consumer, [partition], wait=wait)
+    held = hold(connection, store, [partition], wait=wait)
     tokens = {} if own is None else {partition: own}
-    found = look(connection, tables, consumer, held, tokens, wait=wait > 0)
-    write(connection, tables, consumer, found)
+    found = look(connection, store, held, tokens, wait=wait > 0)
+    write(connection, store, found)
     return found.get(partition)
 
 
 def hold(
     connection: Connection,
-    dialect: Dialect,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     partitions: Collection[TopicPartition],
     *,
     wait: float,
@@ -96,16 +90,16 @@ def hold(
     Only one partition may be waited for: who holds one fence and waits for another keeps everybody out of the first.
     """
     if wait <= 0:
-        names = {number(tables, consumer, partition): partition for partition in partitions}
-        return [names[fence] for fence in dialect.take_free(connection, sorted(names))]
+        names = {number(store.tables, store.consumer, partition): partition for partition in partitions}
+        return [names[fence] for fence in store.dialect.take_free(connection, sorted(names))]
     (partition,) = partitions
-    return [partition] if dialect.take_over(connection, number(tables, consumer, partition), wait=wait) else []
+    fence = number(store.tables, store.consumer, partition)
+    return [partition] if store.dialect.take_over(connection, fence, wait=wait) else []
 
 
 def look(
     connection: Connection,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     partitions: Collection[TopicPartition],
     own: Owners,
     *,
@@ -118,18 +112,18 @@ def look(
     if not partitions:
         return {}  # and no statement: a wait that was too short has ended the transaction
     # Locked, since the owner before may be about to write its mark, for which it needs no fence.
-    before = _rows(connection, tables, consumer, partitions, locking=True, wait=wait)
+    before = _rows(connection, store, partitions, locking=True, wait=wait)
     missing = [partition for partition in partitions if partition not in before]
-    locked = _rows(connection, tables, consumer, missing, locking=False, wait=wait) if missing and not wait else {}
+    locked = _rows(connection, store, missing, locking=False, wait=wait) if missing and not wait else {}
     free = [partition for partition in partitions if partition not in locked]
     return {partition: _found(before.get(partition), own.get(partition)) for partition in free}
 
 
-def write(connection: Connection, tables: Tables, consumer: int, taken: Mapping[TopicPartition, Taken]) -> None:
+def write(connection: Connection, store: Store, taken: Mapping[TopicPartition, Taken]) -> None:
     """Write the new tokens of partitions that `look` has found, in its transaction."""
-    table = tables.partition_progress
+    table = store.tables.partition_progress
     new = [
-        {"consumer": consumer, "topic": partition.topic, "partition": partition.partition, "owner": one.owner}
+        {"consumer": store.consumer, "topic": partition.topic, "partition": partition.partition, "owner": one.owner}
         for partition, one in taken.items()
         if one.new
     ]
@@ -141,25 +135,24 @@ def write(connection: Connection, tables: Tables, consumer: int, taken: Mapping[
         if not one.new
     ]
     if old:
-        here = anywhere(tables, consumer)
+        named = anywhere(store)
         values: dict[str, Any] = {"owner": bindparam("to_owner"), "deaths": bindparam("to_deaths")}
-        taken_over = update(table).where(*here).values(taken_at=func.now(), given_back=False, **values)
+        taken_over = update(table).where(*named).values(taken_at=func.now(), given_back=False, **values)
         connection.execute(taken_over, old)
 
 
 def _rows(
     connection: Connection,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     partitions: Collection[TopicPartition],
     *,
     locking: bool,
     wait: bool,
 ) -> dict[TopicPartition, Row[Any]]:
-    table = tables.partition_progress
+    table = store.tables.partition_progress
     c = table.c
-    here = tuple_(c.topic, c.partition).in_([*map(tuple, partitions)])
-    query = select(table).where(c.consumer == consumer, here).order_by(c.topic, c.partition)
+    these = tuple_(c.topic, c.partition).in_([*map(tuple, partitions)])
+    query = select(table).where(c.consumer == store.consumer, these).order_by(c.topic, c.partition)
     if locking:
         query = query.with_for_update(skip_locked=not wait)
     return {TopicPartition(row.topic, row.partition): row for row in connection.execute(query)}
@@ -175,54 +168,46 @@ def _found(before: Row[Any] | None, own: bytes | None) -> Taken:
     return Taken(owner, deaths, suspects, standing(before), ours=ours)
 
 
-def give_back(connection: Connection, tables: Tables, consumer: int, owners: Owners) -> None:
+def give_back(connection: Connection, store: Store, owners: Owners) -> None:
     """Write down that partitions were given back with nothing under way, those that are still ours."""
-    table = tables.partition_progress
-    mine = (*anywhere(tables, consumer), table.c.owner == bindparam("by_owner"))
+    table = store.tables.partition_progress
+    mine = (*anywhere(store), table.c.owner == bindparam("by_owner"))
     # In one order, as everybody does who locks several of these rows.
     rows = [{**at(partition), "by_owner": owner} for partition, owner in sorted(owners.items())]
     if rows:
         connection.execute(update(table).where(*mine).values(given_back=True, **_CALM), rows)
 
 
-def calm(connection: Connection, tables: Tables, consumer: int, partition: TopicPartition, owner: bytes) -> None:
+def calm(connection: Connection, store: Store, partition: TopicPartition, owner: bytes) -> None:
     """Write down that this owner got further than those that died before it."""
-    _update(connection, tables, consumer, partition, owner, **_CALM)
+    _update(connection, store, partition, owner, **_CALM)
 
 
 def suspect(
     connection: Connection,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     partition: TopicPartition,
     owner: bytes,
     suspects: Mapping[int, int],
 ) -> None:
     """Write down which messages run alone, or began to and were not heard of any more, and how often."""
-    _update(connection, tables, consumer, partition, owner, suspects=json.dumps(suspects))
+    _update(connection, store, partition, owner, suspects=json.dumps(suspects))
 
 
 _CALM: Final[dict[str, Any]] = {"deaths": 0, "suspects": "{}"}
 
 
-def _here(tables: Tables, consumer: int, partition: TopicPartition) -> ColumnElement[bool]:
-    c = tables.partition_progress.c
-    return and_(c.consumer == consumer, c.topic == partition.topic, c.partition == partition.partition)
-
-
-def _update(
-    connection: Connection, tables: Tables, consumer: int, partition: TopicPartition, owner: bytes, **values: Any
-) -> None:
-    table = tables.partition_progress
-    mine = and_(_here(tables, consumer, partition), table.c.owner == owner)
+def _update(connection: Connection, store: Store, partition: TopicPartition, owner: bytes, **values: Any) -> None:
+    table = store.tables.partition_progress
+    mine = and_(here(store, partition), table.c.owner == owner)
     connection.execute(update(table).where(mine).values(**values))
 
 
-def count_owned(connection: Connection, tables: Tables, consumer: int, owners: Owners) -> int:
+def count_owned(connection: Connection, store: Store, owners: Owners) -> int:
     """Return for how many of the partitions the token is still ours."""
-    c = tables.partition_progress.c
+    c = store.tables.partition_progress.c
     mine = tuple_(c.topic, c.partition, c.owner).in_([(*partition, owner) for partition, owner in owners.items()])
-    return int(connection.execute(select(func.count()).where(c.consumer == consumer, mine)).scalar_one())
+    return int(connection.execute(select(func.count()).where(c.consumer == store.consumer, mine)).scalar_one())
 
 
 def numbers(tables: Tables, consumer: int, partitions: Collection[TopicPartition]) -> list[int]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, insert, select
 
-from consumerkit.storage.tables import Tables
+from consumerkit.storage.store import Store
 
 
 class Source(StrEnum):
@@ -45,12 +45,12 @@ class LatestTopic(NamedTuple):
     partitions: set[int]
 
 
-def recorded(connection: Connection, tables: Tables, consumer: int, topic: str, topic_id: str) -> dict[int, FirstStart]:
+def recorded(connection: Connection, store: Store, topic: str, topic_id: str) -> dict[int, FirstStart]:
     """Return what was decided about a topic's partitions; nothing where nothing was."""
-    c = tables.first_runs.c
+    c = store.tables.first_runs.c
     rows = connection.execute(
         select(c.partition, c.source, c.start, c.asked_at).where(
-            c.consumer == consumer, c.topic == topic, c.topic_id == topic_id
+            c.consumer == store.consumer, c.topic == topic, c.topic_id == topic_id
         )
     )
     return {row.partition: FirstStart(Source(row.source), row.start, row.asked_at) for row in rows}
@@ -58,8 +58,7 @@ def recorded(connection: Connection, tables: Tables, consumer: int, topic: str, 
 
 def decide(
     connection: Connection,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     topic: str,
     topic_id: str,
     wanted: Mapping[int, FirstStart],
@@ -68,11 +67,11 @@ def decide(
 
     The caller's transaction reads what is committed while it waits (READ COMMITTED), and commits.
     """
-    consumers, table = tables.consumers, tables.first_runs
-    connection.execute(select(consumers.c.id).where(consumers.c.id == consumer).with_for_update())
-    if found := recorded(connection, tables, consumer, topic, topic_id):
+    consumers, table = store.tables.consumers, store.tables.first_runs
+    connection.execute(select(consumers.c.id).where(consumers.c.id == store.consumer).with_for_update())
+    if found := recorded(connection, store, topic, topic_id):
         return found
-    place = {"consumer": consumer, "topic": topic, "topic_id": topic_id}
+    place = {"consumer": store.consumer, "topic": topic, "topic_id": topic_id}
     rows = [
         {**place, "partition": number, "source": one.source.value, "start": one.offset, "asked_at": one.asked_at}
         for number, one in sorted(wanted.items())
@@ -81,13 +80,13 @@ def decide(
     return dict(wanted)
 
 
-def latest(connection: Connection, tables: Tables, consumer: int) -> dict[str, LatestTopic]:
+def latest(connection: Connection, store: Store) -> dict[str, LatestTopic]:
     """Return, by the names of a handler's topics, the topic that it has met last, with the partitions it then had.
 
     What an upgrade has taken over from an older release is left out: it does not tell which topic was the last.
     """
-    c = tables.first_runs.c
-    told = select(c.topic, c.topic_id, c.partition).where(c.consumer == consumer, c.source != Source.MARK.value)
+    c = store.tables.first_runs.c
+    told = select(c.topic, c.topic_id, c.partition).where(c.consumer == store.consumer, c.source != Source.MARK.value)
     rows = connection.execute(told.order_by(c.asked_at, c.topic_id))
     found: dict[str, LatestTopic] = {}
     for row in rows:
@@ -97,8 +96,8 @@ def latest(connection: Connection, tables: Tables, consumer: int) -> dict[str, L
     return found
 
 
-def had_another(connection: Connection, tables: Tables, consumer: int, topic: str, topic_id: str) -> bool:
+def had_another(connection: Connection, store: Store, topic: str, topic_id: str) -> bool:
     """Return whether the handler has begun with another topic of this name, which was deleted since."""
-    c = tables.partition_progress.c
-    other = (c.consumer == consumer, c.topic == topic, c.mark.is_not(None), c.topic_id != topic_id)
+    c = store.tables.partition_progress.c
+    other = (c.consumer == store.consumer, c.topic == topic, c.mark.is_not(None), c.topic_id != topic_id)
     return connection.execute(select(c.partition).where(*other).limit(1)).first() is not None

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from consumerkit.outcome import Outcome
-from consumerkit.storage.dialects import Claim, Dialect, Kept
+from consumerkit.storage.dialects import Claim, Kept
+from consumerkit.storage.store import Store
 from consumerkit.storage.tables import Tables
 
 
@@ -26,19 +27,13 @@ class Claimed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(Store):
     """One consumer's part of the ledger.
 
     Attributes:
-        tables: The table definitions.
-        dialect: The database's.
-        consumer: The handler's number.
         name: The handler's name: each claim then proves that the tables give it this number. None proves nothing.
     """
 
-    tables: Tables
-    dialect: Dialect
-    consumer: int
     name: str | None = None
 
     def claim(self, connection: Connection, claims: Iterable[Claim]) -> Claimed:

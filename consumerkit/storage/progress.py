@@ -18,8 +18,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, insert, select, update
 
 from consumerkit.message import TopicPartition
-from consumerkit.storage.dialects import Dialect
-from consumerkit.storage.tables import Tables
+from consumerkit.storage.store import Store
 
 LANE_BYTES: Final = 16
 LANE_KEPT: Final = 7 * 86_400.0
@@ -101,9 +100,7 @@ class Begun(NamedTuple):
 
 def begin(
     connection: Connection,
-    dialect: Dialect,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     begun: Mapping[TopicPartition, Begun],
     *,
     ago: float,
@@ -112,7 +109,7 @@ def begin(
 
     The caller commits.
     """
-    table = tables.partition_progress
+    table = store.tables.partition_progress
     c = table.c
     mark = bindparam("to_mark", type_=c.mark.type)
     values = {
@@ -122,7 +119,7 @@ def begin(
         "mark": mark,
         # Whatever owners before have processed lies below the end of the log, as it was then.
         "window_end": func.coalesce(c.window_end, bindparam("to_end", type_=c.window_end.type)),
-        "window_at": func.coalesce(c.window_at, dialect.in_seconds(-(ago + _MARGIN))),
+        "window_at": func.coalesce(c.window_at, store.dialect.in_seconds(-(ago + _MARGIN))),
     }
     rows = [
         {
@@ -135,19 +132,17 @@ def begin(
         for partition, one in begun.items()
     ]
     if rows:
-        connection.execute(update(table).where(*anywhere(tables, consumer)).values(values), rows)
+        connection.execute(update(table).where(*anywhere(store)).values(values), rows)
 
 
-def advance(
-    connection: Connection, tables: Tables, consumer: int, marks: Mapping[TopicPartition, Mark]
-) -> set[TopicPartition]:
+def advance(connection: Connection, store: Store, marks: Mapping[TopicPartition, Mark]) -> set[TopicPartition]:
     """Write marks down; return the partitions that are not their owner's any more, or have lost a mark.
 
     `marks` were read once this transaction had begun: what is fetched later cannot have been processed before it.
     """
     if not marks:
         return set()
-    table = tables.partition_progress
+    table = store.tables.partition_progress
     c = table.c
     offset, ahead = bindparam("to_mark", type_=c.mark.type), bindparam("to_end", type_=c.window_end.type)
     passed = c.window_end <= offset
@@ -170,31 +165,27 @@ def advance(
         # In one order, as everybody does who locks several of these rows.
         for partition, one in sorted(marks.items())
     ]
-    connection.execute(update(table).where(*anywhere(tables, consumer), *mine).values(values), rows)
+    connection.execute(update(table).where(*anywhere(store), *mine).values(values), rows)
     # Many at once return no count each. A row of ours that was not written has a mark below the one that it had.
     topics, numbers = zip(*marks, strict=True)
     written = select(c.topic, c.partition, c.owner, c.mark).where(
-        c.consumer == consumer, c.topic.in_(set(topics)), c.partition.in_(set(numbers))
+        c.consumer == store.consumer, c.topic.in_(set(topics)), c.partition.in_(set(numbers))
     )
     found = {TopicPartition(*place): (bytes(owner), mark) for *place, owner, mark in connection.execute(written)}
     return {partition for partition, one in marks.items() if found.get(partition) != (one.owner, one.offset)}
 
 
-def locked_mark(
-    connection: Connection, tables: Tables, consumer: int, partition: TopicPartition, topic_id: str
-) -> int | None:
+def locked_mark(connection: Connection, store: Store, partition: TopicPartition, topic_id: str) -> int | None:
     """Lock a partition's row and return its mark; None where there is none, or where its topic is another."""
-    c = tables.partition_progress.c
-    query = select(c.mark, c.topic_id).where(_here(tables, consumer, partition)).with_for_update()
+    c = store.tables.partition_progress.c
+    query = select(c.mark, c.topic_id).where(here(store, partition)).with_for_update()
     row = connection.execute(query).one_or_none()
     return None if row is None or row.topic_id not in (None, topic_id) else row.mark
 
 
 def move(
     connection: Connection,
-    dialect: Dialect,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     partition: TopicPartition,
     *,
     topic_id: str,
@@ -209,10 +200,10 @@ def move(
     to the new mark. What is above it may have been processed, so nothing is forgotten before the mark has passed the
     log's end as it was when it was asked for, `ago` seconds ago.
     """
-    table = tables.partition_progress
+    table = store.tables.partition_progress
     c = table.c
-    here = _here(tables, consumer, partition)
-    row = connection.execute(select(table).where(here).with_for_update()).one_or_none()
+    place = here(store, partition)
+    row = connection.execute(select(table).where(place).with_for_update()).one_or_none()
     values: dict[str, Any] = {
         "owner": secrets.token_bytes(LANE_BYTES),
         "given_back": True,
@@ -223,12 +214,12 @@ def move(
         "marked_at": func.now(),
         "window_end": end,
         # A worker may have processed what came since then, for which the fence was not asked yet.
-        "window_at": dialect.in_seconds(-(ago + _MARGIN)),
+        "window_at": store.dialect.in_seconds(-(ago + _MARGIN)),
         "settled_at": None,
     }
     if row is None:
-        place = {"consumer": consumer, "topic": partition.topic, "partition": partition.partition}
-        connection.execute(insert(table).values({**place, **values, "start": mark}))
+        at_place = {"consumer": store.consumer, "topic": partition.topic, "partition": partition.partition}
+        connection.execute(insert(table).values({**at_place, **values, "start": mark}))
         return None
     made_anew = row.topic_id is not None and row.topic_id != topic_id
     if made_anew:
@@ -238,23 +229,23 @@ def move(
         values["start"] = case((c.start > mark, mark), else_=c.start)
         if run_forgotten:
             values["forgotten_below"] = case((c.forgotten_below > mark, mark), else_=c.forgotten_below)
-    connection.execute(update(table).where(here).values(values))
+    connection.execute(update(table).where(place).values(values))
     return standing(row)
 
 
-def marks(connection: Connection, tables: Tables, consumer: int) -> dict[tuple[str, str], dict[int, int]]:
+def marks(connection: Connection, store: Store) -> dict[tuple[str, str], dict[int, int]]:
     """Return a consumer's marks by partition, for each topic's name and ID."""
-    c = tables.partition_progress.c
-    known = (c.consumer == consumer, c.mark.is_not(None), c.topic_id.is_not(None))
+    c = store.tables.partition_progress.c
+    known = (c.consumer == store.consumer, c.mark.is_not(None), c.topic_id.is_not(None))
     found: dict[tuple[str, str], dict[int, int]] = {}
     for row in connection.execute(select(c.topic, c.topic_id, c.partition, c.mark).where(*known)):
         found.setdefault((row.topic, row.topic_id), {})[row.partition] = row.mark
     return found
 
 
-def drop(connection: Connection, tables: Tables, consumer: int, partition: TopicPartition) -> None:
+def drop(connection: Connection, store: Store, partition: TopicPartition) -> None:
     """Forget a partition that its topic does not have any more; the caller's transaction holds the fence."""
-    connection.execute(delete(tables.partition_progress).where(_here(tables, consumer, partition)))
+    connection.execute(delete(store.tables.partition_progress).where(here(store, partition)))
 
 
 def standing(row: Any) -> Standing:
@@ -262,62 +253,62 @@ def standing(row: Any) -> Standing:
     return Standing(row.topic_id, row.start, row.mark, row.forgotten_below)
 
 
-def move_on(connection: Connection, tables: Tables, consumer: int, lane: Lane) -> bool:
+def move_on(connection: Connection, store: Store, lane: Lane) -> bool:
     """Count one more transaction of a lane, in that transaction; return False where the database has lost one."""
-    table = tables.lane_progress
+    table = store.tables.lane_progress
     c = table.c
     if lane.sequence == 0:
-        connection.execute(insert(table).values(consumer=consumer, lane=lane.id, sequence=1))
+        connection.execute(insert(table).values(consumer=store.consumer, lane=lane.id, sequence=1))
         return True
-    known = (c.consumer == consumer, c.lane == lane.id, c.sequence == lane.sequence)
+    known = (c.consumer == store.consumer, c.lane == lane.id, c.sequence == lane.sequence)
     moved = update(table).where(*known).values(sequence=lane.sequence + 1, moved_at=func.now())
     return connection.execute(moved).rowcount == 1
 
 
-def are_kept(connection: Connection, tables: Tables, consumer: int, lanes: Iterable[Lane]) -> bool:
+def are_kept(connection: Connection, store: Store, lanes: Iterable[Lane]) -> bool:
     """Return whether the database has all that these lanes made durable; a lane may be about to move on."""
     known = {lane.id: lane.sequence for lane in lanes if lane.sequence}
     if not known:
         return True
-    c = tables.lane_progress.c
-    rows = connection.execute(select(c.lane, c.sequence).where(c.consumer == consumer, c.lane.in_(known)))
+    c = store.tables.lane_progress.c
+    rows = connection.execute(select(c.lane, c.sequence).where(c.consumer == store.consumer, c.lane.in_(known)))
     found = {bytes(lane): sequence for lane, sequence in rows}
     return all(found.get(lane, -1) >= sequence for lane, sequence in known.items())
 
 
-def forget_lanes(
-    connection: Connection, dialect: Dialect, tables: Tables, consumer: int, lanes: Collection[Lane]
-) -> None:
+def forget_lanes(connection: Connection, store: Store, lanes: Collection[Lane]) -> None:
     """Take out the rows of lanes that have ended, and of those that were left behind by a death."""
-    table = tables.lane_progress
+    table = store.tables.lane_progress
     c = table.c
     ended = c.lane.in_([lane.id for lane in lanes])
-    left = c.moved_at < dialect.in_seconds(-LANE_KEPT)
-    connection.execute(delete(table).where(c.consumer == consumer, ended | left))
+    left = c.moved_at < store.dialect.in_seconds(-LANE_KEPT)
+    connection.execute(delete(table).where(c.consumer == store.consumer, ended | left))
 
 
-def drop_lanes(connection: Connection, tables: Tables, consumer: int, lanes: Collection[Lane]) -> None:
+def drop_lanes(connection: Connection, store: Store, lanes: Collection[Lane]) -> None:
     """Take out the rows of full lanes: the database is known to have their successors' transactions, too."""
     if not lanes:
         return
-    c = tables.lane_progress.c
-    gone = delete(tables.lane_progress).where(c.consumer == consumer, c.lane.in_([lane.id for lane in lanes]))
+    c = store.tables.lane_progress.c
+    gone = delete(store.tables.lane_progress).where(
+        c.consumer == store.consumer, c.lane.in_([lane.id for lane in lanes])
+    )
     connection.execute(gone)
 
 
-def touch_lanes(connection: Connection, tables: Tables, consumer: int, lanes: Iterable[Lane]) -> None:
+def touch_lanes(connection: Connection, store: Store, lanes: Iterable[Lane]) -> None:
     """Keep the rows of lanes that have had nothing to do for long from being taken for left behind."""
-    table = tables.lane_progress
+    table = store.tables.lane_progress
     ids = [lane.id for lane in lanes if lane.sequence]
     if ids:
-        mine = (table.c.consumer == consumer, table.c.lane.in_(ids))
+        mine = (table.c.consumer == store.consumer, table.c.lane.in_(ids))
         connection.execute(update(table).where(*mine).values(moved_at=func.now()))
 
 
-def anywhere(tables: Tables, consumer: int) -> tuple[ColumnElement[bool], ...]:
+def anywhere(store: Store) -> tuple[ColumnElement[bool], ...]:
     """Return the conditions of a statement that is executed once for many partitions; `at` gives each one's place."""
-    c = tables.partition_progress.c
-    return c.consumer == consumer, c.topic == bindparam("at_topic"), c.partition == bindparam("at_partition")
+    c = store.tables.partition_progress.c
+    return c.consumer == store.consumer, c.topic == bindparam("at_topic"), c.partition == bindparam("at_partition")
 
 
 def at(partition: TopicPartition) -> dict[str, Any]:
@@ -325,6 +316,7 @@ def at(partition: TopicPartition) -> dict[str, Any]:
     return {"at_topic": partition.topic, "at_partition": partition.partition}
 
 
-def _here(tables: Tables, consumer: int, partition: TopicPartition) -> ColumnElement[bool]:
-    c = tables.partition_progress.c
-    return and_(c.consumer == consumer, c.topic == partition.topic, c.partition == partition.partition)
+def here(store: Store, partition: TopicPartition) -> ColumnElement[bool]:
+    """Return the condition that a row is this partition's."""
+    c = store.tables.partition_progress.c
+    return and_(c.consumer == store.consumer, c.topic == partition.topic, c.partition == partition.partition)

@@ -20,8 +20,9 @@ from consumerkit.errors import Fenced
 from consumerkit.outcome import Outcome
 from consumerkit.storage import fence
 from consumerkit.storage.dead_letters.letters import State as LetterState
-from consumerkit.storage.dialects import Dialect, Limits
+from consumerkit.storage.dialects import Limits
 from consumerkit.storage.fence import Owners
+from consumerkit.storage.store import Store
 from consumerkit.storage.tables import Tables
 
 _AT_ONCE: Final = 80  # a statement of an older SQLite takes 999 parameters
@@ -114,19 +115,13 @@ class Told(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class StepRows:
+class StepRows(Store):
     """One handler's part of the record; nothing here commits.
 
     Attributes:
-        tables: The table definitions.
-        dialect: The database's.
-        consumer: The handler's number.
         limits: How long a transaction may take on the server.
     """
 
-    tables: Tables
-    dialect: Dialect
-    consumer: int
     limits: Limits
 
     def unknown(self, connection: Connection, digests: Sequence[bytes], *, revives: bool) -> set[bytes]:
@@ -156,7 +151,7 @@ class StepRows:
         """
         numbers = () if fenced else fence.numbers(self.tables, self.consumer, owners)
         self.dialect.begin(connection, self.limits, uuid4().hex, numbers)
-        owned = fence.count_owned(connection, self.tables, self.consumer, owners)
+        owned = fence.count_owned(connection, self, owners)
         if owned != len(owners):
             raise Fenced(f"{len(owners) - owned} of {len(owners)} partitions were taken over")
 

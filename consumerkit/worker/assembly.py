@@ -25,6 +25,7 @@ from consumerkit.handlers.handler import Ordering
 from consumerkit.steps import HandlerSteps, LaneSteps
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect, Limits
+from consumerkit.storage.isolation import connection_of
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.steps import StepRows
@@ -105,12 +106,10 @@ class Assembly:
 
     async def _in_transaction(self, work: Callable[[Connection], T]) -> T:
         """Run work in a transaction of its own, whatever isolation level the engine's default is."""
-        isolation = self.dialect.isolation()
-        options = {"isolation_level": isolation} if isolation else {}
         # A server may be silent, and its own limits are of no use then.
         async with self._turns():
             return await self.database.run(
-                lambda session: work(session.connection(execution_options=options)), within=self.limits.statement
+                lambda session: work(connection_of(session, self.dialect)), within=self.limits.statement
             )
 
     async def run(self, work: Callable[[Session], T]) -> T:

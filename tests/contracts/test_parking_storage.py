@@ -440,9 +440,7 @@ class Owner:
     def taking(self, *, wait: float = 0.0) -> Callable[[Session], fence.Taken | None]:
         def work(session: Session) -> fence.Taken | None:
             stand = self.stand
-            taken = fence.take(
-                session.connection(), stand.dialect, DEFAULT_TABLES, stand.consumer, HERE, wait=wait, own=self.token
-            )
+            taken = fence.take(session.connection(), stand.ledger, HERE, wait=wait, own=self.token)
             session.commit() if taken is not None else session.rollback()
             return taken
 
@@ -457,11 +455,10 @@ class Owner:
     def owned(self, *others: TopicPartition) -> int:
         assert self.token is not None
         owners = dict.fromkeys((HERE, *others), self.token)
-        consumer = self.stand.consumer
-        return committed(self.client, lambda at: fence.count_owned(at, DEFAULT_TABLES, consumer, owners))
+        return committed(self.client, lambda at: fence.count_owned(at, self.stand.ledger, owners))
 
     def write(self, what: Callable[..., None], *parts: Any) -> None:
-        committed(self.client, lambda at: what(at, DEFAULT_TABLES, self.stand.consumer, *parts))
+        committed(self.client, lambda at: what(at, self.stand.ledger, *parts))
 
     def give_back(self) -> None:
         self.write(fence.give_back, {HERE: self.token})
@@ -548,7 +545,7 @@ def test_a_take_over_waits_for_the_transactions_of_the_owner_before(one: Owner, 
 
 def test_partitions_are_taken_together_but_for_those_that_others_use(one: Owner, two: Owner, lot: ParkingLot) -> None:
     """One is in a transaction of its owner; of another the owner is about to write the mark."""
-    stand, tables = one.stand, DEFAULT_TABLES
+    stand = one.stand
     used, marked, free, new = (TopicPartition("t", number) for number in (3, 5, 6, 7))
     before = {at: committed(one.client, taking_of(stand, at)) for at in (used, marked, free)}
     tokens = {at: taken.owner for at, taken in before.items() if taken is not None}
@@ -556,13 +553,13 @@ def test_partitions_are_taken_together_but_for_those_that_others_use(one: Owner,
     if not stand.dialect.single_writer:
         one.client.do(one.working())
         owners = {marked: tokens[marked]}
-        one.client.do(lambda session: fence.give_back(session.connection(), tables, stand.consumer, owners))
+        one.client.do(lambda session: fence.give_back(session.connection(), stand.ledger, owners))
 
     def together(connection: Connection) -> dict[TopicPartition, fence.Taken]:
         everything = [used, marked, free, new]
-        held = fence.hold(connection, stand.dialect, tables, stand.consumer, everything, wait=0)
-        found = fence.look(connection, tables, stand.consumer, held, {free: tokens[free]}, wait=False)
-        fence.write(connection, tables, stand.consumer, found)
+        held = fence.hold(connection, stand.ledger, everything, wait=0)
+        found = fence.look(connection, stand.ledger, held, {free: tokens[free]}, wait=False)
+        fence.write(connection, stand.ledger, found)
         assert lot.load(connection, list(found)).keys() == found.keys()
         return found
 
@@ -573,12 +570,12 @@ def test_partitions_are_taken_together_but_for_those_that_others_use(one: Owner,
     assert (found[new].new, found[free].new) == (True, False)
     assert (found[free].ours, found[free].deaths) == (True, 0)
     owned = {**tokens, **{at: taken.owner for at, taken in found.items()}}
-    assert committed(one.client, lambda at: fence.count_owned(at, tables, stand.consumer, owned)) == 4
+    assert committed(one.client, lambda at: fence.count_owned(at, stand.ledger, owned)) == 4
     assert len(set(owned.values())) == 4
 
 
 def test_marks_that_are_written_together_are_each_ones_own(one: Owner, two: Owner) -> None:
-    stand, tables = one.stand, DEFAULT_TABLES
+    stand = one.stand
     mine, another, lost = (TopicPartition("t", number) for number in (3, 5, 6))
     owners = {}
     for at in (mine, another, lost):
@@ -586,20 +583,20 @@ def test_marks_that_are_written_together_are_each_ones_own(one: Owner, two: Owne
         assert taken is not None
         owners[at] = taken.owner
     begun = {at: progress.Begun("id", mark=10, start=0, end=12) for at in owners}
-    committed(one.client, lambda at: progress.begin(at, stand.dialect, tables, stand.consumer, begun, ago=0))
+    committed(one.client, lambda at: progress.begin(at, stand.ledger, begun, ago=0))
     committed(two.client, taking_of(stand, another))
     marks = {at: progress.Mark(owner, 15, 12 if at == lost else 10, 20) for at, owner in owners.items()}
-    gone = committed(one.client, lambda at: progress.advance(at, tables, stand.consumer, marks))
+    gone = committed(one.client, lambda at: progress.advance(at, stand.ledger, marks))
     assert gone == {another, lost}
-    found = committed(one.client, lambda at: progress.marks(at, tables, stand.consumer))
+    found = committed(one.client, lambda at: progress.marks(at, stand.ledger))
     assert found == {("t", "id"): {3: 15, 5: 10, 6: 10}}
-    committed(one.client, lambda at: fence.give_back(at, tables, stand.consumer, owners))
+    committed(one.client, lambda at: fence.give_back(at, stand.ledger, owners))
     again = {at: committed(one.client, taking_of(stand, at)) for at in owners}
     assert [taken and taken.deaths for taken in again.values()] == [0, 2, 0]
 
 
 def taking_of(stand: Stand, partition: TopicPartition) -> Callable[[Connection], fence.Taken | None]:
-    return lambda at: fence.take(at, stand.dialect, DEFAULT_TABLES, stand.consumer, partition, wait=0)
+    return lambda at: fence.take(at, stand.ledger, partition, wait=0)
 
 
 def test_a_transaction_that_begins_during_a_take_over_waits_and_finds_the_token_changed(
@@ -627,7 +624,7 @@ def test_what_the_owner_before_parked_late_is_seen_by_the_next(one: Owner, two: 
 
     def take_and_load(session: Session) -> dict[bytes | None, set[int]]:
         connection = session.connection()
-        fence.take(connection, two.stand.dialect, DEFAULT_TABLES, two.stand.consumer, HERE, wait=20)
+        fence.take(connection, two.stand.ledger, HERE, wait=20)
         keys = lot.load(connection, [HERE])[HERE]
         session.commit()
         return keys

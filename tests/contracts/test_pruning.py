@@ -24,6 +24,7 @@ from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Claim, Limits, dialect_for
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.maintenance.pruning import Batch, Holder, Plan, Pruning
+from consumerkit.storage.store import Store
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
@@ -265,7 +266,8 @@ async def test_nothing_goes_while_a_bound_cannot_be_raised(
 def move(session: Session, books: Books, *, run_forgotten: bool) -> None:
     at = TopicPartition("t", 0)
     options: dict[str, Any] = {"topic_id": "T", "mark": 10, "end": 100, "ago": 0, "run_forgotten": run_forgotten}
-    progress.move(session.connection(), books.pruning.dialect, TABLES, books.consumer, at, **options)
+    store = Store(TABLES, books.pruning.dialect, books.consumer)
+    progress.move(session.connection(), store, at, **options)
 
 
 @pytest.mark.parametrize("run_forgotten", [True, False])
@@ -305,7 +307,8 @@ async def test_a_rewind_waits_for_the_batch_under_way_and_a_mark_does_not(server
     async with books.database.transaction() as run:
         assert await run(partial(books.pruning.forget, plan=plan, after=None, limit=5)) is not None
         mark = {TopicPartition("t", 0): progress.Mark(b"o" * 16, 101, 100, 102)}
-        advance = partial(progress.advance, tables=TABLES, consumer=books.consumer, marks=mark)
+        store = Store(TABLES, books.pruning.dialect, books.consumer)
+        advance = partial(progress.advance, store=store, marks=mark)
         assert await asyncio.wait_for(books.database.run(lambda s: advance(s.connection())), 120) == set()
         rewind = asyncio.create_task(books.database.run(lambda s: move(s, books, run_forgotten=True)))
         await asyncio.sleep(0.5)

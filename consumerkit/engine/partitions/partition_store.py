@@ -14,13 +14,11 @@ from consumerkit.engine.partitions.start_position import Beginning, note
 from consumerkit.errors import CommitsLost, Fenced, PartitionUnusable
 from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, first_runs, progress
-from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.fence import Taken
 from consumerkit.storage.first_runs import FirstStart
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import ParkedMessage
 from consumerkit.storage.progress import Begun, Lane, Mark, Standing
-from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import PartitionInfo, Position
 
 InTransaction = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
@@ -62,10 +60,6 @@ class Fences:
     any_key: bool = False
     """Whether what is parked waits behind whatever is parked of its partition, and not of its key only."""
 
-    @property
-    def _place(self) -> tuple[Dialect, Tables, int]:
-        return self.lot.dialect, self.lot.tables, self.lot.consumer
-
     def position(self, partition: Partition, mark: int) -> Position:
         """Return what is committed to Kafka for a partition that has come to a mark."""
         return Position(mark, partition.offsets.epoch, note(self.handler, partition.start))
@@ -96,19 +90,16 @@ class Fences:
         lanes = self.sequences.lanes()
 
         def work(connection: Connection) -> _Work:
-            dialect, tables, consumer = self._place
-            held = fence.hold(connection, dialect, tables, consumer, list(known), wait=wait)
-            found = fence.look(connection, tables, consumer, held, self.tokens, wait=wait > 0)
+            held = fence.hold(connection, self.lot, list(known), wait=wait)
+            found = fence.look(connection, self.lot, held, self.tokens, wait=wait > 0)
             decided = {name: _placed(known[name], taken) for name, taken in found.items()}
             begins = {name: one for name, one in decided.items() if isinstance(one, Beginning)}
-            if any(one.intact for one in begins.values()) and not progress.are_kept(
-                connection, tables, consumer, lanes
-            ):
+            if any(one.intact for one in begins.values()) and not progress.are_kept(connection, self.lot, lanes):
                 begins = {name: one._replace(intact=False) for name, one in begins.items()}
             taken = {name: found[name] for name in begins}
-            fence.write(connection, tables, consumer, taken)
+            fence.write(connection, self.lot, taken)
             begun = {name: _begun(known[name].info, one) for name, one in begins.items()}
-            progress.begin(connection, dialect, tables, consumer, begun, ago=ago())
+            progress.begin(connection, self.lot, begun, ago=ago())
             return taken, self.lot.load(connection, list(begins), any_key=self.any_key), decided | begins
 
         taken, parked, decided = await self.run(work)
@@ -121,25 +112,22 @@ class Fences:
 
     async def first_run(self, topic: str, topic_id: str) -> dict[int, FirstStart]:
         """Return where the first run on a topic begins; nothing where that is not decided."""
-        _, tables, consumer = self._place
         return await self.run(  # type: ignore[no-any-return]
-            lambda connection: first_runs.recorded(connection, tables, consumer, topic, topic_id)
+            lambda connection: first_runs.recorded(connection, self.lot, topic, topic_id)
         )
 
     async def had_another(self, topic: str, topic_id: str) -> bool:
         """Return whether the handler has begun with a topic of this name that is not there any more."""
-        _, tables, consumer = self._place
         return await self.run(  # type: ignore[no-any-return]
-            lambda connection: first_runs.had_another(connection, tables, consumer, topic, topic_id)
+            lambda connection: first_runs.had_another(connection, self.lot, topic, topic_id)
         )
 
     async def decide_first_run(
         self, topic: str, topic_id: str, wanted: Mapping[int, FirstStart]
     ) -> dict[int, FirstStart]:
         """Write down where the first run on a topic begins; return what another worker has written, if it was first."""
-        _, tables, consumer = self._place
         return await self.run(  # type: ignore[no-any-return]
-            lambda connection: first_runs.decide(connection, tables, consumer, topic, topic_id, wanted)
+            lambda connection: first_runs.decide(connection, self.lot, topic, topic_id, wanted)
         )
 
     async def mark(self, partitions: Iterable[Partition]) -> set[TopicPartition]:
@@ -151,7 +139,6 @@ class Fences:
         Raises:
             CommitsLost: The database does not have all that the lanes made durable.
         """
-        dialect, tables, consumer = self._place
         held = [partition for partition in partitions if partition.owner is not None]
         written: dict[TopicPartition, Mark] = {}
 
@@ -164,7 +151,7 @@ class Fences:
 
         def work(connection: Connection) -> tuple[set[TopicPartition], Sequence[Lane]]:
             # What is fetched after this transaction has begun cannot have been processed before it.
-            dialect.probe(connection)
+            self.lot.dialect.probe(connection)
             found = marks()
             # After the marks: what these rest on, even if it was acknowledged while this connection was waited for.
             known = self.sequences.lanes()
@@ -172,10 +159,10 @@ class Fences:
             for one in held:
                 if one.name in found and one.owner != found[one.name].owner:
                     del found[one.name]
-            if not progress.are_kept(connection, tables, consumer, known):
+            if not progress.are_kept(connection, self.lot, known):
                 raise CommitsLost("the database has lost transactions that it had acknowledged")
-            progress.drop_lanes(connection, tables, consumer, spent)
-            return progress.advance(connection, tables, consumer, found), known
+            progress.drop_lanes(connection, self.lot, spent)
+            return progress.advance(connection, self.lot, found), known
 
         trackers = {one.name: one.offsets for one in held}
         spent = list(self.sequences.spent)
@@ -190,34 +177,29 @@ class Fences:
     async def give_back(self, partitions: Iterable[Partition]) -> None:
         """Write down that nothing of these partitions is under way any more."""
         owners = {partition.name: partition.owner for partition in partitions if partition.owner is not None}
-        _, tables, consumer = self._place
         if owners:
-            await self.run(lambda connection: fence.give_back(connection, tables, consumer, owners))
+            await self.run(lambda connection: fence.give_back(connection, self.lot, owners))
 
     async def end(self) -> None:
         """Remove what is kept about this worker's lanes: they have ended."""
-        dialect, tables, consumer = self._place
         ended = [*self.sequences.lanes(), *self.sequences.spent]
-        await self.run(lambda connection: progress.forget_lanes(connection, dialect, tables, consumer, ended))
+        await self.run(lambda connection: progress.forget_lanes(connection, self.lot, ended))
 
     async def touch(self) -> None:
         """Keep what is known of lanes that have nothing to do."""
-        _, tables, consumer = self._place
         lanes = self.sequences.lanes()
-        await self.run(lambda connection: progress.touch_lanes(connection, tables, consumer, lanes))
+        await self.run(lambda connection: progress.touch_lanes(connection, self.lot, lanes))
 
     async def calm(self, partition: Partition) -> None:
         """Write down that this owner got further than those that died before it."""
-        _, tables, consumer = self._place
         if (owner := partition.owner) is not None:
-            await self.run(lambda connection: fence.calm(connection, tables, consumer, partition.name, owner))
+            await self.run(lambda connection: fence.calm(connection, self.lot, partition.name, owner))
             partition.deaths, partition.suspects = 0, {}
 
     async def suspect(self, partition: Partition) -> None:
         """Write down which of a partition's messages run alone, or did when a process died."""
-        _, tables, consumer = self._place
         owner, suspects = partition.owner or b"", dict(partition.suspects)
-        await self.run(lambda connection: fence.suspect(connection, tables, consumer, partition.name, owner, suspects))
+        await self.run(lambda connection: fence.suspect(connection, self.lot, partition.name, owner, suspects))
 
     async def deliver(self, partition: Partition, parked: ParkedMessage, *, begins: bool) -> None:
         """Write down that a run of a parked message begins, or that the process has survived it.
@@ -225,11 +207,10 @@ class Fences:
         Raises:
             Fenced: The partition is not ours any more.
         """
-        _, tables, consumer = self._place
         owners = {partition.name: partition.owner or b""}
 
         def write(connection: Connection) -> None:
-            if not fence.count_owned(connection, tables, consumer, owners):
+            if not fence.count_owned(connection, self.lot, owners):
                 raise Fenced(f"{partition.name} was taken over")
             self.lot.deliver(connection, parked, begins=begins)
 

@@ -35,7 +35,7 @@ class Revival:
             return True
         ledger = self._ledger
         digests = {item.digest for item in asked if item.digest is not None}
-        letters = settling.origins(connection, ledger.tables, ledger.consumer, digests)
+        letters = settling.origins(connection, ledger, digests)
         fresh = [item for item in asked if item.parked is not None or not _has_letter(item, letters)]
         first: dict[bytes, Item] = {}
         for item in fresh:
@@ -61,9 +61,7 @@ class Revival:
         processed = [item.digest for item in items if item.revived and item.verdict is Verdict.RUN and item.digest]
         if processed:
             ledger, by = self._ledger, self._declared.name
-            settling.settle_ids(
-                connection, ledger.dialect, ledger.tables, ledger.consumer, processed, by, "a resend was processed"
-            )
+            settling.settle_ids(connection, ledger, processed, by, "a resend was processed")
 
 
 def _has_letter(item: Item, letters: dict[bytes, dict[Origin, int]]) -> bool:

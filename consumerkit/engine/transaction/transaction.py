@@ -24,6 +24,7 @@ from consumerkit.storage import fence, location, origins, outbox, progress
 from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.dead_letters import resolving as settling
 from consumerkit.storage.dialects import Claim, Kept, Limits
+from consumerkit.storage.isolation import connection_of
 from consumerkit.storage.ledger import Claimed, Ledger, LedgerMoved
 from consumerkit.storage.parking import redriven
 from consumerkit.storage.parking.lot import ParkingLot
@@ -39,13 +40,11 @@ class Transaction:
         self._declared = declared
         self._limits = limits
         self._revival = Revival(ledger, declared)
-        isolation = ledger.dialect.isolation()
-        self._options = {"isolation_level": isolation} if isolation else {}
 
     def open(self, session: Session, group: Group) -> None:
         """Begin under the fence, claim, and decide what becomes of each item."""
         reach("before_begin")
-        connection = session.connection(execution_options={**self._options, OPTION: group.guard})
+        connection = connection_of(session, self._ledger.dialect, **{OPTION: group.guard})
         ledger = self._ledger
         group.limits = self._limits
         group.reused = bool(connection.info.setdefault(_SERVED, False))
@@ -220,7 +219,7 @@ class Transaction:
         ledger.keep_results(connection, group.results)
         outbox.append(connection, ledger.tables, group.publications)
         for partition, owner in group.calms.items():
-            fence.calm(connection, ledger.tables, ledger.consumer, partition, owner)
+            fence.calm(connection, ledger, partition, owner)
         reach("before_finalise")
         self._finalise(connection, group)
         reach("after_finalise")
@@ -240,7 +239,7 @@ class Transaction:
 
     def _finalise(self, connection: Connection, group: Group) -> None:
         ledger = self._ledger
-        owned = fence.count_owned(connection, ledger.tables, ledger.consumer, group.owners)
+        owned = fence.count_owned(connection, ledger, group.owners)
         if owned != len(group.owners):
             raise Fenced(f"{len(group.owners) - owned} of {len(group.owners)} partitions were taken over")
         self._move_on(connection, group)
@@ -248,7 +247,7 @@ class Transaction:
     def _move_on(self, connection: Connection, group: Group) -> None:
         """Count this transaction in its lane: the mark rests on that."""
         ledger = self._ledger
-        if group.lane is not None and not progress.move_on(connection, ledger.tables, ledger.consumer, group.lane):
+        if group.lane is not None and not progress.move_on(connection, ledger, group.lane):
             raise CommitsLost("the database has lost transactions that it had acknowledged")
 
     def check(self, session: Session, group: Group) -> None:
@@ -321,7 +320,7 @@ class Transaction:
         for verdict, note in _SETTLED.items():
             numbers = [one.dead_letter for each, one in gone if each is verdict and one.dead_letter is not None]
             if numbers:
-                settling.settle(connection, ledger.dialect, ledger.tables, ledger.consumer, numbers, by, note)
+                settling.settle(connection, ledger, numbers, by, note)
 
     def convict(self, session: Session, group: Group, error: TransactionEnded) -> None:
         """Bury what a handler made durable by a COMMIT of its own, in a transaction of its own.

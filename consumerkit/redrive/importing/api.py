@@ -105,7 +105,7 @@ async def import_letters(
     number = await worker.database.run(lambda session: _number(session, tables, declared, dry_run=dry_run))
     ledger = Ledger(tables, dialect_for(worker.database.dialect_name, tables), number, declared.name)
     register = Register(ledger, dry_run=dry_run)
-    screen = Screen(declared, topics, convention, as_topic, await _settled(worker, tables, number, topics))
+    screen = Screen(declared, topics, convention, as_topic, await _settled(worker, ledger, topics))
     importer = Importer(worker.database, screen, register, by or current_user(), note, keep)
     reader = worker.transport.reader(topic, offsets)
     try:
@@ -142,9 +142,9 @@ async def _topics(
     return found
 
 
-async def _settled(worker: Surroundings, tables: Tables, number: int, topics: Mapping[str, TopicInfo]) -> Settled:
+async def _settled(worker: Surroundings, ledger: Ledger, topics: Mapping[str, TopicInfo]) -> Settled:
     """Return below which offset each partition is settled: below the handler's mark, and within the log as it is."""
-    marks = await worker.database.run(lambda session: progress.marks(session.connection(), tables, number))
+    marks = await worker.database.run(lambda session: progress.marks(session.connection(), ledger))
     ours = {name: marks.get((name, info.topic_id), {}) for name, info in topics.items()}
     return {name: await _within(worker.transport, name, found) for name, found in ours.items() if found}
 

@@ -24,6 +24,7 @@ from consumerkit.storage import audit as actions
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Limits
 from consumerkit.storage.faults import Fault, fault_of
+from consumerkit.storage.isolation import begin
 from consumerkit.transports.base import LogReader, Span
 
 BATCH: Final = 100
@@ -114,9 +115,7 @@ class Importer:
 
     def _enter(self, session: Session, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[Entry]:
         ledger = self.register.ledger
-        options = {"isolation_level": level} if (level := ledger.dialect.isolation()) else {}
-        connection = session.connection(execution_options=options)
-        ledger.dialect.begin(connection, _LIMITS, ACTION)
+        connection = begin(session, ledger.dialect, _LIMITS, ACTION)
         candidates = [one.candidate for one in screened if one.candidate is not None]
         decided = iter(self.register.enter(connection, candidates))
         entries = [Entry(one.line.fate, None) if one.candidate is None else next(decided) for one in screened]

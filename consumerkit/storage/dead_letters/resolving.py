@@ -9,41 +9,37 @@ from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, updat
 from consumerkit.outcome import Reason
 from consumerkit.storage.dead_letters.history import entry, extended
 from consumerkit.storage.dead_letters.letters import State
-from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.origins import Origin, home
 from consumerkit.storage.parking.parked import Kind
+from consumerkit.storage.store import Store
 from consumerkit.storage.tables import Tables
 
 
 def settle(
     connection: Connection,
-    dialect: Dialect,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     numbers: Collection[int],
     by: str,
     note: str,
 ) -> None:
     """Mark redriven letters, and the other ones of the same message IDs, as resolved: their message was processed."""
-    table = tables.dead_letters
+    table = store.tables.dead_letters
     c = table.c
-    ids = select(c.digest).where(c.id.in_(numbers), c.digest.is_not(None), _own_id(tables))
-    same = and_(c.digest.in_(ids), _own_id(tables))
-    _resolve(connection, dialect, tables, consumer, or_(c.id.in_(numbers), same), by, note)
+    ids = select(c.digest).where(c.id.in_(numbers), c.digest.is_not(None), _own_id(store.tables))
+    same = and_(c.digest.in_(ids), _own_id(store.tables))
+    _resolve(connection, store, or_(c.id.in_(numbers), same), by, note)
 
 
 def settle_ids(
     connection: Connection,
-    dialect: Dialect,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     digests: Collection[bytes],
     by: str,
     note: str,
 ) -> None:
     """Mark the letters of message IDs as resolved: a resend was processed."""
-    which = and_(tables.dead_letters.c.digest.in_(digests), _own_id(tables))
-    _resolve(connection, dialect, tables, consumer, which, by, note)
+    which = and_(store.tables.dead_letters.c.digest.in_(digests), _own_id(store.tables))
+    _resolve(connection, store, which, by, note)
 
 
 def _own_id(tables: Tables) -> ColumnElement[bool]:
@@ -53,41 +49,37 @@ def _own_id(tables: Tables) -> ColumnElement[bool]:
 
 def _resolve(
     connection: Connection,
-    dialect: Dialect,
-    tables: Tables,
-    consumer: int,
+    store: Store,
     which: ColumnElement[bool],
     by: str,
     note: str,
 ) -> None:
-    table = tables.dead_letters
+    table = store.tables.dead_letters
     c = table.c
-    found = select(c.id, c.history).where(c.consumer == consumer, which, c.state.in_(_OPEN))
+    found = select(c.id, c.history).where(c.consumer == store.consumer, which, c.state.in_(_OPEN))
     for number, history in connection.execute(found.order_by(c.id).with_for_update()).all():
         values = {"state": State.RESOLVED.value, "state_at": func.now()}
         more = extended(history, entry("resolved", by, note=note))
         connection.execute(update(table).where(c.id == number).values(history=more, **values))
-        _let_go(connection, dialect, tables, consumer, number)
+        _let_go(connection, store, number)
 
 
-def _let_go(connection: Connection, dialect: Dialect, tables: Tables, consumer: int, letter: int) -> None:
+def _let_go(connection: Connection, store: Store, letter: int) -> None:
     """Release the key that a letter holds, wherever that is: the letter cannot be decided on any more.
 
     Another partition's fence is not held here, so its head cannot be told. The row is due whatever stands before it:
     its owner only takes it out, and what stands first is next.
     """
-    table = tables.parked_messages
+    table = store.tables.parked_messages
     c = table.c
-    held = update(table).where(c.consumer == consumer, c.dead_letter == letter, c.kind == Kind.HELD.value)
-    connection.execute(held.values(kind=Kind.RELEASED.value, due_at=dialect.in_seconds(0.0)))
+    held = update(table).where(c.consumer == store.consumer, c.dead_letter == letter, c.kind == Kind.HELD.value)
+    connection.execute(held.values(kind=Kind.RELEASED.value, due_at=store.dialect.in_seconds(0.0)))
 
 
-def origins(
-    connection: Connection, tables: Tables, consumer: int, digests: Collection[bytes]
-) -> dict[bytes, dict[Origin, int]]:
+def origins(connection: Connection, store: Store, digests: Collection[bytes]) -> dict[bytes, dict[Origin, int]]:
     """Return the letters of message IDs, by where they stood in the log; without conflicts."""
-    c = tables.dead_letters.c
-    own = (c.consumer == consumer, c.digest.in_(digests), _own_id(tables))
+    c = store.tables.dead_letters.c
+    own = (c.consumer == store.consumer, c.digest.in_(digests), _own_id(store.tables))
     found: dict[bytes, dict[Origin, int]] = {}
     for row in connection.execute(select(c.digest, c.topic_id, c.partition, c.offset, c.id).where(*own)):
         found.setdefault(bytes(row.digest), {})[home(row.topic_id), row.partition, row.offset] = row.id

@@ -21,6 +21,7 @@ from consumerkit.storage import fence, steps
 from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dialects import Dialect, Limits
+from consumerkit.storage.isolation import begin
 from consumerkit.storage.origins import identity_of
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import ParkedMessage, key_digest
@@ -75,7 +76,7 @@ class Erasing:
         Returns:
             How many; None where the owner's transactions did not end in time.
         """
-        connection = self._begin(session)
+        connection = begin(session, self.dialect, _LIMITS, "erasure")
         if not self.dialect.take_over(connection, fence.number(self.tables, consumer, partition), wait=FENCE_WAIT):
             return None
         rows = self._parked(connection, consumer, partition, key)
@@ -135,7 +136,7 @@ class Erasing:
         """Erase the dead letters of a key, with what is known of their IDs; return how many."""
         table = self.tables.dead_letters
         c = table.c
-        connection = self._begin(session)
+        connection = begin(session, self.dialect, _LIMITS, "erasure")
         rows = self._letters(connection, consumer, key)
         state = {
             "state": case((c.state == State.RESOLVED.value, c.state), else_=State.DISCARDED.value),
@@ -175,18 +176,11 @@ class Erasing:
     def outbox(self, session: Session, key: bytes, by: str) -> int:
         """Take the messages of a key out of the outbox, unsent; return how many."""
         table = self.tables.outbox_messages
-        connection = self._begin(session)
+        connection = begin(session, self.dialect, _LIMITS, "erasure")
         gone = connection.execute(delete(table).where(table.c.key == key)).rowcount
         if gone:
             self._record(connection, None, key, by, outbox=gone)
         return int(gone)
-
-    def _begin(self, session: Session) -> Connection:
-        isolation = self.dialect.isolation()
-        options = {"isolation_level": isolation} if isolation else {}
-        connection = session.connection(execution_options=options)
-        self.dialect.begin(connection, _LIMITS, "erasure")
-        return connection
 
     def _record(self, connection: Connection, consumer: int | None, key: bytes, by: str, **counts: object) -> None:
         digest = key_digest(key)

@@ -23,6 +23,7 @@ from consumerkit.storage.dead_letters import history
 from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.dead_letters.letters import DeadMessage, State
 from consumerkit.storage.dialects import Dialect, Limits
+from consumerkit.storage.isolation import begin
 from consumerkit.storage.maintenance.erasure import DECIDED, GONE, Erasing
 from consumerkit.storage.outbox import Old, OutboxMessage
 from consumerkit.storage.parking.lot import ParkingLot
@@ -77,7 +78,7 @@ class Expiring:
     def letters(self, session: Session, consumer: int, seconds: float, *, decided: bool, limit: int = LETTERS) -> int:
         """Erase payloads of dead letters that were decided, or are undecided, for so long; return of how many."""
         table = self.tables.dead_letters
-        connection = self._begin(session)
+        connection = begin(session, self.dialect, _LIMITS, "expiry")
         old = select(table.c.id).where(self._old_letters(consumer, seconds, decided=decided))
         rows = connection.execute(old.order_by(table.c.id).limit(limit).with_for_update(skip_locked=True))
         numbers = list(rows.scalars())
@@ -131,7 +132,7 @@ class Expiring:
         Returns:
             None where the owner's transactions did not end in time.
         """
-        connection = self._begin(session)
+        connection = begin(session, self.dialect, _LIMITS, "expiry")
         if not self.dialect.take_over(connection, fence.number(self.tables, consumer, partition), wait=FENCE_WAIT):
             session.rollback()
             return None
@@ -209,13 +210,6 @@ class Expiring:
 
     def _before(self, seconds: float) -> ColumnElement[Any]:
         return type_coerce(self.dialect.in_seconds(-seconds), DateTime(timezone=True))
-
-    def _begin(self, session: Session) -> Connection:
-        isolation = self.dialect.isolation()
-        options = {"isolation_level": isolation} if isolation else {}
-        connection = session.connection(execution_options=options)
-        self.dialect.begin(connection, _LIMITS, "expiry")
-        return connection
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ from consumerkit.storage import first_runs, steps
 from consumerkit.storage.consumers import NO_TOPICS
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.first_runs import LatestTopic
+from consumerkit.storage.isolation import begin
+from consumerkit.storage.store import Store
 from consumerkit.storage.tables import Tables
 
 BATCH: Final = 5_000
@@ -143,7 +145,7 @@ class Pruning:
             return Plan(consumer.name, consumer.id, old, (), positioned=True, bounds=(), topics=())
         c = self.tables.partition_progress.c
         marked = session.execute(select(self.tables.partition_progress).where(c.consumer == consumer.id, c.mark >= 0))
-        latest = first_runs.latest(session.connection(), self.tables, consumer.id)
+        latest = first_runs.latest(session.connection(), Store(self.tables, self.dialect, consumer.id))
         rows = [row for row in marked.all() if not _is_gone(row, latest)]
         settled = {_place(row): row.settled_at for row in rows if row.topic in topics}
         holders = [Holder(place, since) for place, since in settled.items() if since is None or since < old]
@@ -194,7 +196,7 @@ class Pruning:
         """
         table = self.tables.partition_progress
         c = table.c
-        connection = self._begin(session)
+        connection = begin(session, self.dialect, _LIMITS, "pruning")
         wanted = dict(plan.bounds)
         found = connection.execute(self._rows(plan).with_for_update(skip_locked=True)).all()
         for one in found:
@@ -221,7 +223,7 @@ class Pruning:
             OutdatedPlan: A mark was moved back since, or the promise was taken back; nothing of this batch went.
         """
         assert plan.before is not None
-        connection = self._begin(session)
+        connection = begin(session, self.dialect, _LIMITS, "pruning")
         if not self.dialect.lock_pruning(connection) or not self._hold(connection, plan):
             return None
         ledger = self.tables.processed_messages
@@ -254,13 +256,6 @@ class Pruning:
         table = self.tables.partition_progress
         c, places = table.c, [place for place, _ in plan.bounds]
         return select(table).where(c.consumer == plan.consumer, tuple_(c.topic, c.partition).in_(places))
-
-    def _begin(self, session: Session) -> Connection:
-        isolation = self.dialect.isolation()
-        options = {"isolation_level": isolation} if isolation else {}
-        connection = session.connection(execution_options=options)
-        self.dialect.begin(connection, _LIMITS, "pruning")
-        return connection
 
     def _old(self, plan: Plan) -> ColumnElement[bool]:
         """Return which rows may go: processed ones, and dead ones that can never run again."""

@@ -25,13 +25,12 @@ from sqlalchemy import (
 )
 
 from consumerkit.message import TopicPartition
-from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.origins import Origin, origin
 from consumerkit.storage.parking import heads
 from consumerkit.storage.parking.parked import IDENTITY, Kind, ParkedMessage, key_digest, parked_in, plain, row_of
 from consumerkit.storage.parking.places import places
 from consumerkit.storage.payload import sealed
-from consumerkit.storage.tables import Tables
+from consumerkit.storage.store import Store
 
 # SQLite takes a thousand parameters in a statement, in its older releases.
 _AT_ONCE: Final = 900
@@ -46,15 +45,11 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ParkingLot:
+class ParkingLot(Store):
     """One consumer's parked messages; every method works in the caller's transaction.
 
     The statements of an attempt are put together once, which takes longer than to execute them.
     """
-
-    tables: Tables
-    dialect: Dialect
-    consumer: int
 
     def park(
         self, connection: Connection, parked: Sequence[ParkedMessage], *, any_key: bool = False

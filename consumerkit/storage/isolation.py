@@ -1,0 +1,37 @@
+"""How a transaction of ours begins: in the isolation level that our statements rely on, and with limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from consumerkit.storage.dialects import Dialect, Limits
+
+
+def connection_of(session: Session, dialect: Dialect, **options: Any) -> Connection:
+    """Return the session's connection, READ COMMITTED whatever the engine's default is.
+
+    Args:
+        session: One that has executed nothing yet.
+        dialect: The database's.
+        options: Further options of the execution.
+    """
+    level = dialect.isolation()
+    isolation = {"isolation_level": level} if level else {}
+    return session.connection(execution_options={**isolation, **options})
+
+
+def begin(session: Session, dialect: Dialect, limits: Limits, token: str) -> Connection:
+    """Begin a transaction that locks nothing for longer than its limits; return its connection.
+
+    Args:
+        session: One that has executed nothing yet.
+        dialect: The database's.
+        limits: How long it may take on the server.
+        token: Marks the transaction; see `Dialect.begin`.
+    """
+    connection = connection_of(session, dialect)
+    dialect.begin(connection, limits, token)
+    return connection
