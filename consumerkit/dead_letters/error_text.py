@@ -28,7 +28,7 @@ _ON_PURPOSE: Final = (Defer, Reject, Unavailable, Undecodable)
 
 
 def error_type(error: BaseException) -> str:
-    """Return an error's class, with its module where it is not a builtin; of a group, its first leaf's."""
+    """Return an error's class, with its module where it is not a builtin; of an exception group, its first leaf's."""
     return _kind(first_leaf(error))
 
 
@@ -133,7 +133,7 @@ def _places(error: BaseException, most: int) -> list[traceback.FrameSummary]:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Return an error and its causes, as Python would show them, the first few; of each group its first leaf.
+    """Return an error and its causes, as Python would show them, the first few; of each exception group its first leaf.
 
     What SQLAlchemy wraps is left out: it is in the error's own words, without the values that the driver quotes.
     """

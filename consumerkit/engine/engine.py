@@ -12,24 +12,24 @@ from functools import partial
 
 from consumerkit.concurrency import remaining
 from consumerkit.engine.holding import Holding
-from consumerkit.engine.lanes.announcements import Tell
-from consumerkit.engine.lanes.attempts import Alone
-from consumerkit.engine.lanes.brake_gate import Gate
-from consumerkit.engine.lanes.exclusive import Solitude
-from consumerkit.engine.lanes.executor import HandlerHalted, Runner
-from consumerkit.engine.lanes.grouping import Pipeline
+from consumerkit.engine.lanes.announcements import Announcements
+from consumerkit.engine.lanes.attempts import Attempts
+from consumerkit.engine.lanes.brake_gate import BrakeGate
+from consumerkit.engine.lanes.exclusive import Exclusive
+from consumerkit.engine.lanes.executor import Executor, HandlerHalted
+from consumerkit.engine.lanes.grouping import Grouping
 from consumerkit.engine.lanes.lane import Lane
 from consumerkit.engine.lanes.lane_choice import Lanes
 from consumerkit.engine.lanes.next_parked import NextParked
-from consumerkit.engine.lanes.parked_poller import DueWatch
+from consumerkit.engine.lanes.parked_poller import ParkedPoller
 from consumerkit.engine.lanes.suspects import Suspects
 from consumerkit.engine.partitions.committer import Committer
 from consumerkit.engine.partitions.database_clock import DatabaseClock
 from consumerkit.engine.partitions.first_runs import FirstRuns
 from consumerkit.engine.partitions.ownership import Ownership
-from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.table import Partitions, Rules
-from consumerkit.engine.rebalance import GIVE_BACK_TIMEOUT, Assignments
+from consumerkit.engine.rebalance import GIVE_BACK_TIMEOUT, Rebalance
 from consumerkit.engine.standstill import Standstill, why
 from consumerkit.engine.topic_watch import TopicWatch
 from consumerkit.engine.transaction.prepare import Preparer
@@ -42,7 +42,7 @@ from consumerkit.transports.base import Consumer
 _log = logging.getLogger(__name__)
 FETCH_TIMEOUT = 0.5
 LEAVING = 5.0
-"""Seconds of a grace that are kept for leaving the group, or a quarter of a short one."""
+"""Seconds of a grace that are kept for leaving the batch, or a quarter of a short one."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Shared:
 
     Attributes:
         announce: Told what happened.
-        solitude: For messages that may have killed the process.
+        exclusive: For messages that may have killed the process.
         outbox_written: Set when a transaction has written to the outbox.
         memory_budget: Bytes of messages in hand above which an engine fetches nothing.
         drain_timeout: Seconds in which a revoked partition's messages in hand are finished.
     """
 
     announce: Announcer
-    solitude: Solitude
+    exclusive: Exclusive
     outbox_written: asyncio.Event
     memory_budget: int
     drain_timeout: float
@@ -69,52 +69,57 @@ class Engine:
 
     Args:
         declared: The handler's declarations.
-        consumer: The member of the handler's group.
+        consumer: The member of the handler's batch.
         works: One unit of work for each lane.
-        fences: The database, where partitions are taken over.
+        partition_store: The database, where partitions are taken over.
         shared: See `Shared`.
     """
 
     def __init__(
-        self, declared: Declaration, consumer: Consumer, works: Sequence[UnitOfWork], fences: Fences, shared: Shared
+        self,
+        declared: Declaration,
+        consumer: Consumer,
+        works: Sequence[UnitOfWork],
+        partition_store: PartitionStore,
+        shared: Shared,
     ) -> None:
         self.declared = declared
         self.consumer = consumer
-        self._fences = fences
+        self._partition_store = partition_store
         self._works = works
         announce = shared.announce.for_handler(declared.name)
         rules = Rules(declared.ordering, declared.parking_limit, shared.memory_budget)
-        self.partitions = partitions = Partitions(rules, fences.sequences, announce, shared.outbox_written)
-        self._clock = DatabaseClock(fences.lot.dialect, fences.run)
-        gate = Gate(declared.brake, announce)
-        self._lanes = Lanes(declared.ordering, self._made_lanes(gate, announce, shared.solitude))
-        first_runs = FirstRuns(consumer, fences, declared.start_from)
-        self._ownership = Ownership(consumer, partitions, fences, first_runs, announce)
-        self._committer = Committer(consumer, partitions, fences, announce)
-        self._due = DueWatch(fences, partitions, self._lanes, announce)
+        self.partitions = partitions = Partitions(rules, partition_store.sequences, announce, shared.outbox_written)
+        self._clock = DatabaseClock(partition_store.lot.dialect, partition_store.run)
+        gate = BrakeGate(declared.brake, announce)
+        self._lanes = Lanes(declared.ordering, self._made_lanes(gate, announce, shared.exclusive))
+        first_runs = FirstRuns(consumer, partition_store, declared.start_from)
+        self._ownership = Ownership(consumer, partitions, partition_store, first_runs, announce)
+        self._committer = Committer(consumer, partitions, partition_store, announce)
+        self._due = ParkedPoller(partition_store, partitions, self._lanes, announce)
         standstill = Standstill(announce, partial(why, gate))
         self._topics = TopicWatch(consumer, partitions, announce, standstill)
         self._holding = Holding(consumer, partitions, self._lanes, gate.partitions, announce)
-        self._assignments = Assignments(partitions, self._lanes, self._ownership, self._committer, shared.drain_timeout)
+        self._assignments = Rebalance(partitions, self._lanes, self._ownership, self._committer, shared.drain_timeout)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self.last_turn = time.monotonic()
         self.running = False
         self.halted: asyncio.Task[bool] | None = None
 
-    def _made_lanes(self, gate: Gate, announce: Announcer, solitude: Solitude) -> list[Lane]:
-        declared, partitions, fences = self.declared, self.partitions, self._fences
-        following, suspects = NextParked(declared, partitions, fences), Suspects(gate, fences)
+    def _made_lanes(self, gate: BrakeGate, announce: Announcer, exclusive: Exclusive) -> list[Lane]:
+        declared, partitions, partition_store = self.declared, self.partitions, self._partition_store
+        following, suspects = NextParked(declared, partitions, partition_store), Suspects(gate, partition_store)
         made = []
         for number, work in enumerate(self._works):
-            runner = Runner(declared, work, partitions, gate, Tell(number, announce))
+            executor = Executor(declared, work, partitions, gate, Announcements(number, announce))
             preparer = Preparer(declared, self._clock.now)
-            alone = Alone(runner, preparer, suspects, fences)
-            made.append(Lane(Pipeline(runner, preparer, alone), alone, following, partitions, solitude))
+            attempts = Attempts(executor, preparer, suspects, partition_store)
+            made.append(Lane(Grouping(executor, preparer, attempts), attempts, following, partitions, exclusive))
         return made
 
     async def start(self) -> None:
-        """Join the group.
+        """Join the batch.
 
         Raises:
             StartError: The broker refused.
@@ -164,7 +169,7 @@ class Engine:
     # Stopping.
 
     async def stop(self, grace: float) -> bool:
-        """Finish the transactions under way, commit, and leave the group.
+        """Finish the transactions under way, commit, and leave the batch.
 
         Transactions get most of `grace`, and what follows gets the rest, so that a broker that is away does not make
         the whole of it longer.
@@ -194,7 +199,7 @@ class Engine:
         # What stays of them harms nobody, and is taken out when it is old.
         with suppress(Exception):
             async with asyncio.timeout(min(GIVE_BACK_TIMEOUT, remaining(end))):
-                await self._fences.end()
+                await self._partition_store.end()
         for work in self._works:
             work.close()
         return not late
@@ -202,5 +207,5 @@ class Engine:
     def oldest_transaction(self) -> float:
         """Return how many seconds the oldest transaction under way has taken."""
         now = time.monotonic()
-        began = [lane.pipeline.busy_since or now for lane in self._lanes]
+        began = [lane.grouping.busy_since or now for lane in self._lanes]
         return max((now - one for one in began if one < now), default=0.0)

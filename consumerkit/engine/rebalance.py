@@ -21,7 +21,7 @@ from consumerkit.transports.base import Position
 GIVE_BACK_TIMEOUT: Final = 2.0
 
 
-class Assignments:
+class Rebalance:
     """Takes partitions on and gives them up; an engine's consumer has it as its `AssignmentListener`.
 
     Args:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from consumerkit import events
-from consumerkit.engine.lanes.brake_gate import Gate
+from consumerkit.engine.lanes.brake_gate import BrakeGate
 from consumerkit.engine.partitions.partition import Partition
 from consumerkit.engine.partitions.pauses import BEHIND, full_lot
 from consumerkit.events import Announcer
@@ -89,7 +89,7 @@ class Standstill:
             self._announce(events.PartitionMoves(partition=name))
 
 
-def why(gate: Gate, partition: Partition) -> str:
+def why(gate: BrakeGate, partition: Partition) -> str:
     """Return what is known of why a partition stands still, and the way out."""
     braking = gate.braking or gate.partitions.slows(partition.name)
     return reason(partition, partition.ordering, partition.parking_limit, braking=braking)

@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from consumerkit.engine.engine import Engine, Shared
-from consumerkit.engine.lanes.exclusive import Solitude
-from consumerkit.engine.partitions.partition_store import Fences
-from consumerkit.engine.transaction.batch import Group
+from consumerkit.engine.lanes.exclusive import Exclusive
+from consumerkit.engine.partitions.partition_store import PartitionStore
+from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.receipt import Receipt
 from consumerkit.engine.transaction.stepping import WithSteps
 from consumerkit.engine.transaction.transaction import Transaction, TransactionEnded
@@ -48,15 +48,15 @@ class InTurn:
         self._work = work
         self._turn = turn
 
-    async def run(self, group: Group) -> Receipt:
+    async def run(self, batch: Batch) -> Receipt:
         """See `UnitOfWork.run`."""
         async with self._turn:
-            return await self._work.run(group)
+            return await self._work.run(batch)
 
-    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
-        """See `UnitOfWork.convict`."""
+    async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
+        """See `UnitOfWork.dead_letter_misuse`."""
         async with self._turn:
-            return await self._work.convict(group, error)
+            return await self._work.dead_letter_misuse(batch, error)
 
     def close(self) -> None:
         """See `UnitOfWork.close`."""
@@ -72,7 +72,7 @@ class Assembly:
     tables: Tables
     limits: Limits
     announce: Announcer
-    solitude: Solitude = field(default_factory=Solitude)
+    solitude: Exclusive = field(default_factory=Exclusive)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def engine(
@@ -100,7 +100,7 @@ class Assembly:
             declared,
             transport.consumer(subscription),
             [self._work(declared, lot, number, steps) for _ in range(lanes)],
-            Fences(declared.name, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
+            PartitionStore(declared.name, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
             Shared(self.announce, self.solitude, outbox_written, memory_budget, drain_timeout),
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from consumerkit.engine.partitions.offsets import OffsetTracker
-from consumerkit.engine.rebalance import Assignments
+from consumerkit.engine.rebalance import Rebalance
 from consumerkit.engine.transaction.transaction import Transaction
 from consumerkit.relay import Relay
 from consumerkit.storage import ledger
@@ -48,10 +48,10 @@ def without_sort() -> None:
 def without_drain() -> None:
     """A partition is given back while its messages are being handled."""
 
-    async def drain(_self: Assignments, _partitions: Any) -> int:
+    async def drain(_self: Rebalance, _partitions: Any) -> int:
         return 0
 
-    _replace(Assignments, "_drain", drain)
+    _replace(Rebalance, "_drain", drain)
 
 
 def without_contiguity() -> None:

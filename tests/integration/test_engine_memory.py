@@ -407,8 +407,8 @@ async def test_waiting_for_the_turn_to_write_is_no_transaction(tmp_path: Path, h
             # In a thread: a transaction of the worker's, such as its retention's, can only end while this loop runs.
             await asyncio.to_thread(another.execute, "BEGIN IMMEDIATE")
             place.append(1)
-            runner = next(iter(engine._lanes)).pipeline.runner
-            await run.until(lambda: runner.busy_since is not None, "the wait for the turn")
+            executor = next(iter(engine._lanes)).grouping.executor
+            await run.until(lambda: executor.busy_since is not None, "the wait for the turn")
             await asyncio.sleep(0.3)
             # Otherwise a process whose database is busy elsewhere would be ended by its watchdog.
             assert engine.oldest_transaction() == 0.0

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from consumerkit import Context, Handler, Json, header
-from consumerkit.engine.partitions.partition_store import Fences, Wanted
+from consumerkit.engine.partitions.partition_store import PartitionStore, Wanted
 from consumerkit.errors import Unavailable
 from consumerkit.events import PartitionStopped, PartitionTaken, PositionDiffers, Trouble
 from consumerkit.message import TopicPartition
@@ -98,9 +98,9 @@ async def _taken(run: Run, *partitions: int, topic: str = TOPIC) -> None:
 @contextmanager
 def only(monkeypatch: pytest.MonkeyPatch, *taken: int) -> Iterator[list[TopicPartition]]:
     """Let workers take only these partitions over; yields the others that they came to."""
-    take, kept = Fences.take, list[TopicPartition]()
+    take, kept = PartitionStore.take, list[TopicPartition]()
 
-    async def taking(self: Fences, wanted: Sequence[Wanted], *args: Any, **named: Any) -> Any:
+    async def taking(self: PartitionStore, wanted: Sequence[Wanted], *args: Any, **named: Any) -> Any:
         allowed = [one for one in wanted if one.partition.name.partition in taken]
         if len(allowed) < len(wanted):
             kept.extend(one.partition.name for one in wanted if one not in allowed)
@@ -108,7 +108,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *taken: int) -> Iterator[list[TopicPar
         return await take(self, allowed, *args, **named) if allowed else {}
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fences, "take", taking)
+        patch.setattr(PartitionStore, "take", taking)
         yield kept
     assert kept, "no partition was kept back"
 

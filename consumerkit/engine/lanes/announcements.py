@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from consumerkit import events
 from consumerkit.engine.transaction import failures
-from consumerkit.engine.transaction.batch import Group
+from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.delivery import Delivery
 from consumerkit.engine.transaction.receipt import Receipt
 from consumerkit.events import Announcer
 from consumerkit.message import Message, TopicPartition
 
 
-class Tell:
+class Announcements:
     """Announces for one lane of one handler."""
 
     def __init__(self, lane: int, announce: Announcer) -> None:
@@ -61,12 +61,12 @@ class Tell:
                 )
             )
 
-    def rolled_back(self, group: Group, error: BaseException) -> None:
+    def rolled_back(self, batch: Batch, error: BaseException) -> None:
         """Tell of a transaction that failed."""
         self.announce(
             events.GroupRolledBack(
-                size=len(group.items),
-                handled=group.handled,
+                size=len(batch.items),
+                handled=batch.handled,
                 error=failures.described(error),
             )
         )

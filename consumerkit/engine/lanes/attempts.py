@@ -12,12 +12,12 @@ from typing import Final, NamedTuple
 
 from consumerkit.engine.lanes.backoff import Interrupted
 from consumerkit.engine.lanes.blame import OWN, Blame, blame
-from consumerkit.engine.lanes.executor import Runner
+from consumerkit.engine.lanes.executor import Executor
 from consumerkit.engine.lanes.suspects import Suspects
 from consumerkit.engine.partitions.partition import Partition
-from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.transaction import failures
-from consumerkit.engine.transaction.batch import Group
+from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Delivery, Handle, Intent, Park
 from consumerkit.engine.transaction.fresh_context import FreshContexts
 from consumerkit.engine.transaction.prepare import Preparer
@@ -33,7 +33,7 @@ from consumerkit.storage.faults import Fault
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
-CONVICTED_AFTER: Final = 3
+POISON_AFTER: Final = 3
 _CONNECTIONS: Final = 50
 """Connections of a pool, at most, on which an object that is there already is looked for."""
 
@@ -61,21 +61,23 @@ class Attempt(NamedTuple):
     left_lot: bool = False
 
 
-class Alone:
+class Attempts:
     """Attempts, parks and buries single messages of one lane.
 
     Args:
-        runner: Runs a message in a transaction.
+        executor: Runs a message in a transaction.
         preparer: Decodes messages.
         suspects: Tells a message's own fault from everybody's.
-        fences: The database, where runs are written down that may kill the process.
+        partition_store: The database, where runs are written down that may kill the process.
     """
 
-    def __init__(self, runner: Runner, preparer: Preparer, suspects: Suspects, fences: Fences) -> None:
-        self._runner = runner
+    def __init__(
+        self, executor: Executor, preparer: Preparer, suspects: Suspects, partition_store: PartitionStore
+    ) -> None:
+        self._executor = executor
         self._preparer = preparer
         self._suspects = suspects
-        self._fences = fences
+        self._partition_store = partition_store
         self._contexts = FreshContexts()
 
     async def prepare(self, message: Message, attempt: int = 1) -> Decided | None:
@@ -84,7 +86,7 @@ class Alone:
             try:
                 return self._preparer.prepare(message, attempt)
             except Unavailable as error:
-                await self._runner.patience.wait_out("codec", error)
+                await self._executor.backoff.wait("codec", error)
 
     async def run(self, decided: Decided) -> bool:
         """Run one message until its outcome is durable, or until it is parked.
@@ -116,12 +118,12 @@ class Alone:
             since = since or failures.now()
             wait = self._next_wait(error, delivery.attempt, time.monotonic() - first_failed)
             if wait is None and not self._allowed(delivery, error):
-                wait = self._runner.gate.wait
+                wait = self._executor.gate.wait
             self._failed_alone(delivery, error, wait)
             if wait is None:
-                await self._bury(delivery, error, since)
+                await self._dead_letter(delivery, error, since)
                 return False
-            if self._runner.gate.braking or delivery.attempt >= self._runner.declared.retry.in_place:
+            if self._executor.gate.braking or delivery.attempt >= self._executor.declared.retry.in_place:
                 await self._park(delivery, error, delivery.attempt, wait, since)
                 return False
             await self._wait_in_place(delivery, error, wait, since)
@@ -131,8 +133,8 @@ class Alone:
     def _allowed(self, delivery: Delivery, error: Exception) -> bool:
         """Ask the brake for a dead letter: a Reject is a verdict, and no sign of an outage."""
         if isinstance(error, Reject):
-            return self._runner.gate.reject(delivery.message)
-        return self._runner.reserve(delivery.message)
+            return self._executor.gate.reject(delivery.message)
+        return self._executor.reserve(delivery.message)
 
     async def _suspect(self, decided: Decided) -> tuple[Decided, Partition | None]:
         """Before a message of an isolated partition runs, write down that it does; after three deaths, give it up.
@@ -141,22 +143,22 @@ class Alone:
             What is decided now, and the partition where it was written down.
         """
         message = decided.message
-        partition = self._runner.partitions.of(message)
+        partition = self._executor.partitions.of(message)
         if partition is None or not partition.isolated or not isinstance(decided.intent, Handle):
             return decided, None
         deaths = partition.suspects.get(message.offset, 0)
-        if deaths >= CONVICTED_AFTER:
-            return Decided(decided.delivery, DeadLetter(failures.killer(decided.delivery, deaths))), None
+        if deaths >= POISON_AFTER:
+            return Decided(decided.delivery, DeadLetter(failures.poison(decided.delivery, deaths))), None
         partition.suspects[message.offset] = deaths + 1
-        await self._runner.patience.insist(lambda: self._fences.suspect(partition))
+        await self._executor.backoff.keep_trying(lambda: self._partition_store.suspect(partition))
         return decided, partition
 
     async def _wait_in_place(self, delivery: Delivery, error: Exception, wait: float, since: datetime) -> None:
         """Wait for the next attempt; where the lane must give up meanwhile, park, so that the attempts are kept."""
         try:
-            await self._runner.patience.pause(wait)
+            await self._executor.backoff.pause(wait)
         except Interrupted:
-            self._runner.patience.resume()
+            self._executor.backoff.resume()
             await self._park(delivery, error, delivery.attempt, wait, since)
             raise
 
@@ -167,13 +169,13 @@ class Alone:
         return again
 
     def _failed_alone(self, delivery: Delivery, error: Exception, wait: float | None) -> None:
-        self._runner.pace.failed()
-        self._runner.tell.attempt_failed(delivery, error, wait, braking=self._runner.gate.braking)
+        self._executor.batch_sizes.failed()
+        self._executor.tell.attempt_failed(delivery, error, wait, braking=self._executor.gate.braking)
 
     async def _park(
         self, delivery: Delivery, error: Exception, attempts: int, wait: float, first_failed_at: datetime | None
     ) -> None:
-        self._runner.gate.failed(delivery.message)
+        self._executor.gate.failed(delivery.message)
         error = error.error if isinstance(error, NotCounted) else error
         row = failures.parked(delivery, error, attempts=attempts, wait=wait, first_failed_at=first_failed_at)
         await self._attempt(Decided(delivery, Park(row)))
@@ -198,20 +200,20 @@ class Alone:
         resumed = [await self._resumed(row) for row in rows]
         if any(one.letter is not None for one in resumed):
             return await self._one_by_one(rows)
-        group = self._runner.group(resumed)
+        batch = self._executor.batch(resumed)
         try:
-            await self._runner.transact(group)
+            await self._executor.transact(batch)
         except Interrupted:
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a decision
-            fault = blame(group, error).fault
+            fault = blame(batch, error).fault
             if fault not in OWN:
-                await self._runner.infrastructure(fault, error)
+                await self._executor.infrastructure(fault, error)
                 return True
-            self._runner.tell.rolled_back(group, error)
-            if group.convicted:
+            self._executor.tell.rolled_back(batch, error)
+            if batch.misused:
                 return True
-            return await self._one_by_one(rows) if group.current is None else await self._apart(rows, group.current)
+            return await self._one_by_one(rows) if batch.current is None else await self._apart(rows, batch.current)
         return True
 
     async def _apart(self, rows: Sequence[ParkedMessage], at: int) -> bool:
@@ -230,14 +232,14 @@ class Alone:
         decided = await self._resumed(parked)
         if decided.letter is not None:
             return await self._retry_dead(decided.delivery, decided.letter, parked)
-        if parked.deliveries > CONVICTED_AFTER:
+        if parked.deliveries > POISON_AFTER:
             # The first of these runs, which no other had made suspicious, was not by itself.
-            letter = failures.killer(decided.delivery, parked.deliveries - 1)
+            letter = failures.poison(decided.delivery, parked.deliveries - 1)
             return await self._retry(Decided(decided.delivery, DeadLetter(letter)), parked)
-        partition = self._runner.partitions.get((parked.message.topic, parked.message.partition))
+        partition = self._executor.partitions.get((parked.message.topic, parked.message.partition))
         if partition is None or partition.owner is None:
             raise Interrupted
-        if not parked.deliveries and parked.id > partition.haunted:
+        if not parked.deliveries and parked.id > partition.crash_watermark:
             # As for a fresh message, a first death is needed before runs are counted.
             return await self._retry(decided, parked)
         await self._deliver(partition, parked)
@@ -246,29 +248,29 @@ class Alone:
         except Interrupted:
             # The process has survived this run: only what a death leaves behind convicts.
             with suppress(Exception):
-                await self._fences.deliver(partition, parked, begins=False)
+                await self._partition_store.deliver(partition, parked, begins=False)
             raise
 
     async def _retry_dead(self, delivery: Delivery, letter: DeadMessage, parked: ParkedMessage) -> bool:
         """Give up a parked message that cannot be handled, if the brake allows it; else it stays."""
-        runner = self._runner
+        executor = self._executor
         intent: Intent = DeadLetter(letter, token=True)
-        if not runner.reserve(delivery.message, letter):
-            intent = Park(failures.held(delivery, letter, runner.gate.wait_for(letter)))
+        if not executor.reserve(delivery.message, letter):
+            intent = Park(failures.held(delivery, letter, executor.gate.wait_for(letter)))
         try:
             return await self._retry(Decided(delivery, intent), parked)
         finally:
-            runner.refund([delivery.message])
+            executor.refund([delivery.message])
 
     async def _deliver(self, partition: Partition, parked: ParkedMessage) -> None:
         """Write down that a run begins."""
         owner = partition.owner or b""
         try:
-            await self._runner.patience.insist(
-                lambda: self._fences.deliver(partition, parked, begins=True), unless=(Fenced,)
+            await self._executor.backoff.keep_trying(
+                lambda: self._partition_store.deliver(partition, parked, begins=True), unless=(Fenced,)
             )
         except Fenced as error:
-            self._runner.partitions.in_doubt({partition.name: owner}, error)
+            self._executor.partitions.in_doubt({partition.name: owner}, error)
             raise Interrupted from error
 
     async def _retry(self, decided: Decided, parked: ParkedMessage) -> bool:
@@ -281,12 +283,12 @@ class Alone:
             return False
         since = parked.first_failed_at or failures.now()
         wait = self._next_wait(error, delivery.attempt, parked.failing_for)
-        poison = self._runner.gate.is_poison(delivery.message)
+        poison = self._executor.gate.is_poison(delivery.message)
         if wait is None and not poison and not self._allowed(delivery, error):
-            wait = self._runner.gate.wait
+            wait = self._executor.gate.wait
         self._failed_alone(delivery, error, wait)
         if wait is None:
-            return (await self._bury(delivery, error, since)).left_lot
+            return (await self._dead_letter(delivery, error, since)).left_lot
         await self._park(delivery, error, delivery.attempt, wait, since)
         return False
 
@@ -314,45 +316,45 @@ class Alone:
         """Run one transaction for one message, again and again while the fault is not its own."""
         owners: Owners | None = None
         for run in count():
-            group = self._runner.group([decided])
-            if owners is not None and group.owners != owners:
+            batch = self._executor.batch([decided])
+            if owners is not None and batch.owners != owners:
                 # Taken anew since the decision was made: what was ahead of it may be gone, or more may be.
                 raise Interrupted
-            owners = group.owners
+            owners = batch.owners
             try:
-                receipt = await self._runner.transact(group)
+                receipt = await self._executor.transact(batch)
             except Interrupted:
                 raise
             except StaleFound:
                 return await self._quarantine(decided.delivery)
             except Exception as error:  # noqa: BLE001 - every error becomes a decision
-                if group.convicted:
-                    return Attempt(decided.delivery, left_lot=not group.convicted[0].stays_parked)
-                again = await self._runs_again(decided, group, error, run)
+                if batch.misused:
+                    return Attempt(decided.delivery, left_lot=not batch.misused[0].stays_parked)
+                again = await self._runs_again(decided, batch, error, run)
                 if again is None:
-                    delivery = replace(decided.delivery, repeats=group.items[0].repeats)
-                    return Attempt(delivery, await self._counted(delivery, blame(group, error), error))
+                    delivery = replace(decided.delivery, repeats=batch.items[0].repeats)
+                    return Attempt(delivery, await self._counted(delivery, blame(batch, error), error))
                 decided = again
             else:
                 return Attempt(decided.delivery, left_lot=bool(receipt.unparked))
         raise AssertionError("unreachable")
 
-    async def _runs_again(self, decided: Decided, group: Group, error: Exception, run: int) -> Decided | None:
+    async def _runs_again(self, decided: Decided, batch: Batch, error: Exception, run: int) -> Decided | None:
         """Wait out what is not a message's fault; return what to run again, or None where it is."""
-        fault, _, _, foreign = blame(group, error)
-        if fault is Fault.PRESENT and group.reused and run < _CONNECTIONS:
+        fault, _, _, foreign = blame(batch, error)
+        if fault is Fault.PRESENT and batch.reused and run < _CONNECTIONS:
             return decided  # the connection was given up, with what a message before has left there
         if fault in OWN:
-            item = group.items[0]
+            item = batch.items[0]
             if item.dead is None and item.parking is None:
-                looks = fault is Fault.SUSPECT or (foreign and not group.sound)
+                looks = fault is Fault.SUSPECT or (foreign and not batch.sound)
                 return decided if looks and not await self._database_answers() else None
             # The dead letter or the parking itself was refused: nothing may be lost, so wait for better days.
             fault = Fault.CAPACITY
             if (smaller := reduced(decided)) is not None:
-                self._runner.tell.rolled_back(group, error)
+                self._executor.tell.rolled_back(batch, error)
                 return smaller
-        await self._runner.infrastructure(fault, error)
+        await self._executor.infrastructure(fault, error)
         return decided
 
     async def _database_answers(self) -> bool:
@@ -360,57 +362,57 @@ class Alone:
         try:
             await self._suspects.probe()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no message's fault
-            await self._runner.patience.wait_out("database", error)
+            await self._executor.backoff.wait("database", error)
             return False
         return True
 
     async def _counted(self, delivery: Delivery, found: Blame, error: Exception) -> Exception:
         """Return an item's error, as `NotCounted` where it is not known yet whether it is the item's own."""
         if found.fault is Fault.SUSPECT:
-            runner = self._runner
+            executor = self._executor
             holds_up = self._holds_up(delivery.message)
             wait = self._suspects.judge(delivery.message, found, failures.described(error), holds_up=holds_up)
             if wait is not None:
-                runner.tell.suspected(delivery, error, wait, overload=found.waited)
+                executor.tell.suspected(delivery, error, wait, overload=found.waited)
                 return NotCounted(error, wait)
         return deciding(error, Reject, Defer)
 
     def _holds_up(self, message: Message) -> bool:
         """Tell whether other messages wait until this one has an end."""
-        ordering = self._runner.declared.ordering
+        ordering = self._executor.declared.ordering
         if ordering is Ordering.PARTITION:
             return True
-        partition = self._runner.partitions.get((message.topic, message.partition))
+        partition = self._executor.partitions.get((message.topic, message.partition))
         if ordering is Ordering.NONE or message.key is None or partition is None:
             return False
         return len(partition.parked.get(message.key, ())) > 1
 
     async def _quarantine(self, delivery: Delivery) -> Attempt:
         """Give up a message whose event is too old for the ledger, if the brake allows it; else park it."""
-        runner, letter = self._runner, failures.stale(delivery)
+        executor, letter = self._executor, failures.stale(delivery)
         intent: Intent = DeadLetter(letter, token=True)
-        if not runner.reserve(delivery.message):
-            intent = Park(failures.held(delivery, letter, runner.gate.wait))
+        if not executor.reserve(delivery.message):
+            intent = Park(failures.held(delivery, letter, executor.gate.wait))
         try:
             return await self._attempt(Decided(delivery, intent))
         finally:
-            runner.refund([delivery.message])
+            executor.refund([delivery.message])
 
     def _next_wait(self, error: Exception, attempt: int, elapsed: float) -> float | None:
         if isinstance(error, Reject):
             return None
-        retry = self._runner.declared.retry
+        retry = self._executor.declared.retry
         return self._contexts.run(retry.next_wait, error, attempt=attempt, elapsed=elapsed)
 
-    async def _bury(self, delivery: Delivery, error: Exception, first_failed_at: datetime | None) -> Attempt:
+    async def _dead_letter(self, delivery: Delivery, error: Exception, first_failed_at: datetime | None) -> Attempt:
         reason = Reason.REJECTED if isinstance(error, Reject) else Reason.EXHAUSTED
         if delivery.repeats:
             reason = Reason.FAILED_DUPLICATE
         letter = failures.from_error(
             delivery, reason, error, attempts=delivery.attempt, first_failed_at=first_failed_at
         )
-        token = self._runner.is_reserved(delivery.message)
+        token = self._executor.is_reserved(delivery.message)
         try:
             return await self._attempt(Decided(delivery, DeadLetter(letter, token)))
         finally:
-            self._runner.refund([delivery.message])
+            self._executor.refund([delivery.message])

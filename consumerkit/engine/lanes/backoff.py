@@ -21,7 +21,7 @@ class Interrupted(Exception):
     """The lane must give up what it has not finished: its partition goes, or the worker stops."""
 
 
-class Patience:
+class Backoff:
     """Waits longer and longer while trouble lasts, and gives up only when the lane is told to.
 
     Args:
@@ -38,7 +38,7 @@ class Patience:
         self._where = ""
         self._times = 0
 
-    async def wait_out(self, where: str, error: BaseException) -> None:
+    async def wait(self, where: str, error: BaseException) -> None:
         """Announce trouble, and wait.
 
         Raises:
@@ -68,7 +68,9 @@ class Patience:
         self._times += 1
         return longest * random.uniform(0.75, 1.0)
 
-    async def insist(self, work: Callable[[], Awaitable[None]], *, unless: tuple[type[Exception], ...] = ()) -> None:
+    async def keep_trying(
+        self, work: Callable[[], Awaitable[None]], *, unless: tuple[type[Exception], ...] = ()
+    ) -> None:
         """Do what must be done before anything else, again and again while the database is in trouble.
 
         Args:
@@ -84,7 +86,7 @@ class Patience:
             except unless:
                 raise
             except Exception as error:  # noqa: BLE001 - announced, and tried again
-                await self.wait_out("database", error)
+                await self.wait("database", error)
             else:
                 return
 

@@ -1,6 +1,6 @@
 """How many messages the next transaction takes.
 
-With a share p of failing messages, a group of n is rolled back and partly run again about n * p times, which costs
+With a share p of failing messages, a batch of n is rolled back and partly run again about n * p times, which costs
 n * p * n / 2 handler calls, while its COMMIT costs as much as C calls. The sum for each message, C / n + p * n / 2, is
 least at n = sqrt(2 C / p).
 """
@@ -13,16 +13,16 @@ from typing import Final
 # What a COMMIT costs, in handler calls: measured between 20 (a handler of several statements) and 300 (one ORM add).
 COMMIT_COST: Final = 200.0
 _MEMORY: Final = 500.0
-# Messages that cannot share a transaction are found by a group that fails: seldom enough to cost little.
+# Messages that cannot share a transaction are found by a batch that fails: seldom enough to cost little.
 _PATIENCE: Final = 32.0
 
 
-class Pace:
-    """Adapts the size of groups to failures and to the time that handling takes.
+class BatchSize:
+    """Adapts the size of batches to failures and to the time that handling takes.
 
     Args:
         batch_size: Never more messages than these.
-        batch_time: Seconds of handling at which a group should be over.
+        batch_time: Seconds of handling at which a batch should be over.
     """
 
     __slots__ = ("_failures", "_most", "_seconds", "batch_size", "batch_time")
@@ -35,7 +35,7 @@ class Pace:
         self._most: float | None = None
 
     def succeeded(self, handled: int, seconds: float) -> None:
-        """Learn from a group that was committed after `seconds` of handling."""
+        """Learn from a batch that was committed after `seconds` of handling."""
         if handled:
             self._failures *= max(0.0, 1 - handled / _MEMORY)
             weight = min(1.0, handled / 50)
@@ -44,7 +44,7 @@ class Pace:
                 self._most += handled / _PATIENCE
 
     def failed(self) -> None:
-        """Learn that one message failed its group."""
+        """Learn that one message failed its batch."""
         self._failures += (1 - self._failures) / _MEMORY
 
     def crowded(self, size: int) -> None:
@@ -52,7 +52,7 @@ class Pace:
         self._most = float(size)
 
     def size(self) -> int:
-        """Return how many messages the next group may take."""
+        """Return how many messages the next batch may take."""
         size = float(self.batch_size)
         if self._most is not None:
             size = min(size, self._most)

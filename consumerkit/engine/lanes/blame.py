@@ -1,4 +1,4 @@
-"""Whose fault the failure of a group is, by the error and by whose statements were running."""
+"""Whose fault the failure of a batch is, by the error and by whose statements were running."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from consumerkit.engine.transaction.batch import Group
+from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.statement_clock import DatabaseSilent
 from consumerkit.error_tree import all_in, is_a, leaves
 from consumerkit.errors import ConfigurationError, Reject, SessionUnfit, TablesReplaced, Unavailable
@@ -15,7 +15,7 @@ from consumerkit.storage.faults import Fault, engine_of, fault_of, mistake_of, s
 from consumerkit.storage.ledger import LedgerMoved
 
 OWN: Final = frozenset({Fault.HANDLER, Fault.PRESENT, Fault.SUSPECT})
-"""What may be one message's fault: its group is taken apart until that message is alone."""
+"""What may be one message's fault: its batch is taken apart until that message is alone."""
 
 LOCKED: Final = "55P03"  # lock_not_available
 _CANCELLED: Final = "57014"  # query_canceled
@@ -41,48 +41,48 @@ class Blame(NamedTuple):
     foreign: bool = False
 
 
-def blame(group: Group, error: Exception) -> Blame:
-    """Return whose fault the failure of a group is."""
+def blame(batch: Batch, error: Exception) -> Blame:
+    """Return whose fault the failure of a batch is."""
     if isinstance(error, LedgerMoved):
         return Blame(Fault.CONFLICT)
-    if isinstance(error, TablesReplaced) or (isinstance(error, ConfigurationError) and not group.handling):
+    if isinstance(error, TablesReplaced) or (isinstance(error, ConfigurationError) and not batch.handling):
         return Blame(Fault.DEPLOY)
     found = leaves(error)
     if any(is_a(leaf, DatabaseSilent) for leaf in found):
         return Blame(Fault.SUSPECT, "no answer", waited=True)
     if any(is_a(leaf, Unavailable) for leaf in found):
         return Blame(Fault.CAPACITY)
-    if group.guard.unfit is not None or any(is_a(leaf, SessionUnfit) for leaf in found):
+    if batch.guard.unfit is not None or any(is_a(leaf, SessionUnfit) for leaf in found):
         return Blame(Fault.UNFIT)
-    if group.sound and any(is_a(leaf, Reject) for leaf in found):
+    if batch.sound and any(is_a(leaf, Reject) for leaf in found):
         # Said on purpose, whatever error it was said about: of another database, or undone by a savepoint.
         found = [leaf for leaf in found if not is_a(leaf, Reject)]
-    return _first(group, found)
+    return _first(batch, found)
 
 
-def _first(group: Group, errors: list[BaseException]) -> Blame:
+def _first(batch: Batch, errors: list[BaseException]) -> Blame:
     """Return the blame for the first error, its causes included, that is not simply the handler's own."""
-    if group.unprepared:
+    if batch.unprepared:
         # No statement of ours ran; where an error looks like a database's, ours is asked whether it answers.
         return Blame(Fault.HANDLER, foreign=any(fault_of(e, in_handler=True) is not Fault.HANDLER for e in errors))
-    in_handler = group.handling or group.guard.commit.in_hook
-    theirs = group.theirs or group.guard.commit.in_hook
+    in_handler = batch.handling or batch.guard.commit.in_hook
+    theirs = batch.theirs or batch.guard.commit.in_hook
     foreign = False
     for error in errors:
         for one in all_in(error):
             fault = fault_of(one, in_handler=in_handler, alone=True)
-            if fault is Fault.HANDLER or (group.sound and is_a(one, PendingRollbackError)):
+            if fault is Fault.HANDLER or (batch.sound and is_a(one, PendingRollbackError)):
                 continue
-            if _is_foreign(group, one):
+            if _is_foreign(batch, one):
                 foreign = True
             else:
-                return _of_theirs(group, one, fault) if theirs else _of_ours(fault)
+                return _of_theirs(batch, one, fault) if theirs else _of_ours(fault)
     return Blame(Fault.HANDLER, foreign=foreign)
 
 
-def _is_foreign(group: Group, error: BaseException) -> bool:
+def _is_foreign(batch: Batch, error: BaseException) -> bool:
     """Tell whether an error comes out of another engine than the one that claims and effects are written with."""
-    engine, ours = engine_of(error), group.guard.engine
+    engine, ours = engine_of(error), batch.guard.engine
     return engine is not None and ours is not None and engine.pool is not ours.pool
 
 
@@ -91,7 +91,7 @@ def _of_ours(fault: Fault) -> Blame:
     return Blame(Fault.CONNECTION if fault is Fault.PRESENT else fault)
 
 
-def _of_theirs(group: Group, error: BaseException, fault: Fault) -> Blame:
+def _of_theirs(batch: Batch, error: BaseException, fault: Fault) -> Blame:
     """Return the blame for an error of a statement of the user's: by itself it does not tell whom it concerns."""
     if fault is Fault.PRESENT:
         return Blame(fault)
@@ -99,9 +99,9 @@ def _of_theirs(group: Group, error: BaseException, fault: Fault) -> Blame:
         return Blame(Fault.SUSPECT, "no free connection")
     kind = _kind(error)
     # On a new connection it may be right.
-    if kind is None or (fault is Fault.CONNECTION and group.reused):
+    if kind is None or (fault is Fault.CONNECTION and batch.reused):
         return Blame(fault)
-    return Blame(Fault.SUSPECT, kind, waited=_ran_out(group, kind))
+    return Blame(Fault.SUSPECT, kind, waited=_ran_out(batch, kind))
 
 
 def _kind(error: BaseException) -> str | None:
@@ -114,9 +114,9 @@ def _kind(error: BaseException) -> str | None:
     return None if state in _TROUBLE or state.startswith("40") else state
 
 
-def _ran_out(group: Group, state: str) -> bool:
+def _ran_out(batch: Batch, state: str) -> bool:
     """Tell whether a statement was ended by a limit of ours; the message may have set a shorter one."""
-    if group.limits is None or state not in (LOCKED, _CANCELLED):
+    if batch.limits is None or state not in (LOCKED, _CANCELLED):
         return False
-    limit = group.limits.lock if state == LOCKED else group.limits.statement
-    return group.guard.statements.took >= _NEARLY * limit
+    limit = batch.limits.lock if state == LOCKED else batch.limits.statement
+    return batch.guard.statements.took >= _NEARLY * limit

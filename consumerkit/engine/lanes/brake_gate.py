@@ -21,7 +21,7 @@ from consumerkit.storage.origins import Origin, origin
 REMEMBERED: Final = 20_000
 
 
-class Gate:
+class BrakeGate:
     """The brake of one engine, for all of its lanes.
 
     Args:

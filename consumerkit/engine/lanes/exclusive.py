@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Solitude:
+class Exclusive:
     """Shared by all lanes of all handlers in a process.
 
     Work that wants to be alone waits until the rest has ended, and the rest waits for it.
@@ -15,7 +15,7 @@ class Solitude:
 
     def __init__(self) -> None:
         self._running = 0
-        self._alone = 0
+        self._attempts = 0
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
@@ -25,21 +25,21 @@ class Solitude:
             async with self._by_itself():
                 yield
             return
-        if self._alone:
+        if self._attempts:
             async with self._changed:
-                await self._changed.wait_for(lambda: not self._alone)
+                await self._changed.wait_for(lambda: not self._attempts)
         self._running += 1
         try:
             yield
         finally:
             self._running -= 1
-            if self._alone:
+            if self._attempts:
                 async with self._changed:
                     self._changed.notify_all()
 
     @asynccontextmanager
     async def _by_itself(self) -> AsyncIterator[None]:
-        self._alone += 1
+        self._attempts += 1
         try:
             async with self._changed:
                 await self._changed.wait_for(lambda: not self._running)
@@ -49,6 +49,6 @@ class Solitude:
             finally:
                 self._running -= 1
         finally:
-            self._alone -= 1
+            self._attempts -= 1
             async with self._changed:
                 self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Runs one group in one transaction, and enters what that made durable."""
+"""Runs one batch in one transaction, and enters what that made durable."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from consumerkit.engine.lanes.announcements import Tell
-from consumerkit.engine.lanes.backoff import Interrupted, Patience
-from consumerkit.engine.lanes.batch_size import Pace
-from consumerkit.engine.lanes.brake_gate import Gate
+from consumerkit.engine.lanes.announcements import Announcements
+from consumerkit.engine.lanes.backoff import Backoff, Interrupted
+from consumerkit.engine.lanes.batch_size import BatchSize
+from consumerkit.engine.lanes.brake_gate import BrakeGate
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.engine.transaction import failures
-from consumerkit.engine.transaction.batch import Flush, Group
+from consumerkit.engine.transaction.batch import Batch, Flush
 from consumerkit.engine.transaction.delivery import Decided
 from consumerkit.engine.transaction.item import Item
 from consumerkit.engine.transaction.receipt import Receipt
@@ -40,27 +40,34 @@ class HandlerHalted(Exception):
     """Trying again will not help before a person acts: a table, a column or a right is missing."""
 
 
-class Runner:
-    """What a lane's work has in common, whether messages run in groups or alone.
+class Executor:
+    """What a lane's work has in common, whether messages run in batches or alone.
 
     Args:
         declared: The handler's declarations.
-        work: Runs a group in a transaction.
+        work: Runs a batch in a transaction.
         partitions: What is assigned, and what of it is parked; receipts are entered there.
         gate: The brake.
         tell: Announces what happened.
     """
 
-    def __init__(self, declared: Declaration, work: UnitOfWork, partitions: Partitions, gate: Gate, tell: Tell) -> None:
+    def __init__(
+        self,
+        declared: Declaration,
+        work: UnitOfWork,
+        partitions: Partitions,
+        gate: BrakeGate,
+        tell: Announcements,
+    ) -> None:
         self.declared = declared
         self.partitions = partitions
         self.gate = gate
         self.tell = tell
-        self.patience = Patience(tell.announce)
-        self.pace = Pace(declared.batch_size, declared.batch_time)
+        self.backoff = Backoff(tell.announce)
+        self.batch_sizes = BatchSize(declared.batch_size, declared.batch_time)
         self._work = work
         self._sequence = partitions.sequences.new()
-        self._under_way: tuple[Group, float] | None = None
+        self._under_way: tuple[Batch, float] | None = None
         self._unfinished: dict[int, Message] = {}
         # Tokens of the brake that are neither spent nor given back, by the message's place.
         self._reserved: dict[Origin, DeadMessage | None] = {}
@@ -86,13 +93,13 @@ class Runner:
         """
         if (under_way := self._under_way) is None:
             return None
-        group, asked = under_way
-        if group.preparing is not None:
-            return group.preparing.overdue_since
-        return asked + LONGEST_TURN if group.begun_at is None else group.begun_at
+        batch, asked = under_way
+        if batch.preparing is not None:
+            return batch.preparing.overdue_since
+        return asked + LONGEST_TURN if batch.begun_at is None else batch.begun_at
 
-    def group(self, decided: Sequence[Decided], *, flush: Flush = Flush.AT_END) -> Group:
-        """Form a group under the fences of its partitions.
+    def batch(self, decided: Sequence[Decided], *, flush: Flush = Flush.AT_END) -> Batch:
+        """Form a batch under the fences of its partitions.
 
         Raises:
             Interrupted: One of them is not ours, or not certain to be, or is read again from its mark.
@@ -106,8 +113,8 @@ class Runner:
                 if partition is None or partition.owner is None:
                     raise Interrupted
                 owners[name] = partition.owner
-        group = Group(items, self.declared, owners, flush=flush, knows=self.partitions.knows)
-        group.lane = self._sequence.lane
+        batch = Batch(items, self.declared, owners, flush=flush, knows=self.partitions.knows)
+        batch.lane = self._sequence.lane
         for item in items:
             if item.parked is not None:
                 continue
@@ -115,52 +122,52 @@ class Runner:
             if partition is None:
                 raise Interrupted
             if partition.advances(item.message):
-                group.calms[partition.name] = owners[partition.name]
+                batch.calms[partition.name] = owners[partition.name]
             if item.message.offset < partition.end:
                 item.taken_at = partition.taken_at
             if item.message.offset < partition.forgotten_below:
                 item.outdated = True
-        return group
+        return batch
 
-    async def transact(self, group: Group) -> Receipt:
+    async def transact(self, batch: Batch) -> Receipt:
         """Run one transaction, enter what it made durable, and return that."""
-        self.patience.check()
-        began = group.stages.began()
-        self._under_way = group, began
+        self.backoff.check()
+        began = batch.stages.began()
+        self._under_way = batch, began
         try:
-            receipt = await self._work.run(group)
+            receipt = await self._work.run(batch)
         except TransactionEnded as error:
-            await self._convict(group, error)
+            await self._dead_letter_misuse(batch, error)
             raise
         except (Fenced, CommitUnknown) as error:
             if isinstance(error, CommitUnknown):
                 # The dead letters may be there: what was reserved for them is spent.
-                self._spend(group.items)
+                self._spend(batch.items)
                 self._sequence.leave()
-            if isinstance(error, CommitsLost) and group.lane == self._sequence.lane:
+            if isinstance(error, CommitsLost) and batch.lane == self._sequence.lane:
                 self.partitions.commits_lost(error)
             # Nothing more may begin for these partitions until they were taken over anew, which waits for whatever of
             # this transaction may still land.
-            self.partitions.in_doubt(group.owners, error)
+            self.partitions.in_doubt(batch.owners, error)
             raise Interrupted from error
         finally:
             self._under_way = None
-        self._moved_on(group)
+        self._moved_on(batch)
         reach("after_commit")
         if receipt.dead:
             reach("after_dead_letter_commit")
-        self.pace.succeeded(receipt.handled, receipt.seconds)
-        self.patience.over()
+        self.batch_sizes.succeeded(receipt.handled, receipt.seconds)
+        self.backoff.over()
         self.gate.let_go(self)
         self._apply(receipt)
-        self._spend_written(group, receipt)
+        self._spend_written(batch, receipt)
         self.tell.committed(receipt, time.monotonic() - began)
         return receipt
 
-    def _moved_on(self, group: Group) -> None:
-        """Record that a group's transaction is durable."""
-        if group.lane is not None:
-            self._sequence.committed(group.lane)
+    def _moved_on(self, batch: Batch) -> None:
+        """Record that a batch's transaction is durable."""
+        if batch.lane is not None:
+            self._sequence.committed(batch.lane)
 
     def skip(self, messages: Sequence[Message]) -> None:
         """Finish messages of a type that the handler does not declare: the database learns nothing of them."""
@@ -200,41 +207,41 @@ class Runner:
             if item.token:
                 self._reserved.pop(origin(item.message), None)
 
-    def _spend_written(self, group: Group, receipt: Receipt) -> None:
+    def _spend_written(self, batch: Batch, receipt: Receipt) -> None:
         written = set(map(id, receipt.dead))
-        self._spend(item for item in group.items if id(item.dead) in written)
+        self._spend(item for item in batch.items if id(item.dead) in written)
 
-    async def _convict(self, group: Group, error: TransactionEnded) -> None:
+    async def _dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> None:
         """Bury the messages whose claims a handler committed by itself.
 
         Raises:
             Interrupted: That is done; but the database has lost commits, so that nothing more may begin.
         """
-        receipt, lost = await self._convicted(group, error)
-        self._moved_on(group)
+        receipt, lost = await self._write_misuse(batch, error)
+        self._moved_on(batch)
         self._apply(receipt)
-        self._spend_written(group, receipt)
+        self._spend_written(batch, receipt)
         self.tell.dead(receipt)
         if lost is not None:
-            self.partitions.in_doubt(group.owners, lost)
+            self.partitions.in_doubt(batch.owners, lost)
             raise Interrupted from lost
 
-    async def _convicted(self, group: Group, error: TransactionEnded) -> tuple[Receipt, CommitsLost | None]:
+    async def _write_misuse(self, batch: Batch, error: TransactionEnded) -> tuple[Receipt, CommitsLost | None]:
         """Return what is durable, and the error where the database has lost commits before."""
         lost: CommitsLost | None = None
         while True:
-            group.lane = self._sequence.lane
+            batch.lane = self._sequence.lane
             try:
-                return await self._work.convict(group, error), lost
+                return await self._work.dead_letter_misuse(batch, error), lost
             except CommitsLost as found:
                 # The claims stand all the same: read again, their messages would be taken for processed.
                 lost = found
-                if group.lane == self._sequence.lane:
+                if batch.lane == self._sequence.lane:
                     self.partitions.commits_lost(found)
             except Exception as trouble:  # noqa: BLE001 - it must be known before anything is run again
                 # It may be durable all the same.
                 self._sequence.leave()
-                await self.patience.wait_out("database", trouble)
+                await self.backoff.wait("database", trouble)
 
     async def infrastructure(self, fault: Fault, error: Exception) -> None:
         """Wait out what is no message's fault; it never counts as an attempt."""
@@ -243,13 +250,13 @@ class Runner:
         if fault is Fault.UNFIT or fault is Fault.DEPLOY:
             await self._hold(error)
         else:
-            await self.patience.wait_out("database", error)
+            await self.backoff.wait("database", error)
 
     async def _hold(self, error: Exception) -> None:
         """Keep the handler's other lanes from beginning, and wait: what is wrong is wrong for all of them."""
         self.gate.hold(self)
         try:
-            await self.patience.pause_handler(error)
+            await self.backoff.pause_handler(error)
         except Interrupted:
             self.gate.let_go(self)
             raise

@@ -1,9 +1,9 @@
 """Claim, handle, retry, bury: what becomes of the messages that a lane holds. The order here is correctness.
 
-A group that fails is rolled back whole. Where the failure is one message's, those before it are run again as a group,
-then it alone, then the others. Where no message can be blamed, the group is run once more with a flush after each
-message; if that does not tell, or if none of the messages ran, the group is halved until one message is alone. Blame
-within a group may be wrong (one message's bad row can be flushed by another's query), so only a failure alone counts as
+A batch that fails is rolled back whole. Where the failure is one message's, those before it are run again as a batch,
+then it alone, then the others. Where no message can be blamed, the batch is run once more with a flush after each
+message; if that does not tell, or if none of the messages ran, the batch is halved until one message is alone. Blame
+within a batch may be wrong (one message's bad row can be flushed by another's query), so only a failure alone counts as
 an attempt. Nothing waits inside a transaction.
 """
 
@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from consumerkit.engine.lanes.attempts import Alone
+from consumerkit.engine.lanes.attempts import Attempts
 from consumerkit.engine.lanes.backoff import Interrupted
 from consumerkit.engine.lanes.blame import LOCKED, OWN, blame
-from consumerkit.engine.lanes.executor import Runner
+from consumerkit.engine.lanes.executor import Executor
 from consumerkit.engine.lanes.partition_brakes import is_unreadable
 from consumerkit.engine.lanes.plan import Step, around, halves
 from consumerkit.engine.transaction import failures
-from consumerkit.engine.transaction.batch import Flush, Group
+from consumerkit.engine.transaction.batch import Batch, Flush
 from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Park
 from consumerkit.engine.transaction.prepare import Preparer
 from consumerkit.engine.transaction.transaction import StaleFound
@@ -37,47 +37,47 @@ from consumerkit.storage.origins import Origin, origin
 _HANDLER = object()
 
 
-class Pipeline:
+class Grouping:
     """Decides how the messages of one lane are grouped.
 
     Args:
-        runner: Runs the groups.
+        executor: Runs the batches.
         preparer: Decodes messages.
-        alone: Runs a message by itself.
+        attempts: Runs a message by itself.
     """
 
-    def __init__(self, runner: Runner, preparer: Preparer, alone: Alone) -> None:
-        self._runner = runner
+    def __init__(self, executor: Executor, preparer: Preparer, attempts: Attempts) -> None:
+        self._executor = executor
         self._preparer = preparer
-        self._alone = alone
-        # The next groups, where a failure decided them.
+        self._attempts = attempts
+        # The next batches, where a failure decided them.
         self._plan: deque[Step] = deque()
-        # Whether messages of a group were found to get at each other's changes.
+        # Whether messages of a batch were found to get at each other's changes.
         self._apart = False
         # The messages that the ledger was found not to know, and whose events are too old for it.
         self._stale: set[Origin] = set()
 
     @property
-    def runner(self) -> Runner:
+    def executor(self) -> Executor:
         """What runs this lane's transactions."""
-        return self._runner
+        return self._executor
 
     @property
     def busy_since(self) -> float | None:
         """When the transaction under way began, by the monotonic clock."""
-        return self._runner.busy_since
+        return self._executor.busy_since
 
     @property
     def batch_time(self) -> float:
         """Seconds of handling after which a turn is over."""
-        return self._runner.declared.batch_time
+        return self._executor.declared.batch_time
 
     def size(self) -> int:
         """Return how many messages the next `run` may take."""
-        if self._runner.gate.braking:
+        if self._executor.gate.braking:
             return 1
         # Never 0: a lane that took nothing would not wait, and the event loop would turn no more.
-        return max(1, self._plan[0].size) if self._plan else self._runner.pace.size()
+        return max(1, self._plan[0].size) if self._plan else self._executor.batch_sizes.size()
 
     async def run(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Run messages, in order, at most `size()` of them; return those to be given again, before any later ones.
@@ -86,7 +86,7 @@ class Pipeline:
             Interrupted: The lane was told to give up; what was not reported as finished is not finished.
             HandlerHalted: The handler cannot run before a person acts.
         """
-        if self._runner.gate.braking:
+        if self._executor.gate.braking:
             self._plan.clear()
         step = self._plan.popleft() if self._plan else Step(len(messages))
         prepared = await self._prepared(messages)
@@ -96,27 +96,27 @@ class Pipeline:
         try:
             return await self._run(decided, funded, step)
         finally:
-            self._runner.refund(one.message for one in decided)
+            self._executor.refund(one.message for one in decided)
 
     async def _run(self, decided: list[Decided], funded: int, step: Step) -> Sequence[Message]:
         if len(decided) == 1:
-            if await self._alone.run(decided[0]) and step.after:
-                self._runner.pace.crowded(step.after)
+            if await self._attempts.run(decided[0]) and step.after:
+                self._executor.batch_sizes.crowded(step.after)
             return ()
-        group = self._runner.group(decided, flush=self._flush(step))
-        group.funded = funded
+        batch = self._executor.batch(decided, flush=self._flush(step))
+        batch.funded = funded
         try:
-            return (await self._runner.transact(group)).left
+            return (await self._executor.transact(batch)).left
         except Interrupted:
             raise
         except StaleFound as found:
             self._stale.update(found.places)
             return [one.message for one in decided]
         except Exception as error:  # noqa: BLE001 - every error becomes a decision
-            convicted = {id(item.message) for item in group.convicted}
-            again = [one.message for one in decided if id(one.message) not in convicted]
+            misused = {id(item.message) for item in batch.misused}
+            again = [one.message for one in decided if id(one.message) not in misused]
             if again:
-                await self._failed(group, error, step._replace(size=min(len(again), len(group.items))))
+                await self._failed(batch, error, step._replace(size=min(len(again), len(batch.items))))
             return again
 
     def _flush(self, step: Step) -> Flush:
@@ -128,14 +128,14 @@ class Pipeline:
             try:
                 decided = self._preparer.prepare(message)
             except Unavailable as error:
-                await self._runner.patience.wait_out("codec", error)
-                decided = await self._alone.prepare(message)
+                await self._executor.backoff.wait("codec", error)
+                decided = await self._attempts.prepare(message)
             if decided is None:
                 skipped.append(message)
             else:
                 made.append(self._stale_or_not(decided))
         if skipped:
-            self._runner.skip(skipped)
+            self._executor.skip(skipped)
         reach("after_decode")
         return made
 
@@ -154,7 +154,7 @@ class Pipeline:
         Returns:
             What is decided now, and how many dead letters are paid by what succeeds beside them.
         """
-        gate = self._runner.gate
+        gate = self._executor.gate
         dead = [one.letter for one in prepared if one.letter is not None]
         good = (
             [one.message for one in prepared if one.letter is None and not self._blocked(one.message)] if dead else []
@@ -180,15 +180,15 @@ class Pipeline:
             return Decided(delivery, Park(failures.behind(delivery))) if waits else one
         if self._is_paid(letter, paid):
             return one
-        if self._runner.reserve(one.message, letter):
+        if self._executor.reserve(one.message, letter):
             return Decided(delivery, DeadLetter(letter, token=True))
         # It may be in order yet, once whatever is wrong was repaired: so what follows waits behind it.
-        row = failures.held(delivery, letter, self._runner.gate.wait_for(letter))
+        row = failures.held(delivery, letter, self._executor.gate.wait_for(letter))
         return Decided(delivery, Park(replace(row, wait=None) if waits else row))
 
     def _holds(self, dead: Decided) -> bool:
         """Tell whether what follows waits behind a dead message: where it is parked, or its letter holds its key."""
-        return dead.letter is None or (self._runner.declared.holds_key and dead.letter.reason.holds_key)
+        return dead.letter is None or (self._executor.declared.holds_key and dead.letter.reason.holds_key)
 
     def _is_paid(self, letter: DeadMessage, paid: dict[object, int]) -> bool:
         """Tell whether what succeeds beside a message pays for its dead letter."""
@@ -200,57 +200,57 @@ class Pipeline:
         return False
 
     def _blocked(self, message: Message) -> bool:
-        partition = self._runner.partitions.of(message)
+        partition = self._executor.partitions.of(message)
         return partition is not None and partition.blocked(message)
 
     def _order(self, message: Message) -> object:
         """Return what a message has its order in; None where it has none."""
-        ordering = self._runner.declared.ordering
+        ordering = self._executor.declared.ordering
         if ordering is Ordering.PARTITION:
             return message.topic, message.partition
         if ordering is Ordering.NONE or message.key is None:
             return None
         return message.topic, message.partition, message.key
 
-    async def _failed(self, group: Group, error: Exception, step: Step) -> None:
-        """Decide how the messages of a group that failed are grouped next; `step` has as many as are to run again."""
-        fault, kind = blame(group, error)[:2]
+    async def _failed(self, batch: Batch, error: Exception, step: Step) -> None:
+        """Decide how the messages of a batch that failed are grouped next; `step` has as many as are to run again."""
+        fault, kind = blame(batch, error)[:2]
         if kind == LOCKED:
-            fault = Fault.CONFLICT  # with whom is not known, so the group is halved
-        if group.guard.crowded:
+            fault = Fault.CONFLICT  # with whom is not known, so the batch is halved
+        if batch.guard.crowded:
             self._apart = True
             self._plan = deque([step])
-        elif fault in OWN or (fault is Fault.UNFIT and group.current is not None):
+        elif fault in OWN or (fault is Fault.UNFIT and batch.current is not None):
             # The messages before the one whose code met it are run first; alone, it holds the handler.
-            self._runner.tell.rolled_back(group, error)
-            self._plan = self._split(group, error, step, crowded=fault is not Fault.HANDLER)
+            self._executor.tell.rolled_back(batch, error)
+            self._plan = self._split(batch, error, step, crowded=fault is not Fault.HANDLER)
         elif fault is Fault.CONFLICT:
-            self._runner.tell.rolled_back(group, error)
+            self._executor.tell.rolled_back(batch, error)
             self._plan = halves(step.size)
-            await self._runner.patience.pause(random.uniform(0.005, 0.05))
+            await self._executor.backoff.pause(random.uniform(0.005, 0.05))
         else:
-            await self._runner.infrastructure(fault, error)
+            await self._executor.infrastructure(fault, error)
 
-    def _split(self, group: Group, error: Exception, step: Step, *, crowded: bool) -> deque[Step]:
-        """Return the groups to come, after a failure that is a message's fault."""
-        at = self._blamed(group, error)
+    def _split(self, batch: Batch, error: Exception, step: Step, *, crowded: bool) -> deque[Step]:
+        """Return the batches to come, after a failure that is a message's fault."""
+        at = self._blamed(batch, error)
         if at is not None:
-            self._runner.pace.failed()
+            self._executor.batch_sizes.failed()
             return around(at, crowded=crowded)
-        if self._runner.declared.is_batch or step.careful or step.halving or not group.handled:
+        if self._executor.declared.is_batch or step.careful or step.halving or not batch.handled:
             return halves(step.size, halving=True)
         return deque([step._replace(careful=True)])
 
-    def _blamed(self, group: Group, error: Exception) -> int | None:
+    def _blamed(self, batch: Batch, error: Exception) -> int | None:
         """Return the index of the item at fault, where that is known."""
         decided = deciding(error, Reject)
         if isinstance(decided, Reject) and decided.of is not None:
             message = getattr(decided.of, "message", None)
             # Not the same object, where the error comes out of another process.
             at = None if message is None else (message.topic, message.partition, message.offset)
-            places = [(one.message.topic, one.message.partition, one.message.offset) for one in group.items]
+            places = [(one.message.topic, one.message.partition, one.message.offset) for one in batch.items]
             return places.index(at) if at in places else None
-        return group.current
+        return batch.current
 
     def forget_plan(self) -> None:
         """Drop what was decided about messages that the lane does not hold any more."""

@@ -9,10 +9,10 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Final
 
-from consumerkit.engine.lanes.attempts import Alone
+from consumerkit.engine.lanes.attempts import Attempts
 from consumerkit.engine.lanes.backoff import Interrupted
-from consumerkit.engine.lanes.exclusive import Solitude
-from consumerkit.engine.lanes.grouping import Pipeline
+from consumerkit.engine.lanes.exclusive import Exclusive
+from consumerkit.engine.lanes.grouping import Grouping
 from consumerkit.engine.lanes.next_parked import NextParked
 from consumerkit.engine.partitions.partition import CAREFUL_SIZE, Partition
 from consumerkit.engine.partitions.table import Partitions
@@ -36,25 +36,30 @@ class Lane:
     is not ready are set aside, in order.
 
     Args:
-        pipeline: Runs fresh messages.
-        alone: Runs parked messages.
+        grouping: Runs fresh messages.
+        attempts: Runs parked messages.
         following: Finds what waited behind a parked message.
         partitions: What is assigned.
-        solitude: For messages that may have killed the process.
+        exclusive: For messages that may have killed the process.
     """
 
     def __init__(
-        self, pipeline: Pipeline, alone: Alone, following: NextParked, partitions: Partitions, solitude: Solitude
+        self,
+        grouping: Grouping,
+        attempts: Attempts,
+        following: NextParked,
+        partitions: Partitions,
+        exclusive: Exclusive,
     ) -> None:
-        self.pipeline = pipeline
+        self.grouping = grouping
         self.waiting: deque[Message] = deque()
-        self._alone = alone
+        self._attempts = attempts
         self._following = following
-        self._runner = pipeline.runner
-        self._gate = pipeline.runner.gate
-        self._interrupted = pipeline.runner.patience.interrupted
+        self._executor = grouping.executor
+        self._gate = grouping.executor.gate
+        self._interrupted = grouping.executor.backoff.interrupted
         self._partitions = partitions
-        self._solitude = solitude
+        self._exclusive = exclusive
         self._aside: defaultdict[tuple[str, int], deque[Message]] = defaultdict(deque)
         self._due: deque[ParkedMessage] = deque()
         self._retrying: ParkedMessage | None = None
@@ -103,7 +108,7 @@ class Lane:
             if not self._due and not self.waiting:
                 self._wake.clear()
                 await self._wake.wait()
-            elif await self._gate.enter(self, self._interrupted, self._runner):
+            elif await self._gate.enter(self, self._interrupted, self._executor):
                 try:
                     await self._work_once()
                 finally:
@@ -121,21 +126,21 @@ class Lane:
             await self._retry(self._due.popleft())
         else:
             self._due_in_a_row = 0
-            await self._turn(self._take(self.pipeline.size()))
+            await self._turn(self._take(self.grouping.size()))
 
     def _fresh_is_owed(self) -> bool:
         """Whether fresh messages wait and enough of what is due has run since their last turn."""
         if not self.waiting or not self._due_in_a_row:
             return False
         lasted = time.monotonic() - self._due_since
-        return self._due_in_a_row >= DUE_IN_A_ROW or lasted > self.pipeline.batch_time
+        return self._due_in_a_row >= DUE_IN_A_ROW or lasted > self.grouping.batch_time
 
     async def _retry(self, parked: ParkedMessage) -> None:
         self._retrying = parked
         try:
             partition = self._partitions.get((parked.message.topic, parked.message.partition))
             alone = parked.deliveries > 0 or (partition is not None and partition.isolated)
-            async with self._solitude.entered(alone=alone):
+            async with self._exclusive.entered(alone=alone):
                 await self._retry_key(parked)
         except Interrupted:
             self._interrupted.clear()
@@ -147,8 +152,8 @@ class Lane:
     async def _retry_key(self, parked: ParkedMessage) -> None:
         """Try a parked message again, and then, one after another, those of its key that waited behind it."""
         rows, began = [parked], time.monotonic()
-        while rows and await self._alone.retry(rows):
-            if time.monotonic() - began > self.pipeline.batch_time and self._has_more:
+        while rows and await self._attempts.retry(rows):
+            if time.monotonic() - began > self.grouping.batch_time and self._has_more:
                 # Those would be late. The next of this key was made due in the transaction before, behind them.
                 return
             rows = await self._following.after(rows[-1])
@@ -228,24 +233,24 @@ class Lane:
     async def _turn(self, messages: Sequence[Message]) -> None:
         if not messages:
             return
-        self._runner.begin(messages)
+        self._executor.begin(messages)
         first = self._partitions.of(messages[0])
         try:
-            async with self._solitude.entered(alone=first is not None and first.isolated):
-                again = await self.pipeline.run(messages)
+            async with self._exclusive.entered(alone=first is not None and first.isolated):
+                again = await self.grouping.run(messages)
         except Interrupted:
             self._interrupted.clear()
-            self.pipeline.forget_plan()
-            again = self._runner.unfinished
+            self.grouping.forget_plan()
+            again = self._executor.unfinished
         finally:
-            self._runner.end()
+            self._executor.end()
         self.waiting.extendleft(reversed(again))
         # A lane whose handlers never really wait must let the others and the fetching go on.
         await asyncio.sleep(0)
 
     def holds(self, partitions: frozenset[TopicPartition]) -> bool:
         """Tell whether the work under way has messages of these partitions."""
-        held = self._runner.unfinished
+        held = self._executor.unfinished
         if self._retrying is not None:
             held.append(self._retrying.message)
         return any((m.topic, m.partition) in partitions for m in held)

@@ -8,7 +8,7 @@ from itertools import takewhile
 from sqlalchemy import Connection
 
 from consumerkit.engine.partitions.partition import Partition, State
-from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
@@ -22,14 +22,14 @@ class NextParked:
     Args:
         declared: The handler's declarations.
         partitions: What is assigned.
-        fences: The database.
+        partition_store: The database.
     """
 
-    def __init__(self, declared: Declaration, partitions: Partitions, fences: Fences) -> None:
+    def __init__(self, declared: Declaration, partitions: Partitions, partition_store: PartitionStore) -> None:
         self._ordering = declared.ordering
         self._limit = declared.batch_size
         self._partitions = partitions
-        self._fences = fences
+        self._partition_store = partition_store
 
     async def after(self, parked: ParkedMessage) -> list[ParkedMessage]:
         """Return the messages that are next after another one, as many as may share a transaction.
@@ -44,10 +44,10 @@ class NextParked:
         any_key = self._ordering is Ordering.PARTITION
 
         def heads(connection: Connection) -> list[ParkedMessage]:
-            return self._fences.lot.heads(connection, name, message.key, self._limit, any_key=any_key)
+            return self._partition_store.lot.heads(connection, name, message.key, self._limit, any_key=any_key)
 
         try:
-            found = await self._fences.run(heads)
+            found = await self._partition_store.run(heads)
         except Exception:  # noqa: BLE001 - promoted when its predecessor left, so it is found by its due time
             return []
         return _first(found, partition)
@@ -79,6 +79,6 @@ def _first(found: Sequence[ParkedMessage], partition: Partition) -> list[ParkedM
 
 
 def _only_waited(parked: ParkedMessage, partition: Partition) -> bool:
-    if parked.attempts or parked.deliveries or parked.id <= partition.haunted:
+    if parked.attempts or parked.deliveries or parked.id <= partition.crash_watermark:
         return False
     return parked.due_or_waiting

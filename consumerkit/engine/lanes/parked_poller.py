@@ -12,7 +12,7 @@ from consumerkit import events
 from consumerkit.concurrency import wait_until_set
 from consumerkit.engine.lanes.lane import MOST_DUE
 from consumerkit.engine.lanes.lane_choice import Lanes
-from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.engine.transaction import failures
 from consumerkit.events import Announcer
@@ -25,22 +25,24 @@ SHORTEST_SLEEP: Final = 0.05
 LONGEST_SLEEP: Final = 5.0
 
 
-class DueWatch:
+class ParkedPoller:
     """Hands the parked messages of an engine's partitions to their lanes when they are due.
 
     A lane takes so many and no more, and what it does not take holds up no other lane: beside the longest overdue, each
     look reads a page further on, until it has seen all that is due.
 
     Args:
-        fences: The database.
+        partition_store: The database.
         partitions: What is assigned.
         lanes: Get what is due.
         announce: Told what happened.
     """
 
-    def __init__(self, fences: Fences, partitions: Partitions, lanes: Lanes, announce: Announcer) -> None:
-        self._lot = fences.lot
-        self._run = fences.run
+    def __init__(
+        self, partition_store: PartitionStore, partitions: Partitions, lanes: Lanes, announce: Announcer
+    ) -> None:
+        self._lot = partition_store.lot
+        self._run = partition_store.run
         self._partitions = partitions
         self._lanes = lanes
         self._announce = announce

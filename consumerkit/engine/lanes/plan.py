@@ -1,4 +1,4 @@
-"""How the messages of a group that failed are grouped next."""
+"""How the messages of a batch that failed are grouped next."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """One group to come.
+    """One batch to come.
 
     Attributes:
         size: Its messages.
@@ -23,7 +23,7 @@ class Step(NamedTuple):
 
 
 def halves(size: int, *, halving: bool = False) -> deque[Step]:
-    """Return the two halves of a group; a group that `batch_time` cut may be down to one message."""
+    """Return the two halves of a batch; a batch that `batch_time` cut may be down to one message."""
     sizes = [size // 2, size - size // 2] if size > 1 else [1]
     return deque(Step(one, halving=halving) for one in sizes)
 

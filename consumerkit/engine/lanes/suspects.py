@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from consumerkit.engine.lanes.blame import Blame
-from consumerkit.engine.lanes.brake_gate import REMEMBERED, Gate
-from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.lanes.brake_gate import REMEMBERED, BrakeGate
+from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.message import Message
 from consumerkit.storage.origins import Origin, origin
 
@@ -33,13 +33,13 @@ class Suspects:
 
     Args:
         gate: Knows what has succeeded, and pauses the handler.
-        fences: The database.
+        partition_store: The database.
     """
 
-    def __init__(self, gate: Gate, fences: Fences) -> None:
+    def __init__(self, gate: BrakeGate, partition_store: PartitionStore) -> None:
         self._gate = gate
-        self._handler = fences.handler
-        self.probe = fences.probe
+        self._handler = partition_store.handler
+        self.probe = partition_store.probe
         self._seen: dict[Origin, _Seen] = {}
         # Who has failed in each way since the last success; two are enough to know.
         self._since = 0

@@ -2,7 +2,7 @@
 
 Fetch limits do not bound memory: a record is as large as it is once it is unpacked. So what is in hand is counted, and
 above the budget nothing is fetched; if that lasts, the consumer is paused, and fetched from all the same, since a
-consumer that is not polled leaves its group.
+consumer that is not polled leaves its batch.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Final
 
 from consumerkit import events
 from consumerkit.concurrency import wait_until_set
-from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.engine.transaction import failures
 from consumerkit.errors import CommitsLost, Fenced, Unavailable
@@ -34,7 +34,7 @@ class Committer:
     Args:
         consumer: Whose offsets these are.
         partitions: What is assigned.
-        fences: The database.
+        partition_store: The database.
         announce: Told what happened.
     """
 
@@ -42,12 +42,12 @@ class Committer:
         self,
         consumer: Consumer,
         partitions: Partitions,
-        fences: Fences,
+        partition_store: PartitionStore,
         announce: Announcer,
     ) -> None:
         self._consumer = consumer
         self._partitions = partitions
-        self._fences = fences
+        self._partition_store = partition_store
         self._announce = announce
         self._checking = False
         self._touched = self._repeated = time.monotonic()
@@ -93,7 +93,7 @@ class Committer:
             return
         reach("before_mark")
         try:
-            gone = await self._fences.mark(moved)
+            gone = await self._partition_store.mark(moved)
         except CommitsLost as error:
             self._partitions.commits_lost(error)
             return
@@ -105,14 +105,14 @@ class Committer:
             self._partitions.fenced(gone, Fenced(f"{len(gone)} of {len(moved)} partitions were taken over"))
         if time.monotonic() - self._touched > TOUCHED_EVERY:
             self._touched = time.monotonic()
-            await self._fences.touch()
+            await self._partition_store.touch()
 
     async def mark_last(self, names: Iterable[TopicPartition]) -> None:
         """Write down how far partitions have come that are given back."""
         found = [one for name in names if (one := self._partitions.get(name)) is not None]
         moved = [one for one in found if one.owner is not None and one.offsets.position != one.mark]
         if moved:
-            await self._fences.mark(moved)
+            await self._partition_store.mark(moved)
 
     def positions(self, names: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
         """Return the marks that the broker does not have yet."""
@@ -132,7 +132,7 @@ class Committer:
             if partition is None or partition.owner is None or partition.mark is None:
                 continue
             if again or partition.mark != partition.offsets.committed:
-                found[name] = self._fences.position(partition, partition.mark)
+                found[name] = self._partition_store.position(partition, partition.mark)
         return found
 
     async def _commit(self, positions: Mapping[TopicPartition, Position]) -> None:

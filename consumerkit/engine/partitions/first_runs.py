@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.start_position import noted_start
 from consumerkit.errors import Unavailable
 from consumerkit.message import TopicPartition
@@ -52,13 +52,13 @@ class FirstRuns:
 
     Args:
         consumer: Asked about topics.
-        fences: The database.
+        partition_store: The database.
         policy: Where to begin in a partition for which Kafka has no committed offset.
     """
 
-    def __init__(self, consumer: Consumer, fences: Fences, policy: StartFrom) -> None:
+    def __init__(self, consumer: Consumer, partition_store: PartitionStore, policy: StartFrom) -> None:
         self._consumer = consumer
-        self._fences = fences
+        self._partition_store = partition_store
         self._policy = policy
         self._records: dict[Topic, Record] = {}
 
@@ -73,15 +73,15 @@ class FirstRuns:
             Unavailable: The broker did not tell about the topic.
             Exception: The database's.
         """
-        record = await self._fences.first_run(*topic)
+        record = await self._partition_store.first_run(*topic)
         if not record:
             asked_at = _now()
             survey = await self._consumer.survey(topic[0])
             if survey.topic_id != topic[1]:
                 raise Unavailable(f"topic {topic[0]!r} was recreated while the broker was asked about it")
-            begun = await self._fences.had_another(*topic)
-            wanted = starts(self._fences.handler, survey, self._policy, begun=begun, asked_at=asked_at)
-            record = await self._fences.decide_first_run(*topic, wanted)
+            begun = await self._partition_store.had_another(*topic)
+            wanted = starts(self._partition_store.handler, survey, self._policy, begun=begun, asked_at=asked_at)
+            record = await self._partition_store.decide_first_run(*topic, wanted)
         self._records[topic] = record
 
     async def find(self, partition: TopicPartition, topic_id: str) -> FirstStart | None:

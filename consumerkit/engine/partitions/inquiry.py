@@ -100,7 +100,7 @@ class Inquiry:
         name = partition.name
         first = await self._first_runs.find(name, info.topic_id)
 
-        def place(standing: Standing) -> start_position.Beginning:
+        def place(standing: Standing) -> start_position.StartPosition:
             self._standings[name] = standing
             return start_position.beginning(self._handler, name, standing, info, first)
 

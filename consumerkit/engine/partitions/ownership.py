@@ -22,7 +22,7 @@ from consumerkit.engine.partitions.fence_waits import FenceWaits
 from consumerkit.engine.partitions.first_runs import FirstRuns
 from consumerkit.engine.partitions.inquiry import Asked, Inquiry, Troubles
 from consumerkit.engine.partitions.partition import Partition, State
-from consumerkit.engine.partitions.partition_store import Fences
+from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.events import Announcer
@@ -44,7 +44,7 @@ class Ownership:
     Args:
         consumer: Asked to commit an offset where ownership is in doubt.
         partitions: What is assigned.
-        fences: The database.
+        partition_store: The database.
         first_runs: Knows where a first run begins.
         announce: Told what happened.
     """
@@ -53,16 +53,16 @@ class Ownership:
         self,
         consumer: Consumer,
         partitions: Partitions,
-        fences: Fences,
+        partition_store: PartitionStore,
         first_runs: FirstRuns,
         announce: Announcer,
     ) -> None:
         self._consumer = consumer
         self._partitions = partitions
-        self._fences = fences
+        self._partition_store = partition_store
         self._announce = announce
         self._troubles = Troubles(announce)
-        self._inquiry = Inquiry(fences.handler, consumer, first_runs, self._troubles)
+        self._inquiry = Inquiry(partition_store.handler, consumer, first_runs, self._troubles)
         self._waits = FenceWaits(announce)
         self._again: set[TopicPartition] = set()
         # Stopped partitions that are looked at again.
@@ -76,7 +76,7 @@ class Ownership:
 
     async def give_back(self, partitions: Sequence[Partition]) -> None:
         """Write down that nothing of these partitions is under way any more."""
-        await self._fences.give_back(partitions)
+        await self._partition_store.give_back(partitions)
 
     async def run(self) -> None:
         """Take what is wanted, until cancelled."""
@@ -145,7 +145,7 @@ class Ownership:
         partition = self._partitions.get(name)
         try:
             if partition is not None and partition.deaths:
-                await self._fences.calm(partition)
+                await self._partition_store.calm(partition)
         except Exception as error:  # noqa: BLE001 - announced, and tried again
             self._troubles.tell(error)
             return False
@@ -178,7 +178,7 @@ class Ownership:
         if not wanted:
             return {}
         ago = partial(_since, asked.at)
-        found = await self._fences.take(wanted, ago, wait=wait)
+        found = await self._partition_store.take(wanted, ago, wait=wait)
         unusable = {}
         for name, partition in partitions.items():
             begins = found.get(name)
@@ -201,7 +201,7 @@ class Ownership:
         partition = self._partitions.get(name)
         return None if partition is None or partition.is_leaving else partition
 
-    def _begin(self, partition: Partition, begins: start_position.Beginning) -> None:
+    def _begin(self, partition: Partition, begins: start_position.StartPosition) -> None:
         """Go to the mark, unless what is in hand can be gone on with."""
         offsets = partition.offsets
         on_course = begins.intact or (offsets.position == begins.offset and offsets.untouched)
@@ -236,7 +236,9 @@ class Ownership:
 
     async def _confirm(self, partitions: Sequence[Partition]) -> None:
         """Have Kafka accept offset commits of these assignments, or raise `Unavailable`."""
-        positions = {one.name: self._fences.position(one, one.mark) for one in partitions if one.mark is not None}
+        positions = {
+            one.name: self._partition_store.position(one, one.mark) for one in partitions if one.mark is not None
+        }
         if positions:
             await self._consumer.commit(positions)
         for one in partitions:

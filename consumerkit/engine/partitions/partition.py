@@ -8,7 +8,7 @@ from typing import Final
 
 from consumerkit.engine.partitions.budget import cost
 from consumerkit.engine.partitions.offsets import OffsetTracker
-from consumerkit.engine.partitions.start_position import Beginning
+from consumerkit.engine.partitions.start_position import StartPosition
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.fence import Taken
@@ -16,8 +16,8 @@ from consumerkit.transports.base import Position
 
 # Not two, as one would think: see docs/decisions/0014.
 ISOLATED_AFTER: Final = 4
-# After a second death groups are small until one is committed, so that later the culprit stands near. If isolation ends
-# before it is reached all the same, the next deaths begin another one, closer to it.
+# After a second death batches are small until one is committed, so that the culprit stands near later. Where isolation
+# ends before the culprit is reached, the next deaths begin another isolation, closer to it.
 CAREFUL_SIZE: Final = 100
 ISOLATED_FOR: Final = 100
 
@@ -68,10 +68,10 @@ class Partition:
     __slots__ = (
         "adrift",
         "began",
+        "crash_watermark",
         "deaths",
         "end",
         "forgotten_below",
-        "haunted",
         "held",
         "mark",
         "name",
@@ -99,7 +99,7 @@ class Partition:
         self.total = 0
         self.deaths = 0
         self.suspects: dict[int, int] = {}
-        self.haunted = 0
+        self.crash_watermark = 0
         self.began: int | None = None
         self.held = False
         self.weight = 0
@@ -130,7 +130,7 @@ class Partition:
         self.adrift = False
         self.weight = 0
 
-    def taken(self, found: Taken, parked: dict[bytes | None, set[int]], place: Beginning, end: int) -> None:
+    def taken(self, found: Taken, parked: dict[bytes | None, set[int]], place: StartPosition, end: int) -> None:
         """Take note of a take-over: what was found parked, where to begin, and where the log ends."""
         self.owner = found.owner
         self.taken_at = time.monotonic()
@@ -142,7 +142,7 @@ class Partition:
         self.parked = parked
         self.total = sum(map(len, parked.values()))
         if found.deaths:
-            self.haunted = max((number for numbers in parked.values() for number in numbers), default=0)
+            self.crash_watermark = max((number for numbers in parked.values() for number in numbers), default=0)
 
     def doubt(self) -> None:
         """Begin nothing more: it is not certain that we own the partition."""

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from consumerkit.engine.partitions.commit_sequence import CommitSequences
 from consumerkit.engine.partitions.partition import Partition
-from consumerkit.engine.partitions.start_position import Beginning, note
+from consumerkit.engine.partitions.start_position import StartPosition, note
 from consumerkit.errors import CommitsLost, Fenced, PartitionUnusable
 from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, first_runs, progress
@@ -35,18 +35,18 @@ class Wanted(NamedTuple):
 
     partition: Partition
     info: PartitionInfo
-    place: Callable[[Standing], Beginning]
+    place: Callable[[Standing], StartPosition]
 
 
 _Work = tuple[
     dict[TopicPartition, Taken],
     dict[TopicPartition, dict[bytes | None, set[int]]],
-    dict[TopicPartition, Beginning | PartitionUnusable],
+    dict[TopicPartition, StartPosition | PartitionUnusable],
 ]
 
 
 @dataclass(frozen=True)
-class Fences:
+class PartitionStore:
     """Writes, for one handler, who owns what and how far it has come."""
 
     handler: str
@@ -74,7 +74,7 @@ class Fences:
 
     async def take(
         self, wanted: Sequence[Wanted], ago: Callable[[], float], *, wait: float
-    ) -> dict[TopicPartition, Beginning | PartitionUnusable]:
+    ) -> dict[TopicPartition, StartPosition | PartitionUnusable]:
         """Take partitions over, all in one transaction; its cost grows with what is parked of them.
 
         Args:
@@ -93,7 +93,7 @@ class Fences:
             held = fence.hold(connection, self.lot, list(known), wait=wait)
             found = fence.look(connection, self.lot, held, self.tokens, wait=wait > 0)
             decided = {name: _placed(known[name], taken) for name, taken in found.items()}
-            begins = {name: one for name, one in decided.items() if isinstance(one, Beginning)}
+            begins = {name: one for name, one in decided.items() if isinstance(one, StartPosition)}
             if any(one.intact for one in begins.values()) and not progress.are_kept(connection, self.lot, lanes):
                 begins = {name: one._replace(intact=False) for name, one in begins.items()}
             taken = {name: found[name] for name in begins}
@@ -217,7 +217,7 @@ class Fences:
         await self.run(write)
 
 
-def _placed(wanted: Wanted, taken: Taken) -> Beginning | PartitionUnusable:
+def _placed(wanted: Wanted, taken: Taken) -> StartPosition | PartitionUnusable:
     """Decide where to begin; what is in hand is gone on with where the database, too, has all that it rests on."""
     try:
         begins = wanted.place(taken.standing)
@@ -227,5 +227,5 @@ def _placed(wanted: Wanted, taken: Taken) -> Beginning | PartitionUnusable:
     return begins._replace(intact=taken.ours and mark is not None and begins.offset >= mark)
 
 
-def _begun(info: PartitionInfo, begins: Beginning) -> Begun:
+def _begun(info: PartitionInfo, begins: StartPosition) -> Begun:
     return Begun(info.topic_id, begins.offset, begins.start, info.end)

@@ -14,7 +14,7 @@ from consumerkit.transports.base import PartitionInfo
 _NOTE: Final = re.compile(r"consumerkit (?P<handler>\S+) start=(?P<start>\d+)")  # an older release marked no end
 
 
-class Beginning(NamedTuple):
+class StartPosition(NamedTuple):
     """Where an owner begins.
 
     Attributes:
@@ -56,7 +56,7 @@ def noted_start(handler: str, text: str) -> int | None:
 
 def beginning(
     handler: str, partition: TopicPartition, standing: Standing, info: PartitionInfo, first: FirstStart | None
-) -> Beginning:
+) -> StartPosition:
     """Return where to begin with a partition.
 
     Args:
@@ -78,7 +78,7 @@ def beginning(
             f"the database has lost the mark of {partition}, for which Kafka has offset {info.committed}; beginning "
             f"again at {ours}, where this handler's first run began"
         )
-        return Beginning(ours, ours, lost, alarming=True)
+        return StartPosition(ours, ours, lost, alarming=True)
     if standing.topic_id is not None and standing.topic_id != info.topic_id:
         raise PartitionUnusable(
             f"topic {partition.topic!r} was recreated after {partition} had been handled up to offset {standing.mark} "
@@ -88,10 +88,10 @@ def beginning(
     _check(handler, partition, standing.mark, info, "its mark")
     start = standing.mark if standing.start is None else standing.start
     remark, alarming = _difference(standing.mark, info, ours=ours is not None)
-    return Beginning(standing.mark, start, remark and f"{partition}: {remark}", alarming)
+    return StartPosition(standing.mark, start, remark and f"{partition}: {remark}", alarming)
 
 
-def _first_run(handler: str, partition: TopicPartition, info: PartitionInfo, first: FirstStart | None) -> Beginning:
+def _first_run(handler: str, partition: TopicPartition, info: PartitionInfo, first: FirstStart | None) -> StartPosition:
     if first is None:
         # Whoever committed an offset for it has handled what is below.
         offset = info.start if info.committed is None else info.committed
@@ -102,7 +102,7 @@ def _first_run(handler: str, partition: TopicPartition, info: PartitionInfo, fir
         offset = first.offset
     if offset < info.start:
         _check(handler, partition, offset, info, "where its first run begins")
-    return Beginning(offset, offset)
+    return StartPosition(offset, offset)
 
 
 def _skip(handler: str, partition: TopicPartition) -> str:

@@ -1,4 +1,4 @@
-"""A group: the items of one transaction, and how far it has come."""
+"""A batch: the items of one transaction, and how far it has come."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_core import from_json, to_json
 
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.guard import Guard
-from consumerkit.engine.transaction.item import Item, Verdict
+from consumerkit.engine.transaction.item import Disposition, Item
 from consumerkit.engine.transaction.receipt import Receipt, Row
 from consumerkit.engine.transaction.stages import Stopwatch
 from consumerkit.errors import ResultNotKept
@@ -34,7 +34,7 @@ from consumerkit.storage.progress import Lane
 
 
 class Flush(Enum):
-    """When the session of a group is flushed."""
+    """When the session of a batch is flushed."""
 
     AT_END = "at the end"
     EACH = "after each message"
@@ -43,13 +43,13 @@ class Flush(Enum):
     """To find the message whose failure it is."""
 
 
-class Group:
+class Batch:
     """The items of one transaction, and how far it has come.
 
     Attributes:
         items: In the order of the log; cut short where `batch_time` ran out.
         owners: By which token we own each of the items' partitions.
-        calms: Those of them that this group gets further than owners that died before.
+        calms: Those of them that this batch gets further than owners that died before.
         lane: The lane that runs it, as it stands.
         knows: Tells whether we know of a parked message.
         flush: When the session is flushed.
@@ -71,7 +71,7 @@ class Group:
         unprepared: Whether `prepare` has failed for the message at `current`, so that no transaction began.
         sound: Whether the transaction was found in order after the user's code had failed.
         convicted: Items that were buried since a handler committed their claims by itself.
-        recalled: What the handler returned, as JSON, for messages before this group that items of it repeat.
+        recalled: What the handler returned, as JSON, for messages before this batch that items of it repeat.
         left: Items that were cut off, since `batch_time` ran out.
         funded: How many of the dead letters are paid by what succeeds in this transaction, instead of by tokens.
     """
@@ -108,7 +108,7 @@ class Group:
         self.dead: list[DeadMessage] = []
         self.clashes: list[Clash] = []
         self.sound = False
-        self.convicted: list[Item] = []
+        self.misused: list[Item] = []
         self.funded = 0
         self.left: list[Item] = []
         self.released: list[bytes] = []
@@ -125,14 +125,14 @@ class Group:
 
     def running(self) -> list[Item]:
         """Return the items that the handler is to see."""
-        return [item for item in self.items if item.verdict is Verdict.RUN]
+        return [item for item in self.items if item.disposition is Disposition.RUN]
 
     def each(self) -> Iterator[Item]:
         """Yield the items to handle, as long as `batch_time` lasts; at least one."""
         began = time.monotonic()
         limit = began + self._declared.batch_time
         for index, item in enumerate(self.items):
-            if item.verdict is not Verdict.RUN and item.verdict is not Verdict.REPEAT:
+            if item.disposition is not Disposition.RUN and item.disposition is not Disposition.REPEAT:
                 continue
             now = time.monotonic()
             if self.handled and now > limit:
@@ -185,7 +185,7 @@ class Group:
         return [Received(i.event, i.message, i.message_id, i.attempt) for i in running]
 
     def first_result(self, item: Item) -> Any:
-        """Return what `handle` returned for the message that an item repeats: in this group, or before."""
+        """Return what `handle` returned for the message that an item repeats: in this batch, or before."""
         digest = item.digest or b""
         found = self.results.get(digest) or self.recalled.get(digest)
         return None if found is None else from_json(found)
@@ -231,7 +231,7 @@ class Group:
 
     def receipt_of_convicted(self) -> Receipt:
         """Return what the transaction has made durable that buried `convicted`."""
-        return self._receipt(self.convicted)
+        return self._receipt(self.misused)
 
     def _receipt(self, items: Sequence[Item]) -> Receipt:
         written = set(map(id, self.dead))
@@ -241,7 +241,7 @@ class Group:
             unparked=tuple(
                 Row(item.message, item.parked.id) for item in items if item.parked is not None and not item.stays_parked
             ),
-            processed=tuple(item.message for item in items if item.verdict is Verdict.RUN),
+            processed=tuple(item.message for item in items if item.disposition is Disposition.RUN),
             dead=tuple(self.dead),
             unpaid=tuple(item.dead for item in items if item.dead and id(item.dead) in written and not item.token),
             funded=self.funded,
@@ -249,11 +249,11 @@ class Group:
             cleared=tuple(self.calms),
             published=bool(self.publications),
             left=tuple(item.message for item in self.left),
-            duplicates=_count(items, Verdict.DUPLICATE, Verdict.REPEAT),
-            duplicates_of_dead=_count(items, Verdict.DUPLICATE_OF_DEAD),
-            redelivered=sum(item.is_redelivered for item in items if item.verdict in _REPEATED),
-            ages=tuple(item.age for item in items if item.verdict in _REPEATED and item.parked is None),
-            postponed=_count(items, Verdict.PARK),
+            duplicates=_count(items, Disposition.DUPLICATE, Disposition.REPEAT),
+            duplicates_of_dead=_count(items, Disposition.DUPLICATE_OF_DEAD),
+            redelivered=sum(item.is_redelivered for item in items if item.disposition in _REPEATED),
+            ages=tuple(item.age for item in items if item.disposition in _REPEATED and item.parked is None),
+            postponed=_count(items, Disposition.PARK),
             fallback_ids=sum(item.fallback for item in items),
             unreadable_times=sum(item.untimed for item in items),
             handled=self.handled,
@@ -262,11 +262,11 @@ class Group:
         )
 
 
-_REPEATED: Final = (Verdict.DUPLICATE, Verdict.REPEAT, Verdict.DUPLICATE_OF_DEAD)
+_REPEATED: Final = (Disposition.DUPLICATE, Disposition.REPEAT, Disposition.DUPLICATE_OF_DEAD)
 
 
-def _count(items: Sequence[Item], *verdicts: Verdict) -> int:
-    return sum(item.verdict in verdicts for item in items)
+def _count(items: Sequence[Item], *verdicts: Disposition) -> int:
+    return sum(item.disposition in verdicts for item in items)
 
 
 def storable_json(value: object, handler: object = None) -> str:

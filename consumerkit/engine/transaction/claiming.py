@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from consumerkit.engine.transaction.item import Item, Verdict
+from consumerkit.engine.transaction.item import Disposition, Item
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.outcome import Outcome
 from consumerkit.storage.dead_letters import resolving as settling
@@ -30,7 +30,7 @@ class Revival:
         Returns:
             False where the ledger has changed since the claim: to be claimed again.
         """
-        asked = [item for item in items if item.verdict is Verdict.DUPLICATE_OF_DEAD and self._may_run(item)]
+        asked = [item for item in items if item.disposition is Disposition.DUPLICATE_OF_DEAD and self._may_run(item)]
         if not asked:
             return True
         ledger = self._ledger
@@ -49,7 +49,7 @@ class Revival:
             if item.digest is not None and first[item.digest] is item:
                 _run(item, max(letters.get(item.digest, {}).values(), default=None))
             else:
-                item.verdict = Verdict.DUPLICATE
+                item.disposition = Disposition.DUPLICATE
         return True
 
     def _may_run(self, item: Item) -> bool:
@@ -58,7 +58,9 @@ class Revival:
 
     def settle(self, connection: Connection, items: Sequence[Item]) -> None:
         """Mark the dead letters as resolved whose ID was processed by a resend."""
-        processed = [item.digest for item in items if item.revived and item.verdict is Verdict.RUN and item.digest]
+        processed = [
+            item.digest for item in items if item.revived and item.disposition is Disposition.RUN and item.digest
+        ]
         if processed:
             ledger, by = self._ledger, self._declared.name
             settling.settle_ids(connection, ledger, processed, by, "a resend was processed")
@@ -72,7 +74,7 @@ def _has_letter(item: Item, letters: dict[bytes, dict[Origin, int]]) -> bool:
 
 def _run(item: Item, letter: int | None) -> None:
     item.revived = item.claimed = True
-    item.verdict = item.wanted
+    item.disposition = item.wanted
     if item.parking is not None and item.parked is None:
         # Once it has succeeded, the letter is resolved, too.
         item.parking = replace(item.parking, dead_letter=letter)

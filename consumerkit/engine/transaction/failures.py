@@ -48,9 +48,9 @@ __all__ = [
     "held",
     "in_full",
     "is_held",
-    "killer",
     "now",
     "parked",
+    "poison",
     "published",
     "recorded_text",
     "source_of",
@@ -127,7 +127,7 @@ def from_error(
     )
 
 
-def killer(delivery: Delivery, deaths: int) -> DeadMessage:
+def poison(delivery: Delivery, deaths: int) -> DeadMessage:
     """Return the dead letter of a message that ran alone each time the process died."""
     return DeadMessage(
         message=delivery.message,

@@ -12,12 +12,12 @@ from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
 
-class Verdict(Enum):
+class Disposition(Enum):
     """What a transaction does about a message, known once the claims have been answered."""
 
     RUN = "run"
     PARK = "park"
-    BURY = "bury"
+    DEAD_LETTER = "dead letter"
     DUPLICATE = "duplicate"
     REPEAT = "repeat"
     """A duplicate of a processed message, of which the handler is told."""
@@ -43,7 +43,7 @@ class Item:
         revived: Whether its ID was dead, and it runs all the same.
         steps: The steps of a message that may run; None where its handler has none.
         token: Whether a token of the brake is reserved for its dead letter.
-        verdict: See `Verdict`.
+        verdict: See `Disposition`.
         age: How many seconds before it the first message of its ID got its outcome, where it is a duplicate.
         taken_at: When its partition was taken over, by the monotonic clock, where an owner before may have read it.
         outdated: Whether it is older than what the ledger remembers, by its event or by its place in the log.
@@ -57,6 +57,7 @@ class Item:
         "dead",
         "delivery",
         "digest",
+        "disposition",
         "event",
         "fallback",
         "fingerprint",
@@ -74,7 +75,6 @@ class Item:
         "taken_at",
         "token",
         "untimed",
-        "verdict",
     )
 
     def __init__(self, decided: Decided) -> None:
@@ -99,7 +99,7 @@ class Item:
         self.revived = False
         self.number = 0
         self.steps: MessageSteps | None = None
-        self.verdict = Verdict.RUN
+        self.disposition = Disposition.RUN
         self.claimed = False
         self.age = 0.0
         self.taken_at: float | None = None
@@ -122,12 +122,12 @@ class Item:
         """Whether nothing is to become of it but to be parked for longer: its row is locked by writing that down."""
         if self.parked is None or self.parked.kind is not Kind.MESSAGE:
             return False
-        return self.wanted is Verdict.PARK and (self.parked.digest is not None or self.digest is None)
+        return self.wanted is Disposition.PARK and (self.parked.digest is not None or self.digest is None)
 
     @property
-    def wanted(self) -> Verdict:
+    def wanted(self) -> Disposition:
         """What is to become of it, if its ID is free."""
-        return Verdict.BURY if self.dead else Verdict.PARK if self.parking else Verdict.RUN
+        return Disposition.DEAD_LETTER if self.dead else Disposition.PARK if self.parking else Disposition.RUN
 
     @property
     def outcome(self) -> Outcome:
@@ -139,4 +139,4 @@ class Item:
     @property
     def stays_parked(self) -> bool:
         """Whether a row of it is in the parking lot when its transaction is durable."""
-        return self.verdict in (Verdict.PARK, Verdict.LEAVE) or self.hold is not None
+        return self.disposition in (Disposition.PARK, Disposition.LEAVE) or self.hold is not None

@@ -28,7 +28,7 @@ class Crowded(Exception):
 class Guard:
     """One transaction's guard.
 
-    It also keeps the messages of a group apart where a session would let one lose the changes of another: what is not
+    It also keeps the messages of a batch apart where a session would let one lose the changes of another: what is not
     flushed can be forgotten, and is not seen by what goes past the session's autoflush.
 
     Args:
@@ -40,7 +40,7 @@ class Guard:
         misused: What it did all the same, or None.
         engine: The engine that the session was made for, or None.
         unfit: Why the session cannot hold one transaction, or None.
-        crowded: Whether the group must be run again, with a flush after each message.
+        crowded: Whether the batch must be run again, with a flush after each message.
         set_local: Whether SET LOCAL was seen.
         set_session: Whether a SET was seen that outlasts the transaction, or may.
         connection: The session's connection, once it has begun.
@@ -85,7 +85,7 @@ class Guard:
         Raises:
             SessionUnfit: The session cannot hold one transaction.
             TransactionMisused: The transaction was ended.
-            Crowded: The group is to be run with a flush after each message.
+            Crowded: The batch is to be run with a flush after each message.
         """
         if self.unfit is not None:
             raise SessionUnfit(self.unfit)
@@ -154,7 +154,7 @@ class Guard:
         """Take note of the settings that a statement makes, as far as its text tells.
 
         Raises:
-            TransactionMisused: It makes the transaction read-only, so that nothing of the group could be written.
+            TransactionMisused: It makes the transaction read-only, so that nothing of the batch could be written.
         """
         if ";" in statement or "set_config" in statement or statement.lstrip()[:5].lower().startswith(("set", "reset")):
             for found in _SETS.finditer(statement):

@@ -1,12 +1,12 @@
-"""Before a group's transaction, the steps of its messages; see `consumerkit.steps`."""
+"""Before a batch's transaction, the steps of its messages; see `consumerkit.steps`."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
-from consumerkit.engine.transaction.batch import Group
+from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.fresh_context import FreshContexts
-from consumerkit.engine.transaction.item import Item, Verdict
+from consumerkit.engine.transaction.item import Disposition, Item
 from consumerkit.engine.transaction.receipt import Receipt
 from consumerkit.engine.transaction.transaction import TransactionEnded
 from consumerkit.engine.transaction.unit_of_work import UnitOfWork
@@ -16,54 +16,54 @@ from consumerkit.steps import LaneSteps, Subject
 
 
 class WithSteps:
-    """A unit of work that first runs the steps of a group's messages, outside of any transaction."""
+    """A unit of work that first runs the steps of a batch's messages, outside of any transaction."""
 
     def __init__(self, work: UnitOfWork, steps: LaneSteps) -> None:
         self._work = work
         self._steps = steps
         self._contexts = FreshContexts()
 
-    async def run(self, group: Group) -> Receipt:
+    async def run(self, batch: Batch) -> Receipt:
         """See `UnitOfWork.run`.
 
         Raises:
             Fenced: A partition is not ours any more.
             Unavailable: The database is in trouble.
-            BaseException: What `prepare` raised for the first message that failed; `group.current` is its index.
+            BaseException: What `prepare` raised for the first message that failed; `batch.current` is its index.
         """
-        group.preparing = self._steps
+        batch.preparing = self._steps
         try:
-            await self._prepare(group)
+            await self._prepare(batch)
         finally:
-            group.preparing = None
+            batch.preparing = None
         self._steps.journal.fenced = True
-        receipt = await self._work.run(group)
+        receipt = await self._work.run(batch)
         self._steps.tell(0.0)
         return receipt
 
-    async def _prepare(self, group: Group) -> None:
+    async def _prepare(self, batch: Batch) -> None:
         chosen: dict[bytes, int] = {}
-        for index, item in enumerate(group.items):
+        for index, item in enumerate(batch.items):
             if item.digest is not None and _may_run(item):
                 chosen.setdefault(item.digest, index)
         if not chosen:
             return
         indexes = list(chosen.values())
         declared = self._steps.shared.declared
-        subjects = [_subject(group.items[index], declared.ordering) for index in indexes]
+        subjects = [_subject(batch.items[index], declared.ordering) for index in indexes]
         if declared.prepare is None:
-            prepared = self._steps.unprepared(subjects, group.owners)
+            prepared = self._steps.unprepared(subjects, batch.owners)
         else:
-            prepared = await self._steps.prepare(subjects, group.owners, self._contexts.new)
+            prepared = await self._steps.prepare(subjects, batch.owners, self._contexts.new)
         for index, one in zip(indexes, prepared, strict=True):
-            group.items[index].steps = one.calls
+            batch.items[index].steps = one.calls
             if one.error is not None:
-                group.current, group.handling, group.unprepared = index, True, True
+                batch.current, batch.handling, batch.unprepared = index, True, True
                 raise one.error
 
-    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
+    async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
         """See `UnitOfWork.convict`."""
-        return await self._work.convict(group, error)
+        return await self._work.dead_letter_misuse(batch, error)
 
     def close(self) -> None:
         """See `UnitOfWork.close`."""
@@ -72,7 +72,7 @@ class WithSteps:
 
 
 def _may_run(item: Item) -> bool:
-    if item.wanted is not Verdict.RUN or item.repeats:
+    if item.wanted is not Disposition.RUN or item.repeats:
         return False
     # What may be too old for the ledger is decided on in the transaction; what is parked was claimed before.
     return item.parked is not None or not item.outdated

@@ -11,10 +11,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from consumerkit.engine.transaction import failures, writing
-from consumerkit.engine.transaction.batch import Group
+from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.claiming import Revival
 from consumerkit.engine.transaction.guard import OPTION
-from consumerkit.engine.transaction.item import Item, Verdict
+from consumerkit.engine.transaction.item import Disposition, Item
 from consumerkit.errors import CommitsLost, Fenced, TransactionMisused
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
@@ -32,7 +32,7 @@ from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
 
 class Transaction:
-    """Opens and closes a group's transaction on a session."""
+    """Opens and closes a batch's transaction on a session."""
 
     def __init__(self, ledger: Ledger, lot: ParkingLot, declared: Declaration, limits: Limits) -> None:
         self._ledger = ledger
@@ -41,50 +41,50 @@ class Transaction:
         self._limits = limits
         self._revival = Revival(ledger, declared)
 
-    def open(self, session: Session, group: Group) -> None:
+    def open(self, session: Session, batch: Batch) -> None:
         """Begin under the fence, claim, and decide what becomes of each item."""
         reach("before_begin")
-        connection = connection_of(session, self._ledger.dialect, **{OPTION: group.guard})
+        connection = connection_of(session, self._ledger.dialect, **{OPTION: batch.guard})
         ledger = self._ledger
-        group.limits = self._limits
-        group.reused = bool(connection.info.setdefault(_SERVED, False))
+        batch.limits = self._limits
+        batch.reused = bool(connection.info.setdefault(_SERVED, False))
         connection.info[_SERVED] = True
         location.remember(session, ledger.tables)
         location.refuse_translation(connection, ledger.tables)
-        fences = fence.numbers(ledger.tables, ledger.consumer, group.owners)
-        group.begun = ledger.dialect.begin(connection, self._limits, group.token, fences)
-        group.begun_at = group.stages.over("begin")
+        partition_store = fence.numbers(ledger.tables, ledger.consumer, batch.owners)
+        batch.begun = ledger.dialect.begin(connection, self._limits, batch.token, partition_store)
+        batch.begun_at = batch.stages.over("begin")
         reach("after_begin")
-        if group.items[0].parked is None:
-            self._claim(connection, group)
-        for item in group.items:
+        if batch.items[0].parked is None:
+            self._claim(connection, batch)
+        for item in batch.items:
             if item.parked is not None:
                 self._resume(connection, item, item.parked)
-        if any(item.claimed for item in group.items):
-            group.proof = ledger.dialect.proof(connection)
+        if any(item.claimed for item in batch.items):
+            batch.proof = ledger.dialect.proof(connection)
         if self._declared.on_duplicate is not None:
-            repeated = [item.digest for item in group.items if item.verdict is Verdict.REPEAT and item.digest]
-            group.recalled = ledger.results(connection, repeated)
-        group.stages.over("claim")
-        group.guard.set_local = group.guard.set_session = False  # what was seen until now is ours
-        group.theirs = True
+            repeated = [item.digest for item in batch.items if item.disposition is Disposition.REPEAT and item.digest]
+            batch.recalled = ledger.results(connection, repeated)
+        batch.stages.over("claim")
+        batch.guard.set_local = batch.guard.set_session = False  # what was seen until now is ours
+        batch.theirs = True
 
     def _resume(self, connection: Connection, item: Item, parked: ParkedMessage) -> None:
         """Lock a parked message; its ID was claimed when it was parked, unless it had none then."""
         if item.only_postponed:
-            item.verdict = Verdict.PARK
+            item.disposition = Disposition.PARK
             return
         unchanged = self._lot.lock(connection, parked)
         if unchanged is None:
-            item.verdict = Verdict.DUPLICATE
+            item.disposition = Disposition.DUPLICATE
         elif not unchanged:
-            item.verdict = Verdict.LEAVE
+            item.disposition = Disposition.LEAVE
         elif parked.kind is Kind.RELEASED:
-            item.verdict = Verdict.RELEASE
+            item.disposition = Disposition.RELEASE
         elif parked.kind is Kind.REPEAT:
             self._repeat(item)
         else:
-            item.verdict = item.wanted
+            item.disposition = item.wanted
             if parked.digest is None and item.digest is not None:
                 claimed = self._ledger.claim(connection, [_claim(item)])
                 if item.digest in claimed.won:
@@ -93,41 +93,41 @@ class Transaction:
                     self._lost(item, item, claimed.kept.get(item.digest))
                     self._revive(connection, [item])
 
-    def _claim(self, connection: Connection, group: Group) -> None:
-        if any(item.outdated for item in group.items):
-            self._quarantine(connection, group)
+    def _claim(self, connection: Connection, batch: Batch) -> None:
+        if any(item.outdated for item in batch.items):
+            self._quarantine(connection, batch)
         first: dict[bytes, Item] = {}
-        for item in group.items:
+        for item in batch.items:
             if item.digest is not None and not item.is_stale:
                 first.setdefault(item.digest, item)
         reach("before_claim")
         claimed = self._ledger.claim(connection, map(_claim, first.values()))
         reach("after_claim")
-        for item in group.items:
+        for item in batch.items:
             if item.digest is None or item.is_stale:
-                item.verdict = Verdict.PARK if item.parking else Verdict.BURY
+                item.disposition = Disposition.PARK if item.parking else Disposition.DEAD_LETTER
                 continue
             ahead = first[item.digest]
             if ahead is item and item.digest in claimed.won:
                 _check_first(item)
                 item.claimed = True
-                item.verdict = item.wanted
+                item.disposition = item.wanted
                 continue
             self._lost(item, ahead, claimed.kept.get(item.digest))
-        self._revive(connection, group.items)
-        self._look_for_parked(connection, group, claimed)
+        self._revive(connection, batch.items)
+        self._look_for_parked(connection, batch, claimed)
 
     def _revive(self, connection: Connection, items: Sequence[Item]) -> None:
         if not self._revival.revive(connection, items):
             raise LedgerMoved("the ledger row of a dead message ID changed while it was claimed")
 
-    def _quarantine(self, connection: Connection, group: Group) -> None:
+    def _quarantine(self, connection: Connection, batch: Batch) -> None:
         """Bury what the ledger does not know, and may have forgotten: nobody can tell whether it was processed.
 
         Raises:
             StaleFound: Some are so by the time of their event, and the brake was not asked: a clock may be wrong.
         """
-        asked = [item for item in group.items if item.outdated and item.digest is not None]
+        asked = [item for item in batch.items if item.outdated and item.digest is not None]
         digests = [item.digest for item in asked if item.digest is not None]
         known = self._ledger.dialect.kept(connection, self._ledger.consumer, digests)
         unknown = [item for item in asked if item.digest not in known and item.dead is None]
@@ -146,14 +146,14 @@ class Transaction:
         outcome = kept.outcome if kept is not None else ahead.outcome
         item.age = kept.age if kept is not None else 0.0
         if not self._is_same(item, kept, ahead):
-            item.verdict = Verdict.BURY
+            item.disposition = Disposition.DEAD_LETTER
             item.dead = failures.conflict(item.delivery)
         elif outcome is Outcome.DEAD:
-            item.verdict = Verdict.DUPLICATE_OF_DEAD
+            item.disposition = Disposition.DUPLICATE_OF_DEAD
         elif outcome is Outcome.PROCESSED and (item.repeats or item.dead is None):
             self._repeat(item)
         else:
-            item.verdict = Verdict.DUPLICATE
+            item.disposition = Disposition.DUPLICATE
 
     def _is_same(self, item: Item, kept: Kept | None, ahead: Item) -> bool:
         """Tell a resend from a conflict: compare in the version in which the first one's fingerprint was made."""
@@ -169,25 +169,25 @@ class Transaction:
         Its ID's row in the ledger is the first one's.
         """
         if self._declared.on_duplicate is None:
-            item.verdict = Verdict.DUPLICATE
+            item.disposition = Disposition.DUPLICATE
             return
         item.repeats = True
         if item.parking is not None:
             item.parking = replace(item.parking, kind=Kind.REPEAT)
-        item.verdict = Verdict.REPEAT if item.wanted is Verdict.RUN else item.wanted
+        item.disposition = Disposition.REPEAT if item.wanted is Disposition.RUN else item.wanted
 
-    def _look_for_parked(self, connection: Connection, group: Group, claimed: Claimed) -> None:
+    def _look_for_parked(self, connection: Connection, batch: Batch, claimed: Claimed) -> None:
         """Make sure that what is parked of our partitions is what we know of: the fence's second net.
 
         A message that somebody else parked blocks its key. Had we not known, the later messages of the key would
-        overtake it; so the group is given up, and what is parked is loaded again.
+        overtake it; so the batch is given up, and what is parked is loaded again.
         """
         if self._declared.ordering is Ordering.NONE:
             return
         parked = [digest for digest, kept in claimed.kept.items() if kept.outcome is Outcome.PARKED]
         places = self._lot.places(connection, parked) if parked else ()
         for place in places:
-            if place.partition in group.owners and not group.knows(place):
+            if place.partition in batch.owners and not batch.knows(place):
                 raise Overtaken(f"a message of {place.partition} was parked by another worker")
 
     def probe(self, session: Session) -> None:
@@ -195,89 +195,89 @@ class Transaction:
         session.flush()
         self._ledger.dialect.probe(session.connection())
 
-    def close(self, session: Session, group: Group) -> None:
+    def close(self, session: Session, batch: Batch) -> None:
         """Flush, write dead letters, parked messages, results and outbox, and check that all will be committed.
 
         The user's flush and deferred constraints run under what a handler has set; our own statements do not.
         """
         reach("after_handler")
-        group.stages.over("handle")
+        batch.stages.over("handle")
         connection = session.connection()
         ledger = self._ledger
         if not ledger.dialect.is_open(connection):
             # Behind a driver that was told to roll back, each change that is flushed could be durable by itself.
             raise TransactionEnded("the handler ended the transaction behind its session's back")
         session.flush()
-        self._end_handling(connection, group)
-        group.theirs = False
-        if group.released:
-            ledger.dialect.release(connection, ledger.consumer, group.released)
-        ledger.relapse(connection, group.relapsed)
-        self._bury(connection, group, group.items)
-        self._park(connection, group, group.items)
-        self._revival.settle(connection, group.items)
-        ledger.keep_results(connection, group.results)
-        outbox.append(connection, ledger.tables, group.publications)
-        for partition, owner in group.calms.items():
+        self._end_handling(connection, batch)
+        batch.theirs = False
+        if batch.released:
+            ledger.dialect.release(connection, ledger.consumer, batch.released)
+        ledger.relapse(connection, batch.relapsed)
+        self._dead_letter(connection, batch, batch.items)
+        self._park(connection, batch, batch.items)
+        self._revival.settle(connection, batch.items)
+        ledger.keep_results(connection, batch.results)
+        outbox.append(connection, ledger.tables, batch.publications)
+        for partition, owner in batch.calms.items():
             fence.calm(connection, ledger, partition, owner)
         reach("before_finalise")
-        self._finalise(connection, group)
+        self._finalise(connection, batch)
         reach("after_finalise")
-        group.stages.over("write")
+        batch.stages.over("write")
         reach("before_commit")
-        if group.dead:
+        if batch.dead:
             reach("before_dead_letter_commit")
 
-    def _end_handling(self, connection: Connection, group: Group) -> None:
+    def _end_handling(self, connection: Connection, batch: Batch) -> None:
         # Where none of the handler's code ran, nobody can have ended the transaction or swallowed an error in it.
-        if not group.handled:
+        if not batch.handled:
             return
         location.untranslated(connection, self._ledger.tables)
-        local = group.guard.set_local and not group.guard.set_session
-        if not self._ledger.dialect.finalise(connection, group.token, group.begun, local=local):
+        local = batch.guard.set_local and not batch.guard.set_session
+        if not self._ledger.dialect.finalise(connection, batch.token, batch.begun, local=local):
             raise TransactionEnded("the handler ended the transaction behind its session's back")
 
-    def _finalise(self, connection: Connection, group: Group) -> None:
+    def _finalise(self, connection: Connection, batch: Batch) -> None:
         ledger = self._ledger
-        owned = fence.count_owned(connection, ledger, group.owners)
-        if owned != len(group.owners):
-            raise Fenced(f"{len(group.owners) - owned} of {len(group.owners)} partitions were taken over")
-        self._move_on(connection, group)
+        owned = fence.count_owned(connection, ledger, batch.owners)
+        if owned != len(batch.owners):
+            raise Fenced(f"{len(batch.owners) - owned} of {len(batch.owners)} partitions were taken over")
+        self._move_on(connection, batch)
 
-    def _move_on(self, connection: Connection, group: Group) -> None:
+    def _move_on(self, connection: Connection, batch: Batch) -> None:
         """Count this transaction in its lane: the mark rests on that."""
         ledger = self._ledger
-        if group.lane is not None and not progress.move_on(connection, ledger, group.lane):
+        if batch.lane is not None and not progress.move_on(connection, ledger, batch.lane):
             raise CommitsLost("the database has lost transactions that it had acknowledged")
 
-    def check(self, session: Session, group: Group) -> None:
+    def check(self, session: Session, batch: Batch) -> None:
         """Raise `TransactionEnded` if a handler that failed had ended the transaction before, as far as can be told.
 
-        Its failure would otherwise be met by running the group again, and claims that it made durable be taken for
-        those of messages that were processed. Otherwise `group.sound` tells whether the transaction could go on.
+        Its failure would otherwise be met by running the batch again, and claims that it made durable be taken for
+        those of messages that were processed. Otherwise `batch.sound` tells whether the transaction could go on.
         """
         try:
             with session.no_autoflush:
-                holds = self._ledger.dialect.holds(session.connection(), group.token)
+                holds = self._ledger.dialect.holds(session.connection(), batch.token)
         except SQLAlchemyError:
             return  # lost, aborted, or rolled back by the session itself
         if not holds:
             raise TransactionEnded("the handler ended the transaction behind its session's back")
-        group.sound = True
+        batch.sound = True
 
-    def _bury(self, connection: Connection, group: Group, items: Sequence[Item]) -> None:
-        buried = [item for item in items if item.verdict is Verdict.BURY and item.dead is not None]
+    def _dead_letter(self, connection: Connection, batch: Batch, items: Sequence[Item]) -> None:
+        buried = [item for item in items if item.disposition is Disposition.DEAD_LETTER and item.dead is not None]
         if not buried:
             return
         entered = dead_letters.add(connection, self._ledger.tables, self._ledger.consumer, writing.to_enter(buried))
-        group.dead = writing.entered(buried, entered)
+        batch.dead = writing.entered(buried, entered)
         if self._declared.holds_key:
             writing.hold(buried, entered)
         if self._declared.dead_letter is not None:
             topic, name, now = self._declared.dead_letter.topic, self._declared.name, datetime.now(UTC)
-            group.publications += [failures.dead_letter(one, topic, name, now) for one in group.dead]
+            batch.publications += [failures.dead_letter(one, topic, name, now) for one in batch.dead]
 
-    def _park(self, connection: Connection, group: Group, items: Sequence[Item]) -> None:
+    def _park(self, connection: Connection, batch: Batch, items: Sequence[Item]) -> None:
         if not items:
             return
         if items[0].parked is not None:
@@ -286,7 +286,7 @@ class Transaction:
         parking = [(one, row) for one in items if (row := one.hold or _parking(one)) is not None]
         rows = [row for _, row in parking]
         any_key = self._declared.ordering is Ordering.PARTITION
-        numbers, group.clashes = redriven.park(self._lot, connection, rows, any_key=any_key)
+        numbers, batch.clashes = redriven.park(self._lot, connection, rows, any_key=any_key)
         for (one, _), number in zip(parking, numbers, strict=True):
             one.number = number
 
@@ -297,11 +297,11 @@ class Transaction:
                 self._postpone(connection, item, item.parked, parking)
             elif item.hold is not None:
                 self._lot.hold(connection, item.hold)
-        for verdict, outcome in ((Verdict.RUN, Outcome.PROCESSED), (Verdict.BURY, Outcome.DEAD)):
-            rows = [item.parked for item in items if item.verdict is verdict and item.parked is not None]
+        for disposition, outcome in ((Disposition.RUN, Outcome.PROCESSED), (Disposition.DEAD_LETTER, Outcome.DEAD)):
+            rows = [item.parked for item in items if item.disposition is disposition and item.parked is not None]
             own = [row.digest for row in rows if row.digest is not None and row.kind is not Kind.REPEAT]
             self._ledger.settle(connection, own, outcome)
-        gone = [(item.verdict, item.parked) for item in items if item.parked and not item.stays_parked]
+        gone = [(item.disposition, item.parked) for item in items if item.parked and not item.stays_parked]
         if gone:
             removed = self._lot.remove(connection, [parked.id for _, parked in gone])
             self._settle_letters(connection, [one for one in gone if one[1].id in removed])
@@ -312,17 +312,17 @@ class Transaction:
         """Write down an attempt that failed, unless somebody else has tried the message meanwhile or taken it out."""
         if not self._lot.postpone(connection, read, parking):
             gone = self._lot.lock(connection, read) is None
-            item.verdict = Verdict.DUPLICATE if gone else Verdict.LEAVE
+            item.disposition = Disposition.DUPLICATE if gone else Disposition.LEAVE
 
-    def _settle_letters(self, connection: Connection, gone: Sequence[tuple[Verdict, ParkedMessage]]) -> None:
+    def _settle_letters(self, connection: Connection, gone: Sequence[tuple[Disposition, ParkedMessage]]) -> None:
         """Mark the dead letters as resolved whose message was redriven, and is processed now."""
         ledger, by = self._ledger, self._declared.name
-        for verdict, note in _SETTLED.items():
-            numbers = [one.dead_letter for each, one in gone if each is verdict and one.dead_letter is not None]
+        for disposition, note in _SETTLED.items():
+            numbers = [one.dead_letter for each, one in gone if each is disposition and one.dead_letter is not None]
             if numbers:
                 settling.settle(connection, ledger, numbers, by, note)
 
-    def convict(self, session: Session, group: Group, error: TransactionEnded) -> None:
+    def dead_letter_misuse(self, session: Session, batch: Batch, error: TransactionEnded) -> None:
         """Bury what a handler made durable by a COMMIT of its own, in a transaction of its own.
 
         The claims of such messages are there, while nobody can tell which of their effects are: to run them again
@@ -334,29 +334,29 @@ class Transaction:
             CommitsLost: The database has lost transactions of this lane.
         """
         connection = session.connection()
-        claimed = {item.digest: item for item in group.items if item.claimed and item.digest is not None}
-        durable = self._ledger.kill(connection, list(claimed), group.proof) if claimed else set()
+        claimed = {item.digest: item for item in batch.items if item.claimed and item.digest is not None}
+        durable = self._ledger.kill(connection, list(claimed), batch.proof) if claimed else set()
         # A parked message's claim was durable before, so nothing tells whether its effects are.
-        waiting = self._waiting(connection, group)
-        group.convicted = [item for item in group.items if item in waiting or item.digest in durable]
-        for item in group.convicted:
-            item.verdict = Verdict.BURY
+        waiting = self._waiting(connection, batch)
+        batch.misused = [item for item in batch.items if item in waiting or item.digest in durable]
+        for item in batch.misused:
+            item.disposition = Disposition.DEAD_LETTER
             since = (item.parked and item.parked.first_failed_at) or failures.now()
             item.dead = failures.from_error(
                 item.delivery, Reason.EXHAUSTED, error, attempts=item.attempt, first_failed_at=since
             )
-        group.publications = []
-        self._bury(connection, group, group.convicted)
-        self._park(connection, group, group.convicted)
-        outbox.append(connection, self._ledger.tables, group.publications)
-        self._move_on(connection, group)
+        batch.publications = []
+        self._dead_letter(connection, batch, batch.misused)
+        self._park(connection, batch, batch.misused)
+        outbox.append(connection, self._ledger.tables, batch.publications)
+        self._move_on(connection, batch)
 
-    def _waiting(self, connection: Connection, group: Group) -> list[Item]:
-        """Return the parked messages of a group that are in the lot as they were.
+    def _waiting(self, connection: Connection, batch: Batch) -> list[Item]:
+        """Return the parked messages of a batch that are in the lot as they were.
 
         Others were buried before, by a conviction of which no answer came, or are decided on by somebody else.
         """
-        parked = {origins.origin(item.message): item for item in group.items if item.parked is not None}
+        parked = {origins.origin(item.message): item for item in batch.items if item.parked is not None}
         there = redriven.standing(self._lot, connection, list(parked))
         kinds = {at: item.parked.kind for at, item in parked.items() if item.parked is not None}
         same = [at for at, row in there.items() if row.kind == kinds[at] and row.kind != Kind.RELEASED]
@@ -365,9 +365,9 @@ class Transaction:
 
 _SERVED = "consumerkit.served"
 _SETTLED = {
-    Verdict.RUN: "processed",
-    Verdict.DUPLICATE: "another message of its ID was there before",
-    Verdict.REPEAT: "another message of its ID was there before, and the handler was told",
+    Disposition.RUN: "processed",
+    Disposition.DUPLICATE: "another message of its ID was there before",
+    Disposition.REPEAT: "another message of its ID was there before, and the handler was told",
 }
 
 
@@ -389,7 +389,7 @@ class Overtaken(Fenced):
 
 
 def _parking(item: Item) -> ParkedMessage | None:
-    return item.parking if item.verdict is Verdict.PARK else None
+    return item.parking if item.disposition is Disposition.PARK else None
 
 
 def _check_first(item: Item) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from consumerkit.engine.transaction.batch import Flush, Group
+from consumerkit.engine.transaction.batch import Batch, Flush
 from consumerkit.engine.transaction.commit import (
     being_cancelled,
     closing,
@@ -44,18 +44,18 @@ from consumerkit.storage.faults import Fault, fault_of
 
 
 class UnitOfWork(Protocol):
-    """Runs a group in one transaction; returns when it is durable, raises when it is not or may not be."""
+    """Runs a batch in one transaction; returns when it is durable, raises when it is not or may not be."""
 
-    async def run(self, group: Group) -> Receipt:
-        """Run the group; return what is durable.
+    async def run(self, batch: Batch) -> Receipt:
+        """Run the batch; return what is durable.
 
         Raises:
             CommitUnknown: COMMIT was sent, and its answer did not come.
-            BaseException: Whatever failed; everything is rolled back, and `group.current` tells which item's code ran.
+            BaseException: Whatever failed; everything is rolled back, and `batch.current` tells which item's code ran.
         """
 
-    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
-        """Bury, in a transaction of its own, what a handler committed by itself: see `Group.convicted`."""
+    async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
+        """Bury, in a transaction of its own, what a handler committed by itself: see `Batch.convicted`."""
         ...
 
     def close(self) -> None:
@@ -78,60 +78,60 @@ class AsyncUnitOfWork:
         self._bind: AsyncEngine = sessions.kw["bind"]
         self._engine = self._bind.sync_engine
 
-    async def run(self, group: Group) -> Receipt:
+    async def run(self, batch: Batch) -> Receipt:
         """See `UnitOfWork.run`."""
         async with closing(self._sessions(), self._declared.name) as session:
             try:
-                await self._run(session, group)
+                await self._run(session, batch)
             except BaseException as error:
-                group.guard.open = False
+                batch.guard.open = False
                 if (
                     any(is_a(leaf, TimeoutError) for leaf in leaves(error))
-                    and group.handling
-                    and self._is_silent(group)
+                    and batch.handling
+                    and self._is_silent(batch)
                 ):
                     await session.invalidate()
-                    waited = group.guard.statements.waited()
+                    waited = batch.guard.statements.waited()
                     raise DatabaseSilent(f"the database has not answered for {waited:.0f} s") from error
-                if group.handling and not group.guard.ended and not being_cancelled():
-                    await session.run_sync(self._transaction.check, group)
-                if (not group.sound and (_is_lost(error, group) or group.guard.broken)) or _is_littered(error, group):
+                if batch.handling and not batch.guard.ended and not being_cancelled():
+                    await session.run_sync(self._transaction.check, batch)
+                if (not batch.sound and (_is_lost(error, batch) or batch.guard.broken)) or _is_littered(error, batch):
                     await session.invalidate()
                 raise_contained(error, cancelled=being_cancelled())
             finally:
-                group.end()
-        group.stages.over("commit")
-        return group.receipt()
+                batch.end()
+        batch.stages.over("commit")
+        return batch.receipt()
 
-    def _is_silent(self, group: Group) -> bool:
+    def _is_silent(self, batch: Batch) -> bool:
         """Tell a database that stands still or is overloaded from a handler that took too long by itself.
 
         Our deadline comes before the server's for the statement, which began later.
         """
-        return group.guard.statements.waited() > self._deadline / 2
+        return batch.guard.statements.waited() > self._deadline / 2
 
-    async def _run(self, session: AsyncSession, group: Group) -> None:
-        group.guard = guard(session.sync_session, self._engine)
+    async def _run(self, session: AsyncSession, batch: Batch) -> None:
+        batch.guard = guard(session.sync_session, self._engine)
         # A server may be silent whatever it was asked, and its own limits are of no use then.
         async with asyncio.timeout(self._deadline):
-            await session.run_sync(self._transaction.open, group)
-        group.handling = True
+            await session.run_sync(self._transaction.open, batch)
+        batch.handling = True
         async with asyncio.timeout(self._deadline) as timeout:
-            group.guard.statements.limit = timeout
+            batch.guard.statements.limit = timeout
             with watching(session) as calls:
-                await self._handle(session, group, calls, partial(_rearm, timeout, self._deadline))
-        group.guard.check()
-        group.handling = False
+                await self._handle(session, batch, calls, partial(_rearm, timeout, self._deadline))
+        batch.guard.check()
+        batch.handling = False
         async with asyncio.timeout(self._deadline):
-            await session.run_sync(self._transaction.close, group)
-        group.guard.seal()
-        await self._commit(session, group)
+            await session.run_sync(self._transaction.close, batch)
+        batch.guard.seal()
+        await self._commit(session, batch)
 
     async def _handle(
-        self, session: AsyncSession, group: Group, calls: SessionCalls, rearm: Callable[[], None]
+        self, session: AsyncSession, batch: Batch, calls: SessionCalls, rearm: Callable[[], None]
     ) -> None:
         declared, transaction = self._declared, self._transaction
-        running = group.running()
+        running = batch.running()
         held: list[object] = []
         if declared.prefetch is not None and running:
             with keeping(session.sync_session, held):
@@ -140,36 +140,36 @@ class AsyncUnitOfWork:
                 calls.check("prefetch")
         if declared.is_batch:
             if running:
-                with group.whole(running):
-                    received, surroundings = group.received(running), group.batch_context(session)
+                with batch.whole(running):
+                    received, surroundings = batch.received(running), batch.batch_context(session)
                     await in_context(self._contexts.new(), self._invoke, received, surroundings)
                     calls.check("handle_batch")
             return
-        for item in group.each():
+        for item in batch.each():
             own = self._contexts.new()
             if declared.session_setup is not None:
                 await in_context(own, declared.session_setup, item.event, session)
                 calls.check("session_setup")
             reach("in_handler")
-            context = group.context(item, session)
+            context = batch.context(item, session)
             if item.repeats:
-                result = await in_context(own, self._tell, item.event, group.first_result(item), context)
+                result = await in_context(own, self._tell, item.event, batch.first_result(item), context)
                 calls.check("on_duplicate")
             else:
                 result = await in_context(own, self._invoke, item.event, context)
                 calls.check("handle")
-            group.guard.check()
-            own.run(group.handled_one, item, result)
-            if group.flush is Flush.PROBE:
+            batch.guard.check()
+            own.run(batch.handled_one, item, result)
+            if batch.flush is Flush.PROBE:
                 await session.run_sync(transaction.probe)
                 rearm()
-            elif group.flush is Flush.EACH:
+            elif batch.flush is Flush.EACH:
                 await session.flush()
         del held
 
-    async def _commit(self, session: AsyncSession, group: Group) -> None:
+    async def _commit(self, session: AsyncSession, batch: Batch) -> None:
         """Commit, shielded from cancellation, and wait no longer than the deadline for the answer."""
-        name, seen = self._declared.name, group.guard.commit
+        name, seen = self._declared.name, batch.guard.commit
         commit = asyncio.ensure_future(_committed(session))
         # One turn of the loop puts COMMIT on its way.
         await asyncio.sleep(0)
@@ -188,20 +188,20 @@ class AsyncUnitOfWork:
             await asyncio.wait_for(session.invalidate(), 5.0)
         raise CommitUnknown(late)
 
-    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
+    async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
         """See `UnitOfWork.convict`."""
         # Not a session of the user's class: its hooks belong to what handlers do.
         async with plain_sessions.for_coroutines(self._bind)() as session:
-            await session.run_sync(self._transaction.convict, group, error)
+            await session.run_sync(self._transaction.dead_letter_misuse, batch, error)
             await session.run_sync(plain_sessions.commit)
-        return group.receipt_of_convicted()
+        return batch.receipt_of_convicted()
 
     def close(self) -> None:
         """See `UnitOfWork.close`."""
 
 
 class SyncUnitOfWork:
-    """For plain handlers: a group runs in one thread from BEGIN to COMMIT, each lane in a thread of its own."""
+    """For plain handlers: a batch runs in one thread from BEGIN to COMMIT, each lane in a thread of its own."""
 
     def __init__(
         self, sessions: SyncSessions, transaction: Transaction, declared: Declaration, deadline: float
@@ -216,88 +216,88 @@ class SyncUnitOfWork:
         self._engine: Engine = sessions.kw["bind"]
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"consumerkit-{declared.name}")
 
-    async def run(self, group: Group) -> Receipt:
+    async def run(self, batch: Batch) -> Receipt:
         """See `UnitOfWork.run`."""
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._threads, self._run, group)
+        work = loop.run_in_executor(self._threads, self._run, batch)
         # A thread cannot be cancelled; a cancelled lane waits for it, and the watchdog ends a process that is stuck.
         await settled(work, None)
         work.result()
-        group.stages.over("commit")
-        return group.receipt()
+        batch.stages.over("commit")
+        return batch.receipt()
 
-    def _run(self, group: Group) -> None:
+    def _run(self, batch: Batch) -> None:
         with closing_in_thread(self._sessions(), self._declared.name) as session:
             try:
-                group.guard = guard(session, self._engine)
-                self._transaction.open(session, group)
-                group.handling = True
-                self._handle(session, group)
-                group.guard.check()
-                group.handling = False
-                self._transaction.close(session, group)
-                group.guard.seal()
-                group.guard.commit.conclude(self._declared.name, _outcome(session.commit))
+                batch.guard = guard(session, self._engine)
+                self._transaction.open(session, batch)
+                batch.handling = True
+                self._handle(session, batch)
+                batch.guard.check()
+                batch.handling = False
+                self._transaction.close(session, batch)
+                batch.guard.seal()
+                batch.guard.commit.conclude(self._declared.name, _outcome(session.commit))
             except BaseException as error:  # noqa: BLE001 - raised again, contained
-                group.guard.open = False
-                if group.handling and not group.guard.ended:
-                    self._transaction.check(session, group)
-                if group.guard.broken or _is_littered(error, group):
+                batch.guard.open = False
+                if batch.handling and not batch.guard.ended:
+                    self._transaction.check(session, batch)
+                if batch.guard.broken or _is_littered(error, batch):
                     session.invalidate()
-                elif not group.sound and _is_lost(error, group):
+                elif not batch.sound and _is_lost(error, batch):
                     session.invalidate()
                     if not isinstance(error, CommitUnknown):
-                        self._refuse_slow(group)
+                        self._refuse_slow(batch)
                 raise_contained(error, cancelled=False)
             finally:
-                group.end()
+                batch.end()
 
-    def _refuse_slow(self, group: Group) -> None:
+    def _refuse_slow(self, batch: Batch) -> None:
         """Tell a connection that the server ended, since the handler took too long, from one that was lost."""
-        if (group.handled or group.handling) and group.guard.statements.waited() <= self._deadline / 2:
-            took = max(group.slowest, time.monotonic() - group.item_began)
+        if (batch.handled or batch.handling) and batch.guard.statements.waited() <= self._deadline / 2:
+            took = max(batch.slowest, time.monotonic() - batch.item_began)
             if took >= self._deadline:
-                group.handling = True  # whatever met the end of the connection afterwards
+                batch.handling = True  # whatever met the end of the connection afterwards
                 raise TimeoutError(f"the handler took {took:.0f} s, and has {self._deadline:g} s") from None
 
-    def _handle(self, session: Session, group: Group) -> None:
+    def _handle(self, session: Session, batch: Batch) -> None:
         declared, transaction = self._declared, self._transaction
-        running = group.running()
+        running = batch.running()
         held: list[object] = []
         if declared.prefetch is not None and running:
             with keeping(session, held):
                 self._contexts.run(declared.prefetch, [item.event for item in running], session)
         if declared.is_batch:
             if running:
-                with group.whole(running):
-                    self._contexts.run(self._invoke, group.received(running), group.batch_context(session))
+                with batch.whole(running):
+                    self._contexts.run(self._invoke, batch.received(running), batch.batch_context(session))
             return
-        for item in group.each():
+        for item in batch.each():
             own = self._contexts.new()
             if declared.session_setup is not None:
                 own.run(declared.session_setup, item.event, session)
             reach("in_handler")
-            context = group.context(item, session)
+            context = batch.context(item, session)
             if item.repeats:
-                result = own.run(self._tell, item.event, group.first_result(item), context)
+                result = own.run(self._tell, item.event, batch.first_result(item), context)
             else:
                 result = own.run(self._invoke, item.event, context)
-            group.guard.check()
-            own.run(group.handled_one, item, result)
-            if group.flush is Flush.PROBE:
+            batch.guard.check()
+            own.run(batch.handled_one, item, result)
+            if batch.flush is Flush.PROBE:
                 transaction.probe(session)
-            elif group.flush is Flush.EACH:
+            elif batch.flush is Flush.EACH:
                 session.flush()
         del held
 
-    async def convict(self, group: Group, error: TransactionEnded) -> Receipt:
+    async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
         """See `UnitOfWork.convict`."""
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._convict, group, error)
-        return group.receipt_of_convicted()
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._dead_letter_misuse, batch, error)
+        return batch.receipt_of_convicted()
 
-    def _convict(self, group: Group, error: TransactionEnded) -> None:
+    def _dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> None:
         with plain_sessions.for_threads(self._engine)() as session:
-            self._transaction.convict(session, group, error)
+            self._transaction.dead_letter_misuse(session, batch, error)
             plain_sessions.commit(session)
 
     def close(self) -> None:
@@ -327,13 +327,13 @@ def _outcome(work: Callable[[], object]) -> BaseException | None:
     return None
 
 
-def _is_lost(error: BaseException, group: Group) -> bool:
-    return fault_of(error, in_handler=group.handling) is Fault.CONNECTION
+def _is_lost(error: BaseException, batch: Batch) -> bool:
+    return fault_of(error, in_handler=batch.handling) is Fault.CONNECTION
 
 
-def _is_littered(error: BaseException, group: Group) -> bool:
+def _is_littered(error: BaseException, batch: Batch) -> bool:
     """Tell whether a connection may keep an object that a message before has left there."""
-    return group.reused and fault_of(error, in_handler=group.handling) is Fault.PRESENT
+    return batch.reused and fault_of(error, in_handler=batch.handling) is Fault.PRESENT
 
 
 def _rearm(timeout: asyncio.Timeout, seconds: float) -> None:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumerkit.engine.lanes.batch_size import COMMIT_COST, Pace
+from consumerkit.engine.lanes.batch_size import COMMIT_COST, BatchSize
 
 
-def failing(pace: Pace, share: float, messages: int) -> None:
+def failing(pace: BatchSize, share: float, messages: int) -> None:
     """Have `pace` learn from messages of which every 1/share-th fails; groups are as large as it says."""
     left, until_failure = messages, round(1 / share)
     while left > 0:
@@ -26,7 +26,7 @@ def failing(pace: Pace, share: float, messages: int) -> None:
 
 
 def test_without_failures_a_group_takes_the_whole_batch() -> None:
-    pace = Pace(500, 0.5)
+    pace = BatchSize(500, 0.5)
     assert pace.size() == 500
     pace.succeeded(500, 0.01)
     assert pace.size() == 500
@@ -34,20 +34,20 @@ def test_without_failures_a_group_takes_the_whole_batch() -> None:
 
 @pytest.mark.parametrize("share", [0.005, 0.02, 0.1])
 def test_groups_settle_where_the_cost_of_a_message_is_least(share: float) -> None:
-    pace = Pace(10_000, 1000)
+    pace = BatchSize(10_000, 1000)
     failing(pace, share, 20_000)
     best = sqrt(2 * COMMIT_COST / share)
     assert 0.6 * best < pace.size() < 1.6 * best
 
 
 def test_a_single_failure_in_a_large_group_does_not_break_it_up() -> None:
-    pace = Pace(500, 0.5)
+    pace = BatchSize(500, 0.5)
     pace.failed()
     assert pace.size() == int(min(500, sqrt(2 * COMMIT_COST * 500)))
 
 
 def test_groups_grow_again_when_the_failures_are_over() -> None:
-    pace = Pace(500, 0.5)
+    pace = BatchSize(500, 0.5)
     for _ in range(2000):
         pace.failed()
     smallest = pace.size()
@@ -58,7 +58,7 @@ def test_groups_grow_again_when_the_failures_are_over() -> None:
 
 
 def test_a_group_takes_no_longer_than_its_time() -> None:
-    pace = Pace(500, 0.5)
+    pace = BatchSize(500, 0.5)
     for _ in range(50):
         handled = pace.size()
         pace.succeeded(handled, handled * 0.02)
@@ -66,7 +66,7 @@ def test_a_group_takes_no_longer_than_its_time() -> None:
 
 
 def test_slow_handling_is_forgotten_when_it_is_quick_again() -> None:
-    pace = Pace(500, 0.5)
+    pace = BatchSize(500, 0.5)
     for _ in range(50):
         pace.succeeded(pace.size(), pace.size() * 0.1)
     assert pace.size() < 10
@@ -76,7 +76,7 @@ def test_slow_handling_is_forgotten_when_it_is_quick_again() -> None:
 
 
 def test_a_group_of_duplicates_teaches_nothing() -> None:
-    pace = Pace(500, 0.5)
+    pace = BatchSize(500, 0.5)
     pace.failed()
     before = pace.size()
     pace.succeeded(0, 9.0)
@@ -91,7 +91,7 @@ def test_a_group_of_duplicates_teaches_nothing() -> None:
 def test_a_group_is_never_empty_and_never_too_large(
     batch_size: int, batch_time: float, learned: list[tuple[int, float] | None]
 ) -> None:
-    pace = Pace(batch_size, batch_time)
+    pace = BatchSize(batch_size, batch_time)
     for one in learned:
         if one is None:
             pace.failed()
@@ -101,7 +101,7 @@ def test_a_group_is_never_empty_and_never_too_large(
 
 
 def test_messages_that_cannot_share_a_transaction_run_alone_and_a_group_is_tried_now_and_then() -> None:
-    pace = Pace(batch_size=500, batch_time=0.5)
+    pace = BatchSize(batch_size=500, batch_time=0.5)
     pace.crowded(1)
     tried = 0
     for _ in range(320):

@@ -2,14 +2,14 @@
 
 import asyncio
 
-from consumerkit.engine.lanes.brake_gate import Gate
+from consumerkit.engine.lanes.brake_gate import BrakeGate
 from consumerkit.events import Announcer
 from consumerkit.policies.brake import Brake
 from consumerkit.policies.wait import fixed
 
 
 async def test_lanes_take_turns_at_probing() -> None:
-    gate = Gate(Brake(allowance=1, probe=fixed(0.01)), Announcer(()))
+    gate = BrakeGate(Brake(allowance=1, probe=fixed(0.01)), Announcer(()))
     while gate.spend():
         pass
     turns: list[str] = []

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from consumerkit.engine.partitions.partition import Partition, State
-from consumerkit.engine.partitions.start_position import Beginning
+from consumerkit.engine.partitions.start_position import StartPosition
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.fence import Taken
@@ -23,14 +23,14 @@ def message(offset: int = 0, key: bytes | None = b"k") -> Message:
 def partition(ordering: Ordering = Ordering.KEY, limit: int = 3, *, taken: bool = True) -> Partition:
     made = Partition(NAME, Position(0, 1), ordering, limit)
     if taken:
-        made.taken(Taken(b"o" * 16, 0, {}), {}, Beginning(0, 0), 0)
+        made.taken(Taken(b"o" * 16, 0, {}), {}, StartPosition(0, 0), 0)
     return made
 
 
 def test_nothing_begins_before_the_partition_is_taken_over() -> None:
     made = partition(taken=False)
     assert not made.ready
-    made.taken(Taken(b"o" * 16, 0, {}), {}, Beginning(0, 0), 0)
+    made.taken(Taken(b"o" * 16, 0, {}), {}, StartPosition(0, 0), 0)
     assert made.ready
 
 
@@ -91,7 +91,7 @@ def test_a_full_lot_holds_back(ordering: Ordering) -> None:
 def test_a_take_over_forgets_what_was_known_before() -> None:
     made = partition()
     made.park(message(1), 7)
-    made.taken(Taken(b"n" * 16, 0, {}), {b"other": {9}, None: {10, 11}}, Beginning(0, 0), 0)
+    made.taken(Taken(b"n" * 16, 0, {}), {b"other": {9}, None: {10, 11}}, StartPosition(0, 0), 0)
     assert not made.blocked(message(2))
     assert made.blocked(message(3, b"other"))
     assert made.total == 3
@@ -118,7 +118,7 @@ def test_a_partition_that_is_leaving_or_in_doubt_is_not_owned() -> None:
     all_of_them = partitions(Ordering.KEY, 3)
     made = all_of_them.add(NAME, Position(0, 1))
     assert all_of_them.owned() == []
-    made.taken(Taken(b"o" * 16, 0, {}), {}, Beginning(0, 0), 0)
+    made.taken(Taken(b"o" * 16, 0, {}), {}, StartPosition(0, 0), 0)
     assert all_of_them.owned() == [made]
     made.leave()
     assert all_of_them.owned() == []
@@ -132,7 +132,7 @@ def test_a_partition_goes_from_state_to_state() -> None:
         step()
         states.append(made.state)
 
-    take = lambda: made.taken(Taken(b"o" * 16, 0, {}), {}, Beginning(0, 0), 0)  # noqa: E731
+    take = lambda: made.taken(Taken(b"o" * 16, 0, {}), {}, StartPosition(0, 0), 0)  # noqa: E731
     for step in (take, made.doubt, made.confirm, made.stop, made.confirm, take):
         then(step)
     assert states == [
@@ -152,22 +152,22 @@ def test_a_partition_that_is_leaving_stays_so(step: Callable[[Partition], None])
     made.leave()
     step(made)
     assert made.is_leaving
-    made.taken(Taken(b"o" * 16, 0, {}), {}, Beginning(0, 0), 0)
+    made.taken(Taken(b"o" * 16, 0, {}), {}, StartPosition(0, 0), 0)
     assert made.is_leaving
 
 
 def test_after_a_death_what_was_in_the_lot_is_suspicious_and_what_comes_later_is_not() -> None:
     made = partition(taken=False)
-    made.taken(Taken(b"o" * 16, 0, {}), {b"k": {3, 9}}, Beginning(0, 0), 0)
-    assert made.haunted == 0
-    made.taken(Taken(b"p" * 16, 1, {}), {b"k": {3, 9}, None: {4}}, Beginning(0, 0), 0)
+    made.taken(Taken(b"o" * 16, 0, {}), {b"k": {3, 9}}, StartPosition(0, 0), 0)
+    assert made.crash_watermark == 0
+    made.taken(Taken(b"p" * 16, 1, {}), {b"k": {3, 9}, None: {4}}, StartPosition(0, 0), 0)
     made.park(message(1), 10)
-    assert made.haunted == 9
+    assert made.crash_watermark == 9
 
 
 def test_suspicion_outlasts_the_first_progress_and_another_take_over() -> None:
     made = partition(taken=False)
-    made.taken(Taken(b"o" * 16, 1, {}), {b"k": {9}}, Beginning(0, 0), 0)
+    made.taken(Taken(b"o" * 16, 1, {}), {b"k": {9}}, StartPosition(0, 0), 0)
     made.deaths = 0
-    made.taken(Taken(b"p" * 16, 0, {}), {b"k": {9, 12}}, Beginning(0, 0), 0)
-    assert made.haunted == 9
+    made.taken(Taken(b"p" * 16, 0, {}), {b"k": {9, 12}}, StartPosition(0, 0), 0)
+    assert made.crash_watermark == 9

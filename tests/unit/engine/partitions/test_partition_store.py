@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, create_engine, insert, select
 
 from consumerkit.engine.partitions.commit_sequence import CommitSequences
 from consumerkit.engine.partitions.partition import Partition
-from consumerkit.engine.partitions.partition_store import Fences, InTransaction
+from consumerkit.engine.partitions.partition_store import InTransaction, PartitionStore
 from consumerkit.errors import CommitsLost
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
@@ -37,9 +37,9 @@ class Sequences(CommitSequences):
         self.lanes = lanes  # type: ignore[method-assign]
 
 
-def fences(run: InTransaction, lanes: Callable[[], list[Lane]]) -> Fences:
+def fences(run: InTransaction, lanes: Callable[[], list[Lane]]) -> PartitionStore:
     lot = ParkingLot(DEFAULT_TABLES, dialect_for("sqlite", DEFAULT_TABLES), 1)
-    return Fences("credit", lot, run, sequences=Sequences(lanes))
+    return PartitionStore("credit", lot, run, sequences=Sequences(lanes))
 
 
 async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_there_too(engine: Engine) -> None:

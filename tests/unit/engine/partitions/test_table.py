@@ -8,7 +8,7 @@ import pytest
 from consumerkit.engine.partitions.budget import cost
 from consumerkit.engine.partitions.commit_sequence import CommitSequences
 from consumerkit.engine.partitions.partition import State
-from consumerkit.engine.partitions.start_position import Beginning
+from consumerkit.engine.partitions.start_position import StartPosition
 from consumerkit.engine.partitions.table import Partitions, Rules
 from consumerkit.engine.transaction.receipt import Receipt, Row
 from consumerkit.errors import CommitsLost, Fenced, PartitionUnusable
@@ -35,7 +35,7 @@ class Table:
         self.partitions = Partitions(rules, self.sequences, announce, self.outbox_written)
         self.partitions.assigned({NAME: Position(5, 1)})
         [self.partition] = self.partitions
-        self.partition.taken(Taken(TOKEN, 1, {}), {}, Beginning(5, 5), 9)
+        self.partition.taken(Taken(TOKEN, 1, {}), {}, StartPosition(5, 5), 9)
         self.partitions.taken(self.partition)
         assert self.partitions.fetched(MESSAGES) == MESSAGES
         self.partitions.take_changed()
