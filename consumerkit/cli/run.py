@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -22,11 +22,12 @@ from consumerkit.cli.output import complain, exit_code
 from consumerkit.cli.typed import without_typed
 from consumerkit.errors import ConsumerkitError
 from consumerkit.events import Event, PartitionsAssigned, WorkerStarted
+from consumerkit.monitoring.health import Pulse
 from consumerkit.monitoring.monitor import check_installed, monitored, supervised
 from consumerkit.monitoring.server import address
 from consumerkit.observability.logs import configure
 from consumerkit.observability.shown_errors import show_errors
-from consumerkit.supervisor import CLEAN, FAILED, GRACE_EXCEEDED, SAME_REQUEST, Lifeline, Supervisor
+from consumerkit.supervisor import CLEAN, FAILED, GRACE_EXCEEDED, SAME_REQUEST, Lifeline, Notifier, Supervisor
 from consumerkit.worker import Worker
 
 LogFormat = Literal["text", "json"]
@@ -113,7 +114,7 @@ def run(
         command += ["--show-errors" if shown else "--hide-errors"]
         with nullcontext() if place is None else supervised(place, workers) as port:
             _say_where(place, port)
-            raise typer.Exit(asyncio.run(Supervisor(command, workers).run()))
+            raise typer.Exit(asyncio.run(Supervisor(command, workers, notifier=Notifier()).run()))
     raise typer.Exit(
         asyncio.run(
             _consume_or_complain(_Call(spec, only or (), adopt or (), processes, place), as_log=log_format == "json")
@@ -122,10 +123,10 @@ def run(
 
 
 class _Works:
-    """Tells the supervisor that this process works: each handler has its first partitions, or gets none for a while."""
+    """Tells supervisors that this process works: each handler has its first partitions, or gets none for a while."""
 
-    def __init__(self, lifeline: Lifeline) -> None:
-        self._tell = lifeline.tell_works
+    def __init__(self, *tell: Callable[[], None]) -> None:
+        self._listeners = tell
         self._awaited: set[str] = set()
 
     def __call__(self, event: Event) -> None:
@@ -137,6 +138,10 @@ class _Works:
             self._awaited.discard(event.handler)
             if not self._awaited:
                 self._tell()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
 
 
 async def _consume_or_complain(call: _Call, *, as_log: bool) -> int:
@@ -160,9 +165,10 @@ async def _consume_or_complain(call: _Call, *, as_log: bool) -> int:
 async def _consume(call: _Call) -> int:
     lifeline = Lifeline()
     lifeline.hold()
+    notifier = Notifier()
     stopping = asyncio.Event()
     loaded: list[Worker] = []
-    _listen(stopping, lambda: _say_stopping(loaded))
+    _listen(stopping, lambda: _say_stopping(loaded, notifier))
     async with targets.opened(call.target) as worker:
         loaded.append(worker)
         worker.processes = call.processes
@@ -171,9 +177,9 @@ async def _consume(call: _Call) -> int:
         if call.adopt:
             worker.adopt(call.adopt)
         lifeline.tell_grace(worker.grace)
-        worker.observe(_Works(lifeline))
+        worker.observe(_Works(lifeline.tell_works, notifier.ready))
         await asyncio.sleep(0)  # lets in a signal that came while the target was being loaded
-        async with monitored(worker, call.place) as port:
+        async with monitored(worker, call.place) as port, living(worker, notifier):
             _say_where(call.place, port)
             clean = stopping.is_set() or await worker.run(stopping)
     return CLEAN if clean else GRACE_EXCEEDED
@@ -184,8 +190,25 @@ def _say_where(place: tuple[str, int] | None, port: int | None) -> None:
         _log.info("/live, /ready and /metrics are served on %s:%d", place[0], port)
 
 
-def _say_stopping(loaded: Sequence[Worker]) -> None:
+@contextlib.asynccontextmanager
+async def living(worker: Worker, notifier: Notifier) -> AsyncIterator[None]:
+    """Give systemd signs of life while the event loop turns, or has not stood still for longer than it may."""
+    if notifier.watchdog is None:
+        yield
+        return
+    pulse, over = Pulse(worker, patience=worker.stall_timeout), asyncio.Event()
+    beating = asyncio.create_task(pulse.run(over))
+    try:
+        with notifier.living(lambda: pulse.health().live):
+            yield
+    finally:
+        over.set()
+        await beating
+
+
+def _say_stopping(loaded: Sequence[Worker], notifier: Notifier) -> None:
     """Tell what is awaited, from a thread: a handler may block the event loop, and a signal interrupts log lines."""
+    notifier.stopping()
     if not loaded:
         return  # the process ends without a word, as others do
     what = loaded[0].stopping()

@@ -10,6 +10,7 @@ from consumerkit.supervisor.supervisor import (
     Backoff,
     Supervisor,
 )
+from consumerkit.supervisor.systemd import Notifier
 
 __all__ = [
     "CLEAN",
@@ -20,5 +21,6 @@ __all__ = [
     "Backoff",
     "Channel",
     "Lifeline",
+    "Notifier",
     "Supervisor",
 ]

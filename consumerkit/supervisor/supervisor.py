@@ -8,13 +8,14 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from consumerkit.concurrency import wait_until_set
 from consumerkit.observability.words import counted
 from consumerkit.supervisor.lifeline import Channel
+from consumerkit.supervisor.systemd import Notifier
 
 # Exit codes of a worker process, and of the supervisor.
 CLEAN = 0
@@ -102,6 +103,7 @@ class Supervisor:
         backoff: The waits between restarts.
         grace: Seconds after which a process is killed that has not told its own grace.
         margin: Seconds beyond the grace, for what surrounds a worker: its resources, the interpreter's end.
+        notifier: Told once every process works, and kept told that this one lives.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class Supervisor:
         backoff: Backoff = DEFAULT_BACKOFF,
         grace: float = 30.0,
         margin: float = 5.0,
+        notifier: Notifier | None = None,
     ) -> None:
+        self._notifier = notifier or Notifier()
         self._command = tuple(command)
         self._children = [_Child(number) for number in range(1, workers + 1)]
         self._backoff = backoff
@@ -133,9 +137,11 @@ class Supervisor:
             loop.add_signal_handler(signal.SIGHUP, self._replace)
         elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             loop.add_signal_handler(signal.SIGHUP, self._signalled)
+        beating = asyncio.create_task(self._notifier.beat())
         try:
             codes = await asyncio.gather(*map(self._keep, self._children))
         finally:
+            beating.cancel()
             for number in (*_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
             if self._replacing is not None:
@@ -156,6 +162,7 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         self._stopping.set()
+        self._notifier.stopping()
         for child in self._children:
             child.leave.set()
             child.changed.set()
@@ -240,13 +247,17 @@ class Supervisor:
             try:
                 process = await self._started(channel)
                 _log.info("worker process %d started (pid %d)", child.number, process.pid)
-                with _listening(child, channel):
+                with _listening(child, channel, self._look_whether_all_work):
                     if not await _ends(process, child.leave, None):
                         await self._stop(child, process, channel)
                     return await process.wait()
             except OSError as error:  # no memory, no more processes: as good as a death
                 _log.error("worker process %d cannot be started: %s", child.number, error)
                 return FAILED
+
+    def _look_whether_all_work(self) -> None:
+        if all(child.works for child in self._children):
+            self._notifier.ready()
 
     async def _started(self, channel: Channel) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
@@ -271,8 +282,8 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def _listening(child: _Child, channel: Channel) -> Iterator[None]:
-    """Hear what a process tells."""
+def _listening(child: _Child, channel: Channel, told: Callable[[], None]) -> Iterator[None]:
+    """Hear what a process tells; `told` is called once it has told that it works."""
     loop = asyncio.get_running_loop()
 
     def hear() -> None:
@@ -280,6 +291,7 @@ def _listening(child: _Child, channel: Channel) -> Iterator[None]:
         if channel.works and not child.works and not child.replaced:
             child.works = True
             child.changed.set()
+            told()
         if channel.over:
             loop.remove_reader(channel.read_end)
 

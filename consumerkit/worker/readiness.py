@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from consumerkit import events
 from consumerkit.events import Event
+from consumerkit.message import TopicPartition
 
 DOUBT_PATIENCE: Final = 60.0
 """Seconds for which a partition may be in doubt before it is told: it is taken again by itself, mostly at once."""
 
 SUSPECTED: Final = 60.0
 """Seconds for which a message may wait without an attempt counted before it is told, and for which that lasts."""
+
+PARTITIONS_PATIENCE: Final = 5.0
+"""Seconds for which a handler may have no partitions, once it has had some, before it is told: groups share anew."""
 
 TROUBLE_OUTLIVES: Final = 60.0
 """Seconds beyond its wait after which trouble that was not told again is over."""
@@ -78,6 +82,7 @@ class States:
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        self._owned: dict[str, set[TopicPartition]] = {}
         self._states: dict[_Place, _State] = {("worker",): _State("", "the worker does not run", clock())}
         self._notes: Mapping[type[Event], Callable[[Any], None]] = {
             events.WorkerStarted: self._started,
@@ -137,14 +142,24 @@ class States:
 
     # What each event means.
 
-    def _started(self, _: events.WorkerStarted) -> None:
+    def _started(self, event: events.WorkerStarted) -> None:
         self._end("worker")
+        for handler in event.handlers:
+            self._without_partitions(replace(event, handler=handler))
+
+    def _without_partitions(self, event: Event, patience: float = 0.0) -> None:
+        what = (
+            "its group has given it no partitions yet; that ends by itself once the group has shared them, or misses a "
+            "member that has died"
+        )
+        self._begin(("partitions", event.handler), event, what, patience=patience)
 
     def _stopped(self, event: events.WorkerStopped) -> None:
         self._states.clear()
         self._begin(("worker",), event, "the worker has stopped")
 
     def _halted(self, event: events.HandlerStopped) -> None:
+        self._end("partitions", event.handler)
         self._begin(("halted", event.handler), event, f"stopped; repair it and restart the worker: {event.error}")
 
     def _paused(self, event: events.HandlerPaused) -> None:
@@ -199,6 +214,9 @@ class States:
         self._begin(("fence", event.handler, event.partition), event, what)
 
     def _assigned(self, event: events.PartitionsAssigned) -> None:
+        # Where it names none, the other members have them all: this one is there for when they go.
+        self._end("partitions", event.handler)
+        self._owned.setdefault(event.handler, set()).update(event.partitions)
         for partition in event.partitions:
             self._end("stopped", event.handler, partition)
 
@@ -209,6 +227,10 @@ class States:
         self._end("fence", event.handler, event.partition)
 
     def _revoked(self, event: events.PartitionsRevoked) -> None:
+        owned = self._owned.setdefault(event.handler, set())
+        owned.difference_update(event.partitions)
+        if not owned:
+            self._without_partitions(event, PARTITIONS_PATIENCE)
         for partition in event.partitions:
             self._end("doubt", event.handler, partition)
             self._end("stopped", event.handler, partition)

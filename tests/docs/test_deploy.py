@@ -12,7 +12,7 @@ from consumerkit.cli.main import app
 from consumerkit.monitoring import Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-GRACE, MARGIN = 30, 5  # a worker's and a supervisor's defaults
+GRACE, MARGIN, STALL = 30, 5, 60  # a worker's and a supervisor's defaults
 
 
 def _metrics() -> set[str]:
@@ -53,6 +53,9 @@ def test_the_unit_has_time_to_stop() -> None:
     (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert int(seconds) > GRACE + MARGIN
     assert "KillMode=mixed" in unit
+    assert "Type=notify" in unit
+    (watchdog,) = re.findall(r"^WatchdogSec=(\d+)$", unit, re.MULTILINE)
+    assert int(watchdog) > STALL  # the worker's own watchdog tells the reason
 
 
 def test_every_option_that_is_used_exists() -> None:

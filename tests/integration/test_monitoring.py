@@ -9,17 +9,20 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import create_engine
 
 from consumerkit import Brake, Context, DeadLetter, Defer, Reject
+from consumerkit.engine import topic_watch
 from consumerkit.events import Stages
 from consumerkit.monitoring import backlog
 from consumerkit.monitoring.monitor import monitored
+from consumerkit.storage.outbox import OutboxMessage
 from tests.integration.memory_stage import MemoryStage, Write
 from tests.integration.test_cli_run import Shop, shop
 from tests.services import PostgresServer
@@ -199,6 +202,57 @@ async def test_work_left_is_what_is_not_read_and_what_is_due(
         )
         handler.released.set()
         await until_metric(port, {("consumerkit_lag", ("write",)): 0})
+
+
+@contextmanager
+def shut(postgres: PostgresServer, database: str) -> Iterator[None]:
+    """Let nobody into a database, and put out who is in."""
+    admin = create_engine(postgres.url("postgres"), isolation_level="AUTOCOMMIT")
+    try:
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS false')
+            connection.exec_driver_sql(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+            )
+            yield
+            connection.exec_driver_sql(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS true')
+    finally:
+        admin.dispose()
+
+
+# As above.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_ready_names_each_part_that_is_away_and_live_does_not(
+    postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topic_watch, "ASKED_EVERY", 0.5)
+    stage = MemoryStage(postgres.url(database))
+    await stage.create_tables()
+    async with closing(stage), running(stage, Mixed()) as port:
+
+        async def until(status: int, word: str = "") -> None:
+            end = time.monotonic() + 240
+            while True:
+                found, body = await asyncio.to_thread(get, port, "/ready")
+                if found == status and word in body:
+                    return
+                assert time.monotonic() < end, (found, body)
+                assert (await asyncio.to_thread(get, port, "/live"))[0] == 200
+                await asyncio.sleep(0.1)
+
+        await until(200)
+        with shut(postgres, database):
+            await until(503, "database trouble")
+        await until(200)
+        await stage.database.dispose()  # the stage's own connection was ended, too
+        with stage.broker.outage():
+            stage.append(1)
+            await until(503, "broker trouble")
+        await until(200)
+        await stage.publish(OutboxMessage("gone", None, b"v", ()))
+        await until(503, "topic 'gone' stays in the outbox")
+        stage.broker.create_topic("gone", 1)
+        await until(200)
 
 
 async def test_a_blocked_event_loop_is_told_while_it_is_blocked(stage: MemoryStage) -> None:

@@ -490,4 +490,22 @@ MUTANTS = (
         f"{INTEGRATION}/test_jobs.py::test_a_batch_is_committed_by_the_loop_alone[pysqlite]",
         "the loop commits each batch",
     ),
+    Mutant(
+        "monitoring",
+        "a handler without partitions is not ready",
+        "consumerkit/worker/readiness.py",
+        "            self._without_partitions(replace(event, handler=handler))\n",
+        "            pass\n",
+        f"{UNIT}/worker/test_readiness.py::test_a_handler_is_ready_with_partitions_or_where_others_have_them_all",
+        "credit: its group has given it no partitions yet",
+    ),
+    Mutant(
+        "monitoring",
+        "what is due counts as work that is left",
+        "consumerkit/monitoring/backlog.py",
+        "        return self.lag + self.parked_due + self.keys_held\n",
+        "        return self.lag + self.keys_held\n",
+        f"{UNIT}/monitoring/test_metrics.py::test_work_left_is_lag_and_due_and_held_and_its_age_the_oldest",
+        "(8.0, 30.0) == (10, 30.0)",
+    ),
 )

@@ -8,7 +8,7 @@ import pytest
 from consumerkit import events
 from consumerkit.events import Event
 from consumerkit.message import TopicPartition
-from consumerkit.worker.readiness import DOUBT_PATIENCE, TROUBLE_OUTLIVES, States
+from consumerkit.worker.readiness import DOUBT_PATIENCE, PARTITIONS_PATIENCE, TROUBLE_OUTLIVES, States
 
 PARTITION = TopicPartition("t", 3)
 OTHER = TopicPartition("t", 4)
@@ -33,6 +33,8 @@ def clock() -> Clock:
 def states(clock: Clock) -> States:
     made = States(clock)
     made(events.WorkerStarted(handlers=("credit", "mail")))
+    for handler in ("credit", "mail"):
+        made(events.PartitionsAssigned(handler=handler, partitions=(PARTITION,)))
     return made
 
 
@@ -195,3 +197,25 @@ def test_any_thread_may_ask_while_events_come(states: States) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_a_handler_is_ready_with_partitions_or_where_others_have_them_all(clock: Clock) -> None:
+    states = States(clock)
+    states(events.WorkerStarted(handlers=("credit", "mail")))
+    assert [one.partition(";")[0] for one in told(states, clock)] == [
+        "credit: its group has given it no partitions yet",
+        "mail: its group has given it no partitions yet",
+    ]
+    states(events.PartitionsAssigned(handler="credit", partitions=(PARTITION, OTHER)))
+    states(events.PartitionsAssigned(handler="mail", partitions=()))
+    assert states.readiness(clock.now).ready
+
+    states(events.PartitionsRevoked(handler="credit", partitions=(OTHER,), dropped=0, lost=False))
+    clock.now += 2 * PARTITIONS_PATIENCE
+    assert states.readiness(clock.now).ready  # it still has one
+    states(events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=0, lost=True))
+    assert states.readiness(clock.now).ready  # the group shares them again
+    clock.now += 2 * PARTITIONS_PATIENCE
+    assert [one.handler for one in states.readiness(clock.now).findings] == ["credit"]
+    states(events.HandlerStopped(handler="credit", error="x"))
+    assert [one.what.partition(";")[0] for one in states.readiness(clock.now).findings] == ["stopped"]

@@ -1,0 +1,86 @@
+"""Tells systemd that the service works, what it waits for, and that it lives: the protocol of `sd_notify`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_SOCKET: Final = "NOTIFY_SOCKET"
+_WATCHDOG: Final = "WATCHDOG_USEC"
+_PROCESS: Final = "WATCHDOG_PID"
+
+
+class Notifier:
+    """The service's end of systemd's socket; without systemd it does nothing.
+
+    It is taken out of the environment: systemd hears the service's main process alone, and another process that wrote
+    there would speak for it.
+    """
+
+    def __init__(self) -> None:
+        self._address = os.environ.pop(_SOCKET, None)
+        microseconds, process = os.environ.pop(_WATCHDOG, None), os.environ.pop(_PROCESS, None)
+        self.watchdog: float | None = None
+        """Seconds without a sign of life after which systemd restarts the service; None where it does not."""
+        if microseconds and microseconds.isdecimal() and process in (None, str(os.getpid())):
+            self.watchdog = int(microseconds) / 1e6 or None
+        self._told_ready = False
+
+    @property
+    def listens(self) -> bool:
+        """Whether systemd listens."""
+        return self._address is not None
+
+    def ready(self) -> None:
+        """Tell, once, that the service works: what is ordered after it may start."""
+        if not self._told_ready:
+            self._told_ready = True
+            self._tell("READY=1\nSTATUS=works")
+
+    def stopping(self) -> None:
+        """Tell that the service stops."""
+        self._tell("STOPPING=1\nSTATUS=stopping")
+
+    @contextmanager
+    def living(self, lives: Callable[[], bool]) -> Iterator[None]:
+        """Give signs of life until the block ends, from a thread, for as long as `lives` says so."""
+        if not self.listens or self.watchdog is None:
+            yield
+            return
+        over, every = threading.Event(), self.watchdog / 3
+
+        def work() -> None:
+            while True:
+                if lives():
+                    self._tell("WATCHDOG=1")
+                if over.wait(every):
+                    return
+
+        thread = threading.Thread(target=work, name="consumerkit-systemd", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    async def beat(self) -> None:
+        """Give signs of life from the event loop, until cancelled."""
+        while self.listens and self.watchdog is not None:
+            self._tell("WATCHDOG=1")
+            await asyncio.sleep(self.watchdog / 3)
+
+    def _tell(self, words: str) -> None:
+        if self._address is None:
+            return
+        # A leading @ is Linux's abstract namespace.
+        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.connect(address)
+            end.sendall(words.encode())
