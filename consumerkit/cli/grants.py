@@ -1,15 +1,18 @@
-"""`consumerkit grants`: the statements that give roles the rights which they need."""
+"""`consumerkit grants`: what gives roles of the database, and a principal of Kafka, the rights which they need."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 import typer
 
+from consumerkit.cli import kafka_rules
 from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
 from consumerkit.cli.output import say
-from consumerkit.cli.target import TargetArgument
+from consumerkit.cli.target import TargetArgument, given
+from consumerkit.cli.target import opened as opened_target
 from consumerkit.errors import ConfigurationError
 from consumerkit.observability.printable import is_printable
 from consumerkit.storage import server
@@ -27,18 +30,56 @@ def grants(
     worker: Annotated[str, typer.Option(metavar="ROLE", help="Runs workers, and changes things.")] = "consumerkit",
     reader: Annotated[str, typer.Option(metavar="ROLE", help="Only looks.")] = "consumerkit_reader",
     migrator: Annotated[str, typer.Option(metavar="ROLE", help="Runs `db upgrade`.")] = "consumerkit_migrator",
+    kafka: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRINCIPAL",
+            help="Print Kafka's access rules for this principal instead, such as User:shop; with a target.",
+            show_default=False,
+        ),
+    ] = None,
+    writes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TOPIC",
+            help="With --kafka: a topic that handlers publish to; can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Print the rights that worker, reader and migrator need.
 
     For PostgreSQL; the owner of the tables executes them, and again after an upgrade. Nothing is changed. No role may
-    alter or remove what is recorded in operator_actions.
+    alter or remove what is recorded in operator_actions. With --kafka: commands of Kafka's own tool, for the topics
+    that the handlers read, their groups, their dead-letter topics, and those of --writes.
     """
+    if kafka is not None:
+        for command in asyncio.run(_commands(given(target), _principal(kafka), writes or ())):
+            say(command)
+        return
+    if writes:
+        raise ConfigurationError("--writes goes with --kafka PRINCIPAL, such as --kafka User:shop")
     for option, role in (("--worker", worker), ("--reader", reader), ("--migrator", migrator)):
         if not 0 < len(role.encode()) <= _LONGEST_ROLE or "://" in role or not is_printable(role):
             raise ConfigurationError(f"{option}: what stands there is not a role's name, of 63 bytes at most")
     where = place(target, database, prefix, schema)
     for statement in asyncio.run(_printed(where, worker, reader, migrator)):
         say(statement)
+
+
+def _principal(text: str) -> str:
+    kind, colon, name = text.partition(":")
+    if not colon or not kind.isalpha() or not name or not is_printable(text):
+        raise ConfigurationError("--kafka: what stands there is not a principal; write KIND:NAME, such as User:shop")
+    return text
+
+
+async def _commands(target: str, principal: str, written: Sequence[str]) -> list[str]:
+    async with opened_target(target) as worker:
+        try:
+            return kafka_rules.commands(kafka_rules.rules(worker.declarations, written), principal)
+        finally:
+            await worker.database.dispose()
 
 
 async def _printed(where: Place, worker: str, reader: str, migrator: str) -> list[str]:

@@ -44,7 +44,10 @@ ROOMS = {
     "grants": Room(
         "consumerkit.cli.grants:grants",
         "Print the rights that worker, reader and migrator need.",
-        examples("grants shop.worker:worker --worker shop --reader support"),
+        examples(
+            "grants shop.worker:worker --worker shop --reader support",
+            "grants shop.worker:worker --kafka User:shop --writes receipts",
+        ),
     ),
     "data": Room("consumerkit.cli.data:app", "Erase what is stored of the messages of one key."),
     "dead-letters": Room("consumerkit.cli.dead_letters.commands:app", "See to the messages that were given up."),

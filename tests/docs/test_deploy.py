@@ -1,5 +1,6 @@
 """The files in deploy/ fit each other and the product: ports, probes, times to stop, metrics."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 GRACE, MARGIN, STALL = 30, 5, 60  # a worker's and a supervisor's defaults
 
 
-def _metrics() -> set[str]:
+def _metrics() -> dict[str, set[str]]:
+    """Return the names that can be asked for, each with its labels."""
     registry = CollectorRegistry()
     Metrics(registry)
-    return {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
+    found: dict[str, set[str]] = {}
+    for collector, names in registry._collector_to_names.items():
+        for name in names:
+            found[name] = set(collector._labelnames)  # type: ignore[attr-defined]
+    return found
 
 
 def _workload() -> dict[str, Any]:
@@ -28,13 +34,50 @@ def _workload() -> dict[str, Any]:
     return pod
 
 
+def _check(expressions: list[str]) -> None:
+    """Each expression has brackets that match, and names metrics that exist with labels that they have."""
+    exist = _metrics()
+    for expression in expressions:
+        assert all(expression.count(a) == expression.count(b) for a, b in ("()", "[]", "{}")), expression
+        names = re.findall(r"consumerkit_\w+", expression)
+        assert names, expression
+        labels = {"le", "job", "instance"}
+        for name in names:
+            assert name in exist, expression
+            labels |= exist[name]
+        used = re.findall(r"(?:by|without) \(([^)]*)\)", expression) + re.findall(r"(?<=[{,])\s*(\w+)\s*=", expression)
+        assert {word.strip() for group in used for word in group.split(",")} <= labels, expression
+
+
 def test_alerts_use_metrics_that_exist() -> None:
     groups = yaml.safe_load((DEPLOY / "prometheus-rules.yaml").read_text())["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
-    used = {name for rule in rules for name in re.findall(r"consumerkit_\w+", rule["expr"])}
-    assert used
-    assert used <= _metrics()
+    _check([rule["expr"] for rule in rules])
     assert all(rule["annotations"]["summary"] and rule["labels"]["severity"] for rule in rules)
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+
+
+def test_the_dashboard_uses_metrics_that_exist_and_its_panels_do_not_overlap() -> None:
+    panels = json.loads((DEPLOY / "grafana-dashboard.json").read_text())["panels"]
+    _check([target["expr"] for panel in panels for target in panel["targets"]])
+    cells = [
+        (x, y)
+        for panel in panels
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
+
+
+def test_the_scaler_scales_the_workload_by_work_left() -> None:
+    scaler = yaml.safe_load((DEPLOY / "keda.yaml").read_text())["spec"]
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+    assert scaler["scaleTargetRef"]["name"] in [document["metadata"]["name"] for document in documents]
+    queries = [trigger["metadata"]["query"] for trigger in scaler["triggers"]]
+    _check(queries)
+    assert ["work_left{" in query for query in queries] == [True, False]
+    assert scaler["minReplicaCount"] >= 1  # nothing is measured without a worker
 
 
 def test_a_pod_is_probed_where_it_serves_and_has_time_to_stop() -> None:

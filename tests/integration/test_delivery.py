@@ -1,6 +1,7 @@
 """Delivery on the real broker: whatever keeps messages from a topic, nothing is lost and the others flow."""
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 from sqlalchemy.orm import Session
 
 from consumerkit import failpoints
-from consumerkit.events import DeadLetterByReference, Event, GroupCommitted, OutboxHeldBack, OutboxResumed
+from consumerkit.cli import kafka_rules
+from consumerkit.events import DeadLetterByReference, Event, GroupCommitted, OutboxHeldBack, OutboxResumed, Trouble
+from consumerkit.handlers.declaration import declare_all
 from consumerkit.storage import outbox
 from consumerkit.storage.database import Database
 from consumerkit.storage.outbox import OutboxMessage
@@ -261,3 +264,33 @@ async def test_a_principal_that_may_write_nowhere_consumes_and_sends_once_it_may
         await run.until(lambda: stage.outbox() == 0, "all dead letters")
         await run.until(lambda: run.worker.readiness().ready, "readiness")
     assert len(stage.read(stage.dead_letter_topic)) == 5
+
+
+async def test_a_worker_needs_no_more_than_the_rules_that_are_printed(
+    guarded: SecureKafka, postgres: PostgresServer, database: str, transport: Client
+) -> None:
+    stage = Stage(guarded.server, postgres, database, f"t-{uuid4().hex[:8]}")
+    await stage.create_tables()
+    forbid_writing(guarded)
+    stage.send([payment(n, kind="reject" if n % 2 else "ok") for n in range(10)])
+    kafka = Kafka(
+        guarded.sasl_plaintext,
+        security=Sasl("SCRAM-SHA-256", USER, PASSWORD, tls=None),
+        transport=transport,
+        options=OPTIONS[transport],
+    )
+    kinds = {"topic": ResourceType.TOPIC, "group": ResourceType.GROUP}
+    for rule in kafka_rules.rules(declare_all([Credit(stage)])):
+        operations = [_operation(word) for word in rule.operations]
+        allow(guarded, kinds[rule.kind], rule.name, *operations)
+    async with stage.run(Credit(stage), kafka=kafka) as run:
+        await run.until(lambda: stage.count_effects() == 5 and len(stage.dead()) == 5, "effects and dead letters")
+        await run.until(lambda: stage.outbox() == 0, "all dead letters")
+        await run.until(lambda: run.worker.readiness().ready, "readiness")
+        assert not run.seen(OutboxHeldBack)
+        assert not run.seen(Trouble)
+
+
+def _operation(word: str) -> AclOperation:
+    """Kafka's tool writes DescribeConfigs, its client DESCRIBE_CONFIGS."""
+    return AclOperation[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word).upper()]

@@ -1,0 +1,60 @@
+"""The access rules that Kafka's authorizer needs for a worker: what its handlers read, write and belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from shlex import quote
+from typing import NamedTuple
+
+from consumerkit.handlers.declaration import Declaration
+
+
+class Rule(NamedTuple):
+    """One rule.
+
+    Attributes:
+        kind: "topic" or "group".
+        name: Its name.
+        operations: What is allowed, in Kafka's words.
+    """
+
+    kind: str
+    name: str
+    operations: tuple[str, ...]
+
+
+def rules(declarations: Sequence[Declaration], written: Iterable[str] = ()) -> list[Rule]:
+    """Return what a worker with these handlers needs.
+
+    Args:
+        declarations: Its handlers.
+        written: The topics that its handlers publish to, besides their dead-letter topics.
+    """
+    read = {topic for declared in declarations for topic in declared.topics}
+    letters = {declared.dead_letter.topic for declared in declarations if declared.dead_letter is not None}
+    wanted: dict[str, list[str]] = {}
+    for topic in sorted(read):
+        # DescribeConfigs tells for how long the topic keeps messages, which is compared with `retention`.
+        wanted.setdefault(topic, []).extend(["Read", "DescribeConfigs"])
+    for topic in sorted({topic for topic in letters if topic} | set(written)):
+        wanted.setdefault(topic, []).append("Write")
+    groups = sorted({declared.group for declared in declarations})
+    return [
+        *(Rule("topic", topic, tuple(operations)) for topic, operations in sorted(wanted.items())),
+        *(Rule("group", group, ("Read",)) for group in groups),
+    ]
+
+
+def commands(rules: Sequence[Rule], principal: str) -> list[str]:
+    """Return the commands of Kafka's own tool that allow this to a principal, such as `User:shop`."""
+    return [
+        " ".join(
+            [
+                'kafka-acls.sh --bootstrap-server "$KAFKA" --command-config admin.properties --add',
+                f"--allow-principal {quote(principal)}",
+                *(f"--operation {operation}" for operation in rule.operations),
+                f"--{rule.kind} {quote(rule.name)}",
+            ]
+        )
+        for rule in rules
+    ]
