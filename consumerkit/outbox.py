@@ -91,7 +91,7 @@ def publish(
         topic,
         key.encode() if isinstance(key, str) else key,
         None if value is None else codec.encode(value),
-        (*encoded_headers(headers), ("message-id", name.encode())),
+        (*encoded_headers(headers), (table.MESSAGE_ID_HEADER, name.encode())),
     )
 
     def append(sync: Session) -> str:

@@ -14,7 +14,7 @@ from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import runner
 from consumerkit.cli.target import TargetArgument
 from consumerkit.operations.erasure import Erased, erase_in
-from consumerkit.storage import audit as actions
+from consumerkit.storage import audit
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.maintenance.erasure import Erasing
@@ -74,4 +74,4 @@ async def _erase(where: Place, key: bytes, handlers: list[str] | None, *, dry_ru
     async with opened(where) as found:
         await found.run(our_schema.check)
         erasing = Erasing(found.tables, dialect_for(found.database.dialect_name, found.tables))
-        return await erase_in(runner(found), erasing, key, handlers, by=actions.current_user(), dry_run=dry_run)
+        return await erase_in(runner(found), erasing, key, handlers, by=audit.current_user(), dry_run=dry_run)

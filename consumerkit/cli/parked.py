@@ -24,8 +24,7 @@ from consumerkit.cli.stack import print_stack
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.observability.printable import printable
-from consumerkit.storage import audit as actions
-from consumerkit.storage import consumers
+from consumerkit.storage import audit, consumers
 from consumerkit.storage.parking import listing as parked_listing
 from consumerkit.storage.parking.listing import ParkedSelection
 from consumerkit.storage.parking.parked import Kind
@@ -193,7 +192,7 @@ def retry_now(
 
     def work(session: Session, tables: Tables) -> int:
         _check(session, tables, selection)
-        return parked_listing.make_due(session, tables, selection, actor=by or actions.current_user())
+        return parked_listing.make_due(session, tables, selection, actor=by or audit.current_user())
 
     count = asyncio.run(run_checked(place(target, database, prefix, schema), work))
     if count:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.storage import audit as actions
-from consumerkit.storage import consumers
+from consumerkit.storage import audit, consumers
 from consumerkit.storage.database import Database, Given, Run
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.maintenance.erasure import Erasing
@@ -79,7 +78,7 @@ async def erase(
             Erasing(tables, dialect_for(opened.dialect_name, tables)),
             key.encode() if isinstance(key, str) else key,
             handlers,
-            by=by or actions.current_user(),
+            by=by or audit.current_user(),
             dry_run=dry_run,
         )
     finally:

@@ -20,8 +20,7 @@ from sqlalchemy.orm import Session
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.message import TopicPartition
 from consumerkit.redaction.plain_words import shown_word
-from consumerkit.storage import audit as actions
-from consumerkit.storage import consumers, fence, progress
+from consumerkit.storage import audit, consumers, fence, progress
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect, dialect_for
 from consumerkit.storage.store import Store
@@ -147,7 +146,7 @@ async def _move(
 
     moved = await place.database.run(work)
     if not dry_run:
-        who = actor or actions.current_user()
+        who = actor or audit.current_user()
         how = {"back": back, "run_forgotten": run_forgotten}
         moved = [await _carry_out(place, consumer, topic_id, one, who, asked_at, **how) for one in moved]
     return moved
@@ -192,7 +191,7 @@ async def _carry_out(
             )
         details = _recorded(one, run_forgotten=run_forgotten)
         action = "rewind" if back else "skip"
-        actions.record(connection, store.tables, actor=actor, action=action, consumer=consumer, details=details)
+        audit.record(connection, store.tables, actor=actor, action=action, consumer=consumer, details=details)
         return one
 
     done: Moved | None = await place.database.run(work)

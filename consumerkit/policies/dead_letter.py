@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.message import TOPIC_RULE, is_topic_name
-
-HEADER_PREFIX: Final = "consumerkit-dlq-"
-"""Begins the names of the headers that a dead letter has in its topic, besides the message's own."""
-
-BY_REFERENCE: Final = HEADER_PREFIX + "by-reference"
-"""The header of one that came without its value: the message is in the table, and where it stood in the log."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -12,8 +12,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.redrive.decision import Fate
 from consumerkit.redrive.plan import Log
-from consumerkit.storage import audit as actions
-from consumerkit.storage import fence
+from consumerkit.storage import audit, fence
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.dialects import dialect_for
@@ -149,6 +148,6 @@ class Batches:
         if self.dry or not letters:
             return
         details = {"run": self.run, "partition": str(log.name), "letters": letters, **self.action.details()}
-        actions.record(
+        audit.record(
             connection, self.tables, actor=self.by, action=self.action.name, consumer=log.consumer, details=details
         )

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from consumerkit.dead_letters.formats.consumerkit import is_dead_letter, shortened
 from consumerkit.failpoints import reach
-from consumerkit.relay.reference import is_dead_letter, smaller
 from consumerkit.relay.refusals import Cause, cause_of
 from consumerkit.storage.outbox import OutboxMessage, Pending, size
 from consumerkit.transports.base import Producer, Record, SendFailure
@@ -110,7 +110,7 @@ async def _by_reference(
     if not await kept(pending.message):
         return refused
     answer: SendFailure | None = refused
-    for message in smaller(pending.message):
+    for message in shortened(pending.message):
         (answer,) = await producer.send([Record(*message)])
         if answer is None:
             delivery.by_reference.append(pending)

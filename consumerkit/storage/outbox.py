@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import NullType
 
 from consumerkit.message import Headers, bytes_of
-from consumerkit.storage import audit as actions
+from consumerkit.storage import audit
 from consumerkit.storage import headers as header_text
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.payload import payload, sealed
@@ -19,6 +19,8 @@ from consumerkit.storage.tables import Tables
 
 T = TypeVar("T")
 
+MESSAGE_ID_HEADER: Final = "message-id"
+"""The header that holds the ID of a message we send."""
 _AT_ONCE: Final = 300  # three parameters a row, and a statement of an older SQLite takes 999
 
 
@@ -212,7 +214,7 @@ def discard(session: Session, tables: Tables, sequence: int, *, actor: str) -> s
         return None
     topic, size, headers = row
     details = {"sequence": sequence, "topic": topic, "message_id": _named(headers), "value_bytes": size}
-    actions.record(session.connection(), tables, actor=actor, action="outbox discard", details=details)
+    audit.record(session.connection(), tables, actor=actor, action="outbox discard", details=details)
     return str(topic)
 
 
@@ -241,7 +243,7 @@ def expire(connection: Connection, tables: Tables, before: ColumnElement[Any], l
         for row in rows
     ]
     details = {"may_have_been_published": True, "messages": messages}
-    actions.record(connection, tables, actor=actor, action="outbox expire", details=details)
+    audit.record(connection, tables, actor=actor, action="outbox expire", details=details)
     return [Old(row.sequence, row.topic, row.created_at, 0.0) for row in rows]
 
 
@@ -262,7 +264,7 @@ def oldest(connection: Connection, tables: Tables, dialect: Dialect) -> Old | No
 def _named(headers: str) -> str | None:
     """Return the ID of a message by its headers as they are stored; None where they have none, or are sealed."""
     try:
-        ids = [value for name, value in header_text.load(headers) if name == "message-id"]
+        ids = [value for name, value in header_text.load(headers) if name == MESSAGE_ID_HEADER]
     except ValueError:
         return None
     return (ids[-1] or b"").decode("utf-8", "backslashreplace") if ids else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
 from consumerkit.engine.transaction import failures
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.storage.dead_letters.letters import DeadMessage
@@ -23,6 +24,6 @@ def _terms(declared: Declaration) -> Terms:
     topic = dead_letter.topic
 
     def copy(dead: DeadMessage) -> OutboxMessage:
-        return failures.dead_letter(dead, topic, declared.name, failures.now())
+        return dead_letter_format.written(dead, topic, declared.name, failures.now())
 
     return Terms(declared.name, declared.holds_key, copy)

@@ -24,6 +24,7 @@ from consumerkit import (
     Worker,
     events,
 )
+from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
 from consumerkit.engine.transaction import failures
 from consumerkit.handlers.message_id import WHOLE_VALUE
 from consumerkit.observability import sentences
@@ -110,7 +111,7 @@ def test_every_header_of_a_dead_letter_is_described() -> None:
         error="",
         redrives=1,
     )
-    sent = failures.dead_letter(dead, "t.dlq", "c", failures.now())
+    sent = dead_letter_format.written(dead, "t.dlq", "c", failures.now())
     rows = [row for row in _rows("concepts.md", "Dead letters") if len(row) == 2]
     names = [name.strip("` ") for row in rows for name in row[0].split(",")]
     described = {name if name.startswith("consumerkit") else f"consumerkit-dlq{name}" for name in names}

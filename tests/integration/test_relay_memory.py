@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from consumerkit import events, failpoints
+from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
 from consumerkit.engine.transaction import failures
 from consumerkit.events import Announcer, Event
 from consumerkit.failpoints import FailpointError
@@ -535,7 +536,7 @@ async def dead(place: MemoryStage, offset: int, *, size: int) -> OutboxMessage:
         assert dead_letters.add(session.connection(), DEFAULT_TABLES, number, [letter])
 
     await place.database.run(enter)
-    return failures.dead_letter(letter, "out", "h", failures.now())
+    return dead_letter_format.written(letter, "out", "h", failures.now())
 
 
 async def until(condition: Callable[[], bool], within: float = 120.0) -> None:

@@ -14,8 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from consumerkit.dead_letters.formats import consumerkit as ours
-from consumerkit.dead_letters.formats import kafka_connect as connect
-from consumerkit.dead_letters.formats import spring
+from consumerkit.dead_letters.formats import kafka_connect, spring
 from consumerkit.dead_letters.formats.letter import Letter, Malformed, Origin
 from consumerkit.message import Message
 
@@ -28,7 +27,7 @@ class Convention(StrEnum):
     AUTO = "auto"
     CONSUMERKIT = ours.NAME
     SPRING = spring.NAME
-    CONNECT = connect.NAME
+    CONNECT = kafka_connect.NAME
 
 
 class Unrecognised(Malformed):
@@ -38,7 +37,7 @@ class Unrecognised(Malformed):
 _READERS: Final[Mapping[Convention, tuple[Callable[[Message], bool], Callable[[Message], Letter]]]] = {
     Convention.CONSUMERKIT: (ours.recognises, ours.read),
     Convention.SPRING: (spring.recognises, spring.read),
-    Convention.CONNECT: (connect.recognises, connect.read),
+    Convention.CONNECT: (kafka_connect.recognises, kafka_connect.read),
 }
 
 

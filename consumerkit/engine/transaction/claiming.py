@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from consumerkit.engine.transaction.item import Disposition, Item
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.outcome import Outcome
-from consumerkit.storage.dead_letters import resolving as settling
+from consumerkit.storage.dead_letters import resolving
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.origins import Origin, home
 
@@ -35,7 +35,7 @@ class Revival:
             return True
         ledger = self._ledger
         digests = {item.digest for item in asked if item.digest is not None}
-        letters = settling.origins(connection, ledger, digests)
+        letters = resolving.origins(connection, ledger, digests)
         fresh = [item for item in asked if item.parked is not None or not _has_letter(item, letters)]
         first: dict[bytes, Item] = {}
         for item in fresh:
@@ -63,7 +63,7 @@ class Revival:
         ]
         if processed:
             ledger, by = self._ledger, self._declared.name
-            settling.settle_ids(connection, ledger, processed, by, "a resend was processed")
+            resolving.settle_ids(connection, ledger, processed, by, "a resend was processed")
 
 
 def _has_letter(item: Item, letters: dict[bytes, dict[Origin, int]]) -> bool:

@@ -1,4 +1,4 @@
-"""What is written about failures and publications: dead letters, their headers, and errors in words."""
+"""What is written about failures and publications: rows of dead and of parked messages, and errors in words."""
 
 from __future__ import annotations
 
@@ -22,25 +22,18 @@ from consumerkit.engine.transaction.delivery import Delivery
 from consumerkit.engine.transaction.error_place import place_of
 from consumerkit.engine.transaction.item import Item
 from consumerkit.handlers.context import Publication
-from consumerkit.message import Headers, known_time
-from consumerkit.observability.printable import printable
 from consumerkit.outcome import Reason
-from consumerkit.policies.dead_letter import BY_REFERENCE, HEADER_PREFIX
-from consumerkit.storage.dead_letters.history import within
-from consumerkit.storage.dead_letters.letters import DeadMessage, storable
-from consumerkit.storage.origins import home
-from consumerkit.storage.outbox import OutboxMessage
+from consumerkit.storage.dead_letters.letters import DeadMessage
+from consumerkit.storage.outbox import MESSAGE_ID_HEADER, OutboxMessage
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
 __all__ = [
     "CAUSES",
-    "MESSAGE_ID_HEADER",
     "STACK_BYTES",
     "STALE",
     "TEXT_CHARACTERS",
     "behind",
     "conflict",
-    "dead_letter",
     "described",
     "error_text",
     "error_type",
@@ -61,9 +54,6 @@ __all__ = [
     "undeclared",
 ]
 
-_KIND_CHARACTERS: Final = 1000
-"""Characters of an error's class in a header, as `consumerkit.dead_letters.formats` reads them."""
-MESSAGE_ID_HEADER: Final = "message-id"
 STALE: Final = "Stale"
 # Their texts are consumerkit's own, and say nothing of what a message holds.
 _OUR_WORDS: Final = (Reason.CONFLICT, Reason.KILLED_PROCESS, Reason.OVERSIZED, Reason.STALE, Reason.UNIDENTIFIED)
@@ -229,39 +219,6 @@ def behind(delivery: Delivery) -> ParkedMessage:
         fingerprint=delivery.fingerprint,
         fingerprint_version=delivery.fingerprint_version,
     )
-
-
-def dead_letter(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> OutboxMessage:
-    """Return the record for the dead-letter topic: key, value and headers untouched, and ours added.
-
-    An oversized record goes without its value: its place in the log refers to it. One that was redriven and has died
-    again brings along what it died of before.
-    """
-    message = dead.message
-    facts = {
-        "reason": dead.reason.value,
-        "error-type": cut(printable(dead.error_type), _KIND_CHARACTERS) or "?",
-        "error-message": dead.error,
-        "stack": dead.stack,
-        "place": dead.place or "",
-        "topic": message.topic,
-        "topic-id": home(message.topic_id),
-        "partition": str(message.partition),
-        "offset": str(message.offset),
-        "timestamp": str(known_time(message.timestamp)),
-        "consumer": consumer,
-        "message-id": dead.message_id or "",
-        "attempts": str(dead.attempts),
-        "first-failed-at": (dead.first_failed_at or now).isoformat(timespec="milliseconds"),
-        "last-failed-at": now.isoformat(timespec="milliseconds"),
-        "size": str(message.size),
-    }
-    if dead.redrives:
-        facts |= {"redrives": str(dead.redrives), "history": within(dead.history, STACK_BYTES)}
-    ours: Headers = tuple((HEADER_PREFIX + name, storable(fact).encode()) for name, fact in facts.items())
-    if not dead.keep_value:
-        return OutboxMessage(topic, None, None, (*ours, (BY_REFERENCE, b"true")))
-    return OutboxMessage(topic, message.key, message.value, (*message.headers, *ours))
 
 
 def told(dead: DeadMessage) -> str:

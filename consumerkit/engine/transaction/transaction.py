@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
 from consumerkit.engine.transaction import failures, writing
 from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.claiming import Revival
@@ -22,7 +23,7 @@ from consumerkit.handlers.handler import Ordering
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.storage import fence, location, origins, outbox, progress
 from consumerkit.storage.dead_letters import letters as dead_letters
-from consumerkit.storage.dead_letters import resolving as settling
+from consumerkit.storage.dead_letters import resolving
 from consumerkit.storage.dialects import Claim, Kept, Limits
 from consumerkit.storage.isolation import connection_of
 from consumerkit.storage.ledger import Claimed, Ledger, LedgerMoved
@@ -275,7 +276,7 @@ class Transaction:
             writing.hold(buried, entered)
         if self._declared.dead_letter is not None:
             topic, name, now = self._declared.dead_letter.topic, self._declared.name, datetime.now(UTC)
-            batch.publications += [failures.dead_letter(one, topic, name, now) for one in batch.dead]
+            batch.publications += [dead_letter_format.written(one, topic, name, now) for one in batch.dead]
 
     def _park(self, connection: Connection, batch: Batch, items: Sequence[Item]) -> None:
         if not items:
@@ -320,7 +321,7 @@ class Transaction:
         for disposition, note in _SETTLED.items():
             numbers = [one.dead_letter for each, one in gone if each is disposition and one.dead_letter is not None]
             if numbers:
-                settling.settle(connection, ledger, numbers, by, note)
+                resolving.settle(connection, ledger, numbers, by, note)
 
     def dead_letter_misuse(self, session: Session, batch: Batch, error: TransactionEnded) -> None:
         """Bury what a handler made durable by a COMMIT of its own, in a transaction of its own.

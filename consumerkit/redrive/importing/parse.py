@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from consumerkit.dead_letters import formats as conventions
+from consumerkit.dead_letters import formats
 from consumerkit.dead_letters.formats import Convention, Letter, Malformed, Unrecognised
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.delivery import Decided, Delivery
@@ -81,7 +81,7 @@ class Screen:
 
     def _screened(self, record: Message) -> Screened:
         try:
-            letter = conventions.read(record, self._convention)
+            letter = formats.read(record, self._convention)
         except Unrecognised as error:
             return _left(record, Fate.UNRECOGNISED, str(error))
         except Malformed as error:

@@ -21,7 +21,7 @@ from typing import Final
 from consumerkit.dead_letters.formats import Letter, Origin
 from consumerkit.message import Message
 from consumerkit.transports.base import TopicInfo
-from consumerkit.transports.memory.log import murmur2
+from consumerkit.transports.partitioner import partition_of
 
 _NOTHING: Final[Mapping[str, Mapping[int, int]]] = MappingProxyType({})
 
@@ -106,7 +106,7 @@ def _of_its_own(origin: Origin) -> str:
 
 
 def _partition(key: bytes | None, offset: int, partitions: int) -> int:
-    return offset % partitions if key is None else (murmur2(key) & 0x7FFFFFFF) % partitions
+    return offset % partitions if key is None else partition_of(key, partitions)
 
 
 def _message(letter: Letter, target: TopicInfo, offset: int, topic_id: str, partition: int | None = None) -> Message:

@@ -20,7 +20,7 @@ from consumerkit.engine.transaction import failures
 from consumerkit.redrive.importing.insert import Entry, LedgerMoved, Register
 from consumerkit.redrive.importing.parse import Screen, Screened
 from consumerkit.redrive.importing.report import Fate, ImportReport, Placement
-from consumerkit.storage import audit as actions
+from consumerkit.storage import audit
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Limits
 from consumerkit.storage.faults import Fault, fault_of
@@ -121,7 +121,7 @@ class Importer:
         entries = [Entry(one.line.fate, None) if one.candidate is None else next(decided) for one in screened]
         imported = sum(entry.fate.is_import for entry in entries)
         if imported and not self.register.dry_run:
-            actions.record(
+            audit.record(
                 connection,
                 ledger.tables,
                 actor=self.by,

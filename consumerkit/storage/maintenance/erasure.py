@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.storage import audit as actions
-from consumerkit.storage import fence, steps
+from consumerkit.storage import audit, fence, steps
 from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dialects import Dialect, Limits
@@ -186,7 +185,7 @@ class Erasing:
         digest = key_digest(key)
         assert digest is not None
         details = {"key_digest": digest.hex(), **counts}
-        actions.record(connection, self.tables, actor=by, action="erase", consumer=consumer, details=details)
+        audit.record(connection, self.tables, actor=by, action="erase", consumer=consumer, details=details)
 
 
 def _portions(values: Sequence[Any]) -> list[Sequence[Any]]:

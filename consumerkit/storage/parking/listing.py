@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Float, Select, and_, cast, func, select, update
 from sqlalchemy.orm import Session
 
-from consumerkit.storage import audit as actions
+from consumerkit.storage import audit
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.parking.parked import Kind
 from consumerkit.storage.tables import Tables
@@ -120,7 +120,7 @@ def make_due(session: Session, tables: Tables, selection: ParkedSelection, *, ac
     for consumer in sorted({row.consumer for row in hastened}):
         ids = sorted(row.id for row in hastened if row.consumer == consumer)
         details = {"messages": len(ids), "first": ids[:100]}
-        actions.record(
+        audit.record(
             session.connection(), tables, actor=actor, action="parked retry-now", consumer=consumer, details=details
         )
     return len(hastened)

@@ -1,4 +1,4 @@
-"""Topics in memory: append-only partitions, and the rule by which a key chooses its partition."""
+"""Topics in memory: append-only partitions."""
 
 from __future__ import annotations
 
@@ -8,28 +8,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 
 from consumerkit.message import Headers, Message, TopicPartition
-
-_MASK = 0xFFFFFFFF
-_M = 0x5BD1E995
-
-
-def murmur2(data: bytes) -> int:
-    """Return the hash by which Kafka's own producers choose a key's partition.
-
-    Example:
-        >>> murmur2(b"21") & 0x7FFFFFFF
-        1173551340
-    """
-    h = 0x9747B28C ^ len(data)
-    whole = len(data) & ~3
-    for at in range(0, whole, 4):
-        k = int.from_bytes(data[at : at + 4], "little") * _M & _MASK
-        k = (k ^ (k >> 24)) * _M & _MASK
-        h = (h * _M & _MASK) ^ k
-    if whole < len(data):
-        h = (h ^ int.from_bytes(data[whole:], "little")) * _M & _MASK
-    h = (h ^ (h >> 13)) * _M & _MASK
-    return h ^ (h >> 15)
+from consumerkit.transports.partitioner import partition_of
 
 
 class PartitionLog:
@@ -122,7 +101,7 @@ class TopicLog:
         if key is None:
             self._turn += 1
             return (self._turn - 1) % len(self.partitions)
-        return (murmur2(key) & 0x7FFFFFFF) % len(self.partitions)
+        return partition_of(key, len(self.partitions))
 
     def grow(self, partitions: int) -> None:
         """Have so many partitions from now on.

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumerkit.dead_letters.formats import Convention, Malformed, Origin, Unrecognised, read
+from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
 from consumerkit.dead_letters.formats.java_stack import place_in
-from consumerkit.engine.transaction import failures
 from consumerkit.message import LATEST, Headers, Message
 from consumerkit.outcome import Reason
 from consumerkit.storage.dead_letters.letters import DeadMessage
@@ -35,7 +35,7 @@ def ours(**changes: object) -> Message:
         "first_failed_at": NOW,
         **changes,
     }
-    sent = failures.dead_letter(DeadMessage(**facts), "dead", "credit", NOW)  # type: ignore[arg-type]
+    sent = dead_letter_format.written(DeadMessage(**facts), "dead", "credit", NOW)  # type: ignore[arg-type]
     return Message("dead", 2, 40, sent.key, sent.value, sent.headers, 1_700_000_009_000)
 
 

@@ -6,6 +6,7 @@ import psycopg.errors
 import pytest
 from sqlalchemy.exc import DBAPIError, StatementError
 
+from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.delivery import Delivery
 from consumerkit.errors import Reject, Unavailable
@@ -35,7 +36,7 @@ def database_error(kind: type[psycopg.Error], message: str) -> DBAPIError:
 
 
 def headers_of(dead: DeadMessage) -> dict[str, str]:
-    sent = failures.dead_letter(dead, "t.dlq", "credit", NOW)
+    sent = dead_letter_format.written(dead, "t.dlq", "credit", NOW)
     return {n: v.decode() for n, v in sent.headers if n.startswith("consumerkit-dlq-") and v is not None}
 
 
@@ -55,7 +56,7 @@ def test_the_words_of_a_reject_are_told_in_the_log_and_those_of_other_errors_are
 
 def test_a_dead_letter_is_the_message_with_ours_added_behind_its_headers() -> None:
     dead = failures.from_error(item(), Reason.EXHAUSTED, raised(ValueError("no")), attempts=3, first_failed_at=None)
-    sent = failures.dead_letter(dead, "t.dlq", "credit", NOW)
+    sent = dead_letter_format.written(dead, "t.dlq", "credit", NOW)
     assert (sent.topic, sent.key, sent.value) == ("t.dlq", b"key", b"\xff")
     assert sent.headers[:3] == MESSAGE.headers
     assert all(name.startswith("consumerkit-dlq-") for name, _ in sent.headers[3:])
@@ -73,7 +74,7 @@ def test_its_headers_tell_where_it_stood_and_what_went_wrong() -> None:
         "reason": "exhausted",
         "error-type": "ValueError",
         "error-message": "no",
-        "place": "tests/unit/engine/transaction/test_failures.py:28 in raised",
+        "place": "tests/unit/engine/transaction/test_failures.py:29 in raised",
         "topic": "t",
         "topic-id": "id-of-t",
         "partition": "3",
@@ -98,7 +99,7 @@ def test_an_oversized_one_goes_by_reference() -> None:
         error="too large",
         keep_value=False,
     )
-    sent = failures.dead_letter(dead, "t.dlq", "credit", NOW)
+    sent = dead_letter_format.written(dead, "t.dlq", "credit", NOW)
     assert (sent.key, sent.value) == (None, None)
     assert all(name.startswith("consumerkit-dlq-") for name, _ in sent.headers)
     found = headers_of(dead)
