@@ -1,10 +1,10 @@
-"""Waiting for an event for a limited time, so that a cancellation always ends it."""
+"""The three waits: until an event is set, for the first of several things, and for work that is never cancelled."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
 _LEAST: Final = 1.0
 
@@ -25,6 +25,49 @@ async def wait_until_set(event: asyncio.Event, within: float | None) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def wait_for_first(*ends: asyncio.Event | asyncio.Future[Any], within: float | None) -> None:
+    """Wait until one of these events is set, one of these futures is done, or so many seconds are over.
+
+    The futures are not cancelled, and their errors are not raised. None waits however long it takes.
+
+    Example:
+        >>> asyncio.run(wait_for_first(asyncio.Event(), asyncio.Event(), within=0.01))
+    """
+    waits = [asyncio.ensure_future(end.wait()) for end in ends if isinstance(end, asyncio.Event)]
+    futures = [end for end in ends if not isinstance(end, asyncio.Event)]
+    try:
+        await asyncio.wait([*waits, *futures], timeout=within, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def wait_uncancelled(work: asyncio.Future[Any], within: float | None) -> bool:
+    """Wait for `work` without ever cancelling it, and put off a cancellation of our own until then.
+
+    Returns:
+        Whether it is done, within so many seconds (None: however long it takes).
+    """
+    # Else asyncio would log what nobody asks for any more, in its own words: a handler's, perhaps.
+    work.add_done_callback(_look_at)
+    loop = asyncio.get_running_loop()
+    until = None if within is None else loop.time() + within
+    cancelled = False
+    while not work.done() and (until is None or loop.time() < until):
+        try:
+            await asyncio.wait({work}, timeout=None if until is None else until - loop.time())
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return work.done()
+
+
+def _look_at(work: asyncio.Future[Any]) -> None:
+    if not work.cancelled():
+        work.exception()
 
 
 def remaining(end: float) -> float:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
+from consumerkit.concurrency import wait_for_first
 from consumerkit.errors import StartError
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
@@ -271,14 +271,8 @@ class Relay:
 
     async def _sleep(self, seconds: float, *until: asyncio.Task[None]) -> None:
         """Wait until somebody writes to the outbox, the time is over, the relay stops, or one of `until` is done."""
-        waits = [asyncio.ensure_future(self._written.wait()), asyncio.ensure_future(self._stopping.wait())]
-        ends: list[asyncio.Future[Any]] = [*waits, *until]
-        await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await wait_for_first(self._written, self._stopping, *until, within=seconds)
         self._written.clear()
-        for wait in waits:
-            wait.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*waits)
 
     def stop(self) -> None:
         """Have the relay end after what is under way."""

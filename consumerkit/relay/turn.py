@@ -17,6 +17,7 @@ from typing import Final
 from sqlalchemy.orm import Session
 
 from consumerkit import events
+from consumerkit.concurrency import wait_until_set
 from consumerkit.events import Announcer
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import RELAY_IDLE, Dialect, RelayHolder
@@ -92,9 +93,7 @@ class Turn:
         """Give signs of life until the turn is over or lost."""
         with suppress(TurnLost, TimeoutError):  # the next `check` raises it
             while not over.is_set():
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(over.wait(), KEPT_ALIVE)
-                if not over.is_set():
+                if not await wait_until_set(over, KEPT_ALIVE):
                     await self.check()
 
 

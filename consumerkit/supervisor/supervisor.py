@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from consumerkit.concurrency import wait_until_set
+from consumerkit.concurrency import wait_for_first, wait_until_set
 from consumerkit.observability.words import counted
 from consumerkit.supervisor.lifeline import Channel
 from consumerkit.supervisor.systemd import Notifier
@@ -308,10 +308,9 @@ def _at_a_terminal() -> bool:
 
 async def _ends(process: asyncio.subprocess.Process, event: asyncio.Event, seconds: float | None) -> bool:
     """Wait until the process has ended, the event is set, or the time is over; return whether the process has ended."""
-    waits = [asyncio.ensure_future(process.wait()), asyncio.ensure_future(event.wait())]
-    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
+    ended = asyncio.ensure_future(process.wait())
+    await wait_for_first(ended, event, within=seconds)
+    ended.cancel()
     return process.returncode is not None
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumerkit import events, failpoints
-from consumerkit.concurrency import remaining
+from consumerkit.concurrency import remaining, wait_for_first
 from consumerkit.engine.engine import Engine as HandlerEngine
 from consumerkit.engine.lanes.executor import HandlerHalted
 from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError, Unavailable
@@ -417,14 +417,11 @@ class Worker:
         """
         await self.start()
         assert self._failed is not None
-        waiting = asyncio.create_task(stopping.wait())
-        ends: set[asyncio.Future[Any]] = {waiting, self._failed}
         try:
             with seldom_collected():
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                await wait_for_first(stopping, self._failed, within=None)
             failure = self._failed.exception() if self._failed.done() else None
         finally:
-            waiting.cancel()
             finished = await self.stop()
         if failure is not None:
             raise failure

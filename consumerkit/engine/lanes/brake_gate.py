@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from consumerkit import events
+from consumerkit.concurrency import wait_for_first
 from consumerkit.engine.lanes.partition_brakes import PartitionBrakes, is_unreadable
 from consumerkit.engine.transaction.receipt import Receipt
 from consumerkit.events import Announcer
@@ -107,12 +107,7 @@ class BrakeGate:
         return any(self._turns.get(other, 0) < turn for other in self._waiting)
 
     async def _wait(self, interrupted: asyncio.Event, seconds: float) -> None:
-        waits = [asyncio.ensure_future(self._released.wait()), asyncio.ensure_future(interrupted.wait())]
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for one in waits:
-            one.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*waits)
+        await wait_for_first(self._released, interrupted, within=seconds)
         interrupted.clear()
 
     def leave(self, lane: object) -> None:

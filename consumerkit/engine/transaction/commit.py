@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -93,29 +93,3 @@ def _contained(leaf: BaseException) -> Exception:
     made = RuntimeError(f"the handler raised {type(leaf).__name__}")
     made.__cause__ = leaf
     return made
-
-
-async def settled(work: asyncio.Future[Any], seconds: float | None) -> bool:
-    """Wait for `work` without ever cancelling it, and put off a cancellation of our own until then.
-
-    Returns:
-        Whether it is done.
-    """
-    # Else asyncio would log what nobody asks for any more, in its own words: a handler's, perhaps.
-    work.add_done_callback(_look_at)
-    loop = asyncio.get_running_loop()
-    until = None if seconds is None else loop.time() + seconds
-    cancelled = False
-    while not work.done() and (until is None or loop.time() < until):
-        try:
-            await asyncio.wait({work}, timeout=None if until is None else until - loop.time())
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    return work.done()
-
-
-def _look_at(work: asyncio.Future[Any]) -> None:
-    if not work.cancelled():
-        work.exception()

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
+from consumerkit.concurrency import wait_uncancelled
 from consumerkit.engine.transaction.batch import Batch, Flush
 from consumerkit.engine.transaction.commit import (
     being_cancelled,
@@ -25,7 +26,6 @@ from consumerkit.engine.transaction.commit import (
     closing_in_thread,
     keeping,
     raise_contained,
-    settled,
 )
 from consumerkit.engine.transaction.fresh_context import FreshContexts, in_context
 from consumerkit.engine.transaction.guard import guard
@@ -174,12 +174,12 @@ class AsyncUnitOfWork:
         # One turn of the loop puts COMMIT on its way.
         await asyncio.sleep(0)
         reach("commit_sent")
-        if await settled(commit, self._deadline):
+        if await wait_uncancelled(commit, self._deadline):
             seen.conclude(name, commit.result())
             return
         commit.cancel()
         # psycopg asks the server to cancel, for 5 s, before it lets go; until then the session cannot be closed.
-        await settled(commit, 10.0)
+        await wait_uncancelled(commit, 10.0)
         late = f"commit() did not return within {self._deadline:g} s"
         if seen.durable:
             seen.tell(name, TimeoutError(late))
@@ -221,7 +221,7 @@ class SyncUnitOfWork:
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._threads, self._run, batch)
         # A thread cannot be cancelled; a cancelled lane waits for it, and the watchdog ends a process that is stuck.
-        await settled(work, None)
+        await wait_uncancelled(work, None)
         work.result()
         batch.stages.over("commit")
         return batch.receipt()
