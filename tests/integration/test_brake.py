@@ -1,15 +1,18 @@
 """Poison and outage are told apart: an outage empties no topic into the dead letters, and poison stops nothing."""
 
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 
 from consumerkit import Message, Ordering, Retry, exponential, fixed
+from consumerkit.engine.lanes.lane import Lane
 from consumerkit.engine.lanes.partition_brakes import PartitionBrakes
 from consumerkit.events import AttemptFailed, BrakeOff, BrakeOn, PartitionInDoubt
+from consumerkit.message import TopicPartition
 from consumerkit.policies.brake import Brake
-from tests.integration.payments import BatchTrial, PaymentStage, PlainTrial, Trial
+from tests.integration.payments import TOPIC, BatchTrial, PaymentStage, PlainTrial, Trial
 from tests.integration.stage import Stage, payment
 from tests.services import PostgresServer
 
@@ -262,4 +265,35 @@ async def test_what_is_set_aside_of_a_slowed_partition_goes_before_what_comes_la
         await run.until(payments.has("first", "second"), "both")
     assert early
     assert payments.effects() == ["first", "second"]
+    payments.check()
+
+
+async def test_what_is_given_again_of_a_slowed_partition_goes_before_what_was_set_aside_while_it_ran(
+    payments: PaymentStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at what is set aside falls due right after a transaction has failed."""
+    admits, turn = PartitionBrakes.admits, Lane._turn
+    early, restored = list[Message](), list[list[int]]()
+
+    def but_once(brakes: PartitionBrakes, message: Message) -> bool:
+        if message.header("message-id") == b"p-second" and not early:
+            early.append(message)
+            return False
+        return admits(brakes, message)
+
+    async def and_look(lane: Lane, messages: Sequence[Message]) -> None:
+        await turn(lane, messages)
+        if early and not restored:
+            restored.append([message.offset for message in messages])
+            lane.restore(TopicPartition(TOPIC, 0))
+
+    monkeypatch.setattr(PartitionBrakes, "admits", but_once)
+    monkeypatch.setattr(Lane, "_turn", and_look)
+    payments.send("beside", key=b"other")
+    payments.send("first", "fail:1", key=b"k")
+    payments.send("second", key=b"k")
+    async with payments.run(Trial(concurrency=1)) as run:
+        await run.until(payments.has("beside", "first", "second"), "all")
+    assert restored == [[0, 1]]
+    assert payments.effects() == ["beside", "first", "second"]
     payments.check()

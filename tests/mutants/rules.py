@@ -335,6 +335,17 @@ MUTANTS = (
         "['second', 'first'] == ['first', 'second']",
     ),
     Mutant(
+        "L26",
+        "what is given again of a slowed partition goes before what was set aside while it ran",
+        "consumerkit/engine/lanes/lane.py",
+        "            if name in self._aside:\n                self._set_aside(name, message)\n            else:\n"
+        "                self.waiting.appendleft(message)\n",
+        "            self.waiting.appendleft(message)\n",
+        f"{INTEGRATION}/test_brake.py"
+        "::test_what_is_given_again_of_a_slowed_partition_goes_before_what_was_set_aside_while_it_ran",
+        "['second', 'beside', 'first'] == ['beside', 'first', 'second']",
+    ),
+    Mutant(
         "offsets",
         "what was dropped twice is read from the first that is missing",
         "consumerkit/engine/partitions/offsets.py",

@@ -171,8 +171,7 @@ class Lane:
             if partition is None or partition.is_leaving:
                 stale.append(message)
             elif partition.ready and (partition.name in self._aside or not self._gate.partitions.admits(message)):
-                # What was set aside before it goes first, even where this one would be admitted by now; but one that is
-                # given again, after its transaction failed, stood before what was set aside while it ran.
+                # What was set aside before it goes first, even where this one would be admitted by now.
                 self._set_aside(partition.name, message)
                 self._look_again(partition.name, self._gate.partitions.wait(message))
             elif partition.ready and partition.isolated:
@@ -188,6 +187,19 @@ class Lane:
         if stale:
             self._partitions.dropped(stale)
         return taken
+
+    def _give_again(self, messages: Sequence[Message]) -> None:
+        """Put messages back to the front after their transaction failed.
+
+        What was set aside of their partition while they ran comes after them. So they join it, because it is put back
+        to the front at any moment.
+        """
+        for message in reversed(messages):
+            name = TopicPartition(message.topic, message.partition)
+            if name in self._aside:
+                self._set_aside(name, message)
+            else:
+                self.waiting.appendleft(message)
 
     def _set_aside(self, partition: TopicPartition, message: Message) -> None:
         """Keep a message for later, in the order of the log."""
@@ -244,7 +256,7 @@ class Lane:
             again = self._executor.unfinished
         finally:
             self._executor.end()
-        self.waiting.extendleft(reversed(again))
+        self._give_again(again)
         # A lane whose handlers never really wait must let the others and the fetching go on.
         await asyncio.sleep(0)
 
