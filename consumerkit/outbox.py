@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.handlers.codecs import Codec, Json
 from consumerkit.handlers.context import check_publication, encoded_headers
+from consumerkit.observability.traces import carried_on, current_headers
 from consumerkit.storage import outbox as table
 from consumerkit.storage.location import located_for
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
@@ -69,7 +70,7 @@ def publish(
         value: The record's value, encoded by `codec`; bytes are sent as they are, None is a tombstone.
         id: The message ID, sent as the header `message-id`; a random one where None. Give one that is derived from
             the request if the request itself may be repeated.
-        headers: Further headers.
+        headers: Further headers. Where a span of OpenTelemetry is current, its trace goes on in headers of its own.
         codec: How to encode `value`.
         tables: The table definitions, if they are not the default ones. Without a schema, the message goes where the
             session's search path finds the tables at this moment, which is asked first; with one, nothing is asked.
@@ -91,7 +92,10 @@ def publish(
         topic,
         key.encode() if isinstance(key, str) else key,
         None if value is None else codec.encode(value),
-        (*encoded_headers(headers), (table.MESSAGE_ID_HEADER, name.encode())),
+        (
+            *carried_on(encoded_headers(headers), current_headers()),
+            (table.MESSAGE_ID_HEADER, name.encode()),
+        ),
     )
 
     def append(sync: Session) -> str:

@@ -23,6 +23,7 @@ NUMBERS: Final = (
     "stall_timeout",
     "retention",
     "payload_retention",
+    "tracing",
 )
 _SAME_NAME: Final = (
     "group",

@@ -104,6 +104,7 @@ class Settings(BaseSettings):
     stall_timeout: Seconds | None = None
     retention: Lasting = None
     payload_retention: Lasting = None
+    tracing: bool | None = None
 
     _origins: Origins = PrivateAttr(default_factory=Origins)
 

@@ -98,7 +98,7 @@ class LaneSteps:
         return None if first is None or first > time.monotonic() else first
 
     async def prepare(
-        self, subjects: Sequence[Subject], owners: Owners, surroundings: Callable[[], Surroundings]
+        self, subjects: Sequence[Subject], owners: Owners, surroundings: Callable[[bytes], Surroundings]
     ) -> list[Prepared]:
         """Run `prepare` for messages that the ledger does not know.
 
@@ -107,7 +107,7 @@ class LaneSteps:
         Args:
             subjects: In the order of the log, each message ID once.
             owners: By which token we own their partitions.
-            surroundings: Makes the context in which one message's code runs.
+            surroundings: Makes the context in which the code of the message with this digest runs.
 
         Returns:
             What became of each, in order; what has its order behind one that failed was not run.
@@ -157,7 +157,7 @@ class LaneSteps:
         self,
         made: list[Prepared],
         chain: Sequence[int],
-        surroundings: Callable[[], Surroundings],
+        surroundings: Callable[[bytes], Surroundings],
         *,
         alone: bool,
     ) -> None:
@@ -166,7 +166,7 @@ class LaneSteps:
             place = calls.subject.place
             error = self._failed.pop(place, None)
             if error is None:
-                task = asyncio.create_task(self._one(calls), context=surroundings())
+                task = asyncio.create_task(self._one(calls), context=surroundings(calls.subject.digest))
                 try:
                     error = await task
                 except asyncio.CancelledError:

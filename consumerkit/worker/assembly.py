@@ -22,6 +22,7 @@ from consumerkit.engine.transaction.unit_of_work import AsyncUnitOfWork, SyncUni
 from consumerkit.events import Announcer
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
+from consumerkit.observability.traces import NO_TRACES, Traces
 from consumerkit.steps import HandlerSteps, LaneSteps
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect, Limits
@@ -63,6 +64,35 @@ class InTurn:
         self._work.close()
 
 
+class Traced:
+    """A unit of work whose batches have spans."""
+
+    def __init__(self, work: UnitOfWork, traces: Traces, declared: Declaration) -> None:
+        self._work = work
+        self._traces = traces
+        self._declared = declared
+
+    async def run(self, batch: Batch) -> Receipt:
+        """See `UnitOfWork.run`."""
+        messages = [item.message for item in batch.items]
+        batch.spans = spans = self._traces.batch(self._declared.name, self._declared.group, messages)
+        try:
+            receipt = await self._work.run(batch)
+        except BaseException as error:
+            spans.end(error)
+            raise
+        spans.end(None)
+        return receipt
+
+    async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
+        """See `UnitOfWork.dead_letter_misuse`."""
+        return await self._work.dead_letter_misuse(batch, error)
+
+    def close(self) -> None:
+        """See `UnitOfWork.close`."""
+        self._work.close()
+
+
 @dataclass(frozen=True)
 class Assembly:
     """What all engines of a worker share."""
@@ -74,6 +104,7 @@ class Assembly:
     announce: Announcer
     solitude: Exclusive = field(default_factory=Exclusive)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    traces: Traces = NO_TRACES
 
     def engine(
         self,
@@ -121,6 +152,10 @@ class Assembly:
         return self.turn if self.dialect.single_writer else nullcontext()
 
     def _work(self, declared: Declaration, lot: ParkingLot, number: int, steps: HandlerSteps | None) -> UnitOfWork:
+        work = self._untraced(declared, lot, number, steps)
+        return work if self.traces is NO_TRACES else Traced(work, self.traces, declared)
+
+    def _untraced(self, declared: Declaration, lot: ParkingLot, number: int, steps: HandlerSteps | None) -> UnitOfWork:
         work = self._unit_of_work(declared, lot, number)
         if self.dialect.single_writer:
             work = InTurn(work, self.turn)

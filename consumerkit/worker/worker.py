@@ -29,6 +29,7 @@ from consumerkit.handlers.handler import AnyHandler
 from consumerkit.maintenance.expirer import Expiry
 from consumerkit.maintenance.pruner import Retention
 from consumerkit.observability.logs import LoggingObserver
+from consumerkit.observability.traces import traces_of
 from consumerkit.observability.user_code import belongs_to_the_user
 from consumerkit.observability.words import lasting
 from consumerkit.policies.duration import DAY, seconds_of
@@ -52,6 +53,8 @@ from consumerkit.worker.terms import terms_of
 from consumerkit.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
     from consumerkit.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -82,6 +85,7 @@ class Worker:
         retention: For how long the ledger remembers a processed message ID: seconds, a timedelta, or None for ever.
         payload_retention: For how long a dead letter keeps its payload after it was resolved or discarded, in the same
             form; or a `PayloadRetention`, which has spans for what is undecided, parked and unsent, too.
+        tracing: Whether each message has a span of OpenTelemetry's global tracer provider; or the provider to use.
         failpoints: For tests: read `CONSUMERKIT_FAILPOINT` from the environment.
 
     Raises:
@@ -114,6 +118,7 @@ class Worker:
         stall_timeout: float = 60.0,
         retention: float | timedelta | None = 7 * DAY,
         payload_retention: float | timedelta | PayloadRetention | None = 30 * DAY,
+        tracing: bool | TracerProvider = False,
         failpoints: bool = False,
     ) -> None:
         self.declarations: tuple[Declaration, ...] = declare_all(handlers)
@@ -130,6 +135,7 @@ class Worker:
             drain_timeout, grace = found.get("drain_timeout", drain_timeout), found.get("grace", grace)
             stall_timeout, retention = found.get("stall_timeout", stall_timeout), found.get("retention", retention)
             payload_retention = found.get("payload_retention", payload_retention)
+            tracing = found.get("tracing", tracing)
             self.declarations = configured.declarations(self.settings, self.declarations)
         if database is None or kafka is None:
             raise configured.missing("database" if database is None else "kafka")
@@ -146,6 +152,7 @@ class Worker:
         self.declarations = tuple(replace(declared, remembered=self.retention) for declared in self.declarations)
         self.payload_retention = payload_retention_of(payload_retention)
         checks.arguments(kafka, tables, observers)
+        self._traces = traces_of(tracing)
         self.grace = grace
         self.processes = 1
         self.database = Database(database, connections=checks.connections(self._lanes))
@@ -211,7 +218,9 @@ class Worker:
         """Work on these tables from now on: as configured, or under the schema in which they were found."""
         self.tables = tables
         self.dialect = dialect_for(self.database.dialect_name, tables)
-        self._assembly = Assembly(self.database, self.dialect, tables, self._limits, self._announce)
+        self._assembly = Assembly(
+            self.database, self.dialect, tables, self._limits, self._announce, traces=self._traces
+        )
 
     async def start(self) -> None:
         """Check what is outside the code, join the groups, and consume.

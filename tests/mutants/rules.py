@@ -519,4 +519,22 @@ MUTANTS = (
         f"{UNIT}/monitoring/test_metrics.py::test_work_left_is_lag_and_due_and_held_and_its_age_the_oldest",
         "(8.0, 30.0) == (10, 30.0)",
     ),
+    Mutant(
+        "monitoring",
+        "what a handler publishes goes on in its message's trace",
+        "consumerkit/engine/transaction/batch.py",
+        "        trace = self.spans.headers() if made else ()\n",
+        "        trace = ()\n",
+        f"{INTEGRATION}/test_tracing.py::test_a_message_goes_on_in_the_trace_that_its_header_names[sqlite]",
+        "not enough values to unpack",
+    ),
+    Mutant(
+        "monitoring",
+        "an attempt is linked to the one before",
+        "consumerkit/observability/traces.py",
+        "                self._traces.remember(message, span.get_span_context())\n",
+        "                pass\n",
+        f"{INTEGRATION}/test_tracing.py::test_a_retry_goes_on_in_the_trace_and_is_linked_to_the_attempt_before[sqlite]",
+        "in [",
+    ),
 )

@@ -22,6 +22,7 @@ from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Received
 from consumerkit.handlers.steps import NO_STEPS, StepCalls
 from consumerkit.message import TopicPartition
+from consumerkit.observability.traces import NO_SPANS, BatchSpans
 from consumerkit.observability.user_code import place_of_function
 from consumerkit.steps import LaneSteps
 from consumerkit.storage import outbox
@@ -63,6 +64,7 @@ class Batch:
         slowest: Seconds that the code of the slowest item took, of those that returned.
         guard: Watches over the session while the user's code holds it.
         stages: How long each stage of its transaction has taken.
+        spans: Its own, and those of its messages.
         begun_at: When its transaction began, by the monotonic clock; None while it waits for its turn.
         proof: What proves that a row of the ledger is this transaction's; see `Dialect.proof`.
         dead: What was buried, known after `Transaction.close`.
@@ -103,6 +105,7 @@ class Batch:
         self.token = uuid4().hex
         self.begun: Settings | None = None
         self.stages = Stopwatch()
+        self.spans: BatchSpans = NO_SPANS
         self.begun_at: float | None = None
         self.proof = ""
         self.dead: list[DeadMessage] = []
@@ -219,8 +222,9 @@ class Batch:
 
     def _take_publications(self, item: Item) -> None:
         made = self._publisher.publications
+        trace = self.spans.headers() if made else ()
         self.publications += [
-            failures.published(one, self._declared.name, failures.source_of(item), ordinal)
+            failures.published(one, self._declared.name, failures.source_of(item), ordinal, trace)
             for ordinal, one in enumerate(made)
         ]
         made.clear()

@@ -22,6 +22,8 @@ from consumerkit.engine.transaction.delivery import Delivery
 from consumerkit.engine.transaction.error_place import place_of
 from consumerkit.engine.transaction.item import Item
 from consumerkit.handlers.context import Publication
+from consumerkit.message import Headers
+from consumerkit.observability.traces import carried_on
 from consumerkit.outcome import Reason
 from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.outbox import MESSAGE_ID_HEADER, OutboxMessage
@@ -59,13 +61,19 @@ STALE: Final = "Stale"
 _OUR_WORDS: Final = (Reason.CONFLICT, Reason.KILLED_PROCESS, Reason.OVERSIZED, Reason.STALE, Reason.UNIDENTIFIED)
 
 
-def published(publication: Publication, consumer: str, digest: bytes | None, ordinal: int) -> OutboxMessage:
-    """Return what a handler published, with a message ID that is the same whenever the message is handled again."""
+def published(
+    publication: Publication, consumer: str, digest: bytes | None, ordinal: int, trace: Headers = ()
+) -> OutboxMessage:
+    """Return what a handler published, with a message ID that is the same whenever the message is handled again.
+
+    `trace` are headers that carry the message's trace on, unless the handler gave them itself.
+    """
     name = publication.id
     if name is None:
         seed = b"\x00".join((consumer.encode(), digest or b"", str(ordinal).encode()))
         name = blake2b(seed, digest_size=16).hexdigest()
-    headers = (*publication.headers, (MESSAGE_ID_HEADER, name.encode("utf-8", "surrogatepass")))
+    own = carried_on(publication.headers, trace) if trace else publication.headers
+    headers = (*own, (MESSAGE_ID_HEADER, name.encode("utf-8", "surrogatepass")))
     return OutboxMessage(publication.topic, publication.key, publication.value, headers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextvars import Context
 
 from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.fresh_context import FreshContexts
@@ -54,7 +55,13 @@ class WithSteps:
         if declared.prepare is None:
             prepared = self._steps.unprepared(subjects, batch.owners)
         else:
-            prepared = await self._steps.prepare(subjects, batch.owners, self._contexts.new)
+
+            def surroundings(digest: bytes) -> Context:
+                own = self._contexts.new()
+                batch.spans.follow(batch.items[chosen[digest]].message, own)
+                return own
+
+            prepared = await self._steps.prepare(subjects, batch.owners, surroundings)
         for index, one in zip(indexes, prepared, strict=True):
             batch.items[index].steps = one.calls
             if one.error is not None:

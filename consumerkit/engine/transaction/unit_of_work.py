@@ -141,12 +141,18 @@ class AsyncUnitOfWork:
         if declared.is_batch:
             if running:
                 with batch.whole(running):
-                    received, surroundings = batch.received(running), batch.batch_context(session)
-                    await in_context(self._contexts.new(), self._invoke, received, surroundings)
+                    own, received, surroundings = (
+                        self._contexts.new(),
+                        batch.received(running),
+                        batch.batch_context(session),
+                    )
+                    batch.spans.whole(running, own)
+                    await in_context(own, self._invoke, received, surroundings)
                     calls.check("handle_batch")
             return
         for item in batch.each():
             own = self._contexts.new()
+            batch.spans.enter(item, own)
             if declared.session_setup is not None:
                 await in_context(own, declared.session_setup, item.event, session)
                 calls.check("session_setup")
@@ -160,6 +166,7 @@ class AsyncUnitOfWork:
                 calls.check("handle")
             batch.guard.check()
             own.run(batch.handled_one, item, result)
+            batch.spans.leave("duplicate" if item.repeats else "processed")
             if batch.flush is Flush.PROBE:
                 await session.run_sync(transaction.probe)
                 rearm()
@@ -270,10 +277,13 @@ class SyncUnitOfWork:
         if declared.is_batch:
             if running:
                 with batch.whole(running):
-                    self._contexts.run(self._invoke, batch.received(running), batch.batch_context(session))
+                    own = self._contexts.new()
+                    batch.spans.whole(running, own)
+                    own.run(self._invoke, batch.received(running), batch.batch_context(session))
             return
         for item in batch.each():
             own = self._contexts.new()
+            batch.spans.enter(item, own)
             if declared.session_setup is not None:
                 own.run(declared.session_setup, item.event, session)
             reach("in_handler")
@@ -284,6 +294,7 @@ class SyncUnitOfWork:
                 result = own.run(self._invoke, item.event, context)
             batch.guard.check()
             own.run(batch.handled_one, item, result)
+            batch.spans.leave("duplicate" if item.repeats else "processed")
             if batch.flush is Flush.PROBE:
                 transaction.probe(session)
             elif batch.flush is Flush.EACH:
