@@ -196,7 +196,7 @@ class Engine:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.consumer.stop(), remaining(end))
         await self._assignments.settle(remaining(end))
-        # What stays of them harms nobody, and is taken out when it is old.
+        # What stays of them does no harm, and is removed when it is old.
         with suppress(Exception):
             async with asyncio.timeout(min(GIVE_BACK_TIMEOUT, remaining(end))):
                 await self._partition_store.end()

@@ -91,7 +91,7 @@ class Holding:
         if partition in self._frugal:
             self._frugal[partition] = now + FRUGAL
         self._pauses.idle(partition, since, now)
-        if partition.owner is not None or partition.adrift or now - since > TAKEN_WITHIN:
+        if partition.fencing_token is not None or partition.adrift or now - since > TAKEN_WITHIN:
             self._hold(partition, held=True)
 
     async def fetched(self) -> None:

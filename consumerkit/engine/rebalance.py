@@ -90,7 +90,7 @@ class Rebalance:
             await asyncio.wait(self._late, timeout=within)
 
     async def _drain(self, partitions: frozenset[TopicPartition]) -> int:
-        # A lane whose transaction fails meanwhile has its messages back, and must not begin them anew.
+        # A lane whose transaction fails now has its messages back, and must not begin them again.
         for name in partitions:
             if (partition := self._partitions.get(name)) is not None:
                 partition.leave()

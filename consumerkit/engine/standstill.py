@@ -1,7 +1,7 @@
 """Notices partitions whose mark does not move while more is in the log, whatever the reason.
 
 Each part of an engine tells what keeps it from its work, as far as it knows. This one looks at nothing but the outcome,
-so it also tells of what nobody foresaw.
+so it also tells of causes that no other part foresees.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Standstill:
     ) -> None:
         """Compare what is assigned of a topic with what the broker told, at a moment of the monotonic clock.
 
-        A partition of which it did not tell has no leader; where it told nothing at all, there is nothing to look at.
+        A partition that it did not tell has no leader. Where it told nothing at all, there is nothing to compare.
         """
         assigned = {one.name: one for one in partitions if one.name.topic == topic}
         for name in [name for name in self._behind if name.topic == topic and name not in assigned]:
@@ -101,7 +101,7 @@ def reason(partition: Partition, ordering: Ordering, limit: int, *, braking: boo
     known = {
         "it was stopped or lost its place, as was told before, and what was told has the way out": partition.adrift,
         "it has not been taken over; look for a worker that hangs while it holds it, and for a database or a broker "
-        "that does not answer": partition.owner is None,
+        "that does not answer": partition.fencing_token is None,
         "the brake is on, here or for all; repair what it depends on, and it goes on by itself": braking,
         full_lot(parked): parked >= limit,
         BEHIND: bool(parked and ordering is Ordering.PARTITION),

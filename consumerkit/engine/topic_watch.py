@@ -68,8 +68,8 @@ class TopicWatch:
             self._since = None
         for partition in self._partitions.owned():
             info = told.get(partition.name)
-            if info is not None and partition.topic_id != info.topic_id and partition.owner:
+            if info is not None and partition.topic_id != info.topic_id and partition.fencing_token:
                 error = f"topic {topic!r} has another ID: it was {partition.topic_id} and is {info.topic_id}"
                 # Its topic is compared with the one that its mark was made in when it is taken over again.
-                self._partitions.in_doubt({partition.name: partition.owner}, PartitionUnusable(error))
+                self._partitions.in_doubt({partition.name: partition.fencing_token}, PartitionUnusable(error))
         self._standstill.look(topic, self._partitions, told, now)

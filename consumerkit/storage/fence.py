@@ -36,16 +36,16 @@ class Taken(NamedTuple):
 
     Attributes:
         owner: The new token.
-        deaths: Owners in a row before us that neither gave the partition back nor got any further.
-        suspects: The offsets that began to run alone and left no trace, with how often.
+        crashes: Owners in a row before us that neither gave the partition back nor got any further.
+        suspect_offsets: The offsets that began to run alone and left no trace, with how often.
         standing: How far its owners before have come.
         ours: Whether the owner before was this process, so that no other has owned it since.
         new: Whether it never had an owner.
     """
 
     owner: bytes
-    deaths: int
-    suspects: dict[int, int]
+    crashes: int
+    suspect_offsets: dict[int, int]
     standing: Standing = Standing()
     ours: bool = False
     new: bool = False
@@ -130,7 +130,7 @@ def write(connection: Connection, store: Store, taken: Mapping[TopicPartition, T
     if new:
         connection.execute(insert(table), new)
     old = [
-        {**at(partition), "to_owner": one.owner, "to_deaths": one.deaths}
+        {**at(partition), "to_owner": one.owner, "to_deaths": one.crashes}
         for partition, one in taken.items()
         if not one.new
     ]
@@ -178,7 +178,7 @@ def give_back(connection: Connection, store: Store, owners: Owners) -> None:
         connection.execute(update(table).where(*mine).values(given_back=True, **_CALM), rows)
 
 
-def calm(connection: Connection, store: Store, partition: TopicPartition, owner: bytes) -> None:
+def clear_crashes(connection: Connection, store: Store, partition: TopicPartition, owner: bytes) -> None:
     """Write down that this owner got further than those that died before it."""
     _update(connection, store, partition, owner, **_CALM)
 

@@ -463,8 +463,8 @@ class Owner:
     def give_back(self) -> None:
         self.write(fence.give_back, {HERE: self.token})
 
-    def calm(self) -> None:
-        self.write(fence.calm, HERE, self.token)
+    def clear_crashes(self) -> None:
+        self.write(fence.clear_crashes, HERE, self.token)
 
     def suspect(self, **suspects: int) -> None:
         self.write(fence.suspect, HERE, self.token, {int(name[1:]): times for name, times in suspects.items()})
@@ -506,24 +506,24 @@ def test_tokens_are_never_the_same(one: Owner) -> None:
 
 def test_owners_of_which_nothing_more_was_heard_are_counted(one: Owner, two: Owner) -> None:
     one.take()
-    assert two.take().deaths == 1
-    assert one.take().deaths == 2
-    assert one.take().deaths == 2, "from oneself"
-    one.calm()
-    assert two.take().deaths == 1
+    assert two.take().crashes == 1
+    assert one.take().crashes == 2
+    assert one.take().crashes == 2, "from oneself"
+    one.clear_crashes()
+    assert two.take().crashes == 1
     two.give_back()
-    assert one.take().deaths == 0
+    assert one.take().crashes == 0
 
 
 def test_suspects_are_handed_on_until_an_owner_got_further(one: Owner, two: Owner) -> None:
     one.take()
     one.suspect(o7=1, o9=2)
-    assert two.take().suspects == {7: 1, 9: 2}
+    assert two.take().suspect_offsets == {7: 1, 9: 2}
     one.suspect(o7=3)
-    one.calm()
+    one.clear_crashes()
     one.give_back()
     assert two.take()[1:3] == (1, {7: 1, 9: 2}), "one had lost it, and its word counts no more"
-    two.calm()
+    two.clear_crashes()
     assert one.take()[1:3] == (1, {})
 
 
@@ -568,7 +568,7 @@ def test_partitions_are_taken_together_but_for_those_that_others_use(one: Owner,
     if not stand.dialect.single_writer:
         assert found.keys() == {free, new}
     assert (found[new].new, found[free].new) == (True, False)
-    assert (found[free].ours, found[free].deaths) == (True, 0)
+    assert (found[free].ours, found[free].crashes) == (True, 0)
     owned = {**tokens, **{at: taken.owner for at, taken in found.items()}}
     assert committed(one.client, lambda at: fence.count_owned(at, stand.ledger, owned)) == 4
     assert len(set(owned.values())) == 4
@@ -592,7 +592,7 @@ def test_marks_that_are_written_together_are_each_ones_own(one: Owner, two: Owne
     assert found == {("t", "id"): {3: 15, 5: 10, 6: 10}}
     committed(one.client, lambda at: fence.give_back(at, stand.ledger, owners))
     again = {at: committed(one.client, taking_of(stand, at)) for at in owners}
-    assert [taken and taken.deaths for taken in again.values()] == [0, 2, 0]
+    assert [taken and taken.crashes for taken in again.values()] == [0, 2, 0]
 
 
 def taking_of(stand: Stand, partition: TopicPartition) -> Callable[[Connection], fence.Taken | None]:

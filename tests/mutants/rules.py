@@ -235,7 +235,7 @@ MUTANTS = (
         "S14",
         "a mark rests on no lane that has begun anew",
         "consumerkit/engine/partitions/partition_store.py",
-        "                if one.name in found and one.owner != found[one.name].owner:\n",
+        "                if one.name in found and one.fencing_token != found[one.name].owner:\n",
         "                if False:\n",
         f"{UNIT}/engine/partitions/test_partition_store.py::test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not_written",
         "assert 1 == 0",

@@ -62,7 +62,7 @@ class Attempt(NamedTuple):
 
 
 class Attempts:
-    """Attempts, parks and buries single messages of one lane.
+    """Attempts, parks and dead-letters single messages of one lane.
 
     Args:
         executor: Runs a message in a transaction.
@@ -102,9 +102,9 @@ class Attempts:
         try:
             return await self._run(decided)
         finally:
-            # Whatever became of it, the process has survived it; only what a death leaves behind convicts.
+            # The process has survived this run. Only records that a death leaves behind count against a message.
             if suspected is not None:
-                suspected.suspects.pop(decided.message.offset, None)
+                suspected.suspect_offsets.pop(decided.message.offset, None)
 
     async def _run(self, decided: Decided) -> bool:
         first_failed: float | None = None
@@ -137,7 +137,7 @@ class Attempts:
         return self._executor.reserve(delivery.message)
 
     async def _suspect(self, decided: Decided) -> tuple[Decided, Partition | None]:
-        """Before a message of an isolated partition runs, write down that it does; after three deaths, give it up.
+        """Before a message of an isolated partition runs, record that it does; after three crashes, give it up.
 
         Returns:
             What is decided now, and the partition where it was written down.
@@ -146,15 +146,15 @@ class Attempts:
         partition = self._executor.partitions.of(message)
         if partition is None or not partition.isolated or not isinstance(decided.intent, Handle):
             return decided, None
-        deaths = partition.suspects.get(message.offset, 0)
-        if deaths >= POISON_AFTER:
-            return Decided(decided.delivery, DeadLetter(failures.poison(decided.delivery, deaths))), None
-        partition.suspects[message.offset] = deaths + 1
+        crashes = partition.suspect_offsets.get(message.offset, 0)
+        if crashes >= POISON_AFTER:
+            return Decided(decided.delivery, DeadLetter(failures.poison(decided.delivery, crashes))), None
+        partition.suspect_offsets[message.offset] = crashes + 1
         await self._executor.backoff.keep_trying(lambda: self._partition_store.suspect(partition))
         return decided, partition
 
     async def _wait_in_place(self, delivery: Delivery, error: Exception, wait: float, since: datetime) -> None:
-        """Wait for the next attempt; where the lane must give up meanwhile, park, so that the attempts are kept."""
+        """Wait for the next attempt; where the lane must give up before, park, so that the attempts are kept."""
         try:
             await self._executor.backoff.pause(wait)
         except Interrupted:
@@ -237,7 +237,7 @@ class Attempts:
             letter = failures.poison(decided.delivery, parked.deliveries - 1)
             return await self._retry(Decided(decided.delivery, DeadLetter(letter)), parked)
         partition = self._executor.partitions.get((parked.message.topic, parked.message.partition))
-        if partition is None or partition.owner is None:
+        if partition is None or partition.fencing_token is None:
             raise Interrupted
         if not parked.deliveries and parked.id > partition.crash_watermark:
             # As for a fresh message, a first death is needed before runs are counted.
@@ -246,7 +246,7 @@ class Attempts:
         try:
             return await self._retry(decided, parked)
         except Interrupted:
-            # The process has survived this run: only what a death leaves behind convicts.
+            # The process has survived this run. Only records that a death leaves behind count against a message.
             with suppress(Exception):
                 await self._partition_store.deliver(partition, parked, begins=False)
             raise
@@ -264,7 +264,7 @@ class Attempts:
 
     async def _deliver(self, partition: Partition, parked: ParkedMessage) -> None:
         """Write down that a run begins."""
-        owner = partition.owner or b""
+        owner = partition.fencing_token or b""
         try:
             await self._executor.backoff.keep_trying(
                 lambda: self._partition_store.deliver(partition, parked, begins=True), unless=(Fenced,)
@@ -318,7 +318,7 @@ class Attempts:
         for run in count():
             batch = self._executor.batch([decided])
             if owners is not None and batch.owners != owners:
-                # Taken anew since the decision was made: what was ahead of it may be gone, or more may be.
+                # Taken over again since the decision: what was ahead of it may be gone, or there may be more.
                 raise Interrupted
             owners = batch.owners
             try:

@@ -91,7 +91,7 @@ class Backoff:
                 return
 
     def over(self) -> None:
-        """Take note that work is done again."""
+        """Record that work is done again."""
         if self._since is not None:
             seconds = time.monotonic() - self._since
             self._announce(events.TroubleOver(where=self._where, seconds=seconds))

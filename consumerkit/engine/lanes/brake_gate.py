@@ -168,7 +168,7 @@ class BrakeGate:
                 self._announce(events.BrakeOff())
 
     def failed(self, message: Message) -> None:
-        """Take note of a message that failed and will be tried again."""
+        """Record a message that failed and will be tried again."""
         self._failed.pop(origin(message), None)
         self._failed[origin(message)] = self._successes
         if len(self._failed) > REMEMBERED:

@@ -110,9 +110,9 @@ class Executor:
             name = TopicPartition(item.message.topic, item.message.partition)
             if name not in owners:
                 partition = self.partitions.get(name)
-                if partition is None or partition.owner is None:
+                if partition is None or partition.fencing_token is None:
                     raise Interrupted
-                owners[name] = partition.owner
+                owners[name] = partition.fencing_token
         batch = Batch(items, self.declared, owners, flush=flush, knows=self.partitions.knows)
         batch.lane = self._sequence.lane
         for item in items:
@@ -122,7 +122,7 @@ class Executor:
             if partition is None:
                 raise Interrupted
             if partition.advances(item.message):
-                batch.calms[partition.name] = owners[partition.name]
+                batch.clears[partition.name] = owners[partition.name]
             if item.message.offset < partition.end:
                 item.taken_at = partition.taken_at
             if item.message.offset < partition.forgotten_below:
@@ -146,8 +146,8 @@ class Executor:
                 self._sequence.leave()
             if isinstance(error, CommitsLost) and batch.lane == self._sequence.lane:
                 self.partitions.commits_lost(error)
-            # Nothing more may begin for these partitions until they were taken over anew, which waits for whatever of
-            # this transaction may still land.
+            # Nothing more may begin for these partitions until they are taken over again. That waits for whatever
+            # of this transaction may still land.
             self.partitions.in_doubt(batch.owners, error)
             raise Interrupted from error
         finally:
@@ -212,7 +212,7 @@ class Executor:
         self._spend(item for item in batch.items if id(item.dead) in written)
 
     async def _dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> None:
-        """Bury the messages whose claims a handler committed by itself.
+        """Dead-letter the messages whose claims a handler committed by itself.
 
         Raises:
             Interrupted: That is done; but the database has lost commits, so that nothing more may begin.

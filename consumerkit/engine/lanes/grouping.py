@@ -1,4 +1,4 @@
-"""Claim, handle, retry, bury: what becomes of the messages that a lane holds. The order here is correctness.
+"""Claim, handle, retry, dead-letter: what becomes of the messages that a lane holds. The order here is correctness.
 
 A batch that fails is rolled back whole. Where the failure is one message's, those before it are run again as a batch,
 then it alone, then the others. Where no message can be blamed, the batch is run once more with a flush after each

@@ -179,7 +179,7 @@ class Lane:
                 (waiting.appendleft if taken else taken.append)(message)
                 break
             elif partition.ready:
-                if partition.deaths > 1:
+                if partition.crashes > 1:
                     size = min(size, CAREFUL_SIZE)
                 taken.append(message)
             else:

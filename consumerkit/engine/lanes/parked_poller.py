@@ -93,7 +93,7 @@ class ParkedPoller:
     def _hand_out(self, parked: ParkedMessage) -> bool:
         message = parked.message
         partition = self._partitions.get((message.topic, message.partition))
-        if partition is None or partition.owner is None:
+        if partition is None or partition.fencing_token is None:
             return False
         # Whoever put it there, as a redrive does: it blocks its key from now on.
         partition.park(message, parked.id)

@@ -80,7 +80,7 @@ class Suspects:
             del self._seen[next(iter(self._seen))]
 
     def _others(self, at: Origin, kind: str, now: int) -> bool:
-        """Take note of a failure; return whether others failed in this way, and none succeeded since."""
+        """Record a failure; return whether others failed in this way, and none succeeded since."""
         if now != self._since:
             self._since = now
             self._failed.clear()

@@ -49,11 +49,11 @@ class Budget:
         return self._paused or self._in_hand >= self.limit
 
     def took(self, amount: int) -> None:
-        """Take note of fetched messages."""
+        """Count fetched messages."""
         self._in_hand += amount
 
     def gave_back(self, amount: int) -> None:
-        """Take note of messages that are finished or dropped."""
+        """Count messages that are finished or dropped."""
         self._in_hand -= amount
         self._changed.set()
 

@@ -1,4 +1,4 @@
-"""Keeps the position: marks in the database, then offsets in Kafka; in the background, since nobody waits for it."""
+"""Keeps the position: marks in the database, then offsets in Kafka, in the background."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST_WAIT: Final = 10.0
 CHECKED_EVERY: Final = 5.0
 TOUCHED_EVERY: Final = 86_400.0
 # What the broker is believed to have is committed again this often: a client may send a commit of an earlier assignment
-# late, under the new one, which takes the offset of an idle partition back for as long as nobody commits it.
+# late, under the new one, which takes the offset of an idle partition back until somebody commits it again.
 REPEATED_EVERY: Final = 30.0
 
 
@@ -110,7 +110,7 @@ class Committer:
     async def mark_last(self, names: Iterable[TopicPartition]) -> None:
         """Write down how far partitions have come that are given back."""
         found = [one for name in names if (one := self._partitions.get(name)) is not None]
-        moved = [one for one in found if one.owner is not None and one.offsets.position != one.mark]
+        moved = [one for one in found if one.fencing_token is not None and one.offsets.position != one.mark]
         if moved:
             await self._partition_store.mark(moved)
 
@@ -129,7 +129,7 @@ class Committer:
         found = {}
         for name in names:
             partition = self._partitions.get(name)
-            if partition is None or partition.owner is None or partition.mark is None:
+            if partition is None or partition.fencing_token is None or partition.mark is None:
                 continue
             if again or partition.mark != partition.offsets.committed:
                 found[name] = self._partition_store.position(partition, partition.mark)

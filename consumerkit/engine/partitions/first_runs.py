@@ -1,7 +1,7 @@
 """Decides where a handler's first run on a topic begins, once for all partitions that the topic then has.
 
 Decided partition by partition, whenever one is first taken, a first run would pass over what came into a partition
-between its making and its discovery, or would run what is old in one that nobody had taken before a crash.
+between its making and its discovery, or would run old messages in one that no worker had taken before a crash.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class FirstRuns:
         self._records: dict[Topic, Record] = {}
 
     def unknown(self, topics: Iterable[Topic]) -> set[Topic]:
-        """Return those of the topics of which it is not known yet where a first run begins."""
+        """Return the topics whose first run is not decided yet."""
         return set(topics) - self._records.keys()
 
     async def learn(self, topic: Topic) -> None:

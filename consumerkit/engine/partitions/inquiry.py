@@ -64,7 +64,7 @@ class Inquiry:
     async def ask(self, names: Sequence[TopicPartition]) -> Asked:
         """Ask about partitions; before the fences are taken, since the broker may be slow.
 
-        Those of which it does not tell are left out, and so are those for which a first run is not decided.
+        Leaves out those that the broker does not tell, and those whose first run is not decided.
         """
         at = time.monotonic()
         if not names:
@@ -124,5 +124,5 @@ class Inquiry:
         return False
 
     def forget(self, name: TopicPartition) -> None:
-        """Take note that a partition is not assigned any more."""
+        """Record that a partition is not assigned any more."""
         self._standings.pop(name, None)

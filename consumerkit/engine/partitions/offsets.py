@@ -133,7 +133,7 @@ class OffsetTracker:
         """The offset to commit: all below it are finished; None where nothing was delivered and no start is known."""
         with self._lock:
             pending, done = self._pending, self._done
-            following = self._next  # before `pending` is looked at, since more may be delivered meanwhile
+            following = self._next  # before `pending` is looked at, since more may be delivered at the same time
             while pending and pending[0] in done:
                 done.remove(pending.popleft())
             return pending[0] if pending else following

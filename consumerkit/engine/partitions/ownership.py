@@ -2,7 +2,7 @@
 
 A worker that finds another's token may be a zombie, or the rightful owner whose predecessor came back. It takes the
 partition back only after Kafka has accepted an offset commit of its assignment: else two owners would alternate for
-ever. Where somebody else has owned it meanwhile, or the database has lost something, it forgets what it has in hand,
+ever. Where another worker has owned it in between, or the database has lost something, it forgets what it has in hand,
 and reads again from the mark.
 """
 
@@ -32,7 +32,8 @@ from consumerkit.transports.base import Consumer
 # A zombie's transactions end within their own limits; a shorter wait lets the other partitions have their turn.
 FENCE_WAIT: Final = 2.0
 LONGEST_WAIT: Final = 10.0
-# So many are taken in one transaction. Meanwhile nobody else may begin with any of them, and what is parked is read.
+# So many are taken in one transaction. Until it ends no other worker may begin with any of them, and what is parked is
+# read.
 AT_ONCE: Final = 100
 # How often a partition that cannot be used is looked at again: a person may have moved its mark.
 STOPPED_FOR: Final = 5.0
@@ -106,7 +107,7 @@ class Ownership:
         waiting = [name for name in wanted if name not in failed]
         if waiting and not await self._tried(waiting[:1], asked, wait=FENCE_WAIT):
             failed.append(waiting[0])
-        failed += [name for name in list(self._partitions.to_clear) if not await self._calm(name)]
+        failed += [name for name in list(self._partitions.to_clear) if not await self._clear_crashes(name)]
         if failed:
             self._failures += 1
             await asyncio.sleep(self._troubles.wait)
@@ -141,11 +142,11 @@ class Ownership:
         if (partition := self._partitions.get(name)) is not None:
             self._partitions.put_last(partition)
 
-    async def _calm(self, name: TopicPartition) -> bool:
+    async def _clear_crashes(self, name: TopicPartition) -> bool:
         partition = self._partitions.get(name)
         try:
-            if partition is not None and partition.deaths:
-                await self._partition_store.calm(partition)
+            if partition is not None and partition.crashes:
+                await self._partition_store.clear_crashes(partition)
         except Exception as error:  # noqa: BLE001 - announced, and tried again
             self._troubles.tell(error)
             return False
@@ -182,7 +183,7 @@ class Ownership:
         unusable = {}
         for name, partition in partitions.items():
             begins = found.get(name)
-            # One that went meanwhile may have come back, under another assignment: then it is wanted still.
+            # One that went in the meantime may have come back, under another assignment: then it is wanted still.
             if self._partitions.get(name) is not partition:
                 continue
             if isinstance(begins, PartitionUnusable):

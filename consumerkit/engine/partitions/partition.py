@@ -44,13 +44,13 @@ class Partition:
         name: Topic and number.
         state: See `State`.
         offsets: What is in hand, and the assignment's epoch.
-        owner: The token by which the database knows us as its owner; None where it does not, or where that is in doubt.
-            Without it nothing of the partition begins.
+        fencing_token: The token by which the database knows us as its owner; None where it does not, or where that is
+            in doubt. Without it nothing of the partition begins.
         parked: The numbers of the messages that are parked, by key.
         total: How many these are.
-        deaths, suspects: See `consumerkit.storage.fence.Taken`.
-        haunted: The highest number in the lot when a partition was taken whose owner had died: one of these may have
-            killed it, so their runs are written down before they begin. What was parked since then has killed nobody.
+        crashes, suspect_offsets: See `consumerkit.storage.fence.Taken`.
+        crash_watermark: The highest number in the lot when a partition was taken over whose owner had died. One of
+            these messages may have killed it, so their runs are recorded before they begin.
         held: Whether the consumer was told to fetch nothing more of it.
         weight: Bytes that its messages in hand count for in the budget.
         began: The first offset fetched under this assignment.
@@ -69,20 +69,20 @@ class Partition:
         "adrift",
         "began",
         "crash_watermark",
-        "deaths",
+        "crashes",
         "end",
+        "fencing_token",
         "forgotten_below",
         "held",
         "mark",
         "name",
         "offsets",
         "ordering",
-        "owner",
         "parked",
         "parking_limit",
         "start",
         "state",
-        "suspects",
+        "suspect_offsets",
         "taken_at",
         "topic_id",
         "total",
@@ -94,11 +94,11 @@ class Partition:
         self.name = name
         self.state = State.ASSIGNED
         self.offsets = OffsetTracker(start.epoch, start.offset)
-        self.owner: bytes | None = None
+        self.fencing_token: bytes | None = None
         self.parked: dict[bytes | None, set[int]] = {}
         self.total = 0
-        self.deaths = 0
-        self.suspects: dict[int, int] = {}
+        self.crashes = 0
+        self.suspect_offsets: dict[int, int] = {}
         self.crash_watermark = 0
         self.began: int | None = None
         self.held = False
@@ -131,22 +131,22 @@ class Partition:
         self.weight = 0
 
     def taken(self, found: Taken, parked: dict[bytes | None, set[int]], place: StartPosition, end: int) -> None:
-        """Take note of a take-over: what was found parked, where to begin, and where the log ends."""
-        self.owner = found.owner
+        """Record a take-over: what was found parked, where to begin, and where the log ends."""
+        self.fencing_token = found.owner
         self.taken_at = time.monotonic()
         if self.state is not State.LEAVING:
             self.state = State.OWNED
         self.mark, self.start, self.end = place.offset, place.start, end
         self.forgotten_below = found.standing.forgotten_below
-        self.deaths, self.suspects = found.deaths, found.suspects
+        self.crashes, self.suspect_offsets = found.crashes, found.suspect_offsets
         self.parked = parked
         self.total = sum(map(len, parked.values()))
-        if found.deaths:
+        if found.crashes:
             self.crash_watermark = max((number for numbers in parked.values() for number in numbers), default=0)
 
     def doubt(self) -> None:
         """Begin nothing more: it is not certain that we own the partition."""
-        self.owner = None
+        self.fencing_token = None
         if self.state is not State.LEAVING:
             self.state = State.IN_DOUBT
 
@@ -173,7 +173,7 @@ class Partition:
     @property
     def ready(self) -> bool:
         """Whether new messages may begin: the fence is ours, the lot has room, and nothing ahead of all is parked."""
-        return self.owner is not None and not self.is_full and not self.waits_in_order
+        return self.fencing_token is not None and not self.is_full and not self.waits_in_order
 
     @property
     def is_full(self) -> bool:
@@ -188,13 +188,13 @@ class Partition:
     @property
     def isolated(self) -> bool:
         """Whether its messages run one at a time, alone in the process: four owners died here and got no further."""
-        return self.deaths >= ISOLATED_AFTER
+        return self.crashes >= ISOLATED_AFTER
 
     @property
-    def calm(self) -> bool:
+    def got_further(self) -> bool:
         """Whether this owner got further than those that died here."""
         position = self.offsets.position
-        if not self.deaths or self.began is None or position is None:
+        if not self.crashes or self.began is None or position is None:
             return False
         if not self.isolated:
             return position > self.began
@@ -203,7 +203,7 @@ class Partition:
 
     def advances(self, message: Message) -> bool:
         """Whether finishing this message gets a partition further in which an owner died before."""
-        return 0 < self.deaths < ISOLATED_AFTER and message.offset == self.offsets.position
+        return 0 < self.crashes < ISOLATED_AFTER and message.offset == self.offsets.position
 
     def blocked(self, message: Message) -> bool:
         """Whether a message must wait behind a parked one of its key."""
@@ -212,14 +212,14 @@ class Partition:
         return message.key in self.parked
 
     def park(self, message: Message, number: int) -> None:
-        """Take note of a message that was parked; to be told twice does no harm."""
+        """Record a message that was parked; a second call changes nothing."""
         numbers = self.parked.setdefault(message.key, set())
         if number not in numbers:
             numbers.add(number)
             self.total += 1
 
     def unpark(self, message: Message, number: int) -> None:
-        """Take note of a message that is no longer parked; to be told twice does no harm."""
+        """Record a message that is no longer parked; a second call changes nothing."""
         numbers = self.parked.get(message.key, set())
         if number in numbers:
             numbers.remove(number)

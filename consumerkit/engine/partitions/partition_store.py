@@ -139,12 +139,12 @@ class PartitionStore:
         Raises:
             CommitsLost: The database does not have all that the lanes made durable.
         """
-        held = [partition for partition in partitions if partition.owner is not None]
+        held = [partition for partition in partitions if partition.fencing_token is not None]
         written: dict[TopicPartition, Mark] = {}
 
         def marks() -> dict[TopicPartition, Mark]:
             for one in held:
-                owner, position = one.owner, one.offsets.position
+                owner, position = one.fencing_token, one.offsets.position
                 if owner is not None and position is not None and one.mark is not None:
                     written[one.name] = Mark(owner, position, one.mark, max(one.end, one.offsets.next or 0))
             return written
@@ -157,7 +157,7 @@ class PartitionStore:
             known = self.sequences.lanes()
             # In a thread: what was given up since its position was read rests on lanes that are not known any more.
             for one in held:
-                if one.name in found and one.owner != found[one.name].owner:
+                if one.name in found and one.fencing_token != found[one.name].owner:
                     del found[one.name]
             if not progress.are_kept(connection, self.lot, known):
                 raise CommitsLost("the database has lost transactions that it had acknowledged")
@@ -171,12 +171,14 @@ class PartitionStore:
         for one in held:
             if one.name in written and one.name not in gone and one.offsets is trackers[one.name]:
                 one.mark = written[one.name].offset
-        # One that was taken anew meanwhile has another token, of which this says nothing.
-        return {one.name for one in held if one.name in gone and one.owner == written[one.name].owner}
+        # One that was taken over again has another token by now, and stays as it is.
+        return {one.name for one in held if one.name in gone and one.fencing_token == written[one.name].owner}
 
     async def give_back(self, partitions: Iterable[Partition]) -> None:
         """Write down that nothing of these partitions is under way any more."""
-        owners = {partition.name: partition.owner for partition in partitions if partition.owner is not None}
+        owners = {
+            partition.name: partition.fencing_token for partition in partitions if partition.fencing_token is not None
+        }
         if owners:
             await self.run(lambda connection: fence.give_back(connection, self.lot, owners))
 
@@ -190,15 +192,15 @@ class PartitionStore:
         lanes = self.sequences.lanes()
         await self.run(lambda connection: progress.touch_lanes(connection, self.lot, lanes))
 
-    async def calm(self, partition: Partition) -> None:
+    async def clear_crashes(self, partition: Partition) -> None:
         """Write down that this owner got further than those that died before it."""
-        if (owner := partition.owner) is not None:
-            await self.run(lambda connection: fence.calm(connection, self.lot, partition.name, owner))
-            partition.deaths, partition.suspects = 0, {}
+        if (owner := partition.fencing_token) is not None:
+            await self.run(lambda connection: fence.clear_crashes(connection, self.lot, partition.name, owner))
+            partition.crashes, partition.suspect_offsets = 0, {}
 
     async def suspect(self, partition: Partition) -> None:
         """Write down which of a partition's messages run alone, or did when a process died."""
-        owner, suspects = partition.owner or b"", dict(partition.suspects)
+        owner, suspects = partition.fencing_token or b"", dict(partition.suspect_offsets)
         await self.run(lambda connection: fence.suspect(connection, self.lot, partition.name, owner, suspects))
 
     async def deliver(self, partition: Partition, parked: ParkedMessage, *, begins: bool) -> None:
@@ -207,7 +209,7 @@ class PartitionStore:
         Raises:
             Fenced: The partition is not ours any more.
         """
-        owners = {partition.name: partition.owner or b""}
+        owners = {partition.name: partition.fencing_token or b""}
 
         def write(connection: Connection) -> None:
             if not fence.count_owned(connection, self.lot, owners):

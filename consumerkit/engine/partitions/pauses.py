@@ -46,7 +46,7 @@ class Pauses:
 
     def idle(self, partition: Partition, since: float, now: float) -> None:
         """Tell of a partition that cannot run, if what keeps it is known here and lasts."""
-        if partition.owner is None:
+        if partition.fencing_token is None:
             return
         if partition.is_full:
             self._tell(partition, full_lot(partition.total), now)

@@ -22,7 +22,7 @@ class StartPosition(NamedTuple):
         start: Where the consumer's first run began.
         remark: What people should know about it, or None.
         alarming: Whether the remark tells of something lost.
-        intact: Whether this worker may go on with what it has in hand: nobody else has owned the partition meanwhile,
+        intact: Whether this worker may go on with what it has in hand: no other worker has owned the partition since,
             and the database has all that it had acknowledged.
     """
 

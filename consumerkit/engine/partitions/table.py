@@ -187,7 +187,7 @@ class Partitions:
                 self.poll_due.set()
         for name in receipt.cleared:
             if (partition := self._by_name.get(name)) is not None:
-                partition.deaths = 0
+                partition.crashes = 0
         self._finish(receipt.finished)
         if receipt.published:
             self._outbox_written.set()
@@ -211,7 +211,7 @@ class Partitions:
                 partition.weight -= size
                 if partition.held and partition.ready:
                     self.settle(partition)
-                if partition.deaths and partition.calm:
+                if partition.crashes and partition.got_further:
                     self.to_clear.add(partition.name)
                     self.ownership_due.set()
         self.budget.gave_back(given_back)
@@ -231,14 +231,18 @@ class Partitions:
         """
         for name, token in owners.items():
             partition = self._by_name.get(name)
-            if partition is not None and partition.owner == token:
+            if partition is not None and partition.fencing_token == token:
                 partition.doubt()
                 self._announce(events.PartitionInDoubt(partition=name, error=failures.described(error)))
                 self.ownership_due.set()
 
     def fenced(self, names: Collection[TopicPartition], error: Exception) -> None:
         """Record partitions that the database says another worker owns."""
-        owners = {name: one.owner for name in names if (one := self._by_name.get(name)) is not None and one.owner}
+        owners = {
+            name: one.fencing_token
+            for name in names
+            if (one := self._by_name.get(name)) is not None and one.fencing_token
+        }
         self.in_doubt(owners, error)
 
     def commits_lost(self, error: CommitsLost) -> None:

@@ -50,7 +50,7 @@ class Batch:
     Attributes:
         items: In the order of the log; cut short where `batch_time` ran out.
         owners: By which token we own each of the items' partitions.
-        calms: Those of them that this batch gets further than owners that died before.
+        clears: Those of them that this batch gets further than owners that died before.
         lane: The lane that runs it, as it stands.
         knows: Tells whether we know of a parked message.
         flush: When the session is flushed.
@@ -67,12 +67,12 @@ class Batch:
         spans: Its own, and those of its messages.
         begun_at: When its transaction began, by the monotonic clock; None while it waits for its turn.
         proof: What proves that a row of the ledger is this transaction's; see `Dialect.proof`.
-        dead: What was buried, known after `Transaction.close`.
+        dead: The dead letters, known after `Transaction.close`.
         clashes: Messages that were parked beside another one that names the same place, known then, too.
         preparing: What runs the steps of its messages, until that is done.
         unprepared: Whether `prepare` has failed for the message at `current`, so that no transaction began.
         sound: Whether the transaction was found in order after the user's code had failed.
-        convicted: Items that were buried since a handler committed their claims by itself.
+        misused: Items that became dead letters since a handler committed their claims by itself.
         recalled: What the handler returned, as JSON, for messages before this batch that items of it repeat.
         left: Items that were cut off, since `batch_time` ran out.
         funded: How many of the dead letters are paid by what succeeds in this transaction, instead of by tokens.
@@ -89,7 +89,7 @@ class Batch:
     ) -> None:
         self.items = items
         self.owners: Owners = owners or {}
-        self.calms: dict[TopicPartition, bytes] = {}
+        self.clears: dict[TopicPartition, bytes] = {}
         self.lane: Lane | None = None
         self.knows = knows
         self.flush = flush
@@ -234,7 +234,7 @@ class Batch:
         return self._receipt(self.items)
 
     def receipt_of_convicted(self) -> Receipt:
-        """Return what the transaction has made durable that buried `convicted`."""
+        """Return what the transaction has made durable that dead-lettered `misused`."""
         return self._receipt(self.misused)
 
     def _receipt(self, items: Sequence[Item]) -> Receipt:
@@ -250,7 +250,7 @@ class Batch:
             unpaid=tuple(item.dead for item in items if item.dead and id(item.dead) in written and not item.token),
             funded=self.funded,
             clashes=(*self.clashes, *(dead.clash for dead in self.dead if dead.clash is not None)),
-            cleared=tuple(self.calms),
+            cleared=tuple(self.clears),
             published=bool(self.publications),
             left=tuple(item.message for item in self.left),
             duplicates=_count(items, Disposition.DUPLICATE, Disposition.REPEAT),

@@ -84,7 +84,7 @@ class CommitEvidence:
             error: What came out of it.
 
         Raises:
-            CommitUnknown: COMMIT was sent, and nobody can tell what became of it.
+            CommitUnknown: COMMIT was sent, and its outcome is unknown.
             SessionUnfit: `commit()` has returned and not committed.
             BaseException: What kept COMMIT from being sent, or the server's refusal.
         """

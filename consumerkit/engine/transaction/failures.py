@@ -125,7 +125,7 @@ def from_error(
     )
 
 
-def poison(delivery: Delivery, deaths: int) -> DeadMessage:
+def poison(delivery: Delivery, crashes: int) -> DeadMessage:
     """Return the dead letter of a message that ran alone each time the process died."""
     return DeadMessage(
         message=delivery.message,
@@ -133,7 +133,7 @@ def poison(delivery: Delivery, deaths: int) -> DeadMessage:
         message_id=delivery.message_id,
         reason=Reason.KILLED_PROCESS,
         error_type="KilledProcess",
-        error=f"the process died {deaths} times while it handled this message and nothing else",
+        error=f"the process died {crashes} times while it handled this message and nothing else",
         attempts=delivery.attempt - 1,
         fingerprint=delivery.fingerprint,
         fingerprint_version=delivery.fingerprint_version,

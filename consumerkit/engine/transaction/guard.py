@@ -1,6 +1,6 @@
 """Watches over a transaction while the user's code holds its session.
 
-Claims and effects are one transaction only as long as nobody else ends it. A session that a handler committed would
+Claims and effects are one transaction only as long as no other code ends it. A session that a handler committed would
 make effects durable without the rest of the batch, and one it rolled back would go on without claims; so both are
 refused where they are tried, and `finalise` looks again at the end. A session that holds a second connection would
 commit twice, one after the other; so the second one is refused as it begins.

@@ -20,12 +20,12 @@ class Disposition(Enum):
     DEAD_LETTER = "dead letter"
     DUPLICATE = "duplicate"
     REPEAT = "repeat"
-    """A duplicate of a processed message, of which the handler is told."""
+    """A duplicate of a processed message that the handler is told about."""
     DUPLICATE_OF_DEAD = "duplicate of dead"
     RELEASE = "release"
     """A parked row that only held its key, and is to do so no longer."""
     LEAVE = "leave"
-    """A parked message that is not as it was read any more: it was tried meanwhile."""
+    """A parked message that is not as it was read any more: it was tried in between."""
 
 
 class Item:
@@ -34,12 +34,12 @@ class Item:
     Attributes:
         delivery: What was delivered; its values are repeated here.
         claimed: Whether this item inserted the claim on its ID.
-        dead: Set where the message is not to be run, but to be buried.
+        dead: Set where the message is not to be run, but to be a dead letter.
         parked: The row in the parking lot that this item comes from, where it is tried again.
-        repeats: Whether it was found to be a duplicate of a processed message, of which the handler is told.
+        repeats: Whether it was found to be a duplicate of a processed message that the handler is told about.
         number: Its number in the parking lot, once it is there.
         parking: Set where the message is not to be run now, but to be parked, or to be parked for longer.
-        hold: The row that keeps the later messages of its key waiting, where it is buried and that is declared.
+        hold: The row that keeps the later messages of its key waiting, where its dead letter holds the key.
         revived: Whether its ID was dead, and it runs all the same.
         steps: The steps of a message that may run; None where its handler has none.
         token: Whether a token of the brake is reserved for its dead letter.
@@ -114,7 +114,7 @@ class Item:
 
     @property
     def is_stale(self) -> bool:
-        """Whether it cannot be proven new, so that it is buried without a claim."""
+        """Whether it cannot be proven new, so that it becomes a dead letter without a claim."""
         return self.dead is not None and self.dead.reason is Reason.STALE
 
     @property

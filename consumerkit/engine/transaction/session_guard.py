@@ -101,7 +101,7 @@ class Guard:
 
     @property
     def broken(self) -> bool:
-        """Whether the connection may still be in a transaction of which SQLAlchemy knows nothing any more.
+        """Whether the connection may still be in a transaction that SQLAlchemy does not know any more.
 
         It takes a transaction for ended when a listener fails before COMMIT is sent.
         """
@@ -151,7 +151,7 @@ class Guard:
             )
 
     def note_settings(self, statement: str) -> None:
-        """Take note of the settings that a statement makes, as far as its text tells.
+        """Record the settings that a statement makes, as far as its text tells.
 
         Raises:
             TransactionMisused: It makes the transaction read-only, so that nothing of the batch could be written.
@@ -166,7 +166,7 @@ class Guard:
                     self.set_session = True
 
     def next_message(self) -> None:
-        """Take note that the changes so far are of other messages than those to come."""
+        """Record that the changes so far belong to other messages than those to come."""
         self._before = self._changes()
 
     def keep_apart(self) -> None:
@@ -181,7 +181,7 @@ class Guard:
         if session is None or session._flushing:  # noqa: SLF001 - there is no other way to ask
             return
         now = self._changes()
-        if now == (0, 0):  # flushed meanwhile
+        if now == (0, 0):  # flushed in between
             self._before = None
         elif now == before:
             self._before = None

@@ -69,7 +69,7 @@ class WithSteps:
                 raise one.error
 
     async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
-        """See `UnitOfWork.convict`."""
+        """See `UnitOfWork.dead_letter_misuse`."""
         return await self._work.dead_letter_misuse(batch, error)
 
     def close(self) -> None:

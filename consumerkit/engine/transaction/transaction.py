@@ -123,7 +123,7 @@ class Transaction:
             raise LedgerMoved("the ledger row of a dead message ID changed while it was claimed")
 
     def _quarantine(self, connection: Connection, batch: Batch) -> None:
-        """Bury what the ledger does not know, and may have forgotten: nobody can tell whether it was processed.
+        """Dead-letter what the ledger does not know and may have forgotten: whether it was processed is unknown.
 
         Raises:
             StaleFound: Some are so by the time of their event, and the brake was not asked: a clock may be wrong.
@@ -166,7 +166,7 @@ class Transaction:
     def _repeat(self, item: Item) -> None:
         """Have the handler told of a duplicate of a processed message, if it wants to be.
 
-        Where it failed to take it, the duplicate is parked or buried; where its key is blocked, it waits in its turn.
+        Where it failed to take it, the duplicate is parked or given up; where its key is blocked, it waits.
         Its ID's row in the ledger is the first one's.
         """
         if self._declared.on_duplicate is None:
@@ -219,8 +219,8 @@ class Transaction:
         self._revival.settle(connection, batch.items)
         ledger.keep_results(connection, batch.results)
         outbox.append(connection, ledger.tables, batch.publications)
-        for partition, owner in batch.calms.items():
-            fence.calm(connection, ledger, partition, owner)
+        for partition, owner in batch.clears.items():
+            fence.clear_crashes(connection, ledger, partition, owner)
         reach("before_finalise")
         self._finalise(connection, batch)
         reach("after_finalise")
@@ -230,7 +230,7 @@ class Transaction:
             reach("before_dead_letter_commit")
 
     def _end_handling(self, connection: Connection, batch: Batch) -> None:
-        # Where none of the handler's code ran, nobody can have ended the transaction or swallowed an error in it.
+        # Where none of the handler's code ran, no code can have ended the transaction or swallowed an error in it.
         if not batch.handled:
             return
         location.untranslated(connection, self._ledger.tables)
@@ -267,13 +267,17 @@ class Transaction:
         batch.sound = True
 
     def _dead_letter(self, connection: Connection, batch: Batch, items: Sequence[Item]) -> None:
-        buried = [item for item in items if item.disposition is Disposition.DEAD_LETTER and item.dead is not None]
-        if not buried:
+        dead_lettered = [
+            item for item in items if item.disposition is Disposition.DEAD_LETTER and item.dead is not None
+        ]
+        if not dead_lettered:
             return
-        entered = dead_letters.add(connection, self._ledger.tables, self._ledger.consumer, writing.to_enter(buried))
-        batch.dead = writing.entered(buried, entered)
+        entered = dead_letters.add(
+            connection, self._ledger.tables, self._ledger.consumer, writing.to_enter(dead_lettered)
+        )
+        batch.dead = writing.entered(dead_lettered, entered)
         if self._declared.holds_key:
-            writing.hold(buried, entered)
+            writing.hold(dead_lettered, entered)
         if self._declared.dead_letter is not None:
             topic, name, now = self._declared.dead_letter.topic, self._declared.name, datetime.now(UTC)
             batch.publications += [dead_letter_format.written(one, topic, name, now) for one in batch.dead]
@@ -310,7 +314,7 @@ class Transaction:
             self._lot.promote(connection, gone[-1][1], any_key=self._declared.ordering is Ordering.PARTITION)
 
     def _postpone(self, connection: Connection, item: Item, read: ParkedMessage, parking: ParkedMessage) -> None:
-        """Write down an attempt that failed, unless somebody else has tried the message meanwhile or taken it out."""
+        """Write down an attempt that failed, unless another worker has tried the message since, or taken it out."""
         if not self._lot.postpone(connection, read, parking):
             gone = self._lot.lock(connection, read) is None
             item.disposition = Disposition.DUPLICATE if gone else Disposition.LEAVE
@@ -324,9 +328,9 @@ class Transaction:
                 resolving.settle(connection, ledger, numbers, by, note)
 
     def dead_letter_misuse(self, session: Session, batch: Batch, error: TransactionEnded) -> None:
-        """Bury what a handler made durable by a COMMIT of its own, in a transaction of its own.
+        """Dead-letter what a handler made durable by a COMMIT of its own, in a separate transaction.
 
-        The claims of such messages are there, while nobody can tell which of their effects are: to run them again
+        The claims of such messages are there, while it is unknown which of their effects are: to run them again
         could double, and to take them for processed could lose. That is so whoever owns their partitions by now, so
         that the fence is not asked. The lane moves on as with any transaction: the mark passes these messages then,
         and were their dead letters lost with the database's last commits, only the lane would tell.
@@ -355,7 +359,7 @@ class Transaction:
     def _waiting(self, connection: Connection, batch: Batch) -> list[Item]:
         """Return the parked messages of a batch that are in the lot as they were.
 
-        Others were buried before, by a conviction of which no answer came, or are decided on by somebody else.
+        Others became dead letters before, by a COMMIT whose answer got lost, or somebody else decides on them.
         """
         parked = {origins.origin(item.message): item for item in batch.items if item.parked is not None}
         there = redriven.standing(self._lot, connection, list(parked))
@@ -386,7 +390,7 @@ class StaleFound(Exception):
 
 
 class Overtaken(Fenced):
-    """Something is parked of which this worker does not know."""
+    """Something is parked that this worker does not know."""
 
 
 def _parking(item: Item) -> ParkedMessage | None:

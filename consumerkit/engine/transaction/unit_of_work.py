@@ -55,7 +55,7 @@ class UnitOfWork(Protocol):
         """
 
     async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
-        """Bury, in a transaction of its own, what a handler committed by itself: see `Batch.convicted`."""
+        """Dead-letter, in a transaction of its own, what a handler committed by itself: see `Batch.misused`."""
         ...
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ class AsyncUnitOfWork:
         raise CommitUnknown(late)
 
     async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
-        """See `UnitOfWork.convict`."""
+        """See `UnitOfWork.dead_letter_misuse`."""
         # Not a session of the user's class: its hooks belong to what handlers do.
         async with plain_sessions.for_coroutines(self._bind)() as session:
             await session.run_sync(self._transaction.dead_letter_misuse, batch, error)
@@ -302,7 +302,7 @@ class SyncUnitOfWork:
         del held
 
     async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
-        """See `UnitOfWork.convict`."""
+        """See `UnitOfWork.dead_letter_misuse`."""
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dead_letter_misuse, batch, error)
         return batch.receipt_of_convicted()
 
@@ -322,7 +322,7 @@ def _method(declared: Declaration) -> Callable[..., Any]:
 
 
 async def _committed(session: AsyncSession) -> BaseException | None:
-    # A task out of which SystemExit comes would end the event loop.
+    # A task that raises SystemExit would end the event loop.
     try:
         await session.commit()
     except BaseException as error:  # noqa: BLE001 - judged by what is known of the transaction

@@ -1,4 +1,4 @@
-"""What a transaction writes besides the dead letter of a message that it buries."""
+"""What a transaction writes besides the dead letter of a message that it writes off."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from consumerkit.storage.origins import Origin, origin
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
 
-def to_enter(buried: Sequence[Item]) -> list[DeadMessage]:
+def to_enter(dead_lettered: Sequence[Item]) -> list[DeadMessage]:
     """Return the dead letters of items; those of redriven messages refer to the letter they came from."""
-    for item in buried:
+    for item in dead_lettered:
         if item.dead is not None and item.parked is not None and item.parked.dead_letter is not None:
             item.dead = replace(item.dead, letter=item.parked.dead_letter)
-    return [item.dead for item in buried if item.dead is not None]
+    return [item.dead for item in dead_lettered if item.dead is not None]
 
 
-def entered(buried: Sequence[Item], found: Mapping[Origin, Entered]) -> list[DeadMessage]:
+def entered(dead_lettered: Sequence[Item], found: Mapping[Origin, Entered]) -> list[DeadMessage]:
     """Return the dead letters that were entered, with what is known of them since."""
     made = []
-    for item in buried:
+    for item in dead_lettered:
         if item.dead is not None and (letter := found.get(origin(item.message))) is not None:
             history, clash = letter.history, letter.clash
             item.dead = replace(item.dead, redrives=letter.redrives, history=history, clash=clash, id=letter.id)
@@ -31,12 +31,12 @@ def entered(buried: Sequence[Item], found: Mapping[Origin, Entered]) -> list[Dea
     return made
 
 
-def hold(buried: Sequence[Item], found: Mapping[Origin, Entered]) -> None:
+def hold(dead_lettered: Sequence[Item], found: Mapping[Origin, Entered]) -> None:
     """Have items keep the later messages of their keys waiting whose dead letters were entered.
 
     Their rows refer to the letters, which have the whole message.
     """
-    for item in buried:
+    for item in dead_lettered:
         message, letter = item.message, found.get(origin(item.message))
         if letter is None or item.dead is None or message.key is None or not item.dead.reason.holds_key:
             continue

@@ -99,7 +99,7 @@ def test_the_reason_is_the_first_that_holds() -> None:
         return reason(partition, Ordering.PARTITION, 2, braking=braking)
 
     assert "not been taken over" in told(braking=True)
-    partition.owner = b"token"
+    partition.fencing_token = b"token"
     assert "nothing is fetched of it" in told()
     partition.offsets.delivered(0)
     assert "1 of its messages are in hand" in told()

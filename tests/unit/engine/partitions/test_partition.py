@@ -168,6 +168,6 @@ def test_after_a_death_what_was_in_the_lot_is_suspicious_and_what_comes_later_is
 def test_suspicion_outlasts_the_first_progress_and_another_take_over() -> None:
     made = partition(taken=False)
     made.taken(Taken(b"o" * 16, 1, {}), {b"k": {9}}, StartPosition(0, 0), 0)
-    made.deaths = 0
+    made.crashes = 0
     made.taken(Taken(b"p" * 16, 0, {}), {b"k": {9, 12}}, StartPosition(0, 0), 0)
     assert made.crash_watermark == 9

@@ -51,7 +51,7 @@ async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_the
         row = {"consumer": 1, "lane": lane.id, "sequence": lane.sequence}
         connection.execute(insert(DEFAULT_TABLES.lane_progress).values(row))
     assert taken is not None
-    partition.owner, partition.mark = taken.owner, 0
+    partition.fencing_token, partition.mark = taken.owner, 0
     partition.offsets.delivered(0)
 
     async def run(work: Callable[[Connection], Any]) -> Any:
@@ -73,14 +73,14 @@ async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one(engi
         taken = fence.take(connection, Store(DEFAULT_TABLES, dialect, 1), AT, wait=0)
         progress.begin(connection, Store(DEFAULT_TABLES, dialect, 1), {AT: Begun("id", mark=0, start=0, end=0)}, ago=0)
     assert taken is not None
-    partition.owner, partition.mark = b"somebody's before" + taken.owner, 0
+    partition.fencing_token, partition.mark = b"somebody's before" + taken.owner, 0
     anew = True
 
     async def run(work: Callable[[Connection], Any]) -> Any:
         with engine.begin() as connection:
             found = work(connection)
         if anew:
-            partition.owner = taken.owner
+            partition.fencing_token = taken.owner
         return found
 
     ours = fences(run, list)
@@ -88,7 +88,7 @@ async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one(engi
     partition.offsets.finished(0)
     assert await ours.mark([partition]) == set()
     assert partition.mark == 0
-    partition.owner, anew = b"somebody's before" + taken.owner, False
+    partition.fencing_token, anew = b"somebody's before" + taken.owner, False
     assert await ours.mark([partition]) == {AT}
 
 
@@ -100,7 +100,7 @@ async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not
         taken = fence.take(connection, Store(DEFAULT_TABLES, dialect, 1), AT, wait=0)
         progress.begin(connection, Store(DEFAULT_TABLES, dialect, 1), {AT: Begun("id", mark=0, start=0, end=0)}, ago=0)
     assert taken is not None
-    partition.owner, partition.mark = taken.owner, 0
+    partition.fencing_token, partition.mark = taken.owner, 0
     partition.offsets.delivered(0)
     partition.offsets.finished(0)
 
@@ -110,7 +110,7 @@ async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not
 
     def lanes() -> list[Lane]:
         # The engine's thread: it gives the partition up, and then has its lanes begin anew.
-        partition.owner = None
+        partition.fencing_token = None
         return [Lane(lane.id, 0)]
 
     assert await fences(run, lanes).mark([partition]) == set()

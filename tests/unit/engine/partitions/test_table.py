@@ -63,7 +63,7 @@ class Table:
 
 def test_finished_messages_move_the_position_and_leave_the_budget() -> None:
     table = Table()
-    table.partition.deaths = 0
+    table.partition.crashes = 0
     table.partitions.apply(Receipt(finished=tuple(MESSAGES[:2])))
     assert table.partition.offsets.position == 7
     assert table.partition.weight == cost(MESSAGES[2])
@@ -72,7 +72,7 @@ def test_finished_messages_move_the_position_and_leave_the_budget() -> None:
 
 def test_what_was_parked_blocks_its_key_until_it_has_left() -> None:
     table = Table()
-    table.partition.deaths = 0
+    table.partition.crashes = 0
     row = Row(MESSAGES[0], 17)
     table.partitions.apply(Receipt(finished=(MESSAGES[0],), parked=(row,)))
     assert table.partition.blocked(MESSAGES[1])
@@ -89,7 +89,7 @@ def test_an_owner_that_got_further_than_those_before_has_it_written_down() -> No
     assert table.partitions.to_clear == {NAME}
     assert table.work == {"commit", "progress", "ownership"}
     table.partitions.apply(Receipt(cleared=(NAME,), published=True))
-    assert table.partition.deaths == 0
+    assert table.partition.crashes == 0
     assert "outbox" in table.work
 
 
