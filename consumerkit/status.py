@@ -91,7 +91,7 @@ def message_status(
     return session.run_sync(look) if isinstance(session, AsyncSession) else look(session)
 
 
-class Address(NamedTuple):
+class IdPlace(NamedTuple):
     """Where an ID is looked for: under which handler's name, and by which of the ledger's keys."""
 
     handler: str
@@ -99,7 +99,7 @@ class Address(NamedTuple):
     digests: tuple[bytes, ...]
 
 
-def address_of(handler: Asked, id: tuple[Part, ...], topic: str | None) -> Address:
+def address_of(handler: Asked, id: tuple[Part, ...], topic: str | None) -> IdPlace:
     """Return where to look for an ID; see `message_status`.
 
     Raises:
@@ -110,7 +110,7 @@ def address_of(handler: Asked, id: tuple[Part, ...], topic: str | None) -> Addre
         raise ConfigurationError("message ID: give at least one part, none of them empty")
     text = "/".join(map(shown, parts))
     if isinstance(handler, str):
-        return Address(handler, text, possible_digests(*parts, scope=b"" if topic is None else topic_scope(topic)))
+        return IdPlace(handler, text, possible_digests(*parts, scope=b"" if topic is None else topic_scope(topic)))
     name, identity = getattr(handler, "name", None), getattr(handler, "message_id", None)
     label = handler.__name__ if isinstance(handler, type) else type(handler).__name__
     if not isinstance(name, str) or not isinstance(identity, Identity):
@@ -118,7 +118,7 @@ def address_of(handler: Asked, id: tuple[Part, ...], topic: str | None) -> Addre
             f"{label} does not say its name and message_id in the class; give an instance, or the name as text"
         )
     try:
-        return Address(name, text, identity.digests_of(*parts, scope=_scope(handler, label, topic)))
+        return IdPlace(name, text, identity.digests_of(*parts, scope=_scope(handler, label, topic)))
     except ValueError as error:
         raise ConfigurationError(f"{label}: {error}") from None
 

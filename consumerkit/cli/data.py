@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
 from consumerkit.cli.examples import examples
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import runner
@@ -17,7 +17,7 @@ from consumerkit.operations.erasure import Erased, erase_in
 from consumerkit.storage import audit
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.maintenance.erasure import Erasing
+from consumerkit.storage.maintenance.erasure import EraseStatements
 from consumerkit.storage.tables import DEFAULT_PREFIX
 
 app = typer.Typer(no_args_is_help=True, help="Erase what is stored of the messages of one key.")
@@ -70,8 +70,8 @@ def erase(
         raise typer.Exit(1)
 
 
-async def _erase(where: Place, key: bytes, handlers: list[str] | None, *, dry_run: bool) -> list[Erased]:
+async def _erase(where: TablesPlace, key: bytes, handlers: list[str] | None, *, dry_run: bool) -> list[Erased]:
     async with opened(where) as found:
         await found.run(our_schema.check)
-        erasing = Erasing(found.tables, dialect_for(found.database.dialect_name, found.tables))
+        erasing = EraseStatements(found.tables, dialect_for(found.database.dialect_name, found.tables))
         return await erase_in(runner(found), erasing, key, handlers, by=audit.current_user(), dry_run=dry_run)

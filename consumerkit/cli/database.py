@@ -45,7 +45,7 @@ SchemaOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Place:
+class TablesPlace:
     """Where a command's tables are: by a target, or by a URL with prefix and schema."""
 
     target: str | None
@@ -70,7 +70,9 @@ class Opened:
         return database.run_blocking(lambda session: work(session, tables))
 
 
-def place(target: str | None, url: str | None, prefix: str = DEFAULT_PREFIX, schema_name: str | None = None) -> Place:
+def place(
+    target: str | None, url: str | None, prefix: str = DEFAULT_PREFIX, schema_name: str | None = None
+) -> TablesPlace:
     """Choose between a target and a URL; each may come from the command line or from its variable.
 
     What was typed wins over what stands in a variable.
@@ -90,11 +92,11 @@ def place(target: str | None, url: str | None, prefix: str = DEFAULT_PREFIX, sch
         )
     if target and (prefix != DEFAULT_PREFIX or schema_name is not None):
         raise ConfigurationError("--prefix and --schema go with --database; a target's worker has its own tables=")
-    return Place(target, url, Tables(prefix=prefix, schema=schema_name))
+    return TablesPlace(target, url, Tables(prefix=prefix, schema=schema_name))
 
 
 @asynccontextmanager
-async def opened(where: Place, *, connect: bool = True) -> AsyncIterator[Opened]:
+async def opened(where: TablesPlace, *, connect: bool = True) -> AsyncIterator[Opened]:
     """Open a place's database; its troubles become one line.
 
     Args:
@@ -123,7 +125,7 @@ async def _located(opened: Opened) -> Opened:
     return replace(opened, tables=tables)
 
 
-async def run_checked(where: Place, work: Callable[[Session, Tables], T]) -> T:
+async def run_checked(where: TablesPlace, work: Callable[[Session, Tables], T]) -> T:
     """Run work in one transaction on a place's database, once its tables are seen to be there and up to date.
 
     Raises:

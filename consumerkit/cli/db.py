@@ -9,7 +9,7 @@ import typer
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
 from consumerkit.cli.examples import examples
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import prune
@@ -62,7 +62,7 @@ def upgrade(
     asyncio.run(_upgrade(place(target, database, prefix, schema), sql=sql))
 
 
-async def _upgrade(where: Place, *, sql: bool) -> None:
+async def _upgrade(where: TablesPlace, *, sql: bool) -> None:
     async with opened(where, connect=not sql) as found:
         if sql:
             say(our_schema.upgrade_sql(found.database.dialect_name, found.tables).rstrip())
@@ -86,7 +86,7 @@ def check(
     asyncio.run(_check(place(target, database, prefix, schema)))
 
 
-async def _check(where: Place) -> None:
+async def _check(where: TablesPlace) -> None:
     async with opened(where) as found:
         try:
             await found.run(our_schema.check)
@@ -148,7 +148,7 @@ def _reasons(by_reason: dict[str, int]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in by_reason.items())
 
 
-async def _counted(where: Place) -> dict[str, Any]:
+async def _counted(where: TablesPlace) -> dict[str, Any]:
     async with opened(where) as found:
         return await found.run(_count)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from consumerkit.cli import kafka_rules
-from consumerkit.cli.database import Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
 from consumerkit.cli.output import say
 from consumerkit.cli.target import TargetArgument, given
 from consumerkit.cli.target import opened as opened_target
@@ -82,7 +82,7 @@ async def _commands(target: str, principal: str, written: Sequence[str]) -> list
             await worker.database.dispose()
 
 
-async def _printed(where: Place, worker: str, reader: str, migrator: str) -> list[str]:
+async def _printed(where: TablesPlace, worker: str, reader: str, migrator: str) -> list[str]:
     async with opened(where) as found:
         if found.database.dialect_name != "postgresql":
             raise ConfigurationError("grants: SQLite has no roles; who may write the file may do everything")

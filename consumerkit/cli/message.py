@@ -11,7 +11,7 @@ import typer
 from sqlalchemy.orm import Session
 
 from consumerkit.cli import target as targets
-from consumerkit.cli.database import Opened, Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.database import Opened, PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
 from consumerkit.cli.examples import examples
 from consumerkit.cli.output import moment, print_json, say
 from consumerkit.cli.step_line import step_line
@@ -88,7 +88,9 @@ def status(
         raise typer.Exit(UNKNOWN_STATUS)
 
 
-async def _status(where: Place, consumer: str, id: tuple[str, ...], topic: str | None, *, probe: bool) -> MessageStatus:
+async def _status(
+    where: TablesPlace, consumer: str, id: tuple[str, ...], topic: str | None, *, probe: bool
+) -> MessageStatus:
     async with opened(where) as there:
         asked = _handler(there, consumer)
         address_of(asked, id, topic)

@@ -33,7 +33,7 @@ PartitionOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")]
 ByOption = Annotated[str | None, typer.Option(metavar="NAME", help="Who does it.", show_default="the system's user")]
-Move = Callable[[positions.Place], Awaitable[list[Moved]]]
+Move = Callable[[positions.PositionStore], Awaitable[list[Moved]]]
 
 
 def rewind(
@@ -58,7 +58,7 @@ def rewind(
     """
     to_ = _to(to)
 
-    async def move(place: positions.Place) -> list[Moved]:
+    async def move(place: positions.PositionStore) -> list[Moved]:
         return await positions.rewind(
             place,
             handler,
@@ -89,7 +89,7 @@ def skip(
     """
     to_ = _to(to)
 
-    async def move(place: positions.Place) -> list[Moved]:
+    async def move(place: positions.PositionStore) -> list[Moved]:
         return await positions.skip(place, handler, topic, to_, partitions=partition or None, actor=by, dry_run=dry_run)
 
     _run(move, target, dry_run=dry_run)
@@ -125,7 +125,7 @@ async def _moved(move: Move, target: str) -> list[Moved]:
     async with targets.opened(target) as worker:
         try:
             return await move(
-                positions.Place(
+                positions.PositionStore(
                     database=worker.database,
                     dialect=worker.dialect,
                     tables=worker.tables,

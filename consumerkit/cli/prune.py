@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy.orm import Session
 
-from consumerkit.cli.database import Opened, Place, PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.database import Opened, PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
 from consumerkit.cli.output import moment, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError
@@ -26,8 +26,8 @@ from consumerkit.storage import consumers
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.database import Run
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.maintenance.expiry import Expiring
-from consumerkit.storage.maintenance.pruning import Plan, Pruning
+from consumerkit.storage.maintenance.expiry import ExpireStatements
+from consumerkit.storage.maintenance.pruning import PrunePlan, PruneStatements
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 from consumerkit.worker.terms import terms_of
 
@@ -101,15 +101,15 @@ def seconds_in(span: str) -> float:
 
 
 async def _prune(
-    where: Place, older_than: float | None, handlers: list[str] | None, *, unpositioned: bool, dry_run: bool
+    where: TablesPlace, older_than: float | None, handlers: list[str] | None, *, unpositioned: bool, dry_run: bool
 ) -> list[dict[str, Any]]:
     async with opened(where) as found:
         await found.run(our_schema.check)
         await found.run(lambda session, tables: _check_names(session, tables, handlers))
         seconds = older_than if older_than is not None else _retention_of(found)
-        pruning = Pruning(found.tables, dialect_for(found.database.dialect_name, found.tables))
+        pruning = PruneStatements(found.tables, dialect_for(found.database.dialect_name, found.tables))
         run = runner(found)
-        plans: list[Plan] = await run(
+        plans: list[PrunePlan] = await run(
             lambda session: pruning.plans(session, seconds, handlers, unpositioned=unpositioned)
         )
         expiry = _expiry(found, run, handlers)
@@ -137,7 +137,7 @@ def _expiry(found: Opened, run: Run, handlers: list[str] | None) -> Expiry | Non
         return None
     terms = [one for one in terms_of(worker.declarations) if handlers is None or one.name in handlers]
     guard = partial(worker.dialect.relay_guard, found.database.location)
-    expiring = Expiring(found.tables, worker.dialect)
+    expiring = ExpireStatements(found.tables, worker.dialect)
     return Expiry(run, expiring, worker.payload_retention, terms, guard, Announcer())
 
 
@@ -183,7 +183,7 @@ def _bar() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _told(plan: Plan, count: int, *, complete: bool) -> dict[str, Any]:
+def _told(plan: PrunePlan, count: int, *, complete: bool) -> dict[str, Any]:
     holders = [
         {"topic": one.partition.topic, "partition": one.partition.partition, "since": one.since} for one in plan.holders
     ]

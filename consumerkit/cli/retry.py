@@ -29,7 +29,7 @@ _COLUMNS = ("attempt", "after a wait of", "since the first failure", "where", "i
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RetryStep:
     """One attempt.
 
     Attributes:
@@ -62,7 +62,7 @@ class Schedule:
     handler: str
     errors: str
     policy: Retry | None
-    steps: tuple[Step, ...]
+    steps: tuple[RetryStep, ...]
     complete: bool
 
 
@@ -117,7 +117,7 @@ def schedules_of(declared: Declaration, limit: int) -> list[Schedule]:
     found = []
     for errors, policy in declared.retry.policies():
         if policy is None:
-            first = Step(1, None, (0.0, 0.0), "in place", "dead letter")
+            first = RetryStep(1, None, (0.0, 0.0), "in place", "dead letter")
             found.append(Schedule(declared.name, errors, None, (first,), complete=True))
             continue
         steps = tuple(islice(steps_of(policy), limit + 1))
@@ -125,7 +125,7 @@ def schedules_of(declared: Declaration, limit: int) -> list[Schedule]:
     return found
 
 
-def steps_of(policy: Retry) -> Iterator[Step]:
+def steps_of(policy: Retry) -> Iterator[RetryStep]:
     """Yield the attempts of a policy without a mapping, where no error asks for a wait of its own.
 
     With waits of 0 and no `attempts` there is no end of them.
@@ -136,7 +136,7 @@ def steps_of(policy: Retry) -> Iterator[Step]:
         next_wait = policy.wait.bounds(attempt)
         then = _then(policy, attempt, low + next_wait[0], high + next_wait[1])
         where = "in place" if attempt <= policy.in_place else "parked"
-        yield Step(attempt, wait, (low, high), where, then)
+        yield RetryStep(attempt, wait, (low, high), where, then)
         if then == "dead letter":
             return
         wait = next_wait

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from consumerkit.demo.broker import Log
-from consumerkit.demo.payments import Plan
-from consumerkit.demo.scene import Scene
+from consumerkit.demo.broker import DemoLog
+from consumerkit.demo.payments import PaymentPlan
+from consumerkit.demo.scene import DemoScene
 from consumerkit.demo.shop import DEAD_LETTER_TOPIC, TOPIC
 
 
@@ -27,7 +27,7 @@ class Check:
     found: str
 
 
-def audit(scene: Scene, plan: Plan, log: Log) -> Iterator[Check]:
+def audit(scene: DemoScene, plan: PaymentPlan, log: DemoLog) -> Iterator[Check]:
     """Compare what is there with what was planned."""
     yield from _log(plan, log)
     yield _journal(scene, plan)
@@ -35,7 +35,7 @@ def audit(scene: Scene, plan: Plan, log: Log) -> Iterator[Check]:
     yield from _dead(scene, plan, log)
 
 
-def _log(plan: Plan, log: Log) -> Iterator[Check]:
+def _log(plan: PaymentPlan, log: DemoLog) -> Iterator[Check]:
     partitions = log.partitions(TOPIC)
     purged = sum(one.first for one in partitions)
     held = sum(one.end - one.first for one in partitions)
@@ -48,7 +48,7 @@ def _log(plan: Plan, log: Log) -> Iterator[Check]:
     yield Check(behind == 0, "every message was acknowledged", f"{behind:,} left behind the committed offsets")
 
 
-def _journal(scene: Scene, plan: Plan) -> Check:
+def _journal(scene: DemoScene, plan: PaymentPlan) -> Check:
     found = Counter(tuple(row) for row in scene.query("SELECT payment_id, account_id, cents FROM journal"))
     missing, extra = (plan.journal - found).total(), (found - plan.journal).total()
     return Check(
@@ -58,7 +58,7 @@ def _journal(scene: Scene, plan: Plan) -> Check:
     )
 
 
-def _balances(scene: Scene, plan: Plan) -> Iterator[Check]:
+def _balances(scene: DemoScene, plan: PaymentPlan) -> Iterator[Check]:
     found = Counter(dict(scene.query("SELECT id, balance FROM accounts")))
     expected = plan.balances + Counter()
     wrong = sorted(name for name in {*found, *expected} if found[name] != expected[name])
@@ -76,7 +76,7 @@ def _balances(scene: Scene, plan: Plan) -> Iterator[Check]:
     )
 
 
-def _dead(scene: Scene, plan: Plan, log: Log) -> Iterator[Check]:
+def _dead(scene: DemoScene, plan: PaymentPlan, log: DemoLog) -> Iterator[Check]:
     rows = scene.query("SELECT reason, value FROM consumerkit_dead_letters")
     found = Counter((reason, bytes(value or b"")) for reason, value in rows)
     missing, extra = (plan.dead - found).total(), (found - plan.dead).total()
@@ -113,7 +113,7 @@ class DeadLetters:
     example: str
 
 
-def dead_letters(scene: Scene) -> list[DeadLetters]:
+def dead_letters(scene: DemoScene) -> list[DeadLetters]:
     """Return the dead letters by reason."""
     sql = (
         "SELECT reason, count(*), min(error_type || ': ' || error) FROM consumerkit_dead_letters "

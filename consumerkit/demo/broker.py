@@ -43,7 +43,7 @@ class _Metadata(TopicAdmin):
         await self.topics(partitions)
 
 
-class Partition(NamedTuple):
+class DemoPartition(NamedTuple):
     """One partition's log, as a group sees it: the first offset, the one after the last, and the committed one."""
 
     first: int
@@ -51,7 +51,7 @@ class Partition(NamedTuple):
     committed: int
 
 
-class Log:
+class DemoLog:
     """Looks at the broker's log from outside.
 
     Args:
@@ -62,14 +62,16 @@ class Log:
     def __init__(self, address: str, group: str) -> None:
         self._config = {"bootstrap.servers": address, "group.id": group, "log_level": 0}
 
-    def partitions(self, topic: str) -> list[Partition]:
+    def partitions(self, topic: str) -> list[DemoPartition]:
         """Return the topic's partitions, in order."""
         with _consumer(self._config) as client:
             numbers = sorted(client.list_topics(topic, timeout=_TIMEOUT).topics[topic].partitions)
             asked = [confluent_kafka.TopicPartition(topic, number) for number in numbers]
             committed = client.committed(asked, timeout=_TIMEOUT)
             marks = [client.get_watermark_offsets(one, timeout=_TIMEOUT) for one in asked]
-        return [Partition(first, end, max(one.offset, 0)) for (first, end), one in zip(marks, committed, strict=True)]
+        return [
+            DemoPartition(first, end, max(one.offset, 0)) for (first, end), one in zip(marks, committed, strict=True)
+        ]
 
     def read(self, topic: str) -> list[confluent_kafka.Message]:
         """Return every record of the topic."""

@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import typer
 
 from consumerkit.demo import books, payments
-from consumerkit.demo.broker import Log
+from consumerkit.demo.broker import DemoLog
 from consumerkit.demo.display import Display, Tally
-from consumerkit.demo.payments import Plan
+from consumerkit.demo.payments import PaymentPlan
 from consumerkit.demo.play import Play
-from consumerkit.demo.scene import Scene
+from consumerkit.demo.scene import DemoScene
 from consumerkit.demo.shop import DEAD_LETTER_TOPIC, TOPIC, CreditAccount
 from consumerkit.demo.show import Show
 from consumerkit.errors import ConfigurationError
@@ -93,11 +93,11 @@ async def _until_sigterm(work: Coroutine[Any, Any, bool]) -> bool:
         raise KeyboardInterrupt from None
 
 
-async def _demo(directory: Path, plan: Plan, kills: int, seed: int, *, kept: bool, stay: bool) -> bool:
+async def _demo(directory: Path, plan: PaymentPlan, kills: int, seed: int, *, kept: bool, stay: bool) -> bool:
     show = Show()
     began = time.monotonic()
     with EmbeddedBroker(TOPIC, DEAD_LETTER_TOPIC) as broker:
-        scene, log = Scene(directory, broker.bootstrap), Log(broker.bootstrap, CreditAccount.name)
+        scene, log = DemoScene(directory, broker.bootstrap), DemoLog(broker.bootstrap, CreditAccount.name)
         show.opening(scene, plan, kills, seed)
         await scene.set_up()
         with Display(show.console, Tally(total=len(plan.records), distinct=plan.distinct)) as display:

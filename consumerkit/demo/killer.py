@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from consumerkit.demo.reports import Reports
-from consumerkit.demo.scene import Scene
+from consumerkit.demo.reports import DemoReports
+from consumerkit.demo.scene import DemoScene
 from consumerkit.demo.workers import COUNT
 
 # A stopped process that holds SQLite's write lock keeps everyone from it for as long as it is stopped; a running one
@@ -30,7 +30,7 @@ class Killer:
         told: Called with each process that was killed.
     """
 
-    def __init__(self, scene: Scene, reports: Reports, kills: int, told: Callable[[int], None]) -> None:
+    def __init__(self, scene: DemoScene, reports: DemoReports, kills: int, told: Callable[[int], None]) -> None:
         self._scene = scene
         self._reports = reports
         self._kills = kills

@@ -21,7 +21,7 @@ Entry = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PaymentPlan:
     """What is sent, in order, and what it must come to.
 
     Attributes:
@@ -50,7 +50,7 @@ class Plan:
         return found
 
 
-def plan(payments: int, seed: int) -> Plan:
+def plan(payments: int, seed: int) -> PaymentPlan:
     """Plan so many payments, one in a hundred of them poison, and a third of them sent again later."""
     return _Planning(payments, random.Random(seed)).plan()
 
@@ -64,14 +64,14 @@ class _Planning:
         self._journal: Counter[Entry] = Counter()
         self._dead: Counter[Dead] = Counter()
 
-    def plan(self) -> Plan:
+    def plan(self) -> PaymentPlan:
         """Return the plan."""
         kinds = self._kinds()
         for place in range(self._payments):
             kind = next(kinds) if place % 100 == 50 else self._good
             kind(place)
         records = tuple(record for _, record in sorted(self._sent, key=lambda sent: sent[0]))
-        return Plan(records, self._resent, self._journal, self._dead)
+        return PaymentPlan(records, self._resent, self._journal, self._dead)
 
     def _kinds(self) -> Iterator[Callable[[int], object]]:
         while True:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from consumerkit.demo import workers
-from consumerkit.demo.broker import EmbeddedTransport, Log
+from consumerkit.demo.broker import DemoLog, EmbeddedTransport
 from consumerkit.demo.display import Display, Tally
 from consumerkit.demo.killer import Killer
-from consumerkit.demo.payments import Plan
-from consumerkit.demo.reports import Reports
-from consumerkit.demo.scene import Scene
+from consumerkit.demo.payments import PaymentPlan
+from consumerkit.demo.reports import DemoReports
+from consumerkit.demo.scene import DemoScene
 from consumerkit.demo.shop import TOPIC
 from consumerkit.errors import ConsumerkitError
 from consumerkit.transports.base import Producer, Record
@@ -36,13 +36,13 @@ class Play:
         display: Where it is shown.
     """
 
-    def __init__(self, scene: Scene, plan: Plan, log: Log, kills: int, display: Display) -> None:
+    def __init__(self, scene: DemoScene, plan: PaymentPlan, log: DemoLog, kills: int, display: Display) -> None:
         self._scene = scene
         self._plan = plan
         self._log = log
         self._kills = kills
         self._display = display
-        self._reports = Reports(scene.reports)
+        self._reports = DemoReports(scene.reports)
         self._produced = 0
         self.killed = 0
 

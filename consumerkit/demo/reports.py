@@ -34,7 +34,7 @@ class Reporter:
         os.write(self._file, json.dumps({"process": os.getpid(), **facts}).encode() + b"\n")
 
 
-class Reports:
+class DemoReports:
     """Reads what was reported.
 
     Attributes:

@@ -18,7 +18,7 @@ from consumerkit.storage.database import Database
 
 
 @dataclass(frozen=True)
-class Scene:
+class DemoScene:
     """A directory and a broker's address."""
 
     directory: Path

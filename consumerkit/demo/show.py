@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from consumerkit.demo.books import Check, DeadLetters
-from consumerkit.demo.payments import ACCOUNTS, Plan
-from consumerkit.demo.scene import Scene
+from consumerkit.demo.payments import ACCOUNTS, PaymentPlan
+from consumerkit.demo.scene import DemoScene
 from consumerkit.demo.workers import COUNT, TARGET
 
 _WIDTH = 120  # where the output is no terminal
@@ -29,7 +29,7 @@ class Show:
         if not self.console.is_terminal:
             self.console = Console(highlight=False, width=_WIDTH)
 
-    def opening(self, scene: Scene, plan: Plan, kills: int, seed: int) -> None:
+    def opening(self, scene: DemoScene, plan: PaymentPlan, kills: int, seed: int) -> None:
         """Say what is going to happen."""
         self._say(
             f"{plan.journal.total():,} payments to {len(ACCOUNTS)} accounts, {plan.dead.total():,} poison messages and "
@@ -58,7 +58,7 @@ class Show:
         self.console.print(Text(text, "bold green" if balanced else "bold red"))
         return balanced
 
-    def next_steps(self, scene: Scene, *, kept: bool, stay: bool) -> None:
+    def next_steps(self, scene: DemoScene, *, kept: bool, stay: bool) -> None:
         """Say what to try next; each command works as it stands."""
         command = _command()
         if kept or stay:

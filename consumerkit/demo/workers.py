@@ -9,17 +9,17 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from consumerkit.demo.scene import Scene
+from consumerkit.demo.scene import DemoScene
 from consumerkit.observability.logs import configure
-from consumerkit.supervisor import Backoff, Channel, Lifeline, Supervisor
+from consumerkit.supervisor import Channel, Lifeline, RestartBackoff, Supervisor
 
 TARGET = "consumerkit.demo.shop:worker"
 COUNT = 2
-_IMPATIENT = Backoff(first=0.2, most=0.5)
+_IMPATIENT = RestartBackoff(first=0.2, most=0.5)
 
 
 @asynccontextmanager
-async def running(scene: Scene) -> AsyncIterator[None]:
+async def running(scene: DemoScene) -> AsyncIterator[None]:
     """Run the worker processes until the block ends, their log in the demo's directory."""
     with Channel() as channel, scene.log.open("ab") as log:
         process = await asyncio.create_subprocess_exec(

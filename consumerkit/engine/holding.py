@@ -15,7 +15,7 @@ from typing import Final
 from consumerkit.engine.lanes.lane_choice import Lanes
 from consumerkit.engine.lanes.partition_brakes import PartitionBrakes
 from consumerkit.engine.partitions.budget import cost
-from consumerkit.engine.partitions.partition import Partition, State
+from consumerkit.engine.partitions.partition import Partition, PartitionState
 from consumerkit.engine.partitions.pauses import Pauses
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.events import Announcer
@@ -67,7 +67,7 @@ class Holding:
         while True:
             await self._partitions.settling_due.wait()
             for partition in self._partitions.take_changed():
-                if partition.state is State.STOPPED:
+                if partition.state is PartitionState.STOPPED:
                     self._lanes.drop(frozenset([partition.name]))
                 self.settle(partition)
 

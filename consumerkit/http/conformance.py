@@ -26,7 +26,7 @@ _COPIES: Final = 8
 _WITHIN: Final = 60.0
 
 
-class Answer(NamedTuple):
+class ServerAnswer(NamedTuple):
     """What a server answered."""
 
     status: int
@@ -64,7 +64,7 @@ class Server:
     other_caller: Mapping[str, str] | None = None
     method: str = "POST"
 
-    def ask(self, key: str | None, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Answer:
+    def ask(self, key: str | None, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> ServerAnswer:
         """Send one request on a connection of its own."""
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -76,7 +76,7 @@ class Server:
         try:
             connection.request(self.method, target, self.body if body is None else body, given)
             found = connection.getresponse()
-            return Answer(found.status, {name.lower(): value for name, value in found.getheaders()}, found.read())
+            return ServerAnswer(found.status, {name.lower(): value for name, value in found.getheaders()}, found.read())
         finally:
             connection.close()
 
@@ -142,7 +142,7 @@ def _two_keys(server: Server) -> str | None:
 def _at_once(server: Server) -> str | None:
     key, together = _new_key(), threading.Barrier(_COPIES)
 
-    def ask(_: int) -> Answer:
+    def ask(_: int) -> ServerAnswer:
         together.wait()
         return server.ask(key)
 

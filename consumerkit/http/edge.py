@@ -20,13 +20,13 @@ from consumerkit.http.inflight import InFlight
 from consumerkit.http.route import (
     CALLER,
     REQUEST,
-    Declaration,
+    RouteDeclaration,
     declared,
     extended_signature,
     refuse_other_sessions,
     request_parameter,
 )
-from consumerkit.http.transaction import Found, Transaction
+from consumerkit.http.transaction import EdgeTables, EdgeTransaction
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.database import Database, Given
 from consumerkit.storage.dialects import dialect_for
@@ -93,7 +93,7 @@ class Idempotency:
         self.sealer = tables.sealer
         self.warned: set[str] = set()
         self._tables = tables
-        self._found: Found | None = None
+        self._found: EdgeTables | None = None
         self._finding = asyncio.Lock()
 
     def idempotent(
@@ -140,7 +140,7 @@ class Idempotency:
 
         return decorate
 
-    def _wrapped(self, endpoint: F, declaration: Declaration) -> F:
+    def _wrapped(self, endpoint: F, declaration: RouteDeclaration) -> F:
         refuse_other_sessions(declaration.label, endpoint, (self.session, self.plain_session))
         is_coroutine = inspect.iscoroutinefunction(endpoint)
         if (self.database.async_sessions if is_coroutine else self.database.sync_sessions) is None:
@@ -185,7 +185,7 @@ class Idempotency:
 
     @staticmethod
     async def _starlette(
-        exchange: Exchange, declaration: Declaration, request: Request, call: Callable[[], Awaitable[Any]]
+        exchange: Exchange, declaration: RouteDeclaration, request: Request, call: Callable[[], Awaitable[Any]]
     ) -> Any:
         if inspect.iscoroutinefunction(declaration.scope):
             caller = await declaration.scope(request)
@@ -219,15 +219,15 @@ class Idempotency:
         assert isinstance(session, Session)
         return session
 
-    def new_transaction(self, kind: type[AsyncSession] | type[Session]) -> Transaction:
+    def new_transaction(self, kind: type[AsyncSession] | type[Session]) -> EdgeTransaction:
         """Return a transaction on a new session, which holds no connection yet."""
         sessions = self.database.async_sessions if kind is AsyncSession else self.database.sync_sessions
         if sessions is None:
             raise ConfigurationError(f"{self.owner}: the database has no driver that gives a {kind.__name__}")
         # Nothing begins by itself, so that nothing runs before the claim or after the commit.
-        return Transaction(sessions(autobegin=False))
+        return EdgeTransaction(sessions(autobegin=False))
 
-    async def found(self) -> Found:
+    async def found(self) -> EdgeTables:
         """Return where the keys are, found with the first request.
 
         Raises:
@@ -242,11 +242,11 @@ class Idempotency:
                 number = await self.database.run(
                     lambda session: keys.keep_for(session.connection(), self.owner, self.retention)
                 )
-                self._found = Found(tables, dialect, number)
+                self._found = EdgeTables(tables, dialect, number)
         return self._found
 
 
-def _request(declaration: Declaration, arguments: Sequence[Any]) -> Request:
+def _request(declaration: RouteDeclaration, arguments: Sequence[Any]) -> Request:
     for one in arguments:
         if isinstance(one, Request):
             return one

@@ -21,8 +21,8 @@ from consumerkit.http import key_header
 from consumerkit.http.answers import NEVER_KEPT, RETENTION, Answer, parsed, problem
 from consumerkit.http.http_errors import response_for
 from consumerkit.http.request_digest import fingerprint
-from consumerkit.http.route import Declaration, callers, route_of
-from consumerkit.http.transaction import Taken, Transaction
+from consumerkit.http.route import RouteDeclaration, callers, route_of
+from consumerkit.http.transaction import EdgeTransaction, TakenKey
 from consumerkit.storage.faults import Fault, fault_of
 from consumerkit.storage.keys import Key
 
@@ -48,9 +48,9 @@ class Exchange:
         self.edge = edge
         self.is_routed = False
         self._request = request
-        self._declaration: Declaration | None = None
+        self._declaration: RouteDeclaration | None = None
         self._kind: type[AsyncSession] | type[Session] | None = None
-        self._transaction: Transaction | None = None
+        self._transaction: EdgeTransaction | None = None
         self._key: Key | None = None
         self._entered = False
         self._handed_out = False
@@ -66,7 +66,7 @@ class Exchange:
         self._handed_out = True
         return self._own(kind).session
 
-    def _own(self, kind: type[AsyncSession] | type[Session]) -> Transaction:
+    def _own(self, kind: type[AsyncSession] | type[Session]) -> EdgeTransaction:
         if self._transaction is None:
             self._kind, self._transaction = kind, self.edge.new_transaction(kind)
         if self._kind is not kind:
@@ -76,7 +76,7 @@ class Exchange:
             )
         return self._transaction
 
-    def prepare(self, declaration: Declaration, kind: type[AsyncSession] | type[Session]) -> None:
+    def prepare(self, declaration: RouteDeclaration, kind: type[AsyncSession] | type[Session]) -> None:
         """Take what the endpoint declares, and have a session of its kind."""
         self._declaration = declaration
         self._own(kind)
@@ -103,7 +103,7 @@ class Exchange:
         assert self._declaration is not None
         try:
             text = key_header.read(self._request.headers)
-        except key_header.Malformed as error:
+        except key_header.MalformedKey as error:
             return self._refusal(400, "Idempotency-Key cannot be read", str(error))
         if text is None and self._declaration.required:
             return self._refusal(400, "Idempotency-Key is missing", "this operation takes effect once for each key")
@@ -148,7 +148,7 @@ class Exchange:
             await self._transaction.roll_back()
             return self._again(taken)
 
-    def _again(self, taken: Taken) -> Response:
+    def _again(self, taken: TakenKey) -> Response:
         assert self._key is not None
         if taken.kept.fingerprint != self._key.fingerprint:
             return self._refusal(

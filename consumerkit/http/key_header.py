@@ -14,7 +14,7 @@ _QUOTED: Final = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"')
 _BARE: Final = re.compile(r"[A-Za-z0-9._~:/+=@-]+")
 
 
-class Malformed(Exception):
+class MalformedKey(Exception):
     """The header cannot be read as one key; the text says why, without the key."""
 
 
@@ -32,16 +32,16 @@ def read(headers: Headers) -> str | None:
     if not given:
         return None
     if len(given) > 1:
-        raise Malformed("the header is given more than once")
+        raise MalformedKey("the header is given more than once")
     text = given[0].strip()
     if (quoted := _QUOTED.fullmatch(text)) is not None:
         key = re.sub(r"\\(.)", r"\1", quoted[1])
     elif _BARE.fullmatch(text):
         key = text
     else:
-        raise Malformed('give one string in quotation marks, such as "8e03978e-40d5-43dd-bc93-6894a57f9324"')
+        raise MalformedKey('give one string in quotation marks, such as "8e03978e-40d5-43dd-bc93-6894a57f9324"')
     if len(key) > LONGEST:
-        raise Malformed(f"the key is longer than {LONGEST} characters")
+        raise MalformedKey(f"the key is longer than {LONGEST} characters")
     if not key.strip():
-        raise Malformed("the key is empty")
+        raise MalformedKey("the key is empty")
     return key

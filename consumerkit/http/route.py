@@ -22,7 +22,7 @@ ALLOWED: Final = frozenset({"content-type", "content-language", "location", "lin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Declaration:
+class RouteDeclaration:
     """What `Idempotency.idempotent` was given, checked.
 
     Attributes:
@@ -53,7 +53,7 @@ def declared(
     fields: Sequence[str] | None,
     keep_4xx: bool,
     headers: Sequence[str],
-) -> Declaration:
+) -> RouteDeclaration:
     """Return what an endpoint declares.
 
     Raises:
@@ -80,7 +80,7 @@ def declared(
             "connection are of one answer alone"
         )
     _check_kept_whole(label, endpoint)
-    return Declaration(
+    return RouteDeclaration(
         label=label,
         scope=scope,
         required=required,

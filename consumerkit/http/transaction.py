@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from consumerkit.errors import InProgress, TransactionMisused
 from consumerkit.storage.dialects import Dialect, Kept, Limits
-from consumerkit.storage.dialects.settings import Settings
+from consumerkit.storage.dialects.settings import SessionSettings
 from consumerkit.storage.isolation import connection_of
 from consumerkit.storage.keys import Key, KeyLedger, is_busy
 from consumerkit.storage.ledger import Ledger
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _LIMITS: Final = Limits(statement=60.0, lock=30.0, idle=60.0)
 
 
-class Found(NamedTuple):
+class EdgeTables(NamedTuple):
     """Where the edge's keys are: found once, with the first request."""
 
     tables: Tables
@@ -36,7 +36,7 @@ class Found(NamedTuple):
     number: int
 
 
-class Taken(NamedTuple):
+class TakenKey(NamedTuple):
     """What the ledger holds for a key that came before: its fingerprint, and the answer as text."""
 
     kept: Kept
@@ -44,21 +44,21 @@ class Taken(NamedTuple):
 
 
 @dataclass(slots=True)
-class Transaction:
+class EdgeTransaction:
     """A session of the edge, and what was begun on it."""
 
     session: AsyncSession | Session
-    found: Found | None = None
+    found: EdgeTables | None = None
     used: bool = False
     _token: str = ""
-    _begun: Settings | None = None
+    _begun: SessionSettings | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether it was begun and has not ended yet."""
         return self.found is not None
 
-    async def begin(self, found: Found, key: Key | None) -> Taken | None:
+    async def begin(self, found: EdgeTables, key: Key | None) -> TakenKey | None:
         """Begin, and claim the key where there is one; return what the ledger holds where it came before.
 
         Raises:
@@ -66,10 +66,10 @@ class Transaction:
             DBAPIError: The database is out of reach.
         """
         self.found, self._token = found, secrets.token_hex(8)
-        taken: Taken | None = await self.run(lambda session: self._begin(session, found, key))
+        taken: TakenKey | None = await self.run(lambda session: self._begin(session, found, key))
         return taken
 
-    def _begin(self, session: Session, found: Found, key: Key | None) -> Taken | None:
+    def _begin(self, session: Session, found: EdgeTables, key: Key | None) -> TakenKey | None:
         try:
             session.begin()
             connection = connection_of(session, found.dialect)
@@ -86,7 +86,7 @@ class Transaction:
         kept = KeyLedger(found.tables, found.dialect).claim(connection, key, wait)
         if kept is None:
             return None
-        return Taken(kept, Ledger(found.tables, found.dialect, found.number).result(session, key.digest))
+        return TakenKey(kept, Ledger(found.tables, found.dialect, found.number).result(session, key.digest))
 
     def _refuse(self, session: Session) -> None:
         if not session.in_nested_transaction():

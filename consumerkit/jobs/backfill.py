@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.jobs.batches import Batches, InCoroutine, InThread, Pace
+from consumerkit.jobs.batches import BackfillPace, Batches, InCoroutine, InThread
 from consumerkit.jobs.keyed_block import owner_name
 from consumerkit.jobs.paging import KeyColumn, Paging
 from consumerkit.jobs.progress import Bar, is_watched
@@ -125,7 +125,7 @@ def checkpoints(
     _check(label, batch_size, rate)
     bar = Bar(name) if progress and is_watched() else None
     batches = Batches(label, Paging(label, query, columns), batch_size, tables, bar)
-    pace = Pace(rate)
+    pace = BackfillPace(rate)
     return (
         InCoroutine(session, batches, pace) if isinstance(session, AsyncSession) else InThread(session, batches, pace)
     )

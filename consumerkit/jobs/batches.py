@@ -12,15 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from consumerkit.errors import ConfigurationError, TransactionMisused
-from consumerkit.jobs.own_transaction import Found, commit, found_for, is_callers
+from consumerkit.jobs.own_transaction import SessionTables, commit, found_for, is_callers
 from consumerkit.jobs.paging import Page, Paging
-from consumerkit.jobs.position import Position, parsed
+from consumerkit.jobs.position import BackfillPosition, parsed
 from consumerkit.jobs.progress import Bar
 from consumerkit.storage import checkpoints
 from consumerkit.storage.tables import Tables
 
 
-class Pace:
+class BackfillPace:
     """How long to wait after a batch, so that no second sees more rows than the rate."""
 
     def __init__(self, rate: float | None) -> None:
@@ -55,7 +55,7 @@ class Batches:
         self._size = size
         self._tables = tables
         self._bar = bar
-        self._found: Found | None = None
+        self._found: SessionTables | None = None
         self._began: SessionTransaction | None = None
         self._rows = 0
 
@@ -107,8 +107,8 @@ class Batches:
         event.listen(session, "before_commit", self._refuse)
         return page
 
-    def _position(self, session: Session, found: Found) -> Position:
-        first = Position(self._paging.names)
+    def _position(self, session: Session, found: SessionTables) -> BackfillPosition:
+        first = BackfillPosition(self._paging.names)
         position = parsed(checkpoints.lock(found.keys, session.connection(), self._label, first.text(self._label)))
         if position.key != first.key:
             raise ConfigurationError(
@@ -127,7 +127,7 @@ class Batches:
 class InThread(Iterator[Sequence[Any]]):
     """The loop on a plain session."""
 
-    def __init__(self, session: Session, batches: Batches, pace: Pace) -> None:
+    def __init__(self, session: Session, batches: Batches, pace: BackfillPace) -> None:
         self._session = session
         self._batches = batches
         self._pace = pace
@@ -145,7 +145,7 @@ class InThread(Iterator[Sequence[Any]]):
 class InCoroutine(AsyncIterator[Sequence[Any]]):
     """The loop on a session for coroutines."""
 
-    def __init__(self, session: AsyncSession, batches: Batches, pace: Pace) -> None:
+    def __init__(self, session: AsyncSession, batches: Batches, pace: BackfillPace) -> None:
         self._session = session
         self._batches = batches
         self._pace = pace

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from consumerkit.errors import ConfigurationError, KeyReused
 from consumerkit.handlers.message_id import DIGEST_BYTES, encode_field, possible_digests, shown
 from consumerkit.handlers.value_bytes import NoStableBytes, canonical
-from consumerkit.jobs.own_transaction import Found, commit, found_for, is_callers, is_open, misused
+from consumerkit.jobs.own_transaction import SessionTables, commit, found_for, is_callers, is_open, misused
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.keys import UNTOLD, Key
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
@@ -143,7 +143,7 @@ class _Block:
         self._key = key
         self._wait = wait
         self._tables = tables
-        self._found: Found | None = None
+        self._found: SessionTables | None = None
         self._began: SessionTransaction | None = None
         self._savepoint: SessionTransaction | None = None
 

@@ -14,7 +14,7 @@ from consumerkit.storage.location import is_a_workers, located_for
 from consumerkit.storage.tables import Tables
 
 
-class Found(NamedTuple):
+class SessionTables(NamedTuple):
     """Where our tables are for a session."""
 
     tables: Tables
@@ -26,7 +26,7 @@ class Found(NamedTuple):
         return KeyLedger(self.tables, self.dialect)
 
 
-def found_for(session: Session, tables: Tables, label: str) -> Found:
+def found_for(session: Session, tables: Tables, label: str) -> SessionTables:
     """Return where the session finds our tables.
 
     Raises:
@@ -39,7 +39,7 @@ def found_for(session: Session, tables: Tables, label: str) -> Found:
         if is_busy(error):
             raise InProgress(f"{label}: another transaction is writing to the database") from error
         raise
-    return Found(located, dialect_for(session.connection().dialect.name, located))
+    return SessionTables(located, dialect_for(session.connection().dialect.name, located))
 
 
 def is_callers(session: Session) -> bool:

@@ -25,7 +25,7 @@ _KINDS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class BackfillPosition:
     """Where a backfill stands.
 
     Attributes:
@@ -40,11 +40,11 @@ class Position:
     rows: int = 0
     finished: bool = False
 
-    def moved(self, after: Sequence[Any], rows: int) -> Position:
+    def moved(self, after: Sequence[Any], rows: int) -> BackfillPosition:
         """Return the position behind so many more rows."""
-        return Position(self.key, tuple(after), self.rows + rows)
+        return BackfillPosition(self.key, tuple(after), self.rows + rows)
 
-    def ended(self) -> Position:
+    def ended(self) -> BackfillPosition:
         """Return it where no more rows were found."""
         return replace(self, finished=True)
 
@@ -62,12 +62,12 @@ class Position:
         return json.dumps({"key": self.key, "after": after, "rows": self.rows, "finished": self.finished})
 
 
-def parsed(text: str) -> Position:
-    """Return what `Position.text` has written."""
+def parsed(text: str) -> BackfillPosition:
+    """Return what `BackfillPosition.text` has written."""
     found = json.loads(text)
     after = found["after"]
     values = None if after is None else tuple(_KINDS[kind][2](value) for kind, value in after)
-    return Position(tuple(found["key"]), values, found["rows"], found["finished"])
+    return BackfillPosition(tuple(found["key"]), values, found["rows"], found["finished"])
 
 
 def _encoded(label: str, name: str, value: object) -> tuple[str, object]:

@@ -17,8 +17,8 @@ from consumerkit.policies.duration import in_utc
 from consumerkit.policies.payload_retention import PayloadRetention
 from consumerkit.storage.database import Run
 from consumerkit.storage.dead_letters.letters import DeadMessage
-from consumerkit.storage.maintenance.erasure import Erasing
-from consumerkit.storage.maintenance.expiry import Batch, Expiring, Terms
+from consumerkit.storage.maintenance.erasure import EraseStatements
+from consumerkit.storage.maintenance.expiry import EndedBatch, ExpireStatements, Terms
 from consumerkit.storage.outbox import Old
 
 OUTBOX_OLD: Final = 900.0
@@ -75,7 +75,7 @@ class Expiry:
     def __init__(
         self,
         run: Run,
-        expiring: Expiring,
+        expiring: ExpireStatements,
         retention: PayloadRetention,
         terms: Sequence[Terms],
         guard: Guard,
@@ -101,7 +101,7 @@ class Expiry:
         return [await self._counted(name, number) for name, number in await self._handlers()]
 
     async def _handlers(self) -> list[tuple[str, int]]:
-        erasing = Erasing(self._expiring.tables, self._expiring.dialect)
+        erasing = EraseStatements(self._expiring.tables, self._expiring.dialect)
         found: list[tuple[str, int]] = await self._run(partial(erasing.handlers, names=list(self._terms)))
         return found
 
@@ -142,7 +142,7 @@ class Expiry:
         count, after = 0, 0
         bury = partial(self._expiring.parked, consumer=number, terms=terms, partition=partition, seconds=seconds)
         while True:
-            batch: Batch | None = await self._run(partial(bury, after=after))
+            batch: EndedBatch | None = await self._run(partial(bury, after=after))
             if batch is None:
                 raise _Busy
             for dead in batch.made:

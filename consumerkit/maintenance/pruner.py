@@ -17,7 +17,7 @@ from consumerkit.maintenance.expirer import Expiry
 from consumerkit.message import TopicPartition
 from consumerkit.policies.duration import in_utc
 from consumerkit.storage.database import Run
-from consumerkit.storage.maintenance.pruning import BATCH, OutdatedPlan, Plan, Pruning
+from consumerkit.storage.maintenance.pruning import BATCH, OutdatedPlan, PrunePlan, PruneStatements
 
 INTERVAL: Final = 300.0
 PAUSE: Final = 0.05  # between batches, so that the server's other work comes first
@@ -41,8 +41,8 @@ class Forgotten:
 
 async def forget(
     run: Run,
-    pruning: Pruning,
-    plan: Plan,
+    pruning: PruneStatements,
+    plan: PrunePlan,
     *,
     tell: Callable[[int], object] = lambda _: None,
     patient: bool = False,
@@ -82,7 +82,7 @@ async def forget(
         await asyncio.sleep(PAUSE)
 
 
-async def _promised(run: Run, pruning: Pruning, plan: Plan) -> bool:
+async def _promised(run: Run, pruning: PruneStatements, plan: PrunePlan) -> bool:
     for _ in range(_TRIES):
         try:
             if await run(partial(pruning.promise, plan=plan)):
@@ -108,7 +108,7 @@ class Retention:
     def __init__(
         self,
         run: Run,
-        pruning: Pruning,
+        pruning: PruneStatements,
         handlers: Collection[str],
         *,
         seconds: float | None,
@@ -154,14 +154,14 @@ class Retention:
         await self._expiry.watch_outbox()
         await self._expiry.unsent()
 
-    async def _forget(self, plan: Plan) -> None:
+    async def _forget(self, plan: PrunePlan) -> None:
         self._tell_holders(plan)
         done = await forget(self._run, self._pruning, plan)
         if done.count and plan.before is not None:
             before = in_utc(plan.before)
             self._announce(events.MessagesForgotten(handler=plan.handler, count=done.count, before=before))
 
-    def _tell_holders(self, plan: Plan) -> None:
+    def _tell_holders(self, plan: PrunePlan) -> None:
         """Tell of each partition once for as long as it holds back.
 
         One with nothing settled may have begun a moment ago, so it is told where it held back at the turn before, too.

@@ -24,7 +24,7 @@ Beat = Callable[[float, Mapping[str, int]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
+class HealthReport:
     """How a worker, or several, are.
 
     Attributes:
@@ -33,7 +33,7 @@ class Health:
         findings: What is wrong and what to do, a sentence each.
 
     Example:
-        >>> Health(live=True, ready=False, findings=("credit: the brake is on",)).ready
+        >>> HealthReport(live=True, ready=False, findings=("credit: the brake is on",)).ready
         False
     """
 
@@ -66,7 +66,7 @@ class Pulse:
             if self._tell is not None and not over.is_set():
                 self._tell(max(0.0, time.monotonic() - began - BEAT), self._worker.in_flight())
 
-    def health(self) -> Health:
+    def health(self) -> HealthReport:
         """Return how the worker is."""
         silent = time.monotonic() - self._beat
         readiness = self._worker.readiness()
@@ -77,17 +77,17 @@ class Pulse:
             findings.insert(
                 0, f"the event loop is blocked for {silent:.0f} s; look for a handler that waits in a plain call"
             )
-        return Health(live=live, ready=readiness.ready and not blocked, findings=tuple(findings))
+        return HealthReport(live=live, ready=readiness.ready and not blocked, findings=tuple(findings))
 
 
-def report(directory: Path, health: Health) -> None:
+def report(directory: Path, health: HealthReport) -> None:
     """Write this process's health where its supervisor reads it; a reader sees the old report or the new one."""
     written = directory / f"health-{os.getpid()}.new"
     written.write_text(json.dumps(asdict(health)))
     written.replace(directory / f"health-{os.getpid()}.json")
 
 
-def together(directory: Path, workers: int) -> Health:
+def together(directory: Path, workers: int) -> HealthReport:
     """Return how a supervisor's worker processes are, all together.
 
     It lives as long as the supervisor does, which starts a process again that ended. It is ready if all of the
@@ -99,7 +99,7 @@ def together(directory: Path, workers: int) -> Health:
     for health in found:
         findings += [finding for finding in health.findings if finding not in findings]
     ready = missing <= 0 and all(health.ready for health in found)
-    return Health(live=True, ready=ready, findings=tuple(findings))
+    return HealthReport(live=True, ready=ready, findings=tuple(findings))
 
 
 def forget_the_dead(directory: Path) -> Iterable[int]:
@@ -113,7 +113,7 @@ def forget_the_dead(directory: Path) -> Iterable[int]:
     return dead
 
 
-def _read(file: Path) -> Health | None:
+def _read(file: Path) -> HealthReport | None:
     """Return a report that is fresh, of a process that runs."""
     try:
         if time.time() - file.stat().st_mtime > STALE:
@@ -121,7 +121,7 @@ def _read(file: Path) -> Health | None:
         told = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return Health(live=told["live"], ready=told["ready"], findings=tuple(told["findings"]))
+    return HealthReport(live=told["live"], ready=told["ready"], findings=tuple(told["findings"]))
 
 
 def _runs(process: int) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from consumerkit.errors import ConfigurationError, StartError
-from consumerkit.monitoring.health import Health
+from consumerkit.monitoring.health import HealthReport
 from consumerkit.redaction.plain_words import shown_word
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def address(text: str) -> tuple[str, int]:
 
 @contextmanager
 def serving(
-    place: tuple[str, int], health: Callable[[], Health], registry: Callable[[], CollectorRegistry]
+    place: tuple[str, int], health: Callable[[], HealthReport], registry: Callable[[], CollectorRegistry]
 ) -> Iterator[int]:
     """Answer until the block ends; yield the port.
 
@@ -71,7 +71,7 @@ def serving(
         thread.join()
 
 
-def _answer(path: str, health: Callable[[], Health], registry: Callable[[], CollectorRegistry]) -> Answer:
+def _answer(path: str, health: Callable[[], HealthReport], registry: Callable[[], CollectorRegistry]) -> Answer:
     if path == "/live":
         return _told(health(), lambda found: found.live)
     if path == "/ready":
@@ -83,7 +83,7 @@ def _answer(path: str, health: Callable[[], Health], registry: Callable[[], Coll
     return "404 Not Found", _TEXT, b"there is /live, /ready and /metrics\n"
 
 
-def _told(health: Health, good: Callable[[Health], bool]) -> Answer:
+def _told(health: HealthReport, good: Callable[[HealthReport], bool]) -> Answer:
     status = "200 OK" if good(health) else "503 Service Unavailable"
     body = {"live": health.live, "ready": health.ready, "findings": list(health.findings)}
     return status, "application/json", json.dumps(body).encode() + b"\n"

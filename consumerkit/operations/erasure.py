@@ -10,7 +10,7 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.storage import audit, consumers
 from consumerkit.storage.database import Database, Given, Run
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.maintenance.erasure import Erasing
+from consumerkit.storage.maintenance.erasure import EraseStatements
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
 
@@ -75,7 +75,7 @@ async def erase(
         tables = await opened.locate(tables)
         return await erase_in(
             opened.run,
-            Erasing(tables, dialect_for(opened.dialect_name, tables)),
+            EraseStatements(tables, dialect_for(opened.dialect_name, tables)),
             key.encode() if isinstance(key, str) else key,
             handlers,
             by=by or audit.current_user(),
@@ -86,7 +86,7 @@ async def erase(
 
 
 async def erase_in(
-    run: Run, erasing: Erasing, key: bytes, handlers: Collection[str] | None, *, by: str, dry_run: bool
+    run: Run, erasing: EraseStatements, key: bytes, handlers: Collection[str] | None, *, by: str, dry_run: bool
 ) -> list[Erased]:
     """Do as `erase`, on a database that is open."""
     known: list[tuple[str, int]] = await run(partial(erasing.handlers, names=handlers))
@@ -108,7 +108,7 @@ async def erase_in(
     return told
 
 
-async def _erase_of(run: Run, erasing: Erasing, name: str, number: int, key: bytes, by: str) -> Erased:
+async def _erase_of(run: Run, erasing: EraseStatements, name: str, number: int, key: bytes, by: str) -> Erased:
     parked, busy = 0, []
     for partition in await run(partial(erasing.partitions, consumer=number, key=key)):
         work = partial(erasing.parked, consumer=number, partition=partition, key=key, by=by)

@@ -51,7 +51,7 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class PositionStore:
     """Whose position, and where it is kept."""
 
     database: Database
@@ -61,7 +61,7 @@ class Place:
 
 
 async def rewind(
-    place: Place,
+    place: PositionStore,
     handler: str,
     topic: str,
     to: To,
@@ -91,7 +91,7 @@ async def rewind(
 
 
 async def skip(
-    place: Place,
+    place: PositionStore,
     handler: str,
     topic: str,
     to: To,
@@ -110,7 +110,7 @@ async def skip(
 
 
 async def _move(
-    place: Place,
+    place: PositionStore,
     handler: str,
     topic: str,
     to: To,
@@ -152,13 +152,13 @@ async def _move(
     return moved
 
 
-async def _located(place: Place) -> Place:
+async def _located(place: PositionStore) -> PositionStore:
     tables = await place.database.locate(place.tables)
     return replace(place, tables=tables, dialect=dialect_for(place.database.dialect_name, tables))
 
 
 async def _carry_out(
-    place: Place,
+    place: PositionStore,
     consumer: int,
     topic_id: str,
     asked: Moved,

@@ -14,9 +14,9 @@ from consumerkit.handlers.handler import Ordering
 from consumerkit.handlers.message_id import WHOLE_VALUE
 from consumerkit.message import Message
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.redrive.batch import Scene, Told
+from consumerkit.redrive.batch import LetterResult, LockedLetters
 from consumerkit.redrive.decision import Fate, Identified, fate, identified
-from consumerkit.redrive.plan import Log
+from consumerkit.redrive.plan import PartitionLetters
 from consumerkit.storage.dead_letters import history
 from consumerkit.storage.dead_letters.letters import State, known
 from consumerkit.storage.dialects import Claim, Kept
@@ -32,7 +32,7 @@ from consumerkit.storage.tables import Tables
 _log = logging.getLogger(__name__)
 
 
-class Moved(Exception):
+class LettersMoved(Exception):
     """The ledger changed between two statements of ours: do the batch again."""
 
 
@@ -51,7 +51,7 @@ class Redrive:
     note: str = ""
     name: str = "redrive"
 
-    def check(self, log: Log) -> None:
+    def check(self, log: PartitionLetters) -> None:
         """See `Action.check`."""
         if log.ordering is None:
             raise StartError(
@@ -63,14 +63,14 @@ class Redrive:
         """See `Action.details`."""
         return {"note": self.note} if self.note else {}
 
-    def carry_out(self, scene: Scene, numbers: Sequence[int], by: str) -> list[Told]:
+    def carry_out(self, scene: LockedLetters, numbers: Sequence[int], by: str) -> list[LetterResult]:
         """See `Action.carry_out`."""
         connection, tables = scene.connection, scene.lot.tables
         # The ledger's rows before the letters', as an engine locks them that resolves a letter.
         kept = self._kept(scene, numbers)
         letters = locked(connection, tables, numbers, dry=scene.dry)
         standing, others = _standing(scene, letters)
-        told: list[Told] = []
+        told: list[LetterResult] = []
         going: dict[int, Identified] = {}
         taken: set[bytes] = set()
         for letter in sorted(letters, key=lambda one: one.offset):
@@ -85,7 +85,7 @@ class Redrive:
                 new_id=self.new_id,
                 max_redrives=self.max_redrives,
             )
-            told.append(Told(letter, verdict))
+            told.append(LetterResult(letter, verdict))
             if verdict is Fate.REDRIVEN:
                 going[letter.id] = _completed(scene.lot.tables, letter, identity, held)
                 taken |= {identity.digest} if identity.digest is not None else set()
@@ -93,7 +93,7 @@ class Redrive:
             self._go(scene, [_beside(scene, one, others) for one in told], going, kept, by)
         return told
 
-    def _kept(self, scene: Scene, numbers: Sequence[int]) -> dict[bytes, Kept]:
+    def _kept(self, scene: LockedLetters, numbers: Sequence[int]) -> dict[bytes, Kept]:
         c = scene.lot.tables.dead_letters.c
         asked = select(c.id, c.digest, c.reason, c.message_id, c.fingerprint, c.fingerprint_version).where(
             c.id.in_(numbers)
@@ -103,7 +103,12 @@ class Redrive:
         return _locked_ledger(scene, sorted(digest for digest in digests if digest is not None))
 
     def _go(
-        self, scene: Scene, told: Sequence[Told], going: Mapping[int, Identified], kept: Mapping[bytes, Kept], by: str
+        self,
+        scene: LockedLetters,
+        told: Sequence[LetterResult],
+        going: Mapping[int, Identified],
+        kept: Mapping[bytes, Kept],
+        by: str,
     ) -> None:
         moved = [one.letter for one in told if one.fate is Fate.REDRIVEN]
         _claim(scene, list(going.values()), kept)
@@ -139,14 +144,14 @@ class Close:
         """As it is recorded."""
         return "resolve" if self.state is State.RESOLVED else "discard"
 
-    def check(self, log: Log) -> None:
+    def check(self, log: PartitionLetters) -> None:
         """See `Action.check`."""
 
     def details(self) -> dict[str, Any]:
         """See `Action.details`."""
         return {"note": self.note}
 
-    def carry_out(self, scene: Scene, numbers: Sequence[int], by: str) -> list[Told]:
+    def carry_out(self, scene: LockedLetters, numbers: Sequence[int], by: str) -> list[LetterResult]:
         """See `Action.carry_out`."""
         done = Fate.RESOLVED if self.state is State.RESOLVED else Fate.DISCARDED
         if not scene.dry and self.state is State.RESOLVED:
@@ -156,9 +161,9 @@ class Close:
             for letter in letters:
                 _write(scene, letter, self.state, self.state.value, by, self.note)
             _release(scene, letters)
-        return [Told(letter, done) for letter in letters]
+        return [LetterResult(letter, done) for letter in letters]
 
-    def _settle(self, scene: Scene, numbers: Sequence[int]) -> None:
+    def _settle(self, scene: LockedLetters, numbers: Sequence[int]) -> None:
         c = scene.lot.tables.dead_letters.c
         asked = select(c.digest).where(c.id.in_(numbers), c.digest.is_not(None), c.reason != Reason.CONFLICT.value)
         digests = sorted(bytes(digest) for digest in scene.connection.execute(asked).scalars())
@@ -179,7 +184,7 @@ def origin(letter: Any) -> Origin:
     return (letter.topic_id, letter.partition, letter.offset)
 
 
-def _standing(scene: Scene, letters: Sequence[Any]) -> tuple[dict[Origin, Kind], set[int]]:
+def _standing(scene: LockedLetters, letters: Sequence[Any]) -> tuple[dict[Origin, Kind], set[int]]:
     """Return what is in the lot of these letters' messages, and which letters have another message at their place."""
     lot, connection = scene.lot, scene.connection
     rows = redriven.standing(lot, connection, [origin(one) for one in letters])
@@ -196,7 +201,7 @@ def _standing(scene: Scene, letters: Sequence[Any]) -> tuple[dict[Origin, Kind],
     return mine, others
 
 
-def _beside(scene: Scene, told: Told, others: Collection[int]) -> Told:
+def _beside(scene: LockedLetters, told: LetterResult, others: Collection[int]) -> LetterResult:
     """Give a letter an origin of its own that is to be parked where another message stands."""
     letter = told.letter
     if told.fate is not Fate.REDRIVEN or letter.id not in others:
@@ -209,10 +214,10 @@ def _beside(scene: Scene, told: Told, others: Collection[int]) -> Told:
         letter.id, letter.topic, letter.partition, letter.offset,
     )  # fmt: skip
     found = scene.connection.execute(select(table).where(table.c.id == letter.id)).one()
-    return Told(found, told.fate)
+    return LetterResult(found, told.fate)
 
 
-def _locked_ledger(scene: Scene, digests: Sequence[bytes]) -> dict[bytes, Kept]:
+def _locked_ledger(scene: LockedLetters, digests: Sequence[bytes]) -> dict[bytes, Kept]:
     c = scene.lot.tables.processed_messages.c
     query = select(c.digest, c.fingerprint, c.outcome, c.fingerprint_version).order_by(c.digest)
     query = query.where(c.consumer == scene.lot.consumer, c.digest.in_(digests))
@@ -234,7 +239,7 @@ def _completed(tables: Tables, letter: Any, identity: Identified, kept: Kept | N
     return Identified(None, identity.message_id, None)
 
 
-def _claim(scene: Scene, going: Sequence[Identified], kept: Mapping[bytes, Kept]) -> None:
+def _claim(scene: LockedLetters, going: Sequence[Identified], kept: Mapping[bytes, Kept]) -> None:
     """Have the ledger hold the IDs as parked: dead ones, and those that it does not know."""
     ledger = Ledger(scene.lot.tables, scene.lot.dialect, scene.lot.consumer)
     digests = [one.digest for one in going if one.digest is not None]
@@ -245,9 +250,9 @@ def _claim(scene: Scene, going: Sequence[Identified], kept: Mapping[bytes, Kept]
         if one.digest is not None and one.digest not in kept and one.fingerprint is not None
     ]
     if len(ledger.revive(scene.connection, dead, Outcome.PARKED)) != len(dead):
-        raise Moved
+        raise LettersMoved
     if len(ledger.claim(scene.connection, claims).won) != len(claims):
-        raise Moved
+        raise LettersMoved
 
 
 def _comeback(letter: Any, identity: Identified) -> Comeback:
@@ -261,13 +266,13 @@ def _comeback(letter: Any, identity: Identified) -> Comeback:
     )
 
 
-def _release(scene: Scene, letters: Sequence[Any]) -> None:
+def _release(scene: LockedLetters, letters: Sequence[Any]) -> None:
     if letters:
         any_key = scene.log.ordering is Ordering.PARTITION
         redriven.release(scene.lot, scene.connection, [letter.id for letter in letters], any_key=any_key)
 
 
-def _write(scene: Scene, letter: Any, state: State, what: str, by: str, note: str, **values: Any) -> None:
+def _write(scene: LockedLetters, letter: Any, state: State, what: str, by: str, note: str, **values: Any) -> None:
     table = scene.lot.tables.dead_letters
     entry = history.entry(
         what,

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 
 from consumerkit.redrive.decision import Fate
-from consumerkit.redrive.plan import Log
+from consumerkit.redrive.plan import PartitionLetters
 from consumerkit.storage import audit, fence
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dead_letters.selection import Selection
@@ -25,14 +25,14 @@ BYTES: Final = 16 * 1024 * 1024
 FENCE_WAIT: Final = 10.0
 
 
-class Told(NamedTuple):
+class LetterResult(NamedTuple):
     """What became of one letter."""
 
     letter: Any
     fate: Fate
 
 
-class Scene(NamedTuple):
+class LockedLetters(NamedTuple):
     """Where an action works: one transaction on one partition.
 
     Attributes:
@@ -44,7 +44,7 @@ class Scene(NamedTuple):
 
     connection: Connection
     lot: ParkingLot
-    log: Log
+    log: PartitionLetters
     dry: bool
 
 
@@ -56,14 +56,14 @@ class Action(Protocol):
         """As it is recorded."""
         ...
 
-    def check(self, log: Log) -> None:
+    def check(self, log: PartitionLetters) -> None:
         """Refuse a partition before anything is done.
 
         Raises:
             StartError: Something is missing.
         """
 
-    def carry_out(self, scene: Scene, numbers: Sequence[int], by: str) -> list[Told]:
+    def carry_out(self, scene: LockedLetters, numbers: Sequence[int], by: str) -> list[LetterResult]:
         """Lock these letters, decide on those that are still dead, and change what that takes."""
         ...
 
@@ -76,7 +76,7 @@ class Action(Protocol):
 class Done:
     """What a batch came to; `after` is the offset of the last letter, None where no letter is left."""
 
-    told: list[Told]
+    told: list[LetterResult]
     after: int | None
 
 
@@ -85,7 +85,7 @@ class Busy(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Batches:
+class LetterBatches:
     """Takes a run's letters a batch at a time.
 
     Attributes:
@@ -106,7 +106,7 @@ class Batches:
     run: str
     dry: bool
 
-    def next(self, session: Session, log: Log, after: int, limit: int) -> Done:
+    def next(self, session: Session, log: PartitionLetters, after: int, limit: int) -> Done:
         """Do the letters of a partition that come after an offset, in the caller's transaction.
 
         Two runs at once do not meet here: the fence is held until the transaction ends, and letters that the other one
@@ -123,13 +123,13 @@ class Batches:
         chosen = self._chosen(connection, log, after, limit)
         if not chosen:
             return Done([], None)
-        scene = Scene(connection, lot, log, self.dry)
+        scene = LockedLetters(connection, lot, log, self.dry)
         told = self.action.carry_out(scene, [row.id for row in chosen], self.by)
         told.sort(key=lambda one: one.letter.offset)
         self._record(connection, log, told)
         return Done(told, chosen[-1].offset)
 
-    def _chosen(self, connection: Connection, log: Log, after: int, limit: int) -> list[Any]:
+    def _chosen(self, connection: Connection, log: PartitionLetters, after: int, limit: int) -> list[Any]:
         """Return the next letters' IDs and offsets; as many as may be in memory at once, and at least one."""
         c = self.tables.dead_letters.c
         selection = self.selection if log.ids is None else replace(self.selection, ids=log.ids)
@@ -143,7 +143,7 @@ class Batches:
         sizes = accumulate(row.size for row in rows)
         return [row for number, (row, size) in enumerate(zip(rows, sizes, strict=True)) if not number or size <= BYTES]
 
-    def _record(self, connection: Connection, log: Log, told: Sequence[Told]) -> None:
+    def _record(self, connection: Connection, log: PartitionLetters, told: Sequence[LetterResult]) -> None:
         letters = [one.letter.id for one in told if one.fate.is_done]
         if self.dry or not letters:
             return

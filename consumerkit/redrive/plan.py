@@ -19,7 +19,7 @@ from consumerkit.storage.tables import Tables
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class PartitionLetters:
     """One partition of one topic, with a handler's dead letters; a topic that was recreated is another one.
 
     Attributes:
@@ -51,7 +51,7 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RedrivePlan:
     """The work of one run.
 
     Attributes:
@@ -60,7 +60,7 @@ class Plan:
         left: IDs that were asked for and are not dead letters now.
     """
 
-    logs: tuple[Log, ...]
+    logs: tuple[PartitionLetters, ...]
     ceiling: int
     left: dict[int, Fate]
 
@@ -70,7 +70,7 @@ class Plan:
         return sum(log.letters for log in self.logs)
 
 
-def planned(session: Session, tables: Tables, selection: Selection) -> Plan:
+def planned(session: Session, tables: Tables, selection: Selection) -> RedrivePlan:
     """Read what there is to do.
 
     Raises:
@@ -88,7 +88,7 @@ def planned(session: Session, tables: Tables, selection: Selection) -> Plan:
     ).all()
     own = _ids_by_log(session, tables, selection)
     logs = tuple(_log(row, own) for row in rows)
-    return Plan(logs, max((row.newest for row in rows), default=0), _left(session, tables, selection))
+    return RedrivePlan(logs, max((row.newest for row in rows), default=0), _left(session, tables, selection))
 
 
 Place = tuple[int, str, str, int]
@@ -107,11 +107,11 @@ def _ids_by_log(session: Session, tables: Tables, selection: Selection) -> dict[
     return found
 
 
-def _log(row: Any, own: dict[Place, list[int]] | None) -> Log:
+def _log(row: Any, own: dict[Place, list[int]] | None) -> PartitionLetters:
     ordering = None if row.ordering is None else Ordering(row.ordering)
     name = TopicPartition(row.topic, row.partition)
     ids = None if own is None else tuple(own[(row.consumer, row.topic, row.topic_id, row.partition)])
-    return Log(row.consumer, row.name, ordering, name, row.topic_id, row.letters, ids)
+    return PartitionLetters(row.consumer, row.name, ordering, name, row.topic_id, row.letters, ids)
 
 
 def _left(session: Session, tables: Tables, selection: Selection) -> dict[int, Fate]:

@@ -12,10 +12,10 @@ from uuid import uuid4
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from consumerkit.redrive.actions import Moved
-from consumerkit.redrive.batch import LETTERS, Action, Batches, Busy, Done, Told
+from consumerkit.redrive.actions import LettersMoved
+from consumerkit.redrive.batch import LETTERS, Action, Busy, Done, LetterBatches, LetterResult
 from consumerkit.redrive.decision import Fate
-from consumerkit.redrive.plan import Log, planned
+from consumerkit.redrive.plan import PartitionLetters, planned
 from consumerkit.redrive.report import Letter, Progress, Report
 from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.faults import Fault, fault_of
@@ -65,13 +65,15 @@ class Run:
         plan = await self.runs(lambda session: planned(session, self.tables, selection))
         for log in plan.logs:
             self.action.check(log)
-        batches = Batches(self.tables, selection, plan.ceiling, self.action, self.by, uuid4().hex[:12], self.dry)
+        batches = LetterBatches(self.tables, selection, plan.ceiling, self.action, self.by, uuid4().hex[:12], self.dry)
         letters = [Letter(id=number, fate=fate) for number, fate in plan.left.items()]
-        pace, total = Pace(self.rate), plan.letters
+        pace, total = RedrivePace(self.rate), plan.letters
         busy = [log.name for log in plan.logs if not await self._log(batches, log, total, pace, letters)]
         return Report(letters=tuple(letters), dry_run=self.dry, busy=tuple(busy))
 
-    async def _log(self, batches: Batches, log: Log, total: int, pace: Pace, letters: list[Letter]) -> bool:
+    async def _log(
+        self, batches: LetterBatches, log: PartitionLetters, total: int, pace: RedrivePace, letters: list[Letter]
+    ) -> bool:
         """Do a partition's letters; return False where its owner kept it for too long."""
         after, limit = -1, pace.batch
         while True:
@@ -87,19 +89,19 @@ class Run:
             after = done.after
             await pace.kept(0 if self.dry else sum(told.fate is Fate.REDRIVEN for told in done.told))
 
-    async def _insisted(self, batches: Batches, log: Log, after: int, limit: int) -> Done:
+    async def _insisted(self, batches: LetterBatches, log: PartitionLetters, after: int, limit: int) -> Done:
         """Do one batch, again where another transaction was in the way."""
         for attempt in range(TRIES):
             try:
                 return await self.runs(lambda session: batches.next(session, log, after, limit))
-            except (Busy, Moved, DBAPIError) as error:
+            except (Busy, LettersMoved, DBAPIError) as error:
                 if isinstance(error, DBAPIError) and fault_of(error, in_handler=False) is not Fault.CONFLICT:
                     raise
                 await asyncio.sleep(0.05 * 2**attempt)
         raise Busy(str(log.name))
 
 
-class Pace:
+class RedrivePace:
     """Keeps a run to so many letters a second."""
 
     def __init__(self, rate: float | None) -> None:
@@ -119,7 +121,7 @@ class Pace:
         await asyncio.sleep(max(0.0, ahead))
 
 
-def _letter(log: Log, told: Told) -> Letter:
+def _letter(log: PartitionLetters, told: LetterResult) -> Letter:
     row: Any = told.letter
     return Letter(
         id=row.id,

@@ -14,7 +14,7 @@ _JITTER: Final = 0.25
 _FORGOTTEN_AFTER: Final = 2 * LONGEST_WAIT
 
 
-class Place(NamedTuple):
+class HoldPlace(NamedTuple):
     """A topic; a queue of it; or, where a message without a key is at fault, that message alone."""
 
     topic: str
@@ -53,7 +53,7 @@ class Holds:
     """All that is held back."""
 
     def __init__(self) -> None:
-        self._holds: dict[Place, Hold] = {}
+        self._holds: dict[HoldPlace, Hold] = {}
 
     def hold(self, pending: Pending, cause: Cause, now: float) -> tuple[Hold, bool]:
         """Hold back a message's topic, or its key where only the message is at fault.
@@ -61,7 +61,7 @@ class Holds:
         Returns:
             The hold, and whether this is news: a new one, or a new cause.
         """
-        place, sequence = Place(pending.message.topic), None
+        place, sequence = HoldPlace(pending.message.topic), None
         if cause.of_record:
             place, sequence = self._at_fault(pending), pending.sequence
         hold = self._holds.get(place)
@@ -72,23 +72,23 @@ class Holds:
         return hold, news
 
     @staticmethod
-    def _at_fault(pending: Pending) -> Place:
+    def _at_fault(pending: Pending) -> HoldPlace:
         # A message without a key has no order: it holds back itself alone.
         topic, queue = pending.message.topic, pending.queue
-        return Place(topic, queue) if queue.key else Place(topic, queue, pending.sequence)
+        return HoldPlace(topic, queue) if queue.key else HoldPlace(topic, queue, pending.sequence)
 
     def held(self, pending: Pending, now: float) -> bool:
         """Tell whether a message must wait."""
-        places = (Place(pending.message.topic), self._at_fault(pending))
+        places = (HoldPlace(pending.message.topic), self._at_fault(pending))
         return any(hold.until > now for place in places if (hold := self._holds.get(place)) is not None)
 
     def ill(self, topic: str) -> bool:
         """Tell whether a topic failed the last time: then one message goes ahead, to see."""
-        return Place(topic) in self._holds
+        return HoldPlace(topic) in self._holds
 
     def release_topic(self, topic: str) -> Hold | None:
         """Forget a topic's failures, since the broker takes its messages; return what held it back."""
-        return self._holds.pop(Place(topic), None)
+        return self._holds.pop(HoldPlace(topic), None)
 
     def release(self, pending: Pending) -> Hold | None:
         """Forget the failures of a message's key, since it was taken; return what held it back."""
@@ -108,7 +108,7 @@ class Holds:
         """Return the queues that wait, and those without a key where one message does."""
         return {place.queue for place in self._waiting(now) if place.queue is not None}
 
-    def _waiting(self, now: float) -> list[Place]:
+    def _waiting(self, now: float) -> list[HoldPlace]:
         return [place for place, hold in self._holds.items() if hold.until > now]
 
     def forget(self, now: float) -> list[tuple[str, Hold]]:

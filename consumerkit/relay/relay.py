@@ -19,13 +19,13 @@ from consumerkit.failpoints import reach
 from consumerkit.relay.holds import Holds
 from consumerkit.relay.refusals import cause_of
 from consumerkit.relay.rows import Rows
-from consumerkit.relay.shipment import Delivery, Shipment
+from consumerkit.relay.shipment import Shipment, ShipmentResult
 from consumerkit.relay.telling import Telling
 from consumerkit.relay.turn import Awaited, Turn, TurnLost, taken
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.outbox import Pending, Queue
-from consumerkit.storage.outbox_queues import Page, Waiting
+from consumerkit.storage.outbox_queues import OutboxPage, Waiting
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import Producer, SendFailure
 
@@ -190,7 +190,7 @@ class Relay:
         held = sorted(queue for queue in queues if queue.key and queue > after)
         return Waiting([self._digests[topic] for topic in topics], held[:MOST_QUEUES], self._keyless)
 
-    def _moved_on(self, page: Page, now: float) -> bool:
+    def _moved_on(self, page: OutboxPage, now: float) -> bool:
         """Go on after a page's queues; return whether none is left.
 
         Of rows without a key, whose every one waits by itself, the next ones are looked at first.
@@ -248,7 +248,7 @@ class Relay:
             reach("dlq_acked")
         return went
 
-    def _note(self, topic: str, delivery: Delivery) -> None:
+    def _note(self, topic: str, delivery: ShipmentResult) -> None:
         now = time.monotonic()
         self._rows.acknowledge(delivery.acknowledged)
         for one in delivery.by_reference:

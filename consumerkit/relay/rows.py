@@ -12,8 +12,8 @@ from consumerkit.relay import reference
 from consumerkit.storage import outbox, outbox_queues
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import RELAY_IDLE, Dialect, Limits, RelayHolder
-from consumerkit.storage.outbox import Identity, OutboxMessage, Pending, Queue
-from consumerkit.storage.outbox_queues import Page, Waiting
+from consumerkit.storage.outbox import OutboxMessage, Pending, Queue, RowIdentity
+from consumerkit.storage.outbox_queues import OutboxPage, Waiting
 from consumerkit.storage.tables import Tables
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Rows:
         self._deadline = deadline
         self._limits = Limits(statement=deadline, lock=deadline, idle=RELAY_IDLE)
         # What the broker has, and the outbox still, too: removed before anything is read, whatever failed before.
-        self._acknowledged: list[Identity] = []
+        self._acknowledged: list[RowIdentity] = []
 
     def acknowledge(self, sent: Iterable[Pending]) -> None:
         """Have rows removed before the next page is read."""
@@ -50,18 +50,18 @@ class Rows:
         if self._acknowledged:
             await self._removed(lambda _: None)
 
-    async def lowest(self) -> Page:
+    async def lowest(self) -> OutboxPage:
         """Return the lowest rows of all, for while nothing waits."""
 
-        def read(session: Session) -> Page:
-            return Page(outbox.page(session.connection(), self._tables, PAGE, PAGE_BYTES), None, frozenset())
+        def read(session: Session) -> OutboxPage:
+            return OutboxPage(outbox.page(session.connection(), self._tables, PAGE, PAGE_BYTES), None, frozenset())
 
         return await self._removed(read)
 
-    async def next_queues(self, after: Queue | None, waiting: Waiting) -> Page:
+    async def next_queues(self, after: Queue | None, waiting: Waiting) -> OutboxPage:
         """Return rows of the next queues that do not wait, each from its lowest on."""
 
-        def read(session: Session) -> Page:
+        def read(session: Session) -> OutboxPage:
             connection = session.connection()
             return outbox_queues.page(
                 connection, self._dialect, self._tables, PAGE, PAGE_BYTES, after=after, waiting=waiting

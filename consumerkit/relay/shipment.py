@@ -14,7 +14,7 @@ from consumerkit.transports.base import Producer, Record, SendFailure
 
 
 @dataclass
-class Delivery:
+class ShipmentResult:
     """What became of a shipment.
 
     Attributes:
@@ -51,7 +51,7 @@ class Shipment:
         may_send: Callable[[], Awaitable[bool]],
     ) -> None:
         self.size = sum(map(size, pending))
-        self.delivery = Delivery()
+        self.delivery = ShipmentResult()
         self.task = asyncio.create_task(ship(producer, pending, kept, may_send, self.delivery))
 
 
@@ -60,7 +60,7 @@ async def ship(
     pending: Sequence[Pending],
     kept: Callable[[OutboxMessage], Awaitable[bool]],
     may_send: Callable[[], Awaitable[bool]],
-    delivery: Delivery,
+    delivery: ShipmentResult,
 ) -> None:
     """Send messages of one topic, and note in `delivery` what becomes of them.
 
@@ -103,7 +103,7 @@ async def _by_reference(
     pending: Pending,
     refused: SendFailure,
     kept: Callable[[OutboxMessage], Awaitable[bool]],
-    delivery: Delivery,
+    delivery: ShipmentResult,
 ) -> SendFailure | None:
     """Send a dead letter without what makes it large; return the last refusal, or None."""
     # Its payload may have been erased in the table since: then this copy is the last one.

@@ -17,7 +17,7 @@ from consumerkit.errors import Fenced, Unavailable
 from consumerkit.redaction.database_words import database_words
 from consumerkit.redaction.text import redact
 from consumerkit.storage.fence import OWNER_BYTES, Owners
-from consumerkit.storage.steps import End, Found, Name, Start, StepRows
+from consumerkit.storage.steps import End, FoundStep, Name, Start, StepRows
 
 InTransaction = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
 _MOST_UNWRITTEN: Final = 10_000
@@ -44,7 +44,7 @@ class Journal:
         # Outcomes that are known, and that the database did not take: else those steps would be called again.
         self._unwritten: dict[Name, End] = {}
 
-    async def start(self, start: Start) -> Found:
+    async def start(self, start: Start) -> FoundStep:
         """Begin a step, unless it is done or under way; see `StepRows.start`.
 
         Raises:
@@ -53,7 +53,7 @@ class Journal:
         """
         if (known := self._unwritten.get(start.name)) is not None:
             await self.end(known)
-        found: Found = await self._written(start)
+        found: FoundStep = await self._written(start)
         return found
 
     async def end(self, end: End) -> bool:

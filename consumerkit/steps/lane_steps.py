@@ -24,7 +24,7 @@ from consumerkit.steps.message_steps import MessageSteps
 from consumerkit.steps.subject import Place, Prepared, Subject
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.parking.lot import ParkingLot
-from consumerkit.storage.steps import Found, Name, StepRows
+from consumerkit.storage.steps import FoundStep, Name, StepRows
 
 T = TypeVar("T")
 _MOST_FAILED: Final = 10_000
@@ -120,7 +120,7 @@ class LaneSteps:
         self.journal.owners, self.journal.fenced = owners, False
         began = time.monotonic()
         unknown, memo = await self.journal.ask(lambda connection: self._look(connection, subjects))
-        steps: defaultdict[bytes, dict[str, Found]] = defaultdict(dict)
+        steps: defaultdict[bytes, dict[str, FoundStep]] = defaultdict(dict)
         for (digest, name), found in memo.items():
             steps[digest][name] = found
         made = [Prepared(MessageSteps(self, one, steps[one.digest])) for one in subjects]
@@ -145,7 +145,7 @@ class LaneSteps:
             one.calls.prepared = True
         return made
 
-    def _look(self, connection: Connection, subjects: Sequence[Subject]) -> tuple[set[bytes], dict[Name, Found]]:
+    def _look(self, connection: Connection, subjects: Sequence[Subject]) -> tuple[set[bytes], dict[Name, FoundStep]]:
         rows, digests = self.journal.rows, [one.digest for one in subjects]
         fresh = [one.digest for one in subjects if one.waits is None]
         unknown = rows.unknown(connection, fresh, revives=self.shared.declared.runs_resends)

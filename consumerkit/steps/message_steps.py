@@ -25,7 +25,7 @@ from consumerkit.handlers.steps import BoundStep, IdempotencyKey, outcome
 from consumerkit.steps.arguments import fingerprint
 from consumerkit.steps.subject import Subject
 from consumerkit.storage.ledger import LedgerMoved
-from consumerkit.storage.steps import End, Found, Name, Start, State
+from consumerkit.storage.steps import End, FoundStep, Name, Start, StepState
 
 if TYPE_CHECKING:
     from consumerkit.steps.lane_steps import LaneSteps
@@ -66,7 +66,7 @@ class MessageSteps:
         failure: What `prepare` or `handle` was told of a step, and must not go on in spite of.
     """
 
-    def __init__(self, lane: LaneSteps, subject: Subject, memo: Mapping[str, Found]) -> None:
+    def __init__(self, lane: LaneSteps, subject: Subject, memo: Mapping[str, FoundStep]) -> None:
         self.prepared = False
         self.subject = subject
         self._lane = lane
@@ -97,7 +97,7 @@ class MessageSteps:
         """
         declared = self._declared(step)
         found = self._memo.get(declared.name)
-        if found is None or found.state is not State.DONE:
+        if found is None or found.state is not StepState.DONE:
             raise LookupError(
                 f"step {declared.name!r} has not been run for this message; run it in prepare, or by context.run"
             )
@@ -159,7 +159,7 @@ class MessageSteps:
         finally:
             self._leave(call)
 
-    async def _called(self, call: _Call, found: Found) -> Any:
+    async def _called(self, call: _Call, found: FoundStep) -> Any:
         limit = asyncio.timeout(call.declared.deadline)
         try:
             async with limit:
@@ -191,7 +191,7 @@ class MessageSteps:
         finally:
             self._lane.tell_loop(self._leave, call)
 
-    def _called_in_thread(self, call: _Call, found: Found) -> Any:
+    def _called_in_thread(self, call: _Call, found: FoundStep) -> Any:
         mark = id(self), call.name
         self._lane.ends[mark] = time.monotonic() + call.declared.deadline
         self._running[call.name] = call.declared, None
@@ -231,16 +231,16 @@ class MessageSteps:
         if self._patience is not None and not self._at_work and not self._patience.expired():
             self._patience.reschedule(asyncio.get_running_loop().time() + self._lane.limit)
 
-    def _remembered(self, call: _Call) -> Found | None:
+    def _remembered(self, call: _Call) -> FoundStep | None:
         found = self._memo.get(call.name)
-        if found is None or found.state is not State.DONE:
+        if found is None or found.state is not StepState.DONE:
             return None
         with self._told():
             self._check_same(call, found)
         self._lane.reused += 1
         return found
 
-    async def _begin(self, call: _Call) -> Found:
+    async def _begin(self, call: _Call) -> FoundStep:
         """Begin a step, or return what it came to before."""
         step = call.declared
         settles = step.asks is not None or step.in_doubt == "retry" or self.subject.redriven
@@ -249,10 +249,10 @@ class MessageSteps:
             found = await self._lane.journal.start(start)
             self._check_same(call, found)
             if found.ours:
-                if found.state is State.STARTED:
+                if found.state is StepState.STARTED:
                     self._tell_doubt(call, found, "asked" if step.asks is not None else "called again")
                 reach("step_started")
-            elif found.state is State.DONE:
+            elif found.state is StepState.DONE:
                 self._lane.reused += 1
                 self._memo[call.name] = found
             elif found.wait > 0:
@@ -269,7 +269,7 @@ class MessageSteps:
                 )
         return found
 
-    async def _keep(self, call: _Call, result: object) -> Found:
+    async def _keep(self, call: _Call, result: object) -> FoundStep:
         """Write down what a call returned."""
         reach("step_called")
         try:
@@ -282,11 +282,11 @@ class MessageSteps:
                 f"annotated with: {type(error).__name__}"
             ) from error
         with self._told():
-            if not await self._lane.journal.end(End(*self._name(call.name), State.DONE, text)):
+            if not await self._lane.journal.end(End(*self._name(call.name), StepState.DONE, text)):
                 raise StepUnderWay(_SOON, f"step {call.name!r} took too long, and somebody else has begun it since")
         reach("step_done")
         self._lane.called += 1
-        self._memo[call.name] = found = Found(State.DONE, call.arguments, text)
+        self._memo[call.name] = found = FoundStep(StepState.DONE, call.arguments, text)
         return found
 
     async def _failed(self, call: _Call) -> None:
@@ -295,9 +295,9 @@ class MessageSteps:
         # What the step raised says more. The journal writes this before the step is begun again; and a partition that
         # is not ours is found by the next writing.
         with suppress(Fenced, Unavailable):
-            await self._lane.journal.end(End(*self._name(call.name), State.FAILED))
+            await self._lane.journal.end(End(*self._name(call.name), StepState.FAILED))
 
-    def _check_same(self, call: _Call, found: Found) -> None:
+    def _check_same(self, call: _Call, found: FoundStep) -> None:
         if found.arguments != call.arguments:
             raise StepChanged(
                 f"step {call.name!r} was run for this message before, with other arguments; give it the same each "
@@ -322,7 +322,7 @@ class MessageSteps:
         finally:
             self._patience = None
 
-    def _tell_wait(self, call: _Call, found: Found) -> None:
+    def _tell_wait(self, call: _Call, found: FoundStep) -> None:
         self._lane.announce(
             events.StepAwaited(
                 handler=self._lane.shared.name,
@@ -334,7 +334,7 @@ class MessageSteps:
             )
         )
 
-    def _tell_doubt(self, call: _Call, found: Found, then: str) -> None:
+    def _tell_doubt(self, call: _Call, found: FoundStep, then: str) -> None:
         self._lane.announce(
             events.StepDoubted(
                 handler=self._lane.shared.name,

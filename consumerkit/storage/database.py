@@ -22,7 +22,7 @@ from consumerkit.redaction.text import HIDDEN
 from consumerkit.storage import plain_sessions, pooler, postgresql_engine, session_checks, sqlite_engine
 from consumerkit.storage.location import located
 from consumerkit.storage.tables import Tables
-from consumerkit.storage.urls import Address, address
+from consumerkit.storage.urls import ParsedUrl, address
 
 T = TypeVar("T")
 AsyncSessions = async_sessionmaker[AsyncSession]
@@ -82,7 +82,7 @@ class Database:
         for engine in self._engines():
             _set_up(engine, unprepared=self._unprepared)
 
-    def _from_url(self, found: Address, connections: int) -> None:
+    def _from_url(self, found: ParsedUrl, connections: int) -> None:
         url, self._unprepared = pooler.taken_from(found.url)
         async_driver, sync_driver = _DRIVERS[url.drivername]
         options = _options(url, connections)

@@ -56,7 +56,7 @@ def home(topic_id: str) -> str:
     return topic_id.partition(MARK)[0]
 
 
-class Identity(NamedTuple):
+class MessageIdentity(NamedTuple):
     """What tells a message from another one at the same place.
 
     Attributes:
@@ -75,11 +75,11 @@ class Identity(NamedTuple):
     version: int | None = None
     earlier: tuple[int, int] | None = None
 
-    def agrees(self, other: Identity) -> bool:
+    def agrees(self, other: MessageIdentity) -> bool:
         """Tell whether both are the same message: by ID and fingerprint where both are known, else by what they hold.
 
         Example:
-            >>> known = Identity(b"id", b"one", b"content", (7, -1))
+            >>> known = MessageIdentity(b"id", b"one", b"content", (7, -1))
             >>> known.agrees(known._replace(fingerprint=b"two"))
             False
             >>> known.agrees(known._replace(digest=None, fingerprint=None))
@@ -96,7 +96,7 @@ class Identity(NamedTuple):
             return self.facts in (other.facts, other.earlier) or self.earlier == other.facts
         return self.content == other.content
 
-    def holds_the_same(self, other: Identity) -> bool:
+    def holds_the_same(self, other: MessageIdentity) -> bool:
         """Tell whether both are known to hold the same payload, whatever their IDs are."""
         return self.content == other.content and self.content not in (None, UNREADABLE)
 
@@ -114,16 +114,16 @@ class Identity(NamedTuple):
 
 def identity(
     message: Message, digest: bytes | None, fingerprint: bytes | None, version: int | None, *, whole: bool = True
-) -> Identity:
+) -> MessageIdentity:
     """Return the identity of a message; without its content where only the facts of it are kept."""
     content = _content(message.key, message.value, header_text.as_text(message.headers)) if whole else None
     time = known_time(message.timestamp)
     earlier = len(message.key or b"") + len(message.value or b"")
     earlier += sum(len(name) + len(value or b"") for name, value in message.headers)
-    return Identity(digest or None, fingerprint or None, content, (message.size, time), version, (earlier, time))
+    return MessageIdentity(digest or None, fingerprint or None, content, (message.size, time), version, (earlier, time))
 
 
-def identity_of(row: Any, sealer: Sealer | None, *, size: int, whole: bool = True) -> Identity:
+def identity_of(row: Any, sealer: Sealer | None, *, size: int, whole: bool = True) -> MessageIdentity:
     """Return the identity of what stands in a row of ours; `whole` tells whether its payload is there."""
     digest, fingerprint = (None if value is None else bytes(value) for value in (row.digest, row.fingerprint))
     content: bytes | None = None
@@ -133,7 +133,7 @@ def identity_of(row: Any, sealer: Sealer | None, *, size: int, whole: bool = Tru
             content = _content(None if row.key is None else bytes(row.key), value, header_text.as_text(headers))
         except PayloadSealed:
             content = UNREADABLE
-    return Identity(
+    return MessageIdentity(
         digest or None, fingerprint or None, content, (size, known_time(row.timestamp)), row.fingerprint_version
     )
 

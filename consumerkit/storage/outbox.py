@@ -33,7 +33,7 @@ class OutboxMessage(NamedTuple):
     headers: Headers
 
 
-class Identity(NamedTuple):
+class RowIdentity(NamedTuple):
     """What tells a row from any other that ever had its number.
 
     A database that has lost commits, by a failover or a restored backup, hands out the same numbers again.
@@ -66,7 +66,7 @@ class Pending(NamedTuple):
 
     sequence: int
     message: OutboxMessage
-    identity: Identity
+    identity: RowIdentity
     queue: Queue
 
 
@@ -142,7 +142,7 @@ def read(connection: Connection, tables: Tables, sequences: Sequence[int]) -> li
         Pending(
             row.sequence,
             OutboxMessage(row.topic, _bytes(row.key), *payload(tables.sealer, row)),
-            Identity(row.sequence, row.moment, row.headers),
+            RowIdentity(row.sequence, row.moment, row.headers),
             Queue(bytes(row.topic_digest), bytes(row.key_digest)),
         )
         for row in connection.execute(query.order_by(c.sequence))
@@ -160,7 +160,7 @@ def size(pending: Pending) -> int:
     return bytes_of(key, value, headers)
 
 
-def remove(connection: Connection, tables: Tables, sent: Sequence[Identity]) -> None:
+def remove(connection: Connection, tables: Tables, sent: Sequence[RowIdentity]) -> None:
     """Delete messages that were sent; others that have their numbers by now stay."""
     c = tables.outbox_messages.c
     # Column by column: to compare rows took six times as long, and who was written later has another moment than all.

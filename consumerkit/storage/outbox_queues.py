@@ -58,7 +58,7 @@ class Waiting(NamedTuple):
 NOTHING: Final = Waiting()
 
 
-class Page(NamedTuple):
+class OutboxPage(NamedTuple):
     """What was read.
 
     Attributes:
@@ -89,7 +89,7 @@ def page(
     *,
     after: Queue | None = None,
     waiting: Waiting = NOTHING,
-) -> Page:
+) -> OutboxPage:
     """Return the first rows of each of the next queues, and at least one message if there is any.
 
     Args:
@@ -111,7 +111,7 @@ def page(
     if len(taken) < len(full):
         last = full[len(taken) - 1].queue
     cut = [turn.queue for turn, of in zip(full, taken, strict=False) if len(of) in (turn.share, *range(len(turn.rows)))]
-    return Page(read(connection, tables, [row for of in taken for row in of]), last, frozenset(cut))
+    return OutboxPage(read(connection, tables, [row for of in taken for row in of]), last, frozenset(cut))
 
 
 def _turns(found: Sequence[Any]) -> list[_Turn]:

@@ -44,19 +44,19 @@ class Standing(NamedTuple):
     forgotten_below: int = 0
 
 
-class Lane(NamedTuple):
+class LaneSequence(NamedTuple):
     """A lane's identity, and how many transactions it has made durable."""
 
     id: bytes
     sequence: int = 0
 
     @classmethod
-    def new(cls) -> Lane:
+    def new(cls) -> LaneSequence:
         """Return a lane that has not been seen before."""
         return cls(secrets.token_bytes(LANE_BYTES))
 
     @property
-    def next(self) -> Lane:
+    def next(self) -> LaneSequence:
         """The same lane after one more transaction."""
         return self._replace(sequence=self.sequence + 1)
 
@@ -253,7 +253,7 @@ def standing(row: Any) -> Standing:
     return Standing(row.topic_id, row.start, row.mark, row.forgotten_below)
 
 
-def move_on(connection: Connection, store: Store, lane: Lane) -> bool:
+def move_on(connection: Connection, store: Store, lane: LaneSequence) -> bool:
     """Count one more transaction of a lane, in that transaction; return False where the database has lost one."""
     table = store.tables.lane_progress
     c = table.c
@@ -265,7 +265,7 @@ def move_on(connection: Connection, store: Store, lane: Lane) -> bool:
     return connection.execute(moved).rowcount == 1
 
 
-def are_kept(connection: Connection, store: Store, lanes: Iterable[Lane]) -> bool:
+def are_kept(connection: Connection, store: Store, lanes: Iterable[LaneSequence]) -> bool:
     """Return whether the database has all that these lanes made durable; a lane may be about to move on."""
     known = {lane.id: lane.sequence for lane in lanes if lane.sequence}
     if not known:
@@ -276,7 +276,7 @@ def are_kept(connection: Connection, store: Store, lanes: Iterable[Lane]) -> boo
     return all(found.get(lane, -1) >= sequence for lane, sequence in known.items())
 
 
-def forget_lanes(connection: Connection, store: Store, lanes: Collection[Lane]) -> None:
+def forget_lanes(connection: Connection, store: Store, lanes: Collection[LaneSequence]) -> None:
     """Take out the rows of lanes that have ended, and of those that were left behind by a death."""
     table = store.tables.lane_progress
     c = table.c
@@ -285,7 +285,7 @@ def forget_lanes(connection: Connection, store: Store, lanes: Collection[Lane]) 
     connection.execute(delete(table).where(c.consumer == store.consumer, ended | left))
 
 
-def drop_lanes(connection: Connection, store: Store, lanes: Collection[Lane]) -> None:
+def drop_lanes(connection: Connection, store: Store, lanes: Collection[LaneSequence]) -> None:
     """Take out the rows of full lanes: the database is known to have their successors' transactions, too."""
     if not lanes:
         return
@@ -296,7 +296,7 @@ def drop_lanes(connection: Connection, store: Store, lanes: Collection[Lane]) ->
     connection.execute(gone)
 
 
-def touch_lanes(connection: Connection, store: Store, lanes: Iterable[Lane]) -> None:
+def touch_lanes(connection: Connection, store: Store, lanes: Iterable[LaneSequence]) -> None:
     """Keep the rows of lanes that have had nothing to do for long from being taken for left behind."""
     table = store.tables.lane_progress
     ids = [lane.id for lane in lanes if lane.sequence]

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, and_, exists, select
 
 from consumerkit.outcome import MessageState, Outcome, Reason
 from consumerkit.storage import consumers, steps
-from consumerkit.storage.dialects import Dialect, Holder
+from consumerkit.storage.dialects import ClaimHolder, Dialect
 from consumerkit.storage.tables import Tables
 
 # What was read may change between two statements: a parked message leaves the lot, a claim is committed.
@@ -196,15 +196,15 @@ class Search:
         if any(letter.reason not in _OF_ANOTHER for letter in letters):
             return self._dead(consumer, letters)
         holders = {self.dialect.holder(self.connection, consumer, one) for one in self.digests} if self.probe else set()
-        if Holder.COMMITTED in holders:
+        if ClaimHolder.COMMITTED in holders:
             return None
-        if Holder.OPEN in holders:
+        if ClaimHolder.OPEN in holders:
             return self._told(MessageState.IN_FLIGHT)
         return self._told(
             MessageState.UNKNOWN,
             conflicts=_conflicts(letters),
             may_be_forgotten=self._forgets(consumer),
-            probed=holders == {Holder.NOBODY},
+            probed=holders == {ClaimHolder.NOBODY},
         )
 
     def _forgets(self, consumer: int) -> bool:

@@ -29,7 +29,7 @@ _AT_ONCE: Final = 80  # a statement of an older SQLite takes 999 parameters
 _DIGESTS: Final = 900
 
 
-class State(StrEnum):
+class StepState(StrEnum):
     """How a step stands; the names are stored.
 
     STARTED: it was called, or is about to be; of a process that died nobody knows whether it was done.
@@ -69,11 +69,11 @@ class Start(NamedTuple):
         return self.digest, self.step
 
 
-class Found(NamedTuple):
+class FoundStep(NamedTuple):
     """How a step stood when it was to be begun, or read.
 
     Attributes:
-        state: See `State`; None where it had not been begun.
+        state: See `StepState`; None where it had not been begun.
         arguments: What it was begun with.
         result: What it returned, as JSON.
         wait: Seconds until its deadline; 0 or less once that has passed.
@@ -81,7 +81,7 @@ class Found(NamedTuple):
         calls: How often it was begun, this time included.
     """
 
-    state: State | None
+    state: StepState | None
     arguments: bytes
     result: str | None = None
     wait: float = 0.0
@@ -94,7 +94,7 @@ class End(NamedTuple):
 
     digest: bytes
     step: str
-    state: State
+    state: StepState
     result: str | None = None
 
     @property
@@ -103,7 +103,7 @@ class End(NamedTuple):
         return self.digest, self.step
 
 
-class Told(NamedTuple):
+class StoredStep(NamedTuple):
     """A step as it is shown to people; all times are in UTC, or without a zone where the database has none."""
 
     step: str
@@ -129,7 +129,7 @@ class StepRows(Store):
         kept = self.dialect.kept(connection, self.consumer, digests) if digests else {}
         return {one for one in digests if one not in kept or (revives and kept[one].outcome is Outcome.DEAD)}
 
-    def read(self, connection: Connection, digests: Sequence[bytes]) -> dict[Name, Found]:
+    def read(self, connection: Connection, digests: Sequence[bytes]) -> dict[Name, FoundStep]:
         """Return how the steps of these messages stand."""
         c = self.tables.message_steps.c
         found = {}
@@ -155,7 +155,7 @@ class StepRows(Store):
         if owned != len(owners):
             raise Fenced(f"{len(owners) - owned} of {len(owners)} partitions were taken over")
 
-    def start(self, connection: Connection, starts: Iterable[Start], owner: bytes) -> dict[Name, Found]:
+    def start(self, connection: Connection, starts: Iterable[Start], owner: bytes) -> dict[Name, FoundStep]:
         """Begin steps that nobody has begun, and take over those whose call is known to be over, or to be in doubt.
 
         Args:
@@ -168,7 +168,7 @@ class StepRows(Store):
         new: set[Name] = set()
         for some in _portions(list(wanted.values()), _AT_ONCE):
             new |= self._insert(connection, some, owner)
-        begun = {name: Found(None, wanted[name].arguments, ours=True) for name in new}
+        begun = {name: FoundStep(None, wanted[name].arguments, ours=True) for name in new}
         for some in _portions([name for name in wanted if name not in new], _AT_ONCE):
             c = self.tables.message_steps.c
             rows = connection.execute(self._select().where(tuple_(c.digest, c.step).in_(some)).with_for_update())
@@ -187,7 +187,7 @@ class StepRows(Store):
                 "consumer": self.consumer,
                 "digest": one.digest,
                 "step": one.step,
-                "state": State.STARTED.value,
+                "state": StepState.STARTED.value,
                 "owner": owner,
                 "arguments": one.arguments,
                 "calls": 1,
@@ -198,14 +198,14 @@ class StepRows(Store):
         statement = make(table).values(rows).on_conflict_do_nothing().returning(table.c.digest, table.c.step)
         return {(bytes(digest), step) for digest, step in connection.execute(statement)}
 
-    def _take_over(self, connection: Connection, start: Start, found: Found, owner: bytes) -> Found:
-        in_doubt = found.state is State.STARTED
-        if found.state is State.DONE or found.arguments != start.arguments:
+    def _take_over(self, connection: Connection, start: Start, found: FoundStep, owner: bytes) -> FoundStep:
+        in_doubt = found.state is StepState.STARTED
+        if found.state is StepState.DONE or found.arguments != start.arguments:
             return found
         if in_doubt and (found.wait > 0 or not start.settles):
             return found
         calls = found.calls + 1
-        values = {"state": State.STARTED.value, "owner": owner, "calls": calls, "ended_at": None}
+        values = {"state": StepState.STARTED.value, "owner": owner, "calls": calls, "ended_at": None}
         begun = {"started_at": func.now(), "deadline_at": self.dialect.in_seconds(start.deadline)}
         table = self.tables.message_steps
         connection.execute(update(table).where(self._is(start.name)).values(**values, **begun))
@@ -235,7 +235,7 @@ class StepRows(Store):
     def extend(self, connection: Connection, name: Name, deadline: float, owner: bytes) -> bool:
         """Have a deadline count from now; return whether the step is ours still."""
         table = self.tables.message_steps
-        here = and_(self._is(name), table.c.owner == owner, table.c.state == State.STARTED.value)
+        here = and_(self._is(name), table.c.owner == owner, table.c.state == StepState.STARTED.value)
         later = update(table).where(here).values(deadline_at=self.dialect.in_seconds(deadline))
         return connection.execute(later).rowcount == 1
 
@@ -250,22 +250,24 @@ class StepRows(Store):
         return select(*columns).where(c.consumer == self.consumer)
 
 
-def _named(rows: Iterable[Row[Any]], owner: bytes | None = None) -> dict[Name, Found]:
+def _named(rows: Iterable[Row[Any]], owner: bytes | None = None) -> dict[Name, FoundStep]:
     """Return what was read. A call of ours is over, or we would not begin it again: it is in doubt at once."""
     found = {}
     for row in rows:
         wait = -float(row.late) if bytes(row.owner) != owner else 0.0
         arguments = bytes(row.arguments)
-        found[bytes(row.digest), row.step] = Found(State(row.state), arguments, row.result, wait, calls=row.calls)
+        found[bytes(row.digest), row.step] = FoundStep(
+            StepState(row.state), arguments, row.result, wait, calls=row.calls
+        )
     return found
 
 
-def told(connection: Connection, tables: Tables, consumer: int, digests: Sequence[bytes]) -> tuple[Told, ...]:
+def told(connection: Connection, tables: Tables, consumer: int, digests: Sequence[bytes]) -> tuple[StoredStep, ...]:
     """Return the steps of a message, in the order in which they were begun."""
     c = tables.message_steps.c
     columns = (c.step, c.state, c.calls, c.started_at, c.deadline_at, c.ended_at)
     query = select(*columns).where(c.consumer == consumer, c.digest.in_(digests)).order_by(c.started_at, c.step)
-    return tuple(Told(*row) for row in connection.execute(query))
+    return tuple(StoredStep(*row) for row in connection.execute(query))
 
 
 def forget(connection: Connection, tables: Tables, consumer: int, digests: Sequence[bytes]) -> None:

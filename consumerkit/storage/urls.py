@@ -15,17 +15,17 @@ _KNOWN: Final = ("postgres", "mysql", "mariadb", "oracle", "mssql")
 """Databases that somebody may want; any other word in front of a URL may be a secret, and is not repeated."""
 
 
-class Address(NamedTuple):
+class ParsedUrl(NamedTuple):
     """A URL that can be shown with its password hidden, and further secrets, as arguments of the driver."""
 
     url: URL
     secrets: dict[str, str]
 
     def __repr__(self) -> str:
-        return f"Address({self.url.set(query={})!r}, secrets={sorted(self.secrets)!r})"
+        return f"ParsedUrl({self.url.set(query={})!r}, secrets={sorted(self.secrets)!r})"
 
 
-def address(given: str | URL, drivers: Collection[str]) -> Address:
+def address(given: str | URL, drivers: Collection[str]) -> ParsedUrl:
     """Read a URL.
 
     Args:
@@ -50,7 +50,7 @@ def address(given: str | URL, drivers: Collection[str]) -> Address:
     if not url.drivername.startswith("sqlite"):
         _check_parts(url)
         url, hidden = _hidden(url)
-        return Address(url_parameters.checked(url), hidden)
+        return ParsedUrl(url_parameters.checked(url), hidden)
     return _hidden(url)
 
 
@@ -68,11 +68,11 @@ def _check_parts(url: URL) -> None:
         )
 
 
-def _hidden(url: URL) -> Address:
+def _hidden(url: URL) -> ParsedUrl:
     """Take secrets out of the query, which engines show: the password to where it is hidden, others to the driver."""
     secrets = {name: url.query[name] for name in url.query if url_parameters.is_secret(name)}
     flat = {name: value if isinstance(value, str) else value[-1] for name, value in secrets.items()}
     url = url.difference_update_query(secrets)
     if (password := flat.pop("password", None)) is not None:
         url = url.set(password=password)
-    return Address(url, flat)
+    return ParsedUrl(url, flat)

@@ -7,7 +7,7 @@ from consumerkit.supervisor.supervisor import (
     GRACE_EXCEEDED,
     NOT_STARTED,
     SAME_REQUEST,
-    Backoff,
+    RestartBackoff,
     Supervisor,
 )
 from consumerkit.supervisor.systemd import Notifier
@@ -18,9 +18,9 @@ __all__ = [
     "GRACE_EXCEEDED",
     "NOT_STARTED",
     "SAME_REQUEST",
-    "Backoff",
     "Channel",
     "Lifeline",
     "Notifier",
+    "RestartBackoff",
     "Supervisor",
 ]

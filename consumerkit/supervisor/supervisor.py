@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Backoff:
+class RestartBackoff:
     """How long a process waits before it is started again.
 
     Args:
@@ -49,7 +49,7 @@ class Backoff:
         """Return the wait after a process has lived for `lived` seconds, and before it waited for `last`.
 
         Example:
-            >>> backoff = Backoff()
+            >>> backoff = RestartBackoff()
             >>> [backoff.next(None, 1), backoff.next(0.5, 1), backoff.next(20, 1), backoff.next(20, 61)]
             [0.5, 1.0, 30.0, 0.5]
         """
@@ -58,7 +58,7 @@ class Backoff:
         return min(last * 2, self.most)
 
 
-DEFAULT_BACKOFF = Backoff()
+DEFAULT_BACKOFF = RestartBackoff()
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ class Supervisor:
         command: Sequence[str],
         workers: int,
         *,
-        backoff: Backoff = DEFAULT_BACKOFF,
+        backoff: RestartBackoff = DEFAULT_BACKOFF,
         grace: float = 30.0,
         margin: float = 5.0,
         notifier: Notifier | None = None,

@@ -24,7 +24,7 @@ from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.faults import Fault, fault_of
 from consumerkit.storage.location import located as find
-from consumerkit.storage.maintenance.pruning import Pruning
+from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.parking import occupancy
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import TopicInfo, Transport
@@ -134,7 +134,7 @@ async def retention(
     declarations: Sequence[Declaration],
     transport: Transport,
     given: Database,
-    pruning: Pruning,
+    pruning: PruneStatements,
 ) -> None:
     """Warn where the ledger's memory is shorter than the topics', the retries' or the dead letters'."""
     if seconds is None:

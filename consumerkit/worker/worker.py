@@ -38,8 +38,8 @@ from consumerkit.redaction.plain_words import shown_word
 from consumerkit.relay import Relay
 from consumerkit.storage.database import AsyncSessions, Database, SyncSessions
 from consumerkit.storage.dialects import Limits, dialect_for
-from consumerkit.storage.maintenance.expiry import Expiring
-from consumerkit.storage.maintenance.pruning import Pruning
+from consumerkit.storage.maintenance.expiry import ExpireStatements
+from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.parking.occupancy import oldest_waiting
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from consumerkit.transports.base import Survey, Transport
@@ -267,7 +267,7 @@ class Worker:
             processes=self.processes,
         )
         checks.parked(self.payload_retention, self.declarations)
-        pruning = Pruning(self.tables, self.dialect)
+        pruning = PruneStatements(self.tables, self.dialect)
         await checks.retention(self.retention, self.declarations, self.transport, self.database, pruning)
         return numbers
 
@@ -300,10 +300,10 @@ class Worker:
         self._watchdog.start(asyncio.get_running_loop())
 
     def _retention(self) -> Retention:
-        run, expiring = self._assembly.run, Expiring(self.tables, self.dialect)
+        run, expiring = self._assembly.run, ExpireStatements(self.tables, self.dialect)
         return Retention(
             run,
-            Pruning(self.tables, self.dialect),
+            PruneStatements(self.tables, self.dialect),
             [declared.name for declared in self.declarations],
             seconds=self.retention,
             expiry=Expiry(

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage import fence, progress
 from consumerkit.storage.dialects import Limits
-from consumerkit.storage.parking.lot import ParkingLot, Place
+from consumerkit.storage.parking.lot import ParkedPlace, ParkingLot
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.contracts import venues
@@ -251,7 +251,11 @@ def test_keys_and_places_are_told(venue: Venue, client: DatabaseClient, lot: Par
     assert committed(client, lambda connection: lot.load(connection, [TopicPartition("u", 3)])) == {("u", 3): {}}
     wanted = [digest(n) for n in (1, 3, 4, 5)]
     places = committed(client, lambda connection: lot.places(connection, wanted))
-    assert set(places) == {Place(HERE, b"\x00a", one), Place(HERE, None, three), Place(THERE, b"b", four)}
+    assert set(places) == {
+        ParkedPlace(HERE, b"\x00a", one),
+        ParkedPlace(HERE, None, three),
+        ParkedPlace(THERE, b"b", four),
+    }
 
 
 # An attempt.

@@ -23,7 +23,7 @@ from consumerkit.storage import consumers, progress
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Claim, Limits, dialect_for
 from consumerkit.storage.ledger import Ledger
-from consumerkit.storage.maintenance.pruning import Batch, Holder, Plan, Pruning
+from consumerkit.storage.maintenance.pruning import ForgottenBatch, HoldingPartition, PrunePlan, PruneStatements
 from consumerkit.storage.store import Store
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.services import PostgresServer
@@ -43,7 +43,7 @@ class Books:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.pruning = Pruning(TABLES, dialect_for(database.dialect_name, TABLES))
+        self.pruning = PruneStatements(TABLES, dialect_for(database.dialect_name, TABLES))
         self.consumer = 0
 
     async def open(self) -> None:
@@ -74,7 +74,7 @@ class Books:
         place = {"topic": "t", "topic_id": "T", "partition": 0, "offset": offset, "timestamp": 0, "size": 0}
         await self.write("dead_letters", {**facts, **place, "headers": "[]", "digest": digest(number), "state": state})
 
-    async def plan(self, days: float = 7, **options: Any) -> Plan:
+    async def plan(self, days: float = 7, **options: Any) -> PrunePlan:
         plans = await self.database.run(lambda s: self.pruning.plans(s, days * DAY, **options))
         [plan] = [one for one in plans if one.handler == "credit"]
         return plan
@@ -82,7 +82,7 @@ class Books:
     async def forget(self, days: float = 7, **options: Any) -> Forgotten:
         return await forget(self.database.run, self.pruning, await self.plan(days), **options)
 
-    async def promised(self) -> Plan:
+    async def promised(self) -> PrunePlan:
         plan = await self.plan()
         assert await self.database.run(partial(self.pruning.promise, plan=plan))
         return plan
@@ -201,7 +201,7 @@ async def test_a_partition_of_which_nothing_is_settled_holds_back_everything(boo
     await books.position(1, settled=None)
     await books.processed("old")
     plan = await books.plan()
-    assert (plan.before, plan.holders) == (None, (Holder(TopicPartition("t", 1), None),))
+    assert (plan.before, plan.holders) == (None, (HoldingPartition(TopicPartition("t", 1), None),))
     assert await books.forget() == Forgotten(0, complete=True)
     assert await books.left() == {"old"}
     assert await books.bounds() == {0: 0, 1: 0}
@@ -278,7 +278,7 @@ async def test_a_rewind_between_two_batches_ends_the_forgetting(server_books: Bo
 
     async def run(work: Any) -> Any:
         found = await books.database.run(work)
-        if isinstance(found, Batch):  # the first one; another session moves the position before the second
+        if isinstance(found, ForgottenBatch):  # the first one; another session moves the position before the second
             await books.database.run(lambda s: move(s, books, run_forgotten=run_forgotten))
         return found
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit import Retry, fixed
 from consumerkit.events import MessageDeadLettered, OffsetsCommitted
-from consumerkit.operations.positions import Place, skip
+from consumerkit.operations.positions import PositionStore, skip
 from consumerkit.storage.database import Database
 from tests.integration.payments import TOPIC, PaymentStage, Trial
 from tests.integration.test_statements import metered
@@ -71,7 +71,9 @@ async def test_each_transaction_of_ours_is_bounded_on_the_server(postgres: Postg
             await run.until(lambda: bool(run.seen(OffsetsCommitted)), "a mark")
             worker = run.worker
         database_again = Database(payments.url)
-        place = Place(database=database_again, dialect=worker.dialect, tables=worker.tables, transport=worker.transport)
+        place = PositionStore(
+            database=database_again, dialect=worker.dialect, tables=worker.tables, transport=worker.transport
+        )
         await skip(place, "credit", TOPIC, "end")
         await database_again.dispose()
     unbounded = [one for one in meter.transactions if not any(BOUND in each for each in one[:2])]

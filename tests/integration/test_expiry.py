@@ -48,7 +48,7 @@ from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.dialects import Claim, dialect_for
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.maintenance import expiry as statements
-from consumerkit.storage.maintenance.expiry import Expiring, Terms
+from consumerkit.storage.maintenance.expiry import ExpireStatements, Terms
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
@@ -121,7 +121,7 @@ class Shelf:
         kept = Terms("credit", **{"copy": copied, **terms})
         guard = partial(self.dialect.relay_guard, self.database.location)
         announce = Announcer([self.events.append])
-        return Expiry(self.database.run, Expiring(TABLES, self.dialect), given, [kept], guard, announce)
+        return Expiry(self.database.run, ExpireStatements(TABLES, self.dialect), given, [kept], guard, announce)
 
     async def all(self, query: Select[Any]) -> list[Any]:
         return await self.database.run(lambda s: list(s.execute(query)))

@@ -74,9 +74,9 @@ def _at(partition: int, topic: str = TOPIC) -> TopicPartition:
     return TopicPartition(topic, partition)
 
 
-def _place(run: Run) -> positions.Place:
+def _place(run: Run) -> positions.PositionStore:
     worker = run.worker
-    return positions.Place(
+    return positions.PositionStore(
         database=worker.database, dialect=worker.dialect, tables=worker.tables, transport=worker.transport
     )
 

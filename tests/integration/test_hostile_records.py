@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from consumerkit.cli.main import app
 from consumerkit.message import Headers, Message
 from consumerkit.redrive import Selection, discard, redrive, resolve
-from consumerkit.redrive.importing.api import Fate, ImportReport, import_letters
+from consumerkit.redrive.importing.api import ImportReport, ImportResult, import_letters
 from consumerkit.storage.database import Database
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
@@ -120,7 +120,9 @@ def kept(url: str, given: Sequence[Message]) -> list[int]:
     after = asyncio.run(letters(url))
     assert sum(report.counts.values()) == len(given), "a record was lost"
     assert report.imported == len(after) - len(before)
-    assert report.counts[Fate.REFUSED] == 0, [line.why for line in report.lines if line.fate is Fate.REFUSED]
+    assert report.counts[ImportResult.REFUSED] == 0, [
+        line.why for line in report.lines if line.fate is ImportResult.REFUSED
+    ]
     told = {line.record.offset for line in report.lines}
     assert len(told) >= len(given) - report.imported
     return sorted(set(after) - set(before))
@@ -183,9 +185,9 @@ def test_one_that_cannot_be_imported_is_told_by_its_place_and_the_batch_goes_on(
     good = [bent(OURS, "consumerkit-dlq-offset", b"%d" % number) for number in range(4)]
     good.insert(at, record)
     report = asyncio.run(imported(url, good))
-    assert (report.counts[Fate.MALFORMED], report.imported) == (1, 4)
+    assert (report.counts[ImportResult.MALFORMED], report.imported) == (1, 4)
     (line,) = report.lines
-    assert (line.record, line.fate) == ((DEAD, 0, at), Fate.MALFORMED)
+    assert (line.record, line.fate) == ((DEAD, 0, at), ImportResult.MALFORMED)
     assert line.why.startswith("header '")
     read_by_every_command(url, asyncio.run(letters(url)))
 
@@ -222,7 +224,7 @@ def test_one_that_the_database_will_not_have_is_told_and_the_batch_goes_on(url: 
             await stage.close()
 
     report, count = asyncio.run(work())
-    assert (report.counts, count) == ({Fate.IMPORTED: 8, Fate.REFUSED: 1}, 8)
+    assert (report.counts, count) == ({ImportResult.IMPORTED: 8, ImportResult.REFUSED: 1}, 8)
     (line,) = report.lines
-    assert (line.record, line.fate) == ((DEAD, 0, 4), Fate.REFUSED)
+    assert (line.record, line.fate) == ((DEAD, 0, 4), ImportResult.REFUSED)
     assert "it cannot be stored: RuntimeError" in line.why

@@ -24,7 +24,7 @@ from consumerkit.http import Idempotency
 from consumerkit.http.fastapi import IdempotentRoute
 from consumerkit.maintenance.pruner import forget
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.maintenance.pruning import Pruning
+from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
@@ -474,7 +474,7 @@ async def test_keys_are_forgotten_after_the_retention_that_was_stated(tmp_path: 
     with Session(place.engine) as session:
         status = message_status(session, "http:shop", "alice", "POST /orders", "k-1")
         assert status.state is MessageState.PROCESSED
-        pruning = Pruning(DEFAULT_TABLES, dialect_for("sqlite", DEFAULT_TABLES))
+        pruning = PruneStatements(DEFAULT_TABLES, dialect_for("sqlite", DEFAULT_TABLES))
         [plan] = pruning.plans(session, 0.0, ["other"], requests=True)
         assert [one.handler for one in pruning.plans(session, 0.0)] == [plan.handler] == ["http:shop"]
     database = place.edge.database

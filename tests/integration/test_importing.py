@@ -17,7 +17,7 @@ from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.events import GroupCommitted
 from consumerkit.message import Headers, Message
 from consumerkit.outcome import Outcome
-from consumerkit.redrive.importing.api import Fate, ImportProgress, ImportReport, import_letters
+from consumerkit.redrive.importing.api import ImportProgress, ImportReport, ImportResult, import_letters
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 from tests.services import PostgresServer
@@ -112,8 +112,8 @@ async def test_springs_letters_become_dead_letters_whole_and_only_once(stage: Me
         dead(stage, number, partition=number % 2)
     first = await imported(stage, convention=Convention.SPRING, by="ann", note="from the old service")
     again = await imported(stage, convention=Convention.SPRING)
-    assert first.counts == {Fate.IMPORTED: 250}
-    assert again.counts == {Fate.PRESENT: 250}
+    assert first.counts == {ImportResult.IMPORTED: 250}
+    assert again.counts == {ImportResult.PRESENT: 250}
     found = await rows(stage)
     assert sorted(row.offset for row in found) == list(range(250))
     row = next(row for row in found if row.offset == 7)
@@ -138,7 +138,7 @@ async def actions(stage: MemoryStage) -> list[Any]:
 async def test_connects_letters_become_dead_letters(stage: MemoryStage) -> None:
     dead(stage, 3, connect(TOPIC, 2, 3))
     dead(stage, 4, connect(TOPIC, 2, 4, stage="VALUE_CONVERTER"))
-    assert (await imported(stage)).counts == {Fate.IMPORTED: 2}
+    assert (await imported(stage)).counts == {ImportResult.IMPORTED: 2}
     assert [(row.offset, row.reason, row.partition) for row in await rows(stage)] == [
         (3, "exhausted", 2),
         (4, "undecodable", 2),
@@ -153,9 +153,9 @@ async def test_our_own_dead_letter_topic_fills_an_empty_table_and_finds_a_full_o
         while len(stage.broker.records(DEAD)) < 2:  # noqa: ASYNC110 - the broker has no event to wait for
             await asyncio.sleep(0.02)
     before = await rows(stage)
-    assert (await imported(stage, handler)).counts == {Fate.PRESENT: 2}
+    assert (await imported(stage, handler)).counts == {ImportResult.PRESENT: 2}
     await emptied(stage)
-    assert (await imported(stage, handler)).counts == {Fate.IMPORTED: 2}
+    assert (await imported(stage, handler)).counts == {ImportResult.IMPORTED: 2}
     after = await rows(stage)
     same = ("topic", "topic_id", "partition", "offset", "timestamp", "key", "value", "headers", "size", "digest")
     more = ("message_id", "reason", "error_type", "error", "stack", "attempts")
@@ -205,7 +205,7 @@ async def test_what_the_handler_cannot_read_either_is_undecodable_and_claims_not
     dead(stage, 2, value=b'{"amount": 2}')
     stage.broker.append(DEAD, b'{"amount": 3}', headers=spring(TOPIC, 1, 3), partition=0)
     report = await imported(stage, Typed())
-    assert report.counts == {Fate.IMPORTED: 3}
+    assert report.counts == {ImportResult.IMPORTED: 3}
     found = [(row.offset, row.reason, row.digest is None, row.message_id) for row in await rows(stage)]
     assert found == [(1, "undecodable", True, "1"), (2, "exhausted", False, "2"), (3, "unidentified", True, None)]
     first = (await rows(stage))[0]
@@ -233,8 +233,8 @@ async def test_what_was_processed_since_is_not_dead(stage: MemoryStage) -> None:
     dead(stage, 1)
     dead(stage, 2)
     report = await imported(stage)
-    assert report.counts == {Fate.PROCESSED: 1, Fate.IMPORTED: 1}
-    assert [(line.fate, line.message_id) for line in report.lines] == [(Fate.PROCESSED, "1")]
+    assert report.counts == {ImportResult.PROCESSED: 1, ImportResult.IMPORTED: 1}
+    assert [(line.fate, line.message_id) for line in report.lines] == [(ImportResult.PROCESSED, "1")]
     assert not report.wants_a_look
     assert [row.message_id for row in await rows(stage)] == ["2"]
 
@@ -244,7 +244,7 @@ async def test_another_payload_under_a_known_id_is_a_conflict_and_changes_no_led
     async with stage.run(Write()) as run:
         await stage.until_written(run, 1)
     dead(stage, 1, value=b"another")
-    assert (await imported(stage)).counts == {Fate.CONFLICT: 1}
+    assert (await imported(stage)).counts == {ImportResult.CONFLICT: 1}
     (row,) = await rows(stage)
     assert (row.reason, row.message_id) == ("conflict", "1")
     assert "java.lang.IllegalStateException" in row.error
@@ -262,7 +262,7 @@ async def test_what_waits_for_its_next_attempt_is_not_dead(stage: MemoryStage) -
     if stage_rows != {"1": Outcome.PARKED}:
         pytest.fail(f"nothing was parked: {stage_rows}")
     dead(stage, 1)
-    assert (await imported(stage)).counts == {Fate.PARKED: 1}
+    assert (await imported(stage)).counts == {ImportResult.PARKED: 1}
     assert await rows(stage) == []
 
 
@@ -270,9 +270,9 @@ async def test_two_letters_of_one_id_are_both_kept_and_another_payload_is_a_conf
     dead(stage, 1, spring(TOPIC, 0, 10))
     dead(stage, 1, spring(TOPIC, 0, 11))
     dead(stage, 1, spring(TOPIC, 0, 12), value=b"another")
-    assert (await imported(stage)).counts == {Fate.IMPORTED: 2, Fate.CONFLICT: 1}
+    assert (await imported(stage)).counts == {ImportResult.IMPORTED: 2, ImportResult.CONFLICT: 1}
     assert [row.reason for row in await rows(stage)] == ["exhausted", "exhausted", "conflict"]
-    assert (await imported(stage)).counts == {Fate.PRESENT: 3}
+    assert (await imported(stage)).counts == {ImportResult.PRESENT: 3}
 
 
 async def test_malformed_records_are_told_and_left_alone(stage: MemoryStage) -> None:
@@ -282,7 +282,7 @@ async def test_malformed_records_are_told_and_left_alone(stage: MemoryStage) -> 
     dead(stage, 4, (*spring(TOPIC, 1, 4), *connect(TOPIC, 1, 4)))
     dead(stage, 5)
     report = await imported(stage)
-    assert report.counts == {Fate.MALFORMED: 3, Fate.UNRECOGNISED: 1, Fate.IMPORTED: 1}
+    assert report.counts == {ImportResult.MALFORMED: 3, ImportResult.UNRECOGNISED: 1, ImportResult.IMPORTED: 1}
     assert report.wants_a_look
     told = {line.record.offset: line.why for line in report.lines}
     assert told[0] == "header 'kafka_dlt-original-offset': it has 1 bytes, not 8"
@@ -298,12 +298,12 @@ async def test_another_handlers_letters_and_messages_without_their_value_are_lef
     async with stage.run(Typed(dead_letter=DeadLetter(DEAD), name="other", group="other", size_limit=400)):
         while len(stage.broker.records(DEAD)) < 2:  # noqa: ASYNC110 - the broker has no event to wait for
             await asyncio.sleep(0.02)
-    assert (await imported(stage)).counts == {Fate.OTHERS: 2}
+    assert (await imported(stage)).counts == {ImportResult.OTHERS: 2}
     worker = stage.make(Typed(name="other", group="other"))
     await emptied(stage)
     report = await import_letters(worker, "other", DEAD)
     await worker.database.dispose()
-    assert report.counts == {Fate.IMPORTED: 1, Fate.ABSENT: 1}
+    assert report.counts == {ImportResult.IMPORTED: 1, ImportResult.ABSENT: 1}
 
 
 async def test_what_the_handler_would_skip_or_finds_too_large_is_left_alone(stage: MemoryStage) -> None:
@@ -311,7 +311,7 @@ async def test_what_the_handler_would_skip_or_finds_too_large_is_left_alone(stag
     dead(stage, 2, (*spring(TOPIC, 1, 2), ("type", b"paid")), value=b"x" * 1_000)
     events = Events(by=header("type"), types={"paid": bytes}, unknown="skip")
     report = await imported(stage, Write(events=events, size_limit=500))
-    assert report.counts == {Fate.SKIPPED: 1, Fate.OVERSIZED: 1}
+    assert report.counts == {ImportResult.SKIPPED: 1, ImportResult.OVERSIZED: 1}
     assert await rows(stage) == []
 
 
@@ -322,9 +322,9 @@ async def test_letters_from_another_topic_need_to_be_told_where_they_belong(stag
     for number in range(20):
         dead(stage, number, spring("elsewhere", number % 3, number), key=b"key-%d" % (number % 5))
     left = await imported(stage)
-    assert left.counts == {Fate.UNPLACED: 20}
+    assert left.counts == {ImportResult.UNPLACED: 20}
     assert "--as-topic" in left.lines[0].why
-    assert (await imported(stage, as_topic=TOPIC)).counts == {Fate.IMPORTED: 20}
+    assert (await imported(stage, as_topic=TOPIC)).counts == {ImportResult.IMPORTED: 20}
     found = await rows(stage)
     assert {row.topic for row in found} == {TOPIC}
     assert {row.topic_id for row in found} == {f"origin:elsewhere[{number}]" for number in range(3)}
@@ -338,16 +338,16 @@ async def test_letters_from_elsewhere_are_not_imported_again_when_the_topic_has_
     await imported(stage, as_topic=TOPIC)
     grown = MemoryStage(stage.url, partitions=7)
     grown.broker.logs.topics[DEAD] = stage.broker.logs.topics[DEAD]
-    assert (await imported(grown, as_topic=TOPIC)).counts == {Fate.PRESENT: 20}
+    assert (await imported(grown, as_topic=TOPIC)).counts == {ImportResult.PRESENT: 20}
     await grown.close()
 
 
 async def test_letters_that_do_not_tell_where_they_stood_are_known_by_their_record(stage: MemoryStage) -> None:
     dead(stage, 1, connect("", -1, -1), partition=1)
     dead(stage, 2, connect("", -1, -1), partition=0)
-    assert (await imported(stage)).counts == {Fate.UNPLACED: 2}
-    assert (await imported(stage, as_topic=TOPIC)).counts == {Fate.IMPORTED: 2}
-    assert (await imported(stage, as_topic=TOPIC)).counts == {Fate.PRESENT: 2}
+    assert (await imported(stage)).counts == {ImportResult.UNPLACED: 2}
+    assert (await imported(stage, as_topic=TOPIC)).counts == {ImportResult.IMPORTED: 2}
+    assert (await imported(stage, as_topic=TOPIC)).counts == {ImportResult.PRESENT: 2}
     topic_id = stage.broker.logs.topics[DEAD].id
     assert {row.topic_id for row in await rows(stage)} == {f"dlq:{topic_id}[{number}]" for number in (0, 1)}
 
@@ -371,12 +371,12 @@ async def test_a_dry_run_tells_what_a_run_does_and_writes_nothing(stage: MemoryS
     assert await count(stage, DEFAULT_TABLES.processed_messages) == before
     assert await actions(stage) == []
     assert [line.fate for line in told.lines] == [
-        Fate.PROCESSED,
-        Fate.IMPORTED,
-        Fate.PRESENT,
-        Fate.IMPORTED,
-        Fate.CONFLICT,
-        Fate.UNRECOGNISED,
+        ImportResult.PROCESSED,
+        ImportResult.IMPORTED,
+        ImportResult.PRESENT,
+        ImportResult.IMPORTED,
+        ImportResult.CONFLICT,
+        ImportResult.UNRECOGNISED,
     ]
     assert (await imported(stage)).counts == told.counts
 
@@ -414,7 +414,7 @@ async def test_progress_is_told_and_reading_ends_where_the_topic_ended(stage: Me
         dead(stage, 1_000 + len(seen))
 
     report = await imported(stage, watch=watch)
-    assert report.counts == {Fate.IMPORTED: 250}
+    assert report.counts == {ImportResult.IMPORTED: 250}
     assert [progress.read for progress in seen] == [100, 200, 250]
     assert {progress.total for progress in seen} == {250}
     assert stage.broker.committed("write") == {}
@@ -423,7 +423,7 @@ async def test_progress_is_told_and_reading_ends_where_the_topic_ended(stage: Me
 async def test_it_begins_where_it_is_told(stage: MemoryStage) -> None:
     for number in range(10):
         dead(stage, number)
-    assert (await imported(stage, offsets={0: 8})).counts == {Fate.IMPORTED: 2}
+    assert (await imported(stage, offsets={0: 8})).counts == {ImportResult.IMPORTED: 2}
 
 
 async def test_only_so_many_records_are_told_of_by_themselves(stage: MemoryStage) -> None:

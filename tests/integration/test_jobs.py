@@ -20,7 +20,7 @@ from consumerkit.maintenance.pruner import Forgotten, forget
 from consumerkit.storage import consumers
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.maintenance.pruning import Pruning
+from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
@@ -307,7 +307,7 @@ async def test_a_session_in_autocommit_is_refused_and_keeps_no_key(served: Place
 async def test_keys_of_jobs_are_forgotten_only_where_their_name_is_given(file: Place) -> None:
     assert await file.once(invoice, "invoices", "24")
     database = Database(str(file.sync.url))
-    pruning = Pruning(DEFAULT_TABLES, dialect_for("sqlite", DEFAULT_TABLES))
+    pruning = PruneStatements(DEFAULT_TABLES, dialect_for("sqlite", DEFAULT_TABLES))
     assert await database.run(lambda session: pruning.plans(session, 0.0, unpositioned=True)) == []
     [plan] = await database.run(lambda session: pruning.plans(session, -60.0, ["job:invoices"]))
     assert await forget(database.run, pruning, plan) == Forgotten(1, complete=True)

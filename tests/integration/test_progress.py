@@ -20,7 +20,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.operations import positions
 from consumerkit.storage import progress
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.maintenance.pruning import Pruning
+from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.kafka import Client
 from consumerkit.transports.memory.group import MemoryConsumer
@@ -283,9 +283,9 @@ async def test_a_topic_made_anew_under_a_worker_stops_until_a_person_says_so(
     assert _ids(stage) == _once(60)
 
 
-def _place(run: Run) -> positions.Place:
+def _place(run: Run) -> positions.PositionStore:
     worker = run.worker
-    return positions.Place(
+    return positions.PositionStore(
         database=worker.database, dialect=worker.dialect, tables=worker.tables, transport=worker.transport
     )
 
@@ -319,9 +319,9 @@ async def _mark(place: MemoryStage) -> int:
     return int(row.mark)
 
 
-def _place_of(place: MemoryStage) -> positions.Place:
+def _place_of(place: MemoryStage) -> positions.PositionStore:
     worker = place.make(Write())
-    return positions.Place(
+    return positions.PositionStore(
         database=place.database, dialect=worker.dialect, tables=worker.tables, transport=worker.transport
     )
 
@@ -403,7 +403,7 @@ async def test_partitions_that_a_topic_lacks_hold_nothing_and_can_be_dropped(pla
     place.broker.create_topic(TOPIC, 1)
     place.broker.group("write").offsets.clear()
     place.broker.group("write").notes.clear()
-    pruning = Pruning(DEFAULT_TABLES, dialect_for(place.database.dialect_name, DEFAULT_TABLES))
+    pruning = PruneStatements(DEFAULT_TABLES, dialect_for(place.database.dialect_name, DEFAULT_TABLES))
     async with place.run(Write()) as run:
         await run.until(lambda: bool(run.seen(PartitionStopped)), "the stop")
         # Dry, so that what is told is what would be done.

@@ -19,7 +19,7 @@ from consumerkit.relay import Relay, rows
 from consumerkit.storage import outbox, outbox_queues
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.outbox import OutboxMessage, Queue
-from consumerkit.storage.outbox_queues import Page, Waiting
+from consumerkit.storage.outbox_queues import OutboxPage, Waiting
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Producer, Record, SendFailure
 from consumerkit.transports.memory import MemoryBroker, MemoryProducer
@@ -144,16 +144,16 @@ class InTheirSequence(rows.Rows):
 
     last = 0
 
-    async def lowest(self) -> Page:
-        def read(session: Session) -> Page:
+    async def lowest(self) -> OutboxPage:
+        def read(session: Session) -> OutboxPage:
             found = outbox.page(session.connection(), self._tables, 1_000, 1 << 30)
             beyond = [one for one in found if one.sequence > self.last]
             self.last = beyond[-1].sequence if beyond else 0
-            return Page(beyond, beyond[-1].queue if beyond else None, frozenset())
+            return OutboxPage(beyond, beyond[-1].queue if beyond else None, frozenset())
 
         return await self._removed(read)
 
-    async def next_queues(self, after: Queue | None, waiting: Waiting) -> Page:
+    async def next_queues(self, after: Queue | None, waiting: Waiting) -> OutboxPage:
         return await self.lowest()
 
 

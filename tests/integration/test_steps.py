@@ -28,7 +28,7 @@ from consumerkit import (
 from consumerkit.events import AttemptFailed, GroupCommitted, StepAwaited, StepDoubted, StepsRun, Trouble
 from consumerkit.redrive import Selection, redrive
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.maintenance.pruning import Pruning
+from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.steps import StepRows
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import MemoryStage, line
@@ -533,7 +533,7 @@ async def test_status_lists_steps_and_retention_forgets_them(stage: MemoryStage,
         session.execute(update(PROGRESS).values(settled_at=datetime(2021, 1, 1, tzinfo=UTC)))
 
     await stage.database.run(old)
-    pruning = Pruning(DEFAULT_TABLES, dialect_for(stage.database.dialect_name, DEFAULT_TABLES))
+    pruning = PruneStatements(DEFAULT_TABLES, dialect_for(stage.database.dialect_name, DEFAULT_TABLES))
     [plan] = await stage.database.run(lambda s: pruning.plans(s, 60.0))
     assert await stage.database.run(lambda s: pruning.any(s, plan))
     assert await stage.database.run(lambda s: pruning.promise(s, plan))

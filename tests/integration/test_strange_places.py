@@ -14,7 +14,7 @@ from consumerkit import Context, DeadLetter, Ordering, Reject, Retry, fixed, hea
 from consumerkit.events import MessageDeadLettered, OriginClash
 from consumerkit.message import Headers
 from consumerkit.redrive import Selection, redrive
-from consumerkit.redrive.importing.api import Fate, ImportReport, import_letters
+from consumerkit.redrive.importing.api import ImportReport, ImportResult, import_letters
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
@@ -124,7 +124,7 @@ async def test_a_message_that_dies_where_a_letter_says_it_stood_has_its_letter_i
             await run.until(lambda: stage.committed() == stage.ends(), "the first message")
     at = stage.broker.logs.topics[TOPIC].partitions[1].end
     stranger(stage, NAMED[convention](stage, 1, at))
-    assert (await imported(stage)).counts == {Fate.IMPORTED: 1}
+    assert (await imported(stage)).counts == {ImportResult.IMPORTED: 1}
     sent = stage.append(7, value=b"bad", partition=1)
     assert sent.offset == at
     async with stage.run(Picky()) as run:
@@ -138,8 +138,8 @@ async def test_a_message_that_dies_where_a_letter_says_it_stood_has_its_letter_i
     (record,) = stage.broker.records(DLQ)
     assert (record.value, record.header("id")) == (b"bad", b"7")
     # Its own record is found again, by its ID and its payload; and the stranger's is still there once.
-    assert (await imported(stage, topic=DLQ)).counts == {Fate.PRESENT: 1}
-    assert (await imported(stage)).counts == {Fate.PRESENT: 1}
+    assert (await imported(stage, topic=DLQ)).counts == {ImportResult.PRESENT: 1}
+    assert (await imported(stage)).counts == {ImportResult.PRESENT: 1}
 
 
 async def occupied(stage: MemoryStage, partition: int, offset: int, **more: Any) -> None:
@@ -283,13 +283,13 @@ async def test_a_forged_letter_at_a_settled_place_of_ours_is_put_beside_the_one_
     stranger(stage, ours(stage, 1, sent.offset), 667)
     told = await imported(stage, dry_run=True)
     report = await imported(stage)
-    assert report.counts == told.counts == {Fate.BESIDE: 2}
+    assert report.counts == told.counts == {ImportResult.BESIDE: 2}
     assert report.wants_a_look
     assert [one.message_id for one in report.lines] == ["666", "667"]
     found = await rows(stage)
     assert [row.message_id for row in found] == ["7", "666", "667"]
     assert len({(row.topic_id, row.partition, row.offset) for row in found}) == 3
-    assert (await imported(stage)).counts == {Fate.PRESENT: 2}
+    assert (await imported(stage)).counts == {ImportResult.PRESENT: 2}
 
 
 @pytest.mark.parametrize("convention", NAMED)
@@ -297,8 +297,8 @@ async def test_two_strangers_that_name_one_place_have_a_letter_each(stage: Memor
     headers: Sequence[Any] = NAMED[convention](stage, 1, 5)
     for number in (1, 2, 2):
         stranger(stage, tuple(headers), number, b"%d" % number)
-    assert (await imported(stage)).counts == {Fate.IMPORTED: 1, Fate.BESIDE: 1, Fate.PRESENT: 1}
-    assert (await imported(stage)).counts == {Fate.PRESENT: 3}
+    assert (await imported(stage)).counts == {ImportResult.IMPORTED: 1, ImportResult.BESIDE: 1, ImportResult.PRESENT: 1}
+    assert (await imported(stage)).counts == {ImportResult.PRESENT: 3}
     assert [row.message_id for row in await rows(stage)] == ["1", "2"]
     report = await redrive(stage.database, Selection(handler="write"))
     assert report.redriven == 2

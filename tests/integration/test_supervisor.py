@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from consumerkit.supervisor import Backoff, Supervisor, lifeline
+from consumerkit.supervisor import RestartBackoff, Supervisor, lifeline
 from tests.lines import whole_lines
 
 pytestmark = pytest.mark.calm
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.calm
 SUPERVISE = """
 import asyncio, logging, sys
 from consumerkit.observability.logs import configure
-from consumerkit.supervisor import Backoff, Supervisor, lifeline
+from consumerkit.supervisor import RestartBackoff, Supervisor, lifeline
 from tests.lines import whole_lines
 configure("text", "INFO")
 workers, margin, backoff, script = int(sys.argv[1]), float(sys.argv[2]), eval(sys.argv[3]), sys.argv[4]
@@ -72,7 +72,7 @@ class Supervised:
     """A supervisor under test, and the journal of its processes."""
 
     def __init__(
-        self, directory: Path, body: str, workers: int, *, margin: float, backoff: Backoff, stdin: int | None
+        self, directory: Path, body: str, workers: int, *, margin: float, backoff: RestartBackoff, stdin: int | None
     ) -> None:
         self._journal = directory / "journal"
         self._log = directory / "log"
@@ -129,9 +129,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Supervised] = []
 
     def start_(
-        body: str, workers: int = 2, *, margin: float = 2.0, backoff: Backoff | None = None, stdin: int | None = None
+        body: str,
+        workers: int = 2,
+        *,
+        margin: float = 2.0,
+        backoff: RestartBackoff | None = None,
+        stdin: int | None = None,
     ) -> Supervised:
-        backoff = backoff or Backoff(first=0.1)
+        backoff = backoff or RestartBackoff(first=0.1)
         started.append(Supervised(tmp_path, body, workers, margin=margin, backoff=backoff, stdin=stdin))
         return started[-1]
 
@@ -171,7 +176,7 @@ def test_a_killed_process_is_started_again_and_the_others_go_on(start: Start) ->
 
 
 def test_a_process_that_keeps_failing_waits_longer_each_time(start: Start) -> None:
-    supervised = start('say("started")\nsys.exit(1)\n', workers=1, backoff=Backoff(first=0.2, most=0.8))
+    supervised = start('say("started")\nsys.exit(1)\n', workers=1, backoff=RestartBackoff(first=0.2, most=0.8))
 
     supervised.wait_for("started", 6)
 
@@ -186,7 +191,7 @@ def test_a_process_that_keeps_failing_waits_longer_each_time(start: Start) -> No
 
 
 def test_a_signal_ends_the_wait_for_a_restart(start: Start) -> None:
-    supervised = start("sys.exit(1)\n", workers=2, backoff=Backoff(first=60))
+    supervised = start("sys.exit(1)\n", workers=2, backoff=RestartBackoff(first=60))
     until(lambda: supervised.log.count("started again in 60 s") == 2, "both to wait")
 
     supervised.process.send_signal(signal.SIGTERM)
@@ -292,7 +297,7 @@ def test_without_the_kernels_help_they_watch_for_their_parent(start: Start) -> N
 
 
 async def test_a_command_that_cannot_be_started_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
-    supervisor = Supervisor(["/nonexistent/python"], 1, backoff=Backoff(first=0.05))
+    supervisor = Supervisor(["/nonexistent/python"], 1, backoff=RestartBackoff(first=0.05))
     running = asyncio.create_task(supervisor.run())
     await asyncio.to_thread(until, lambda: caplog.text.count("cannot be started") >= 2, "two attempts")
     os.kill(os.getpid(), signal.SIGTERM)
@@ -324,7 +329,7 @@ def test_sighup_replaces_one_process_after_another(start: Start, tmp_path: Path)
 
 def test_where_a_new_process_ends_the_others_stay(start: Start, tmp_path: Path) -> None:
     (tmp_path / "works").touch()
-    supervised = start(WORKS_LATER, workers=2, backoff=Backoff(first=60))
+    supervised = start(WORKS_LATER, workers=2, backoff=RestartBackoff(first=60))
     supervised.wait_for("works", 2)
 
     (tmp_path / "broken").touch()

@@ -367,7 +367,7 @@ MUTANTS = (
         "steps",
         "a step that is done is not called again",
         "consumerkit/storage/steps.py",
-        "        if found.state is State.DONE or found.arguments != start.arguments:\n",
+        "        if found.state is StepState.DONE or found.arguments != start.arguments:\n",
         "        if found.arguments != start.arguments:\n",
         f"{INTEGRATION}/test_steps.py::test_a_step_within_handle[postgresql]",
         "['v0', 'v1', 'v1', 'v1', 'v2'] == ['v0', 'v1', 'v2']",

@@ -174,7 +174,7 @@ async def rewind(run: Run, step: Step) -> None:
     at = TopicPartition(TOPIC, found[step.number % len(found)])
     mark, start = run.last.marks[at.partition], run.broker.logs.partition(at).start
     database = Database(run.store.url, connections=1)
-    place = positions.Place(
+    place = positions.PositionStore(
         database=database,
         dialect=dialect_for(database.dialect_name, DEFAULT_TABLES),
         tables=DEFAULT_TABLES,

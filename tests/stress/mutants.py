@@ -10,7 +10,7 @@ from consumerkit.engine.lanes.lane import Lane
 from consumerkit.engine.transaction import transaction
 from consumerkit.message import Message
 from consumerkit.relay.rows import Rows
-from consumerkit.storage.outbox_queues import Page
+from consumerkit.storage.outbox_queues import OutboxPage
 from tests.crash.mutants import without_claim, without_drain, without_finalise, without_sort
 
 
@@ -30,7 +30,7 @@ def without_order() -> None:
     read = Rows.lowest
     last: dict[Rows, int] = {}
 
-    async def lowest(self: Rows) -> Page:
+    async def lowest(self: Rows) -> OutboxPage:
         page = await read(self)
         pending = [one for one in page.pending if one.sequence > last.get(self, 0)]
         # Once nothing follows, it begins anew.

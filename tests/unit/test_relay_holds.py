@@ -4,12 +4,12 @@ import pytest
 
 from consumerkit.relay.holds import LONGEST_WAIT, Holds
 from consumerkit.relay.refusals import Cause
-from consumerkit.storage.outbox import Identity, OutboxMessage, Pending, Queue
+from consumerkit.storage.outbox import OutboxMessage, Pending, Queue, RowIdentity
 
 
 def pending(sequence: int = 1, topic: str = "t", key: bytes | None = b"k") -> Pending:
     queue = Queue(topic.encode(), b"" if key is None else b"k" + key)
-    return Pending(sequence, OutboxMessage(topic, key, b"v", ()), Identity(sequence, None, "[]"), queue)
+    return Pending(sequence, OutboxMessage(topic, key, b"v", ()), RowIdentity(sequence, None, "[]"), queue)
 
 
 def test_nothing_is_held_back_at_first() -> None:

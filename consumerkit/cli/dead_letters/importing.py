@@ -22,7 +22,7 @@ from consumerkit.cli.target import TargetArgument
 from consumerkit.dead_letters.formats import Convention
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.redaction.plain_words import shown_word
-from consumerkit.redrive.importing.api import Fate, ImportProgress, ImportReport, Line, Watch, import_letters
+from consumerkit.redrive.importing.api import ImportProgress, ImportReport, ImportResult, Line, Watch, import_letters
 
 HandlerOption = Annotated[
     str,
@@ -172,7 +172,7 @@ def print_report(report: ImportReport, topic: str, *, as_json: bool) -> None:
     if report.lines:
         print_table(_COLUMNS, [_row(line) for line in report.lines])
     total = sum(report.counts.values())
-    told = ", ".join(f"{report.counts[fate]} {fate.value}" for fate in Fate if report.counts[fate])
+    told = ", ".join(f"{report.counts[fate]} {fate.value}" for fate in ImportResult if report.counts[fate])
     would = "a dry run, nothing was changed: " if report.dry_run else ""
     say(f"{would}{total} records of {topic}" + (f": {told}" if told else ""))
     if report.untold:

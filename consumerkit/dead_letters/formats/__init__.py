@@ -15,10 +15,10 @@ from typing import Final
 
 from consumerkit.dead_letters.formats import consumerkit as ours
 from consumerkit.dead_letters.formats import kafka_connect, spring
-from consumerkit.dead_letters.formats.letter import Letter, Malformed, Origin
+from consumerkit.dead_letters.formats.letter import LetterRecord, MalformedRecord, Origin
 from consumerkit.message import Message
 
-__all__ = ["Convention", "Letter", "Malformed", "Origin", "Unrecognised", "conventions_of", "read"]
+__all__ = ["Convention", "LetterRecord", "MalformedRecord", "Origin", "Unrecognised", "conventions_of", "read"]
 
 
 class Convention(StrEnum):
@@ -30,11 +30,11 @@ class Convention(StrEnum):
     CONNECT = kafka_connect.NAME
 
 
-class Unrecognised(Malformed):
+class Unrecognised(MalformedRecord):
     """A record has no header of the convention that was asked for, or of any."""
 
 
-_READERS: Final[Mapping[Convention, tuple[Callable[[Message], bool], Callable[[Message], Letter]]]] = {
+_READERS: Final[Mapping[Convention, tuple[Callable[[Message], bool], Callable[[Message], LetterRecord]]]] = {
     Convention.CONSUMERKIT: (ours.recognises, ours.read),
     Convention.SPRING: (spring.recognises, spring.read),
     Convention.CONNECT: (kafka_connect.recognises, kafka_connect.read),
@@ -46,7 +46,7 @@ def conventions_of(message: Message) -> tuple[Convention, ...]:
     return tuple(convention for convention, (recognises, _) in _READERS.items() if recognises(message))
 
 
-def read(message: Message, convention: Convention = Convention.AUTO) -> Letter:
+def read(message: Message, convention: Convention = Convention.AUTO) -> LetterRecord:
     """Return what a record of a dead-letter topic tells.
 
     Args:
@@ -65,5 +65,7 @@ def read(message: Message, convention: Convention = Convention.AUTO) -> Letter:
     if not found:
         raise Unrecognised("it has no header of any known convention")
     if len(found) > 1:
-        raise Malformed(f"it has headers of several conventions ({', '.join(found)}); name the one with --convention")
+        raise MalformedRecord(
+            f"it has headers of several conventions ({', '.join(found)}); name the one with --convention"
+        )
     return _READERS[found[0]][1](message)

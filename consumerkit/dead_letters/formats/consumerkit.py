@@ -23,7 +23,7 @@ from consumerkit.dead_letters.formats.header_fields import (
     timestamp,
     topic_id,
 )
-from consumerkit.dead_letters.formats.letter import Letter, Malformed, Origin
+from consumerkit.dead_letters.formats.letter import LetterRecord, MalformedRecord, Origin
 from consumerkit.message import Headers, Message, known_time
 from consumerkit.observability.printable import printable
 from consumerkit.outcome import Reason
@@ -146,7 +146,7 @@ def recognises(message: Message) -> bool:
     return any(name.startswith(PREFIX) for name, _ in message.headers)
 
 
-def read(message: Message) -> Letter:
+def read(message: Message) -> LetterRecord:
     """Return what a record tells.
 
     Raises:
@@ -154,7 +154,7 @@ def read(message: Message) -> Letter:
     """
     headers, death = _parted(message.headers)
     fields = Fields(death)
-    return Letter(
+    return LetterRecord(
         convention=NAME,
         key=message.key,
         value=message.value,
@@ -177,7 +177,7 @@ def read(message: Message) -> Letter:
 def _origin(fields: Fields) -> Origin:
     origin = fields.origin(Header.TOPIC, Header.PARTITION, Header.OFFSET, numbers=(decimal, decimal))
     if origin is None:
-        raise Malformed(f"header {Header.TOPIC!r} is missing")
+        raise MalformedRecord(f"header {Header.TOPIC!r} is missing")
     return origin
 
 
@@ -199,6 +199,6 @@ def _parted(headers: Headers) -> tuple[Headers, Headers]:
     """Return the message's own headers, and those of its last death."""
     reasons = [at for at, (name, _) in enumerate(headers) if name == Header.REASON]
     if not reasons:
-        raise Malformed(f"header {Header.REASON!r} is missing")
+        raise MalformedRecord(f"header {Header.REASON!r} is missing")
     own = [header for at, header in enumerate(headers) if at < reasons[-1] or not header[0].startswith(PREFIX)]
     return tuple(own), headers[reasons[-1] :]

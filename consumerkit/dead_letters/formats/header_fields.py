@@ -1,4 +1,4 @@
-"""Reading the headers of a convention, strictly: what is not as the convention says is `Malformed`, never guessed."""
+"""Reading the headers of a format, strictly: what does not keep to it is a `MalformedRecord`, never guessed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeVar
 
-from consumerkit.dead_letters.formats.letter import Malformed, Origin
+from consumerkit.dead_letters.formats.letter import MalformedRecord, Origin
 from consumerkit.message import Headers, Message, is_topic_name, known_time
 from consumerkit.observability.printable import is_printable
 
@@ -50,11 +50,11 @@ class Fields:
         if value is None:
             if default is not None:
                 return default
-            raise Malformed(f"header {name!r} is missing" if values is None else f"header {name!r} has no value")
+            raise MalformedRecord(f"header {name!r} is missing" if values is None else f"header {name!r} has no value")
         try:
             return read(value)
         except ValueError as error:
-            raise Malformed(f"header {name!r}: {error}") from None
+            raise MalformedRecord(f"header {name!r}: {error}") from None
 
     def words(self, name: str) -> str:
         """Return free text for people, the last of its name, what is no UTF-8 escaped; empty where there is none."""
@@ -177,7 +177,7 @@ def own_timestamp(message: Message) -> int:
         Malformed: It is no time.
     """
     if message.timestamp >= 0 and known_time(message.timestamp) < 0:
-        raise Malformed("the record's own timestamp is not a time")
+        raise MalformedRecord("the record's own timestamp is not a time")
     return max(-1, message.timestamp)
 
 

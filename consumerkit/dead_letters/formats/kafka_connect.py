@@ -13,7 +13,7 @@ from typing import Final
 
 from consumerkit.dead_letters.formats.header_fields import Fields, decimal, label, own_timestamp
 from consumerkit.dead_letters.formats.java_stack import place_in, says_undecodable
-from consumerkit.dead_letters.formats.letter import Letter, Origin
+from consumerkit.dead_letters.formats.letter import LetterRecord, Origin
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
 
@@ -31,7 +31,7 @@ def recognises(message: Message) -> bool:
     return any(name.startswith(PREFIX) for name, _ in message.headers)
 
 
-def read(message: Message) -> Letter:
+def read(message: Message) -> LetterRecord:
     """Return what a record tells.
 
     Raises:
@@ -41,7 +41,7 @@ def read(message: Message) -> Letter:
     stage = fields.get(f"{PREFIX}stage", label)
     kind = fields.get(f"{PREFIX}exception.class.name", label, default=f"Connect.{stage}")
     undecodable = stage in _CONVERTERS or says_undecodable(kind)
-    return Letter(
+    return LetterRecord(
         convention=NAME,
         key=message.key,
         value=message.value,

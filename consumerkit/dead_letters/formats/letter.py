@@ -22,7 +22,7 @@ class Origin(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Letter:
+class LetterRecord:
     """What a record of a dead-letter topic tells: the message as it was, and why it is dead.
 
     Attributes:
@@ -61,5 +61,5 @@ class Letter:
     whole: bool = True
 
 
-class Malformed(ValueError):
+class MalformedRecord(ValueError):
     """A record does not keep to its convention; the text names the header and never its value."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from consumerkit.dead_letters.formats.header_fields import Fields, count, int32, int64, label, own_timestamp, timestamp
 from consumerkit.dead_letters.formats.java_stack import place_in, says_undecodable
-from consumerkit.dead_letters.formats.letter import Letter
+from consumerkit.dead_letters.formats.letter import LetterRecord
 from consumerkit.message import Headers, Message
 from consumerkit.outcome import Reason
 
@@ -42,7 +42,7 @@ def recognises(message: Message) -> bool:
     return any(name.startswith(_SIGNS) for name, _ in message.headers)
 
 
-def read(message: Message) -> Letter:
+def read(message: Message) -> LetterRecord:
     """Return what a record tells.
 
     Raises:
@@ -66,7 +66,7 @@ def read(message: Message) -> Letter:
     name = f"{stood}original-timestamp"
     told = name in fields
     stamp = fields.get(name, timestamp(int64), which="first") if told else own_timestamp(message)
-    return Letter(
+    return LetterRecord(
         convention=NAME,
         key=message.key,
         value=message.value,

@@ -19,7 +19,7 @@ from consumerkit.engine.lanes.backoff import Interrupted
 from consumerkit.engine.lanes.blame import LOCKED, OWN, blame
 from consumerkit.engine.lanes.executor import Executor
 from consumerkit.engine.lanes.partition_brakes import is_unreadable
-from consumerkit.engine.lanes.plan import Step, around, halves
+from consumerkit.engine.lanes.plan import PlannedBatch, around, halves
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.batch import Batch, Flush
 from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Park
@@ -51,7 +51,7 @@ class Grouping:
         self._preparer = preparer
         self._attempts = attempts
         # The next batches, where a failure decided them.
-        self._plan: deque[Step] = deque()
+        self._plan: deque[PlannedBatch] = deque()
         # Whether messages of a batch were found to get at each other's changes.
         self._apart = False
         # The messages that the ledger was found not to know, and whose events are too old for it.
@@ -88,7 +88,7 @@ class Grouping:
         """
         if self._executor.gate.braking:
             self._plan.clear()
-        step = self._plan.popleft() if self._plan else Step(len(messages))
+        step = self._plan.popleft() if self._plan else PlannedBatch(len(messages))
         prepared = await self._prepared(messages)
         if not prepared:
             return ()
@@ -98,7 +98,7 @@ class Grouping:
         finally:
             self._executor.refund(one.message for one in decided)
 
-    async def _run(self, decided: list[Decided], funded: int, step: Step) -> Sequence[Message]:
+    async def _run(self, decided: list[Decided], funded: int, step: PlannedBatch) -> Sequence[Message]:
         if len(decided) == 1:
             if await self._attempts.run(decided[0]) and step.after:
                 self._executor.batch_sizes.crowded(step.after)
@@ -119,7 +119,7 @@ class Grouping:
                 await self._failed(batch, error, step._replace(size=min(len(again), len(batch.items))))
             return again
 
-    def _flush(self, step: Step) -> Flush:
+    def _flush(self, step: PlannedBatch) -> Flush:
         return Flush.PROBE if step.careful else Flush.EACH if self._apart else Flush.AT_END
 
     async def _prepared(self, messages: Sequence[Message]) -> list[Decided]:
@@ -212,7 +212,7 @@ class Grouping:
             return None
         return message.topic, message.partition, message.key
 
-    async def _failed(self, batch: Batch, error: Exception, step: Step) -> None:
+    async def _failed(self, batch: Batch, error: Exception, step: PlannedBatch) -> None:
         """Decide how the messages of a batch that failed are grouped next; `step` has as many as are to run again."""
         fault, kind = blame(batch, error)[:2]
         if kind == LOCKED:
@@ -231,7 +231,7 @@ class Grouping:
         else:
             await self._executor.infrastructure(fault, error)
 
-    def _split(self, batch: Batch, error: Exception, step: Step, *, crowded: bool) -> deque[Step]:
+    def _split(self, batch: Batch, error: Exception, step: PlannedBatch, *, crowded: bool) -> deque[PlannedBatch]:
         """Return the batches to come, after a failure that is a message's fault."""
         at = self._blamed(batch, error)
         if at is not None:

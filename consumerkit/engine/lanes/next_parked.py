@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from sqlalchemy import Connection
 
-from consumerkit.engine.partitions.partition import Partition, State
+from consumerkit.engine.partitions.partition import Partition, PartitionState
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.handlers.declaration import Declaration
@@ -54,7 +54,7 @@ class NextParked:
 
     def _may_follow(self, partition: Partition, parked: ParkedMessage) -> bool:
         """Tell whether messages may have waited behind one that has left the lot."""
-        if partition.state is not State.OWNED or self._ordering is Ordering.NONE:
+        if partition.state is not PartitionState.OWNED or self._ordering is Ordering.NONE:
             return False
         if self._ordering is Ordering.KEY and parked.message.key is None:
             # It has no order: another one without a key may be under way in another lane, and would be tried twice.

@@ -6,7 +6,7 @@ from collections import deque
 from typing import NamedTuple
 
 
-class Step(NamedTuple):
+class PlannedBatch(NamedTuple):
     """One batch to come.
 
     Attributes:
@@ -22,18 +22,18 @@ class Step(NamedTuple):
     after: int = 0
 
 
-def halves(size: int, *, halving: bool = False) -> deque[Step]:
+def halves(size: int, *, halving: bool = False) -> deque[PlannedBatch]:
     """Return the two halves of a batch; a batch that `batch_time` cut may be down to one message."""
     sizes = [size // 2, size - size // 2] if size > 1 else [1]
-    return deque(Step(one, halving=halving) for one in sizes)
+    return deque(PlannedBatch(one, halving=halving) for one in sizes)
 
 
-def around(at: int, *, crowded: bool = False) -> deque[Step]:
+def around(at: int, *, crowded: bool = False) -> deque[PlannedBatch]:
     """Return the messages before the one at fault, and then that one by itself.
 
     Args:
         at: Its index.
         crowded: Whether it may be at fault only beside others.
     """
-    alone = Step(1, after=at if crowded else 0)
-    return deque([Step(at), alone] if at else [alone])
+    alone = PlannedBatch(1, after=at if crowded else 0)
+    return deque([PlannedBatch(at), alone] if at else [alone])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from consumerkit.storage.progress import Lane
+from consumerkit.storage.progress import LaneSequence
 
 
 class CommitSequence:
@@ -18,10 +18,10 @@ class CommitSequence:
     """
 
     def __init__(self) -> None:
-        self.lane = Lane.new()
-        self._before: list[Lane] = []
+        self.lane = LaneSequence.new()
+        self._before: list[LaneSequence] = []
 
-    def committed(self, lane: Lane) -> None:
+    def committed(self, lane: LaneSequence) -> None:
         """Count a transaction that is durable and began with `lane`, unless the lane has begun again since."""
         if lane == self.lane:
             self.lane = lane.next
@@ -31,18 +31,18 @@ class CommitSequence:
     def leave(self) -> None:
         """Begin a new lane: the present one is full, or the database may have a higher number than is known."""
         self._before.append(self.lane)
-        self.lane = Lane.new()
+        self.lane = LaneSequence.new()
 
     def begin_again(self) -> None:
         """Count from the beginning, as a lane that the database has never seen."""
-        self.lane = Lane.new()
+        self.lane = LaneSequence.new()
         self._before.clear()
 
-    def lanes(self) -> list[Lane]:
+    def lanes(self) -> list[LaneSequence]:
         """Return how many transactions are durable, under the present identity and under those before it."""
         return [self.lane, *self._before]
 
-    def verified(self, lanes: Collection[Lane]) -> list[Lane]:
+    def verified(self, lanes: Collection[LaneSequence]) -> list[LaneSequence]:
         """Forget identities whose transactions the database has; return the full ones, whose rows can be removed.
 
         No transaction of a full one is under way. Nothing is forgotten before the present one has a transaction: a
@@ -63,7 +63,7 @@ class CommitSequences:
     """
 
     def __init__(self) -> None:
-        self.spent: list[Lane] = []
+        self.spent: list[LaneSequence] = []
         self._sequences: list[CommitSequence] = []
 
     def new(self) -> CommitSequence:
@@ -72,11 +72,11 @@ class CommitSequences:
         self._sequences.append(made)
         return made
 
-    def lanes(self) -> list[Lane]:
+    def lanes(self) -> list[LaneSequence]:
         """Return the lanes as they stand."""
         return [lane for sequence in self._sequences for lane in sequence.lanes()]
 
-    def verified(self, lanes: Collection[Lane], removed: Collection[Lane]) -> None:
+    def verified(self, lanes: Collection[LaneSequence], removed: Collection[LaneSequence]) -> None:
         """Record that the database has some lanes, and that the rows of others were removed."""
         self.spent = [lane for lane in self.spent if lane not in removed]
         for sequence in self._sequences:

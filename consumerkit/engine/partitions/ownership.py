@@ -21,7 +21,7 @@ from consumerkit.engine.partitions import start_position
 from consumerkit.engine.partitions.fence_waits import FenceWaits
 from consumerkit.engine.partitions.first_runs import FirstRuns
 from consumerkit.engine.partitions.inquiry import Asked, Inquiry, Troubles
-from consumerkit.engine.partitions.partition import Partition, State
+from consumerkit.engine.partitions.partition import Partition, PartitionState
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.errors import PartitionUnusable, Unavailable
@@ -83,18 +83,18 @@ class Ownership:
         """Take what is wanted, until cancelled."""
         due, to_clear = self._partitions.ownership_due, self._partitions.to_clear
         while True:
-            stopped = self._partitions.in_state(State.STOPPED)
+            stopped = self._partitions.in_state(PartitionState.STOPPED)
             if not self._wanted() and not to_clear:
                 due.clear()
                 await wait_until_set(due, STOPPED_FOR if stopped else None)
-            self._looking.update(self._partitions.in_state(State.STOPPED))
+            self._looking.update(self._partitions.in_state(PartitionState.STOPPED))
             await self._round()
 
     def _wanted(self) -> list[TopicPartition]:
         """Return what is to be taken over, those first that had no turn for longest."""
-        found = self._partitions.in_state(State.ASSIGNED, State.IN_DOUBT, State.STOPPED)
+        found = self._partitions.in_state(PartitionState.ASSIGNED, PartitionState.IN_DOUBT, PartitionState.STOPPED)
         self._looking.intersection_update(found)
-        return [one.name for one in found if one.state is not State.STOPPED or one in self._looking]
+        return [one.name for one in found if one.state is not PartitionState.STOPPED or one in self._looking]
 
     async def _round(self) -> None:
         """Try all partitions without waiting, then wait a little for the first that another worker still holds."""
@@ -170,7 +170,7 @@ class Ownership:
     ) -> dict[TopicPartition, PartitionUnusable]:
         """Take partitions that are assigned still; return those that cannot be used."""
         partitions = {name: one for name in names if (one := self._assigned(name)) is not None}
-        await self._confirm([one for one in partitions.values() if one.state is State.IN_DOUBT])
+        await self._confirm([one for one in partitions.values() if one.state is PartitionState.IN_DOUBT])
         wanted = [
             await self._inquiry.place(one, asked.info[name])
             for name, one in partitions.items()

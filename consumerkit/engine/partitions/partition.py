@@ -22,7 +22,7 @@ CAREFUL_SIZE: Final = 100
 ISOLATED_FOR: Final = 100
 
 
-class State(Enum):
+class PartitionState(Enum):
     """Where a partition stands between the broker and the database."""
 
     ASSIGNED = "assigned"
@@ -42,7 +42,7 @@ class Partition:
 
     Attributes:
         name: Topic and number.
-        state: See `State`.
+        state: See `PartitionState`.
         offsets: What is in hand, and the assignment's epoch.
         fencing_token: The token by which the database knows us as its owner; None where it does not, or where that is
             in doubt. Without it nothing of the partition begins.
@@ -92,7 +92,7 @@ class Partition:
 
     def __init__(self, name: TopicPartition, start: Position, ordering: Ordering, parking_limit: int) -> None:
         self.name = name
-        self.state = State.ASSIGNED
+        self.state = PartitionState.ASSIGNED
         self.offsets = OffsetTracker(start.epoch, start.offset)
         self.fencing_token: bytes | None = None
         self.parked: dict[bytes | None, set[int]] = {}
@@ -134,8 +134,8 @@ class Partition:
         """Record a take-over: what was found parked, where to begin, and where the log ends."""
         self.fencing_token = found.owner
         self.taken_at = time.monotonic()
-        if self.state is not State.LEAVING:
-            self.state = State.OWNED
+        if self.state is not PartitionState.LEAVING:
+            self.state = PartitionState.OWNED
         self.mark, self.start, self.end = place.offset, place.start, end
         self.forgotten_below = found.standing.forgotten_below
         self.crashes, self.suspect_offsets = found.crashes, found.suspect_offsets
@@ -147,28 +147,28 @@ class Partition:
     def doubt(self) -> None:
         """Begin nothing more: it is not certain that we own the partition."""
         self.fencing_token = None
-        if self.state is not State.LEAVING:
-            self.state = State.IN_DOUBT
+        if self.state is not PartitionState.LEAVING:
+            self.state = PartitionState.IN_DOUBT
 
     def confirm(self) -> None:
         """Record that Kafka has accepted an offset commit of this assignment, or would."""
-        if self.state is State.IN_DOUBT:
-            self.state = State.ASSIGNED
+        if self.state is PartitionState.IN_DOUBT:
+            self.state = PartitionState.ASSIGNED
 
     def stop(self) -> None:
         """Give the partition up until a person has acted; it is read again from its mark then."""
         self.adrift = True
-        if self.state is not State.LEAVING:
-            self.state = State.STOPPED
+        if self.state is not PartitionState.LEAVING:
+            self.state = PartitionState.STOPPED
 
     def leave(self) -> None:
         """Begin nothing more: the partition is being given back."""
-        self.state = State.LEAVING
+        self.state = PartitionState.LEAVING
 
     @property
     def is_leaving(self) -> bool:
         """Whether it is being given back."""
-        return self.state is State.LEAVING
+        return self.state is PartitionState.LEAVING
 
     @property
     def ready(self) -> bool:

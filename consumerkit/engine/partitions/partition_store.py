@@ -18,7 +18,7 @@ from consumerkit.storage.fence import Taken
 from consumerkit.storage.first_runs import FirstStart
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import ParkedMessage
-from consumerkit.storage.progress import Begun, Lane, Mark, Standing
+from consumerkit.storage.progress import Begun, LaneSequence, Mark, Standing
 from consumerkit.transports.base import PartitionInfo, Position
 
 InTransaction = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
@@ -149,7 +149,7 @@ class PartitionStore:
                     written[one.name] = Mark(owner, position, one.mark, max(one.end, one.offsets.next or 0))
             return written
 
-        def work(connection: Connection) -> tuple[set[TopicPartition], Sequence[Lane]]:
+        def work(connection: Connection) -> tuple[set[TopicPartition], Sequence[LaneSequence]]:
             # What is fetched after this transaction has begun cannot have been processed before it.
             self.lot.dialect.probe(connection)
             found = marks()

@@ -14,14 +14,14 @@ from itertools import count
 from consumerkit import events
 from consumerkit.engine.partitions.budget import Budget, cost
 from consumerkit.engine.partitions.commit_sequence import CommitSequences
-from consumerkit.engine.partitions.partition import Partition, State
+from consumerkit.engine.partitions.partition import Partition, PartitionState
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.receipt import Receipt
 from consumerkit.errors import CommitsLost, PartitionUnusable
 from consumerkit.events import Announcer
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
-from consumerkit.storage.parking.lot import Place
+from consumerkit.storage.parking.lot import ParkedPlace
 from consumerkit.transports.base import Position
 
 
@@ -125,16 +125,16 @@ class Partitions:
             return None
         return found
 
-    def knows(self, place: Place) -> bool:
+    def knows(self, place: ParkedPlace) -> bool:
         """Return whether a parked message is known here."""
         found = self._by_name.get(place.partition)
         return found is not None and place.number in found.parked.get(place.key, ())
 
     def owned(self) -> list[Partition]:
         """Return the partitions for which we may act."""
-        return [one for one in self._by_name.values() if one.state is State.OWNED]
+        return [one for one in self._by_name.values() if one.state is PartitionState.OWNED]
 
-    def in_state(self, *states: State) -> list[Partition]:
+    def in_state(self, *states: PartitionState) -> list[Partition]:
         """Return the partitions in one of these states; those first that had no turn to be taken over for longest."""
         return sorted((one for one in self._by_name.values() if one.state in states), key=lambda one: one.turn)
 
@@ -266,7 +266,7 @@ class Partitions:
 
     def stop(self, partition: Partition, error: PartitionUnusable) -> None:
         """Give up what is in hand of a partition that cannot be used before a person acts."""
-        if partition.state is not State.STOPPED:
+        if partition.state is not PartitionState.STOPPED:
             partition.stop()
             self._announce(events.PartitionStopped(partition=partition.name, error=str(error)))
             self.settle(partition)

@@ -27,11 +27,11 @@ from consumerkit.observability.user_code import place_of_function
 from consumerkit.steps import LaneSteps
 from consumerkit.storage import outbox
 from consumerkit.storage.dead_letters.letters import DeadMessage
-from consumerkit.storage.dialects import Limits, Settings
+from consumerkit.storage.dialects import Limits, SessionSettings
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.origins import Clash
-from consumerkit.storage.parking.lot import Place
-from consumerkit.storage.progress import Lane
+from consumerkit.storage.parking.lot import ParkedPlace
+from consumerkit.storage.progress import LaneSequence
 
 
 class Flush(Enum):
@@ -85,12 +85,12 @@ class Batch:
         owners: Owners | None = None,
         *,
         flush: Flush = Flush.AT_END,
-        knows: Callable[[Place], bool] = lambda _: False,
+        knows: Callable[[ParkedPlace], bool] = lambda _: False,
     ) -> None:
         self.items = items
         self.owners: Owners = owners or {}
         self.clears: dict[TopicPartition, bytes] = {}
-        self.lane: Lane | None = None
+        self.lane: LaneSequence | None = None
         self.knows = knows
         self.flush = flush
         self.current: int | None = None
@@ -103,7 +103,7 @@ class Batch:
         self.reused = False
         self.guard = Guard()
         self.token = uuid4().hex
-        self.begun: Settings | None = None
+        self.begun: SessionSettings | None = None
         self.stages = Stopwatch()
         self.spans: BatchSpans = NO_SPANS
         self.begun_at: float | None = None

@@ -14,7 +14,7 @@ from consumerkit.handlers.declaration import Declaration
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.redrive.importing.insert import Register
 from consumerkit.redrive.importing.parse import Screen
-from consumerkit.redrive.importing.report import Fate, ImportReport, Line
+from consumerkit.redrive.importing.report import ImportReport, ImportResult, Line
 from consumerkit.redrive.importing.route import Settled
 from consumerkit.redrive.importing.run import Importer, ImportProgress, Watch
 from consumerkit.storage import consumers, progress, schema
@@ -25,7 +25,7 @@ from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import TopicInfo, Transport
 
-__all__ = ["Fate", "ImportProgress", "ImportReport", "Line", "Surroundings", "Watch", "import_letters"]
+__all__ = ["ImportProgress", "ImportReport", "ImportResult", "Line", "Surroundings", "Watch", "import_letters"]
 
 _NOBODY = -1
 

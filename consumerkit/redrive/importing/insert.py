@@ -9,25 +9,21 @@ from typing import NamedTuple, TypeVar
 from sqlalchemy import Connection, and_, or_, select
 
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.redrive.importing.report import Fate
+from consumerkit.redrive.importing.report import ImportResult
 from consumerkit.redrive.importing.route import Place
 from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.dead_letters.letters import DeadMessage, beside, identified, known
 from consumerkit.storage.dialects import Claim, Kept
-from consumerkit.storage.ledger import Ledger
-from consumerkit.storage.origins import Identity, Origin, home, origin
+from consumerkit.storage.ledger import Ledger, LedgerMoved
+from consumerkit.storage.origins import MessageIdentity, Origin, home, origin
 
 T = TypeVar("T")
-
-
-class LedgerMoved(Exception):
-    """A ledger row was there, and was pruned while it was being read: enter the same letters once more."""
 
 
 class Entry(NamedTuple):
     """What became of a letter, and its row's ID where it has one."""
 
-    fate: Fate
+    fate: ImportResult
     letter: int | None
 
 
@@ -99,7 +95,7 @@ class Register:
         for at, candidate in enumerate(candidates):
             same = _same(candidate, there)
             if same is not None:
-                entries[at] = Entry(Fate.PRESENT, same.letter)
+                entries[at] = Entry(ImportResult.PRESENT, same.letter)
                 continue
             fresh[at] = candidate.beside if there.get(candidate.place) else candidate
             there.setdefault(fresh[at].place, []).append(_There(None, identified(candidate.dead)))
@@ -109,10 +105,10 @@ class Register:
         added = self._added(connection, [(one, fates[at]) for at, one in fresh.items() if fates[at].is_import])
         for at, fate in fates.items():
             number = added.get(origin(fresh[at].dead.message))
-            if fate is Fate.IMPORTED and fresh[at] is not candidates[at]:
-                fate = Fate.BESIDE  # noqa: PLW2901 - the same one, told more closely
+            if fate is ImportResult.IMPORTED and fresh[at] is not candidates[at]:
+                fate = ImportResult.BESIDE  # noqa: PLW2901 - the same one, told more closely
             # An import that finds its letter there after all: another one was faster.
-            entries[at] = Entry(Fate.PRESENT if fate.is_import and number is None else fate, number)
+            entries[at] = Entry(ImportResult.PRESENT if fate.is_import and number is None else fate, number)
         return [entries[at] for at in range(len(candidates))]
 
     def _present(self, connection: Connection, candidates: Sequence[Candidate]) -> dict[Place, list[_There]]:
@@ -149,15 +145,17 @@ class Register:
             raise LedgerMoved
         return {**kept, **{digest: _kept(first[digest]) for digest in won}}
 
-    def _added(self, connection: Connection, new: Sequence[tuple[Candidate, Fate]]) -> dict[Origin, int]:
+    def _added(self, connection: Connection, new: Sequence[tuple[Candidate, ImportResult]]) -> dict[Origin, int]:
         """Add letters, and return the IDs of those that were not there; in a dry run no IDs."""
         if self.dry_run:
             for candidate, fate in new:
                 self._places.setdefault(candidate.place, []).append(_There(None, identified(candidate.dead)))
-                if fate is Fate.IMPORTED and (claim := candidate.claim) is not None:
+                if fate is ImportResult.IMPORTED and (claim := candidate.claim) is not None:
                     self._claims.setdefault(claim.digest, _kept(claim))
             return {origin(candidate.dead.message): 0 for candidate, _ in new}
-        rows = [candidate.dead if fate is Fate.IMPORTED else as_conflict(candidate.dead) for candidate, fate in new]
+        rows = [
+            candidate.dead if fate is ImportResult.IMPORTED else as_conflict(candidate.dead) for candidate, fate in new
+        ]
         added = dead_letters.add(connection, self.ledger.tables, self.ledger.consumer, rows)
         return {origin: letter.id for origin, letter in added.items()}
 
@@ -170,7 +168,7 @@ class _There(NamedTuple):
     """A letter at a place, with its ID where it has a row."""
 
     letter: int | None
-    identity: Identity
+    identity: MessageIdentity
 
 
 def _same(candidate: Candidate, there: dict[Place, list[_There]]) -> _There | None:
@@ -195,14 +193,14 @@ def as_conflict(dead: DeadMessage) -> DeadMessage:
     return replace(dead, reason=Reason.CONFLICT, error_type="Conflict", error=text)
 
 
-def _fate(candidate: Candidate, known: dict[bytes, Kept]) -> Fate:
+def _fate(candidate: Candidate, known: dict[bytes, Kept]) -> ImportResult:
     claim = candidate.claim
     if claim is None:
-        return Fate.IMPORTED
+        return ImportResult.IMPORTED
     kept = known[claim.digest]
     in_its_version = claim.fingerprint if kept.version == claim.fingerprint_version else candidate.first_fingerprint
     if kept.fingerprint != in_its_version:
-        return Fate.CONFLICT
+        return ImportResult.CONFLICT
     if kept.outcome is Outcome.PROCESSED:
-        return Fate.PROCESSED
-    return Fate.PARKED if kept.outcome is Outcome.PARKED else Fate.IMPORTED
+        return ImportResult.PROCESSED
+    return ImportResult.PARKED if kept.outcome is Outcome.PARKED else ImportResult.IMPORTED

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from consumerkit.dead_letters import formats
-from consumerkit.dead_letters.formats import Convention, Letter, Malformed, Unrecognised
+from consumerkit.dead_letters.formats import Convention, LetterRecord, MalformedRecord, Unrecognised
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.delivery import Decided, Delivery
 from consumerkit.engine.transaction.failures import STACK_BYTES, TEXT_CHARACTERS
@@ -18,7 +18,7 @@ from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.redaction.text import redact
 from consumerkit.redrive.importing.insert import Candidate
-from consumerkit.redrive.importing.report import Fate, Line, place_of
+from consumerkit.redrive.importing.report import ImportResult, Line, place_of
 from consumerkit.redrive.importing.route import Placed, Settled, Unplaced, placed
 from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.transports.base import TopicInfo
@@ -77,34 +77,34 @@ class Screen:
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - a record may hold anything, and the others are to be imported
-            return _left(record, Fate.REFUSED, failures.described(error))
+            return _left(record, ImportResult.REFUSED, failures.described(error))
 
     def _screened(self, record: Message) -> Screened:
         try:
             letter = formats.read(record, self._convention)
         except Unrecognised as error:
-            return _left(record, Fate.UNRECOGNISED, str(error))
-        except Malformed as error:
-            return _left(record, Fate.MALFORMED, str(error))
+            return _left(record, ImportResult.UNRECOGNISED, str(error))
+        except MalformedRecord as error:
+            return _left(record, ImportResult.MALFORMED, str(error))
         if letter.convention == Convention.CONSUMERKIT and letter.consumer != self._declared.name:
-            return _left(record, Fate.OTHERS, f"it is a dead letter of handler {letter.consumer!r}", letter)
+            return _left(record, ImportResult.OTHERS, f"it is a dead letter of handler {letter.consumer!r}", letter)
         if not letter.whole or (letter.reason is Reason.OVERSIZED and letter.value is None):
-            return _left(record, Fate.ABSENT, "the message was too large; it is where it stood", letter)
+            return _left(record, ImportResult.ABSENT, "the message was too large; it is where it stood", letter)
         try:
             at = placed(letter, record, self._topics, self._as_topic, self._settled)
         except Unplaced as error:
-            return _left(record, Fate.UNPLACED, str(error), letter)
+            return _left(record, ImportResult.UNPLACED, str(error), letter)
         return self._prepared(record, letter, at)
 
-    def _prepared(self, record: Message, letter: Letter, at: Placed) -> Screened:
+    def _prepared(self, record: Message, letter: LetterRecord, at: Placed) -> Screened:
         prepared = self._preparer.prepare(at.message)
         if prepared is None:
-            return _left(record, Fate.SKIPPED, "its event type is not declared", letter)
+            return _left(record, ImportResult.SKIPPED, "its event type is not declared", letter)
         if prepared.letter is not None and prepared.letter.reason is Reason.OVERSIZED:
-            return _left(record, Fate.OVERSIZED, prepared.letter.error, letter)
+            return _left(record, ImportResult.OVERSIZED, prepared.letter.error, letter)
         dead = _dead(prepared, letter)
         why = f"{dead.error_type}: {dead.error}" if dead.error else dead.error_type
-        line = _line(record, Fate.IMPORTED, why, letter, dead)
+        line = _line(record, ImportResult.IMPORTED, why, letter, dead)
         return Screened(line, Candidate(dead, at.place, at.others, self._first_fingerprint(prepared.delivery)))
 
     def _first_fingerprint(self, delivery: Delivery) -> bytes | None:
@@ -113,7 +113,7 @@ class Screen:
         return self._declared.fingerprint.of(delivery.message, delivery.event)
 
 
-def _dead(prepared: Decided, letter: Letter) -> DeadMessage:
+def _dead(prepared: Decided, letter: LetterRecord) -> DeadMessage:
     """Return the row: the letter's own failure, and, where the handler cannot read the message either, that too."""
     delivery, ours = prepared.delivery, prepared.letter
     reason, error, message_id = letter.reason, letter.error, delivery.message_id or None
@@ -137,11 +137,11 @@ def _dead(prepared: Decided, letter: Letter) -> DeadMessage:
     )
 
 
-def _left(record: Message, fate: Fate, why: str, letter: Letter | None = None) -> Screened:
+def _left(record: Message, fate: ImportResult, why: str, letter: LetterRecord | None = None) -> Screened:
     return Screened(_line(record, fate, why, letter, None), None)
 
 
-def _line(record: Message, fate: Fate, why: str, letter: Letter | None, dead: DeadMessage | None) -> Line:
+def _line(record: Message, fate: ImportResult, why: str, letter: LetterRecord | None, dead: DeadMessage | None) -> Line:
     known: dict[str, Any] = {}
     if letter is not None:
         known |= {"origin": letter.origin, "reason": letter.reason}

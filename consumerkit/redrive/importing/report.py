@@ -12,7 +12,7 @@ from consumerkit.message import Message
 from consumerkit.outcome import Reason
 
 
-class Fate(StrEnum):
+class ImportResult(StrEnum):
     """What became of one record; the values are words for people."""
 
     IMPORTED = "imported"
@@ -33,7 +33,7 @@ class Fate(StrEnum):
     @property
     def is_import(self) -> bool:
         """Whether the record has become a dead letter of the handler's."""
-        return self in (Fate.IMPORTED, Fate.BESIDE, Fate.CONFLICT)
+        return self in (ImportResult.IMPORTED, ImportResult.BESIDE, ImportResult.CONFLICT)
 
     @property
     def wants_a_look(self) -> bool:
@@ -43,13 +43,13 @@ class Fate(StrEnum):
 
 _TO_LOOK_AT = frozenset(
     {
-        Fate.BESIDE,
-        Fate.ABSENT,
-        Fate.OVERSIZED,
-        Fate.UNPLACED,
-        Fate.UNRECOGNISED,
-        Fate.MALFORMED,
-        Fate.REFUSED,
+        ImportResult.BESIDE,
+        ImportResult.ABSENT,
+        ImportResult.OVERSIZED,
+        ImportResult.UNPLACED,
+        ImportResult.UNRECOGNISED,
+        ImportResult.MALFORMED,
+        ImportResult.REFUSED,
     }
 )
 
@@ -68,7 +68,7 @@ class Line:
     """
 
     record: Origin
-    fate: Fate
+    fate: ImportResult
     why: str = ""
     origin: Origin | None = None
     message_id: str | None = None
@@ -104,7 +104,7 @@ class ImportReport:
 
     dry_run: bool = False
     letters: list[Placement] = field(default_factory=list)
-    counts: Counter[Fate] = field(default_factory=Counter)
+    counts: Counter[ImportResult] = field(default_factory=Counter)
     lines: list[Line] = field(default_factory=list)
     untold: int = 0
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from consumerkit.dead_letters.formats import Letter, Origin
+from consumerkit.dead_letters.formats import LetterRecord, Origin
 from consumerkit.message import Message
 from consumerkit.transports.base import TopicInfo
 from consumerkit.transports.partitioner import partition_of
@@ -59,7 +59,11 @@ class Placed:
 
 
 def placed(
-    letter: Letter, record: Message, topics: Mapping[str, TopicInfo], as_topic: str | None, settled: Settled = _NOTHING
+    letter: LetterRecord,
+    record: Message,
+    topics: Mapping[str, TopicInfo],
+    as_topic: str | None,
+    settled: Settled = _NOTHING,
 ) -> Placed:
     """Return a letter's message at its place.
 
@@ -88,7 +92,7 @@ def placed(
 
 
 def _in_its_topic(
-    letter: Letter, origin: Origin, home: TopicInfo, topics: Mapping[str, TopicInfo], settled: Settled
+    letter: LetterRecord, origin: Origin, home: TopicInfo, topics: Mapping[str, TopicInfo], settled: Settled
 ) -> Placed:
     at = (origin.partition, origin.offset)
     others: tuple[Place, ...] = ((home.topic_id, *at), (_of_its_own(origin), None, origin.offset))
@@ -109,6 +113,8 @@ def _partition(key: bytes | None, offset: int, partitions: int) -> int:
     return offset % partitions if key is None else partition_of(key, partitions)
 
 
-def _message(letter: Letter, target: TopicInfo, offset: int, topic_id: str, partition: int | None = None) -> Message:
+def _message(
+    letter: LetterRecord, target: TopicInfo, offset: int, topic_id: str, partition: int | None = None
+) -> Message:
     number = _partition(letter.key, offset, target.partitions) if partition is None else partition
     return Message(target.name, number, offset, letter.key, letter.value, letter.headers, letter.timestamp, topic_id)

@@ -17,14 +17,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from consumerkit.engine.transaction import failures
-from consumerkit.redrive.importing.insert import Entry, LedgerMoved, Register
+from consumerkit.redrive.importing.insert import Entry, Register
 from consumerkit.redrive.importing.parse import Screen, Screened
-from consumerkit.redrive.importing.report import Fate, ImportReport, Placement
+from consumerkit.redrive.importing.report import ImportReport, ImportResult, Placement
 from consumerkit.storage import audit
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Limits
 from consumerkit.storage.faults import Fault, fault_of
 from consumerkit.storage.isolation import begin
+from consumerkit.storage.ledger import LedgerMoved
 from consumerkit.transports.base import LogReader, Span
 
 BATCH: Final = 100
@@ -44,7 +45,7 @@ class ImportProgress(NamedTuple):
 Watch = Callable[[ImportProgress], None]
 
 
-class Outcome(NamedTuple):
+class RecordResult(NamedTuple):
     """What became of a record; `why` where the database would not have it."""
 
     entry: Entry
@@ -86,15 +87,17 @@ class Importer:
                 watch(ImportProgress(sum(at - spans[number].start for number, at in reader.positions.items()), total))
         return report
 
-    async def _entered(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[Outcome]:
+    async def _entered(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[RecordResult]:
         """Enter a batch, and each half by itself where a record is at fault, down to that one, which is left alone."""
         try:
-            return [Outcome(entry) for entry in await self._insisted(screened, details)]
+            return [RecordResult(entry) for entry in await self._insisted(screened, details)]
         except Exception as error:
             if fault_of(error, in_handler=True) is not Fault.HANDLER or isinstance(error, LedgerMoved):
                 raise
             if len(screened) == 1:
-                return [Outcome(Entry(Fate.REFUSED, None), f"it cannot be stored: {failures.described(error)}")]
+                return [
+                    RecordResult(Entry(ImportResult.REFUSED, None), f"it cannot be stored: {failures.described(error)}")
+                ]
         middle = len(screened) // 2
         return [
             *await self._entered(screened[:middle], details),
@@ -131,7 +134,7 @@ class Importer:
             )
         return entries
 
-    def _tell(self, report: ImportReport, screened: Sequence[Screened], outcomes: Sequence[Outcome]) -> None:
+    def _tell(self, report: ImportReport, screened: Sequence[Screened], outcomes: Sequence[RecordResult]) -> None:
         report.counts.update(Counter(outcome.entry.fate for outcome in outcomes))
         for one, ((fate, letter), why) in zip(screened, outcomes, strict=True):
             if one.candidate is not None and letter:

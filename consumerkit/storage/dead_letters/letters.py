@@ -17,7 +17,17 @@ from consumerkit.storage import headers as header_text
 from consumerkit.storage.dead_letters.history import Entry, load
 from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.dialects import insert_if_new
-from consumerkit.storage.origins import Clash, Identity, Origin, clash, home, identity, identity_of, moved, origin
+from consumerkit.storage.origins import (
+    Clash,
+    MessageIdentity,
+    Origin,
+    clash,
+    home,
+    identity,
+    identity_of,
+    moved,
+    origin,
+)
 from consumerkit.storage.payload import sealed
 from consumerkit.storage.tables import Tables
 
@@ -119,7 +129,7 @@ def add(connection: Connection, tables: Tables, consumer: int, dead: Sequence[De
     return entered
 
 
-def enter(connection: Connection, tables: Tables, values: dict[str, Any], own: Identity) -> Entered | None:
+def enter(connection: Connection, tables: Tables, values: dict[str, Any], own: MessageIdentity) -> Entered | None:
     """Insert the row of a dead letter, beside another message's where that stands at its place.
 
     Returns:
@@ -148,12 +158,12 @@ def beside(dead: DeadMessage) -> DeadMessage:
     return replace(dead, message=moved(message, home(message.topic_id) + identified(dead).mark))
 
 
-def identified(dead: DeadMessage) -> Identity:
+def identified(dead: DeadMessage) -> MessageIdentity:
     """Return which message this is, as `known` does for one that was entered."""
     return identity(dead.message, dead.digest, dead.fingerprint, dead.fingerprint_version, whole=dead.keep_value)
 
 
-def known(row: Any, tables: Tables) -> Identity:
+def known(row: Any, tables: Tables) -> MessageIdentity:
     """Return which message a row of `dead_letters` is about."""
     whole = row.erased_at is None and not (row.reason == Reason.OVERSIZED and row.value is None)
     return identity_of(row, tables.sealer, size=row.size, whole=whole)

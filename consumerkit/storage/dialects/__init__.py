@@ -6,27 +6,27 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.storage.dialects.base import (
     RELAY_IDLE,
     Claim,
+    ClaimHolder,
     Dialect,
-    Holder,
     Kept,
     Limits,
     RelayHolder,
 )
 from consumerkit.storage.dialects.insertion import insert_if_new
 from consumerkit.storage.dialects.postgresql import PostgreSQL
-from consumerkit.storage.dialects.settings import Settings
+from consumerkit.storage.dialects.settings import SessionSettings
 from consumerkit.storage.dialects.sqlite import SQLite
 from consumerkit.storage.tables import Tables
 
 __all__ = [
     "RELAY_IDLE",
     "Claim",
+    "ClaimHolder",
     "Dialect",
-    "Holder",
     "Kept",
     "Limits",
     "RelayHolder",
-    "Settings",
+    "SessionSettings",
     "dialect_for",
     "insert_if_new",
 ]

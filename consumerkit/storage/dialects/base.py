@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.errors import TablesReplaced
 from consumerkit.outcome import Outcome
-from consumerkit.storage.dialects.settings import Settings
+from consumerkit.storage.dialects.settings import SessionSettings
 
 
 class Claim(NamedTuple):
@@ -46,7 +46,7 @@ class Kept(NamedTuple):
     age: float = 0.0
 
 
-class Holder(Enum):
+class ClaimHolder(Enum):
     """Who holds a message ID that the ledger, as this transaction sees it, does not have."""
 
     NOBODY = "nobody"
@@ -108,7 +108,9 @@ class Dialect(Protocol):
     single_writer: bool
     """Whether only one transaction at a time can write, so that more lanes than one are of no use."""
 
-    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> Settings | None:
+    def begin(
+        self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()
+    ) -> SessionSettings | None:
         """Set the limits and full durability for this transaction, mark it with `token`, and keep take-overs out.
 
         `fences` are the numbers of the partitions whose messages it handles, sorted: until it ends, `take_over` waits.
@@ -177,7 +179,7 @@ class Dialect(Protocol):
         """Return what the ledger holds for digests whose claim was lost; in a statement after the claim's."""
         ...
 
-    def holder(self, connection: Connection, consumer: int, digest: bytes) -> Holder:
+    def holder(self, connection: Connection, consumer: int, digest: bytes) -> ClaimHolder:
         """Tell who holds an ID that was not found, without waiting; the transaction is as it was before.
 
         It may be any transaction of the caller's, not only one that `begin` began.
@@ -188,7 +190,7 @@ class Dialect(Protocol):
         """Take back claims of this transaction, for messages that will run in another."""
 
     def finalise(
-        self, connection: Connection, token: str, begun: Settings | None = None, *, local: bool = False
+        self, connection: Connection, token: str, begun: SessionSettings | None = None, *, local: bool = False
     ) -> bool:
         """End the handlers' part: check deferred constraints, then set back what they set.
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from consumerkit.handlers.message_id import DIGEST_BYTES
 from consumerkit.outcome import Outcome
-from consumerkit.storage.dialects.base import Holder
+from consumerkit.storage.dialects.base import ClaimHolder
 from consumerkit.storage.faults import sqlstate
 
 # A standby's transactions are read-only. A serializable one could fail others, or itself, by a write.
@@ -34,15 +34,15 @@ _AUTOCOMMIT: Final = "25P01"
 _MAY_NOT: Final = frozenset({"42501", "25006"})
 
 
-def holder(connection: Connection, ledger: Table, consumer: int, digest: bytes) -> Holder:
+def holder(connection: Connection, ledger: Table, consumer: int, digest: bytes) -> ClaimHolder:
     """Tell who holds an ID; see `Dialect.holder`."""
     if not connection.execute(_MAY_TRY).scalar_one():
-        return Holder.UNTOLD
+        return ClaimHolder.UNTOLD
     try:
         connection.execute(_SAVEPOINT)
     except DBAPIError as error:
         if sqlstate(error) == _AUTOCOMMIT:
-            return Holder.UNTOLD
+            return ClaimHolder.UNTOLD
         raise
     try:
         return _tried(connection, ledger, consumer, digest)
@@ -53,7 +53,7 @@ def holder(connection: Connection, ledger: Table, consumer: int, digest: bytes) 
             connection.execute(_RELEASE)
 
 
-def _tried(connection: Connection, ledger: Table, consumer: int, digest: bytes) -> Holder:
+def _tried(connection: Connection, ledger: Table, consumer: int, digest: bytes) -> ClaimHolder:
     row = {
         "consumer": consumer,
         "digest": digest,
@@ -66,13 +66,13 @@ def _tried(connection: Connection, ledger: Table, consumer: int, digest: bytes) 
     # The table's lock by itself: where that is what another transaction holds, as CREATE INDEX does, it says nothing
     # of the ID.
     if _state(connection, insert(ledger).from_select(list(row), nothing)) is not None:
-        return Holder.UNTOLD
+        return ClaimHolder.UNTOLD
     state = _state(connection, insert(ledger).values(row))
     if state == _LOCKED:
-        return Holder.OPEN
+        return ClaimHolder.OPEN
     if state == _TAKEN:
-        return Holder.COMMITTED
-    return Holder.NOBODY if state is None else Holder.UNTOLD
+        return ClaimHolder.COMMITTED
+    return ClaimHolder.NOBODY if state is None else ClaimHolder.UNTOLD
 
 
 def _state(connection: Connection, statement: object) -> str | None:

@@ -25,9 +25,9 @@ from sqlalchemy.orm import Session
 from consumerkit.handlers.message_id import DIGEST_BYTES
 from consumerkit.outcome import Outcome
 from consumerkit.storage.dialects import settings
-from consumerkit.storage.dialects.base import RELAY_IDLE, Claim, Holder, Kept, Limits, RelayHolder, check_number
+from consumerkit.storage.dialects.base import RELAY_IDLE, Claim, ClaimHolder, Kept, Limits, RelayHolder, check_number
 from consumerkit.storage.dialects.holder import holder
-from consumerkit.storage.dialects.settings import Settings
+from consumerkit.storage.dialects.settings import SessionSettings
 from consumerkit.storage.faults import sqlstate
 from consumerkit.storage.tables import Tables
 
@@ -133,7 +133,7 @@ class PostgreSQL:
             "WHERE consumer = :consumer AND digest = ANY(CAST(:digests AS bytea[]))"
         )
 
-    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> Settings:
+    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> SessionSettings:
         """See `Dialect.begin`."""
         connection.info.pop(_PROOF, None)
         told = connection.execute(
@@ -144,7 +144,7 @@ class PostgreSQL:
                 **_limits(limits),
             },
         ).one()
-        return Settings(told[1], told[-1])
+        return SessionSettings(told[1], told[-1])
 
     def limit(self, connection: Connection, limits: Limits) -> None:
         """See `Dialect.limit`."""
@@ -219,7 +219,7 @@ class PostgreSQL:
             for digest, found, outcome, version, age in rows
         }
 
-    def holder(self, connection: Connection, consumer: int, digest: bytes) -> Holder:
+    def holder(self, connection: Connection, consumer: int, digest: bytes) -> ClaimHolder:
         """See `Dialect.holder`."""
         return holder(connection, self._ledger, consumer, digest)
 
@@ -228,7 +228,7 @@ class PostgreSQL:
         connection.execute(self._release, {"consumer": consumer, "digests": list(digests)})
 
     def finalise(
-        self, connection: Connection, token: str, begun: Settings | None = None, *, local: bool = False
+        self, connection: Connection, token: str, begun: SessionSettings | None = None, *, local: bool = False
     ) -> bool:
         """See `Dialect.finalise`."""
         connection.execute(_CONSTRAINTS)

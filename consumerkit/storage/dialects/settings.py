@@ -47,14 +47,14 @@ STATE: Final = (
 )
 
 
-class Settings(NamedTuple):
+class SessionSettings(NamedTuple):
     """The settings at BEGIN, before and after our own were made, each as one text."""
 
     before: str
     ours: str
 
 
-def put_back(connection: Connection, settings: Settings, found: str, *, local: bool) -> None:
+def put_back(connection: Connection, settings: SessionSettings, found: str, *, local: bool) -> None:
     """Set what changed back, for the rest of the transaction and for those that the connection has later.
 
     Args:

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 
 from consumerkit.errors import StartError
 from consumerkit.outcome import Outcome
-from consumerkit.storage.dialects.base import Claim, Holder, Kept, Limits, RelayHolder, check_number
-from consumerkit.storage.dialects.settings import Settings
+from consumerkit.storage.dialects.base import Claim, ClaimHolder, Kept, Limits, RelayHolder, check_number
+from consumerkit.storage.dialects.settings import SessionSettings
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
 # A statement takes 32,766 parameters at most, in older builds 999.
@@ -41,7 +41,9 @@ class SQLite:
         self._consumers = tables.consumers
         self._relay = "consumerkit" if tables.prefix == DEFAULT_PREFIX else tables.prefix
 
-    def begin(self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()) -> Settings | None:
+    def begin(
+        self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()
+    ) -> SessionSettings | None:
         """Mark the transaction by a savepoint, which no COMMIT and no ROLLBACK leaves behind."""
         connection.execute(text(f"SAVEPOINT consumerkit_{token}"))
         connection.info[_BEGAN] = datetime.now(UTC)
@@ -129,9 +131,9 @@ class SQLite:
                 found[digest] = Kept(raw, Outcome(outcome), version, max(0.0, age or 0.0))
         return found
 
-    def holder(self, connection: Connection, consumer: int, digest: bytes) -> Holder:
+    def holder(self, connection: Connection, consumer: int, digest: bytes) -> ClaimHolder:
         """See `Dialect.holder`: what others have not committed cannot be seen, nor can a second writer try."""
-        return Holder.UNTOLD
+        return ClaimHolder.UNTOLD
 
     def release(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
         """See `Dialect.release`."""
@@ -140,7 +142,7 @@ class SQLite:
             connection.execute(delete(self._ledger).where(ledger.consumer == consumer, ledger.digest.in_(some)))
 
     def finalise(
-        self, connection: Connection, token: str, begun: Settings | None = None, *, local: bool = False
+        self, connection: Connection, token: str, begun: SessionSettings | None = None, *, local: bool = False
     ) -> bool:
         """Release the savepoint: it is gone if the transaction it was set in is."""
         return _found_savepoint(connection, f"RELEASE consumerkit_{token}")

@@ -42,7 +42,7 @@ GONE: Final[dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Erasing:
+class EraseStatements:
     """The statements of erasing; each method is the whole work of one transaction, which the caller commits."""
 
     tables: Tables

@@ -24,7 +24,7 @@ from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.dead_letters.letters import DeadMessage, State
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.isolation import begin
-from consumerkit.storage.maintenance.erasure import DECIDED, GONE, Erasing
+from consumerkit.storage.maintenance.erasure import DECIDED, GONE, EraseStatements
 from consumerkit.storage.outbox import Old, OutboxMessage
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import Kind, ParkedMessage, plain
@@ -59,7 +59,7 @@ class Terms:
     copy: Callable[[DeadMessage], OutboxMessage] | None = None
 
 
-class Batch(NamedTuple):
+class EndedBatch(NamedTuple):
     """The letters that were made, and the number of the last row looked at; None where no more are to be looked at."""
 
     made: list[DeadMessage]
@@ -67,7 +67,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Expiring:
+class ExpireStatements:
     """Each method is the whole work of one transaction, which the caller commits."""
 
     tables: Tables
@@ -118,7 +118,7 @@ class Expiring:
 
     def parked(
         self, session: Session, consumer: int, terms: Terms, partition: TopicPartition, seconds: float, after: int
-    ) -> Batch | None:
+    ) -> EndedBatch | None:
         """Make dead letters of the first messages of a partition that have been parked for so long.
 
         Args:
@@ -140,7 +140,7 @@ class Expiring:
         self._take_out_unclaimed(connection, lot, partition)
         rows = self._locked(connection, lot, partition, seconds, after)
         made = [_Burial(lot, terms, seconds).bury(connection, row) for row in self._free(connection, lot, rows)]
-        return Batch([dead for dead in made if dead is not None], rows[-1].id if rows else None)
+        return EndedBatch([dead for dead in made if dead is not None], rows[-1].id if rows else None)
 
     def _locked(
         self, connection: Connection, lot: ParkingLot, partition: TopicPartition, seconds: float, after: int
@@ -172,7 +172,7 @@ class Expiring:
         rows = connection.execute(select(c.id, c.key).where(here).with_for_update(skip_locked=True)).all()
         if not rows:
             return
-        erasing = Erasing(self.tables, self.dialect)
+        erasing = EraseStatements(self.tables, self.dialect)
         lot.remove(connection, [row.id for row in rows])
         any_key = erasing.in_partition_order(connection, lot.consumer)
         for key in {plain(row.key) for row in rows}:

@@ -54,7 +54,7 @@ _LIMITS: Final = Limits(statement=60.0, lock=5.0, idle=60.0)
 _NEEDED: Final = ("dead", "redriven")
 
 
-class Holder(NamedTuple):
+class HoldingPartition(NamedTuple):
     """A partition that keeps its handler's ledger from forgetting what is old enough.
 
     `since` is the moment from which on everything stays; None where nothing of it was ever settled.
@@ -65,7 +65,7 @@ class Holder(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PrunePlan:
     """What of one handler may be forgotten, as of one moment.
 
     Attributes:
@@ -81,7 +81,7 @@ class Plan:
     handler: str
     consumer: int
     before: datetime | None
-    holders: tuple[Holder, ...]
+    holders: tuple[HoldingPartition, ...]
     positioned: bool
     bounds: tuple[tuple[TopicPartition, int], ...]
     topics: tuple[str, ...]
@@ -91,7 +91,7 @@ class OutdatedPlan(Exception):
     """A position was moved back since, so that the plan may not be carried out any more."""
 
 
-class Batch(NamedTuple):
+class ForgottenBatch(NamedTuple):
     """How many rows went, and when the last of them had been processed."""
 
     rows: int
@@ -99,7 +99,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Pruning:
+class PruneStatements:
     """The statements of forgetting; each method is the whole work of one transaction, which the caller commits."""
 
     tables: Tables
@@ -113,7 +113,7 @@ class Pruning:
         *,
         requests: bool = False,
         unpositioned: bool = False,
-    ) -> list[Plan]:
+    ) -> list[PrunePlan]:
         """Return what may be forgotten of each handler, or of those named.
 
         Keys that no message brings go by age alone. Those of requests are kept for the retention that stands with
@@ -137,18 +137,18 @@ class Pruning:
     def _before(self, seconds: float) -> ColumnElement[datetime]:
         return type_coerce(self.dialect.in_seconds(-seconds), DateTime(timezone=True))
 
-    def _plan(self, session: Session, consumer: Any, old: datetime, *, unpositioned: bool) -> Plan:
+    def _plan(self, session: Session, consumer: Any, old: datetime, *, unpositioned: bool) -> PrunePlan:
         topics = json.loads(consumer.topics)
         if not topics:
             if consumer.retention is not None:
                 old = session.execute(select(self._before(consumer.retention))).scalar_one()
-            return Plan(consumer.name, consumer.id, old, (), positioned=True, bounds=(), topics=())
+            return PrunePlan(consumer.name, consumer.id, old, (), positioned=True, bounds=(), topics=())
         c = self.tables.partition_progress.c
         marked = session.execute(select(self.tables.partition_progress).where(c.consumer == consumer.id, c.mark >= 0))
         latest = first_runs.latest(session.connection(), Store(self.tables, self.dialect, consumer.id))
         rows = [row for row in marked.all() if not _is_gone(row, latest)]
         settled = {_place(row): row.settled_at for row in rows if row.topic in topics}
-        holders = [Holder(place, since) for place, since in settled.items() if since is None or since < old]
+        holders = [HoldingPartition(place, since) for place, since in settled.items() if since is None or since < old]
         holders.sort(key=lambda one: (one.since is not None, one.since, one.partition))
         before: datetime | None = old
         if holders:
@@ -156,7 +156,7 @@ class Pruning:
         elif not rows and not unpositioned:
             before = None
         bounds = tuple((_place(row), _bound(row, topics)) for row in rows)
-        return Plan(consumer.name, consumer.id, before, tuple(holders), bool(rows), bounds, tuple(topics))
+        return PrunePlan(consumer.name, consumer.id, before, tuple(holders), bool(rows), bounds, tuple(topics))
 
     def oldest_letters(self, session: Session) -> dict[str, float]:
         """Return, by handler, for how many seconds its oldest dead letter has waited for a decision."""
@@ -169,14 +169,14 @@ class Pruning:
         )
         return {name: float(seconds) for name, seconds in rows}
 
-    def count(self, session: Session, plan: Plan) -> int:
+    def count(self, session: Session, plan: PrunePlan) -> int:
         """Return how many IDs may be forgotten now."""
         if plan.before is None:
             return 0
         ledger = self.tables.processed_messages
         return int(session.execute(select(func.count()).select_from(ledger).where(self._old(plan))).scalar_one())
 
-    def any(self, session: Session, plan: Plan) -> bool:
+    def any(self, session: Session, plan: PrunePlan) -> bool:
         """Return whether there is anything to forget."""
         if plan.before is None:
             return False
@@ -185,7 +185,7 @@ class Pruning:
             return True
         return steps.has_orphans(session.connection(), self.tables, plan.consumer, plan.before)
 
-    def promise(self, session: Session, plan: Plan) -> bool:
+    def promise(self, session: Session, plan: PrunePlan) -> bool:
         """Write down below which offsets the ledger will not know everything any more; before the first batch.
 
         Returns:
@@ -207,7 +207,9 @@ class Pruning:
             connection.execute(update(table).where(row, c.forgotten_below < bound).values(forgotten_below=bound))
         return not wanted
 
-    def forget(self, session: Session, plan: Plan, after: datetime | None, limit: int = BATCH) -> Batch | None:
+    def forget(
+        self, session: Session, plan: PrunePlan, after: datetime | None, limit: int = BATCH
+    ) -> ForgottenBatch | None:
         """Forget the oldest IDs that may go, with their results.
 
         Args:
@@ -235,9 +237,9 @@ class Pruning:
         self._delete(connection, plan.consumer, sorted(bytes(row.digest) for row in rows))
         if len(rows) < limit:
             steps.forget_orphans(connection, self.tables, plan.consumer, plan.before, limit)
-        return Batch(len(rows), rows[-1].processed_at if rows else None)
+        return ForgottenBatch(len(rows), rows[-1].processed_at if rows else None)
 
-    def _hold(self, connection: Connection, plan: Plan) -> bool:
+    def _hold(self, connection: Connection, plan: PrunePlan) -> bool:
         """Hold the plan's partitions against a rewind; return False where one of their rows is in use.
 
         The weakest lock will do: it keeps out a rewind and a take-over, which ask for the row whole, and no mark.
@@ -252,12 +254,12 @@ class Pruning:
                 raise OutdatedPlan(f"{place} does not stand where it did")
         return len(held) == len(plan.bounds)
 
-    def _rows(self, plan: Plan) -> Select[Any]:
+    def _rows(self, plan: PrunePlan) -> Select[Any]:
         table = self.tables.partition_progress
         c, places = table.c, [place for place, _ in plan.bounds]
         return select(table).where(c.consumer == plan.consumer, tuple_(c.topic, c.partition).in_(places))
 
-    def _old(self, plan: Plan) -> ColumnElement[bool]:
+    def _old(self, plan: PrunePlan) -> ColumnElement[bool]:
         """Return which rows may go: processed ones, and dead ones that can never run again."""
         c, letter = self.tables.processed_messages.c, self.tables.dead_letters.c
         needed = exists().where(letter.consumer == c.consumer, letter.digest == c.digest, letter.state.in_(_NEEDED))

@@ -36,7 +36,7 @@ from consumerkit.storage.store import Store
 _AT_ONCE: Final = 900
 
 
-class Place(NamedTuple):
+class ParkedPlace(NamedTuple):
     """Where a message is parked."""
 
     partition: TopicPartition
@@ -195,13 +195,14 @@ class ParkingLot(Store):
             .values(due_at=self.dialect.in_seconds(0.0))
         )
 
-    def places(self, connection: Connection, digests: Sequence[bytes]) -> list[Place]:
+    def places(self, connection: Connection, digests: Sequence[bytes]) -> list[ParkedPlace]:
         """Return where messages of these IDs are parked. Excludes redriven rows: the owner does not track them."""
         c = self.tables.parked_messages.c
         query = select(c.topic, c.partition, c.key, c.id).where(c.consumer == self.consumer, c.digest.in_(digests))
         query = query.where(c.dead_letter.is_(None))
         return [
-            Place(TopicPartition(row.topic, row.partition), plain(row.key), row.id) for row in connection.execute(query)
+            ParkedPlace(TopicPartition(row.topic, row.partition), plain(row.key), row.id)
+            for row in connection.execute(query)
         ]
 
     def load(

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Connection, select, tuple_, update
 
 from consumerkit.storage.dead_letters import letters as dead_letters
-from consumerkit.storage.origins import MARK, Clash, Identity, Origin, clash, home, identity, identity_of, moved, origin
+from consumerkit.storage.origins import (
+    MARK,
+    Clash,
+    MessageIdentity,
+    Origin,
+    clash,
+    home,
+    identity,
+    identity_of,
+    moved,
+    origin,
+)
 from consumerkit.storage.parking.parked import IDENTITY, Kind, ParkedMessage, row_of
 
 if TYPE_CHECKING:
@@ -18,7 +29,7 @@ if TYPE_CHECKING:
 _WITHOUT_CONTENT = frozenset({Kind.HELD, Kind.RELEASED})
 
 
-class Places(NamedTuple):
+class ParkedPlaces(NamedTuple):
     """Where messages are to be parked.
 
     Attributes:
@@ -32,18 +43,18 @@ class Places(NamedTuple):
     clashes: list[Clash]
 
 
-def places(lot: ParkingLot, connection: Connection, parked: Sequence[ParkedMessage]) -> Places:
+def places(lot: ParkingLot, connection: Connection, parked: Sequence[ParkedMessage]) -> ParkedPlaces:
     """Look for messages in the lot: no claim shows that one without an ID was delivered again.
 
     One that has an ID by now, and so a claim, gets it there, too. A row of another message at the same place is left
     alone: its ID must not be run with this one's payload, nor this one's with its.
     """
     if not parked:
-        return Places([], {}, [])
+        return ParkedPlaces([], {}, [])
     asked = {origin(one.message) for one in parked} | {_beside(one) for one in parked if one.digest is None}
     there = _rows(lot, connection, asked)
     if not there:
-        return Places(list(parked), {}, [])
+        return ParkedPlaces(list(parked), {}, [])
     taken = [one for one in parked if _is_anothers(lot, connection, there.get(origin(one.message)), one)]
     there |= _rows(lot, connection, {_beside(one) for one in taken} - asked)
     rows, clashes = list(parked), []
@@ -56,10 +67,10 @@ def places(lot: ParkingLot, connection: Connection, parked: Sequence[ParkedMessa
                 clashes.append(clash(one.message, one.message_id, "parked_messages", row.id))
     found = {origin(one.message): there[origin(one.message)].id for one in rows if origin(one.message) in there}
     _identify(lot, connection, rows, found)
-    return Places(rows, found, clashes)
+    return ParkedPlaces(rows, found, clashes)
 
 
-def stands_for(lot: ParkingLot, connection: Connection, row: Any) -> Identity:
+def stands_for(lot: ParkingLot, connection: Connection, row: Any) -> MessageIdentity:
     """Return which message a row of the lot is about: of one that only holds its key, its dead letter tells."""
     if Kind(row.kind) in _WITHOUT_CONTENT:
         c = lot.tables.dead_letters.c
@@ -83,7 +94,7 @@ def _is_anothers(lot: ParkingLot, connection: Connection, row: Any | None, one: 
     return not stands_for(lot, connection, row).agrees(_own(lot, connection, one))
 
 
-def _own(lot: ParkingLot, connection: Connection, one: ParkedMessage) -> Identity:
+def _own(lot: ParkingLot, connection: Connection, one: ParkedMessage) -> MessageIdentity:
     if one.kind in _WITHOUT_CONTENT and one.dead_letter is not None:
         table = lot.tables.dead_letters
         letter = connection.execute(select(table).where(table.c.id == one.dead_letter)).one_or_none()
@@ -92,7 +103,7 @@ def _own(lot: ParkingLot, connection: Connection, one: ParkedMessage) -> Identit
     return _of(one)
 
 
-def _of(one: ParkedMessage) -> Identity:
+def _of(one: ParkedMessage) -> MessageIdentity:
     return identity(one.message, one.digest, one.fingerprint, one.fingerprint_version)
 
 

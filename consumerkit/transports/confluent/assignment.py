@@ -20,7 +20,7 @@ from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription
 from consumerkit.transports.confluent.messages import Reading
-from consumerkit.transports.confluent.places import Partitions, Places, of_client
+from consumerkit.transports.confluent.places import Partitions, ReadPlaces, of_client
 from consumerkit.transports.notes import closed
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Assignment:
         self.readings: dict[tuple[str, int], Reading] = {}
         self.changes = 0
         self.rejoin = False
-        self.places = Places(self.readings, host.is_parked)
+        self.places = ReadPlaces(self.readings, host.is_parked)
         self._host = host
         self._subscription = subscription
         self._listener = listener

@@ -24,7 +24,7 @@ Partitions = list[confluent_kafka.TopicPartition]
 _REFUSED = 1.0  # for so long the client may refuse to seek because an assignment has only begun
 
 
-class Places:
+class ReadPlaces:
     """Has the client read partitions from the offsets that our own count has; used by the poll thread only.
 
     Args:

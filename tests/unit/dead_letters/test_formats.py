@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumerkit.dead_letters.formats import Convention, Malformed, Origin, Unrecognised, read
+from consumerkit.dead_letters.formats import Convention, MalformedRecord, Origin, Unrecognised, read
 from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
 from consumerkit.dead_letters.formats.java_stack import place_in
 from consumerkit.message import LATEST, Headers, Message
@@ -76,7 +76,7 @@ def test_whatever_our_writer_writes_our_reader_reads(
 @pytest.mark.parametrize("timestamp", [LATEST, 2**63 - 1])
 @pytest.mark.parametrize("headers", [connect("payments", 3, 17), without(spring(), "kafka_dlt-original-timestamp")])
 def test_a_timestamp_of_the_record_itself_that_is_no_time_is_told(headers: Headers, timestamp: int) -> None:
-    with pytest.raises(Malformed, match="the record's own timestamp is not a time"):
+    with pytest.raises(MalformedRecord, match="the record's own timestamp is not a time"):
         read(Message("dead", 2, 40, b"k", b"v", headers, timestamp))
     assert read(Message("dead", 2, 40, b"k", b"v", headers, LATEST - 1)).timestamp == LATEST - 1
     assert read(Message("dead", 2, 40, b"k", b"v", headers, -1)).timestamp == -1
@@ -138,7 +138,7 @@ def test_what_another_handler_of_ours_wrote_before_stays_on_the_message() -> Non
 def test_a_malformed_header_of_ours_is_named_and_not_quoted(name: str, value: bytes | None, why: str) -> None:
     message = ours()
     odd = Message("dead", 2, 40, b"k", b"v", replaced(message.headers, f"consumerkit-dlq-{name}", value))
-    with pytest.raises(Malformed, match=f"'consumerkit-dlq-{name}'.*{why}"):
+    with pytest.raises(MalformedRecord, match=f"'consumerkit-dlq-{name}'.*{why}"):
         read(odd)
 
 
@@ -148,7 +148,7 @@ def test_a_malformed_header_of_ours_is_named_and_not_quoted(name: str, value: by
 )
 def test_a_header_of_ours_that_is_missing_is_named(name: str) -> None:
     odd = record(*without(ours().headers, f"consumerkit-dlq-{name}"))
-    with pytest.raises(Malformed, match=f"'consumerkit-dlq-{name}' is missing"):
+    with pytest.raises(MalformedRecord, match=f"'consumerkit-dlq-{name}' is missing"):
         read(odd)
 
 
@@ -282,7 +282,7 @@ def test_spring_without_a_timestamp_keeps_the_records() -> None:
 
 @pytest.mark.parametrize("name", ["original-topic", "original-partition", "original-offset", "exception-fqcn"])
 def test_a_header_of_springs_that_is_missing_is_named(name: str) -> None:
-    with pytest.raises(Malformed, match="is missing"):
+    with pytest.raises(MalformedRecord, match="is missing"):
         read(record(*without(spring(), f"kafka_dlt-{name}")))
 
 
@@ -304,7 +304,7 @@ def test_a_header_of_springs_that_is_missing_is_named(name: str) -> None:
     ],
 )
 def test_a_malformed_header_of_springs_is_named_and_not_quoted(name: str, value: bytes | None, why: str) -> None:
-    with pytest.raises(Malformed, match=f"'kafka_dlt-{name}'.*{why}"):
+    with pytest.raises(MalformedRecord, match=f"'kafka_dlt-{name}'.*{why}"):
         read(record(*replaced(spring(), f"kafka_dlt-{name}", value)))
 
 
@@ -318,7 +318,7 @@ def test_a_malformed_header_of_springs_is_named_and_not_quoted(name: str, value:
     ],
 )
 def test_malformed_attempts_of_springs_are_named(name: str, value: bytes) -> None:
-    with pytest.raises(Malformed, match=name):
+    with pytest.raises(MalformedRecord, match=name):
         read(record(*spring(), (name, value)))
 
 
@@ -368,7 +368,7 @@ def test_connect_says_that_it_does_not_know_an_origin() -> None:
 
 @pytest.mark.parametrize("name", ["topic", "partition", "offset", "stage", "connector.name"])
 def test_a_header_of_connects_that_is_missing_is_named(name: str) -> None:
-    with pytest.raises(Malformed, match=f"'__connect.errors.{name}' is missing"):
+    with pytest.raises(MalformedRecord, match=f"'__connect.errors.{name}' is missing"):
         read(record(*without(connect(), f"__connect.errors.{name}")))
 
 
@@ -387,7 +387,7 @@ def test_a_header_of_connects_that_is_missing_is_named(name: str) -> None:
     ],
 )
 def test_a_malformed_header_of_connects_is_named_and_not_quoted(name: str, value: bytes | None, why: str) -> None:
-    with pytest.raises(Malformed, match=f"'__connect.errors.{name}'.*{why}"):
+    with pytest.raises(MalformedRecord, match=f"'__connect.errors.{name}'.*{why}"):
         read(record(*replaced(connect(), f"__connect.errors.{name}", value)))
 
 
@@ -401,7 +401,7 @@ def test_a_record_without_any_conventions_headers_is_not_guessed_at() -> None:
 
 def test_a_record_with_headers_of_several_conventions_is_read_as_told_and_not_guessed_at() -> None:
     both = record(*spring(), *connect())
-    with pytest.raises(Malformed, match="several conventions \\(spring, connect\\)"):
+    with pytest.raises(MalformedRecord, match="several conventions \\(spring, connect\\)"):
         read(both)
     assert read(both, Convention.SPRING).headers == connect()
     assert read(both, Convention.CONNECT).headers == spring()

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from consumerkit import Context, Handler, coordinates, header
-from consumerkit.dead_letters.formats import Convention, Malformed, Unrecognised, read
+from consumerkit.dead_letters.formats import Convention, MalformedRecord, Unrecognised, read
 from consumerkit.dead_letters.formats.header_fields import label, moment, timestamp, topic_id
 from consumerkit.handlers.declaration import Declaration, declare
 from consumerkit.message import Message
 from consumerkit.redrive.importing.parse import Screen
-from consumerkit.redrive.importing.report import Fate
+from consumerkit.redrive.importing.report import ImportResult
 from consumerkit.transports.base import TopicInfo
 from tests.unit.dead_letters.hostile import records
 
@@ -35,7 +35,7 @@ def declared() -> Declaration:
 def screened(record: Message) -> None:
     screen = Screen(declared(), TOPICS, Convention.AUTO, "t", {"t": {0: 9, 1: 9, 2: 9, 3: 9}})
     found = screen.screen(record)
-    assert found.line.fate is not Fate.REFUSED, found.line.why
+    assert found.line.fate is not ImportResult.REFUSED, found.line.why
     assert found.line.record == (record.topic, record.partition, record.offset)
     if found.candidate is None:
         assert found.line.why
@@ -68,7 +68,7 @@ def test_ten_thousand_hostile_records_are_read_or_told(record: Message) -> None:
 def test_reading_raises_nothing_but_what_it_says(convention: Convention, record: Message) -> None:
     try:
         read(record, convention)
-    except (Malformed, Unrecognised) as error:
+    except (MalformedRecord, Unrecognised) as error:
         told = str(error)
     else:
         told = ""

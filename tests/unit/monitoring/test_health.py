@@ -11,20 +11,20 @@ from prometheus_client import CollectorRegistry
 
 from consumerkit import ConfigurationError
 from consumerkit.errors import StartError
-from consumerkit.monitoring.health import STALE, Health, forget_the_dead, report, together
+from consumerkit.monitoring.health import STALE, HealthReport, forget_the_dead, report, together
 from consumerkit.monitoring.server import address, serving
 
-GOOD = Health(live=True, ready=True)
-BRAKED = Health(live=True, ready=False, findings=("credit: the brake is on",))
+GOOD = HealthReport(live=True, ready=True)
+BRAKED = HealthReport(live=True, ready=False, findings=("credit: the brake is on",))
 
 
-def _other(directory: Path, process: int, health: Health) -> Path:
+def _other(directory: Path, process: int, health: HealthReport) -> Path:
     report(directory, health)
     return (directory / f"health-{os.getpid()}.json").rename(directory / f"health-{process}.json")
 
 
 def test_several_processes_are_ready_when_each_of_them_is(tmp_path: Path) -> None:
-    assert together(tmp_path, 2) == Health(
+    assert together(tmp_path, 2) == HealthReport(
         live=True, ready=False, findings=("2 of 2 worker processes do not answer; the log tells why",)
     )
     _other(tmp_path, 1, GOOD)

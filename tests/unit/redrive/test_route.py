@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from consumerkit.dead_letters.formats import Letter, Origin, read
+from consumerkit.dead_letters.formats import LetterRecord, Origin, read
 from consumerkit.message import Message
 from consumerkit.redrive.importing.route import Unplaced, placed
 from consumerkit.transports.base import TopicInfo
@@ -20,7 +20,7 @@ OURS = replace(LETTER, topic_id="payments-id", origin=Origin("payments", 3, 7))
 
 
 def at(
-    letter: Letter, as_topic: str | None = None, of: Message = RECORD, below: int = 0
+    letter: LetterRecord, as_topic: str | None = None, of: Message = RECORD, below: int = 0
 ) -> tuple[str, str, int, int, bool]:
     found = placed(letter, of, TOPICS, as_topic, {"payments": {3: below}})
     message = found.message

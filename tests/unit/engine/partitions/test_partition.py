@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from consumerkit.engine.partitions.partition import Partition, State
+from consumerkit.engine.partitions.partition import Partition, PartitionState
 from consumerkit.engine.partitions.start_position import StartPosition
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.fence import Taken
-from consumerkit.storage.parking.lot import Place
+from consumerkit.storage.parking.lot import ParkedPlace
 from consumerkit.transports.base import Position
 from tests.unit.engine.tables import partitions
 
@@ -102,10 +102,10 @@ def test_what_is_parked_is_known_by_partition_key_and_number() -> None:
     made = all_of_them.add(NAME, Position(0, 1))
     made.park(message(1), 7)
     made.park(message(2, None), 8)
-    assert all_of_them.knows(Place(NAME, b"k", 7))
-    assert all_of_them.knows(Place(NAME, None, 8))
-    assert not all_of_them.knows(Place(NAME, b"k", 9))
-    assert not all_of_them.knows(Place(TopicPartition("t", 1), b"k", 7))
+    assert all_of_them.knows(ParkedPlace(NAME, b"k", 7))
+    assert all_of_them.knows(ParkedPlace(NAME, None, 8))
+    assert not all_of_them.knows(ParkedPlace(NAME, b"k", 9))
+    assert not all_of_them.knows(ParkedPlace(TopicPartition("t", 1), b"k", 7))
 
 
 def test_what_was_fetched_under_an_earlier_assignment_belongs_to_nobody() -> None:
@@ -136,13 +136,13 @@ def test_a_partition_goes_from_state_to_state() -> None:
     for step in (take, made.doubt, made.confirm, made.stop, made.confirm, take):
         then(step)
     assert states == [
-        State.ASSIGNED,
-        State.OWNED,
-        State.IN_DOUBT,
-        State.ASSIGNED,
-        State.STOPPED,
-        State.STOPPED,
-        State.OWNED,
+        PartitionState.ASSIGNED,
+        PartitionState.OWNED,
+        PartitionState.IN_DOUBT,
+        PartitionState.ASSIGNED,
+        PartitionState.STOPPED,
+        PartitionState.STOPPED,
+        PartitionState.OWNED,
     ]
 
 

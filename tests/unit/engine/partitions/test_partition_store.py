@@ -15,7 +15,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, progress
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.parking.lot import ParkingLot
-from consumerkit.storage.progress import Begun, Lane
+from consumerkit.storage.progress import Begun, LaneSequence
 from consumerkit.storage.store import Store
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Position
@@ -32,18 +32,18 @@ def engine() -> Iterator[Engine]:
 
 
 class Sequences(CommitSequences):
-    def __init__(self, lanes: Callable[[], list[Lane]]) -> None:
+    def __init__(self, lanes: Callable[[], list[LaneSequence]]) -> None:
         super().__init__()
         self.lanes = lanes  # type: ignore[method-assign]
 
 
-def fences(run: InTransaction, lanes: Callable[[], list[Lane]]) -> PartitionStore:
+def fences(run: InTransaction, lanes: Callable[[], list[LaneSequence]]) -> PartitionStore:
     lot = ParkingLot(DEFAULT_TABLES, dialect_for("sqlite", DEFAULT_TABLES), 1)
     return PartitionStore("credit", lot, run, sequences=Sequences(lanes))
 
 
 async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_there_too(engine: Engine) -> None:
-    dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), Lane(b"l" * 16, 5)
+    dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), LaneSequence(b"l" * 16, 5)
     partition, lanes = Partition(AT, Position(0, 1), Ordering.KEY, 100), [lane]
     with engine.begin() as connection:
         taken = fence.take(connection, Store(DEFAULT_TABLES, dialect, 1), AT, wait=0)
@@ -94,7 +94,7 @@ async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one(engi
 
 async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not_written(engine: Engine) -> None:
     """Its position rests on lanes that begin anew in between, of which the database can tell nothing any more."""
-    dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), Lane(b"l" * 16, 5)
+    dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), LaneSequence(b"l" * 16, 5)
     partition = Partition(AT, Position(0, 1), Ordering.KEY, 100)
     with engine.begin() as connection:
         taken = fence.take(connection, Store(DEFAULT_TABLES, dialect, 1), AT, wait=0)
@@ -108,10 +108,10 @@ async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not
         with engine.begin() as connection:
             return work(connection)
 
-    def lanes() -> list[Lane]:
+    def lanes() -> list[LaneSequence]:
         # The engine's thread: it gives the partition up, and then has its lanes begin anew.
         partition.fencing_token = None
-        return [Lane(lane.id, 0)]
+        return [LaneSequence(lane.id, 0)]
 
     assert await fences(run, lanes).mark([partition]) == set()
     assert partition.mark == 0

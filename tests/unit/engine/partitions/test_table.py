@@ -7,7 +7,7 @@ import pytest
 
 from consumerkit.engine.partitions.budget import cost
 from consumerkit.engine.partitions.commit_sequence import CommitSequences
-from consumerkit.engine.partitions.partition import State
+from consumerkit.engine.partitions.partition import PartitionState
 from consumerkit.engine.partitions.start_position import StartPosition
 from consumerkit.engine.partitions.table import Partitions, Rules
 from consumerkit.engine.transaction.receipt import Receipt, Row
@@ -117,7 +117,7 @@ def test_what_is_in_doubt_begins_nothing_and_is_taken_over_again(
     lane = table.sequences.new()
     before = lane.lane
     trouble(table)
-    assert table.partition.state is State.IN_DOUBT
+    assert table.partition.state is PartitionState.IN_DOUBT
     assert not table.partition.ready
     assert table.partition.adrift is adrift
     assert (lane.lane != before) is adrift
@@ -135,4 +135,4 @@ def test_a_partition_that_is_stopped_is_told_of_once_and_settled() -> None:
     assert [type(event).__name__ for event in table.told] == ["PartitionStopped"]
     assert table.told[0].handler == "credit"
     assert table.partitions.take_changed() == [table.partition]
-    assert table.partitions.in_state(State.STOPPED) == [table.partition]
+    assert table.partitions.in_state(PartitionState.STOPPED) == [table.partition]

@@ -1,0 +1,69 @@
+"""One name means one thing in the whole package, a module fits on a few screens, and a header's name stands once."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import consumerkit
+
+PACKAGE = Path(consumerkit.__file__).parent
+MODULES = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+TWO_MEANINGS = {
+    "CommitsLost": "the error that stops a handler, and the event that tells of it",
+    "DeadLetter": "the policy, which users write, and the engine's intent to carry it out",
+}
+MOST_LINES = 300
+TOO_LONG = {
+    "cli/dead_letters/actions.py",
+    "engine/lanes/attempts.py",
+    "engine/transaction/transaction.py",
+    "engine/transaction/unit_of_work.py",
+    "events.py",
+    "guards.py",
+    "handlers/attributes.py",
+    "policies/retry.py",
+    "steps/message_steps.py",
+    "storage/database.py",
+    "storage/dialects/postgresql.py",
+    "storage/parking/lot.py",
+    "storage/progress.py",
+    "storage/steps.py",
+    "storage/tables.py",
+    "supervisor/supervisor.py",
+    "transports/aiokafka/group.py",
+    "transports/base.py",
+    "transports/confluent/thread.py",
+    "transports/memory/group.py",
+    "worker/worker.py",
+}
+"""Modules to be split; no other may join them."""
+
+
+def test_no_two_modules_define_a_public_class_of_one_name() -> None:
+    found = defaultdict(list)
+    for name, text in MODULES.items():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].append(name)
+    double = {name: modules for name, modules in found.items() if len(modules) > 1}
+    assert {name: modules for name, modules in double.items() if name not in TWO_MEANINGS} == {}
+    assert TWO_MEANINGS.keys() <= double.keys(), "a name has one meaning now: take it off the list"
+
+
+def test_a_module_has_at_most_three_hundred_lines_and_the_list_of_longer_ones_only_shrinks() -> None:
+    longer = {name for name, text in MODULES.items() if len(text.splitlines()) > MOST_LINES}
+    assert longer - TOO_LONG == set(), "split it by what it does"
+    assert TOO_LONG - longer == set(), "it is short enough now: take it off the list"
+
+
+def test_headers_of_our_own_have_their_names_in_one_place_each() -> None:
+    def places(text: str) -> list[str]:
+        constants = {
+            name: [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+            for name, code in MODULES.items()
+            if not name.startswith("demo/")
+        }
+        return [name for name, values in constants.items() if text in values]
+
+    assert places("message-id") == ["storage/outbox.py"]
+    assert places("consumerkit-dlq-") == ["dead_letters/formats/consumerkit.py"]
