@@ -183,4 +183,4 @@ def test_a_number_that_may_be_a_password_is_not_shown() -> None:
 
 def test_an_address_shows_no_secret() -> None:
     found = address(f"postgresql+psycopg://app:{SECRET}@db/shop?sslpassword={SECRET}&sslmode=require", DRIVERS)
-    assert repr(found) == "Address(postgresql+psycopg://app:***@db/shop, secrets=['sslpassword'])"
+    assert repr(found) == "ParsedUrl(postgresql+psycopg://app:***@db/shop, secrets=['sslpassword'])"
