@@ -6,9 +6,10 @@ Migrations live in `consumerkit.storage.migrations`; a test compares them with t
 from __future__ import annotations
 
 import re
+import threading
 from copy import copy
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -42,6 +43,7 @@ _SEALER = ("seal", "unseal")
 _Moment = DateTime(timezone=True)
 _WHOLE = text("erased_at IS NULL")
 _MOST_PLACES: Final = 64  # definitions of all tables each; a service with a schema for each tenant may have thousands
+_defining: Final = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,24 @@ class Tables:
                 )
         if self.sealer is not None and not all(callable(getattr(self.sealer, name, None)) for name in _SEALER):
             raise ConfigurationError("Tables(sealer=...): give an object with the methods seal(bytes), unseal(bytes)")
-        _define(self)
+
+    if not TYPE_CHECKING:  # a name that is not there is found by type checkers
+
+        def __getattr__(self, name: str) -> Any:
+            """Define the tables when the first is used: SQLAlchemy imports both databases' dialects for them."""
+            if name.startswith("__") or name not in _DEFINED:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            with _defining:
+                if name not in vars(self):
+                    _define(self)
+            return vars(self)[name]
 
     def within(self, schema: str) -> Tables:
         """Return these tables, qualified by the schema in which a database has them; any name will do.
 
         `configured` of what is returned are these definitions.
         """
+        self.metadata  # noqa: B018 - defines them
         places: dict[str, Tables] = vars(self)["_places"]
         if (found := places.get(schema)) is None:
             found = copy(self)
@@ -116,14 +129,18 @@ class Tables:
         return f"{self.prefix}alembic_version"
 
 
+_DEFINED: Final = frozenset(one.name for one in fields(Tables) if not one.init) - {"configured"}
+
+
 def _define(tables: Tables) -> None:
     metadata = MetaData(schema=tables.schema)
     places: dict[str, Tables] = {}
-    object.__setattr__(tables, "metadata", metadata)
+    made = [make(tables.prefix, metadata) for make in _MAKERS]
     object.__setattr__(tables, "_places", places)
-    for make in _MAKERS:
-        table = make(tables.prefix, metadata)
+    for table in made:
         object.__setattr__(tables, table.name.removeprefix(tables.prefix), table)
+    # Last: whoever finds it finds the others.
+    object.__setattr__(tables, "metadata", metadata)
 
 
 def _consumers(prefix: str, metadata: MetaData) -> Table:

@@ -9,6 +9,7 @@ import consumerkit
 from consumerkit.cli.main import ROOMS
 
 HEAVY = (
+    "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite", "opentelemetry",
     "alembic", "aiokafka", "confluent_kafka", "mako", "rich", "starlette", "fastapi", "consumerkit.engine",
     "consumerkit.relay",
 )  # fmt: skip

@@ -13,9 +13,7 @@ from consumerkit.storage.dialects.base import (
     RelayHolder,
 )
 from consumerkit.storage.dialects.insertion import insert_if_new
-from consumerkit.storage.dialects.postgresql import PostgreSQL
 from consumerkit.storage.dialects.settings import SessionSettings
-from consumerkit.storage.dialects.sqlite import SQLite
 from consumerkit.storage.tables import Tables
 
 __all__ = [
@@ -38,8 +36,13 @@ def dialect_for(name: str, tables: Tables) -> Dialect:
     Raises:
         ConfigurationError: There is none.
     """
+    # Imported when it is known which one is used: SQLAlchemy's own dialects take a good part of its import.
     if name == "postgresql":
+        from consumerkit.storage.dialects.postgresql import PostgreSQL
+
         return PostgreSQL(tables)
     if name == "sqlite":
+        from consumerkit.storage.dialects.sqlite import SQLite
+
         return SQLite(tables)
     raise ConfigurationError(f"database: {name!r} is not supported; use PostgreSQL or SQLite")
