@@ -15,13 +15,16 @@ from consumerkit.engine.holding import Holding
 from consumerkit.engine.lanes.announcements import Announcements
 from consumerkit.engine.lanes.attempts import Attempts
 from consumerkit.engine.lanes.brake_gate import BrakeGate
+from consumerkit.engine.lanes.crashes import CrashRecord
 from consumerkit.engine.lanes.exclusive import Exclusive
 from consumerkit.engine.lanes.executor import Executor, HandlerHalted
 from consumerkit.engine.lanes.grouping import Grouping
 from consumerkit.engine.lanes.lane import Lane
 from consumerkit.engine.lanes.lane_choice import Lanes
 from consumerkit.engine.lanes.next_parked import NextParked
+from consumerkit.engine.lanes.one_message import OneMessage
 from consumerkit.engine.lanes.parked_poller import ParkedPoller
+from consumerkit.engine.lanes.parked_retry import ParkedRetry
 from consumerkit.engine.lanes.suspects import Suspects
 from consumerkit.engine.partitions.committer import Committer
 from consumerkit.engine.partitions.database_clock import DatabaseClock
@@ -42,7 +45,7 @@ from consumerkit.transports.base import Consumer
 _log = logging.getLogger(__name__)
 FETCH_TIMEOUT = 0.5
 LEAVING = 5.0
-"""Seconds of a grace that are kept for leaving the batch, or a quarter of a short one."""
+"""Seconds of a grace that are kept for leaving the group, or a quarter of a short one."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Engine:
 
     Args:
         declared: The handler's declarations.
-        consumer: The member of the handler's batch.
+        consumer: The member of the handler's group.
         works: One unit of work for each lane.
         partition_store: The database, where partitions are taken over.
         shared: See `Shared`.
@@ -114,12 +117,14 @@ class Engine:
         for number, work in enumerate(self._works):
             executor = Executor(declared, work, partitions, gate, Announcements(number, announce))
             preparer = Preparer(declared, self._clock.now)
-            attempts = Attempts(executor, preparer, suspects, partition_store)
-            made.append(Lane(Grouping(executor, preparer, attempts), attempts, following, partitions, exclusive))
+            one, crashes = OneMessage(executor, preparer, suspects), CrashRecord(executor, partition_store)
+            grouping = Grouping(executor, preparer, Attempts(executor, one, crashes))
+            retries = ParkedRetry(executor, one, crashes)
+            made.append(Lane(grouping, retries, following, partitions, exclusive))
         return made
 
     async def start(self) -> None:
-        """Join the batch.
+        """Join the group.
 
         Raises:
             StartError: The broker refused.
@@ -169,7 +174,7 @@ class Engine:
     # Stopping.
 
     async def stop(self, grace: float) -> bool:
-        """Finish the transactions under way, commit, and leave the batch.
+        """Finish the transactions under way, commit, and leave the group.
 
         Transactions get most of `grace`, and what follows gets the rest, so that a broker that is away does not make
         the whole of it longer.

@@ -9,11 +9,11 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Final
 
-from consumerkit.engine.lanes.attempts import Attempts
 from consumerkit.engine.lanes.backoff import Interrupted
 from consumerkit.engine.lanes.exclusive import Exclusive
 from consumerkit.engine.lanes.grouping import Grouping
 from consumerkit.engine.lanes.next_parked import NextParked
+from consumerkit.engine.lanes.parked_retry import ParkedRetry
 from consumerkit.engine.partitions.partition import CAREFUL_SIZE, Partition
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.message import Message, TopicPartition
@@ -37,7 +37,7 @@ class Lane:
 
     Args:
         grouping: Runs fresh messages.
-        attempts: Runs parked messages.
+        retries: Runs parked messages.
         following: Finds what waited behind a parked message.
         partitions: What is assigned.
         exclusive: For messages that may have killed the process.
@@ -46,14 +46,14 @@ class Lane:
     def __init__(
         self,
         grouping: Grouping,
-        attempts: Attempts,
+        retries: ParkedRetry,
         following: NextParked,
         partitions: Partitions,
         exclusive: Exclusive,
     ) -> None:
         self.grouping = grouping
         self.waiting: deque[Message] = deque()
-        self._attempts = attempts
+        self._retries = retries
         self._following = following
         self._executor = grouping.executor
         self._gate = grouping.executor.gate
@@ -152,7 +152,7 @@ class Lane:
     async def _retry_key(self, parked: ParkedMessage) -> None:
         """Try a parked message again, and then, one after another, those of its key that waited behind it."""
         rows, began = [parked], time.monotonic()
-        while rows and await self._attempts.retry(rows):
+        while rows and await self._retries.retry(rows):
             if time.monotonic() - began > self.grouping.batch_time and self._has_more:
                 # Those would be late. The next of this key was made due in the transaction before, behind them.
                 return

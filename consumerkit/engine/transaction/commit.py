@@ -82,7 +82,7 @@ def raise_contained(error: BaseException, *, cancelled: bool) -> NoReturn:
     if (isinstance(error, Exception | KeyboardInterrupt) and not isinstance(error, StopIteration)) or cancelled:
         raise error
     if isinstance(error, BaseExceptionGroup):
-        # What each task of a task batch has raised still decides.
+        # What each task of a task group has raised still decides.
         raise ExceptionGroup("of the handler", [_contained(leaf) for leaf in leaves(error)]) from error
     raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 

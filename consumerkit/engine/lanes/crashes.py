@@ -1,0 +1,82 @@
+"""Records runs of messages that may kill the process, before they begin, and gives up those that do."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Final
+
+from consumerkit.engine.lanes.backoff import Interrupted
+from consumerkit.engine.lanes.executor import Executor
+from consumerkit.engine.partitions.partition import Partition
+from consumerkit.engine.partitions.partition_store import PartitionStore
+from consumerkit.engine.transaction import failures
+from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Handle
+from consumerkit.errors import Fenced
+from consumerkit.message import Message
+from consumerkit.storage.parking.parked import ParkedMessage
+
+POISON_AFTER: Final = 3
+"""A message is given up after so many crashes while it ran alone."""
+
+
+class CrashRecord:
+    """What a lane writes down of a message before a run that the process may not survive.
+
+    Args:
+        executor: Knows the partitions, and waits while the database is in trouble.
+        partition_store: The database.
+    """
+
+    def __init__(self, executor: Executor, partition_store: PartitionStore) -> None:
+        self._executor = executor
+        self._partition_store = partition_store
+
+    async def suspect(self, decided: Decided) -> tuple[Decided, Partition | None]:
+        """Before a message of an isolated partition runs, record that it does; after three crashes, give it up.
+
+        Returns:
+            What is decided now, and the partition where it was written down.
+        """
+        message = decided.message
+        partition = self._executor.partitions.of(message)
+        if partition is None or not partition.isolated or not isinstance(decided.intent, Handle):
+            return decided, None
+        crashes = partition.suspect_offsets.get(message.offset, 0)
+        if crashes >= POISON_AFTER:
+            return Decided(decided.delivery, DeadLetter(failures.poison(decided.delivery, crashes))), None
+        partition.suspect_offsets[message.offset] = crashes + 1
+        await self._executor.backoff.keep_trying(lambda: self._partition_store.suspect(partition))
+        return decided, partition
+
+    def survived(self, partition: Partition, message: Message) -> None:
+        """Forget a recorded run. Only records that a crash leaves behind count against a message."""
+        partition.suspect_offsets.pop(message.offset, None)
+
+    def is_poison(self, parked: ParkedMessage) -> bool:
+        """Tell whether a parked message has crashed the process too often."""
+        # The first of these runs was not by itself: no other had made the message suspicious.
+        return parked.deliveries > POISON_AFTER
+
+    def concerns(self, partition: Partition, parked: ParkedMessage) -> bool:
+        """Tell whether a run of a parked message is recorded: as for a fresh one, a first crash is needed."""
+        return bool(parked.deliveries) or parked.id <= partition.crash_watermark
+
+    async def begin(self, partition: Partition, parked: ParkedMessage) -> None:
+        """Record that a run of a parked message begins.
+
+        Raises:
+            Interrupted: The partition has another owner.
+        """
+        owner = partition.fencing_token or b""
+        try:
+            await self._executor.backoff.keep_trying(
+                lambda: self._partition_store.deliver(partition, parked, begins=True), unless=(Fenced,)
+            )
+        except Fenced as error:
+            self._executor.partitions.in_doubt({partition.name: owner}, error)
+            raise Interrupted from error
+
+    async def end(self, partition: Partition, parked: ParkedMessage) -> None:
+        """Record that the process has survived a run; a failure to record it is harmless."""
+        with suppress(Exception):
+            await self._partition_store.deliver(partition, parked, begins=False)
