@@ -10,6 +10,7 @@ import typer
 
 from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
 from consumerkit.cli.examples import examples
+from consumerkit.cli.json_options import JsonHandlersOption
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import runner
 from consumerkit.cli.target import TargetArgument
@@ -47,7 +48,7 @@ def erase(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count; change nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per handler.")] = False,
+    as_json: JsonHandlersOption = False,
 ) -> None:
     """Erase the stored payloads of one key.
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
 from consumerkit.cli.examples import examples
+from consumerkit.cli.json_options import JsonOption
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import prune
 from consumerkit.cli.target import TargetArgument
@@ -107,7 +108,7 @@ def stats(
     database: UrlOption = None,
     prefix: PrefixOption = DEFAULT_PREFIX,
     schema: SchemaOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Count what is in the tables.
 

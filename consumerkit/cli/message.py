@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from consumerkit.cli import target as targets
 from consumerkit.cli.database import Opened, PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
 from consumerkit.cli.examples import examples
+from consumerkit.cli.json_options import JsonOption
 from consumerkit.cli.output import moment, print_json, say
 from consumerkit.cli.step_line import step_line
 from consumerkit.errors import ConfigurationError
@@ -71,7 +72,7 @@ def status(
     result: Annotated[
         bool, typer.Option("--result", help="Show what the handler returned, too: it is a payload.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell whether a message was processed, is parked, dead or unknown.
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
 from consumerkit.cli.examples import examples
+from consumerkit.cli.json_options import JsonLinesOption
 from consumerkit.cli.numbers import AfterOption, LimitOption, storable
 from consumerkit.cli.output import as_object, complain, print_json, print_table, say
 from consumerkit.cli.target import TargetArgument
@@ -37,7 +38,7 @@ def list_(
     ] = None,
     limit: LimitOption = 50,
     after: AfterOption = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """List what waits to be sent, the oldest first, without payloads."""
 

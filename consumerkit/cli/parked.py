@@ -13,11 +13,11 @@ from consumerkit.cli.dead_letters.options import (
     AllOption,
     ByOption,
     HandlerOption,
-    JsonLinesOption,
     WhatArgument,
     parted,
 )
 from consumerkit.cli.examples import examples
+from consumerkit.cli.json_options import JsonLinesOption, JsonOption
 from consumerkit.cli.numbers import AfterOption, LimitOption, storable
 from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
 from consumerkit.cli.stack import print_stack
@@ -117,7 +117,7 @@ def show(
     prefix: PrefixOption = DEFAULT_PREFIX,
     schema: SchemaOption = None,
     value: Annotated[bool, typer.Option("--value", help="Show key, headers and value too: the payload.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show one parked message: why it waits, and until when. Its payload is shown only with --value."""
 

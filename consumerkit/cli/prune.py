@@ -9,12 +9,12 @@ from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy.orm import Session
 
 from consumerkit.cli.database import Opened, PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
+from consumerkit.cli.json_options import JsonHandlersOption
 from consumerkit.cli.output import moment, print_json, print_table, say
+from consumerkit.cli.progress import Counted, progress_bar
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError
 from consumerkit.events import Announcer
@@ -62,7 +62,7 @@ def prune(
         typer.Option("--unpositioned", help="Also, by age alone, what handlers processed that have no position here."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count; change nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per handler.")] = False,
+    as_json: JsonHandlersOption = False,
 ) -> None:
     """Forget what was processed long ago; end what waits for too long.
 
@@ -119,11 +119,11 @@ async def _prune(
             if expiry is not None:
                 _tell(told, await expiry.counted(), None if handlers else await expiry.count_unsent())
             return told
-        with _bar() as bar:
-            task = bar.add_task("forgetting", total=sum(counts))
-            told = []
+        told = []
+        with progress_bar("forgetting") as show:
+            forgotten = Counted(show, sum(counts))
             for plan in plans:
-                done = await forget(run, pruning, plan, tell=lambda n: bar.advance(task, n), patient=True)
+                done = await forget(run, pruning, plan, tell=forgotten.add, patient=True)
                 told.append(_told(plan, done.count, complete=done.complete))
         if expiry is not None:
             _tell(told, await expiry.turn(), None if handlers else await expiry.unsent())
@@ -175,12 +175,6 @@ def _check_names(session: Session, tables: Tables, handlers: list[str] | None) -
     for name in handlers or ():
         if name not in known:
             raise ConfigurationError(consumers.unknown(name, known))
-
-
-def _bar() -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _told(plan: PrunePlan, count: int, *, complete: bool) -> dict[str, Any]:

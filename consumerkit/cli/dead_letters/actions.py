@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
-from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, opened, place
+from consumerkit.cli.database import TablesPlace, opened
+from consumerkit.cli.dead_letters.choice import Choice, choosing
 from consumerkit.cli.dead_letters.from_topic import FromTopicOption, redrive_topic
 from consumerkit.cli.dead_letters.importing import AsTopicOption, ConventionOption
 from consumerkit.cli.dead_letters.options import (
     AllOption,
     ByOption,
     DryRunOption,
-    HandlerOption,
-    JsonLinesOption,
-    LikeOption,
-    ReasonOption,
-    SinceOption,
     StateOption,
-    UntilOption,
-    WhatArgument,
-    parted,
-    selected,
+    WhyOption,
     states,
 )
 from consumerkit.cli.examples import LETTER_ACTIONS, examples
+from consumerkit.cli.json_options import JsonLinesOption
 from consumerkit.cli.numbers import storable
 from consumerkit.cli.output import complain, print_json, print_table, say
+from consumerkit.cli.progress import Show, progress_bar
 from consumerkit.errors import ConfigurationError
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.redrive import (
@@ -45,14 +35,13 @@ from consumerkit.redrive import (
     Letter,
     Progress,
     Report,
-    Selection,
     discard,
     export,
     redrive,
     resolve,
 )
 from consumerkit.storage.database import Database
-from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+from consumerkit.storage.tables import Tables
 
 SHOWN: Final = 100
 Watch = Callable[[Progress], None]
@@ -66,19 +55,11 @@ def add_actions(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (_redrive, _resolve, _discard, _export):
         name = command.__name__.removeprefix("_")
-        app.command(name, epilog=examples(*LETTER_ACTIONS[name]))(command)
+        app.command(name, epilog=examples(*LETTER_ACTIONS[name]))(choosing(command))
 
 
 def _redrive(
-    what: WhatArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
-    handler: HandlerOption = None,
-    reason: ReasonOption = None,
-    like: LikeOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
+    choice: Choice,
     everything: AllOption = False,
     rate: Annotated[
         float | None, typer.Option(metavar="N", help="At most so many letters a second.", show_default="no limit")
@@ -91,7 +72,7 @@ def _redrive(
         bool, typer.Option("--new-id", help="Redrive conflicts too, each under a message ID of its own.")
     ] = False,
     by: ByOption = None,
-    note: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the record.", show_default=False)] = "",
+    note: WhyOption = "",
     from_topic: FromTopicOption = None,
     convention: ConventionOption = Convention.AUTO,
     as_topic: AsTopicOption = None,
@@ -104,16 +85,15 @@ def _redrive(
     interrupted and run again, or run twice at once: each letter is redriven once. Exit status 1 if letters were left
     that are still dead.
     """
-    ids, target = parted(what)
     if from_topic is not None:
-        if everything or not selected(ids, None, reason, like, since, until).is_everything:
+        if everything or not replace(choice, handler=None).selection.is_everything:
             raise ConfigurationError(
                 f"--from-topic {shown_word(from_topic)} chooses the letters; of the choices only --handler goes with it"
             )
         options = {"by": by, "note": note, "rate": rate, "max_redrives": max_redrives, "new_id": new_id}
         report = redrive_topic(
-            target,
-            handler,
+            choice.target,
+            choice.handler,
             from_topic,
             options,
             convention=convention,
@@ -124,7 +104,7 @@ def _redrive(
         if report is not None:
             _tell(report, as_json=as_json)
         return
-    selection = _checked(selected(ids, handler, reason, like, since, until), everything)
+    selection = choice.checked(everything=everything)
 
     def act(found: Database, tables: Tables, watch: Watch | None) -> Awaitable[Report]:
         return redrive(
@@ -140,20 +120,12 @@ def _redrive(
             watch=watch,
         )
 
-    _carry_out(target, database, prefix, schema, act, as_json=as_json)
+    _carry_out(choice.where, act, as_json=as_json)
 
 
 def _resolve(
     note: NoteOption,
-    what: WhatArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
-    handler: HandlerOption = None,
-    reason: ReasonOption = None,
-    like: LikeOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
+    choice: Choice,
     everything: AllOption = False,
     by: ByOption = None,
     dry_run: DryRunOption = False,
@@ -165,57 +137,38 @@ def _resolve(
 
     A resend is then a duplicate, and does not do again what the person did.
     """
-    ids, target = parted(what)
-    selection = _checked(selected(ids, handler, reason, like, since, until), everything)
+    selection = choice.checked(everything=everything)
 
     def act(found: Database, tables: Tables, watch: Watch | None) -> Awaitable[Report]:
         return resolve(found, selection, note=note, tables=tables, by=by, dry_run=dry_run, watch=watch)
 
-    _carry_out(target, database, prefix, schema, act, as_json=as_json)
+    _carry_out(choice.where, act, as_json=as_json)
 
 
 def _discard(
     note: NoteOption,
-    what: WhatArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
-    handler: HandlerOption = None,
-    reason: ReasonOption = None,
-    like: LikeOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
+    choice: Choice,
     everything: AllOption = False,
     by: ByOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonLinesOption = False,
 ) -> None:
     """Take dead letters off the list that nothing will come of. Their message IDs stay dead."""
-    ids, target = parted(what)
-    selection = _checked(selected(ids, handler, reason, like, since, until), everything)
+    selection = choice.checked(everything=everything)
 
     def act(found: Database, tables: Tables, watch: Watch | None) -> Awaitable[Report]:
         return discard(found, selection, note=note, tables=tables, by=by, dry_run=dry_run, watch=watch)
 
-    _carry_out(target, database, prefix, schema, act, as_json=as_json)
+    _carry_out(choice.where, act, as_json=as_json)
 
 
 def _export(
-    what: WhatArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
-    handler: HandlerOption = None,
-    reason: ReasonOption = None,
-    like: LikeOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
+    choice: Choice,
     state: StateOption = "dead",
 ) -> None:
     """Print dead letters whole, payload and all, as JSON lines. Bytes that are not UTF-8 are base64."""
-    ids, target = parted(what)
-    selection, wanted = selected(ids, handler, reason, like, since, until), states(state)
-    where = place(target, database, prefix, schema)
+    selection, wanted = choice.selection, states(state)
+    where = choice.where
 
     async def print_all() -> int:
         count = 0
@@ -225,28 +178,16 @@ def _export(
                 count += 1
         return count
 
-    if asyncio.run(print_all()) == 0 and ids:
+    if asyncio.run(print_all()) == 0 and choice.ids:
         complain(f"none of these is {'a dead letter' if state == 'all' else f'{state}; --state all exports any'}")
         raise typer.Exit(1)
 
 
-def _checked(selection: Selection, everything: bool) -> Selection:
-    if selection.is_everything and not everything:
-        raise ConfigurationError(
-            "which dead letters? Give IDs, --handler, --reason, --like, --since or --until, or --all"
-        )
-    return selection
-
-
-def _carry_out(
-    target: str | None, url: str | None, prefix: str, schema: str | None, act: Act, *, as_json: bool
-) -> None:
-    where = place(target, url, prefix, schema)
-
+def _carry_out(where: TablesPlace, act: Act, *, as_json: bool) -> None:
     async def run() -> Report:
         async with opened(where) as found:
-            with _bar() if sys.stderr.isatty() and not as_json else nullcontext(None) as watch:
-                return await act(found.database, found.tables, watch)
+            with progress_bar("dead letters", quiet=as_json) as show:
+                return await act(found.database, found.tables, show and _watching(show))
 
     try:
         report = asyncio.run(run())
@@ -269,16 +210,8 @@ def _tell(report: Report, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-@contextmanager
-def _bar() -> Iterator[Watch]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("dead letters", total=None)
-
-        def watch(progress: Progress) -> None:
-            bar.update(task, completed=progress.looked_at, total=progress.total, description=str(progress.partition))
-
-        yield watch
+def _watching(show: Show) -> Watch:
+    return lambda progress: show(progress.looked_at, progress.total, str(progress.partition))
 
 
 def _print(report: Report) -> None:

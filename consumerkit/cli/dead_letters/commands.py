@@ -14,7 +14,6 @@ from consumerkit.cli.dead_letters.actions import add_actions
 from consumerkit.cli.dead_letters.importing import import_
 from consumerkit.cli.dead_letters.options import (
     HandlerOption,
-    JsonLinesOption,
     LikeOption,
     ReasonOption,
     SinceOption,
@@ -24,6 +23,7 @@ from consumerkit.cli.dead_letters.options import (
     states,
 )
 from consumerkit.cli.examples import examples
+from consumerkit.cli.json_options import JsonLinesOption, JsonOption
 from consumerkit.cli.numbers import LimitOption, storable
 from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
 from consumerkit.cli.stack import print_stack
@@ -162,7 +162,7 @@ def show(
     prefix: PrefixOption = DEFAULT_PREFIX,
     schema: SchemaOption = None,
     value: Annotated[bool, typer.Option("--value", help="Show key, headers and value too: the payload.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show one dead letter: where it stood and why it was given up. Its payload is shown only with --value."""
     where = place(target, database, prefix, schema)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumerkit.cli import target as targets
 from consumerkit.cli.database import in_one_line
+from consumerkit.cli.dead_letters.options import ByOption, DryRunOption, WhyOption
+from consumerkit.cli.json_options import JsonOption
 from consumerkit.cli.numbers import HIGHEST_PARTITION, storable, whole
 from consumerkit.cli.output import print_json, print_table, say
+from consumerkit.cli.progress import Show, progress_bar
 from consumerkit.cli.target import TargetArgument
 from consumerkit.dead_letters.formats import Convention
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.redaction.plain_words import shown_word
-from consumerkit.redrive.importing.api import ImportProgress, ImportReport, ImportResult, Line, Watch, import_letters
+from consumerkit.redrive.importing.api import ImportReport, ImportResult, Line, Watch, import_letters
 
 HandlerOption = Annotated[
     str,
@@ -65,17 +65,13 @@ def import_(
     convention: ConventionOption = Convention.AUTO,
     as_topic: AsTopicOption = None,
     from_offset: FromOffsetOption = None,
-    by: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Who does it, for the record.", show_default="your user name")
-    ] = None,
-    note: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the record.", show_default=False)] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what would become of each; change nothing.")
-    ] = False,
+    by: ByOption = None,
+    note: WhyOption = "",
+    dry_run: DryRunOption = False,
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", callback=storable, help="Print at most so many records by themselves.")
     ] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Import a dead-letter topic for a handler.
 
@@ -109,8 +105,8 @@ async def imported(
         try:
             known = (await worker.transport.topics([topic])).get(topic)
             offsets = beginnings(from_offset, 0 if known is None else known.partitions)
-            with bar(quiet=quiet) as watch:
-                return await call(worker, offsets=offsets, watch=watch)
+            with progress_bar("reading", quiet=quiet) as show:
+                return await call(worker, offsets=offsets, watch=show and _watching(show))
         except (SQLAlchemyError, OSError) as error:
             why = f"{worker.database!r}: {worker.database.told(in_one_line(error))}"
             raise StartError(f"{why}; what was imported stays, so run this again") from error
@@ -145,21 +141,8 @@ def beginnings(given: Sequence[str], partitions: int) -> dict[int, int]:
     return {**{number: at for number, at in everywhere.items() if number not in single}, **single}
 
 
-@contextmanager
-def bar(*, quiet: bool) -> Iterator[Watch | None]:
-    """Show how far an import is, where somebody watches."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("reading", total=None)
-
-        def watch(now: ImportProgress) -> None:
-            progress.update(task, completed=now.read, total=now.total)
-
-        yield watch
+def _watching(show: Show) -> Watch:
+    return lambda progress: show(progress.read, progress.total, "reading")
 
 
 def print_report(report: ImportReport, topic: str, *, as_json: bool) -> None:

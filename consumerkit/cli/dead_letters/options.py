@@ -50,8 +50,8 @@ AllOption = Annotated[bool, typer.Option("--all", help="All of them, where nothi
 ByOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Who does it, for the record.", show_default="your user name")
 ]
+WhyOption = Annotated[str, typer.Option("--note", metavar="TEXT", help="Why, for the record.", show_default=False)]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only tell what would become of each; change nothing.")]
-JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 StateOption = Annotated[str, typer.Option(metavar="STATE", help=f"Only in this state: {', '.join(State)} or all.")]
 _MOST: Final = 100_000
 _OTHERWISE: Final = "Choose by --handler, --reason, --since or --until instead, or in parts"

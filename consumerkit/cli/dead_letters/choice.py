@@ -1,0 +1,116 @@
+"""How a command is told which dead letters it is for: the same options for every command."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, place
+from consumerkit.cli.dead_letters.options import (
+    HandlerOption,
+    LikeOption,
+    ReasonOption,
+    SinceOption,
+    UntilOption,
+    WhatArgument,
+    parted,
+    selected,
+)
+from consumerkit.errors import ConfigurationError
+from consumerkit.outcome import Reason
+from consumerkit.redrive import Selection
+from consumerkit.storage.tables import DEFAULT_PREFIX
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a command was told about which letters it is for, and where these are.
+
+    Attributes:
+        ids: The IDs among its arguments.
+        target: The target among its arguments, or its variable's.
+    """
+
+    ids: list[int]
+    target: str | None
+    database: str | None
+    prefix: str
+    schema: str | None
+    handler: str | None
+    reason: Reason | None
+    like: int | None
+    since: str | None
+    until: str | None
+
+    @property
+    def where(self) -> TablesPlace:
+        """Where the letters are."""
+        return place(self.target, self.database, self.prefix, self.schema)
+
+    @property
+    def selection(self) -> Selection:
+        """Which letters are chosen.
+
+        Raises:
+            ConfigurationError: A time cannot be read.
+        """
+        return selected(self.ids, self.handler, self.reason, self.like, self.since, self.until)
+
+    def checked(self, *, everything: bool) -> Selection:
+        """Return which letters are chosen.
+
+        Raises:
+            ConfigurationError: Nothing was said, and not that all are meant; or a time cannot be read.
+        """
+        if (selection := self.selection).is_everything and not everything:
+            raise ConfigurationError(
+                "which dead letters? Give IDs, --handler, --reason, --like, --since or --until, or --all"
+            )
+        return selection
+
+
+def _given(
+    what: WhatArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    reason: ReasonOption = None,
+    like: LikeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+) -> Choice:
+    ids, target = parted(what)
+    return Choice(
+        ids=ids,
+        target=target,
+        database=database,
+        prefix=prefix,
+        schema=schema,
+        handler=handler,
+        reason=reason,
+        like=like,
+        since=since,
+        until=until,
+    )
+
+
+_CHOOSING = inspect.signature(_given, eval_str=True).parameters
+
+
+def choosing(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that choose dead letters, in place of its parameter `choice`."""
+
+    @wraps(command)
+    def chosen(**options: Any) -> None:
+        given = {name: options.pop(name) for name in _CHOOSING}
+        command(choice=_given(**given), **options)
+
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    whole = [part for one in parameters for part in (_CHOOSING.values() if one.name == "choice" else (one,))]
+    chosen.__signature__ = inspect.Signature(whole)  # type: ignore[attr-defined]
+    chosen.__annotations__ = {}  # the signature has them
+    return chosen
