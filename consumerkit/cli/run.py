@@ -28,6 +28,7 @@ from consumerkit.monitoring.server import address
 from consumerkit.observability.logs import configure
 from consumerkit.observability.shown_errors import show_errors
 from consumerkit.supervisor import CLEAN, FAILED, GRACE_EXCEEDED, SAME_REQUEST, Lifeline, Notifier, Supervisor
+from consumerkit.supervisor.peers import Peers
 from consumerkit.worker import Worker
 
 LogFormat = Literal["text", "json"]
@@ -177,6 +178,7 @@ async def _consume(call: _Call) -> int:
         if call.adopt:
             worker.adopt(call.adopt)
         lifeline.tell_grace(worker.grace)
+        Peers(lifeline, worker).start()
         worker.observe(_Works(lifeline.tell_works, notifier.ready))
         await asyncio.sleep(0)  # lets in a signal that came while the target was being loaded
         async with monitored(worker, call.place) as port, living(worker, notifier):

@@ -30,7 +30,7 @@ async def running(scene: DemoScene) -> AsyncIterator[None]:
             stdout=log,
             stderr=log,
             env={**os.environ, **scene.environment, **channel.environment},
-            pass_fds=(channel.write_end,),
+            pass_fds=channel.theirs,
             process_group=0,  # Ctrl-C is for the demo, which stops the workers in its own time
         )
         try:

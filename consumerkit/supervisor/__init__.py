@@ -1,6 +1,6 @@
 """Several worker processes on one machine, and what binds them to their supervisor."""
 
-from consumerkit.supervisor.lifeline import Channel, Lifeline
+from consumerkit.supervisor.lifeline import Channel, Lifeline, Member
 from consumerkit.supervisor.supervisor import (
     CLEAN,
     FAILED,
@@ -20,6 +20,7 @@ __all__ = [
     "SAME_REQUEST",
     "Channel",
     "Lifeline",
+    "Member",
     "Notifier",
     "RestartBackoff",
     "Supervisor",

@@ -4,45 +4,67 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 _PARENT = "CONSUMERKIT_SUPERVISOR"
 _CHANNEL = "CONSUMERKIT_SUPERVISOR_FD"
-_WORKS = "works"
 _PR_SET_PDEATHSIG = 1
 
 
+class Member(NamedTuple):
+    """One member of a consumer group: the group's name, and the ID by which the group knows it."""
+
+    group: str
+    id: str
+
+
 class Channel:
-    """The supervisor's end: a pipe on which one worker process tells how long its grace is, and that it works.
+    """The supervisor's end: two pipes, on which it and one worker process tell each other a JSON line each time.
 
     Attributes:
-        read_end: Readable when the process has told something, and once it has told all or ended.
+        read_end: Readable when the process has told something, and once it has ended.
         works: Whether the process has told that it works.
         over: Whether the process tells no more.
+        members: Which members of consumer groups the process is.
     """
 
     def __init__(self) -> None:
-        self.read_end, self.write_end = os.pipe()
+        self.read_end, self._their_write_end = os.pipe()
+        self._their_read_end, self._write_end = os.pipe()
         os.set_blocking(self.read_end, False)
+        os.set_blocking(self._write_end, False)
         self.works = self.over = False
+        self.members: frozenset[Member] = frozenset()
         self._grace: float | None = None
-        self._open = {self.read_end, self.write_end}
+        self._begun = b""
+        self._open = {self.read_end, self._write_end, *self.theirs}
+
+    @property
+    def theirs(self) -> tuple[int, int]:
+        """The process's own ends."""
+        return self._their_read_end, self._their_write_end
 
     @property
     def environment(self) -> Mapping[str, str]:
         """What the process needs in its environment."""
-        return {_PARENT: str(os.getpid()), _CHANNEL: str(self.write_end)}
+        return {_PARENT: str(os.getpid()), _CHANNEL: ",".join(map(str, self.theirs))}
 
-    def close_write_end(self) -> None:
-        """Leave the write end to the process."""
-        self._close(self.write_end)
+    def close_theirs(self) -> None:
+        """Leave the process's ends to it."""
+        for end in self.theirs:
+            self._close(end)
+
+    def tell_dead(self, members: frozenset[Member]) -> None:
+        """Tell the process of members whose process has died, so that it leaves their groups for them."""
+        _write(self._write_end, {"dead": sorted(members)})
 
     def grace(self, otherwise: float) -> float:
         """Return the seconds that the process told, if it has got that far."""
@@ -51,17 +73,22 @@ class Channel:
 
     def look(self) -> None:
         """Read what the process has told since the last look."""
-        try:
-            told = os.read(self.read_end, 256)
-        except OSError:  # nothing yet
-            return
-        self.over = not told
-        for word in told.decode(errors="replace").split():
-            if word == _WORKS:
-                self.works = True
-            else:
-                with contextlib.suppress(ValueError):
-                    self._grace = float(word)
+        while not self.over:
+            try:
+                told = os.read(self.read_end, 65_536)
+            except OSError:  # nothing more yet
+                return
+            self.over = not told
+            *lines, self._begun = (self._begun + told).split(b"\n")
+            for line in lines:
+                with contextlib.suppress(ValueError):  # cut off in the middle of a line
+                    self._take(json.loads(line))
+
+    def _take(self, told: Mapping[str, Any]) -> None:
+        self._grace = told.get("grace", self._grace)
+        self.works = self.works or "works" in told
+        if "members" in told:
+            self.members = frozenset(Member(*one) for one in told["members"])
 
     def _close(self, end: int) -> None:
         if end in self._open:
@@ -90,7 +117,8 @@ class Lifeline:
         # Out of the environment: a process that the worker starts has not our parent.
         parent, channel = os.environ.pop(_PARENT, None), os.environ.pop(_CHANNEL, None)
         self._parent = None if parent is None else int(parent)
-        self._channel = None if channel is None else int(channel)
+        self._ends = None if channel is None else [int(end) for end in channel.split(",")]
+        self._writing = threading.Lock()
         self._grace = grace
         self._poll = poll
 
@@ -110,20 +138,35 @@ class Lifeline:
     def tell_grace(self, seconds: float) -> None:
         """Tell the supervisor how long this process may take to stop."""
         self._grace = seconds
-        self._tell(str(seconds))
+        self._tell({"grace": seconds})
 
     def tell_works(self) -> None:
-        """Tell the supervisor, once, that this process works: where all are replaced, the next one's turn has come."""
-        self._tell(_WORKS)
-        if self._channel is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._channel)
-            self._channel = None
+        """Tell the supervisor that this process works: where all are replaced, the next one's turn has come."""
+        self._tell({"works": True})
 
-    def _tell(self, word: str) -> None:
-        if self._channel is not None:
-            with contextlib.suppress(OSError):
-                os.write(self._channel, f"{word}\n".encode())
+    def tell_members(self, members: frozenset[Member]) -> None:
+        """Tell the supervisor which members of consumer groups this process is, instead of what it told before."""
+        self._tell({"members": sorted(members)})
+
+    def hear_of_the_dead(self, act: Callable[[frozenset[Member]], None]) -> None:
+        """Have `act` called, in a thread, with members whose process has died, as the supervisor tells of them."""
+        if self._ends is not None:
+            threading.Thread(target=self._hear, args=(self._ends[0], act), daemon=True, name="supervisor-ear").start()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether there is a supervisor."""
+        return self._parent is not None
+
+    def _tell(self, what: Mapping[str, Any]) -> None:
+        with self._writing:
+            if self._ends is not None:
+                _write(self._ends[1], what)
+
+    def _hear(self, read_end: int, act: Callable[[frozenset[Member]], None]) -> None:
+        with open(read_end, closefd=False) as lines:
+            for line in lines:
+                act(frozenset(Member(*one) for one in json.loads(line)["dead"]))
 
     def _watch(self, parent: int, told_by_kernel: bool) -> None:
         while os.getppid() == parent:
@@ -132,6 +175,11 @@ class Lifeline:
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(self._grace + 10)
         os._exit(1)
+
+
+def _write(end: int, what: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the other one is gone, or does not read
+        os.write(end, json.dumps(what).encode() + b"\n")
 
 
 def _ask_the_kernel() -> bool:

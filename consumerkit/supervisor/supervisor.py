@@ -14,7 +14,7 @@ from typing import Final
 
 from consumerkit.concurrency import wait_for_first, wait_until_set
 from consumerkit.observability.words import counted
-from consumerkit.supervisor.lifeline import Channel
+from consumerkit.supervisor.lifeline import Channel, Member
 from consumerkit.supervisor.systemd import Notifier
 
 # Exit codes of a worker process, and of the supervisor.
@@ -71,6 +71,8 @@ class _Child:
         changed: Set when its process works, or has ended.
         works: Whether its process has told that it works.
         deaths: How many of its processes have ended unasked.
+        channel: How to talk with its process, while it runs.
+        left: The members that its last process was, which their groups may wait for still.
     """
 
     number: int
@@ -82,6 +84,8 @@ class _Child:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     works: bool = False
     deaths: int = 0
+    channel: Channel | None = None
+    left: frozenset[Member] = frozenset()
 
 
 class Supervisor:
@@ -96,6 +100,10 @@ class Supervisor:
 
     SIGHUP replaces the processes one after another: the next one is stopped once the new one works. Where a new one
     ends instead, the others are left as they are. At a terminal SIGHUP means that the terminal is gone: it stops all.
+
+    A process that is killed leaves no consumer group, and Kafka would wait for it until its session has run out. So
+    each process tells which members it is, and another one leaves the groups for one that has died: one that works,
+    and the one that is started in its place, since either may be unable to.
 
     Args:
         command: What runs one worker process.
@@ -247,13 +255,31 @@ class Supervisor:
             try:
                 process = await self._started(channel)
                 _log.info("worker process %d started (pid %d)", child.number, process.pid)
+                if child.left:
+                    channel.tell_dead(child.left)
+                child.channel, child.left = channel, frozenset()
                 with _listening(child, channel, self._look_whether_all_work):
                     if not await _ends(process, child.leave, None):
                         await self._stop(child, process, channel)
-                    return await process.wait()
+                    code = await process.wait()
+                channel.look()
+                if code != CLEAN and not self._stopping.is_set():
+                    self._pass_on(child, channel.members)
+                return code
             except OSError as error:  # no memory, no more processes: as good as a death
                 _log.error("worker process %d cannot be started: %s", child.number, error)
                 return FAILED
+            finally:
+                child.channel = None
+
+    def _pass_on(self, dead: _Child, members: frozenset[Member]) -> None:
+        """Have the groups left in which a dead process was: at once by another one, and by the one that follows it."""
+        dead.left = members
+        others = [child for child in self._children if child is not dead and child.channel is not None]
+        if members and others:
+            best = max(others, key=lambda child: child.works)
+            assert best.channel is not None
+            best.channel.tell_dead(members)
 
     def _look_whether_all_work(self) -> None:
         if all(child.works for child in self._children):
@@ -264,11 +290,11 @@ class Supervisor:
             *self._command,
             stdin=asyncio.subprocess.DEVNULL,
             env={**os.environ, **channel.environment},
-            pass_fds=(channel.write_end,),
+            pass_fds=channel.theirs,
             # Out of the terminal's process group: Ctrl-C is ours to pass on, once.
             process_group=0,
         )
-        channel.close_write_end()
+        channel.close_theirs()
         return process
 
     async def _stop(self, child: _Child, process: asyncio.subprocess.Process, channel: Channel) -> None:

@@ -12,7 +12,8 @@ away, and the transport tells the `AssignmentListener`:
   the engine may commit. Each assignment of a partition gets an *epoch*, a number greater than all earlier ones of this
   consumer; every message carries the epoch under which it was fetched. Messages of an epoch that is over are never
   returned, and positions of an epoch that is over are never committed: they are dropped silently, since the partition's
-  next owner starts from what was committed. A message carries its topic's ID, so a partition waits until the broker has
+  next owner starts from what was committed. It is called without partitions when the group has given this consumer
+  none, since others have them all. A message carries its topic's ID, so a partition waits until the broker has
   told that: a topic may have been recreated since the last time.
 * `revoked` while the partitions still belong to this consumer. The engine finishes or rolls back what it has in hand,
   within `Subscription.drain_timeout`, and returns the positions to commit; the transport commits them, awaiting the
@@ -65,6 +66,13 @@ answer per record, in order. It never raises for a record. The producer is idemp
 partition ended when it started. It belongs to no group, commits nothing, and takes nothing from anybody. Its `fetch` is
 as a consumer's; `finished` tells that nothing is left, whatever offsets are missing at the end. A position that
 retention has overtaken raises `PartitionUnusable`.
+
+**Members.** `Consumer.member` tells by which ID the broker's group knows a consumer. A process that has died leaves no
+group, and the broker waits for it until its session has run out. Whoever knows the IDs of its members has
+`Transport.leave` tell the broker sooner. A member that lives after all loses its partitions, and joins again.
+
+**Stopping.** `Consumer.stop` waits for the listener as long as it takes. It does not wait for other members: where the
+group does, this one leaves by another connection.
 
 **Errors.** Passing trouble (broker down, request timed out) is the transport's to survive: `fetch` returns nothing
 until it is over. What does not pass is raised as `StartError` (start: authentication, authorisation, unknown topics) or
@@ -309,6 +317,10 @@ class Consumer(Protocol):
         """Tell how the consumer does; from any thread."""
         ...
 
+    def member(self) -> str:
+        """Return the ID by which the group knows this consumer, empty where it knows none; from any thread."""
+        ...
+
 
 class Producer(Protocol):
     """Sends records, acknowledgements awaited."""
@@ -401,3 +413,12 @@ class Transport(Protocol):
         Raises:
             StartError: The broker refused; the message names the topic.
         """
+        ...
+
+    async def leave(self, group: str, members: Collection[str]) -> None:
+        """Leave a group for members whose processes have died, by their IDs; those it does not know are passed over.
+
+        Raises:
+            Unavailable: The broker refused, or did not answer in time.
+        """
+        ...

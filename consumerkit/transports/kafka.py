@@ -13,10 +13,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.transports.kafka_options import SESSION_MS, check_options, milliseconds
+from consumerkit.transports.kafka_options import AIOKAFKA_SESSION_MS, SESSION_MS, check_options, milliseconds
 from consumerkit.transports.loopback import is_loopback
 from consumerkit.transports.tls import Tls
 
@@ -133,8 +134,9 @@ class Kafka:
     @property
     def session_timeout(self) -> float:
         """Seconds after which the group misses a member that has died; its partitions stand still until then."""
-        name = "session.timeout.ms" if self.transport == "confluent" else "session_timeout_ms"
-        return milliseconds(self.options, name, SESSION_MS) / 1000
+        if self.transport == "aiokafka":
+            return milliseconds(self.options, "session_timeout_ms", AIOKAFKA_SESSION_MS) / 1000
+        return milliseconds(self.options, "session.timeout.ms", SESSION_MS) / 1000
 
     def __repr__(self) -> str:
         options = {name: "***" if isinstance(value, str) else value for name, value in self.options.items()}
@@ -170,7 +172,11 @@ class Kafka:
                 )
             from consumerkit.transports.confluent.transport import ConfluentTransport
 
-            return ConfluentTransport({**self._librdkafka(), **self.options}, local_only=self._local_only)
+            return ConfluentTransport(
+                {**self._librdkafka(), **self.options},
+                local_only=self._local_only,
+                aside=partial(self._aiokafka, context),
+            )
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"Kafka(transport={self.transport!r}) needs the package {error.name}, which is not installed"

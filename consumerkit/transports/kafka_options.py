@@ -8,8 +8,13 @@ from typing import Final
 
 from consumerkit.errors import ConfigurationError
 
-SESSION_MS: Final = 45_000
-"""Milliseconds after which the group misses a member that has died, unless an option says otherwise."""
+SESSION_MS: Final = 8_000
+"""Milliseconds after which the group misses a confluent member that has died, unless an option says otherwise.
+
+librdkafka sends heartbeats from a thread of its own, whatever the handlers do, so this may be short.
+"""
+AIOKAFKA_SESSION_MS: Final = 45_000
+"""The same for an aiokafka member, whose heartbeats stop while a handler blocks the event loop."""
 _OFFSETS: Final = "consumerkit alone decides what is committed"
 _START: Final = "where reading starts is the handler's start_from"
 _GROUP: Final = "the handler's `group` says it"

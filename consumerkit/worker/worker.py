@@ -375,6 +375,11 @@ class Worker:
             for engine in self._engines
         }
 
+    def members(self) -> list[tuple[str, str]]:
+        """Return which member of which group each handler's consumer is, as far as it has joined; from any thread."""
+        engines = list(self._engines)
+        return [(one.declared.group, member) for one in engines if (member := one.consumer.member())]
+
     def stopping(self) -> str:
         """Return what `stop` waits for, as things stand, in a sentence; from any thread."""
         running = [(engine.oldest_transaction(), engine.declared.name) for engine in self._engines]

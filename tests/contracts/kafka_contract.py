@@ -323,6 +323,22 @@ class KafkaContract(RebalanceContract):
                 await second.holds(2)
         assert first.listener.calls("revoked")
 
+    async def test_a_stop_leaves_a_group_that_waits_for_a_member_that_has_died(
+        self, control: KafkaControl, topic: str, group: str
+    ) -> None:
+        """The broker answers no member while the group waits, which may take as long as the dead one's session."""
+        async with Member(control.transport.consumer(control.subscription(group, topic))) as first:
+            await first.holds(2)
+            async with control.dead_member(group) as dead:
+                await first.holds(1)
+                async with Member(control.transport.consumer(control.subscription(group, topic))) as second:
+                    await until(second.consumer.member, "the second one to ask to be let in")
+
+                    await first.stop()
+                    await second.stop()
+
+                    assert await control.members(group) == {dead}
+
     @staticmethod
     async def _until_described(control: KafkaControl, topic: str) -> None:
         """Wait until a broker that was frozen takes part again: who starts before that is told that it does not."""

@@ -11,6 +11,10 @@ from typing import Any
 
 import confluent_kafka
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType  # type: ignore[import-untyped]
+from aiokafka.errors import MemberIdRequired  # type: ignore[import-untyped]
+from aiokafka.protocol.admin import DescribeGroupsRequest  # type: ignore[import-untyped]
+from aiokafka.protocol.group import JoinGroupRequest  # type: ignore[import-untyped]
 from aiokafka.record.util import calc_crc32c  # type: ignore[import-untyped]
 from confluent_kafka import Producer, TopicCollection
 from confluent_kafka.admin import AdminClient
@@ -102,6 +106,33 @@ class KafkaControl:
         finally:
             self._server.resume()
         await self.topics()
+
+    async def members(self, group: str) -> set[str]:
+        """The IDs of a group's members."""
+        admin = AdminClient(self._config)
+        found = await asyncio.wrap_future(admin.describe_consumer_groups([group])[group])
+        return {member.member_id for member in found.members}
+
+    @contextlib.asynccontextmanager
+    async def dead_member(self, group: str) -> AsyncIterator[str]:
+        """Have a member in the group that never says another word, and whose session lasts for longer than any test."""
+        client = AIOKafkaClient(bootstrap_servers=self._server.bootstrap)
+        await client.bootstrap()
+        try:
+            node = await client.coordinator_lookup(CoordinationType.GROUP, group)
+            # It speaks as the first member does: librdkafka's leader crashes over metadata of another client.
+            described = await client.send(node, DescribeGroupsRequest([group]), group=ConnectionGroup.COORDINATION)
+            ((_, _, _, _, protocol, members, *_),) = described.groups
+            protocols = [(protocol, members[0][3])]
+            answer, name = None, ""
+            while answer is None or answer.error_code == MemberIdRequired.errno:
+                join = JoinGroupRequest(group, 600_000, 600_000, name, None, "consumer", protocols)
+                answer = await client.send(node, join, group=ConnectionGroup.COORDINATION)
+                name = answer.member_id
+            assert answer.error_code == 0
+            yield name
+        finally:
+            await client.close()
 
     async def transaction(self, topic: str, values: Sequence[bytes], *, commit: bool) -> None:
         await asyncio.to_thread(self._transaction, topic, values, commit)

@@ -43,6 +43,7 @@ class Recorder:
         raises: What `revoked` raises instead.
         drain: Seconds that `revoked` takes.
         before_leaving: Awaited within `revoked`.
+        without: Whether it was told that the group has no partition for it, and of none since.
     """
 
     def __init__(self) -> None:
@@ -56,9 +57,13 @@ class Recorder:
         self.drain = 0.0
         self.before_leaving: Callable[[], Awaitable[None]] | None = None
         self.wrong: list[str] = []
+        self.without = False
         self._under_way: str | None = None
 
     async def assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
+        self.without = not partitions
+        if self.without:
+            return
         began = self._enter("assigned")
         for partition, (offset, epoch, _) in partitions.items():
             self.starts[partition] = offset

@@ -154,6 +154,40 @@ class RebalanceContract(TransportContract):
                 for partition in moved:
                     assert offsets(second.seen, partition.partition) == list(range(25))
 
+    async def test_a_member_for_which_nothing_is_left_is_told_so(
+        self, control: BrokerControl, topic: str, group: str
+    ) -> None:
+        async with (
+            self.member(control, group, topic) as first,
+            self.member(control, group, topic) as second,
+            self.member(control, group, topic) as third,
+        ):
+            listeners = [one.listener for one in (first, second, third)]
+
+            def told() -> bool:
+                return [one.without for one in listeners if not one.held] == [True]
+
+            await until(told, "one without, which was told so")
+
+    async def test_another_client_leaves_a_group_for_a_member(
+        self, control: BrokerControl, wide: str, group: str
+    ) -> None:
+        async with self.member(control, group, wide) as first:
+            await first.holds(4)
+            async with self.member(control, group, wide) as second:
+                await asyncio.gather(first.holds(2), second.holds(2))
+                ids = [first.consumer.member(), second.consumer.member()]
+                assert all(ids)
+                assert ids[0] != ids[1]
+
+                await control.transport.leave(group, ["unknown", ids[0]])
+
+                # It lives after all, so it is told, and joins again.
+                await until(lambda: first.listener.calls("lost"), "the loss")
+                await asyncio.gather(first.holds(2), second.holds(2))
+                assert not second.listener.calls("lost")
+        assert first.consumer.member() == ""
+
     async def test_a_pause_outlasts_a_rebalance(self, control: BrokerControl, wide: str, group: str) -> None:
         async with self.member(control, group, wide) as first:
             await first.reads(100)

@@ -68,6 +68,19 @@ signal.pause()
 """
 
 
+# It is a member of two groups, and says of which dead ones it is told.
+TELLS_OF_THE_DEAD = """
+lifeline.hear_of_the_dead(lambda dead: say("dead: " + " ".join(f"{one.group}/{one.id}" for one in sorted(dead))))
+signal.signal(signal.SIGTERM, ends_on_sigterm)
+lifeline.tell_members(frozenset({module.Member("earlier", "x")}))
+lifeline.tell_members(frozenset(module.Member(group, str(os.getpid())) for group in ("one", "two")))
+lifeline.tell_works()
+say("started")
+while True:
+    signal.pause()
+"""
+
+
 class Supervised:
     """A supervisor under test, and the journal of its processes."""
 
@@ -171,6 +184,23 @@ def test_a_killed_process_is_started_again_and_the_others_go_on(start: Start) ->
     assert is_running(second)
     assert is_running(third)
     assert re.search(r"worker process \d was killed by SIGKILL; started again in 0.1 s", supervised.log)
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.ends() == 0
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_the_groups_of_dead_processes_are_told_to_the_others(start: Start, killed: int) -> None:
+    """Also where nothing is left alive: then to those that are started in their place."""
+    supervised = start(TELLS_OF_THE_DEAD, workers=2)
+    victims = [pid for _, pid in supervised.wait_for("started", 2)][:killed]
+    for pid in victims:
+        os.kill(pid, signal.SIGSTOP)  # so that none hears of the other's death before its own
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+
+    for pid in victims:
+        hearers = {hearer for _, hearer in supervised.wait_for(f"dead: one/{pid} two/{pid}", 3 - killed)}
+        assert hearers.isdisjoint(victims)
     supervised.process.send_signal(signal.SIGTERM)
     assert supervised.ends() == 0
 

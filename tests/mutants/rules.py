@@ -537,4 +537,13 @@ MUTANTS = (
         f"{INTEGRATION}/test_tracing.py::test_a_retry_goes_on_in_the_trace_and_is_linked_to_the_attempt_before[sqlite]",
         "in [",
     ),
+    Mutant(
+        "recovery",
+        "a process that works leaves the groups for one that has died",
+        "consumerkit/supervisor/supervisor.py",
+        "            best.channel.tell_dead(members)\n",
+        "",
+        f"{INTEGRATION}/test_supervisor.py::test_the_groups_of_dead_processes_are_told_to_the_others[1]",
+        "for 2 times 'dead: ",
+    ),
 )

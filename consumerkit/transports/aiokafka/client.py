@@ -109,8 +109,13 @@ def _require_brokers(client: Any) -> None:
 async def stop(client: Client) -> None:
     """Disconnect, within `STOP_TIMEOUT` seconds whatever the broker does."""
     task = asyncio.ensure_future(client.stop())
-    _, late = await asyncio.wait({task}, timeout=STOP_TIMEOUT)
-    if late:
+    await asyncio.wait({task}, timeout=STOP_TIMEOUT)
+    await end(task)
+
+
+async def end(task: asyncio.Future[None]) -> None:
+    """End a client's `stop`, whether it is over or not."""
+    if not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=1.0)
     if task.done() and not task.cancelled() and (error := task.exception()) is not None:
@@ -172,6 +177,11 @@ class Insight:
         """
         coordinator = self._client._coordinator  # noqa: SLF001
         return coordinator is not None and coordinator.generation < 0
+
+    def member(self) -> str:
+        """Return the ID by which the group knows this member; empty where it knows none."""
+        coordinator = self._client._coordinator  # noqa: SLF001
+        return "" if coordinator is None else str(coordinator.member_id)
 
     def position(self, partition: ClientPartition) -> int | None:
         """Return where a partition is read on; the public face waits where that is not known yet."""

@@ -18,12 +18,14 @@ from consumerkit.transports.aiokafka import records
 from consumerkit.transports.aiokafka.client import Insight, words
 from consumerkit.transports.aiokafka.fetcher import Reader
 from consumerkit.transports.aiokafka.group import COMMIT_TIMEOUT, DRAIN_MARGIN, Describe, Membership
+from consumerkit.transports.aiokafka.leaving import Leaving
 from consumerkit.transports.base import AssignmentListener, Health, PartitionInfo, Position, Subscription, Survey
 from consumerkit.transports.confluent.questions import Questions
-from consumerkit.transports.kafka_options import SESSION_MS
+from consumerkit.transports.kafka_options import AIOKAFKA_SESSION_MS
 
 _NEVER_MS: Final = 2**31 - 1
 _GRACE: Final = 0.1
+_LATE: Final = 0.5  # seconds after which a stop looks for what keeps it waiting
 
 
 class AiokafkaConsumer:
@@ -40,12 +42,14 @@ class AiokafkaConsumer:
         subscription: Subscription,
         describe: Describe,
         questions: Questions,
+        leaving: Leaving,
     ) -> None:
         self._settings = settings
         self._options = options
         self._subscription = subscription
         self._describe = describe
         self._questions = questions
+        self._out = leaving
         self._client: AIOKafkaConsumer | None = None
         self._group: Membership | None = None
         self._reader: Reader | None = None
@@ -177,7 +181,14 @@ class AiokafkaConsumer:
 
     async def _leave(self, client: AIOKafkaConsumer, group: Membership) -> None:
         await group.close()
-        await aiokafka_client.stop(client)
+        stopped = asyncio.ensure_future(client.stop())
+        try:
+            async with asyncio.timeout(aiokafka_client.STOP_TIMEOUT):
+                await asyncio.wait({stopped}, timeout=_LATE)
+                await self._out.help_out(stopped, group.name, Insight(client).member, is_at_work=lambda: False)
+        except TimeoutError:
+            pass
+        await aiokafka_client.end(stopped)
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait({self._reading})
@@ -191,6 +202,11 @@ class AiokafkaConsumer:
             return Health(0.0, None)
         return Health(time.monotonic() - reader.turned, Insight(client).fatal() or group.error)
 
+    def member(self) -> str:
+        """Return the ID by which the group knows this consumer; from any thread."""
+        client = self._client
+        return "" if client is None else Insight(client).member()
+
     # -- starting
 
     def _arguments(self, partitions: int) -> dict[str, Any]:
@@ -200,7 +216,7 @@ class AiokafkaConsumer:
         share = subscription.fetch_bytes // max(1, partitions)
         arguments = {
             **self._settings,
-            "session_timeout_ms": SESSION_MS,
+            "session_timeout_ms": AIOKAFKA_SESSION_MS,
             "max_partition_fetch_bytes": min(max(share, 65_536), 4 * 1024 * 1024),
             # A broker answers a join when all members have drained, or after the slowest one's time.
             "request_timeout_ms": int(max(40.0, rebalance + 10.0) * 1000),

@@ -113,7 +113,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         # Nothing of them may be read before the listener was told. No position is known yet, so nothing has been.
         self._client.pause(*assigned)
         self._revoked_at = None
-        if assigned and not self._closed:
+        if not self._closed:
             partitions = [TopicPartition(*partition) for partition in assigned]
             self._taking = asyncio.create_task(self._take(partitions, self._round))
             self._taking.add_done_callback(self._look_at)
@@ -123,6 +123,10 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _take(self, partitions: list[TopicPartition], turn: int) -> None:
         """Tell the listener of the partitions that the broker describes; ask again about the others."""
         waiting = set(partitions)
+        if not waiting:
+            async with self._telling:
+                if turn == self._round:
+                    await self._announce({})
         while waiting:
             try:
                 told = await self._told(waiting)

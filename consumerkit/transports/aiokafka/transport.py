@@ -21,6 +21,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-u
 from consumerkit.errors import ConfigurationError
 from consumerkit.transports.aiokafka.client import keep_secrets_out_of_logs
 from consumerkit.transports.aiokafka.consumer import AiokafkaConsumer
+from consumerkit.transports.aiokafka.leaving import Leaving
 from consumerkit.transports.aiokafka.log_reader import AiokafkaLogReader
 from consumerkit.transports.aiokafka.producer import AiokafkaProducer
 from consumerkit.transports.base import Consumer, LogReader, Producer, Subscription, TopicInfo
@@ -53,11 +54,12 @@ class AiokafkaTransport:
         self._settings: dict[str, Any] = dict(settings)
         self._options: dict[str, Any] = dict(options)
         self._admin = TopicAdmin(admin, local_only=local_only)
+        self._leaving = Leaving(lambda: self._settings, local_only=local_only)
 
     def consumer(self, subscription: Subscription) -> Consumer:
         """Make a consumer."""
         questions = self._admin.questions(subscription.group, self.topics)
-        return AiokafkaConsumer(self._settings, self._options, subscription, self.topics, questions)
+        return AiokafkaConsumer(self._settings, self._options, subscription, self.topics, questions, self._leaving)
 
     def producer(self) -> Producer:
         """Make a producer."""
@@ -90,6 +92,14 @@ class AiokafkaTransport:
             StartError: The broker refused; the message names the topic.
         """
         await self._admin.create_topics(partitions)
+
+    async def leave(self, group: str, members: Collection[str]) -> None:
+        """Leave a group for members whose processes have died.
+
+        Raises:
+            Unavailable: The broker refused, or did not answer in time.
+        """
+        await self._leaving.leave(group, members)
 
 
 def _check_names(options: Mapping[str, object]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from concurrent.futures import CancelledError, Future
@@ -29,6 +30,7 @@ Told = Mapping[TopicPartition, PartitionInfo]
 Ask = Callable[[Collection[TopicPartition]], Coroutine[Any, Any, Told]]
 
 _ASK_AGAIN_AFTER = 0.5
+_NONE_AFTER = 3.0
 _MARGIN = 5.0  # beyond the drain timeout, which the listener itself keeps
 _CALL = 30.0  # for calls of the listener that only record something
 
@@ -89,6 +91,7 @@ class Assignment:
         self._waiting: set[TopicPartition] = set()
         self._asked: Future[Told] | None = None
         self._ask_at = 0.0
+        self._none_since = math.inf
 
     def subscribe(self, consumer: Consumer) -> None:
         """Join the group."""
@@ -97,6 +100,7 @@ class Assignment:
 
     def take_on(self, consumer: Consumer) -> None:
         """Take on the partitions that the broker has described; ask it again about the others."""
+        self._tell_of_none()
         if not self._waiting:
             return
         if self._asked is None:
@@ -113,6 +117,17 @@ class Assignment:
             self._ask_at = time.monotonic() + _ASK_AGAIN_AFTER
         if known:
             self._begin(consumer, known)
+
+    def _tell_of_none(self) -> None:
+        """Tell the listener that the group has no partition for this member, once that has lasted.
+
+        Where another member gives some up for this one, they come with the next assignment.
+        """
+        if self._waiting or self.readings:
+            self._none_since = math.inf
+        elif time.monotonic() - self._none_since > _NONE_AFTER:
+            self._none_since = math.inf
+            self._host.tell(_true(self._listener.assigned({})), _CALL)
 
     def current(self, positions: Mapping[TopicPartition, Position]) -> Partitions:
         """Return what to commit: positions of epochs that still hold."""
@@ -205,7 +220,9 @@ class Assignment:
 
     def _assign(self, consumer: Consumer, partitions: Partitions) -> None:
         consumer.incremental_assign([])
-        if partitions:
+        if not partitions:
+            self._none_since = time.monotonic()
+        else:
             self._waiting |= {TopicPartition(at.topic, at.partition) for at in partitions}
             # An answer to an earlier question may be older than this assignment.
             self._asked = self._host.begin(self._ask(tuple(self._waiting)))

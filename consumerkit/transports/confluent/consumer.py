@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from consumerkit.errors import StartError
 from consumerkit.message import Message, TopicPartition
@@ -19,10 +21,14 @@ from consumerkit.transports.base import (
 )
 from consumerkit.transports.confluent.admin import TopicAdmin
 from consumerkit.transports.confluent.thread import PollThread
-from consumerkit.transports.kafka_options import SESSION_MS
+from consumerkit.transports.kafka_options import SESSION_MS, milliseconds
+
+if TYPE_CHECKING:
+    from consumerkit.transports.aiokafka.leaving import Leaving
 
 log = logging.getLogger(__name__)
 
+_LATE = 0.5  # seconds after which a stop looks for what keeps it waiting
 _LEAVE = 30.0  # seconds beyond the drain timeout that leaving the group may take
 _SMALLEST_FETCH = 1024 * 1024
 
@@ -53,10 +59,17 @@ CONTRACT: dict[str, object] = {
 class ConfluentConsumer:
     """One member of a consumer group."""
 
-    def __init__(self, config: Mapping[str, object], subscription: Subscription, admin: TopicAdmin) -> None:
-        self._config = {**_DEFAULTS, **_sized(subscription), **config, **CONTRACT, **_named(subscription)}
+    def __init__(
+        self,
+        config: Mapping[str, object],
+        subscription: Subscription,
+        admin: TopicAdmin,
+        leaving: Callable[[], Leaving] | None = None,
+    ) -> None:
+        self._config = {**_DEFAULTS, **_sized(subscription, config), **config, **CONTRACT, **_named(subscription)}
         self._subscription = subscription
         self._admin = admin
+        self._out = leaving
         self._topic_ids: dict[str, str] = {}
         self._questions = admin.questions(subscription.group, self._ask_topics)
         self._thread: PollThread | None = None
@@ -151,17 +164,26 @@ class ConfluentConsumer:
         """Have the listener finish with all partitions, commit what it returns, and leave the group."""
         if self._thread is None:
             return
-        self._thread.stop()
-        try:
-            within = self._subscription.drain_timeout + _LEAVE
-            await asyncio.wait_for(asyncio.shield(self._thread.finished), within)
-        except TimeoutError:
+        thread = self._thread
+        thread.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._subscription.drain_timeout + _LEAVE):
+                await asyncio.wait({thread.finished}, timeout=None if self._out is None else _LATE)
+                if self._out is not None and not thread.finished.done():
+                    await self._out().help_out(
+                        thread.finished, self._group, thread.member, is_at_work=thread.is_at_work
+                    )
+        if not thread.finished.done():
             log.warning("the consumer of group %s did not leave in time; its session will run out", self._group)
         await self._questions.stop()
 
     def health(self) -> Health:
         """Tell how the consumer does; from any thread."""
         return Health(0.0, None) if self._thread is None else self._thread.health()
+
+    def member(self) -> str:
+        """Return the ID by which the group knows this consumer; from any thread."""
+        return "" if self._thread is None else self._thread.member()
 
     @property
     def _running(self) -> PollThread:
@@ -182,11 +204,18 @@ def _named(subscription: Subscription) -> dict[str, object]:
     return {"group.id": subscription.group, "client.id": subscription.client_id}
 
 
-def _sized(subscription: Subscription) -> dict[str, object]:
+def _sized(subscription: Subscription, config: Mapping[str, object]) -> dict[str, object]:
     size = max(subscription.fetch_bytes, _SMALLEST_FETCH)
     return {
         "queued.max.messages.kbytes": size // 1024,
         "fetch.max.bytes": size,
         # How long the broker waits in a rebalance for members to give partitions up; the thread never stops polling.
-        "max.poll.interval.ms": int(max(60.0, subscription.drain_timeout + 30.0) * 1000),
+        # The client refuses one below the session's timeout.
+        "max.poll.interval.ms": int(
+            max(
+                60_000,
+                (subscription.drain_timeout + 30) * 1000,
+                milliseconds(config, "session.timeout.ms", SESSION_MS),
+            )
+        ),
     }

@@ -35,6 +35,7 @@ T = TypeVar("T")
 SLICE = 0.02  # seconds that a command waits at most while the thread polls
 PARK_AFTER = 0.5
 LOOK_AFTER = 0.25  # seconds between two looks at the client's positions
+NAME_AFTER = 0.1  # seconds between two looks at the ID by which the group knows this member
 LEAVE = 3.0  # seconds for telling the group, once everything is given up
 
 
@@ -76,6 +77,7 @@ class PollThread:
         self._parked = self._stopping = self._telling = False
         self._polled = self._ran = time.monotonic()
         self._error: str | None = None
+        self._member, self._named = "", 0.0
         self._thread = threading.Thread(target=self._run, name=f"consumerkit-{subscription.group}", daemon=True)
 
     # -- called on the event loop
@@ -121,6 +123,14 @@ class PollThread:
     def health(self) -> Health:
         """Tell how long ago the thread last did something; from any thread."""
         return Health(time.monotonic() - self._ran, self._error)
+
+    def member(self) -> str:
+        """Return the ID by which the group knows this member; from any thread."""
+        return "" if self.over else self._member
+
+    def is_at_work(self) -> bool:
+        """Return whether the listener is being told of something; from any thread."""
+        return self._telling
 
     # -- called by the assignment, on the thread
 
@@ -185,6 +195,7 @@ class PollThread:
 
     def _turn(self, consumer: Consumer) -> None:
         self._serve_waiting()
+        self._find_name(consumer)
         if self._assignment.rejoin:
             self._assignment.rejoin = False
             consumer.unsubscribe()
@@ -202,6 +213,11 @@ class PollThread:
         else:
             with contextlib.suppress(queue.Empty):
                 self._commands.get(timeout=SLICE)()
+
+    def _find_name(self, consumer: Consumer) -> None:
+        now = time.monotonic()
+        if now - self._named >= NAME_AFTER:
+            self._named, self._member = now, consumer.memberid() or ""
 
     def _serve_waiting(self) -> None:
         """Do all commands, and answer whatever has waited for too long."""

@@ -8,13 +8,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from consumerkit.transports.base import Consumer, LogReader, Producer, Subscription, TopicInfo
 from consumerkit.transports.confluent.admin import TopicAdmin
 from consumerkit.transports.confluent.consumer import ConfluentConsumer
 from consumerkit.transports.confluent.log_reader import ConfluentReader
 from consumerkit.transports.confluent.producer import ConfluentProducer
+
+if TYPE_CHECKING:
+    from consumerkit.transports.aiokafka.leaving import Leaving
+
+Aside = Callable[[], Mapping[str, Any]]
 
 # Settings of one kind of client, which the other kinds would complain about.
 _CONSUMER_ONLY = ("fetch.", "queued.m", "session.", "heartbeat.", "group.", "partition.", "max.poll.", "check.crcs")
@@ -27,16 +33,21 @@ class ConfluentTransport:
         config: librdkafka's settings: how to reach the cluster, and what a user tuned. What the contract of
             `consumerkit.transports.base` rests on is set here whatever it says.
         local_only: Refuse brokers that are not on this machine.
+        aside: Returns how to reach the cluster, in aiokafka's keyword arguments, for what librdkafka cannot send; a
+            plain connection where it is left out.
     """
 
-    def __init__(self, config: Mapping[str, object], *, local_only: bool = False) -> None:
+    def __init__(self, config: Mapping[str, object], *, local_only: bool = False, aside: Aside | None = None) -> None:
         self._config = dict(config)
+        servers = str(config["bootstrap.servers"]).split(",")
+        self._aside = aside or (lambda: {"bootstrap_servers": servers})
+        self._local_only = local_only
         self._shared = {name: value for name, value in config.items() if not name.startswith(_CONSUMER_ONLY)}
         self._admin = TopicAdmin(self._shared, local_only=local_only)
 
     def consumer(self, subscription: Subscription) -> Consumer:
         """Make a consumer; nothing happens before its `start`."""
-        return ConfluentConsumer(self._config, subscription, self._admin)
+        return ConfluentConsumer(self._config, subscription, self._admin, self._leaving)
 
     def producer(self) -> Producer:
         """Make a producer; nothing happens before its `start`."""
@@ -69,3 +80,17 @@ class ConfluentTransport:
             StartError: The broker refused; the message names the topic.
         """
         await self._admin.create_topics(partitions)
+
+    async def leave(self, group: str, members: Collection[str]) -> None:
+        """Leave a group for members whose processes have died.
+
+        Raises:
+            Unavailable: The broker refused, or did not answer in time.
+        """
+        await self._leaving().leave(group, members)
+
+    def _leaving(self) -> Leaving:
+        # Seldom needed, and aiokafka takes a while to import.
+        from consumerkit.transports.aiokafka.leaving import Leaving
+
+        return Leaving(self._aside, local_only=self._local_only)

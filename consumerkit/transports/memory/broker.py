@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 
-from consumerkit.errors import StartError
+from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import Headers, Message, TopicPartition
 from consumerkit.transports.base import Consumer, LogReader, Producer, Record, Subscription, TopicInfo
 from consumerkit.transports.memory.group import MemoryConsumer
@@ -272,6 +272,15 @@ class Memory:
         self._reach()
         for name, number in partitions.items():
             self.broker.create_topic(name, number)
+
+    async def leave(self, group: str, members: Collection[str]) -> None:
+        """End the sessions of members: they lose their partitions, and join again."""
+        if not self.broker.available:
+            raise Unavailable("the broker in memory is down")
+        for member in self.broker.group(group).members:
+            if member.name in members:
+                await self.broker.group(group).remove(member)
+                await self.broker.group(group).readmit(member)
 
     def _reach(self) -> None:
         if not self.broker.available:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Collection, Coroutine, Mapping
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from consumerkit.concurrency import wait_until_set
 from consumerkit.errors import PartitionUnusable, StartError, Unavailable
@@ -30,12 +31,14 @@ class MemoryConsumer:
     """One member of a group in memory; see `consumerkit.transports.base.Consumer`.
 
     Attributes:
+        name: The ID by which the group knows it.
         topics: What it subscribes to.
         cut_off: Whether no answer of the broker reaches it, and the group has gone on without it.
         stopped: Whether it has left for good.
     """
 
     def __init__(self, group: MemoryGroup, subscription: Subscription) -> None:
+        self.name = f"{subscription.client_id}-{uuid4()}"
         self.topics = subscription.topics
         self.cut_off = False
         self.stopped = False
@@ -168,6 +171,10 @@ class MemoryConsumer:
         # There is no loop of a client's own here that could stand still.
         return Health(0.0, self._error)
 
+    def member(self) -> str:
+        """Return the ID by which the group knows this consumer, once it has joined; from any thread."""
+        return self.name if self in self._group.members else ""
+
     async def assign(self, partitions: Collection[TopicPartition]) -> None:
         """Tell the listener of new partitions, then read them; those that nothing leads, once they have a leader."""
         led = {partition for partition in partitions if self._group.logs.partition(partition).has_leader}
@@ -176,7 +183,7 @@ class MemoryConsumer:
         for partition in starts:
             self._epoch += 1
             self._epochs[partition] = self._epoch
-        if starts:
+        if starts or not partitions:
             told = self._positions(starts)
             if await self._tell(_true(self._listening.assigned(told)), otherwise=False):
                 # A listener may have gone elsewhere already.

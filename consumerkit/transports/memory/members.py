@@ -18,11 +18,13 @@ class Member(Protocol):
     """What a group needs of a member.
 
     Attributes:
+        name: The ID by which the group knows it.
         topics: What it subscribes to.
         cut_off: Whether no answer of the broker reaches it, and the group has gone on without it.
         stopped: Whether it has left for good.
     """
 
+    name: str
     topics: tuple[str, ...]
     cut_off: bool
     stopped: bool

@@ -55,6 +55,9 @@ class Switch:
     def health(self) -> Health:
         return Health(0.0, None)
 
+    def member(self) -> str:
+        return ""
+
 
 def test_a_message_costs_its_bytes_and_its_object() -> None:
     assert cost(Message("t", 0, 0)) == OVERHEAD
