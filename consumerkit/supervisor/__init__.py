@@ -1,6 +1,6 @@
 """Several worker processes on one machine, and what binds them to their supervisor."""
 
-from consumerkit.supervisor.lifeline import Channel, Lifeline, Member
+from consumerkit.supervisor.lifeline import Channel, GroupMember, Lifeline
 from consumerkit.supervisor.supervisor import (
     CLEAN,
     FAILED,
@@ -19,8 +19,8 @@ __all__ = [
     "NOT_STARTED",
     "SAME_REQUEST",
     "Channel",
+    "GroupMember",
     "Lifeline",
-    "Member",
     "Notifier",
     "RestartBackoff",
     "Supervisor",

@@ -19,7 +19,7 @@ _CHANNEL = "CONSUMERKIT_SUPERVISOR_FD"
 _PR_SET_PDEATHSIG = 1
 
 
-class Member(NamedTuple):
+class GroupMember(NamedTuple):
     """One member of a consumer group: the group's name, and the ID by which the group knows it."""
 
     group: str
@@ -42,7 +42,7 @@ class Channel:
         os.set_blocking(self.read_end, False)
         os.set_blocking(self._write_end, False)
         self.works = self.over = False
-        self.members: frozenset[Member] = frozenset()
+        self.members: frozenset[GroupMember] = frozenset()
         self._grace: float | None = None
         self._begun = b""
         self._open = {self.read_end, self._write_end, *self.theirs}
@@ -62,7 +62,7 @@ class Channel:
         for end in self.theirs:
             self._close(end)
 
-    def tell_dead(self, members: frozenset[Member]) -> None:
+    def tell_dead(self, members: frozenset[GroupMember]) -> None:
         """Tell the process of members whose process has died, so that it leaves their groups for them."""
         _write(self._write_end, {"dead": sorted(members)})
 
@@ -88,7 +88,7 @@ class Channel:
         self._grace = told.get("grace", self._grace)
         self.works = self.works or "works" in told
         if "members" in told:
-            self.members = frozenset(Member(*one) for one in told["members"])
+            self.members = frozenset(GroupMember(*one) for one in told["members"])
 
     def _close(self, end: int) -> None:
         if end in self._open:
@@ -144,11 +144,11 @@ class Lifeline:
         """Tell the supervisor that this process works: where all are replaced, the next one's turn has come."""
         self._tell({"works": True})
 
-    def tell_members(self, members: frozenset[Member]) -> None:
+    def tell_members(self, members: frozenset[GroupMember]) -> None:
         """Tell the supervisor which members of consumer groups this process is, instead of what it told before."""
         self._tell({"members": sorted(members)})
 
-    def hear_of_the_dead(self, act: Callable[[frozenset[Member]], None]) -> None:
+    def hear_of_the_dead(self, act: Callable[[frozenset[GroupMember]], None]) -> None:
         """Have `act` called, in a thread, with members whose process has died, as the supervisor tells of them."""
         if self._ends is not None:
             threading.Thread(target=self._hear, args=(self._ends[0], act), daemon=True, name="supervisor-ear").start()
@@ -163,10 +163,10 @@ class Lifeline:
             if self._ends is not None:
                 _write(self._ends[1], what)
 
-    def _hear(self, read_end: int, act: Callable[[frozenset[Member]], None]) -> None:
+    def _hear(self, read_end: int, act: Callable[[frozenset[GroupMember]], None]) -> None:
         with open(read_end, closefd=False) as lines:
             for line in lines:
-                act(frozenset(Member(*one) for one in json.loads(line)["dead"]))
+                act(frozenset(GroupMember(*one) for one in json.loads(line)["dead"]))
 
     def _watch(self, parent: int, told_by_kernel: bool) -> None:
         while os.getppid() == parent:

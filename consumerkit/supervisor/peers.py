@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from consumerkit.errors import Unavailable
-from consumerkit.supervisor.lifeline import Lifeline, Member
+from consumerkit.supervisor.lifeline import GroupMember, Lifeline
 from consumerkit.worker import Worker
 
 _TELL_EVERY: Final = 0.1
@@ -39,15 +39,15 @@ class Peers:
             threading.Thread(target=self._tell, daemon=True, name="supervisor-members").start()
 
     def _tell(self) -> None:
-        told: frozenset[Member] = frozenset()
+        told: frozenset[GroupMember] = frozenset()
         while True:
-            now = frozenset(Member(*one) for one in self._worker.members())
+            now = frozenset(GroupMember(*one) for one in self._worker.members())
             if now != told:
                 self._lifeline.tell_members(now)
                 told = now
             time.sleep(_TELL_EVERY)
 
-    def _leave(self, members: frozenset[Member]) -> None:
+    def _leave(self, members: frozenset[GroupMember]) -> None:
         for group in sorted({member.group for member in members}):
             asyncio.run(self._leave_one(group, [member.id for member in members if member.group == group]))
 

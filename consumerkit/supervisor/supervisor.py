@@ -14,7 +14,7 @@ from typing import Final
 
 from consumerkit.concurrency import wait_for_first, wait_until_set
 from consumerkit.observability.words import counted
-from consumerkit.supervisor.lifeline import Channel, Member
+from consumerkit.supervisor.lifeline import Channel, GroupMember
 from consumerkit.supervisor.systemd import Notifier
 
 # Exit codes of a worker process, and of the supervisor.
@@ -85,7 +85,7 @@ class _Child:
     works: bool = False
     deaths: int = 0
     channel: Channel | None = None
-    left: frozenset[Member] = frozenset()
+    left: frozenset[GroupMember] = frozenset()
 
 
 class Supervisor:
@@ -272,7 +272,7 @@ class Supervisor:
             finally:
                 child.channel = None
 
-    def _pass_on(self, dead: _Child, members: frozenset[Member]) -> None:
+    def _pass_on(self, dead: _Child, members: frozenset[GroupMember]) -> None:
         """Have the groups left in which a dead process was: at once by another one, and by the one that follows it."""
         dead.left = members
         others = [child for child in self._children if child is not dead and child.channel is not None]

@@ -72,8 +72,8 @@ signal.pause()
 TELLS_OF_THE_DEAD = """
 lifeline.hear_of_the_dead(lambda dead: say("dead: " + " ".join(f"{one.group}/{one.id}" for one in sorted(dead))))
 signal.signal(signal.SIGTERM, ends_on_sigterm)
-lifeline.tell_members(frozenset({module.Member("earlier", "x")}))
-lifeline.tell_members(frozenset(module.Member(group, str(os.getpid())) for group in ("one", "two")))
+lifeline.tell_members(frozenset({module.GroupMember("earlier", "x")}))
+lifeline.tell_members(frozenset(module.GroupMember(group, str(os.getpid())) for group in ("one", "two")))
 lifeline.tell_works()
 say("started")
 while True:

@@ -74,7 +74,8 @@ def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> Non
 
 WORKER = """
 import os, signal
-os.write(int(os.environ["CONSUMERKIT_SUPERVISOR_FD"]), b"works\\n")
+_, end = os.environ["CONSUMERKIT_SUPERVISOR_FD"].split(",")
+os.write(int(end), b'{"works": true}\\n')
 signal.sigwait([signal.SIGTERM])
 """
 
