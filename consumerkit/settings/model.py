@@ -12,7 +12,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from consumerkit.settings.layers import read_layers
 from consumerkit.settings.origins import Origins
 from consumerkit.settings.refusals import refusal
-from consumerkit.transports.kafka import Client, Mechanism
+from consumerkit.transports.kafka import Client
+from consumerkit.transports.sasl import Mechanism
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]

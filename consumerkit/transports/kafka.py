@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.transports.kafka_options import AIOKAFKA_SESSION_MS, SESSION_MS, check_options, milliseconds
 from consumerkit.transports.loopback import is_loopback
+from consumerkit.transports.sasl import Sasl, check_choice, check_text
 from consumerkit.transports.tls import Tls
 
 if TYPE_CHECKING:
@@ -29,54 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Kafka", "Sasl", "Tls"]
 
 Client = Literal["confluent", "aiokafka"]
-Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 Option = str | int | float | bool
-
-
-@dataclass(frozen=True)
-class Sasl:
-    """A user name and a password, over TLS unless told otherwise.
-
-    Args:
-        mechanism: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`, as the broker is set up.
-        username: The user's name.
-        password: The password, or a function that returns it, asked whenever a worker connects.
-        tls: How the connection is encrypted; None sends the exchange in the clear, which `Kafka` allows to this
-            machine only.
-
-    Raises:
-        ConfigurationError: A value is wrong.
-    """
-
-    mechanism: Mechanism
-    username: str
-    password: str | Callable[[], str] = field(repr=False)
-    tls: Tls | None = field(default_factory=Tls)
-
-    def __post_init__(self) -> None:
-        _choice("Sasl(mechanism=...)", self.mechanism, get_args(Mechanism))
-        _check_text("Sasl(username=...)", self.username, "give the user's name")
-        if not callable(self.password):
-            _check_text("Sasl(password=...)", self.password, "give text, or a function that returns it")
-        if self.tls is not None and not isinstance(self.tls, Tls):
-            raise ConfigurationError(f"Sasl(tls=...) takes Tls(...) or None, not {type(self.tls).__name__}")
-
-    def secret(self) -> str:
-        """Return the password, asking the function if it is one.
-
-        Raises:
-            ConfigurationError: The function failed or returned something else than text; the message does not quote it.
-        """
-        if not callable(self.password):
-            return self.password
-        try:
-            password = self.password()
-        except Exception as error:  # noqa: BLE001 - without its text and cause, which may quote the secret
-            wrong = type(error).__name__
-            raise ConfigurationError(f"the function given as Sasl(password=...) raised {wrong}") from None
-        place = "what the function given as Sasl(password=...) returned"
-        _check_text(place, password, "it must return text, and not empty")
-        return password
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,8 +65,8 @@ class Kafka:
         if security is not None and not isinstance(security, Sasl | Tls):
             wrong = type(security).__name__
             raise ConfigurationError(f"Kafka(security=...) takes Sasl(...), Tls(...) or None, not {wrong}")
-        _choice("Kafka(transport=...)", self.transport, get_args(Client))
-        _check_text("Kafka(client_id=...)", self.client_id, "leave it out, or give a name")
+        check_choice("Kafka(transport=...)", self.transport, get_args(Client))
+        check_text("Kafka(client_id=...)", self.client_id, "leave it out, or give a name")
         insecure: object = self.allow_insecure
         if not isinstance(insecure, bool):
             wrong = type(insecure).__name__
@@ -236,31 +189,6 @@ class Kafka:
                 f"Kafka(bootstrap={server!r}) would be trusted unverified, since Tls(verify=False); "
                 "give Tls(ca_file=...), or allow it with allow_insecure=True"
             )
-
-
-def _choice(place: str, value: object, choices: Sequence[str]) -> None:
-    if isinstance(value, str) and value in choices:
-        return
-    # It is never repeated: arguments in the wrong order put a password here.
-    close = get_close_matches(value[:100], choices, n=1, cutoff=0.5) if isinstance(value, str) else []
-    known = ", ".join(map(repr, choices))
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    what = "unknown value" if isinstance(value, str) else f"a value of type {type(value).__name__}"
-    raise ConfigurationError(f"{place}: {what}; it is one of {known}{hint}")
-
-
-def _check_text(place: str, value: object, way_out: str) -> None:
-    """Refuse what a client cannot send: other than text, empty, or with characters that end or break it."""
-    if not isinstance(value, str):
-        raise ConfigurationError(f"{place} is a value of type {type(value).__name__}; {way_out}")
-    if not value:
-        raise ConfigurationError(f"{place} is empty; {way_out}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ConfigurationError(f"{place} has characters that UTF-8 cannot hold; {way_out}") from None
-    if "\x00" in value:
-        raise ConfigurationError(f"{place} has a NUL, at which clients end a text; {way_out}")
 
 
 # What stands before a port; of anything else a password may be part, so it is not repeated.

@@ -87,7 +87,7 @@ class Assignment:
         self._listener = listener
         self._ask = ask
         self._epochs = itertools.count(1)
-        # Partitions that are assigned and not taken on; and the question that they wait for.
+        # Partitions that are assigned and not taken on, the question that they wait for, and since when there are none.
         self._waiting: set[TopicPartition] = set()
         self._asked: Future[Told] | None = None
         self._ask_at = 0.0
@@ -119,15 +119,12 @@ class Assignment:
             self._begin(consumer, known)
 
     def _tell_of_none(self) -> None:
-        """Tell the listener that the group has no partition for this member, once that has lasted.
-
-        Where another member gives some up for this one, they come with the next assignment.
-        """
+        """Tell the listener that the group has no partition for this member, once no other one gives any up for it."""
         if self._waiting or self.readings:
             self._none_since = math.inf
         elif time.monotonic() - self._none_since > _NONE_AFTER:
             self._none_since = math.inf
-            self._host.tell(_true(self._listener.assigned({})), _CALL)
+            self._host.tell(self._listener.assigned({}), _CALL)
 
     def current(self, positions: Mapping[TopicPartition, Position]) -> Partitions:
         """Return what to commit: positions of epochs that still hold."""
