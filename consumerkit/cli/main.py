@@ -12,7 +12,7 @@ import typer
 
 from consumerkit.cli.examples import examples
 from consumerkit.cli.lazy import Room, lazy_group
-from consumerkit.cli.typed import without_typed
+from consumerkit.cli.typed import take_traceback, want_traceback, without_typed
 from consumerkit.errors import ConsumerkitError
 from consumerkit.redaction.text import redact
 from consumerkit.redaction.variables import without_variables
@@ -71,6 +71,11 @@ app = typer.Typer(
 )
 
 
+def _want_traceback(wanted: bool) -> None:
+    if wanted:
+        want_traceback()
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"consumerkit {importlib.metadata.version('consumerkit')}")
@@ -81,6 +86,14 @@ def _print_version(wanted: bool) -> None:
 def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            "--traceback",
+            callback=_want_traceback,
+            help="Follow an error of the target's own code by its traceback; anywhere in the line.",
+        ),
     ] = False,
 ) -> None:
     """Idempotent message consumers for Kafka.
@@ -93,7 +106,7 @@ def main(
 def run() -> None:
     """Run the command line: an error of consumerkit is one line on standard error and an exit status, no traceback."""
     try:
-        app()
+        app(take_traceback(sys.argv[1:]))
     except ConsumerkitError as error:
         from consumerkit.cli.output import complain, exit_code
 

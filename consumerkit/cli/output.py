@@ -111,8 +111,10 @@ def say(line: str) -> None:
 
 
 def complain(error: object) -> None:
-    """Print an error as one line on standard error."""
-    print(f"error: {printable(without_typed(str(error)))}", file=sys.stderr, flush=True)
+    """Print an error on standard error: as one line, and what a target's own code said with its line breaks."""
+    text = without_typed(str(error))
+    shown = printable_lines(text) if getattr(error, "has_lines", False) else printable(text)
+    print(f"error: {shown}", file=sys.stderr, flush=True)
 
 
 def exit_code(error: ConsumerkitError) -> int:

@@ -19,7 +19,7 @@ import typer
 
 from consumerkit.cli import target as targets
 from consumerkit.cli.output import complain, exit_code
-from consumerkit.cli.typed import without_typed
+from consumerkit.cli.typed import TRACEBACK, wants_traceback, without_typed
 from consumerkit.errors import ConsumerkitError
 from consumerkit.events import Event, PartitionsAssigned, WorkerStarted
 from consumerkit.monitoring.health import Pulse
@@ -113,6 +113,7 @@ def run(
         command += [f"--only={name}" for name in only or ()] + [f"--adopt={name}" for name in adopt or ()]
         command += [f"--log-format={log_format}", f"--log-level={log_level}", f"--processes={workers}"]
         command += ["--show-errors" if shown else "--hide-errors"]
+        command += [TRACEBACK] if wants_traceback() else []
         with nullcontext() if place is None else supervised(place, workers) as port:
             _say_where(place, port)
             raise typer.Exit(asyncio.run(Supervisor(command, workers, notifier=Notifier()).run()))

@@ -9,14 +9,16 @@ import os
 import pkgutil
 import re
 import sys
-import traceback
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, Final
 
 import typer
 
+from consumerkit.cli import typed
 from consumerkit.errors import ConfigurationError, ConsumerkitError
+from consumerkit.observability.shown_errors import in_full
+from consumerkit.observability.user_code import frames_of
 from consumerkit.redaction.plain_words import is_plain, shown_word
 from consumerkit.redaction.text import redact
 from consumerkit.worker import Worker
@@ -30,6 +32,12 @@ TargetArgument = Annotated[
 _FORM: Final = re.compile(r"[\w-]{1,100}(?:\.[\w-]{1,100}){0,20}:[\w-]{1,100}(?:\.[\w-]{1,100}){0,20}")
 _PATH: Final = re.compile(r"(?:\.?/)?(?:[\w-]{1,100}/){0,20}[\w-]{1,100}\.py(?::\w{1,100})?")
 _KINDS = "a Worker, a callable that returns one, or an async context manager that yields one"
+
+
+class TargetBroken(ConfigurationError):
+    """The target's own code raised an error; its text may have several lines."""
+
+    has_lines = True
 
 
 @asynccontextmanager
@@ -138,16 +146,20 @@ def _checked(found: Any, target: str) -> Worker:
 
 def _broken(target: str, error: BaseException) -> ConfigurationError:
     """Tell of an error in the user's own code: its type, its text and the line, which is where to look."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
-    place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+    frames = frames_of(error)
+    inner = next((frame for frame in reversed(frames) if frame.is_theirs), None)
+    place = f" ({inner.filename}:{inner.line})" if inner is not None else ""
     if isinstance(error, SyntaxError):
         place = f" ({error.filename}:{error.lineno})"
     what = redact(str(error.msg if isinstance(error, SyntaxError) else error))
     if any(frame.filename.endswith("sqlalchemy/engine/url.py") for frame in frames):
         # Its error quotes what it takes for a port, which is where an unescaped password ends up.
         what = "it is not a URL of a database"
-    return ConfigurationError(f"target {target!r}: {type(error).__name__}: {what}{place}")
+    first, *more = what.splitlines() or [""]
+    lines = [f"target {target!r}: {type(error).__name__}: {first}{place}", *(f"  {line}" for line in more)]
+    if typed.wants_traceback():
+        lines += in_full(error, f"{type(error).__name__}: {first}").splitlines()
+    return TargetBroken("\n".join(lines))
 
 
 def _suggestion(target: str) -> str:

@@ -18,6 +18,31 @@ from consumerkit.redaction.text import HIDDEN
 _VARIABLES: Final = "CONSUMERKIT_"
 _SHORTEST: Final = 3
 _typed: tuple[str, ...] = ()
+_traceback = False
+TRACEBACK: Final = "--traceback"
+
+
+def take_traceback(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without `--traceback`, which may stand anywhere and is remembered.
+
+    Example:
+        >>> take_traceback(["run", "shop.worker:worker"])
+        ['run', 'shop.worker:worker']
+    """
+    if TRACEBACK in arguments:
+        want_traceback()
+    return [argument for argument in arguments if argument != TRACEBACK]
+
+
+def want_traceback() -> None:
+    """Have an error of the target's own code followed by its traceback, from now on."""
+    global _traceback
+    _traceback = True
+
+
+def wants_traceback() -> bool:
+    """Tell whether an error of the target's own code is followed by its traceback."""
+    return _traceback
 
 
 def remember(arguments: Sequence[str]) -> None:

@@ -42,11 +42,27 @@ _ELSEWHERE = {
     "idempotency_key": "message_id",
     "consumer_group": "group",
     "auto_offset_reset": "start_from",
+    "decoder": "codec",
+    "serializer": "codec",
+    "deserializer": "codec",
+    "max_records": "batch_size",
+    "max_workers": "concurrency",
+    "parallelism": "concurrency",
+    "backoff": "retry",
+    "retry_backoff": "retry",
+    "autoretry_for": "retry",
+    "default_retry_delay": "retry",
 }
 """What a declaration is called elsewhere: not like ours to the letter, and without a word it would do nothing."""
 _NOT_HERE = {
     "timeout": "a transaction's time is Worker(transaction_timeout=...)",
     "workers": "the number of processes is consumerkit run --workers",
+    "time_limit": "a transaction's time is Worker(transaction_timeout=...)",
+    "soft_time_limit": "a transaction's time is Worker(transaction_timeout=...)",
+    "ack_policy": "an offset is committed once the effect, or the dead letter, is durable",
+    "acks_late": "an offset is committed once the effect, or the dead letter, is durable",
+    "auto_commit": "an offset is committed once the effect, or the dead letter, is durable",
+    "rate_limit": "there is none; handle with fewer lanes, concurrency=",
     "middleware": "there is none; observers of events are Worker(observers=...)",
     "middlewares": "there are none; observers of events are Worker(observers=...)",
 }

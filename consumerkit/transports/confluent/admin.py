@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
@@ -23,6 +24,7 @@ from consumerkit.transports.confluent.questions import AskTopics, Questions
 from consumerkit.transports.loopback import check_advertised
 
 T = TypeVar("T")
+_log: Final = logging.getLogger(__name__)
 
 # What will not pass by waiting: the answer is a StartError at once, not after the timeout.
 _REFUSALS = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED})  # noqa: SLF001
@@ -146,6 +148,7 @@ class _Session:
     def __init__(self, config: Mapping[str, object], timeout: float) -> None:
         self._refusal: KafkaError | None = None
         self._last: KafkaError | None = None
+        self._told = False
         self._timeout = timeout
         self._place = f"Kafka at {config.get('bootstrap.servers')}"
         self._end = time.monotonic() + timeout
@@ -170,6 +173,7 @@ class _Session:
             except KafkaException as error:
                 self.admin.poll(0)
                 self._check(error.args[0])
+                self._tell_once(error.args[0])
 
     def wait(self, answer: Future[T]) -> T:
         """Wait for an answer, looking out for a refusal that would otherwise only show as a timeout."""
@@ -190,6 +194,13 @@ class _Session:
         if time.monotonic() > self._end:
             why = self.words("no answer", trouble)
             raise StartError(f"{self._place}: {why}; check that the broker runs and that bootstrap= is right")
+
+    def _tell_once(self, trouble: KafkaError) -> None:
+        """Say that the address may be wrong long before it is given up: a broker may just be starting."""
+        if not self._told:
+            self._told = True
+            left, why = max(0.0, self._end - time.monotonic()), self.words("no answer yet", trouble)
+            _log.warning("%s: %s; it is tried for %.0f s more", self._place, why, left)
 
     def _note(self, error: KafkaError) -> None:
         self._last = error

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from consumerkit.cli import target as targets
+from consumerkit.cli import typed
+from consumerkit.cli.output import complain
 from consumerkit.errors import ConfigurationError
 from consumerkit.worker import Worker
 
@@ -63,6 +65,17 @@ async def fails_to_open():
     yield build()
 
 def needs(argument): ...
+def in_another_library():
+    import json
+    return json.loads("{")
+
+def has_lines():
+    from pydantic import BaseModel
+    class Settings(BaseModel):
+        port: int
+        host: str
+    return Settings.model_validate({"port": "x"})
+
 def fails(): raise ValueError("no settings file")
 def misdeclared(): return Worker(database="oracle://x", kafka=Memory(MemoryBroker()), handlers=[Greet()])
 
@@ -197,3 +210,34 @@ def test_what_fails_within_the_block_is_told_as_it_is(shop: str) -> None:
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(work())
+
+
+@pytest.mark.parametrize("attribute", ["in_another_library", "has_lines"])
+def test_an_error_out_of_a_library_names_the_users_line(shop: str, attribute: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\(.*{shop}\.py:\d+\)(\n|$)") as caught:
+        asyncio.run(_open(f"{shop}:{attribute}"))
+    lines = (Path.cwd() / f"{shop}.py").read_text().splitlines()
+    number = int(str(caught.value).splitlines()[0].rpartition(":")[2].rstrip(")"))
+    assert ("json.loads" in lines[number - 1]) or ("model_validate" in lines[number - 1])
+
+
+def test_lines_of_an_error_of_the_targets_stay_lines(shop: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        asyncio.run(_open(f"{shop}:has_lines"))
+    complain(caught.value)
+    written = capsys.readouterr().err.splitlines()
+    assert written[0].startswith(f"error: target '{shop}:has_lines': ValidationError: 2 validation errors for Settings")
+    assert "  port" in written
+    assert "\\n" not in "".join(written)
+
+
+def test_a_traceback_follows_where_it_is_asked_for(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        asyncio.run(_open(f"{shop}:fails"))
+    assert "File" not in str(caught.value)
+    monkeypatch.setattr(typed, "_traceback", False)
+    assert typed.take_traceback(["run", "--traceback", f"{shop}:fails"]) == ["run", f"{shop}:fails"]
+    with pytest.raises(ConfigurationError) as caught:
+        asyncio.run(_open(f"{shop}:fails"))
+    assert f'{shop}.py", line' in str(caught.value)
+    assert 'raise ValueError("no settings file")' in str(caught.value)

@@ -1,0 +1,25 @@
+"""A wrong address is told at the first try that fails, long before it is given up."""
+
+import logging
+
+import pytest
+
+from consumerkit.errors import StartError
+from consumerkit.transports.confluent import admin
+
+
+async def test_a_wrong_address_is_told_before_it_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(admin, "_TRY", 0.1)
+    asked = admin.TopicAdmin({"bootstrap.servers": "127.0.0.1:1"}, timeout=0.5)
+    with caplog.at_level(logging.WARNING), pytest.raises(StartError, match="check that the broker runs"):
+        await asked.topics({"t"})
+    told = [record.getMessage() for record in caplog.records if record.name == admin.__name__]
+    assert len(told) == 1
+    assert told[0].startswith("Kafka at 127.0.0.1:1: no answer yet: ")
+    assert told[0].endswith("s more")
+
+
+def test_each_try_is_short_enough_to_tell_within_five_seconds() -> None:
+    assert admin._TRY <= 4.0
