@@ -178,6 +178,16 @@ def give_back(connection: Connection, store: Store, owners: Owners) -> None:
         connection.execute(update(table).where(*mine).values(given_back=True, **_CALM), rows)
 
 
+def revoke(connection: Connection, store: Store, partition: TopicPartition) -> None:
+    """Give a partition a token that its owner does not know; that the owner takes it again is no crash.
+
+    The take-over to come adds one to the owners that died, which is subtracted here.
+    """
+    table = store.tables.partition_progress
+    owned = update(table).where(here(store, partition), ~table.c.given_back)
+    connection.execute(owned.values(owner=secrets.token_bytes(OWNER_BYTES), deaths=table.c.deaths - 1))
+
+
 def clear_crashes(connection: Connection, store: Store, partition: TopicPartition, owner: bytes) -> None:
     """Write down that this owner got further than those that died before it."""
     _update(connection, store, partition, owner, **_CALM)

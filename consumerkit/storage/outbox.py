@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ from consumerkit.storage import audit
 from consumerkit.storage import headers as header_text
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.payload import payload, sealed
+from consumerkit.storage.portions import portions
 from consumerkit.storage.tables import Tables
 
 T = TypeVar("T")
@@ -120,7 +121,7 @@ def stored_bytes(connection: Connection, tables: Tables, sequences: Sequence[int
     """Return how many bytes the key, value and headers of rows have, by their sequences."""
     c = tables.outbox_messages.c
     sizes: dict[int, int] = {}
-    for some in _portions(sequences):
+    for some in portions(sequences, _AT_ONCE):
         found = connection.execute(select(c.sequence, _length(tables)).where(c.sequence.in_(some)))
         sizes.update((sequence, length) for sequence, length in found)
     return sizes
@@ -165,14 +166,9 @@ def remove(connection: Connection, tables: Tables, sent: Sequence[RowIdentity]) 
     c = tables.outbox_messages.c
     # Column by column: to compare rows took six times as long, and who was written later has another moment than all.
     columns = (c.sequence, _moment(tables), c.headers)
-    for some in _portions(sent):
+    for some in portions(sent, _AT_ONCE):
         known = (column.in_(set(found)) for column, found in zip(columns, zip(*some, strict=True), strict=True))
         connection.execute(delete(tables.outbox_messages).where(*known))
-
-
-def _portions(sent: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(sent), _AT_ONCE):
-        yield sent[start : start + _AT_ONCE]
 
 
 def count(connection: Connection, tables: Tables) -> dict[str, int]:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, and_, exists, select
 from consumerkit.outcome import MessageState, Outcome, Reason
 from consumerkit.storage import consumers, steps
 from consumerkit.storage.dialects import ClaimHolder, Dialect
+from consumerkit.storage.parking.parked import Kind
 from consumerkit.storage.tables import Tables
 
 # What was read may change between two statements: a parked message leaves the lot, a claim is committed.
@@ -187,7 +188,7 @@ class Search:
 
     def _holds_its_key(self, consumer: int, letter: int) -> bool:
         c = self.tables.parked_messages.c
-        holding = exists().where(c.consumer == consumer, c.dead_letter == letter, c.kind == "held")
+        holding = exists().where(c.consumer == consumer, c.dead_letter == letter, c.kind == Kind.HELD.value)
         return bool(self.connection.execute(select(holding)).scalar_one())
 
     def _missing(self, consumer: int) -> MessageStatus | None:

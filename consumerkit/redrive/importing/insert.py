@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, and_, or_, select
 
@@ -16,8 +16,10 @@ from consumerkit.storage.dead_letters.letters import DeadMessage, beside, identi
 from consumerkit.storage.dialects import Claim, Kept
 from consumerkit.storage.ledger import Ledger, LedgerMoved
 from consumerkit.storage.origins import MessageIdentity, Origin, home, origin
+from consumerkit.storage.portions import portions
 
-T = TypeVar("T")
+# SQLite nests a condition of some hundred parts too deeply.
+_CONDITIONS: Final = 100
 
 
 class Entry(NamedTuple):
@@ -125,7 +127,7 @@ class Register:
             and_(c.topic_id == topic_id, *(() if partition is None else (c.partition == partition,)), c.offset.in_(at))
             for (topic_id, partition), at in asked.items()
         ]
-        for some in _portions(conditions):
+        for some in portions(conditions, _CONDITIONS):
             for row in connection.execute(select(table).where(c.consumer == self.ledger.consumer, or_(*some))):
                 one = _There(row.id, known(row, self.ledger.tables))
                 for partition in (row.partition, None):
@@ -179,11 +181,6 @@ def _same(candidate: Candidate, there: dict[Place, list[_There]]) -> _There | No
     own = identified(candidate.dead)
     found = (one for place in candidate.places for one in there.get(place, ()))
     return next((one for one in found if own.agrees(one.identity) or own.holds_the_same(one.identity)), None)
-
-
-def _portions(conditions: Sequence[T]) -> Iterable[Sequence[T]]:
-    """SQLite nests a condition of some hundred parts too deeply."""
-    return (conditions[at : at + 100] for at in range(0, len(conditions), 100))
 
 
 def as_conflict(dead: DeadMessage) -> DeadMessage:

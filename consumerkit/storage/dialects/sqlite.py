@@ -21,10 +21,10 @@ from consumerkit.errors import StartError
 from consumerkit.outcome import Outcome
 from consumerkit.storage.dialects.base import Claim, ClaimHolder, Kept, Limits, RelayHolder, check_number
 from consumerkit.storage.dialects.settings import SessionSettings
+from consumerkit.storage.portions import portions
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
 # A statement takes 32,766 parameters at most, in older builds 999.
-_DIGESTS_A_STATEMENT = 900
 # As SQLAlchemy writes a DateTime, so that both compare as text.
 _MOMENT = "%Y-%m-%d %H:%M:%f"
 _PROBE = text("SELECT 1")
@@ -105,7 +105,7 @@ class SQLite:
         """Return the digests that are in the ledger; the handler's number is read by the same statements."""
         ledger, consumers = self._ledger.c, self._consumers.c
         found: set[bytes] = set()
-        for some in _portions(digests):
+        for some in portions(digests):
             mine = (ledger.consumer == consumer, ledger.digest.in_(some))
             numbers = select(null(), consumers.id).where(consumers.name == name)
             rows = connection.execute(select(ledger.digest, ledger.consumer).where(*mine).union_all(numbers)).all()
@@ -117,7 +117,7 @@ class SQLite:
         """See `Dialect.kept`."""
         ledger = self._ledger.c
         found: dict[bytes, Kept] = {}
-        for some in _portions(digests):
+        for some in portions(digests):
             rows = connection.execute(
                 select(
                     ledger.digest,
@@ -138,7 +138,7 @@ class SQLite:
     def release(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
         """See `Dialect.release`."""
         ledger = self._ledger.c
-        for some in _portions(digests):
+        for some in portions(digests):
             connection.execute(delete(self._ledger).where(ledger.consumer == consumer, ledger.digest.in_(some)))
 
     def finalise(
@@ -226,11 +226,6 @@ def _opened(path: Path, database: str) -> int:
         return descriptor
     os.close(descriptor)
     raise StartError(f"the lock file {path} belongs to neither this process's user nor the database's; remove it")
-
-
-def _portions(digests: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(digests), _DIGESTS_A_STATEMENT):
-        yield digests[start : start + _DIGESTS_A_STATEMENT]
 
 
 def _found_savepoint(connection: Connection, statement: str) -> bool:

@@ -6,7 +6,6 @@ and why it died, what became of it.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, case, delete, func, null, select, update
 from sqlalchemy.orm import Session
 
+from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.storage import audit, fence, steps
@@ -24,6 +24,7 @@ from consumerkit.storage.isolation import begin
 from consumerkit.storage.origins import identity_of
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import ParkedMessage, key_digest
+from consumerkit.storage.portions import portions
 from consumerkit.storage.tables import Tables
 
 ERASED: Final = "(erased)"
@@ -76,7 +77,8 @@ class EraseStatements:
             How many; None where the owner's transactions did not end in time.
         """
         connection = begin(session, self.dialect, _LIMITS, "erasure")
-        if not self.dialect.take_over(connection, fence.number(self.tables, consumer, partition), wait=FENCE_WAIT):
+        lot = ParkingLot(self.tables, self.dialect, consumer)
+        if not fence.hold(connection, lot, [partition], wait=FENCE_WAIT):
             return None
         rows = self._parked(connection, consumer, partition, key)
         if not rows:
@@ -84,11 +86,10 @@ class EraseStatements:
         for row in rows:
             self._bury(connection, row)
         self._blank(connection, consumer, [bytes(row.digest) for row in rows if row.digest is not None], parked=True)
-        lot = ParkingLot(self.tables, self.dialect, consumer)
         lot.remove(connection, [row.id for row in rows])
         gone = ParkedMessage(message=Message(*partition, 0, key), digest=None, message_id="", fingerprint=b"")
         lot.promote(connection, gone, any_key=self.in_partition_order(connection, consumer))
-        self.have_taken_anew(connection, consumer, partition)
+        fence.revoke(connection, lot, partition)
         self._record(connection, consumer, key, by, parked=len(rows), partition=str(partition))
         return len(rows)
 
@@ -116,16 +117,9 @@ class EraseStatements:
     def in_partition_order(self, connection: Connection, consumer: int) -> bool:
         """Return whether a handler's messages come in the order of their partition."""
         c = self.tables.consumers.c
-        return bool(connection.execute(select(c.ordering).where(c.id == consumer)).scalar_one() == "partition")
-
-    def have_taken_anew(self, connection: Connection, consumer: int, partition: TopicPartition) -> None:
-        """Give the partition a token that its owner does not know; to take it again is no crash."""
-        table = self.tables.partition_progress
-        c = table.c
-        here = and_(c.consumer == consumer, c.topic == partition.topic, c.partition == partition.partition)
-        token = secrets.token_bytes(fence.OWNER_BYTES)
-        owned = update(table).where(here, ~c.given_back)
-        connection.execute(owned.values(owner=token, deaths=c.deaths - 1))
+        return bool(
+            connection.execute(select(c.ordering).where(c.id == consumer)).scalar_one() == Ordering.PARTITION.value
+        )
 
     def count_letters(self, session: Session, consumer: int, key: bytes) -> int:
         """Return how many dead letters of a key have a payload."""
@@ -142,7 +136,7 @@ class EraseStatements:
             "state_at": case((c.state.in_(DECIDED), c.state_at), else_=func.now()),
             "erased_at": func.now(),
         }
-        for some in _portions([row.id for row in rows]):
+        for some in portions([row.id for row in rows]):
             connection.execute(update(table).where(c.id.in_(some)).values(**GONE, **state))
         self._blank(connection, consumer, [bytes(row.digest) for row in rows if row.digest is not None], parked=False)
         if rows:
@@ -158,7 +152,7 @@ class EraseStatements:
         """Erase the text, results and steps of IDs; those that are parked have become dead."""
         ledger, results = self.tables.processed_messages, self.tables.message_results
         c = ledger.c
-        for some in _portions(digests):
+        for some in portions(digests):
             here = and_(c.consumer == consumer, c.digest.in_(some))
             if parked:
                 was = and_(here, c.outcome == int(Outcome.PARKED))
@@ -186,7 +180,3 @@ class EraseStatements:
         assert digest is not None
         details = {"key_digest": digest.hex(), **counts}
         audit.record(connection, self.tables, actor=by, action="erase", consumer=consumer, details=details)
-
-
-def _portions(values: Sequence[Any]) -> list[Sequence[Any]]:
-    return [values[start : start + 900] for start in range(0, len(values), 900)]

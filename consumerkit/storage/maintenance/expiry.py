@@ -28,6 +28,7 @@ from consumerkit.storage.maintenance.erasure import DECIDED, GONE, EraseStatemen
 from consumerkit.storage.outbox import Old, OutboxMessage
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import Kind, ParkedMessage, plain
+from consumerkit.storage.portions import portions
 from consumerkit.storage.tables import Tables
 
 LETTERS: Final = 1_000
@@ -85,8 +86,7 @@ class ExpireStatements:
         values = {**GONE, "erased_at": func.now()}
         if not decided:
             values["history"] = history.extended("[]", history.entry("erased", ACTOR, note="it was not decided on"))
-        for start in range(0, len(numbers), 900):
-            some = numbers[start : start + 900]
+        for some in portions(numbers):
             connection.execute(update(table).where(table.c.id.in_(some)).values(**values))
         return len(numbers)
 
@@ -133,10 +133,10 @@ class ExpireStatements:
             None where the owner's transactions did not end in time.
         """
         connection = begin(session, self.dialect, _LIMITS, "expiry")
-        if not self.dialect.take_over(connection, fence.number(self.tables, consumer, partition), wait=FENCE_WAIT):
+        lot = ParkingLot(self.tables, self.dialect, consumer)
+        if not fence.hold(connection, lot, [partition], wait=FENCE_WAIT):
             session.rollback()
             return None
-        lot = ParkingLot(self.tables, self.dialect, consumer)
         self._take_out_unclaimed(connection, lot, partition)
         rows = self._locked(connection, lot, partition, seconds, after)
         made = [_Burial(lot, terms, seconds).bury(connection, row) for row in self._free(connection, lot, rows)]
@@ -178,7 +178,7 @@ class ExpireStatements:
         for key in {plain(row.key) for row in rows}:
             gone = ParkedMessage(message=Message(*partition, 0, key), digest=None, message_id="", fingerprint=b"")
             lot.promote(connection, gone, any_key=any_key)
-        erasing.have_taken_anew(connection, lot.consumer, partition)
+        fence.revoke(connection, lot, partition)
 
     # The outbox.
 

@@ -15,7 +15,7 @@ deletion is committed, a deletion never waits for a claim.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -42,16 +42,17 @@ from consumerkit.message import TopicPartition
 from consumerkit.outcome import Outcome
 from consumerkit.storage import first_runs, steps
 from consumerkit.storage.consumers import NO_TOPICS
+from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.first_runs import LatestTopic
 from consumerkit.storage.isolation import begin
+from consumerkit.storage.portions import portions
 from consumerkit.storage.store import Store
 from consumerkit.storage.tables import Tables
 
 BATCH: Final = 5_000
-_PARAMETERS: Final = 900  # a statement of an older SQLite takes 999
 _LIMITS: Final = Limits(statement=60.0, lock=5.0, idle=60.0)
-_NEEDED: Final = ("dead", "redriven")
+_NEEDED: Final = (State.DEAD.value, State.REDRIVEN.value)
 
 
 class HoldingPartition(NamedTuple):
@@ -164,7 +165,7 @@ class PruneStatements:
         rows = session.execute(
             select(consumers.name, self.dialect.seconds_since(func.min(c.dead_at)))
             .join_from(self.tables.dead_letters, self.tables.consumers, c.consumer == consumers.id)
-            .where(c.state == "dead")
+            .where(c.state == State.DEAD.value)
             .group_by(consumers.name)
         )
         return {name: float(seconds) for name, seconds in rows}
@@ -267,7 +268,7 @@ class PruneStatements:
         return and_(c.consumer == plan.consumer, c.processed_at < plan.before, gone)
 
     def _delete(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
-        for some in _portions(digests):
+        for some in portions(digests):
             for table in (self.tables.message_results, self.tables.message_steps, self.tables.processed_messages):
                 connection.execute(delete(table).where(table.c.consumer == consumer, table.c.digest.in_(some)))
 
@@ -291,8 +292,3 @@ def _bound(row: Row[Any], topics: Collection[str]) -> int:
     if row.topic in topics or row.given_back:
         return int(row.mark)
     return max(int(row.mark), int(row.window_end or 0))
-
-
-def _portions(digests: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(digests), _PARAMETERS):
-        yield digests[start : start + _PARAMETERS]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, takewhile
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -30,10 +30,8 @@ from consumerkit.storage.parking import heads
 from consumerkit.storage.parking.parked import IDENTITY, Kind, ParkedMessage, key_digest, parked_in, plain, row_of
 from consumerkit.storage.parking.places import places
 from consumerkit.storage.payload import sealed
+from consumerkit.storage.portions import portions
 from consumerkit.storage.store import Store
-
-# SQLite takes a thousand parameters in a statement, in its older releases.
-_AT_ONCE: Final = 900
 
 
 class ParkedPlace(NamedTuple):
@@ -225,8 +223,8 @@ class ParkingLot(Store):
         for at, some in rows.items():
             found[at], stuck_there = heads.by_key(some, any_key=any_key)
             waiting += stuck_there
-        for at_once in range(0, len(waiting), _AT_ONCE):
-            self._wake(connection, waiting[at_once : at_once + _AT_ONCE])
+        for numbers in portions(waiting):
+            self._wake(connection, numbers)
         return found
 
     def due(
