@@ -7,12 +7,14 @@ import logging
 import sys
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from typing_extensions import override
 
 from consumerkit.events import Event, Stages
 from consumerkit.message import TopicPartition
+from consumerkit.observability import conventions
+from consumerkit.observability.current_message import message_fields
 from consumerkit.observability.printable import printable, printable_lines
 from consumerkit.observability.sentences import LINES as _LINES
 from consumerkit.redaction.database_words import without_values
@@ -96,24 +98,63 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, logger, process, message, and an event's fields."""
+    """One JSON object per line, with OpenTelemetry's names: of its log records, and of its attributes.
+
+    A line has the fields of an event, and of the message that is being handled where somebody logs.
+
+    Example:
+        handler.setFormatter(JsonFormatter())
+    """
 
     @override
     def format(self, record: logging.LogRecord) -> str:
         told: dict[str, Any] = {
-            "time": _time(record),
-            "level": record.levelname,
-            "logger": record.name,
-            "process": record.process,
-            "message": _message(record),
-            **getattr(record, _FIELDS, {}),
+            "timestamp": _time(record),
+            "severity_text": record.levelname,
+            "severity_number": _severity(record.levelno),
+            "scope": record.name,
+            "process.pid": record.process,
+            "body": _message(record),
+            **message_fields(),
+            **{_key(name): _value(name, value) for name, value in getattr(record, _FIELDS, {}).items()},
         }
         stack = _traceback(self, record)
         if stack:
-            told["traceback"] = stack
+            told[conventions.EXCEPTION_STACK] = stack
         if record.stack_info:
-            told["error_in_full"] = record.stack_info
+            told["consumerkit.error_in_full"] = record.stack_info
         return json.dumps(told, default=str)
+
+
+_KEYS: Final = {
+    "event": conventions.EVENT,
+    "handler": conventions.HANDLER,
+    "topic": conventions.DESTINATION,
+    "partition": conventions.PARTITION,
+    "offset": conventions.OFFSET,
+    "message_id": conventions.MESSAGE_ID,
+    "attempt": conventions.ATTEMPT,
+}
+
+
+def _key(name: str) -> str:
+    return _KEYS.get(name) or f"consumerkit.{name}"
+
+
+def _value(name: str, value: Any) -> Any:
+    if name == "event":
+        return f"consumerkit.{value}"
+    return str(value) if name == "partition" else value
+
+
+def _severity(level: int) -> int:
+    """Return OpenTelemetry's number of a level: DEBUG 5, INFO 9, WARN 13, ERROR 17, FATAL 21.
+
+    Example:
+        >>> [_severity(level) for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.CRITICAL)]
+        [5, 9, 13, 21]
+    """
+    return min(21, max(1, level // 10 * 4 + 1))
 
 
 def _indented(text: str | None) -> str:

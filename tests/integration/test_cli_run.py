@@ -180,9 +180,9 @@ def test_ctrl_c_is_clean_too_and_json_logs_are_json(shop: Shop) -> None:
 
     assert process.wait(120) == 0
     told = [json.loads(line) for line in shop.log.splitlines()]
-    (commits, *_) = [one for one in told if one.get("event") == "GroupCommitted"]
-    assert commits["handler"] == "record"
-    assert commits["processed"] >= 1
+    (commits, *_) = [one for one in told if one.get("event.name") == "consumerkit.GroupCommitted"]
+    assert commits["consumerkit.handler"] == "record"
+    assert commits["consumerkit.processed"] >= 1
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_what_cannot_start_is_one_line_and_exit_status_2(
 def test_with_json_logs_the_error_is_json(shop: Shop) -> None:
     assert shop.run("missing", "--log-format", "json").wait(120) == 2
     told = [json.loads(line) for line in shop.log.splitlines()]
-    assert (told[-1]["level"], told[-1]["message"][:16]) == ("CRITICAL", "handler 'record'")
+    assert (told[-1]["severity_text"], told[-1]["body"][:16]) == ("CRITICAL", "handler 'record'")
 
 
 def test_the_supervisor_gives_up_when_no_process_can_start(shop: Shop) -> None:

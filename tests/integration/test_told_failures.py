@@ -242,8 +242,8 @@ async def test_where_it_is_wanted_text_and_traceback_follow_with_the_libraries_f
     assert event.in_full not in repr(event)
     text = TextFormatter().format(record).splitlines()
     assert text[1] == f"    {first}"
-    assert json.loads(JsonFormatter().format(record))["error_in_full"] == record.stack_info
-    assert "in_full" not in json.loads(JsonFormatter().format(record))
+    assert json.loads(JsonFormatter().format(record))["consumerkit.error_in_full"] == record.stack_info
+    assert "consumerkit.in_full" not in json.loads(JsonFormatter().format(record))
 
 
 async def test_show_prints_the_users_frames_first(place: MemoryStage, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,7 @@
 """Traces: from the header through the handler and the outbox, over parking, retries and a redrive."""
 
+import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +25,7 @@ from consumerkit import (
     outbox,
     step,
 )
-from consumerkit.observability import conventions
+from consumerkit.observability import JsonFormatter, MessageFields, add_message_fields, conventions, message_fields
 from consumerkit.redrive import Selection, redrive
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 from tests.spans import Exporter, Kept
@@ -225,3 +227,39 @@ async def test_what_runs_before_the_transaction_goes_on_in_the_trace(stage: Memo
         await stage.until_written(run, 1)
     (context,) = handler.contexts
     assert (f"{context.trace_id:032x}", f"{context.span_id:016x}") == (TRACE, SPAN)
+
+
+async def test_what_a_handler_logs_has_the_messages_fields(stage: MemoryStage) -> None:
+    """Plain logging, structlog's processor and our own formatter have the same."""
+    lines: list[dict[str, Any]] = []
+
+    class Logs(Write):
+        async def handle(self, event: bytes, context: Context) -> None:
+            record = logging.getLogger("shop").makeRecord("shop", logging.INFO, "", 0, "hello", (), None)
+            assert MessageFields().filter(record)
+            own = {name: value for name, value in vars(record).items() if "." in name or name.endswith("_id")}
+            told = json.loads(JsonFormatter().format(record))
+            lines.extend([own, dict(add_message_fields(None, "info", {"attempt": "theirs"})), told])
+            await super().handle(event, context)
+
+    exporter = Exporter()
+    message = stage.append(7)
+    async with stage.run(Logs(), tracing=exporter) as run:
+        await stage.until_written(run, 1)
+    (span,) = exporter.named("process t")
+    expected = {
+        "consumerkit.handler": "write",
+        "messaging.destination.name": "t",
+        "messaging.destination.partition.id": str(message.partition),
+        "kafka.offset": message.offset,
+        "messaging.message.id": "7",
+        "consumerkit.attempt": 1,
+        "trace_id": f"{span.trace:032x}",
+        "span_id": f"{span.get_span_context().span_id:016x}",
+    }
+    own, structured, told = lines
+    assert own == expected
+    assert structured == {"attempt": "theirs", **expected}
+    assert told.items() >= expected.items()
+    assert (told["body"], told["scope"], told["severity_number"]) == ("hello", "shop", 9)
+    assert message_fields() == {}

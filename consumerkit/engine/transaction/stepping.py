@@ -13,6 +13,7 @@ from consumerkit.engine.transaction.transaction import TransactionEnded
 from consumerkit.engine.transaction.unit_of_work import UnitOfWork
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message
+from consumerkit.observability import current_message
 from consumerkit.steps import LaneSteps, Subject
 
 
@@ -58,7 +59,9 @@ class WithSteps:
 
             def surroundings(digest: bytes) -> Context:
                 own = self._contexts.new()
-                batch.spans.follow(batch.items[chosen[digest]].message, own)
+                item = batch.items[chosen[digest]]
+                batch.spans.follow(item.message, own)
+                current_message.enter(own, declared.name, item.message, item.message_id, item.attempt)
                 return own
 
             prepared = await self._steps.prepare(subjects, batch.owners, surroundings)

@@ -38,6 +38,7 @@ from consumerkit.errors import CommitUnknown
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.methods import method_of
+from consumerkit.observability import current_message
 from consumerkit.storage import plain_sessions
 from consumerkit.storage.database import AsyncSessions, SyncSessions
 from consumerkit.storage.faults import Fault, fault_of
@@ -153,6 +154,7 @@ class AsyncUnitOfWork:
         for item in batch.each():
             own = self._contexts.new()
             batch.spans.enter(item, own)
+            current_message.enter(own, declared.name, item.message, item.message_id, item.attempt)
             if declared.session_setup is not None:
                 await in_context(own, declared.session_setup, item.event, session)
                 calls.check("session_setup")
@@ -284,6 +286,7 @@ class SyncUnitOfWork:
         for item in batch.each():
             own = self._contexts.new()
             batch.spans.enter(item, own)
+            current_message.enter(own, declared.name, item.message, item.message_id, item.attempt)
             if declared.session_setup is not None:
                 own.run(declared.session_setup, item.event, session)
             reach("in_handler")

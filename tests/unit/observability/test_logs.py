@@ -1,6 +1,7 @@
 import inspect
 import json
 import logging
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -382,13 +383,23 @@ def test_json_lines_carry_the_event_fields(caplog: pytest.LogCaptureFixture) -> 
 
     told: dict[str, Any] = json.loads(JsonFormatter().format(record))
 
-    assert {key: told[key] for key in ("event", "handler", "topic", "partition", "offset", "level")} == {
-        "event": "AttemptFailed",
-        "handler": "credit",
-        "topic": "payments",
-        "partition": 3,
-        "offset": 7,
-        "level": "WARNING",
+    timestamp, process = told.pop("timestamp"), told.pop("process.pid")
+    assert (timestamp[-6:], process) == ("+00:00", os.getpid())
+    assert told == {
+        "severity_text": "WARNING",
+        "severity_number": 13,
+        "scope": "consumerkit",
+        "body": record.getMessage(),
+        "event.name": "consumerkit.AttemptFailed",
+        "consumerkit.handler": "credit",
+        "messaging.destination.name": "payments",
+        "messaging.destination.partition.id": "3",
+        "kafka.offset": 7,
+        "messaging.message.id": "p-1",
+        "consumerkit.attempt": 2,
+        "consumerkit.error": "Timeout",
+        "consumerkit.wait": 1,
+        "consumerkit.braking": False,
     }
 
 
@@ -397,7 +408,8 @@ def test_every_event_can_be_written_as_json(
     event: Event, level: int, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = json.loads(JsonFormatter().format(_record(event, caplog)))
-    assert (told["level"], told["message"], told["event"]) == (logging.getLevelName(level), line, type(event).__name__)
+    assert (told["severity_text"], told["body"]) == (logging.getLevelName(level), line)
+    assert told["event.name"] == f"consumerkit.{type(event).__name__}"
 
 
 def test_a_producers_message_id_can_forge_no_line(caplog: pytest.LogCaptureFixture) -> None:
