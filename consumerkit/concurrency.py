@@ -50,7 +50,7 @@ async def wait_uncancelled(work: asyncio.Future[Any], within: float | None) -> b
     Returns:
         Whether it is done, within so many seconds (None: however long it takes).
     """
-    # Else asyncio would log what nobody asks for any more, in its own words: a handler's, perhaps.
+    # Else asyncio would log an error that no caller waits for, in its own words: a handler's, perhaps.
     work.add_done_callback(_look_at)
     loop = asyncio.get_running_loop()
     until = None if within is None else loop.time() + within

@@ -87,7 +87,7 @@ class HandlerSummary(Event):
         dead: Messages that were dead-lettered.
         skipped: Messages of unknown types.
         rolled_back: Transactions of several messages that were rolled back and run again.
-        oldest_waiting: For how many seconds the oldest parked message waits; None where none does, or nobody asked.
+        oldest_waiting: For how many seconds the oldest parked message waits; None where none does, or it was not read.
     """
 
     seconds: float

@@ -186,7 +186,7 @@ class Context(_Publishes, Generic[S]):
     def run(self: Context[Any], step: BoundStep[P, Any], *args: P.args, **kwargs: P.kwargs) -> Any:
         """Run a step in the middle of `handle`, for one that needs what `handle` has just read.
 
-        The message's transaction is open meanwhile, with its locks, and those of the messages that share it: prefer
+        The message's transaction stays open, with its locks, and those of the messages that share it: prefer
         `prepare`. Not on SQLite, whose one writer is this transaction. With an `AsyncSession` the call must be awaited.
 
         Raises:

@@ -43,7 +43,7 @@ class Step(Generic[P, T]):
     Attributes:
         name: The method's name, under which its result is kept.
         method: The function, as the class defines it.
-        in_doubt: What becomes of a call of which nothing more was heard.
+        in_doubt: What becomes of a call whose outcome is unknown.
         deadline: Seconds after which a call is given up, or is in doubt where its process is gone.
         asks: The function that asks the other side whether it was done; None where there is none.
     """
@@ -137,7 +137,7 @@ def step(method: Any = None, /, *, in_doubt: InDoubt | None = None, deadline: fl
     `effects.run(self.charge, event)` in `prepare`, or by `context.run(self.charge, event)` in `handle`. A message has
     one run of each step: with other arguments the same step fails with `StepChanged`.
 
-    Where a call has begun and its result was not kept, as after a crash, nobody knows whether it was done. Within the
+    Where a call has begun and its result was not kept, as after a crash, it is unknown whether it was done. Within the
     call's deadline the message is parked, without an attempt; after it the call is in doubt.
 
     Args:

@@ -186,7 +186,7 @@ class Exchange:
             answer = self._answer(response)
             if await self._request.is_disconnected():
                 _log.info("%s: the client is gone; its request is rolled back", self._declaration.label)
-                return Response(status_code=_CLIENT_GONE)  # sent to nobody, and without the background tasks
+                return Response(status_code=_CLIENT_GONE)  # no client reads it, and no background task runs
             await self._transaction.commit(self._key, answer)
             self._warn_of_other_sessions()
             return self._stated(response) if self._key is not None else response

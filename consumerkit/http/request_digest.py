@@ -21,7 +21,7 @@ def fingerprint(request: Request, body: bytes, fields: Sequence[str] | None) -> 
     """Return 16 bytes of the request's method, path, query and body.
 
     A JSON body counts by its value, so that neither spaces nor the order of names matter. The boundary of a form in
-    parts, which a browser makes anew each time, does not count.
+    parts, which a browser chooses for each request, does not count.
 
     Args:
         request: The request.

@@ -149,7 +149,7 @@ class LaneSteps:
         rows, digests = self.journal.rows, [one.digest for one in subjects]
         fresh = [one.digest for one in subjects if one.waits is None]
         unknown = rows.unknown(connection, fresh, revives=self.shared.declared.runs_resends)
-        # One that was tried meanwhile, or taken out, is left alone by the transaction, too.
+        # The transaction leaves alone a message that was tried since, or taken out.
         unknown |= {one.digest for one in subjects if one.waits is not None and self._lot.lock(connection, one.waits)}
         return unknown, rows.read(connection, digests)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 GENERATION: Final = 1
 _SOON: Final = 1.0
-"""Seconds after which a message is tried again whose step somebody else has begun meanwhile."""
+"""Seconds after which a message is tried again whose step another worker has begun."""
 _OURS: Final = (Fenced, StepChanged, StepInDoubt, StepUnderWay, Unavailable)
 
 

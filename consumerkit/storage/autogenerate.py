@@ -34,7 +34,7 @@ def alembic_filter(
     def include_name(name: str | None, type_: str, parent_names: Mapping[Any, str | None]) -> bool:
         if type_ != "table" or name not in ours:
             return True
-        # Without a name it is the connection's default schema, which may be ours as well.
+        # Without a name it is the connection's default schema, which may have our tables too.
         schema = parent_names.get("schema_name")
         return schema is not None and tables.schema is not None and schema != tables.schema
 

@@ -1,7 +1,7 @@
 """The record of what each message's steps came to.
 
 A row is written before a step is called, and again when its outcome is known. Each writing checks, under the fences of
-the messages' partitions, that these are ours still; and a result is written only where nobody else has begun the step
+the messages' partitions, that these are ours still; and a result is written only where no other worker has begun it
 since. So a worker that was paused can neither begin a step nor write an old result over a newer one.
 """
 
@@ -32,7 +32,7 @@ _DIGESTS: Final = 900
 class StepState(StrEnum):
     """How a step stands; the names are stored.
 
-    STARTED: it was called, or is about to be; of a process that died nobody knows whether it was done.
+    STARTED: it was called, or is about to be; whether the call was done is unknown once the process has died.
     DONE: its result is kept, and it is not called again.
     FAILED: the call raised an error.
     """

@@ -19,7 +19,7 @@ SUSPECTED: Final = 60.0
 """Seconds for which a message may wait without an attempt counted before it is told, and for which that lasts."""
 
 PARTITIONS_PATIENCE: Final = 5.0
-"""Seconds for which a handler may have no partitions, once it has had some, before it is told: groups share anew."""
+"""Seconds without a partition after which a handler that had some is reported: a rebalance has such pauses."""
 
 TROUBLE_OUTLIVES: Final = 60.0
 """Seconds beyond its wait after which trouble that was not told again is over."""

@@ -37,7 +37,7 @@ class Kept(NamedTuple):
         fingerprint: The first message's.
         outcome: What became of that.
         version: In which its fingerprint was made.
-        age: Seconds since its outcome was written, on the database's clock; 0 where nobody asked.
+        age: Seconds since its outcome was written, on the database's clock; 0 where it was not read.
     """
 
     fingerprint: bytes
