@@ -46,7 +46,8 @@ _log = logging.getLogger(__name__)
 class _Call:
     """What one worker process is to do.
 
-    `processes` is how many do it, for the budget of database connections; `place` is where it serves its health.
+    `processes` is how many do it, for the budget of database connections; `place` is where it serves its health;
+    `grace` stands for the worker's own.
     """
 
     target: str
@@ -54,6 +55,7 @@ class _Call:
     adopt: Sequence[str]
     processes: int
     place: tuple[str, int] | None
+    grace: float | None = None
 
 
 def run(
@@ -80,6 +82,16 @@ def run(
         typer.Option(
             metavar="HOST:PORT",
             help="Serve /live, /ready and /metrics here, such as 127.0.0.1:8080.",
+            show_default=False,
+        ),
+    ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=86_400,
+            metavar="SECONDS",
+            help="Stop within this time, instead of the worker's own grace.",
             show_default=False,
         ),
     ] = None,
@@ -113,13 +125,16 @@ def run(
         command += [f"--only={name}" for name in only or ()] + [f"--adopt={name}" for name in adopt or ()]
         command += [f"--log-format={log_format}", f"--log-level={log_level}", f"--processes={workers}"]
         command += ["--show-errors" if shown else "--hide-errors"]
+        command += [] if grace is None else [f"--grace={grace}"]
         command += [TRACEBACK] if wants_traceback() else []
         with nullcontext() if place is None else supervised(place, workers) as port:
             _say_where(place, port)
             raise typer.Exit(asyncio.run(Supervisor(command, workers, notifier=Notifier()).run()))
     raise typer.Exit(
         asyncio.run(
-            _consume_or_complain(_Call(spec, only or (), adopt or (), processes, place), as_log=log_format == "json")
+            _consume_or_complain(
+                _Call(spec, only or (), adopt or (), processes, place, grace), as_log=log_format == "json"
+            )
         )
     )
 
@@ -178,6 +193,8 @@ async def _consume(call: _Call) -> int:
             worker.only(call.only)
         if call.adopt:
             worker.adopt(call.adopt)
+        if call.grace is not None:
+            worker.grace = call.grace
         lifeline.tell_grace(worker.grace)
         Peers(lifeline, worker).start()
         worker.observe(_Works(lifeline.tell_works, notifier.ready))

@@ -91,6 +91,12 @@ class Kafka:
             return milliseconds(self.options, "session_timeout_ms", AIOKAFKA_SESSION_MS) / 1000
         return milliseconds(self.options, "session.timeout.ms", SESSION_MS) / 1000
 
+    @property
+    def instance_id(self) -> str | None:
+        """The name of a static member, which one process at a time may have in a group; None without one."""
+        found = self.options.get("group_instance_id" if self.transport == "aiokafka" else "group.instance.id")
+        return None if found is None else str(found)
+
     def __repr__(self) -> str:
         options = {name: "***" if isinstance(value, str) else value for name, value in self.options.items()}
         told = {

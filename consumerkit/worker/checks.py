@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -51,6 +52,19 @@ def arguments(kafka: object, tables: object, observers: object) -> None:
         raise ConfigurationError(f"Worker(tables={in_short(tables)}): give Tables(prefix=..., schema=...)")
     if not isinstance(observers, Iterable) or not all(map(callable, observers)):
         raise ConfigurationError(f"Worker(observers={in_short(observers)}): give a list of functions of one event")
+
+
+def instance(instance_id: str | None, processes: int) -> None:
+    """Check that several processes do not share one name of a static member: each would put the others out.
+
+    Raises:
+        ConfigurationError: They do, as far as can be seen: the process's ID is not in the name.
+    """
+    if instance_id is not None and processes > 1 and str(os.getpid()) not in instance_id:
+        raise ConfigurationError(
+            f"Kafka(options=...): each of {processes} worker processes would be the member that group.instance.id "
+            "names, and put the others out of the group; leave it out, or put os.getpid() into it"
+        )
 
 
 def drivers(declarations: Sequence[Declaration], database: Database) -> None:

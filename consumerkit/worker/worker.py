@@ -167,6 +167,7 @@ class Worker:
         self._states = States()
         self._announce = Announcer((LoggingObserver(), self._states, *observers))
         self._principal = kafka.principal if isinstance(kafka, Kafka) else None
+        self._instance = kafka.instance_id if isinstance(kafka, Kafka) else None
         self._adopted: frozenset[str] = frozenset()
         self._outbox_written = asyncio.Event()
         self._engines: list[HandlerEngine] = []
@@ -254,6 +255,7 @@ class Worker:
         self._announce(events.WorkerStarted(handlers=tuple(declared.name for declared in self.declarations)))
 
     async def _checked(self) -> dict[str, int]:
+        checks.instance(self._instance, self.processes)
         topics = await checks.topics(self.declarations, self.transport)
         checks.dead_letter_partitions(self.declarations, topics)
         self.use(await checks.located(self.database, self.tables))

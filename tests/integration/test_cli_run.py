@@ -60,9 +60,6 @@ async def record():
     yield made(Record())
     open("closed", "a").write("x")
 
-def hang():
-    return made(Hang(), grace=1.0)
-
 def hang_patiently():
     return made(Hang(), grace=60.0)
 
@@ -273,7 +270,7 @@ def test_sighup_replaces_the_processes_under_load_and_doubles_nothing(shop: Shop
 @pytest.mark.parametrize("options", [[], ["--workers", "2"]])
 def test_a_handler_that_hangs_beyond_the_grace_is_told_by_the_exit_status(shop: Shop, options: list[str]) -> None:
     shop.send(0, 1)
-    process = shop.run("hang", *options)
+    process = shop.run("hang_patiently", "--grace", "1", *options)
     shop.until((shop.directory / "hanging").exists, "the handler to hang")
 
     process.send_signal(signal.SIGTERM)
