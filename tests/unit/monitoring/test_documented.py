@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from consumerkit.monitoring import Metrics
 
-PAGE = Path(__file__).parents[3] / "docs/operations.md"
+PAGE = Path(__file__).parents[3] / "docs/monitoring.md"
 
 
 def test_the_docs_list_the_metrics_that_exist() -> None:
@@ -17,7 +17,7 @@ def test_the_docs_list_the_metrics_that_exist() -> None:
         family.name.removeprefix("consumerkit_") + ("_total" if family.type == "counter" else "")
         for family in registry.collect()
     }
-    section = PAGE.read_text().partition("## Health and metrics")[2].partition("\n## ")[0]
+    section = PAGE.read_text().partition("## Metrics")[2].partition("\n## ")[0]
     table = section.partition("| metric, after")[2]
     told = {
         name for row in table.splitlines() for name in re.findall(r"`(\w+)", row.partition("|")[2].partition("|")[0])
