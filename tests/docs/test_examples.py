@@ -1,5 +1,6 @@
 """Every program in `examples/` prints what it says it prints: in memory, and some on the real servers too."""
 
+import ast
 import os
 import re
 import subprocess
@@ -28,10 +29,10 @@ def _said(file: Path) -> list[str]:
     return said
 
 
-def _run(file: Path, directory: Path, **environment: str) -> list[str]:
+def _run(directory: Path, *command: str, **environment: str) -> list[str]:
     clean = {name: value for name, value in os.environ.items() if name not in ("KAFKA", "DATABASE")}
     done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning", "-m", f"examples.{file.stem}"],
+        [sys.executable, "-W", "error::DeprecationWarning", *command],
         cwd=directory, env={**clean, **environment}, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -40,7 +41,16 @@ def _run(file: Path, directory: Path, **environment: str) -> list[str]:
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_an_example_needs_no_server_and_prints_what_it_says(file: Path) -> None:
-    assert _run(file, ROOT) == _said(file)
+    assert _run(ROOT, f"examples/{file.name}") == _said(file)
+
+
+def test_the_examples_page_says_of_each_what_it_says_itself() -> None:
+    page = (ROOT / "examples" / "README.md").read_text()
+    listed = re.findall(r"^\| \[(.*)\]\(\1\) \| (.*) \|$", page, re.MULTILINE)
+    assert listed
+    for name, said in listed:
+        docstring = ast.get_docstring(ast.parse((ROOT / "examples" / name).read_text())) or ""
+        assert docstring.split("\n\n")[0].replace("\n", " ") == said
 
 
 @pytest.mark.parametrize("file", ON_SERVERS, ids=lambda file: file.stem)
@@ -49,7 +59,7 @@ def test_an_example_prints_the_same_on_kafka_and_postgresql(
 ) -> None:
     directory = _renamed(tmp_path, file)
     servers = {"KAFKA": kafka.bootstrap, "DATABASE": postgres.url(database)}
-    assert _run(file, directory, **servers) == _said(file)
+    assert _run(directory, "-m", f"examples.{file.stem}", **servers) == _said(file)
 
 
 def _renamed(directory: Path, file: Path) -> Path:
