@@ -546,4 +546,13 @@ MUTANTS = (
         f"{INTEGRATION}/test_supervisor.py::test_the_groups_of_dead_processes_are_told_to_the_others[1]",
         "for 2 times 'dead: ",
     ),
+    Mutant(
+        "monitoring",
+        "an error of the target's own code names the user's line",
+        "consumerkit/cli/target.py",
+        "    inner = next((frame for frame in reversed(frames) if frame.is_theirs), None)\n",
+        "    inner = next(reversed(frames), None)\n",
+        f"{UNIT}/cli/test_target.py::test_an_error_out_of_a_library_names_the_users_line[in_another_library]",
+        "Regex pattern did not match",
+    ),
 )
