@@ -148,13 +148,23 @@ async def control_records(run: Run, step: Step) -> None:
 
 
 async def retention(run: Run, step: Step) -> None:
-    """The log forgets what is below the committed offset."""
-    at = TopicPartition(TOPIC, step.number)
-    mark = run.last.marks.get(step.number, 0)
-    below = min(mark, run.broker.committed(NAME).get(at, 0))
-    if below > run.broker.logs.partition(at).start:
-        run.broker.delete_before(TOPIC, step.number, below)
+    """The log forgets what is below the committed offset of a partition, as soon as one has any."""
+    await run.until(lambda: bool(_committed(run)), "an offset that is committed", or_quiet=True)
+    if found := _committed(run):
+        number, below = found[step.number % len(found)]
+        run.broker.delete_before(TOPIC, number, below)
         run.journal.fired[step.what] += 1
+
+
+def _committed(run: Run) -> list[tuple[int, int]]:
+    """Return the partitions that may forget the start of their logs, and up to which offset."""
+    found = []
+    for number in run.partitions:
+        at = TopicPartition(TOPIC, number)
+        below = min(run.last.marks.get(number, 0), run.broker.committed(NAME).get(at, 0))
+        if below > run.broker.logs.partition(at).start:
+            found.append((number, below))
+    return found
 
 
 async def redrive(run: Run, step: Step) -> None:
