@@ -22,7 +22,7 @@ from tests.contracts.reader_contract import read_out, started
 from tests.contracts.rebalance_contract import RebalanceContract
 from tests.contracts.transport_contract import numbered
 from tests.services import KafkaServer
-from tests.services.line import Line
+from tests.services.tcp_proxy import TcpProxy
 
 NOBODY = "127.0.0.1:1"
 SESSION = 4.0
@@ -205,7 +205,7 @@ class KafkaContract(RebalanceContract):
         self, kafka: KafkaServer, control: KafkaControl, topic: str, group: str
     ) -> None:
         partition = TopicPartition(topic, 0)
-        async with Line(kafka.bootstrap) as line:
+        async with TcpProxy(kafka.bootstrap) as line:
             transport = self.transport(line.address)
             async with Member(transport.consumer(control.subscription(group, topic))) as member:
                 await member.holds(2)
@@ -230,7 +230,7 @@ class KafkaContract(RebalanceContract):
             await go.wait()
 
         async with (
-            Line(kafka.bootstrap) as line,
+            TcpProxy(kafka.bootstrap) as line,
             # It finishes nothing: what it may yet read of the new topic is not committed, and comes to the second one.
             Member(control.transport.consumer(control.subscription(group, topic)), finishes=False) as first,
         ):

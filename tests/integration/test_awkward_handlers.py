@@ -21,7 +21,7 @@ from consumerkit.outcome import Reason
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
 from tests.integration.stage import Run
 from tests.services import PostgresServer
-from tests.services.proxy import CommitProxy, Lose
+from tests.services.tcp_proxy import CommitProxy, Lose
 
 
 @pytest.fixture
@@ -384,7 +384,7 @@ async def test_a_server_that_is_silent_at_begin_is_left(
 
     for number in range(20):
         place.append(number)
-    async with CommitProxy(where.hostname, where.port, plan) as proxy:
+    async with CommitProxy(f"{where.hostname}:{where.port}", plan) as proxy:
         place.url = f"postgresql+{driver}://postgres@127.0.0.1:{proxy.port}/{database}"
         async with place.run(Write(batch_size=1), transaction_timeout=1.0) as run:
             runs.append(run)

@@ -13,8 +13,7 @@ from tests.crash.model import Payment
 from tests.integration.payments import DEAD, PaymentStage, Trial
 from tests.integration.stage import Run
 from tests.services import PostgresServer
-from tests.services.late import LateCommits
-from tests.services.proxy import CommitProxy, Lose
+from tests.services.tcp_proxy import CommitProxy, LateCommits, Lose
 
 ONCE = Retry(attempts=1)
 
@@ -112,7 +111,7 @@ async def test_a_conviction_whose_commit_is_in_doubt_is_made_once_and_is_no_lost
         seen += handler.ended
         return lose if seen == 3 else "nothing"
 
-    async with CommitProxy(where.hostname, where.port, plan) as proxy:
+    async with CommitProxy(f"{where.hostname}:{where.port}", plan) as proxy:
         url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/{payments.database}"
         async with payments.run(handler, database=url) as run:
             payments.send(1)
@@ -139,7 +138,7 @@ async def test_a_parked_message_is_convicted_once_though_the_answer_was_lost(
     letters = DeadLetter(DEAD, hold_key=hold_key)
     handler = CommitsLater(retry=Retry(attempts=2, wait=fixed(0.2)), dead_letter=letters)
     # Its COMMIT lands, while the worker sees the connection end.
-    cut = LateCommits(where.hostname, where.port, b"INSERT INTO public.consumerkit_dead_letters", 0.0, cut=True)
+    cut = LateCommits(f"{where.hostname}:{where.port}", b"INSERT INTO public.consumerkit_dead_letters", 0.0, cut=True)
     async with cut as proxy:
         url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/{payments.database}"
         async with payments.run(handler, database=url) as run:

@@ -25,7 +25,7 @@ from tests.crash.ordering_verdict import judge
 from tests.integration.payments import TOPIC, PaymentStage, PlainTrial, Trial
 from tests.integration.stage import Run, Stage, payment
 from tests.services import KafkaServer, PostgresServer
-from tests.services.late import LateCommits
+from tests.services.tcp_proxy import LateCommits
 
 pytestmark = pytest.mark.calm
 
@@ -145,7 +145,7 @@ class _Late:
         assert where.hostname is not None
         assert where.port is not None
         self._payments = payments
-        self._proxy = LateCommits(where.hostname, where.port, PARKING, delay, cut=cut)
+        self._proxy = LateCommits(f"{where.hostname}:{where.port}", PARKING, delay, cut=cut)
 
     async def __aenter__(self) -> tuple[LateCommits, str]:
         await self._proxy.__aenter__()

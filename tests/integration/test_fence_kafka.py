@@ -13,7 +13,7 @@ from consumerkit.transports.kafka import Client
 from tests.integration.payments import Trial
 from tests.integration.stage import Run, Stage, payment
 from tests.services import KafkaServer, PostgresServer
-from tests.services.late import LateCommits
+from tests.services.tcp_proxy import LateCommits
 
 pytestmark = [pytest.mark.calm, pytest.mark.slow, pytest.mark.timeout(180)]
 PARKING = b"INSERT INTO public.consumerkit_parked_messages"
@@ -31,7 +31,7 @@ def late_commits(stage: Stage, delay: float, *, cut: bool) -> LateCommits:
     where = urlsplit(stage.postgres.admin_dsn)
     assert where.hostname is not None
     assert where.port is not None
-    return LateCommits(where.hostname, where.port, PARKING, delay, cut=cut)
+    return LateCommits(f"{where.hostname}:{where.port}", PARKING, delay, cut=cut)
 
 
 def through(stage: Stage, proxy: LateCommits) -> str:

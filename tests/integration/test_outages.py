@@ -20,7 +20,7 @@ from tests.integration.credit import Credit, PlainCredit
 from tests.integration.inspector import OURS
 from tests.integration.stage import Run, Stage, effect, payment
 from tests.services import KafkaServer, PostgresServer
-from tests.services.proxy import CommitProxy, Lose
+from tests.services.tcp_proxy import CommitProxy, Lose
 
 pytestmark = pytest.mark.calm
 
@@ -151,7 +151,7 @@ async def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_doubled(
         begun = bool(runs) and bool(runs[0].seen(WorkerStarted))
         return LOSSES[loss](next(commits)) if begun else "nothing"
 
-    async with CommitProxy(where.hostname, where.port, plan) as proxy:
+    async with CommitProxy(f"{where.hostname}:{where.port}", plan) as proxy:
         url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/{stage.database}"
         handler = kind(stage, batch_size=25)
         async with stage.run(handler, database=url, transaction_timeout=3.0) as run:

@@ -29,7 +29,7 @@ from consumerkit.transports.base import Producer, Record, SendFailure
 from consumerkit.transports.memory import MemoryBroker, MemoryProducer
 from tests.integration.memory_stage import MemoryStage
 from tests.services import PostgresServer
-from tests.services.line import Line
+from tests.services.tcp_proxy import TcpProxy
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
@@ -116,7 +116,7 @@ async def test_a_database_that_falls_silent_is_left_and_asked_anew(
     postgres: PostgresServer, database: str, driver: str, moment: str
 ) -> None:
     where = urlsplit(postgres.admin_dsn)
-    async with Line(f"{where.hostname}:{where.port}") as line:
+    async with TcpProxy(f"{where.hostname}:{where.port}") as line:
         place = MemoryStage(f"postgresql+{driver}://postgres@{line.address}/{database}")
         await place.create_tables()
         place.broker.create_topic("out", 3)

@@ -14,7 +14,7 @@ from tests.crash.model import Payment
 from tests.integration.credit import Credit
 from tests.integration.stage import Run, Stage, payment
 from tests.services import KafkaServer, PostgresServer
-from tests.services.line import Line
+from tests.services.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.calm
 
@@ -54,7 +54,7 @@ def server_of(stage: Stage) -> str:
 async def test_partitions_are_given_back_in_time_though_the_database_does_not_answer(
     stage: Stage, transport: Client, moment: Moment
 ) -> None:
-    async with Line(server_of(stage)) as line:
+    async with TcpProxy(server_of(stage)) as line:
         armed, done = False, 0
 
         async def during() -> None:
