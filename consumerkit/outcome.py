@@ -40,6 +40,7 @@ class Reason(StrEnum):
     KILLED_PROCESS = "killed_process"
     FAILED_DUPLICATE = "failed_duplicate"
     EXPIRED = "expired"
+    UNDO_FAILED = "undo_failed"
 
     @property
     def has_ledger_row(self) -> bool:

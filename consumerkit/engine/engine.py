@@ -37,9 +37,12 @@ from consumerkit.engine.standstill import Standstill, why
 from consumerkit.engine.topic_watch import TopicWatch
 from consumerkit.engine.transaction.prepare import Preparer
 from consumerkit.engine.transaction.unit_of_work import UnitOfWork
+from consumerkit.engine.undoing import Undoer
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
+from consumerkit.steps import HandlerSteps
+from consumerkit.storage.undoing import UndoRows
 from consumerkit.transports.base import Consumer
 
 _log = logging.getLogger(__name__)
@@ -76,6 +79,7 @@ class Engine:
         works: One unit of work for each lane.
         partition_store: The database, where partitions are taken over.
         shared: See `Shared`.
+        steps: What the handler's steps share; None where it has none.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Engine:
         works: Sequence[UnitOfWork],
         partition_store: PartitionStore,
         shared: Shared,
+        steps: HandlerSteps | None = None,
     ) -> None:
         self.declared = declared
         self.consumer = consumer
@@ -104,6 +109,13 @@ class Engine:
         self._topics = TopicWatch(consumer, partitions, announce, standstill)
         self._holding = Holding(consumer, partitions, self._lanes, gate.partitions, announce)
         self._assignments = Rebalance(partitions, self._lanes, self._ownership, self._committer, shared.drain_timeout)
+        lot = partition_store.lot
+        rows = UndoRows(lot.tables, lot.dialect, lot.consumer)
+        self._undoer = (
+            None
+            if steps is None
+            else Undoer(declared, rows, partition_store.run, steps, announce, shared.outbox_written)
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self.last_turn = time.monotonic()
@@ -143,6 +155,8 @@ class Engine:
         work = [lane.work() for lane in self._lanes]
         work += [self._fetch(), self._committer.run(), self._ownership.run(), self._due.run(), self._topics.run()]
         work.append(self._holding.run())
+        if self._undoer is not None:
+            work.append(self._undoer.run())
         if self.declared.event_time is not None:
             work.append(self._clock.run())
         self._tasks = [asyncio.create_task(coroutine) for coroutine in work]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
 from pydantic import ConfigDict, TypeAdapter
@@ -13,7 +13,8 @@ from pydantic.errors import PydanticUserError
 from consumerkit.handlers.attributes import Attributes, in_short
 from consumerkit.handlers.event_type import resolved
 from consumerkit.handlers.handler import BatchHandler
-from consumerkit.handlers.steps import InDoubt, Step, is_deadline
+from consumerkit.handlers.steps import UNDO_RETRY, Effects, InDoubt, PlainEffects, Step, is_deadline
+from consumerkit.policies.retry import Retry
 
 _NAME_CHARACTERS = 100
 _BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
@@ -31,6 +32,10 @@ class DeclaredStep(NamedTuple):
         asks: The method that asks the other side, bound; None where there is none.
         signature: What the method takes, without the handler and the key.
         result: Writes and reads what it returns.
+        undoes: Its method that undoes it, bound; None where there is none.
+        undo_retry: How often that is tried.
+        undo_in_doubt: Whether it takes None for a call of which nobody knows whether it was done.
+        given: Write and read what it is called with, by the names of its parameters; empty where nothing undoes it.
     """
 
     name: str
@@ -41,6 +46,22 @@ class DeclaredStep(NamedTuple):
     asks: Callable[..., Any] | None
     signature: inspect.Signature
     result: TypeAdapter[Any]
+    undoes: Callable[..., Any] | None = None
+    undo_retry: Retry = UNDO_RETRY
+    undo_in_doubt: bool = False
+    given: Mapping[str, TypeAdapter[Any]] = {}
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it is a coroutine function."""
+        return inspect.iscoroutinefunction(self.call)
+
+    @property
+    def undo(self) -> str | None:
+        """What its undo can do, as it is stored: `done`, or `doubt` where a call in doubt can be settled; else None."""
+        if self.undoes is None:
+            return None
+        return "doubt" if self.undo_in_doubt or self.asks is not None else "done"
 
 
 def declared_steps(attributes: Attributes, *, is_async: bool) -> dict[str, DeclaredStep]:
@@ -84,7 +105,8 @@ def _declared(attributes: Attributes, step: Step[Any, Any], *, is_async: bool) -
         )
     if not is_deadline(step.deadline):
         attributes.refuse(f"step {name}: deadline={in_short(step.deadline)} is not a number of seconds > 0")
-    for method, what in ((step.method, name), (step.asks, f"{name}.confirm")):
+    _check_undo(attributes, step)
+    for method, what in ((step.method, name), (step.asks, f"{name}.confirm"), (step.undoes, f"{name}.undo")):
         if method is not None and inspect.iscoroutinefunction(method) != is_async:
             kinds = ("`async def`", "plain `def`") if is_async else ("plain `def`", "`async def`")
             attributes.refuse(f"handle is {kinds[0]} and step {what} is {kinds[1]}; make both the same")
@@ -98,7 +120,28 @@ def _declared(attributes: Attributes, step: Step[Any, Any], *, is_async: bool) -
         None if step.asks is None else step.asks.__get__(handler),
         signature,
         _result(attributes, step),
+        None if step.undoes is None else step.undoes.__get__(handler),
+        step.undo_retry,
+        step.undo_in_doubt,
+        {} if step.undoes is None else _given(attributes, step, signature),
     )
+
+
+def _check_undo(attributes: Attributes, step: Step[Any, Any]) -> None:
+    name = step.name
+    if step.undoes is None:
+        return
+    if len(inspect.signature(step.undoes).parameters) != len(inspect.signature(step.method).parameters) + 1:
+        attributes.refuse(
+            f"step {name}: its undo takes other parameters than it is given; define it with the key, what the step "
+            "returned, and then what the step takes"
+        )
+    if step.undo_in_doubt and step.asks is not None:
+        attributes.refuse(f"step {name}: undo(in_doubt=True) says nothing where confirm asks; leave one of them out")
+    if not isinstance(step.undo_retry, Retry):
+        attributes.refuse(f"step {name}: undo(retry={in_short(step.undo_retry)}) is not a Retry")
+    if step.undo_retry.in_place != 1 or step.undo_retry.on_result is not None:
+        attributes.refuse(f"step {name}: the retry of its undo has in_place or on_result, which an undo has not")
 
 
 def _signature(attributes: Attributes, step: Step[Any, Any]) -> inspect.Signature:
@@ -116,6 +159,37 @@ def _signature(attributes: Attributes, step: Step[Any, Any]) -> inspect.Signatur
     return signature.replace(parameters=parameters[2:])
 
 
+def _given(attributes: Attributes, step: Step[Any, Any], signature: inspect.Signature) -> dict[str, TypeAdapter[Any]]:
+    """Return what writes and reads the arguments of a step with undo, which is called with them later."""
+    found = {}
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.annotation is (
+            inspect.Parameter.empty
+        ):
+            attributes.refuse(
+                f"step {step.name} has undo, which is called with the step's arguments; give {parameter.name!r} a name "
+                "and a type of its own, in which it is kept"
+            )
+        try:
+            kind = resolved(parameter.annotation, getattr(step.method, "__globals__", {}))
+            if kind not in (Effects, PlainEffects):
+                found[parameter.name] = _adapter(kind)
+        except Exception as error:  # noqa: BLE001 - an annotation may be anything
+            why = str(error).partition("\n")[0]
+            attributes.refuse(
+                f"step {step.name} has undo, and takes {parameter.name}: {in_short(parameter.annotation)}, which "
+                f"cannot be kept as JSON: {why}"
+            )
+    return found
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(kind, config=_BYTES)
+    except PydanticUserError:
+        return TypeAdapter(kind)  # a model has a configuration of its own
+
+
 def _result(attributes: Attributes, step: Step[Any, Any]) -> TypeAdapter[Any]:
     annotation = inspect.signature(step.method).return_annotation
     if annotation is inspect.Signature.empty:
@@ -124,11 +198,7 @@ def _result(attributes: Attributes, step: Step[Any, Any]) -> TypeAdapter[Any]:
             "where it returns nothing"
         )
     try:
-        kind = resolved(annotation, getattr(step.method, "__globals__", {}))
-        try:
-            return TypeAdapter(kind, config=_BYTES)
-        except PydanticUserError:
-            return TypeAdapter(kind)  # a model has a configuration of its own
+        return _adapter(resolved(annotation, getattr(step.method, "__globals__", {})))
     except Exception as error:  # noqa: BLE001 - an annotation may be anything
         why = str(error).partition("\n")[0]
         attributes.refuse(f"step {step.name} returns {in_short(annotation)}, which cannot be kept as JSON: {why}")

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from hashlib import blake2b
-from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar, overload
 from uuid import UUID
 
 from consumerkit.errors import AlreadyDone, ConfigurationError
+from consumerkit.policies.retry import Retry
+from consumerkit.policies.wait import exponential
 
 P = ParamSpec("P")
 T = TypeVar("T")
 InDoubt = Literal["retry", "dead-letter"]
+_Undo: TypeAlias = Callable[Concatenate[Any, "IdempotencyKey", T, P], Any]
 
+UNDO_RETRY: Final = Retry(attempts=10, wait=exponential(1, max=600))
+"""How often the undo of a step is tried, where it does not say so."""
 DEADLINE: Final = 60.0
 """Seconds that a step may take, where it does not say so."""
 
@@ -46,6 +51,9 @@ class Step(Generic[P, T]):
         in_doubt: What becomes of a call whose outcome is unknown.
         deadline: Seconds after which a call is given up, or is in doubt where its process is gone.
         asks: The function that asks the other side whether it was done; None where there is none.
+        undoes: The function that undoes it; None where there is none.
+        undo_retry: How often that is tried.
+        undo_in_doubt: Whether it takes None for a call of which nobody knows whether it was done.
     """
 
     def __init__(self, method: Callable[..., Any], in_doubt: InDoubt | None, deadline: float) -> None:
@@ -53,6 +61,9 @@ class Step(Generic[P, T]):
         self.name: str = getattr(method, "__name__", "")
         self.deadline = deadline
         self.asks: Callable[..., Any] | None = None
+        self.undoes: Callable[..., Any] | None = None
+        self.undo_retry = UNDO_RETRY
+        self.undo_in_doubt = False
         self.said_in_doubt = in_doubt
         self.__doc__ = method.__doc__
 
@@ -78,6 +89,42 @@ class Step(Generic[P, T]):
         if self.asks is not None:
             raise ConfigurationError(f"step {self.name!r} has two methods for confirm; give it one")
         self.asks = method
+        return method
+
+    @overload
+    def undo(self, method: _Undo[T, P], /) -> _Undo[T, P]: ...
+
+    @overload
+    def undo(self, *, retry: Retry | None = None, in_doubt: bool = False) -> Callable[[_Undo[T, P]], _Undo[T, P]]: ...
+
+    def undo(self, method: Any = None, *, retry: Retry | None = None, in_doubt: bool = False) -> Any:
+        """Declare what undoes this step, where its message dies: when it becomes a dead letter.
+
+        It takes the key that the step was called with, what the step returned, and then what the step takes. The undos
+        of a message run in the reverse order of its steps, each with the step's own deadline, and again after a crash:
+        the other side tells a repetition by the key.
+
+        Args:
+            method: The method.
+            retry: How often it is tried; ten times within about half an hour by default. One that fails for good is a
+                dead letter of its own, with the reason `undo_failed`.
+            in_doubt: Whether it can undo a call of which nobody knows whether it was done; what the step returned is
+                None then. Left out where the step has `confirm`, which is asked first.
+
+        Example:
+            @charge.undo
+            async def refund(self, key: IdempotencyKey, done: Charge, event: PaymentCaptured) -> None:
+                await self.provider.refund(done.number, idempotency_key=key)
+        """
+        if method is None:
+            return lambda given: self._undone_by(given, retry, in_doubt=in_doubt)
+        return self._undone_by(method, retry, in_doubt=in_doubt)
+
+    def _undone_by(self, method: _Undo[T, P], retry: Retry | None, *, in_doubt: bool) -> _Undo[T, P]:
+        if self.undoes is not None:
+            raise ConfigurationError(f"step {self.name!r} has two methods for undo; give it one")
+        self.undoes, self.undo_in_doubt = method, in_doubt
+        self.undo_retry = UNDO_RETRY if retry is None else retry
         return method
 
     @overload
@@ -243,6 +290,19 @@ class NoSteps:
     def alive(self) -> None:
         """Refuse."""
         raise ConfigurationError("no step runs here")
+
+
+class Undoing(NoSteps):
+    """Stands for the steps of a message whose steps are undone: what is under way is waited for."""
+
+    async def _alive(self) -> None: ...
+
+    def __init__(self, *, is_async: bool) -> None:
+        self._is_async = is_async
+
+    def alive(self) -> Any:
+        """Do nothing: a call that is under way keeps its place by itself."""
+        return self._alive() if self._is_async else None
 
 
 NO_STEPS: Final = NoSteps()

@@ -103,6 +103,10 @@ class Metrics:
             events.StepsRun: self._stepped,
             events.StepAwaited: lambda event: self._add(self._steps, event, 1, "awaited"),
             events.StepDoubted: lambda event: self._add(self._steps, event, 1, "in_doubt"),
+            events.StepUndone: lambda event: self._add(self._steps, event, 1, "undone"),
+            events.StepUndoFailed: lambda event: self._add(
+                self._steps, event, 1, "not_undone" if event.wait is None else "undo_failed"
+            ),
             events.GroupRolledBack: lambda event: self._add(self._rollbacks, event),
             events.Trouble: lambda event: self._add(self._trouble, event, 1, event.where),
             events.CommitsLost: lambda event: self._add(self._lost, event),

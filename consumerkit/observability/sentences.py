@@ -152,6 +152,20 @@ def _outbox_held_back(event: events.OutboxHeldBack) -> str:
     )
 
 
+def _why_awaited(event: events.StepAwaited) -> str:
+    if event.undoing:
+        return "is undone before it is called again; the message is parked until then"
+    return f"has begun elsewhere or before a crash; the message is parked until its deadline, in {event.wait:.1f} s"
+
+
+def _undo_failed(event: events.StepUndoFailed) -> str:
+    what = f"{event.message_id}: the undo of step {event.step} failed, attempt {event.attempt}"
+    if event.wait is not None:
+        return f"{what}, again in {event.wait:.1f} s: {event.error}"
+    letter = "" if event.letter is None else f"; dead letter {event.letter}"
+    return f"{what}, and is given up: what the step did stands{letter}: {event.error}"
+
+
 LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
     events.WorkerStarted: (logging.INFO, lambda e: f"worker started: {', '.join(e.handlers)}"),
     events.WorkerStopped: (logging.INFO, lambda e: f"worker stopped in {e.seconds:.1f} s"),
@@ -196,11 +210,17 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
     ),
     events.StepAwaited: (
         logging.WARNING,
+        lambda e: f"{e.message_id} at {e.partition}@{e.offset}: step {e.step} {_why_awaited(e)}",
+    ),
+    events.StepUndone: (
+        logging.INFO,
         lambda e: (
-            f"{e.message_id} at {e.partition}@{e.offset}: step {e.step} has begun elsewhere or before a crash; the "
-            f"message is parked until its deadline, in {e.wait:.1f} s"
+            f"{e.message_id}: step {e.step} "
+            + ("is undone" if e.called else "was never done, as the other side says")
+            + f", since its message is dead{'' if e.letter is None else f': dead letter {e.letter}'}"
         ),
     ),
+    events.StepUndoFailed: (lambda e: logging.ERROR if e.wait is None else logging.WARNING, _undo_failed),
     events.StepDoubted: (
         logging.WARNING,
         lambda e: (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 from consumerkit.handlers.context import BatchContext, Context
 from consumerkit.handlers.declared_steps import DeclaredStep
-from consumerkit.handlers.steps import Effects, PlainEffects
+from consumerkit.handlers.steps import Effects, PlainEffects, Undoing
 from consumerkit.handlers.value_bytes import NoStableBytes, encode_field
 
 _NOT_COUNTED = (Effects, PlainEffects, Context, BatchContext)
@@ -47,6 +48,42 @@ def fingerprint(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[str
         made.update(f"{parameter}\x00{size}\x00".encode())
         made.update(encoded or b"")
     return made.digest()
+
+
+def kept_arguments(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Return a call's arguments as JSON, for the step's undo.
+
+    Raises:
+        TypeError: One is of another type than its annotation says.
+    """
+    bound = declared.signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    kept = {}
+    for name, adapter in declared.given.items():
+        try:
+            text = adapter.dump_json(bound.arguments[name], warnings=False)
+            adapter.validate_json(text)
+        except ValueError as error:
+            raise TypeError(
+                f"step {declared.name!r}: argument {name!r} is a {type(bound.arguments[name]).__name__}, which cannot "
+                f"be kept for its undo as the type that it is annotated with: {type(error).__name__}"
+            ) from error
+        kept[name] = text.decode()
+    return json.dumps(kept).encode()
+
+
+def read_arguments(declared: DeclaredStep, kept: bytes, calls: Undoing, message_id: str) -> list[Any]:
+    """Return the arguments that `kept_arguments` has written, in the order of the step's parameters.
+
+    Raises:
+        ValueError: They are not what the step takes today.
+    """
+    texts = json.loads(kept)
+    effects = (Effects if declared.is_async else PlainEffects)(calls, message_id)
+    return [
+        declared.given[name].validate_json(texts.get(name, "null")) if name in declared.given else effects
+        for name in declared.signature.parameters
+    ]
 
 
 def _shown(signature: inspect.Signature) -> str:

@@ -37,6 +37,7 @@ class HandlerSteps:
         declared: The handler's declarations.
         slots: One for each call that may be under way.
         threads: Run plain `prepare` methods; None for coroutines.
+        undo_due: Set where there may be steps to undo.
     """
 
     def __init__(self, declared: Declaration) -> None:
@@ -44,9 +45,10 @@ class HandlerSteps:
         self.name = declared.name
         self.is_async = declared.is_async
         self.slots = asyncio.Semaphore(declared.step_concurrency)
+        self.undo_due = asyncio.Event()
         self.threads = (
             None
-            if declared.is_async or declared.prepare is None
+            if declared.is_async
             else ThreadPoolExecutor(declared.step_concurrency, thread_name_prefix=f"consumerkit-{declared.name}-steps")
         )
 

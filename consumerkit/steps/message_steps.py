@@ -22,7 +22,7 @@ from consumerkit.errors import (
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declared_steps import DeclaredStep
 from consumerkit.handlers.steps import BoundStep, IdempotencyKey, outcome
-from consumerkit.steps.arguments import fingerprint
+from consumerkit.steps.arguments import fingerprint, kept_arguments
 from consumerkit.steps.subject import Subject
 from consumerkit.storage.ledger import LedgerMoved
 from consumerkit.storage.steps import End, FoundStep, Name, Start, StepState
@@ -30,7 +30,6 @@ from consumerkit.storage.steps import End, FoundStep, Name, Start, StepState
 if TYPE_CHECKING:
     from consumerkit.steps.lane_steps import LaneSteps
 
-GENERATION: Final = 1
 _SOON: Final = 1.0
 """Seconds after which a message is tried again whose step another worker has begun."""
 _OURS: Final = (Fenced, StepChanged, StepInDoubt, StepUnderWay, Unavailable)
@@ -41,7 +40,7 @@ class _Call(NamedTuple):
 
     Attributes:
         declared: The step.
-        key: The key for the other side.
+        key: The key for the other side; that of the first generation, before the step is begun.
         args, kwargs: What it is called with besides.
         arguments: What stands for these.
     """
@@ -85,8 +84,7 @@ class MessageSteps:
         if inside:
             self._lane.refuse_inside(declared.name)
         name = declared.name
-        key = IdempotencyKey.of(self._lane.shared.name, self.subject.digest, name, GENERATION)
-        call = _Call(declared, key, args, kwargs, fingerprint(declared, args, kwargs))
+        call = _Call(declared, self._key(name, 1), args, kwargs, fingerprint(declared, args, kwargs))
         return self._run(call) if self._lane.shared.is_async else self._run_in_thread(call)
 
     def done(self, step: BoundStep[..., Any]) -> Any:
@@ -144,6 +142,9 @@ class MessageSteps:
             )
         return declared
 
+    def _key(self, step: str, generation: int) -> IdempotencyKey:
+        return IdempotencyKey.of(self._lane.shared.name, self.subject.digest, step, generation)
+
     def _name(self, step: str) -> Name:
         return self.subject.digest, step
 
@@ -154,6 +155,7 @@ class MessageSteps:
         try:
             found = self._remembered(call) or await self._begin(call)
             if found.ours:
+                call = call._replace(key=self._key(call.name, found.generation))
                 found = await self._keep(call, await self._called(call, found))
             return _read(call.declared, found.result)
         finally:
@@ -186,6 +188,7 @@ class MessageSteps:
         try:
             found = self._remembered(call) or ask(self._begin(call))
             if found.ours:
+                call = call._replace(key=self._key(call.name, found.generation))
                 found = ask(self._keep(call, self._called_in_thread(call, found)))
             return _read(call.declared, found.result)
         finally:
@@ -244,9 +247,11 @@ class MessageSteps:
         """Begin a step, or return what it came to before."""
         step = call.declared
         settles = step.asks is not None or step.in_doubt == "retry" or self.subject.redriven
-        start = Start(self.subject.digest, step.name, call.arguments, step.deadline, settles)
+        given = None if step.undo is None else kept_arguments(step, call.args, call.kwargs)
+        start = Start(self.subject.digest, step.name, call.arguments, step.deadline, settles, step.undo, given)
         with self._told():
             found = await self._lane.journal.start(start)
+            self._check_undone(call, found)
             self._check_same(call, found)
             if found.ours:
                 if found.state is StepState.STARTED:
@@ -265,7 +270,8 @@ class MessageSteps:
                 self._tell_doubt(call, found, "dead-lettered")
                 raise StepInDoubt(
                     f"step {step.name!r} may have happened: it was begun, its result was not kept, and it declares no "
-                    f"confirm; look for the key {call.key} on the other side: a redrive calls it again"
+                    f"confirm; look for the key {self._key(step.name, found.generation)} on the other side: a redrive "
+                    "calls it again"
                 )
         return found
 
@@ -297,6 +303,20 @@ class MessageSteps:
         with suppress(Fenced, Unavailable):
             await self._lane.journal.end(End(*self._name(call.name), StepState.FAILED))
 
+    def _check_undone(self, call: _Call, found: FoundStep) -> None:
+        """Refuse to begin a step that is to be undone first, since its message was dead."""
+        if found.state is StepState.UNDOING:
+            self._tell_wait(call, found, undoing=True)
+            raise StepUnderWay(
+                max(_SOON, found.wait),
+                f"step {call.name!r} is to be undone before it is called again: its message died",
+            )
+        if found.state is StepState.NOT_UNDONE:
+            raise StepInDoubt(
+                f"step {call.name!r} could not be undone when its message died: decide on dead letter "
+                f"{found.undo_letter} first, which its undo has left; redrive it, or resolve it once that is undone"
+            )
+
     def _check_same(self, call: _Call, found: FoundStep) -> None:
         if found.arguments != call.arguments:
             raise StepChanged(
@@ -322,7 +342,7 @@ class MessageSteps:
         finally:
             self._patience = None
 
-    def _tell_wait(self, call: _Call, found: FoundStep) -> None:
+    def _tell_wait(self, call: _Call, found: FoundStep, *, undoing: bool = False) -> None:
         self._lane.announce(
             events.StepAwaited(
                 handler=self._lane.shared.name,
@@ -331,6 +351,7 @@ class MessageSteps:
                 message_id=self.subject.message_id,
                 step=call.name,
                 wait=found.wait,
+                undoing=undoing,
             )
         )
 

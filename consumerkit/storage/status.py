@@ -29,10 +29,16 @@ class StepStatus:
     Attributes:
         step: Its name.
         state: "started": it was called, or is about to be. "done": its result is kept. "failed": the call raised.
+            "undoing": its message is dead, and it is to be undone, or settled first. "undone": that is over. "not
+            undone": its undo has failed for good, and `undo_letter` is its dead letter.
         calls: How often it was begun.
         started_at: When it was begun last.
         deadline_at: Until when a call that has begun is waited for; after it, the call is in doubt.
-        ended_at: When its result was kept, or its call had raised; None before.
+        ended_at: When its result was kept, its call had raised, or it was undone; None before.
+        generation: How often it was begun anew after an undo, and 1.
+        undo_at: When its undo is tried next; None where there is nothing to undo.
+        undo_attempts: How often its undo has failed.
+        undo_letter: The dead letter of its undo, where that has failed for good once.
     """
 
     step: str
@@ -41,6 +47,10 @@ class StepStatus:
     started_at: datetime
     deadline_at: datetime
     ended_at: datetime | None = None
+    generation: int = 1
+    undo_at: datetime | None = None
+    undo_attempts: int = 0
+    undo_letter: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +237,10 @@ def steps_of(connection: Connection, tables: Tables, consumer: int, digests: Seq
             started_at=_moment(one.started_at),
             deadline_at=_moment(one.deadline_at),
             ended_at=_aware(one.ended_at),
+            generation=one.generation,
+            undo_at=_aware(one.undo_at),
+            undo_attempts=one.undo_attempts,
+            undo_letter=one.undo_letter,
         )
         for one in steps.told(connection, tables, consumer, digests)
     )

@@ -35,13 +35,20 @@ class StepState(StrEnum):
     STARTED: it was called, or is about to be; whether the call was done is unknown once the process has died.
     DONE: its result is kept, and it is not called again.
     FAILED: the call raised an error.
+    UNDOING: its message is dead, and what it did is to be undone, or to be settled first.
+    UNDONE: that is done; a redrive begins the step anew, in its next generation.
+    NOT_UNDONE: its undo has failed for good, and has a dead letter of its own.
     """
 
     STARTED = "started"
     DONE = "done"
     FAILED = "failed"
+    UNDOING = "undoing"
+    UNDONE = "undone"
+    NOT_UNDONE = "not undone"
 
 
+TO_UNDO: Final = (StepState.UNDOING.value, StepState.NOT_UNDONE.value)
 Name = tuple[bytes, str]
 """A message's digest, and the step's name."""
 
@@ -55,6 +62,8 @@ class Start(NamedTuple):
         arguments: The fingerprint of what it is called with.
         deadline: Seconds that the call may take.
         settles: Whether a call in doubt is taken over; else it is left as it is, and told.
+        undo: What its undo can do; see `DeclaredStep.undo`.
+        given: What it is called with, where it has an undo.
     """
 
     digest: bytes
@@ -62,6 +71,8 @@ class Start(NamedTuple):
     arguments: bytes
     deadline: float
     settles: bool
+    undo: str | None = None
+    given: bytes | None = None
 
     @property
     def name(self) -> Name:
@@ -79,6 +90,8 @@ class FoundStep(NamedTuple):
         wait: Seconds until its deadline; 0 or less once that has passed.
         ours: Whether it is begun by us now, and is to be called.
         calls: How often it was begun, this time included.
+        generation: How often the step was begun anew after an undo, and 1: a part of the key for the other side.
+        undo_letter: The dead letter of its undo, where that has failed for good.
     """
 
     state: StepState | None
@@ -87,6 +100,8 @@ class FoundStep(NamedTuple):
     wait: float = 0.0
     ours: bool = False
     calls: int = 1
+    generation: int = 1
+    undo_letter: int | None = None
 
 
 class End(NamedTuple):
@@ -112,6 +127,10 @@ class StoredStep(NamedTuple):
     started_at: datetime
     deadline_at: datetime
     ended_at: datetime | None
+    generation: int
+    undo_at: datetime | None
+    undo_attempts: int
+    undo_letter: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,24 +211,56 @@ class StepRows(Store):
                 "arguments": one.arguments,
                 "calls": 1,
                 "deadline_at": self.dialect.in_seconds(one.deadline),
+                **self._undone_with(one),
             }
             for one in starts
         ]
         statement = make(table).values(rows).on_conflict_do_nothing().returning(table.c.digest, table.c.step)
         return {(bytes(digest), step) for digest, step in connection.execute(statement)}
 
+    def _undone_with(self, start: Start) -> dict[str, Any]:
+        sealer, given = self.tables.sealer, start.given
+        seals = sealer is not None and given is not None
+        if sealer is not None and given is not None:
+            given = sealer.seal(given)
+        place: Any = 0
+        if start.undo is not None:
+            # Clocks are too coarse, on SQLite, to tell in which order steps are undone.
+            before = self.tables.message_steps.alias("before").c
+            begun = select(func.coalesce(func.max(before.place), 0) + 1)
+            place = begun.where(before.consumer == self.consumer, before.digest == start.digest).scalar_subquery()
+        return {"undo": start.undo, "given": given, "sealed": seals, "place": place}
+
     def _take_over(self, connection: Connection, start: Start, found: FoundStep, owner: bytes) -> FoundStep:
-        in_doubt = found.state is StepState.STARTED
-        if found.state is StepState.DONE or found.arguments != start.arguments:
+        if found.state is StepState.UNDONE:
+            begins = FoundStep(None, start.arguments, ours=True, generation=found.generation + 1)
+            self._begin(connection, start, begins, owner)
+            return begins
+        if (
+            found.state in (StepState.DONE, StepState.UNDOING, StepState.NOT_UNDONE)
+            or found.arguments != start.arguments
+        ):
             return found
-        if in_doubt and (found.wait > 0 or not start.settles):
+        if found.state is StepState.STARTED and (found.wait > 0 or not start.settles):
             return found
-        calls = found.calls + 1
-        values = {"state": StepState.STARTED.value, "owner": owner, "calls": calls, "ended_at": None}
+        begins = found._replace(ours=True, calls=found.calls + 1)
+        self._begin(connection, start, begins, owner)
+        return begins
+
+    def _begin(self, connection: Connection, start: Start, begins: FoundStep, owner: bytes) -> None:
+        values = {
+            "state": StepState.STARTED.value,
+            "owner": owner,
+            "arguments": start.arguments,
+            "calls": begins.calls,
+            "generation": begins.generation,
+            "result": None,
+            "ended_at": None,
+            **self._undone_with(start),
+        }
         begun = {"started_at": func.now(), "deadline_at": self.dialect.in_seconds(start.deadline)}
         table = self.tables.message_steps
         connection.execute(update(table).where(self._is(start.name)).values(**values, **begun))
-        return found._replace(ours=True, calls=calls)
 
     def end(self, connection: Connection, ends: Sequence[End], owner: bytes) -> set[Name]:
         """Write down what calls came to; return those that are written.
@@ -245,9 +296,9 @@ class StepRows(Store):
 
     def _select(self) -> Any:
         c = self.tables.message_steps.c
-        late = self.dialect.seconds_since(c.deadline_at).label("late")
-        columns = (c.digest, c.step, c.state, c.owner, c.arguments, c.result, c.calls, late)
-        return select(*columns).where(c.consumer == self.consumer)
+        late = self.dialect.seconds_since(func.coalesce(c.undo_at, c.deadline_at)).label("late")
+        columns = (c.digest, c.step, c.state, c.owner, c.arguments, c.result, c.calls, c.generation, c.undo_letter)
+        return select(*columns, late).where(c.consumer == self.consumer)
 
 
 def _named(rows: Iterable[Row[Any]], owner: bytes | None = None) -> dict[Name, FoundStep]:
@@ -256,8 +307,9 @@ def _named(rows: Iterable[Row[Any]], owner: bytes | None = None) -> dict[Name, F
     for row in rows:
         wait = -float(row.late) if bytes(row.owner) != owner else 0.0
         arguments = bytes(row.arguments)
+        state = StepState(row.state)
         found[bytes(row.digest), row.step] = FoundStep(
-            StepState(row.state), arguments, row.result, wait, calls=row.calls
+            state, arguments, row.result, wait, False, row.calls, row.generation, row.undo_letter
         )
     return found
 
@@ -265,15 +317,20 @@ def _named(rows: Iterable[Row[Any]], owner: bytes | None = None) -> dict[Name, F
 def told(connection: Connection, tables: Tables, consumer: int, digests: Sequence[bytes]) -> tuple[StoredStep, ...]:
     """Return the steps of a message, in the order in which they were begun."""
     c = tables.message_steps.c
-    columns = (c.step, c.state, c.calls, c.started_at, c.deadline_at, c.ended_at)
-    query = select(*columns).where(c.consumer == consumer, c.digest.in_(digests)).order_by(c.started_at, c.step)
-    return tuple(StoredStep(*row) for row in connection.execute(query))
+    about = (c.step, c.state, c.calls, c.started_at, c.deadline_at, c.ended_at)
+    undo = (c.generation, c.undo_at, c.undo_attempts, c.undo_letter)
+    query = select(*about, *undo).where(c.consumer == consumer, c.digest.in_(digests)).order_by(c.started_at, c.step)
+    return tuple(StoredStep._make(row) for row in connection.execute(query))
 
 
 def forget(connection: Connection, tables: Tables, consumer: int, digests: Sequence[bytes]) -> None:
-    """Forget the steps of messages, whose rows in the ledger go, or whose payloads are erased."""
+    """Forget the steps of messages, whose rows in the ledger go, or whose payloads are erased.
+
+    What is still to be undone stays until it is.
+    """
     c = tables.message_steps.c
-    connection.execute(delete(tables.message_steps).where(c.consumer == consumer, c.digest.in_(digests)))
+    own = (c.consumer == consumer, c.digest.in_(digests), c.state.not_in(TO_UNDO))
+    connection.execute(delete(tables.message_steps).where(*own))
 
 
 def has_orphans(connection: Connection, tables: Tables, consumer: int, before: datetime) -> bool:
@@ -300,7 +357,7 @@ def _orphans(tables: Tables, consumer: int, before: datetime) -> ColumnElement[b
     known = exists().where(ledger.consumer == c.consumer, ledger.digest == c.digest)
     needed = letters.state.in_((LetterState.DEAD.value, LetterState.REDRIVEN.value))
     dead = exists().where(letters.consumer == c.consumer, letters.digest == c.digest, needed)
-    return and_(c.consumer == consumer, c.started_at < before, ~known, ~dead)
+    return and_(c.consumer == consumer, c.started_at < before, c.state.not_in(TO_UNDO), ~known, ~dead)
 
 
 def _portions(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

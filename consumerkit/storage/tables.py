@@ -42,6 +42,7 @@ _Sequence = BigInteger().with_variant(Integer, "sqlite")
 _SEALER = ("seal", "unseal")
 _Moment = DateTime(timezone=True)
 _WHOLE = text("erased_at IS NULL")
+_UNDOING = text("undo_at IS NOT NULL")
 _MOST_PLACES: Final = 64  # definitions of all tables each; a service with a schema for each tenant may have thousands
 _defining: Final = threading.RLock()
 
@@ -190,7 +191,9 @@ def _message_results(prefix: str, metadata: MetaData) -> Table:
 def _message_steps(prefix: str, metadata: MetaData) -> Table:
     """What each message's steps came to, written in short transactions of their own; see `consumerkit.storage.steps`.
 
-    `owner` is who called it last; `state` is started, done or failed; `calls` counts how often it was begun.
+    `owner` is who called it last; `state` is one of `consumerkit.storage.steps.StepState`; `calls` counts how often it was
+    begun, and `place` which of its message's it was. `undo` tells what its undo can do, `given` what it was called with, `undo_at` when its undo is tried next;
+    `dead_letter` is the letter of its message, `undo_letter` that of its undo.
     """
     return Table(
         f"{prefix}message_steps",
@@ -206,7 +209,20 @@ def _message_steps(prefix: str, metadata: MetaData) -> Table:
         Column("started_at", _Moment, nullable=False, server_default=func.now()),
         Column("deadline_at", _Moment, nullable=False),
         Column("ended_at", _Moment),
+        Column("generation", Integer, nullable=False, server_default="1"),
+        Column("place", Integer, nullable=False, server_default="0"),
+        Column("undo", Text),
+        Column("given", LargeBinary),
+        Column("sealed", Boolean, nullable=False, server_default=false()),
+        Column("undo_at", _Moment),
+        Column("undo_attempts", Integer, nullable=False, server_default="0"),
+        Column("undo_failed_at", _Moment),
+        Column("dead_letter", BigInteger),
+        Column("undo_letter", BigInteger),
         Index(f"{prefix}message_steps_started_at", "started_at"),
+        Index(
+            f"{prefix}message_steps_undo_at", "consumer", "undo_at", postgresql_where=_UNDOING, sqlite_where=_UNDOING
+        ),
     )
 
 

@@ -133,6 +133,7 @@ class Assembly:
             [self._work(declared, lot, number, steps) for _ in range(lanes)],
             PartitionStore(declared.name, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
             Shared(self.announce, self.solitude, outbox_written, memory_budget, drain_timeout),
+            steps,
         )
 
     async def _in_transaction(self, work: Callable[[Connection], T]) -> T:

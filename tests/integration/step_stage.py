@@ -200,3 +200,61 @@ async def until(stage: MemoryStage, run: Run, table: Table, holds: Callable[[lis
         assert loop.time() < end, f"{found}; last events: {run.events[-5:]}"
         await asyncio.sleep(0.02)
     return found
+
+
+class Refunding(Charging):
+    """Reserves and then charges; both can be undone. What is undone is written beside the charges."""
+
+    undo_fails: Callable[[str], object] = staticmethod(lambda _: None)  # type: ignore[assignment]
+
+    @step
+    async def reserve(self, key: IdempotencyKey, value: bytes) -> str:
+        return self.provider.charge(key, b"reserved-" + value)
+
+    @reserve.undo(retry=Retry(attempts=3, wait=fixed(0.05)))
+    async def release(self, key: IdempotencyKey, done: str, value: bytes) -> None:
+        self.undo_fails("release")
+        self.provider.charge(key, b"released-" + value)
+
+    @step
+    async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+        return self.provider.charge(key, value)
+
+    @charge.undo(retry=Retry(attempts=3, wait=fixed(0.05)))
+    async def refund(self, key: IdempotencyKey, done: str, value: bytes) -> None:
+        assert done == f"charge of {value.decode()}"
+        self.undo_fails("refund")
+        self.provider.charge(key, b"refunded-" + value)
+
+    async def prepare(self, event: bytes, effects: Effects) -> None:
+        await effects.run(self.reserve, event)
+        await effects.run(self.charge, event)
+
+
+class PlainRefunding(PlainCharging):
+    """The same in threads."""
+
+    undo_fails: Callable[[str], object] = staticmethod(lambda _: None)  # type: ignore[assignment]
+
+    @step
+    def reserve(self, key: IdempotencyKey, value: bytes) -> str:
+        return self.provider.charge(key, b"reserved-" + value)
+
+    @reserve.undo(retry=Retry(attempts=3, wait=fixed(0.05)))
+    def release(self, key: IdempotencyKey, done: str, value: bytes) -> None:
+        self.undo_fails("release")
+        self.provider.charge(key, b"released-" + value)
+
+    @step
+    def charge(self, key: IdempotencyKey, value: bytes) -> str:
+        return self.provider.charge(key, value)
+
+    @charge.undo(retry=Retry(attempts=3, wait=fixed(0.05)))
+    def refund(self, key: IdempotencyKey, done: str, value: bytes) -> None:
+        assert done == f"charge of {value.decode()}"
+        self.undo_fails("refund")
+        self.provider.charge(key, b"refunded-" + value)
+
+    def prepare(self, event: bytes, effects: PlainEffects) -> None:
+        effects.run(self.reserve, event)
+        effects.run(self.charge, event)

@@ -41,6 +41,8 @@ class WithSteps:
         self._steps.journal.fenced = True
         receipt = await self._work.run(batch)
         self._steps.tell(0.0)
+        if receipt.dead:
+            self._steps.shared.undo_due.set()
         return receipt
 
     async def _prepare(self, batch: Batch) -> None:

@@ -30,6 +30,7 @@ from consumerkit.storage.ledger import Claimed, Ledger, LedgerMoved
 from consumerkit.storage.parking import redriven
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
+from consumerkit.storage.undoing import UndoRows
 
 
 class Transaction:
@@ -41,6 +42,7 @@ class Transaction:
         self._declared = declared
         self._limits = limits
         self._revival = Revival(ledger, declared)
+        self._undo = UndoRows(ledger.tables, ledger.dialect, ledger.consumer) if declared.steps else None
 
     def open(self, session: Session, batch: Batch) -> None:
         """Begin under the fence, claim, and decide what becomes of each item."""
@@ -266,16 +268,20 @@ class Transaction:
             raise TransactionEnded("the handler ended the transaction behind its session's back")
         batch.sound = True
 
-    def _dead_letter(self, connection: Connection, batch: Batch, items: Sequence[Item]) -> None:
+    def _dead_letter(self, connection: Connection, batch: Batch, items: Sequence[Item], *, undoes: bool = True) -> None:
         dead_lettered = [
             item for item in items if item.disposition is Disposition.DEAD_LETTER and item.dead is not None
         ]
         if not dead_lettered:
             return
+        if self._undo is not None and undoes:
+            writing.tell_doubt(connection, self._undo, self._declared.name, dead_lettered)
         entered = dead_letters.add(
             connection, self._ledger.tables, self._ledger.consumer, writing.to_enter(dead_lettered)
         )
         batch.dead = writing.entered(dead_lettered, entered)
+        if self._undo is not None and undoes:
+            self._undo.mark(connection, writing.with_steps(dead_lettered, entered))
         if self._declared.holds_key:
             writing.hold(dead_lettered, entered)
         if self._declared.dead_letter is not None:
@@ -351,7 +357,8 @@ class Transaction:
                 item.delivery, Reason.EXHAUSTED, error, attempts=item.attempt, first_failed_at=since
             )
         batch.publications = []
-        self._dead_letter(connection, batch, batch.misused)
+        # What its handler has made durable by itself may need what its steps did: that is for a person to decide.
+        self._dead_letter(connection, batch, batch.misused, undoes=False)
         self._park(connection, batch, batch.misused)
         outbox.append(connection, self._ledger.tables, batch.publications)
         self._move_on(connection, batch)

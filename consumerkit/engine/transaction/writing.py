@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from sqlalchemy import Connection
+
 from consumerkit.engine.transaction.item import Item
+from consumerkit.handlers.steps import IdempotencyKey
 from consumerkit.message import Message
 from consumerkit.storage.dead_letters.letters import DeadMessage, Entered
 from consumerkit.storage.origins import Origin, origin
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
+from consumerkit.storage.undoing import KEEPS_STEPS, UndoRows
 
 
 def to_enter(dead_lettered: Sequence[Item]) -> list[DeadMessage]:
@@ -29,6 +33,34 @@ def entered(dead_lettered: Sequence[Item], found: Mapping[Origin, Entered]) -> l
             item.dead = replace(item.dead, redrives=letter.redrives, history=history, clash=clash, id=letter.id)
             made.append(item.dead)
     return made
+
+
+def tell_doubt(connection: Connection, rows: UndoRows, handler: str, dead_lettered: Sequence[Item]) -> None:
+    """Have the letters of messages say which of their steps may have happened, where nothing settles that."""
+    found = rows.doubtful(
+        connection, [item.digest for item in dead_lettered if item.digest is not None and _ends_steps(item)]
+    )
+    for item in dead_lettered:
+        for step, generation in found.get(item.digest or b"", ()):
+            told = f"step {step!r} may have happened"
+            if item.dead is None or item.digest is None or told in item.dead.error:
+                continue
+            key = IdempotencyKey.of(handler, item.digest, step, generation)
+            error = f"{item.dead.error}; {told}: look for the key {key} on the other side, since nothing undoes it"
+            item.dead = replace(item.dead, error=error)
+
+
+def with_steps(dead_lettered: Sequence[Item], found: Mapping[Origin, Entered]) -> dict[bytes, int]:
+    """Return the IDs whose steps are over with these letters, and the letters' numbers."""
+    return {
+        item.digest: letter.id
+        for item in dead_lettered
+        if item.digest is not None and _ends_steps(item) and (letter := found.get(origin(item.message))) is not None
+    }
+
+
+def _ends_steps(item: Item) -> bool:
+    return item.dead is not None and item.dead.reason not in KEEPS_STEPS
 
 
 def hold(dead_lettered: Sequence[Item], found: Mapping[Origin, Entered]) -> None:

@@ -30,6 +30,7 @@ from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import Kind, ParkedMessage, plain
 from consumerkit.storage.portions import portions
 from consumerkit.storage.tables import Tables
+from consumerkit.storage.undoing import KEEPS_STEPS, UndoRows
 
 LETTERS: Final = 1_000
 PARKED: Final = 100
@@ -225,6 +226,8 @@ class _Burial:
         tables, consumer = self.lot.tables, self.lot.consumer
         dead = _expired(row, self.seconds)
         entered = dead_letters.add(connection, tables, consumer, [dead]).get(origins.origin(row.message))
+        if row.digest is not None and entered is not None and dead.reason not in KEEPS_STEPS:
+            UndoRows(tables, self.lot.dialect, consumer).mark(connection, {row.digest: entered.id})
         if row.digest is not None and row.kind is Kind.MESSAGE:
             self._settle(connection, row.digest)
         letter = entered.id if entered is not None and self._holds(dead) else None

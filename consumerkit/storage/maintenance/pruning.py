@@ -269,7 +269,8 @@ class PruneStatements:
 
     def _delete(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
         for some in portions(digests):
-            for table in (self.tables.message_results, self.tables.message_steps, self.tables.processed_messages):
+            steps.forget(connection, self.tables, consumer, some)
+            for table in (self.tables.message_results, self.tables.processed_messages):
                 connection.execute(delete(table).where(table.c.consumer == consumer, table.c.digest.in_(some)))
 
 

@@ -1,0 +1,237 @@
+"""The record's side of undoing: which steps of dead messages are to be undone, and what came of it.
+
+A step is marked in the transaction of its message's dead letter. Any worker of the handler may undo it: who does holds
+the message's rows for a while, and extends that while a call is under way. Whoever takes them over after a crash calls
+again with the same key.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
+
+from consumerkit.errors import PayloadSealed
+from consumerkit.outcome import Reason
+from consumerkit.storage.dialects import Dialect
+from consumerkit.storage.fence import OWNER_BYTES
+from consumerkit.storage.steps import StepState
+from consumerkit.storage.tables import Tables
+
+KEEPS_STEPS: Final = frozenset({Reason.CONFLICT, Reason.STALE, Reason.FAILED_DUPLICATE})
+"""Reasons of dead letters whose message ID was, or may have been, processed: its steps are another message's."""
+
+
+class Undo(NamedTuple):
+    """A step that is to be undone.
+
+    Attributes:
+        digest, step: Which.
+        generation: Of its key.
+        result: What it returned, as JSON; None where nobody knows whether it was done.
+        known: Whether it is known to be done.
+        given: What it was called with; None where it had no undo then.
+        sealed: Whether that is sealed.
+        attempts: How often its undo has failed.
+        failing_for: Seconds since it failed first.
+        failed_at: When that was.
+        letter: The dead letter of its message, and
+        message_id: that one's ID, as text.
+        undo_letter: The dead letter of its undo, where that had failed for good before.
+    """
+
+    digest: bytes
+    step: str
+    generation: int
+    result: str | None
+    known: bool
+    given: bytes | None
+    sealed: bool
+    attempts: int
+    failing_for: float
+    failed_at: datetime | None
+    letter: int | None
+    message_id: str
+    undo_letter: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UndoRows:
+    """One handler's steps that are to be undone; nothing here commits."""
+
+    tables: Tables
+    dialect: Dialect
+    consumer: int
+
+    def mark(self, connection: Connection, letters: Mapping[bytes, int]) -> None:
+        """Have the steps of messages undone that are dead now, by the numbers of their letters.
+
+        A call that may still be under way is waited for until its deadline; what it comes to is not written any more.
+        """
+        table = self.tables.message_steps
+        c = table.c
+        can = or_(
+            and_(c.state == StepState.DONE.value, c.undo.is_not(None)),
+            and_(c.state.in_((StepState.STARTED.value, StepState.FAILED.value)), c.undo == "doubt"),
+        )
+        now = self.dialect.in_seconds(0.0)
+        under_way = and_(c.state == StepState.STARTED.value, c.deadline_at > now)
+        for digest in sorted(letters):
+            statement = update(table).where(c.consumer == self.consumer, c.digest == digest, can)
+            connection.execute(
+                statement.values(
+                    state=StepState.UNDOING.value,
+                    owner=secrets.token_bytes(OWNER_BYTES),
+                    undo_at=case((under_way, c.deadline_at), else_=now),
+                    undo_attempts=0,
+                    undo_failed_at=None,
+                    dead_letter=letters[digest],
+                )
+            )
+            # A message's steps are undone in order, so the first waits for the last.
+            last = table.alias("last").c
+            all_over = select(func.max(last.undo_at)).where(last.consumer == self.consumer, last.digest == digest)
+            waits = update(table).where(self._waits(), c.digest == digest)
+            connection.execute(waits.values(undo_at=all_over.scalar_subquery()))
+
+    def doubtful(self, connection: Connection, digests: Collection[bytes]) -> dict[bytes, list[tuple[str, int]]]:
+        """Return the steps, with their generations, that may have happened, and that nothing settles."""
+        if not digests:
+            return {}
+        c = self.tables.message_steps.c
+        own = (c.consumer == self.consumer, c.digest.in_(digests), c.state == StepState.STARTED.value)
+        query = select(c.digest, c.step, c.generation).where(*own, func.coalesce(c.undo, "") != "doubt")
+        found: dict[bytes, list[tuple[str, int]]] = {}
+        for digest, step, generation in connection.execute(query.order_by(c.digest, c.started_at, c.step)):
+            found.setdefault(bytes(digest), []).append((step, generation))
+        return found
+
+    def claim(self, connection: Connection, owner: bytes, seconds: float, limit: int) -> dict[bytes, list[Undo]]:
+        """Hold what is due for so many seconds; return it by message, in the order in which it is to be undone."""
+        c = self.tables.message_steps.c
+        now = self.dialect.in_seconds(0.0)
+        due = select(c.digest).where(self._waits(), c.undo_at <= now).order_by(c.undo_at, c.digest).limit(limit)
+        found: dict[bytes, list[Undo]] = {}
+        for digest in sorted({bytes(one) for one in connection.execute(due).scalars()}):
+            rows = self._held(connection, digest)
+            if rows and all(row.late >= 0 for row in rows):
+                self.hold(connection, digest, owner, seconds, anew=True)
+                found[digest] = [_undo(row) for row in rows]
+        return found
+
+    def _held(self, connection: Connection, digest: bytes) -> list[Any]:
+        """Lock the rows of a message; return them, the last step first; nothing where somebody else has locked one."""
+        table, letters = self.tables.message_steps, self.tables.dead_letters
+        c = table.c
+        late: ColumnElement[Any] = self.dialect.seconds_since(c.undo_at)
+        failing: ColumnElement[Any] = self.dialect.seconds_since(c.undo_failed_at)
+        name = select(letters.c.message_id).where(letters.c.id == c.dead_letter).scalar_subquery()
+        here = (self._waits(), c.digest == digest)
+        query = select(table, late.label("late"), failing.label("failing_for"), name.label("message_id"))
+        rows = connection.execute(query.where(*here).with_for_update(skip_locked=True, of=table)).all()
+        count = connection.execute(select(func.count()).select_from(table).where(*here)).scalar_one()
+        return sorted(rows, key=_order, reverse=True) if len(rows) == count else []
+
+    def hold(self, connection: Connection, digest: bytes, owner: bytes, seconds: float, *, anew: bool = False) -> bool:
+        """Hold a message's steps for so many seconds from now; return whether they are ours, still."""
+        table = self.tables.message_steps
+        own = () if anew else (table.c.owner == owner,)
+        statement = update(table).where(self._waits(), table.c.digest == digest, *own)
+        return connection.execute(statement.values(owner=owner, undo_at=self.dialect.in_seconds(seconds))).rowcount > 0
+
+    def undone(self, connection: Connection, one: Undo, owner: bytes) -> bool:
+        """Write down that a step is undone; return False where somebody else has taken it over."""
+        return self._settle(connection, one, owner, StepState.UNDONE, given=None, result=None)
+
+    def not_undone(self, connection: Connection, one: Undo, owner: bytes, letter: int | None) -> bool:
+        """Write down that a step cannot be undone; return False where somebody else has taken it over."""
+        return self._settle(connection, one, owner, StepState.NOT_UNDONE, undo_letter=letter)
+
+    def _settle(self, connection: Connection, one: Undo, owner: bytes, state: StepState, **values: Any) -> bool:
+        table = self.tables.message_steps
+        own = (self._waits(), table.c.digest == one.digest, table.c.step == one.step, table.c.owner == owner)
+        changed = {"state": state.value, "undo_at": None, **values}
+        if state is StepState.UNDONE:
+            changed["ended_at"] = func.now()
+        return connection.execute(update(table).where(*own).values(**changed)).rowcount == 1
+
+    def postpone(self, connection: Connection, one: Undo, owner: bytes, wait: float, *, failed: bool) -> None:
+        """Have a message's undo tried again after so many seconds, and count an attempt where it has failed."""
+        table = self.tables.message_steps
+        own = (self._waits(), table.c.digest == one.digest, table.c.owner == owner)
+        connection.execute(update(table).where(*own).values(undo_at=self.dialect.in_seconds(wait)))
+        if failed:
+            first = func.coalesce(table.c.undo_failed_at, self.dialect.in_seconds(0.0))
+            counted = update(table).where(*own, table.c.step == one.step)
+            connection.execute(counted.values(undo_attempts=table.c.undo_attempts + 1, undo_failed_at=first))
+
+    def next_due(self, connection: Connection) -> float | None:
+        """Return in how many seconds the next is due."""
+        c = self.tables.message_steps.c
+        late = self.dialect.seconds_since(func.min(c.undo_at))
+        found = connection.execute(select(late).where(self._waits())).scalar_one()
+        return None if found is None else -float(found)
+
+    def again(self, connection: Connection, letters: Collection[int]) -> None:
+        """Have undos tried again that had failed for good, by the numbers of their letters."""
+        values = {"state": StepState.UNDOING.value, "undo_at": self.dialect.in_seconds(0.0), "undo_attempts": 0}
+        self._decide(connection, letters, **values, undo_failed_at=None)
+
+    def decide(self, connection: Connection, letters: Collection[int], *, undone: bool) -> None:
+        """Take a person's word about undos that had failed for good: undone by hand, or to be left as they are."""
+        c = self.tables.message_steps.c
+        stands = case((c.result.is_not(None), StepState.DONE.value), else_=StepState.STARTED.value)
+        self._decide(connection, letters, state=StepState.UNDONE.value if undone else stands)
+
+    def _decide(self, connection: Connection, letters: Collection[int], **values: Any) -> None:
+        if not letters:
+            return
+        table = self.tables.message_steps
+        own = (table.c.consumer == self.consumer, table.c.undo_letter.in_(letters))
+        connection.execute(update(table).where(*own, table.c.state == StepState.NOT_UNDONE.value).values(**values))
+
+    def arguments(self, one: Undo) -> bytes | None:
+        """Return what a step was called with, in the clear.
+
+        Raises:
+            PayloadSealed: It is sealed by means that are not at hand.
+        """
+        if one.given is None or not one.sealed:
+            return one.given
+        if self.tables.sealer is None:
+            raise PayloadSealed("the arguments are sealed; give Tables(sealer=...) what sealed them")
+        try:
+            return self.tables.sealer.unseal(one.given)
+        except Exception as error:
+            raise PayloadSealed(f"the arguments were not sealed by this sealer: {type(error).__name__}") from error
+
+    def _waits(self) -> ColumnElement[bool]:
+        c = self.tables.message_steps.c
+        return and_(c.consumer == self.consumer, c.undo_at.is_not(None), c.state == StepState.UNDOING.value)
+
+
+def _order(row: Any) -> tuple[int, str]:
+    """Sort by which step was begun first; the one that was begun last is undone first."""
+    return row.place, row.step
+
+
+def _undo(row: Any) -> Undo:
+    return Undo(
+        bytes(row.digest),
+        row.step,
+        row.generation,
+        row.result,
+        row.result is not None,
+        None if row.given is None else bytes(row.given),
+        bool(row.sealed),
+        row.undo_attempts,
+        float(row.failing_for or 0.0),
+        row.undo_failed_at,
+        row.dead_letter,
+        row.message_id or row.digest.hex(),
+        row.undo_letter,
+    )

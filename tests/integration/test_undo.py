@@ -1,0 +1,198 @@
+"""What the steps of a message did is undone once it is dead."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consumerkit import Defer, Reject, message_status
+from consumerkit.events import MessageDeadLettered, StepAwaited, StepUndoFailed, StepUndone
+from consumerkit.redrive import Selection, redrive, resolve
+from tests.integration.memory_stage import MemoryStage
+from tests.integration.step_stage import (
+    LEDGER,
+    LETTERS,
+    STEPS,
+    PlainRefunding,
+    Provider,
+    ProviderDown,
+    Refunding,
+    rows,
+    until,
+)
+from tests.services import PostgresServer
+
+Kind = type[Refunding] | type[PlainRefunding]
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'undo.db'}"
+    else:
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        url = postgres.url(request.getfixturevalue("database"))
+    made = MemoryStage(url, partitions=2)
+    await made.create_tables()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Provider:
+    return Provider(tmp_path / "charges")
+
+
+@pytest.fixture
+def kind(stage: MemoryStage) -> Kind:
+    """A coroutine on PostgreSQL, a plain function on SQLite: each database and each way has its turn."""
+    return PlainRefunding if stage.url.startswith("sqlite") else Refunding
+
+
+def rejects(event: bytes) -> None:
+    raise Reject("as asked")
+
+
+def states(count: int, *wanted: str) -> Any:
+    """A condition on the record of steps: so many rows, in these states and no others."""
+    return lambda found: len(found) == count and {row.state for row in found} == set(wanted)
+
+
+def by_number(found: list[Any]) -> list[Any]:
+    """Rows in the order of their numbers."""
+    return sorted(found, key=lambda row: row.id)
+
+
+def redriven_in_vain(found: list[Any]) -> bool:
+    """Whether the first letter was redriven, and is dead again."""
+    first = by_number(found)[0]
+    return bool(first.redrives == 1 and first.state == "dead")
+
+
+@pytest.mark.parametrize("exhausted", [False, True])
+async def test_a_dead_messages_steps_are_undone_in_reverse_order(
+    stage: MemoryStage, provider: Provider, kind: Kind, exhausted: bool
+) -> None:
+    def fails(event: bytes) -> None:
+        if event == b"v1":
+            if exhausted:
+                raise ProviderDown("as asked")
+            raise Reject("as asked")
+
+    for number in range(3):
+        stage.append(number, key=None, value=b"v%d" % number, partition=0)
+    async with stage.run(kind(provider, in_handle=fails)) as run:
+        await stage.until_written(run, 2)
+        await until(stage, run, STEPS, lambda found: sum(row.state == "undone" for row in found) == 2)
+        told = run.seen(StepUndone)
+        status = await stage.database.run(lambda s: message_status(s, run.worker.declarations[0].handler, "1"))
+    [letter] = await rows(stage, LETTERS)
+    of_it = [one for one in provider.charges() if one.endswith("v1")]
+    assert of_it == ["reserved-v1", "v1", "refunded-v1", "released-v1"]
+    assert [(one.step, one.message_id, one.letter, one.called) for one in told] == [
+        ("charge", "1", letter.id, True),
+        ("reserve", "1", letter.id, True),
+    ]
+    # Each is undone with the key that it was called with, and what it was called with is forgotten.
+    keys = [line.split()[1] for line in provider.path.read_text().splitlines() if line.split()[0] in of_it]
+    assert keys[:2] == keys[3:1:-1]
+    assert {(one.step, one.state, one.generation) for one in status.steps} == {
+        ("charge", "undone", 1),
+        ("reserve", "undone", 1),
+    }
+    assert not [row for row in await rows(stage) if row.state == "undone" and (row.given or row.result)]
+    assert sorted(one for one in provider.charges() if not one.endswith("v1")) == [
+        "reserved-v0", "reserved-v2", "v0", "v2",
+    ]  # fmt: skip
+
+
+async def test_an_undo_is_tried_again_by_its_own_policy(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    failed: list[str] = []
+
+    def fails(name: str) -> None:
+        if name == "refund" and len(failed) < 2:
+            failed.append(name)
+            raise ProviderDown("as asked")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, in_handle=rejects, undo_fails=fails)) as run:
+        await until(stage, run, STEPS, states(2, "undone"))
+        assert [(one.step, one.attempt, one.wait) for one in run.seen(StepUndoFailed)] == [
+            ("charge", 1, 0.05),
+            ("charge", 2, 0.05),
+        ]
+    assert provider.charges() == ["reserved-v0", "v0", "refunded-v0", "released-v0"]
+    assert len(await rows(stage, LETTERS)) == 1
+
+
+@pytest.mark.parametrize("then", ["redriven", "resolved"])
+async def test_an_undo_that_fails_for_good_is_a_dead_letter_of_its_own(
+    stage: MemoryStage, provider: Provider, kind: Kind, then: str
+) -> None:
+    """What comes before it is undone all the same; a redrive of the message waits for what a person decides."""
+    broken = [True]
+
+    def fails(name: str) -> None:
+        if name == "refund" and broken:
+            raise ProviderDown("as asked")
+
+    def handles(event: bytes) -> None:
+        if broken:
+            raise Reject("as asked")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, in_handle=handles, undo_fails=fails)) as run:
+        first, letter = by_number(await until(stage, run, LETTERS, lambda found: len(found) == 2))
+        assert (letter.reason, letter.attempts, letter.message_id) == ("undo_failed", 3, "0")
+        assert letter.error_type.endswith("ProviderDown")
+        assert f"the undo of step 'charge' failed, so that what it did stands (dead letter {first.id})" in letter.error
+        await until(stage, run, STEPS, states(2, "not undone", "undone"))
+        assert [one.reason.value for one in run.seen(MessageDeadLettered)] == ["rejected", "undo_failed"]
+        broken.clear()
+        await redrive(stage.url, Selection(ids=(first.id,)), by="ann")
+        await until(stage, run, LETTERS, redriven_in_vain)
+        again = by_number(await rows(stage, LETTERS))[0]
+        assert f"decide on dead letter {letter.id} first, which its undo has left" in again.error
+        if then == "redriven":
+            await redrive(stage.url, Selection(ids=(letter.id,)), by="ann")
+        else:
+            await resolve(stage.url, Selection(ids=(letter.id,)), by="ann", note="refunded by hand")
+        await until(stage, run, STEPS, lambda found: all(row.state == "undone" for row in found))
+        found = await until(stage, run, LETTERS, lambda found: by_number(found)[1].state == "resolved")
+        assert by_number(found)[0].state == "dead"
+        await redrive(stage.url, Selection(ids=(first.id,)), by="ann")
+        await stage.until_written(run, 1)
+    undone = ["refunded-v0"] if then == "redriven" else []
+    assert provider.charges() == [
+        "reserved-v0", "v0", "released-v0", "reserved-v0", "released-v0", *undone, "reserved-v0", "v0",
+    ]  # fmt: skip
+
+
+async def test_a_redrive_waits_for_the_undo_and_calls_in_a_new_generation(
+    stage: MemoryStage, provider: Provider, kind: Kind
+) -> None:
+    may_undo: list[bool] = []
+
+    def fails(name: str) -> None:
+        if not may_undo:
+            raise Defer(0.05, "not yet")
+
+    def handles(event: bytes) -> None:
+        if not may_undo:
+            raise Reject("as asked")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, in_handle=handles, undo_fails=fails)) as run:
+        await until(stage, run, LETTERS, lambda found: len(found) == 1)
+        await redrive(stage.url, Selection(), by="ann")
+        await run.until(lambda: any(one.undoing for one in run.seen(StepAwaited)), "the redrive waits")
+        assert provider.charges()[:2] == ["reserved-v0", "v0"]
+        may_undo.append(True)
+        await stage.until_written(run, 1)
+    assert provider.charges() == ["reserved-v0", "v0", "refunded-v0", "released-v0", "reserved-v0", "v0"]
+    lines = [line.split() for line in provider.path.read_text().splitlines()]
+    keys = [key for value, key in lines if value == "v0"]
+    assert len(set(keys)) == 2
+    assert {(row.state, row.generation, row.calls) for row in await rows(stage)} == {("done", 2, 1)}
+    assert await rows(stage, LEDGER)
