@@ -205,7 +205,7 @@ async def until(stage: MemoryStage, run: Run, table: Table, holds: Callable[[lis
 class Refunding(Charging):
     """Reserves and then charges; both can be undone. What is undone is written beside the charges."""
 
-    undo_fails: Callable[[str], object] = staticmethod(lambda _: None)  # type: ignore[assignment]
+    undo_fails: Callable[[str], object] = staticmethod(lambda _: None)
 
     @step
     async def reserve(self, key: IdempotencyKey, value: bytes) -> str:
@@ -234,7 +234,7 @@ class Refunding(Charging):
 class PlainRefunding(PlainCharging):
     """The same in threads."""
 
-    undo_fails: Callable[[str], object] = staticmethod(lambda _: None)  # type: ignore[assignment]
+    undo_fails: Callable[[str], object] = staticmethod(lambda _: None)
 
     @step
     def reserve(self, key: IdempotencyKey, value: bytes) -> str:

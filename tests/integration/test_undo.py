@@ -1,12 +1,13 @@
 """What the steps of a message did is undone once it is dead."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from consumerkit import Defer, Reject, message_status
+from consumerkit import AlreadyDone, Defer, IdempotencyKey, Reject, Retry, fixed, message_status, step
 from consumerkit.events import MessageDeadLettered, StepAwaited, StepUndoFailed, StepUndone
 from consumerkit.redrive import Selection, redrive, resolve
 from tests.integration.memory_stage import MemoryStage
@@ -68,6 +69,74 @@ def redriven_in_vain(found: list[Any]) -> bool:
     """Whether the first letter was redriven, and is dead again."""
     first = by_number(found)[0]
     return bool(first.redrives == 1 and first.state == "dead")
+
+
+class Asking(Refunding):
+    """Asks the other side whether a call in doubt was done."""
+
+    @step
+    async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+        return self.provider.charge(key, value)
+
+    @charge.confirm
+    async def find(self, key: IdempotencyKey, value: bytes) -> AlreadyDone | None:
+        self.provider.asked.append(key)
+        return AlreadyDone("charge of " + value.decode()) if value.decode() in self.provider.charges() else None
+
+    @charge.undo
+    async def refund(self, key: IdempotencyKey, done: str, value: bytes) -> None:
+        assert done == f"charge of {value.decode()}"
+        self.provider.charge(key, b"refunded-" + value)
+
+
+class Voiding(Refunding):
+    """Takes back by the key whatever was done."""
+
+    @step
+    async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+        return self.provider.charge(key, value)
+
+    @charge.undo(in_doubt=True)
+    async def refund(self, key: IdempotencyKey, done: str | None, value: bytes) -> None:
+        assert done is None
+        self.provider.charge(key, b"refunded-" + value)
+
+
+@pytest.mark.parametrize(
+    "kind, charged, undone, called",
+    [
+        (Asking, True, ["refunded-v0", "released-v0"], [True, True]),
+        (Asking, False, ["released-v0"], [False, True]),
+        (Voiding, False, ["refunded-v0", "released-v0"], [True, True]),
+        (Refunding, False, ["released-v0"], [True]),
+    ],
+)
+async def test_a_step_in_doubt_is_settled_when_its_message_dies(
+    stage: MemoryStage, provider: Provider, kind: type[Refunding], charged: bool, undone: list[str], called: list[bool]
+) -> None:
+    """The call is cut off, before or after it had its effect, and the message dies of that."""
+
+    async def hangs(self: Any, key: IdempotencyKey, value: bytes) -> str:
+        if charged:
+            self.provider.charge(key, value)
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    hangs.__name__ = "charge"
+    source = kind.charge
+    cut: Any = type(source)(hangs, None, 0.05)
+    cut.asks, cut.undoes, cut.undo_in_doubt = source.asks, source.undoes, source.undo_in_doubt
+    cut.undo_retry = Retry(attempts=9, wait=fixed(0.01))  # it has the step's own deadline, which is short here
+    cls: Any = type("Cut", (kind,), {"charge": cut, "retry": Retry(attempts=1)})
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(cls(provider)) as run:
+        [letter] = await until(stage, run, LETTERS, lambda found: len(found) == 1)
+        await run.until(lambda: len(run.seen(StepUndone)) == len(called), "what can be undone is undone")
+        assert [one.called for one in run.seen(StepUndone)] == called
+    assert provider.charges() == ["reserved-v0", *(["v0"] if charged else []), *undone]
+    found = {row.step: row.state for row in await rows(stage)}
+    assert ("step 'charge' may have happened: look for the key" in letter.error) == (kind is Refunding)
+    assert found == {"reserve": "undone", "charge": "started" if kind is Refunding else "undone"}
 
 
 @pytest.mark.parametrize("exhausted", [False, True])
