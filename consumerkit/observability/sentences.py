@@ -216,7 +216,7 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
         logging.INFO,
         lambda e: (
             f"{e.message_id}: step {e.step} "
-            + ("is undone" if e.called else "was never done, as the other side says")
+            + ("is undone" if e.called else "was never done, says the other side, and is not undone")
             + f", since its message is dead{'' if e.letter is None else f': dead letter {e.letter}'}"
         ),
     ),

@@ -18,6 +18,7 @@ def test_the_stored_numbers_and_words_stay() -> None:
         "killed_process",
         "failed_duplicate",
         "expired",
+        "undo_failed",
     ]
 
 

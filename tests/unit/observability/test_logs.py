@@ -319,6 +319,43 @@ TOLD: list[tuple[Event, int, str]] = [
         ),
     ),
     (
+        events.StepAwaited(
+            handler="credit", partition=PARTITION, offset=7, message_id="p-1", step="charge", wait=4.5, undoing=True
+        ),
+        logging.WARNING,
+        (
+            "credit: p-1 at payments[3]@7: step charge is undone before it is called again; the message is parked "
+            "until then"
+        ),
+    ),
+    (
+        events.StepUndone(handler="credit", message_id="p-1", step="charge", letter=4, called=True),
+        logging.INFO,
+        "credit: p-1: step charge is undone, since its message is dead: dead letter 4",
+    ),
+    (
+        events.StepUndone(handler="credit", message_id="p-1", step="charge", letter=None, called=False),
+        logging.INFO,
+        "credit: p-1: step charge was never done, says the other side, and is not undone, since its message is dead",
+    ),
+    (
+        events.StepUndoFailed(
+            handler="credit", message_id="p-1", step="charge", attempt=2, error="Timeout", wait=1.5, letter=None
+        ),
+        logging.WARNING,
+        "credit: p-1: the undo of step charge failed, attempt 2, again in 1.5 s: Timeout",
+    ),
+    (
+        events.StepUndoFailed(
+            handler="credit", message_id="p-1", step="charge", attempt=3, error="Timeout", wait=None, letter=5
+        ),
+        logging.ERROR,
+        (
+            "credit: p-1: the undo of step charge failed, attempt 3, and is given up: what the step did stands; dead "
+            "letter 5: Timeout"
+        ),
+    ),
+    (
         events.PartitionPaused(handler="credit", partition=PARTITION, reason="its lot is full; repair it"),
         logging.WARNING,
         "credit: payments[3] is paused: its lot is full; repair it",
