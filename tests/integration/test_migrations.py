@@ -22,7 +22,7 @@ from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 
-REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009"]
+REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010"]
 
 ELSEWHERE = Tables(prefix="ck_", schema="ledger")
 
