@@ -191,7 +191,7 @@ def _message_results(prefix: str, metadata: MetaData) -> Table:
 def _message_steps(prefix: str, metadata: MetaData) -> Table:
     """What each message's steps came to, written in short transactions of their own; see `consumerkit.storage.steps`.
 
-    `owner` is who called it last; `state` is one of `consumerkit.storage.steps.StepState`; `calls` counts how often it was
+    `owner` is who called it last; `state` is a `StepState`; `calls` counts how often it was
     begun, and `place` which of its message's steps it was. `undo` tells what its undo can do, `given` what it was
     called with, `undo_at` when its undo is tried next; `dead_letter` is the letter of its message, `undo_letter` that
     of its undo.
