@@ -136,7 +136,7 @@ async def _checked(database: Database) -> None:
 UPGRADE = """
 import sys
 from consumerkit.storage import schema
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 from consumerkit.storage.tables import Tables
 tables = Tables(schema=sys.argv[2] or None)
 sys.stdin.read(1)
@@ -362,7 +362,7 @@ from alembic import context
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from consumerkit.storage import schema
-from consumerkit.storage.engines import Database
+from consumerkit.storage.database import Database
 revision, down_revision = "aaaa", None
 
 def upgrade():
