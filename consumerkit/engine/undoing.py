@@ -20,12 +20,14 @@ from consumerkit.concurrency import wait_until_set
 from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.fresh_context import FreshContexts
+from consumerkit.engine.undo_calls import contained, contained_coroutine
 from consumerkit.errors import Defer, PayloadSealed, Reject
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.declared_steps import DeclaredStep
-from consumerkit.handlers.steps import IdempotencyKey, Undoing, outcome
+from consumerkit.handlers.no_steps import Undoing
+from consumerkit.handlers.steps import IdempotencyKey, outcome
 from consumerkit.message import TopicPartition
 from consumerkit.outcome import Reason
 from consumerkit.steps import HandlerSteps
@@ -179,10 +181,10 @@ class Undoer:
         context = self._contexts.new()
         if self._shared.threads is not None:
             return await asyncio.get_running_loop().run_in_executor(
-                self._shared.threads, partial(context.run, _contained, method, *args)
+                self._shared.threads, partial(context.run, contained, method, *args)
             )
         async with asyncio.timeout(declared.deadline):
-            return await asyncio.create_task(_contained_async(method, *args), context=context)
+            return await asyncio.create_task(contained_coroutine(method, *args), context=context)
 
     async def _held(self, one: Undo, work: Awaitable[T]) -> T:
         """Do work, and keep hold of the message meanwhile, however long it takes."""
@@ -288,25 +290,3 @@ class Undoer:
 
 class _Gone(Exception):
     """Somebody else has taken the step over: nothing is written."""
-
-
-def _contained(method: Callable[..., Any], *args: Any) -> Any:
-    try:
-        return method(*args)
-    except Exception:
-        raise
-    except BaseException as error:
-        raise RuntimeError(f"the undo raised {type(error).__name__}") from error
-
-
-async def _contained_async(method: Callable[..., Any], *args: Any) -> Any:
-    # A task out of which SystemExit comes would end the event loop.
-    try:
-        return await method(*args)
-    except Exception:
-        raise
-    except BaseException as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise RuntimeError(f"the undo raised {type(error).__name__}") from error

@@ -276,38 +276,6 @@ class PlainEffects(_Effects):
         self._calls.alive()
 
 
-class NoSteps:
-    """Stands for the steps of a handler that has none, and of a duplicate."""
-
-    def run(self, step: BoundStep[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, inside: bool) -> Any:
-        """Refuse."""
-        raise ConfigurationError(f"{step!r} cannot be run here: only handle and prepare of a Handler run steps")
-
-    def done(self, step: BoundStep[..., Any]) -> Any:
-        """Refuse."""
-        raise ConfigurationError(f"{step!r} has no result here: only handle of a Handler has results of steps")
-
-    def alive(self) -> None:
-        """Refuse."""
-        raise ConfigurationError("no step runs here")
-
-
-class Undoing(NoSteps):
-    """Stands for the steps of a message whose steps are undone: what is under way is waited for."""
-
-    async def _alive(self) -> None: ...
-
-    def __init__(self, *, is_async: bool) -> None:
-        self._is_async = is_async
-
-    def alive(self) -> Any:
-        """Do nothing: a call that is under way keeps its place by itself."""
-        return self._alive() if self._is_async else None
-
-
-NO_STEPS: Final = NoSteps()
-
-
 def outcome(answer: object, step: str) -> AlreadyDone | None:
     """Return what a `confirm` method has answered.
 

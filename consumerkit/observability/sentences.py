@@ -9,6 +9,7 @@ from typing import Any, Final
 from consumerkit import events
 from consumerkit.events import Event
 from consumerkit.message import TopicPartition
+from consumerkit.observability.step_sentences import undo_failed, why_awaited
 from consumerkit.observability.words import counted, lasting
 from consumerkit.outcome import Reason
 
@@ -152,20 +153,6 @@ def _outbox_held_back(event: events.OutboxHeldBack) -> str:
     )
 
 
-def _why_awaited(event: events.StepAwaited) -> str:
-    if event.undoing:
-        return "is undone before it is called again; the message is parked until then"
-    return f"has begun elsewhere or before a crash; the message is parked until its deadline, in {event.wait:.1f} s"
-
-
-def _undo_failed(event: events.StepUndoFailed) -> str:
-    what = f"{event.message_id}: the undo of step {event.step} failed, attempt {event.attempt}"
-    if event.wait is not None:
-        return f"{what}, again in {event.wait:.1f} s: {event.error}"
-    letter = "" if event.letter is None else f"; dead letter {event.letter}"
-    return f"{what}, and is given up: what the step did stands{letter}: {event.error}"
-
-
 LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
     events.WorkerStarted: (logging.INFO, lambda e: f"worker started: {', '.join(e.handlers)}"),
     events.WorkerStopped: (logging.INFO, lambda e: f"worker stopped in {e.seconds:.1f} s"),
@@ -210,7 +197,7 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
     ),
     events.StepAwaited: (
         logging.WARNING,
-        lambda e: f"{e.message_id} at {e.partition}@{e.offset}: step {e.step} {_why_awaited(e)}",
+        lambda e: f"{e.message_id} at {e.partition}@{e.offset}: step {e.step} {why_awaited(e)}",
     ),
     events.StepUndone: (
         logging.INFO,
@@ -220,7 +207,7 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
             + f", since its message is dead{'' if e.letter is None else f': dead letter {e.letter}'}"
         ),
     ),
-    events.StepUndoFailed: (lambda e: logging.ERROR if e.wait is None else logging.WARNING, _undo_failed),
+    events.StepUndoFailed: (lambda e: logging.ERROR if e.wait is None else logging.WARNING, undo_failed),
     events.StepDoubted: (
         logging.WARNING,
         lambda e: (

@@ -28,7 +28,7 @@ from consumerkit.storage.parking.places import stands_for
 from consumerkit.storage.parking.redriven import COPIED, Comeback
 from consumerkit.storage.payload import payload
 from consumerkit.storage.tables import Tables
-from consumerkit.storage.undoing import UndoRows
+from consumerkit.storage.undoing import undo_rows
 
 _log = logging.getLogger(__name__)
 
@@ -113,12 +113,11 @@ class Redrive:
     ) -> None:
         moved = [one.letter for one in told if one.fate is Fate.REDRIVEN]
         undos = [letter for letter in moved if letter.reason == Reason.UNDO_FAILED]
-        _undos(scene).again(scene.connection, [letter.id for letter in undos])
+        undo_rows(scene.lot).again(scene.connection, [letter.id for letter in undos])
         for letter in undos:
             _write(scene, letter, State.REDRIVEN, "redriven", by, self.note, redrives=letter.redrives + 1)
         moved = [letter for letter in moved if letter.reason != Reason.UNDO_FAILED]
-        going = {letter.id: going[letter.id] for letter in moved}
-        _claim(scene, list(going.values()), kept)
+        _claim(scene, [going[letter.id] for letter in moved], kept)
         ordering = scene.log.ordering
         redriven.bring_back(
             scene.lot,
@@ -168,7 +167,7 @@ class Close:
             for letter in letters:
                 _write(scene, letter, self.state, self.state.value, by, self.note)
             undos = [letter.id for letter in letters if letter.reason == Reason.UNDO_FAILED]
-            _undos(scene).decide(scene.connection, undos, undone=self.state is State.RESOLVED)
+            undo_rows(scene.lot).decide(scene.connection, undos, undone=self.state is State.RESOLVED)
             _release(scene, letters)
         return [LetterResult(letter, done) for letter in letters]
 
@@ -273,10 +272,6 @@ def _comeback(letter: Any, identity: Identified) -> Comeback:
         fingerprint=identity.fingerprint or b"",
         fingerprint_version=identity.version,
     )
-
-
-def _undos(scene: LockedLetters) -> UndoRows:
-    return UndoRows(scene.lot.tables, scene.lot.dialect, scene.lot.consumer)
 
 
 def _release(scene: LockedLetters, letters: Sequence[Any]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from consumerkit.handlers.context import BatchContext, Context
 from consumerkit.handlers.declared_steps import DeclaredStep
-from consumerkit.handlers.steps import Effects, PlainEffects, Undoing
+from consumerkit.handlers.no_steps import Undoing
+from consumerkit.handlers.steps import Effects, PlainEffects
 from consumerkit.handlers.value_bytes import NoStableBytes, encode_field
 
 _NOT_COUNTED = (Effects, PlainEffects, Context, BatchContext)

@@ -19,6 +19,7 @@ from consumerkit.errors import PayloadSealed
 from consumerkit.outcome import Reason
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.fence import OWNER_BYTES
+from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.steps import StepState
 from consumerkit.storage.tables import Tables
 
@@ -212,6 +213,11 @@ class UndoRows:
     def _waits(self) -> ColumnElement[bool]:
         c = self.tables.message_steps.c
         return and_(c.consumer == self.consumer, c.undo_at.is_not(None), c.state == StepState.UNDOING.value)
+
+
+def undo_rows(store: ParkingLot) -> UndoRows:
+    """Return the steps to undo of the handler whose parking lot this is."""
+    return UndoRows(store.tables, store.dialect, store.consumer)
 
 
 def _order(row: Any) -> tuple[int, str]:

@@ -20,7 +20,8 @@ from consumerkit.errors import ResultNotKept
 from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publisher
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Received
-from consumerkit.handlers.steps import NO_STEPS, StepCalls
+from consumerkit.handlers.no_steps import NO_STEPS
+from consumerkit.handlers.steps import StepCalls
 from consumerkit.message import TopicPartition
 from consumerkit.observability.traces import NO_SPANS, BatchSpans
 from consumerkit.observability.user_code import place_of_function

@@ -1,0 +1,31 @@
+"""Calls the user's undo, so that whatever it raises is an error like any other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+
+def contained(method: Callable[..., Any], *args: Any) -> Any:
+    """Call a function; what would end the process, such as SystemExit, becomes an error."""
+    try:
+        return method(*args)
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"the undo raised {type(error).__name__}") from error
+
+
+async def contained_coroutine(method: Callable[..., Any], *args: Any) -> Any:
+    """Await a coroutine function; what would end the process becomes an error."""
+    # A task out of which SystemExit comes would end the event loop.
+    try:
+        return await method(*args)
+    except Exception:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise RuntimeError(f"the undo raised {type(error).__name__}") from error
