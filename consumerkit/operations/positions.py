@@ -60,6 +60,10 @@ class PositionStore:
     transport: Transport
 
 
+Place = PositionStore
+"""The former name of `PositionStore`, for code that imports it."""
+
+
 async def rewind(
     place: PositionStore,
     handler: str,
