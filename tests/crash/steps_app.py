@@ -7,15 +7,26 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import Any, Final, TypedDict
 
+from consumerkit import Reject
 from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.worker import Worker
 from tests.integration.memory_stage import TOPIC
-from tests.integration.step_stage import Asking, Charging, PlainCharging, Provider, Refusing
+from tests.integration.step_stage import (
+    Asking,
+    Charging,
+    PlainCharging,
+    PlainRefunding,
+    Provider,
+    Refunding,
+    Refusing,
+)
 
 TOPIC_ID: Final = "the same in each process"
 KINDS: Final = {one.__name__: one for one in (Charging, PlainCharging, Asking, Refusing)}
+UNDONE: Final = {one.__name__: one for one in (Refunding, PlainRefunding)}
+"""Kinds whose messages are rejected once their steps are done."""
 
 
 class Settings(TypedDict):
@@ -34,11 +45,20 @@ def log(broker: MemoryBroker, values: list[str]) -> None:
         broker.append(TOPIC, value.encode(), headers=(("id", b"%d" % number),), partition=0)
 
 
+def rejected(event: bytes) -> None:
+    """Reject a message."""
+    raise Reject("as asked")
+
+
 async def main(settings: Settings) -> None:
     """Run until killed."""
     broker = MemoryBroker(topics={TOPIC: 2})
     log(broker, settings["values"])
-    handler = KINDS[settings["kind"]](Provider(Path(settings["charges"])))
+    provider = Provider(Path(settings["charges"]))
+    if (kind := settings["kind"]) in UNDONE:
+        handler: Any = UNDONE[kind](provider, in_handle=rejected)
+    else:
+        handler = KINDS[kind](provider)
     worker = Worker(database=settings["database"], kafka=Memory(broker), handlers=[handler], failpoints=True)
     await worker.run(asyncio.Event())
 

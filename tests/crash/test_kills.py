@@ -75,9 +75,11 @@ def test_a_frozen_member_that_wakes_does_no_harm(transport: Client, servers: Ser
 
 
 # In the order of a message's way; what happens at a change of members is apart, since it needs one, and so are steps,
-# which this handler has not: see `test_step_kills`.
+# which this handler has not: see `test_step_kills` and `test_undo_kills`.
 WAY = sorted(
-    name for name in NAMES - {"in_on_assign", "in_on_revoke", "in_shutdown_drain"} if not name.startswith("step_")
+    name
+    for name in NAMES - {"in_on_assign", "in_on_revoke", "in_shutdown_drain"}
+    if not name.startswith(("step_", "undo_"))
 )
 SHARE = 4
 
