@@ -345,7 +345,7 @@ class StepAwaited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDoubted(Event):
-    """A step has begun, its deadline has passed, and its result was not kept: nobody knows whether it was done.
+    """A step has begun, its deadline has passed, and its result was not kept: it is unknown whether it was done.
 
     `then` is what becomes of it: "called again", "asked" or "dead-lettered". `calls` counts how often it was begun.
     """
@@ -379,7 +379,7 @@ class StepUndone(Event):
 class StepUndoFailed(Event):
     """The undo of a step has failed; it is tried again after `wait` seconds, or not at all where that is None.
 
-    Then it has a dead letter of its own, `letter`, of which `MessageDeadLettered` tells, too. `in_full` is as in
+    Then it has a dead letter of its own, `letter`, and `MessageDeadLettered` tells of it, too. `in_full` is as in
     `AttemptFailed`.
     """
 

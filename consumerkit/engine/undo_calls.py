@@ -19,7 +19,7 @@ def contained(method: Callable[..., Any], *args: Any) -> Any:
 
 async def contained_coroutine(method: Callable[..., Any], *args: Any) -> Any:
     """Await a coroutine function; what would end the process becomes an error."""
-    # A task out of which SystemExit comes would end the event loop.
+    # A task that raises SystemExit would end the event loop.
     try:
         return await method(*args)
     except Exception:

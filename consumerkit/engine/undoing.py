@@ -187,7 +187,7 @@ class Undoer:
             return await asyncio.create_task(contained_coroutine(method, *args), context=context)
 
     async def _held(self, one: Undo, work: Awaitable[T]) -> T:
-        """Do work, and keep hold of the message meanwhile, however long it takes."""
+        """Do work, and keep hold of the message until it ends, however long it takes."""
         task = asyncio.ensure_future(work)
         hold = partial(self._rows.hold, digest=one.digest, owner=self._owner, seconds=HELD)
         try:

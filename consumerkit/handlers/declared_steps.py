@@ -34,7 +34,7 @@ class DeclaredStep(NamedTuple):
         result: Writes and reads what it returns.
         undoes: Its method that undoes it, bound; None where there is none.
         undo_retry: How often that is tried.
-        undo_in_doubt: Whether it takes None for a call of which nobody knows whether it was done.
+        undo_in_doubt: Whether it takes None where it is unknown whether the call was done.
         given: Write and read what it is called with, by the names of its parameters; empty where nothing undoes it.
     """
 

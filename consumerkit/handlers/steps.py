@@ -53,7 +53,7 @@ class Step(Generic[P, T]):
         asks: The function that asks the other side whether it was done; None where there is none.
         undoes: The function that undoes it; None where there is none.
         undo_retry: How often that is tried.
-        undo_in_doubt: Whether it takes None for a call of which nobody knows whether it was done.
+        undo_in_doubt: Whether it takes None where it is unknown whether the call was done.
     """
 
     def __init__(self, method: Callable[..., Any], in_doubt: InDoubt | None, deadline: float) -> None:
@@ -108,7 +108,7 @@ class Step(Generic[P, T]):
             method: The method.
             retry: How often it is tried; ten times within about half an hour by default. One that fails for good is a
                 dead letter of its own, with the reason `undo_failed`.
-            in_doubt: Whether it can undo a call of which nobody knows whether it was done; what the step returned is
+            in_doubt: Whether it can undo a call that may not have been done; what the step returned is
                 None then. Left out where the step has `confirm`, which is asked first.
 
         Example:

@@ -140,9 +140,9 @@ class Expiry:
 
     async def _partition(self, terms: Terms, number: int, partition: TopicPartition, seconds: float) -> int:
         count, after = 0, 0
-        bury = partial(self._expiring.parked, consumer=number, terms=terms, partition=partition, seconds=seconds)
+        expire = partial(self._expiring.parked, consumer=number, terms=terms, partition=partition, seconds=seconds)
         while True:
-            batch: EndedBatch | None = await self._run(partial(bury, after=after))
+            batch: EndedBatch | None = await self._run(partial(expire, after=after))
             if batch is None:
                 raise _Busy
             for dead in batch.made:

@@ -183,7 +183,7 @@ class Retry:
             return self.wait if isinstance(error, self.on) else None
         try:
             return self.wait if self.on(error) else None
-        except BaseException:  # noqa: BLE001 - a broken predicate must neither stop the lane nor bury what may succeed
+        except BaseException:  # noqa: BLE001 - a broken predicate must neither stop the lane nor give up what may succeed
             return self.wait
 
     def _asked(self, error: BaseException) -> float:

@@ -16,5 +16,5 @@ class Origins:
         return self.found.get(path)
 
     def add(self, path: Path_, origin: str) -> None:
-        """Take note of a value, unless a place before has set it."""
+        """Record a value, unless a place before has set it."""
         self.found.setdefault(path, origin)

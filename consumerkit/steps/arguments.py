@@ -37,7 +37,7 @@ def fingerprint(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[str
             encoded = encode_field(value)
         except NoStableBytes as error:
             raise TypeError(
-                f"step {name!r}: argument {parameter!r} {error}, so that nobody can tell whether a later call has the "
+                f"step {name!r}: argument {parameter!r} {error}, so that no one can tell whether a later call has the "
                 "same; give the step the fields that it needs"
             ) from None
         if encoded is None and value is not None:

@@ -35,7 +35,7 @@ class StepStatus:
         started_at: When it was begun last.
         deadline_at: Until when a call that has begun is waited for; after it, the call is in doubt.
         ended_at: When its result was kept, its call had raised, or it was undone; None before.
-        generation: How often it was begun anew after an undo, and 1.
+        generation: How often it was begun again after an undo, plus 1.
         undo_at: When its undo is tried next; None where there is nothing to undo.
         undo_attempts: How often its undo has failed.
         undo_letter: The dead letter of its undo, where that has failed for good once.

@@ -36,7 +36,7 @@ class StepState(StrEnum):
     DONE: its result is kept, and it is not called again.
     FAILED: the call raised an error.
     UNDOING: its message is dead, and what it did is to be undone, or to be settled first.
-    UNDONE: that is done; a redrive begins the step anew, in its next generation.
+    UNDONE: that is done; a redrive begins the step again, in its next generation.
     NOT_UNDONE: its undo has failed for good, and has a dead letter of its own.
     """
 
@@ -90,7 +90,7 @@ class FoundStep(NamedTuple):
         wait: Seconds until its deadline; 0 or less once that has passed.
         ours: Whether it is begun by us now, and is to be called.
         calls: How often it was begun, this time included.
-        generation: How often the step was begun anew after an undo, and 1: a part of the key for the other side.
+        generation: How often the step was begun again after an undo, plus 1: a part of the key for the other side.
         undo_letter: The dead letter of its undo, where that has failed for good.
     """
 
@@ -175,7 +175,7 @@ class StepRows(Store):
             raise Fenced(f"{len(owners) - owned} of {len(owners)} partitions were taken over")
 
     def start(self, connection: Connection, starts: Iterable[Start], owner: bytes) -> dict[Name, FoundStep]:
-        """Begin steps that nobody has begun, and take over those whose call is known to be over, or to be in doubt.
+        """Begin steps that no worker has begun, and take over those whose call is known to be over, or to be in doubt.
 
         Args:
             connection: Of a transaction that `open` began.

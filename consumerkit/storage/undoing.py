@@ -33,7 +33,7 @@ class Undo(NamedTuple):
     Attributes:
         digest, step: Which.
         generation: Of its key.
-        result: What it returned, as JSON; None where nobody knows whether it was done.
+        result: What it returned, as JSON; None where it is unknown whether it was done.
         known: Whether it is known to be done.
         given: What it was called with; None where it had no undo then.
         sealed: Whether that is sealed.
@@ -120,7 +120,7 @@ class UndoRows:
         for digest in sorted({bytes(one) for one in connection.execute(due).scalars()}):
             rows = self._held(connection, digest)
             if rows and all(row.late >= 0 for row in rows):
-                self.hold(connection, digest, owner, seconds, anew=True)
+                self.hold(connection, digest, owner, seconds, renew=True)
                 found[digest] = [_undo(row) for row in rows]
         return found
 
@@ -137,10 +137,10 @@ class UndoRows:
         count = connection.execute(select(func.count()).select_from(table).where(*here)).scalar_one()
         return sorted(rows, key=_order, reverse=True) if len(rows) == count else []
 
-    def hold(self, connection: Connection, digest: bytes, owner: bytes, seconds: float, *, anew: bool = False) -> bool:
+    def hold(self, connection: Connection, digest: bytes, owner: bytes, seconds: float, *, renew: bool = False) -> bool:
         """Hold a message's steps for so many seconds from now; return whether they are ours, still."""
         table = self.tables.message_steps
-        own = () if anew else (table.c.owner == owner,)
+        own = () if renew else (table.c.owner == owner,)
         statement = update(table).where(self._waits(), table.c.digest == digest, *own)
         return connection.execute(statement.values(owner=owner, undo_at=self.dialect.in_seconds(seconds))).rowcount > 0
 

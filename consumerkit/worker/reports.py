@@ -60,7 +60,7 @@ class Reports:
         self._stopping = asyncio.Event()
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Record an event."""
         if event.handler not in self._done:
             return
         with self._lock:
@@ -135,7 +135,7 @@ class Reports:
             self._without_since[name] = None
 
     def _recovered(self, event: Event) -> list[tuple[str, float]]:
-        """Take note of trouble, and return what an event proves to work again; each once."""
+        """Record trouble, and return what an event proves to work again; each once."""
         name, now = event.handler, self._clock()
         if isinstance(event, events.Trouble):
             self._trouble.setdefault((name, event.where), now)

@@ -378,7 +378,7 @@ class Worker:
         }
 
     def members(self) -> list[tuple[str, str]]:
-        """Return which member of which group each handler's consumer is, as far as it has joined; from any thread."""
+        """Return each handler's group and member ID, as far as its consumer has joined; from any thread."""
         engines = list(self._engines)
         return [(one.declared.group, member) for one in engines if (member := one.consumer.member())]
 

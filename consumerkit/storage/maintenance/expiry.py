@@ -140,7 +140,7 @@ class ExpireStatements:
             return None
         self._take_out_unclaimed(connection, lot, partition)
         rows = self._locked(connection, lot, partition, seconds, after)
-        made = [_Burial(lot, terms, seconds).bury(connection, row) for row in self._free(connection, lot, rows)]
+        made = [_Expiry(lot, terms, seconds).dead_letter(connection, row) for row in self._free(connection, lot, rows)]
         return EndedBatch([dead for dead in made if dead is not None], rows[-1].id if rows else None)
 
     def _locked(
@@ -214,14 +214,14 @@ class ExpireStatements:
 
 
 @dataclass(frozen=True, slots=True)
-class _Burial:
+class _Expiry:
     """Makes dead letters of parked messages, all in one transaction under their partition's fence."""
 
     lot: ParkingLot
     terms: Terms
     seconds: float
 
-    def bury(self, connection: Connection, row: ParkedMessage) -> DeadMessage | None:
+    def dead_letter(self, connection: Connection, row: ParkedMessage) -> DeadMessage | None:
         """Return the letter; None where the message has one already."""
         tables, consumer = self.lot.tables, self.lot.consumer
         dead = _expired(row, self.seconds)
