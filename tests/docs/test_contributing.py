@@ -59,3 +59,12 @@ def test_pages_and_examples_import_only_what_is_public() -> None:
     used = {one for text in programs for one in imported(text) if one.partition(".")[0] == "consumerkit"}
     assert "consumerkit.transports.memory" in used
     assert used - public == set()
+
+
+def test_no_line_of_prose_is_longer_than_the_codes() -> None:
+    """Output that is shown is as wide as it is, and so is a drawing."""
+    long = []
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        long += [f"{page.name}: {line[:60]}" for line in prose.splitlines() if len(line) > 120]
+    assert long == []

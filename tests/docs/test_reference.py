@@ -36,17 +36,23 @@ ABSENT = object()
 WORDS = {"required": REQUIRED, "-": REQUIRED, "the name": REQUIRED, "the whole value": WHOLE_VALUE}
 
 
+ITEM = re.compile(r"\* (`[^`]+`(?:, `[^`]+`)*)(?: \((.*?)\))?: (.+)")
+"""A row as an item of a list: name, default or level in parentheses, meaning."""
+
+
 def _rows(page: str, heading: str) -> Iterator[list[str]]:
-    """The rows of the first table under a heading."""
+    """The rows of the tables, or the items of the lists, under a heading."""
     section = re.split(rf"^## {re.escape(heading)}$", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)[1]
-    table = re.split(r"^## ", section, flags=re.MULTILINE)[0]
-    for line in table.splitlines():
+    text = re.split(r"^## ", section, flags=re.MULTILINE)[0].replace("\n  ", " ")
+    for line in text.splitlines():
         if line.startswith("| `"):
             yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        elif found := ITEM.fullmatch(line):
+            yield [cell for cell in found.groups() if cell is not None]
 
 
 def _described(heading: str) -> dict[str, Any]:
-    rows = list(_rows("configuration.md", heading))
+    rows = [row for row in _rows("configuration.md", heading) if len(row) == 3]
     assert len({row[0] for row in rows}) == len(rows)
     return {row[0].strip("`"): _default(row[1]) for row in rows}
 
