@@ -54,6 +54,14 @@ ROOMS = {
     "parked": Room("consumerkit.cli.parked:app", "Look at the messages that wait for a retry, and try them now."),
     "message": Room("consumerkit.cli.message:app", "Ask what became of a message."),
     "outbox": Room("consumerkit.cli.outbox:app", "Look at what waits to be sent, and give up what cannot be."),
+    "publish": Room(
+        "consumerkit.cli.publish:publish",
+        "Send a message to a topic by hand, to try things.",
+        examples(
+            """publish payments '{"amount": 5}' --key alice --id pay-1""",
+            "publish payments --file payments.jsonl --lines --json",
+        ),
+    ),
     "topics": Room("consumerkit.cli.topics:app", "Check and create the topics that the handlers need."),
     "config": Room("consumerkit.cli.config:app", "See which settings are in force."),
     "retry": Room("consumerkit.cli.retry:app", "See what retry policies come to."),

@@ -60,7 +60,8 @@ works on a partition that is held, and stays held; one that had failed is read a
 any more is passed over.
 
 **Sending.** `Producer.send` returns when every record is acknowledged by all in-sync replicas or has failed, one
-answer per record, in order. It never raises for a record. The producer is idempotent.
+answer per record, in order. It never raises for a record. The producer is idempotent. `place` does the same, and
+tells where each record went. A record goes to the partition that it names, else to the one that its key chooses.
 
 **Reading aside.** A `LogReader` reads one topic from the offsets it was given, or from the beginning, to where each
 partition ended when it started. It belongs to no group, commits nothing, and takes nothing from anybody. Its `fetch` is
@@ -140,12 +141,20 @@ class Span(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One record to send."""
+    """One record to send; where `partition` is None, the key chooses it."""
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    partition: int | None = None
+
+
+class Acknowledged(NamedTuple):
+    """Where a record went; the offset is -1 where the broker had it already, and did not tell."""
+
+    partition: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +171,11 @@ class SendFailure:
     code: str
     message: str
     permanent: bool
+
+
+def failure_in(answer: Acknowledged | SendFailure) -> SendFailure | None:
+    """Return a record's answer as `Producer.send` gives it: None when acknowledged."""
+    return answer if isinstance(answer, SendFailure) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +350,14 @@ class Producer(Protocol):
         """Let what is under way finish, and disconnect."""
 
 
+class PlacingProducer(Producer, Protocol):
+    """A producer that can tell where records went."""
+
+    async def place(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
+        """Send all records as `send` does; return where each one went, or why it did not."""
+        ...
+
+
 class LogReader(Protocol):
     """Reads one topic, once, outside of any group; see the module's docstring."""
 
@@ -376,7 +398,7 @@ class Transport(Protocol):
         """Make a consumer; nothing happens before its `start`."""
         ...
 
-    def producer(self) -> Producer:
+    def producer(self) -> PlacingProducer:
         """Make a producer; nothing happens before its `start`."""
         ...
 

@@ -11,7 +11,7 @@ import pytest
 
 from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import Message, TopicPartition
-from consumerkit.transports.base import PartitionInfo, Position, Record, Span, Surveyed
+from consumerkit.transports.base import Acknowledged, PartitionInfo, Position, Record, SendFailure, Span, Surveyed
 from tests.contracts.control import BrokerControl
 from tests.contracts.member import Member, Recorder, offsets, until
 from tests.contracts.reader_contract import ReaderContract
@@ -400,6 +400,30 @@ class TransportContract(ReaderContract):
         assert [(m.partition, m.offset, m.value) for m in seen] == [(0, 0, b"first"), (0, 1, None), (0, 2, b"last")]
         assert seen[0].headers == (("d", b"1"), ("d", None))
         assert missing not in await control.topics()
+
+    async def test_place_tells_where_each_record_went(self, control: BrokerControl, topic: str) -> None:
+        await control.append(topic, numbered(3), 1)
+        producer = control.transport.producer()
+        await producer.start()
+        try:
+            # A partition that is named stands above the key's, which is 0; a tombstone without a key goes there, too.
+            answers = await producer.place(
+                [
+                    Record(topic, b"21", b"by the key"),
+                    Record(topic, b"21", b"named", (), 1),
+                    Record(topic, b"21", b"x" * 3_000_000, (), 1),
+                    Record(topic, None, None, (), 1),
+                    Record(topic, b"21", b"by the key again"),
+                ]
+            )
+            assert await producer.send([Record(topic, b"21", b"sent", (), 1)]) == [None]
+        finally:
+            await producer.stop()
+        assert isinstance(answers.pop(2), SendFailure)
+        assert answers[0] == Acknowledged(0, 0)
+        assert answers[3] == Acknowledged(0, 1)
+        # Those of one batch that was refused are sent one by one, in whatever order they come to.
+        assert set(answers[1:3]) == {Acknowledged(1, 3), Acknowledged(1, 4)}
 
     async def test_a_thousand_records_are_all_acknowledged(
         self, control: BrokerControl, topic: str, group: str

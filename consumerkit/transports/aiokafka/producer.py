@@ -20,7 +20,7 @@ from consumerkit.errors import StartError
 from consumerkit.transports.aiokafka import client as aiokafka_client
 from consumerkit.transports.aiokafka.client import words
 from consumerkit.transports.aiokafka.group import Describe
-from consumerkit.transports.base import Record, SendFailure
+from consumerkit.transports.base import Acknowledged, Record, SendFailure, failure_in
 
 SEND_TIMEOUT: Final = 30.0
 """Seconds after which records without an acknowledgement have failed."""
@@ -74,16 +74,19 @@ class AiokafkaProducer:
 
     async def send(self, records: Sequence[Record]) -> list[SendFailure | None]:
         """Send all records; return one answer per record, in order: None when acknowledged."""
+        return [failure_in(answer) for answer in await self.place(records)]
+
+    async def place(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
+        """Send all records; return where each one went, or why it did not."""
         places: dict[str, list[int]] = {}
         for at, record in enumerate(records):
             places.setdefault(record.topic, []).append(at)
         sends = [self._of(topic).send([records[at] for at in chosen]) for topic, chosen in places.items()]
-        answers: list[SendFailure | None] = [None] * len(records)
+        answers: dict[int, Acknowledged | SendFailure] = {}
         for chosen, answered in zip(places.values(), await asyncio.gather(*sends), strict=True):
-            for at, answer in zip(chosen, answered, strict=True):
-                answers[at] = answer
+            answers |= zip(chosen, answered, strict=True)
         await self._retire()
-        return answers
+        return [answers[at] for at in range(len(records))]
 
     async def stop(self) -> None:
         """Let what is under way finish, and disconnect."""
@@ -129,7 +132,7 @@ class _TopicProducer:
         """Whether a `send` is under way, or waits for its turn."""
         return self._users > 0
 
-    async def send(self, records: Sequence[Record]) -> list[SendFailure | None]:
+    async def send(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
         """Send all records; return one answer per record, in order."""
         self._users += 1
         try:
@@ -145,18 +148,20 @@ class _TopicProducer:
             if client is not None:
                 await aiokafka_client.stop(client)
 
-    async def _send(self, records: Sequence[Record]) -> list[SendFailure | None]:
+    async def _send(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
         end = time.monotonic() + SEND_TIMEOUT
         if not self._known and (missing := await self._missing(records[0].topic)) is not None:
             return [missing] * len(records)
-        answers: list[SendFailure | None] = [None] * len(records)
-        failed = await self._send_together(records, end)
+        answers: list[Acknowledged | SendFailure] = []
         # A refusal of one record is a refusal of its batch, and of what followed in its partition: so one by one.
-        for at, error in failed.items():
-            answers[at] = _failure(error)
-            if not isinstance(error, _FINAL) and time.monotonic() < end:
-                answers[at] = await self._send_alone(records[at], end)
-        if any(answer is not None and not answer.permanent for answer in answers):
+        for at, outcome in enumerate(await self._send_together(records, end)):
+            if isinstance(outcome, Acknowledged):
+                answers.append(outcome)
+            elif isinstance(outcome, _FINAL) or time.monotonic() >= end:
+                answers.append(_failure(outcome))
+            else:
+                answers.append(await self._send_alone(records[at], end))
+        if any(isinstance(answer, SendFailure) and not answer.permanent for answer in answers):
             self._known = False
         return answers
 
@@ -170,48 +175,55 @@ class _TopicProducer:
             return None
         return SendFailure("UNKNOWN_TOPIC_OR_PARTITION", f"no such topic: {topic}", permanent=True)
 
-    async def _send_together(self, records: Sequence[Record], end: float) -> dict[int, Exception]:
-        """Send records in order; return what failed, after which the client is not used again."""
-        failed = await self._send_all(records, end)
-        if failed and self._client is not None:
+    async def _send_together(self, records: Sequence[Record], end: float) -> list[Acknowledged | Exception]:
+        """Send records in order; return what became of each. After a failure the client is not used again."""
+        outcomes = await self._send_all(records, end)
+        if self._client is not None and any(isinstance(outcome, Exception) for outcome in outcomes.values()):
             client, self._client = self._client, None
             await aiokafka_client.abandon(client)
-        return dict(sorted(failed.items()))
+        return [outcomes[at] for at in range(len(records))]
 
-    async def _send_all(self, records: Sequence[Record], end: float) -> dict[int, Exception]:
+    async def _send_all(self, records: Sequence[Record], end: float) -> dict[int, Acknowledged | Exception]:
         sent: dict[int, asyncio.Future[Any]] = {}
-        failed: dict[int, Exception] = {}
+        outcomes: dict[int, Acknowledged | Exception] = {}
         for at, record in enumerate(records):
             try:
                 async with asyncio.timeout(max(0.0, end - time.monotonic())):
                     sent[at] = await self._hand_over(record)
             except Exception as error:  # noqa: BLE001 - a record's failure is an answer, whatever it is
-                failed[at] = error
+                outcomes[at] = error
         if sent:
             await asyncio.wait(sent.values(), timeout=max(0.0, end - time.monotonic()))
         for at, future in sent.items():
             if not future.done():
-                failed[at] = TimeoutError(f"not acknowledged in {SEND_TIMEOUT:g} s")
+                outcomes[at] = TimeoutError(f"not acknowledged in {SEND_TIMEOUT:g} s")
                 future.add_done_callback(_look_at)
             elif (refusal := future.exception()) is not None:
-                failed[at] = refusal if isinstance(refusal, Exception) else RuntimeError(repr(refusal))
-        return failed
+                outcomes[at] = refusal if isinstance(refusal, Exception) else RuntimeError(repr(refusal))
+            else:
+                outcomes[at] = Acknowledged(future.result().partition, future.result().offset)
+        return outcomes
 
-    async def _send_alone(self, record: Record, end: float) -> SendFailure | None:
-        failed = await self._send_together([record], end)
-        return _failure(failed[0], alone=True) if failed else None
+    async def _send_alone(self, record: Record, end: float) -> Acknowledged | SendFailure:
+        (outcome,) = await self._send_together([record], end)
+        return outcome if isinstance(outcome, Acknowledged) else _failure(outcome, alone=True)
 
     async def _hand_over(self, record: Record) -> asyncio.Future[Any]:
         if self._client is None:
             self._client = await self._connect()
         client, headers = self._client, list(record.headers)
         if record.key is not None or record.value is not None:
-            return await client.send(record.topic, record.value, key=record.key, headers=headers)  # type: ignore[no-any-return]
+            sending = client.send(
+                record.topic, record.value, key=record.key, partition=record.partition, headers=headers
+            )
+            return await sending  # type: ignore[no-any-return]
         # aiokafka's `send` refuses a tombstone without a key; its batches do not.
         batch = client.create_batch()
         batch.append(timestamp=None, key=None, value=None, headers=headers)
-        partitions = sorted(await client.partitions_for(record.topic))
-        return await client.send_batch(batch, record.topic, partition=partitions[0])  # type: ignore[no-any-return]
+        partition = record.partition
+        if partition is None:
+            partition = min(await client.partitions_for(record.topic))
+        return await client.send_batch(batch, record.topic, partition=partition)  # type: ignore[no-any-return]
 
 
 def _look_at(future: asyncio.Future[Any]) -> None:

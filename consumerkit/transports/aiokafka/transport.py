@@ -24,7 +24,7 @@ from consumerkit.transports.aiokafka.consumer import AiokafkaConsumer
 from consumerkit.transports.aiokafka.leaving import Leaving
 from consumerkit.transports.aiokafka.log_reader import AiokafkaLogReader
 from consumerkit.transports.aiokafka.producer import AiokafkaProducer
-from consumerkit.transports.base import Consumer, LogReader, Producer, Subscription, TopicInfo
+from consumerkit.transports.base import Consumer, LogReader, PlacingProducer, Subscription, TopicInfo
 from consumerkit.transports.confluent.admin import TopicAdmin
 
 
@@ -61,7 +61,7 @@ class AiokafkaTransport:
         questions = self._admin.questions(subscription.group, self.topics)
         return AiokafkaConsumer(self._settings, self._options, subscription, self.topics, questions, self._leaving)
 
-    def producer(self) -> Producer:
+    def producer(self) -> PlacingProducer:
         """Make a producer."""
         return AiokafkaProducer(self._settings, self._options, self.topics)
 

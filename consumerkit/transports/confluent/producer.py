@@ -13,7 +13,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from consumerkit.errors import StartError
-from consumerkit.transports.base import Record, SendFailure
+from consumerkit.transports.base import Acknowledged, Record, SendFailure, failure_in
 from consumerkit.transports.confluent.admin import refused_settings
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ _DEFAULTS: dict[str, object] = {
 }
 _FIXED: dict[str, object] = {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"}
 _FULL_QUEUE_PATIENCE = 30.0
+_ANY = -1  # librdkafka's word for a partition or an offset that is not named
 _PERMANENT = frozenset(
     {
         "UNKNOWN_TOPIC_OR_PART",
@@ -49,15 +50,20 @@ class _Answers:
     """What became of the records of one `send`; filled in by the poll thread."""
 
     def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.answers: list[SendFailure | None] = [None] * count
+        self._answers: dict[int, Acknowledged | SendFailure] = {}
         self.done: asyncio.Future[None] = loop.create_future()
         self._open = count
         self._loop = loop
         self._lock = threading.Lock()
 
-    def put(self, at: int, answer: SendFailure | None) -> None:
+    @property
+    def answers(self) -> list[Acknowledged | SendFailure]:
+        """All answers in the records' order, once all are there."""
+        return [self._answers[at] for at in range(len(self._answers))]
+
+    def put(self, at: int, answer: Acknowledged | SendFailure) -> None:
         """Note one record's answer, from any thread."""
-        self.answers[at] = answer
+        self._answers[at] = answer
         with self._lock:
             self._open -= 1
             last = self._open == 0
@@ -92,6 +98,10 @@ class ConfluentProducer:
 
     async def send(self, records: Sequence[Record]) -> list[SendFailure | None]:
         """Send all records; one answer per record, in order."""
+        return [failure_in(answer) for answer in await self.place(records)]
+
+    async def place(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
+        """Send all records; return where each one went, or why it did not."""
         if not records:
             return []
         if self._broken:
@@ -101,11 +111,11 @@ class ConfluentProducer:
         if len(records) > 1:
             # A refusal of one record, or of too many together, is a refusal of their batch: so one by one.
             for at, answer in enumerate(answers):
-                if answer is not None and answer.code in _OF_A_BATCH:
+                if isinstance(answer, SendFailure) and answer.code in _OF_A_BATCH:
                     (answers[at],) = await self._send([records[at]])
         return answers
 
-    async def _send(self, records: Sequence[Record]) -> list[SendFailure | None]:
+    async def _send(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
         answers = _Answers(len(records), asyncio.get_running_loop())
         for at, record in enumerate(records):
             await self._enqueue(record, answers, at)
@@ -131,6 +141,7 @@ class ConfluentProducer:
                     record.topic,
                     record.value,
                     record.key,
+                    partition=_ANY if record.partition is None else record.partition,
                     on_delivery=functools.partial(self._delivered, answers, at),
                     headers=list(record.headers),
                 )
@@ -158,10 +169,10 @@ class ConfluentProducer:
         except (KafkaException, TypeError, ValueError) as error:
             raise StartError(refused_settings(error)) from None
 
-    def _delivered(self, answers: _Answers, at: int, error: KafkaError | None, _: Message) -> None:
+    def _delivered(self, answers: _Answers, at: int, error: KafkaError | None, message: Message) -> None:
         # An exception from here would surface from poll() and hide the reports behind it.
         try:
-            answers.put(at, None if error is None else self._failure(error))
+            answers.put(at, _acknowledged(message) if error is None else self._failure(error))
         except Exception:
             log.exception("a delivery report was lost")
 
@@ -180,6 +191,11 @@ class ConfluentProducer:
             except Exception:
                 log.exception("the Kafka producer's poll failed")
                 time.sleep(0.1)
+
+
+def _acknowledged(message: Message) -> Acknowledged:
+    partition, offset = message.partition(), message.offset()
+    return Acknowledged(_ANY if partition is None else partition, _ANY if offset is None else offset)
 
 
 def _check(record: Record) -> None:

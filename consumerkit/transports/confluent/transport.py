@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from consumerkit.transports.base import Consumer, LogReader, Producer, Subscription, TopicInfo
+from consumerkit.transports.base import Consumer, LogReader, PlacingProducer, Subscription, TopicInfo
 from consumerkit.transports.confluent.admin import TopicAdmin
 from consumerkit.transports.confluent.consumer import ConfluentConsumer
 from consumerkit.transports.confluent.log_reader import ConfluentReader
@@ -49,7 +49,7 @@ class ConfluentTransport:
         """Make a consumer; nothing happens before its `start`."""
         return ConfluentConsumer(self._config, subscription, self._admin, self._leaving)
 
-    def producer(self) -> Producer:
+    def producer(self) -> PlacingProducer:
         """Make a producer; nothing happens before its `start`."""
         return ConfluentProducer(self._shared)
 

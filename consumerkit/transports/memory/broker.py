@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 
 from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import Headers, Message, TopicPartition
-from consumerkit.transports.base import Consumer, LogReader, Producer, Record, Subscription, TopicInfo
+from consumerkit.transports.base import Consumer, LogReader, PlacingProducer, Record, Subscription, TopicInfo
 from consumerkit.transports.memory.group import MemoryConsumer
 from consumerkit.transports.memory.log import Logs, PartitionLog
 from consumerkit.transports.memory.log_reader import MemoryReader
@@ -248,7 +248,7 @@ class Memory:
         """Make a consumer."""
         return MemoryConsumer(self.broker.group(subscription.group), subscription)
 
-    def producer(self) -> Producer:
+    def producer(self) -> PlacingProducer:
         """Make a producer."""
         return MemoryProducer(self.broker)
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from consumerkit.message import HEADER_BYTES, Message, bytes_of
-from consumerkit.transports.base import Record, SendFailure
+from consumerkit.transports.base import Acknowledged, Record, SendFailure, failure_in
 from consumerkit.transports.memory.log import Logs
 
 _HEADER = 2  # at least, for the lengths of a header's name and value
+_NOWHERE = Acknowledged(-1, -1)
 _OVERHEAD = 70  # what Kafka adds to a lone record: batch header and lengths
 
 
@@ -66,19 +67,23 @@ class Intake:
         self._append = append
         self.max_record_bytes = max_record_bytes
 
-    def take(self, record: Record) -> Acknowledgement:
-        """Add a record, where nothing is against it, and return how to answer."""
+    def take(self, record: Record) -> tuple[Acknowledgement, Acknowledged]:
+        """Add a record, where nothing is against it; return how to answer, and where it would go or went."""
         if (refusal := self._refusal(record)) is not None:
-            return Acknowledgement(failure=refusal, written=False)
+            return _refused(refusal, _NOWHERE)
         topic = self._logs.topics[record.topic]
-        partition = topic.partition_for(record.key)
+        partition = topic.partition_for(record.key) if record.partition is None else record.partition
+        if not 0 <= partition < len(topic.partitions):
+            words = f"no such partition: {record.topic}[{partition}]"
+            return _refused(SendFailure("_UNKNOWN_PARTITION", words, permanent=True), _NOWHERE)
+        placement = Acknowledged(partition, topic.partitions[partition].end)
         if not topic.partitions[partition].has_leader:
             words = f"{record.topic}[{partition}] has no leader"
-            return Acknowledgement(failure=SendFailure("LEADER_NOT_AVAILABLE", words, permanent=False), written=False)
+            return _refused(SendFailure("LEADER_NOT_AVAILABLE", words, permanent=False), placement)
         answer = self.answers(record)
         if answer.written:
             self._append(record, partition)
-        return answer
+        return answer, placement
 
     def _refusal(self, record: Record) -> SendFailure | None:
         if not self._logs.available:
@@ -104,16 +109,24 @@ class IntakeProducer:
 
     async def send(self, records: Sequence[Record]) -> list[SendFailure | None]:
         """Add all records, in order, then await their answers; one answer per record."""
-        answers = [self._intake.take(record) for record in records]
-        return await asyncio.gather(*map(_awaited, answers))
+        return [failure_in(answer) for answer in await self.place(records)]
+
+    async def place(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
+        """Add all records, in order, then await their answers; return where each one went, or why it did not."""
+        taken = [self._intake.take(record) for record in records]
+        return await asyncio.gather(*(_awaited(answer, placement) for answer, placement in taken))
 
     async def stop(self) -> None:
         """Disconnect: nothing to do in memory."""
 
 
-async def _awaited(answer: Acknowledgement) -> SendFailure | None:
+def _refused(failure: SendFailure, placement: Acknowledged) -> tuple[Acknowledgement, Acknowledged]:
+    return Acknowledgement(failure=failure, written=False), placement
+
+
+async def _awaited(answer: Acknowledgement, placement: Acknowledged) -> Acknowledged | SendFailure:
     if answer.delay:
         await asyncio.sleep(answer.delay)
     if answer.gate is not None:
         await answer.gate.wait()
-    return answer.failure
+    return placement if answer.failure is None else answer.failure
