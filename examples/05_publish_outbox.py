@@ -32,6 +32,7 @@ async def place_order(session: AsyncSession, order: OrderPlaced) -> str:
 class Bill(Handler[OrderPlaced]):
     name = "bill-orders"
     topic = "orders.placed"
+    publishes = ("invoices",)
     message_id = header("message-id")
 
     async def handle(self, event: OrderPlaced, context: Context) -> None:

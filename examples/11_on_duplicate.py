@@ -22,6 +22,7 @@ class Receipt(BaseModel):
 class Settle(Handler[Captured]):
     name = "settle-and-answer"
     topic = "payments.to-settle"
+    publishes = ("receipts",)
     message_id = header("message-id")
 
     async def handle(self, event: Captured, context: Context) -> Receipt:

@@ -80,6 +80,7 @@ async def prepare(worker: Worker, accounts: Sequence[str] = ()) -> None:
     """Make topics and tables, as `consumerkit topics create` and `consumerkit db upgrade` do, and the shop's own."""
     declared = worker.declarations
     topics = {topic for one in declared for topic in one.topics}
+    topics |= {topic for one in declared for topic in one.publishes or ()}
     topics |= {one.dead_letter.topic for one in declared if one.dead_letter is not None}
     there = await worker.transport.topics(topics)
     await worker.transport.create_topics(dict.fromkeys(topics - set(there), 4))

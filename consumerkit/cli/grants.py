@@ -42,7 +42,7 @@ def grants(
         list[str] | None,
         typer.Option(
             metavar="TOPIC",
-            help="With --kafka: a topic that handlers publish to; can be repeated.",
+            help="With --kafka: a topic written to that no handler declares in publishes; can be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -51,7 +51,7 @@ def grants(
 
     For PostgreSQL; the owner of the tables executes them, and again after an upgrade. Nothing is changed. No role may
     alter or remove what is recorded in operator_actions. With --kafka: commands of Kafka's own tool, for the topics
-    that the handlers read, their groups, their dead-letter topics, and those of --writes.
+    that the handlers read or declare in publishes, their groups, their dead-letter topics, and those of --writes.
     """
     if kafka is not None:
         for command in asyncio.run(_commands(given(target), _principal(kafka), writes or ())):

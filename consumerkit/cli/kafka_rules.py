@@ -28,7 +28,7 @@ def rules(declarations: Sequence[Declaration], written: Iterable[str] = ()) -> l
 
     Args:
         declarations: Its handlers.
-        written: The topics that its handlers publish to, besides their dead-letter topics.
+        written: The topics that its handlers publish to and do not declare.
     """
     read = {topic for declared in declarations for topic in declared.topics}
     letters = {declared.dead_letter.topic for declared in declarations if declared.dead_letter is not None}
@@ -36,7 +36,8 @@ def rules(declarations: Sequence[Declaration], written: Iterable[str] = ()) -> l
     for topic in sorted(read):
         # DescribeConfigs tells for how long the topic keeps messages, which is compared with `retention`.
         wanted.setdefault(topic, []).extend(["Read", "DescribeConfigs"])
-    for topic in sorted({topic for topic in letters if topic} | set(written)):
+    published = {topic for declared in declarations for topic in declared.publishes or ()}
+    for topic in sorted({topic for topic in letters if topic} | published | set(written)):
         wanted.setdefault(topic, []).append("Write")
     groups = sorted({declared.group for declared in declarations})
     return [

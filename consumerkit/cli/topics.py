@@ -25,7 +25,7 @@ class Need:
 
     Attributes:
         topic: Its name.
-        use: "read by ..." or "dead letters of ...".
+        use: "read by ...", "published to by ..." or "dead letters of ...".
         sources: For a dead-letter topic, the topics whose partitions it must match; else empty.
         partitions: What it has; None where it does not exist.
         wanted: What it must have at least; None where a source does not exist either.
@@ -53,7 +53,9 @@ class Need:
     )
 )
 def check(target: targets.TargetArgument = None) -> None:
-    """Check the topics that the handlers read and send dead letters to.
+    """Check the topics that the handlers read and write.
+
+    They write dead letters, and what they publish, where they declare that by publishes = ("...",).
 
     Exit status 1 if one is missing. A dead-letter topic must have at least as many partitions as its source,
     the largest one of several.
@@ -79,15 +81,16 @@ def create(
             min=1,
             metavar="N",
             callback=partition_number,
-            help="Create missing source topics too, with so many partitions.",
+            help="Create missing topics that are read or published to, too, with so many partitions.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Create the dead-letter topics that are missing.
 
-    They get as many partitions as their source. Existing topics are left as they are; new ones get the
-    broker's defaults. Exit status 1 if something is left amiss.
+    With --partitions, those that handlers read or publish to, too. Dead-letter topics get as many partitions as
+    their source. Existing topics are left as they are; new ones get the broker's defaults. Exit status 1 if
+    something is left amiss.
     """
     made, left = asyncio.run(_create(targets.given(target), partitions))
     for topic, count in made.items():
@@ -133,18 +136,30 @@ async def _make(transport: Transport, partitions: Mapping[str, int]) -> None:
 
 async def _needs(declarations: Sequence[Declaration], transport: Transport) -> list[Need]:
     readers: dict[str, list[str]] = {}
+    publishers: dict[str, list[str]] = {}
     senders: dict[str, list[Declaration]] = {}
     for declaration in declarations:
+        for topic in declaration.publishes or ():
+            publishers.setdefault(topic, []).append(declaration.name)
         for topic in declaration.topics:
             readers.setdefault(topic, []).append(declaration.name)
         if declaration.dead_letter is not None:
             senders.setdefault(declaration.dead_letter.topic, []).append(declaration)
-    known = await transport.topics([*readers, *senders])
+    known = await transport.topics(list({**readers, **publishers, **senders}))
     has = {name: info.partitions for name, info in known.items()}
-    needs = [Need(topic, f"read by {', '.join(names)}", (), has.get(topic), 1) for topic, names in readers.items()]
+    needs = [
+        Need(topic, _use(readers.get(topic), publishers.get(topic)), (), has.get(topic), 1)
+        for topic in {**readers, **publishers}
+        if topic not in senders
+    ]
     for topic, theirs in senders.items():
         sources = tuple(sorted({source for declaration in theirs for source in declaration.topics}))
         wanted = max(has[source] for source in sources) if all(source in has for source in sources) else None
         use = f"dead letters of {', '.join(declaration.name for declaration in theirs)}"
         needs.append(Need(topic, use, sources, has.get(topic), wanted))
     return needs
+
+
+def _use(readers: Sequence[str] | None, publishers: Sequence[str] | None) -> str:
+    uses = (("read by", readers), ("published to by", publishers))
+    return "; ".join(f"{use} {', '.join(names)}" for use, names in uses if names)

@@ -67,6 +67,8 @@ _NOT_HERE = {
     "middlewares": "there are none; observers of events are Worker(observers=...)",
 }
 """What other frameworks let a handler declare, and where its like is."""
+_USUAL = frozenset({"publisher", "publishers", "published"})
+"""What a handler's own attribute is often called, and is no slip however like a declaration it is."""
 _CLOSE = 0.765
 """How like a declaration an attribute must be to be taken for a slip: `group_id` is, `message_key` is not."""
 
@@ -118,7 +120,16 @@ class Attributes:
             return (self.handler.topic,)
         if not has_several:
             self.refuse('topic is missing; set topic = "..." or topics = ("...", "...")')
-        return self._several_topics(self.handler.topics)
+        names = self._topic_names("topics", self.handler.topics, 'set topics = ("...", "...") or topic = "..."')
+        if not names:
+            self.refuse_value("topics", "names no topic; give at least one")
+        return names
+
+    def publishes(self) -> tuple[str, ...] | None:
+        """Return the topics that `context.publish` may be given; None where they are not declared."""
+        if self.handler.publishes is None:
+            return None
+        return self._topic_names("publishes", self.handler.publishes, 'set publishes = ("...",) or None')
 
     def identity(self) -> Identity:
         """Return where the message ID is read."""
@@ -243,7 +254,7 @@ class Attributes:
         for names, taken in _namespaces(self.handler):
             for attribute, value in names.items():
                 known = _METHODS if callable(value) and not isinstance(value, type) else _VALUES
-                if attribute.startswith("_") or attribute in _VALUES | _METHODS:
+                if attribute.startswith("_") or attribute in _VALUES | _METHODS | _USUAL:
                     continue
                 meant = {_ELSEWHERE[attribute]} - taken if attribute in _ELSEWHERE else set()
                 for close in meant or get_close_matches(attribute, sorted(known - taken), n=1, cutoff=_CLOSE):
@@ -287,17 +298,15 @@ class Attributes:
             for problem in filter(None, problems):
                 self.refuse_value(attribute, f"reads {path!r}, which {problem}; name fields of plain types")
 
-    def _several_topics(self, topics: Any) -> tuple[str, ...]:
+    def _topic_names(self, attribute: str, topics: Any, way_out: str) -> tuple[str, ...]:
         if isinstance(topics, str | bytes) or not hasattr(topics, "__iter__"):
-            self.refuse_value("topics", 'is not a sequence of names; set topics = ("...", "...") or topic = "..."')
+            self.refuse_value(attribute, f"is not a sequence of names; {way_out}")
         names = tuple(topics)
-        if not names:
-            self.refuse_value("topics", "names no topic; give at least one")
         for name in names:
             if not is_topic_name(name):
-                self.refuse_value("topics", f"has {in_short(name)}, which is not a topic name; {TOPIC_RULE}")
+                self.refuse_value(attribute, f"has {in_short(name)}, which is not a topic name; {TOPIC_RULE}")
         if len(set(names)) < len(names):
-            self.refuse_value("topics", "names a topic twice; name each once")
+            self.refuse_value(attribute, "names a topic twice; name each once")
         return names
 
     def _text(self, attribute: str, most: int) -> str:

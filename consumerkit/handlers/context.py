@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any, Generic, NamedTuple, ParamSpec, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -50,11 +50,14 @@ def check_publication(topic: object, key: object, id: object) -> None:
 class Publisher:
     """Collects what is published within one transaction."""
 
-    __slots__ = ("_encode", "_prefix", "publications")
+    __slots__ = ("_declared", "_encode", "_prefix", "publications")
 
-    def __init__(self, encode: Callable[[object], bytes], topic_prefix: str = "") -> None:
+    def __init__(
+        self, encode: Callable[[object], bytes], topic_prefix: str = "", declared: Collection[str] | None = None
+    ) -> None:
         self._encode = encode
         self._prefix = topic_prefix
+        self._declared = declared
         self.publications: list[Publication] = []
 
     def publish(
@@ -68,6 +71,8 @@ class Publisher:
     ) -> None:
         """Have a message sent to `topic` once, after the transaction has committed; see `Context.publish`."""
         check_publication(self._prefix + topic if isinstance(topic, str) else topic, key, id)
+        if self._declared is not None and self._prefix + topic not in self._declared:
+            raise ValueError(f"publish: {topic!r} is not in the handler's publishes; add it there, or set none at all")
         self.publications.append(
             Publication(
                 self._prefix + topic,
@@ -126,7 +131,7 @@ class _Publishes:
 
         Raises:
             TypeError: The value cannot be encoded, or key, ID or a header is neither text nor bytes.
-            ValueError: Kafka has no topics of such a name.
+            ValueError: Kafka has no topics of such a name, or the handler's `publishes` is set and does not name it.
             SessionOver: The handler has returned.
         """
         if self._over is not None:

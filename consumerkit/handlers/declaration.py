@@ -33,6 +33,7 @@ class Declaration:
         is_batch: Whether it is a `BatchHandler`.
         prefetch, session_setup, on_duplicate, prepare: The user's methods, or None.
         steps: What `prepare` and `handle` may run, by name.
+        publishes: As in `Handler`, with the prefix.
         topic_prefix: Put before the name of each topic that `context.publish` is given; the other topics have it here.
         remembered: For how many seconds the ledger remembers, as the worker says; None is for ever.
         others: as in `Handler`.
@@ -64,6 +65,7 @@ class Declaration:
     session_setup: Callable[..., Any] | None
     remembered: float | None = None
     topic_prefix: str = ""
+    publishes: tuple[str, ...] | None = None
     on_duplicate: Callable[..., Any] | None
     prepare: Callable[..., Any] | None = None
     steps: Mapping[str, DeclaredStep] = field(default_factory=dict)
@@ -100,6 +102,7 @@ def declare(handler: AnyHandler) -> Declaration:
         handler=handler,
         name=name,
         topics=topics,
+        publishes=attributes.publishes(),
         group=attributes.group(name),
         identity=identity,
         scope=attributes.scope(),

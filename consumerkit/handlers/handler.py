@@ -81,6 +81,9 @@ class _Declared:
         name: The name under which the ledger keeps what was handled. Required; never reuse it for something else.
         topic: The topic to read; or
         topics: several.
+        publishes: The topics that the handler publishes to, checked when the worker starts and made by
+            `consumerkit topics create`. `context.publish` to any other topic is then an error. None: not declared,
+            and any topic may be published to.
         group: The consumer group; the name by default.
         message_id: Where the message ID is read. Required.
         scope: "consumer" shares IDs across all topics of the handler, "topic" keeps them apart.
@@ -109,6 +112,7 @@ class _Declared:
     name: str
     topic: str
     topics: Sequence[str]
+    publishes: Sequence[str] | None = None
     group: str
     message_id: Identity
     scope: Literal["consumer", "topic"] = "consumer"

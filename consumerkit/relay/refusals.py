@@ -68,8 +68,8 @@ def way_out(cause: Cause, topic: str, sequence: int, *, principal: str | None = 
     match cause:
         case Cause.MISSING:
             return (
-                f"create topic {topic!r}: `consumerkit topics create` makes dead-letter topics, "
-                "Kafka's own tools any other"
+                f"create topic {topic!r}: `consumerkit topics create` makes dead-letter topics, with --partitions N "
+                "what a handler's publishes names, and Kafka's own tools any other"
             )
         case Cause.FORBIDDEN:
             user = f"principal {principal}" if principal else "the worker's principal"

@@ -120,7 +120,8 @@ def _declaration(settings: Settings, declared: Declaration) -> Declaration:
     prefix = settings.topic_prefix or ""
     topics = own.topics or ([own.topic] if own.topic is not None else declared.topics)
     given["topics"] = tuple(prefix + topic for topic in topics)
-    for topic in given["topics"]:
+    given["publishes"] = None if declared.publishes is None else tuple(prefix + topic for topic in declared.publishes)
+    for topic in (*given["topics"], *(given["publishes"] or ())):
         if not is_topic_name(topic):
             where = _origin(settings, handler_key(declared.name)) if own.model_fields_set else "topic_prefix"
             raise ConfigurationError(f"{where}: {topic[:300]!r} is not the name of a topic; {TOPIC_RULE}")

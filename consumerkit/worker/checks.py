@@ -110,6 +110,7 @@ async def topics(declarations: Sequence[Declaration], transport: Transport) -> M
     """
     wanted = {topic for declared in declarations for topic in declared.topics}
     wanted |= {declared.dead_letter.topic for declared in declarations if declared.dead_letter is not None}
+    wanted |= {topic for declared in declarations for topic in declared.publishes or ()}
     found = await transport.topics(sorted(wanted))
     for declared in declarations:
         for topic in declared.topics:
@@ -117,6 +118,12 @@ async def topics(declarations: Sequence[Declaration], transport: Transport) -> M
                 raise StartError(
                     f"handler {declared.name!r}: topic {topic!r} does not exist; correct it, or make it with "
                     "`consumerkit topics create --partitions N`"
+                )
+        for topic in declared.publishes or ():
+            if topic not in found:
+                raise StartError(
+                    f"handler {declared.name!r}: topic {topic!r}, which it publishes to, does not exist; correct it, "
+                    "or make it with `consumerkit topics create --partitions N`"
                 )
         if declared.dead_letter is not None and declared.dead_letter.topic not in found:
             raise StartError(

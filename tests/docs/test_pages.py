@@ -31,7 +31,7 @@ UNRUNNABLE = {
     "$ make demo": "the demo has tests of its own, and `make test` is what runs this one",
 }
 
-NAMES = ("payments.captured", "credit-account")
+NAMES = ("payments.captured", "credit-account", "receipts")
 
 
 def _runs(text: str) -> bool:

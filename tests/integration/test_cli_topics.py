@@ -24,6 +24,7 @@ def handler(name_, topics_, dead_letter_):
         name = name_
         topics = topics_
         dead_letter = DeadLetter(dead_letter_) if dead_letter_ else None
+        publishes = {publishes!r}
     return Made()
 
 def build():
@@ -34,7 +35,7 @@ def build():
     )
 """
 Handlers = list[tuple[str, list[str], str | None]]
-Write = Callable[[Handlers], str]
+Write = Callable[..., str]
 
 
 @pytest.fixture
@@ -50,9 +51,9 @@ def target(
     """Writes a user's module with these handlers."""
     monkeypatch.chdir(tmp_path)
 
-    def write(handlers: Handlers) -> str:
+    def write(handlers: Handlers, publishes: tuple[str, ...] | None = None) -> str:
         name = f"app_{tmp_path.name}".replace("-", "_")
-        text = APP.format(bootstrap=kafka.bootstrap, client=request.param, handlers=handlers)
+        text = APP.format(bootstrap=kafka.bootstrap, client=request.param, handlers=handlers, publishes=publishes)
         (tmp_path / f"{name}.py").write_text(text)
         return f"{name}:build"
 
@@ -112,6 +113,20 @@ def test_create_leaves_missing_sources_unless_told_their_size(
     assert answer.out == f"created {topic_name} with 4 partitions\ncreated {topic_name}.dlq with 4 partitions\n"
 
 
+def test_what_handlers_publish_to_is_checked_and_made(target: Write, topic_name: str, command: CommandLine) -> None:
+    receipts = f"{topic_name}.receipts"
+    app = target([("credit", [topic_name], None)], (topic_name, receipts))
+
+    checked = command("topics", "check", app)
+    assert [line.split()[1:] for line in checked.out.splitlines()[1:]] == [
+        ["read", "by", "credit;", "published", "to", "by", "credit", "missing"],
+        ["published", "to", "by", "credit", "missing"],
+    ]
+
+    answer = command("topics", "create", app, "--partitions", "2")
+    assert answer.out == f"created {topic_name} with 2 partitions\ncreated {receipts} with 2 partitions\n"
+
+
 def test_create_changes_no_topic_that_exists(
     target: Write, kafka: KafkaServer, topic_name: str, command: CommandLine
 ) -> None:
@@ -131,7 +146,7 @@ def test_a_broker_out_of_reach_is_one_line(
     client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: CommandLine
 ) -> None:
     name = f"lost_{client}"
-    text = APP.format(bootstrap="127.0.0.1:1", client=client, handlers=[("credit", ["payments"], None)])
+    text = APP.format(bootstrap="127.0.0.1:1", client=client, handlers=[("credit", ["payments"], None)], publishes=None)
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
 

@@ -34,6 +34,10 @@ class Credit(Handler[bytes]):
         context.publish("receipts", value=event)
 
 
+class Answering(Credit):
+    publishes = ("receipts",)
+
+
 class Mail(Handler[bytes]):
     name = "mail"
     topic = "mails"
@@ -287,7 +291,7 @@ async def test_the_prefix_is_before_all_topics_also_those_that_are_published_to(
     stage.broker = MemoryBroker(topics=dict.fromkeys(("dev.payments", "dev.payments.dlq", "dev.receipts"), 1))
     stage.broker.append("dev.payments", b"v", headers=(("id", b"1"),))
     seen: list[Event] = []
-    async with stage.run(Credit(), settings=Settings(topic_prefix="dev.")) as run:
+    async with stage.run(Answering(), settings=Settings(topic_prefix="dev.")) as run:
         seen = run.events
         await run.until(lambda: stage.broker.logs.topics["dev.receipts"].partitions[0].end == 1, "the receipt")
     assert sum(event.processed for event in seen if isinstance(event, GroupCommitted)) == 1

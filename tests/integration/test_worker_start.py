@@ -132,6 +132,13 @@ async def test_a_missing_topic(place: MemoryStage) -> None:
     )
 
 
+async def test_a_missing_topic_that_is_published_to(place: MemoryStage) -> None:
+    assert await refusal(place.make(Write(publishes=("receipts",)))) == (
+        "handler 'write': topic 'receipts', which it publishes to, does not exist; correct it, or make it with "
+        "`consumerkit topics create --partitions N`"
+    )
+
+
 async def test_a_missing_dead_letter_topic(place: MemoryStage) -> None:
     assert await refusal(place.make(Write(dead_letter=DeadLetter("t.dlq")))) == (
         "handler 'write': dead-letter topic 't.dlq' does not exist; `consumerkit topics create` makes it"

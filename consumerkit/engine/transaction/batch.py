@@ -122,7 +122,7 @@ class Batch:
         self.publications: list[outbox.OutboxMessage] = []
         self.seconds = 0.0
         self._declared = declared
-        self._publisher = Publisher(declared.encode, declared.topic_prefix)
+        self._publisher = Publisher(declared.encode, declared.topic_prefix, declared.publishes)
         self._context: AnyContext | None = None
         self.item_began = time.monotonic()
         self.slowest = 0.0

@@ -53,6 +53,17 @@ def test_a_topic_that_kafka_would_refuse_is_refused_while_the_handler_runs(topic
     assert publisher.publications == []
 
 
+@pytest.mark.parametrize("declared", [("dev.receipts",), ()])
+def test_a_topic_that_the_handler_does_not_declare_is_refused(declared: tuple[str, ...]) -> None:
+    publisher = Publisher(Json().encode, "dev.", declared)
+    told = r"^publish: 'reciepts' is not in the handler's publishes; add it there, or set none at all$"
+    with pytest.raises(ValueError, match=told):
+        publisher.publish("reciepts", value=1)
+    if declared:
+        publisher.publish("receipts", value=1)
+    assert [one.topic for one in publisher.publications] == list(declared)
+
+
 def test_no_headers_are_none() -> None:
     assert encoded_headers(None) == encoded_headers({}) == ()
 
