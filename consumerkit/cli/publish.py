@@ -108,17 +108,24 @@ def _values(value: str | None, file: Path | None, *, lines: bool) -> list[bytes]
             found = file.read_bytes()
         except OSError as error:
             raise ConfigurationError(f"--file: {error.strerror}; give a file that can be read") from None
-    elif sys.stdin.isatty():
-        raise ConfigurationError("what is to be sent? Give VALUE, --file PATH, or standard input, as in `echo 1 | ...`")
     else:
-        found = sys.stdin.buffer.read()
-        found = found if lines else found.removesuffix(b"\n").removesuffix(b"\r")
+        found = _standard_input(lines=lines)
     if not lines:
         return [found]
     values = [line for each in found.split(b"\n") if (line := each.removesuffix(b"\r"))]
     if not values:
         raise ConfigurationError("--lines: there is no line to send, only empty ones or none")
     return values
+
+
+def _standard_input(*, lines: bool) -> bytes:
+    stdin: Any = sys.stdin  # None where it is closed
+    if stdin is None or stdin.isatty():
+        raise ConfigurationError("what is to be sent? Give VALUE, --file PATH, or standard input, as in `echo 1 | ...`")
+    found: bytes = stdin.buffer.read()
+    if not found and not lines:
+        raise ConfigurationError("standard input is empty; give VALUE or --file PATH, and '' for an empty value")
+    return found if lines else found.removesuffix(b"\n").removesuffix(b"\r")
 
 
 async def _published(target: str, records: Sequence[Record], *, as_json: bool) -> bool:

@@ -91,7 +91,8 @@ def test_without_an_id_a_random_one_is_sent_and_told(shop: Shop) -> None:
         (b"a\n\nb\r\nc", ("--lines",), [b"a", b"b", b"c"]),
         (b"\xff\x00\n", ("--file", "value"), [b"\xff\x00\n"]),
         (b"\xff\nb\n", ("--file", "value", "--lines"), [b"\xff", b"b"]),
-        (b"", (), [b""]),
+        (b"\n", (), [b""]),
+        (b"", ("",), [b""]),
     ],
 )
 def test_the_value_comes_from_standard_input_or_a_file(
@@ -140,14 +141,27 @@ def test_what_cannot_be_sent_is_told_in_one_line_with_the_way_out(
         assert "receipts" not in shop.broker.logs.topics
 
 
-def test_on_a_terminal_it_is_asked_what_is_to_be_sent(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "stdin, said",
+    [
+        ("a terminal", "what is to be sent? Give VALUE, --file PATH, or standard input"),
+        ("closed", "what is to be sent? Give VALUE, --file PATH, or standard input"),
+        ("empty", "standard input is empty; give VALUE or --file PATH, and '' for an empty value"),
+    ],
+)
+def test_without_a_value_it_is_asked_for_one(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, stdin: str, said: str
+) -> None:
     typed_in(monkeypatch, b"")
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    if stdin == "a terminal":
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    elif stdin == "closed":
+        monkeypatch.setattr(sys, "stdin", None)
 
     answer = shop.command("publish", "payments")
 
     assert (answer.code, answer.out) == (2, "")
-    assert answer.err.startswith("error: what is to be sent? Give VALUE, --file PATH, or standard input")
+    assert answer.err.startswith(f"error: {said}")
 
 
 def test_after_a_failure_no_further_portion_is_sent(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
