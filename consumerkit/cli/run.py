@@ -69,7 +69,7 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Bind this handler's name again, where its group or topics have changed; can be repeated.",
+            help="Bind this name again, where group or topics changed or the group was another's; can be repeated.",
             show_default=False,
         ),
     ] = None,

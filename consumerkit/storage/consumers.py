@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 from typing import Final
+from zlib import crc32
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -14,6 +15,9 @@ from consumerkit.errors import StartError
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.tables import Tables
 
+_LOCK_SPACE: Final = 0x636B  # "ck", as of the dialect's other locks
+NO_GROUP: Final = ""
+"""The group of a name whose group another one has adopted."""
 NO_TOPICS: Final = "[]"
 """The topics of a name whose keys no message brings: those of jobs, backfills and requests."""
 
@@ -31,7 +35,8 @@ def bind(
     """Return the consumer's number, entering it on its first start.
 
     Two services that use one name by mistake would take each other's messages for duplicates, so a name stays bound to
-    the group and topics of its first start. Its ordering may change at any start, and is kept for who redrives.
+    the group and topics of its first start. Two names that use one group would each get a part of the messages, so a
+    group stays with its name. The ordering may change at any start, and is kept for who redrives.
 
     Args:
         session: An open transaction; the caller commits.
@@ -40,13 +45,15 @@ def bind(
         group: Its consumer group.
         topics: Its topics.
         ordering: Its ordering's value; what is kept stays where None.
-        adopt: Bind the name again where it is bound to something else.
+        adopt: Bind the name again where it is bound to something else, and take the group from a name that has it.
 
     Raises:
-        StartError: The name is bound to another group or other topics.
+        StartError: The name is bound to another group or other topics, or another name has the group.
     """
     consumers = tables.consumers
     known = _find(session, tables, name)
+    if adopt or known is None or known[1]["group_name"] != group:
+        _take_group(session, tables, name, group, adopt=adopt)
     wanted = {"group_name": group, "topics": json.dumps(sorted(topics))}
     if known is None:
         try:
@@ -66,12 +73,47 @@ def bind(
         )
     if not adopt:
         raise StartError(
-            f"handler {name!r}: this name is bound to group {bound['group_name']!r} and topics "
+            f"handler {name!r}: this name is bound to {_group_in_words(bound['group_name'])} and topics "
             f"{', '.join(json.loads(bound['topics']))}, not to group {group!r} and topics {', '.join(sorted(topics))}; "
             f"rename the handler, or start once with --adopt {name} if the change is meant"
         )
     session.execute(update(consumers).where(consumers.c.id == number).values(wanted))
     return number
+
+
+def sharing(session: Session, tables: Tables, name: str, group: str) -> list[str]:
+    """Return the other handlers' names that are bound to a group, in order."""
+    c = tables.consumers.c
+    others = (c.group_name == group, c.name != name, c.topics != NO_TOPICS)
+    return list(session.execute(select(c.name).where(*others).order_by(c.name)).scalars())
+
+
+def _take_group(session: Session, tables: Tables, name: str, group: str, *, adopt: bool) -> None:
+    """Refuse a group that another name has, or take it from that name where that is meant."""
+    _wait_for_others(session, tables)
+    others = sharing(session, tables, name, group)
+    if others and not adopt:
+        raise StartError(
+            f"handler {name!r}: group {group!r} is that of handler {others[0]!r} on this database, and each would get "
+            f"a part of the messages; give {name!r} a group of its own, or start once with --adopt {name} if "
+            f"{others[0]!r} runs no more"
+        )
+    if others:
+        c = tables.consumers.c
+        taken = update(tables.consumers).where(c.name.in_(others)).values(group_name=NO_GROUP)
+        session.execute(taken)
+
+
+def _wait_for_others(session: Session, tables: Tables) -> None:
+    """Have one process at a time take a group: two that enter their names at once would not see each other's."""
+    connection = session.connection()
+    if connection.dialect.name == "postgresql":
+        number = crc32(f"{tables.identity(tables.consumers)} groups".encode()) & 0x7FFFFFFF
+        connection.execute(select(func.pg_advisory_xact_lock(_LOCK_SPACE, number)))
+
+
+def _group_in_words(group: str) -> str:
+    return "no group any more, since another handler adopted it," if group == NO_GROUP else f"group {group!r}"
 
 
 def _keep_ordering(session: Session, tables: Tables, number: int, ordering: str | None) -> None:

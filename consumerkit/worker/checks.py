@@ -224,6 +224,7 @@ async def database(
         }
         waiting.check_sealer(session, tables)
         for declared in declarations:
+            _shared_group(session, tables, declared)
             _left_behind(session, tables, declared, numbers[declared.name])
         return numbers
 
@@ -243,6 +244,20 @@ async def _asked(given: Database, work: Callable[[Session], T]) -> T:
             else "check the user's rights"
         )
         raise StartError(f"{given!r}: {type(error).__name__}: {given.told(text[0])}; {way_out}") from None
+
+
+def _shared_group(session: Session, tables: Tables, declared: Declaration) -> None:
+    """Warn of a group that two names have had since before that was refused."""
+    for name in consumers.sharing(session, tables, declared.name, declared.group):
+        _log.warning(
+            "handler %r: group %r is that of handler %r, too, and each gets a part of the messages; give one a group "
+            "of its own, or start once with --adopt %s if %r runs no more",
+            declared.name,
+            declared.group,
+            name,
+            declared.name,
+            name,
+        )
 
 
 def _left_behind(session: Session, tables: Tables, declared: Declaration, number: int) -> None:

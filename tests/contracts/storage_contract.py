@@ -49,7 +49,7 @@ def dead(offset: int, reason: Reason = Reason.EXHAUSTED, **parts: Any) -> DeadMe
 
 class StorageContract(DialectContract):
     def bind(self, client: DatabaseClient, name: str, **parts: Any) -> int:
-        given = {"group": "g", "topics": ["b", "a"]} | parts
+        given = {"group": f"g-{name}", "topics": ["b", "a"]} | parts
         number = client.do(lambda session: consumers.bind(session, DEFAULT_TABLES, name=name, **given))
         client.commit()
         return number
@@ -74,7 +74,7 @@ class StorageContract(DialectContract):
             name = f"race-{stand.consumer}-{turn}"
 
             def work(session: Session, name: str = name) -> int:
-                number = consumers.bind(session, DEFAULT_TABLES, name=name, group="g", topics=["a"])
+                number = consumers.bind(session, DEFAULT_TABLES, name=name, group=name, topics=["a"])
                 session.commit()
                 return number
 
@@ -86,19 +86,40 @@ class StorageContract(DialectContract):
         name = f"bound-{stand.consumer}"
         self.bind(client, name)
         with pytest.raises(StartError) as caught:
-            self.bind(client, name, group="h", topics=["c"])
+            self.bind(client, name, group=f"h-{name}", topics=["c"])
         assert str(caught.value) == (
-            f"handler {name!r}: this name is bound to group 'g' and topics a, b, not to group 'h' and topics c; "
-            f"rename the handler, or start once with --adopt {name} if the change is meant"
+            f"handler {name!r}: this name is bound to group 'g-{name}' and topics a, b, not to group 'h-{name}' and "
+            f"topics c; rename the handler, or start once with --adopt {name} if the change is meant"
         )
 
     def test_a_name_is_adopted_where_that_is_meant(self, stand: Stand, client: DatabaseClient) -> None:
         name = f"adopted-{stand.consumer}"
         number = self.bind(client, name)
-        assert self.bind(client, name, group="h", topics=["c"], adopt=True) == number
-        assert self.bind(client, name, group="h", topics=["c"]) == number
+        assert self.bind(client, name, group=f"h-{name}", topics=["c"], adopt=True) == number
+        assert self.bind(client, name, group=f"h-{name}", topics=["c"]) == number
         with pytest.raises(StartError):
             self.bind(client, name)
+
+    def test_a_group_stays_with_one_name_until_another_adopts_it(self, stand: Stand, client: DatabaseClient) -> None:
+        one, two, group = (f"{word}-{stand.consumer}" for word in ("old", "new", "shared"))
+        self.bind(client, one, group=group)
+        with pytest.raises(StartError) as caught:
+            self.bind(client, two, group=group, topics=["c"])
+        assert str(caught.value) == (
+            f"handler {two!r}: group {group!r} is that of handler {one!r} on this database, and each would get a part "
+            f"of the messages; give {two!r} a group of its own, or start once with --adopt {two} if {one!r} runs "
+            "no more"
+        )
+        client.rollback()
+        number = self.bind(client, two, group=group, topics=["c"], adopt=True)
+        assert self.bind(client, two, group=group, topics=["c"]) == number
+        with pytest.raises(StartError, match=f"group {group!r} is that of handler {two!r}"):
+            self.bind(client, one, group=group)
+        client.rollback()
+        with pytest.raises(StartError, match="is bound to no group any more, since another handler adopted it, and"):
+            self.bind(client, one, group=f"other-{group}")
+        client.rollback()
+        assert self.bind(client, one, group=f"other-{group}", adopt=True) != number
 
     # Dead letters.
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import NullPool, create_engine, make_url
+from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
@@ -186,6 +186,36 @@ async def test_a_name_that_belongs_to_another_group(place: MemoryStage) -> None:
         pass
     async with place.make(other):
         pass
+
+
+async def test_two_names_do_not_share_a_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = MemoryStage(f"sqlite+aiosqlite:///{tmp_path}/t.db")
+    await place.create_tables()
+    renamed = Write(name="renamed", group="write")
+    async with place.make(Write()):
+        pass
+    assert await refusal(place.make(renamed)) == (
+        "handler 'renamed': group 'write' is that of handler 'write' on this database, and each would get a part of "
+        "the messages; give 'renamed' a group of its own, or start once with --adopt renamed if 'write' runs no more"
+    )
+    worker = place.make(renamed)
+    worker.adopt(["renamed"])
+    async with worker:
+        pass
+    assert "group 'write' is that of handler 'renamed'" in await refusal(place.make(Write()))
+
+    # As an earlier release has left it: both have the group.
+    both = text("UPDATE consumerkit_consumers SET group_name = :group")
+    await place.database.run(lambda session: session.execute(both, {"group": "write"}))
+    with caplog.at_level(logging.WARNING, "consumerkit"):
+        async with place.make(renamed):
+            pass
+    told = (
+        "handler 'renamed': group 'write' is that of handler 'write', too, and each gets a part of the messages; give "
+        "one a group of its own, or start once with --adopt renamed if 'write' runs no more"
+    )
+    assert caplog.messages.count(told) == 1
+    await place.close()
 
 
 async def test_more_connections_than_the_server_has(place: MemoryStage) -> None:

@@ -565,6 +565,15 @@ MUTANTS = (
         "for 2 times 'dead: ",
     ),
     Mutant(
+        "recovery",
+        "two names of a database do not share a group",
+        "consumerkit/storage/consumers.py",
+        "    if others and not adopt:\n",
+        "    if False:\n",
+        f"{INTEGRATION}/test_worker_start.py::test_two_names_do_not_share_a_group",
+        "DID NOT RAISE",
+    ),
+    Mutant(
         "monitoring",
         "an error of the target's own code names the user's line",
         "consumerkit/cli/target.py",
