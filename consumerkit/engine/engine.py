@@ -42,7 +42,6 @@ from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.steps import HandlerSteps
-from consumerkit.storage.undoing import UndoRows
 from consumerkit.transports.base import Consumer
 
 _log = logging.getLogger(__name__)
@@ -109,12 +108,8 @@ class Engine:
         self._topics = TopicWatch(consumer, partitions, announce, standstill)
         self._holding = Holding(consumer, partitions, self._lanes, gate.partitions, announce)
         self._assignments = Rebalance(partitions, self._lanes, self._ownership, self._committer, shared.drain_timeout)
-        lot = partition_store.lot
-        rows = UndoRows(lot.tables, lot.dialect, lot.consumer)
         self._undoer = (
-            None
-            if steps is None
-            else Undoer(declared, rows, partition_store.run, steps, announce, shared.outbox_written)
+            None if steps is None else Undoer(declared, partition_store, steps, announce, shared.outbox_written)
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from consumerkit import events
 from consumerkit.concurrency import wait_until_set
 from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
+from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.fresh_context import FreshContexts
 from consumerkit.engine.undo_calls import contained, contained_coroutine
@@ -61,8 +62,7 @@ class Undoer:
 
     Args:
         declared: The handler's declarations.
-        rows: The statements.
-        run: Runs work in a transaction of its own.
+        partition_store: The database.
         shared: What the handler's steps share.
         announce: Told what happened.
         outbox_written: Set when a dead letter is to be sent.
@@ -71,15 +71,15 @@ class Undoer:
     def __init__(
         self,
         declared: Declaration,
-        rows: UndoRows,
-        run: Callable[[Callable[[Connection], Any]], Awaitable[Any]],
+        partition_store: PartitionStore,
         shared: HandlerSteps,
         announce: Announcer,
         outbox_written: asyncio.Event,
     ) -> None:
         self._declared = declared
-        self._rows = rows
-        self._run = run
+        lot = partition_store.lot
+        self._rows = UndoRows(lot.tables, lot.dialect, lot.consumer)
+        self._run = partition_store.run
         self._shared = shared
         self._announce = announce
         self._outbox_written = outbox_written
