@@ -122,7 +122,10 @@ def _standard_input(*, lines: bool) -> bytes:
     stdin: Any = sys.stdin  # None where it is closed
     if stdin is None or stdin.isatty():
         raise ConfigurationError("what is to be sent? Give VALUE, --file PATH, or standard input, as in `echo 1 | ...`")
-    found: bytes = stdin.buffer.read()
+    try:
+        found: bytes = stdin.buffer.read()
+    except OSError as error:
+        raise ConfigurationError("standard input cannot be read; give VALUE or --file PATH") from error
     if not found and not lines:
         raise ConfigurationError("standard input is empty; give VALUE or --file PATH, and '' for an empty value")
     return found if lines else found.removesuffix(b"\n").removesuffix(b"\r")

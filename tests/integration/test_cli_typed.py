@@ -112,7 +112,7 @@ def command(
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("CONSUMERKIT_APP", "CONSUMERKIT_DATABASE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     # Neither the logging of the tests nor their process is the command's to end.
     monkeypatch.setattr(run_module, "configure", lambda *_: None)
     monkeypatch.setattr(run_module, "_exit_within", lambda *_: None)
