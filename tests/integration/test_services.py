@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient
 from tests.services import KafkaServer, NotOurs, PostgresServer, ServiceError
 from tests.services import kafka as kafka_module
 from tests.services import postgres as postgres_module
+from tests.services.databases import Databases
 from tests.services.process import wait_until
 
 
@@ -65,6 +66,18 @@ def test_each_database_is_new_and_empty(postgres: PostgresServer, database: str)
         row = connection.execute("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace").fetchone()
     assert row == (0,)
     assert postgres.url(database, "asyncpg").startswith("postgresql+asyncpg://")
+
+
+def test_a_database_that_is_lent_again_has_no_setting_of_the_test_before(postgres: PostgresServer) -> None:
+    lender = Databases(postgres)
+    with lender.lend() as name, psycopg.connect(postgres.dsn(name), autocommit=True) as connection:
+        before = connection.execute("SHOW search_path").fetchone()
+        for whose in (f"DATABASE {name}", f"ROLE CURRENT_USER IN DATABASE {name}"):
+            connection.execute(f"ALTER {whose} SET search_path TO elsewhere".encode())
+    with lender.lend() as again, psycopg.connect(postgres.dsn(again)) as connection:
+        assert again != name
+        assert connection.execute("SHOW search_path").fetchone() == before
+    lender.close()
 
 
 def test_a_database_server_that_crashed_recovers_what_was_committed() -> None:

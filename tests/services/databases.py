@@ -22,6 +22,11 @@ _PUBLIC = """
     GRANT ALL ON SCHEMA public TO pg_database_owner;
     GRANT USAGE ON SCHEMA public TO PUBLIC
 """
+# The roles for which something is set in a database alone.
+_ROLES = """
+    SELECT r.rolname FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
+    JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datname = %s
+"""
 
 
 class Databases:
@@ -67,6 +72,8 @@ class Databases:
                 time.sleep(0.01)
             admin.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(was, becomes))
             admin.execute(sql.SQL("ALTER DATABASE {} RESET ALL").format(becomes))
+            for (role,) in admin.execute(_ROLES, [fresh]).fetchall():
+                admin.execute(sql.SQL("ALTER ROLE {} IN DATABASE {} RESET ALL").format(sql.Identifier(role), becomes))
             admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(becomes))
 
     def _empty(self, name: str) -> None:
