@@ -41,7 +41,7 @@ MUTANTS = (
         "consumerkit/relay/rows.py",
         "        del self._acknowledged[: len(acknowledged)]\n",
         """        del self._acknowledged[: len(acknowledged)]
-        if isinstance(found, Page):
+        if isinstance(found, OutboxPage):
             beyond = [one for one in found.pending if one.sequence > getattr(self, "_last", 0)]
             self._last = max((one.sequence for one in beyond), default=0)
             return found._replace(pending=beyond)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.mutants.broken import ROOT, Copy
@@ -25,8 +28,13 @@ def test_each_rule_has_a_row() -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=IDS)
 def test_a_rule_stands_where_the_table_says(mutant: Mutant) -> None:
-    """Who moves a rule moves its row."""
-    assert (ROOT / mutant.file).read_text().count(mutant.old) == 1, mutant.file
+    """Who moves a rule moves its row, and who renames what it uses renames it there."""
+    text = (ROOT / mutant.file).read_text()
+    assert text.count(mutant.old) == 1, mutant.file
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--quiet", "--select", "F821", "-"]
+    broken = text.replace(mutant.old, mutant.new).encode()
+    found = subprocess.run(ruff, input=broken, capture_output=True, check=False)
+    assert found.returncode == 0, f"{mutant.file} has undefined names without the rule: {found.stdout.decode()}"
     file, _, test = mutant.test.partition("::")
     assert not test or f"def {test.partition('[')[0]}(" in (ROOT / file).read_text(), mutant.test
 
