@@ -15,12 +15,12 @@ from consumerkit.errors import ConfigurationError
 if TYPE_CHECKING:
     from consumerkit.settings.shown import Shown
 
-app = typer.Typer(no_args_is_help=True, help="See which settings are in force.")
+app = typer.Typer(no_args_is_help=True, help="Show which settings are in force.")
 
 
 @app.callback()
 def config() -> None:
-    """See which settings are in force."""
+    """Show which settings are in force."""
 
 
 @app.command(
@@ -31,13 +31,13 @@ def config() -> None:
 )
 def show(
     target: targets.TargetArgument = None,
-    all_: Annotated[bool, typer.Option("--all", help="Show what is nowhere set, too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Show unset settings, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each setting.")] = False,
 ) -> None:
-    """Show the settings in force, and where each came from.
+    """Show each setting in force, and its source.
 
-    Those of the environment and the file; with a target, those of its worker, and what holds for each of its handlers.
-    Secrets are not shown.
+    Without a target: the settings of the environment and the file. With a target: the settings of its worker and of
+    each of its handlers. Secrets are not shown.
     """
     rows = asyncio.run(_of_target(target)) if target else _of_surroundings()
     if as_json:
@@ -45,7 +45,7 @@ def show(
         return
     found = [row for row in rows if all_ or row.value]
     if not found:
-        typer.echo("nothing is set: all is as the code says")
+        typer.echo("no setting is set: the values in the code apply")
         return
     print_table(("setting", "value", "from"), found)
 

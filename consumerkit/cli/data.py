@@ -21,7 +21,7 @@ from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.maintenance.erasure import EraseStatements
 from consumerkit.storage.tables import DEFAULT_PREFIX
 
-app = typer.Typer(no_args_is_help=True, help="Erase what is stored of the messages of one key.")
+app = typer.Typer(no_args_is_help=True, help="Erase the stored payloads of one record key.")
 
 
 @app.callback()
@@ -44,17 +44,21 @@ def erase(
     handler: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Only of this handler, and not the outbox; can be repeated.", show_default=False
+            metavar="NAME",
+            help="Only this handler's payloads, without the outbox; can be repeated.",
+            show_default=False,
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count only; change nothing.")] = False,
     as_json: JsonHandlersOption = False,
 ) -> None:
-    """Erase the stored payloads of one key.
+    """Erase the stored payloads of one record key.
 
-    That is, of dead letters, parked messages, results and what waits in the outbox.
-    Facts stay, payloads go: parked messages are never handled any more, and the outbox's are never sent. It is recorded
-    with a digest of the key. What Kafka holds is Kafka's. Exit status 1 if a partition was busy: run it again then.
+    The key's dead letters lose their payloads and kept results, and are discarded unless they were resolved. Its parked
+    messages become discarded dead letters without a payload. Its outbox messages are never sent. The audit record holds
+    a digest of the key. Kafka's topics keep their messages.
+
+    Exit status 1 if a partition was busy: run the command again.
     """
     told = asyncio.run(_erase(place(target, database, prefix, schema), key.encode(), handler, dry_run=dry_run))
     busy = [f"{one.handler}: {partition}" for one in told for partition in one.busy]
@@ -65,7 +69,7 @@ def erase(
         rows = [(one.handler or "(outbox)", one.dead_letters, one.parked, one.outbox) for one in told]
         print_table(("handler", f"dead letters {verb}", "parked messages", "outbox messages"), rows)
         if not dry_run:
-            say("what was processed is known by its message ID alone, and Kafka's own topics keep what they hold")
+            say("the ledger holds message IDs and no payloads; Kafka's topics keep their messages")
     if busy:
         complain(f"the owner's transactions did not end in time: {', '.join(busy)}; run this again")
         raise typer.Exit(1)

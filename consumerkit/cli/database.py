@@ -33,11 +33,11 @@ UrlOption = Annotated[
         "--database",
         metavar="URL",
         envvar=VARIABLE,
-        help="The database, without a target. A URL with a password is better kept in the variable.",
+        help="The database's URL, instead of a target. Put a URL with a password into the variable.",
         show_default=False,
     ),
 ]
-PrefixOption = Annotated[str, typer.Option(metavar="TEXT", help="With --database: put before each table's name.")]
+PrefixOption = Annotated[str, typer.Option(metavar="TEXT", help="With --database: the prefix of the tables' names.")]
 SchemaOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="With --database: the tables' schema.", show_default="the connection's"),
@@ -88,7 +88,7 @@ def place(
         target, url = (target, None) if typed_target else (None, url)
     if not target and not url:
         raise ConfigurationError(
-            f"which database? Give a target or --database URL, or set {targets.VARIABLE} or {VARIABLE}"
+            f"no database is named; give a target or --database URL, or set {targets.VARIABLE} or {VARIABLE}"
         )
     if target and (prefix != DEFAULT_PREFIX or schema_name is not None):
         raise ConfigurationError("--prefix and --schema go with --database; a target's worker has its own tables=")

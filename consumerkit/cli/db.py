@@ -36,7 +36,7 @@ _TITLES = (
     "oldest dead",
 )
 
-app = typer.Typer(no_args_is_help=True, help="Make, check, count and prune consumerkit's tables.")
+app = typer.Typer(no_args_is_help=True, help="Create, check, count and prune consumerkit's tables.")
 app.command(
     "prune",
     epilog=examples(
@@ -59,7 +59,7 @@ def upgrade(
     schema: SchemaOption = None,
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for an empty database; change nothing.")] = False,
 ) -> None:
-    """Make the tables, or bring them up to date. Safe to run from several places at once."""
+    """Create the tables, or bring them up to date. Safe to run from several places at once."""
     asyncio.run(_upgrade(place(target, database, prefix, schema), sql=sql))
 
 
@@ -83,7 +83,7 @@ def check(
     prefix: PrefixOption = DEFAULT_PREFIX,
     schema: SchemaOption = None,
 ) -> None:
-    """Check that the tables are there and of the right version. Exit status 1 if not."""
+    """Check that the tables exist and have the right version. Exit status 1 if not."""
     asyncio.run(_check(place(target, database, prefix, schema)))
 
 
@@ -112,10 +112,10 @@ def stats(
 ) -> None:
     """Count what is in the tables.
 
-    Messages, parked ones and dead letters are counted by handler, the outbox by topic, each with the
-    moment since which the oldest is there. A held key is one that waits for a decision on a dead letter.
+    It counts processed and parked messages and dead letters by handler, and outbox messages by topic. It also shows
+    the age of the oldest one. A held key waits for a decision on a dead letter.
 
-    It counts every row, which takes a while in a large ledger and disturbs no worker.
+    It counts every row: this takes a while on a large ledger, and disturbs no worker.
     """
     counted = asyncio.run(_counted(place(target, database, prefix, schema)))
     if as_json:

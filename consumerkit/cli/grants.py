@@ -27,14 +27,16 @@ def grants(
     database: UrlOption = None,
     prefix: PrefixOption = DEFAULT_PREFIX,
     schema: SchemaOption = None,
-    worker: Annotated[str, typer.Option(metavar="ROLE", help="Runs workers, and changes things.")] = "consumerkit",
-    reader: Annotated[str, typer.Option(metavar="ROLE", help="Only looks.")] = "consumerkit_reader",
+    worker: Annotated[
+        str, typer.Option(metavar="ROLE", help="Runs workers and the commands that change something.")
+    ] = "consumerkit",
+    reader: Annotated[str, typer.Option(metavar="ROLE", help="Reads only.")] = "consumerkit_reader",
     migrator: Annotated[str, typer.Option(metavar="ROLE", help="Runs `db upgrade`.")] = "consumerkit_migrator",
     kafka: Annotated[
         str | None,
         typer.Option(
             metavar="PRINCIPAL",
-            help="Print Kafka's access rules for this principal instead, such as User:shop; with a target.",
+            help="Print Kafka's access rules for this principal instead, such as User:shop. Needs a target.",
             show_default=False,
         ),
     ] = None,
@@ -42,14 +44,15 @@ def grants(
         list[str] | None,
         typer.Option(
             metavar="TOPIC",
-            help="With --kafka: a topic written to that no handler declares in publishes; can be repeated.",
+            help="With --kafka: one more topic that handlers write to, missing in their publishes; can be repeated.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Print the rights that worker, reader and migrator need.
 
-    For PostgreSQL; the owner of the tables executes them, and again after an upgrade. Nothing is changed. No role may
+    For PostgreSQL: the owner of the tables executes them, and again after an upgrade. The command changes nothing. No
+    role may
     alter or remove what is recorded in operator_actions. With --kafka: commands of Kafka's own tool, for the topics
     that the handlers read or declare in publishes, their groups, their dead-letter topics, and those of --writes.
     """
@@ -61,7 +64,7 @@ def grants(
         raise ConfigurationError("--writes goes with --kafka PRINCIPAL, such as --kafka User:shop")
     for option, role in (("--worker", worker), ("--reader", reader), ("--migrator", migrator)):
         if not 0 < len(role.encode()) <= _LONGEST_ROLE or "://" in role or not is_printable(role):
-            raise ConfigurationError(f"{option}: what stands there is not a role's name, of 63 bytes at most")
+            raise ConfigurationError(f"{option}: the value is not a role's name; give one of at most 63 bytes")
     where = place(target, database, prefix, schema)
     for statement in asyncio.run(_printed(where, worker, reader, migrator)):
         say(statement)
@@ -70,7 +73,7 @@ def grants(
 def _principal(text: str) -> str:
     kind, colon, name = text.partition(":")
     if not colon or not kind.isalpha() or not name or not is_printable(text):
-        raise ConfigurationError("--kafka: what stands there is not a principal; write KIND:NAME, such as User:shop")
+        raise ConfigurationError("--kafka: the value is not a principal; write KIND:NAME, such as User:shop")
     return text
 
 

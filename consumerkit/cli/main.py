@@ -28,7 +28,7 @@ ROOMS = {
     ),
     "rewind": Room(
         "consumerkit.cli.positions:rewind",
-        "Have a handler read messages again.",
+        "Move a handler back, so that it reads messages again.",
         examples(
             "rewind credit-account --topic payments --to start --dry-run",
             "rewind credit-account --topic payments --partition 3 --to 118",
@@ -36,11 +36,13 @@ ROOMS = {
     ),
     "skip": Room(
         "consumerkit.cli.positions:skip",
-        "Have a handler pass over messages, or begin a new topic.",
+        "Move a handler past messages, or start it on a recreated topic.",
         examples("skip credit-account --topic payments --partition 3 --to end"),
     ),
-    "demo": Room("consumerkit.demo.command:demo", "Thousands of payments, poison and kills, then the books."),
-    "db": Room("consumerkit.cli.db:app", "Make, check, count and prune consumerkit's tables."),
+    "demo": Room(
+        "consumerkit.demo.command:demo", "Handle thousands of payments, kill workers, and check every balance."
+    ),
+    "db": Room("consumerkit.cli.db:app", "Create, check, count and prune consumerkit's tables."),
     "grants": Room(
         "consumerkit.cli.grants:grants",
         "Print the rights that worker, reader and migrator need.",
@@ -49,22 +51,24 @@ ROOMS = {
             "grants shop.worker:worker --kafka User:shop --writes receipts",
         ),
     ),
-    "data": Room("consumerkit.cli.data:app", "Erase what is stored of the messages of one key."),
-    "dead-letters": Room("consumerkit.cli.dead_letters.commands:app", "See to the messages that were given up."),
-    "parked": Room("consumerkit.cli.parked:app", "Look at the messages that wait for a retry, and try them now."),
-    "message": Room("consumerkit.cli.message:app", "Ask what became of a message."),
-    "outbox": Room("consumerkit.cli.outbox:app", "Look at what waits to be sent, and give up what cannot be."),
+    "data": Room("consumerkit.cli.data:app", "Erase the stored payloads of one record key."),
+    "dead-letters": Room(
+        "consumerkit.cli.dead_letters.commands:app", "List, redrive, resolve, discard, export and import dead letters."
+    ),
+    "parked": Room("consumerkit.cli.parked:app", "List parked messages, and retry them now."),
+    "message": Room("consumerkit.cli.message:app", "Show what happened to a message."),
+    "outbox": Room("consumerkit.cli.outbox:app", "List the messages that wait to be sent, and discard one."),
     "publish": Room(
         "consumerkit.cli.publish:publish",
-        "Send a message to a topic by hand, to try things.",
+        "Send a message to a topic by hand.",
         examples(
             """publish payments '{"amount": 5}' --key alice --id pay-1""",
             "publish payments --file payments.jsonl --lines --json",
         ),
     ),
     "topics": Room("consumerkit.cli.topics:app", "Check and create the topics that the handlers need."),
-    "config": Room("consumerkit.cli.config:app", "See which settings are in force."),
-    "retry": Room("consumerkit.cli.retry:app", "See what retry policies come to."),
+    "config": Room("consumerkit.cli.config:app", "Show which settings are in force."),
+    "retry": Room("consumerkit.cli.retry:app", "Show when a retry policy tries again."),
 }
 """The commands, in the order of the list."""
 
@@ -99,7 +103,7 @@ def main(
         typer.Option(
             "--traceback",
             callback=_want_traceback,
-            help="Follow an error of the target's own code by its traceback; anywhere in the line.",
+            help="Print the traceback when the target's own code fails; may stand anywhere in the line.",
         ),
     ] = False,
 ) -> None:

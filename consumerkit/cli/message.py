@@ -26,7 +26,7 @@ from consumerkit.storage.status import MessageStatus
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
 UNKNOWN_STATUS = 4
-app = typer.Typer(no_args_is_help=True, help="Ask what became of a message.")
+app = typer.Typer(no_args_is_help=True, help="Show what happened to a message.")
 
 
 @app.callback()
@@ -46,7 +46,7 @@ def status(
         list[str],
         typer.Argument(
             metavar="ID...",
-            help="The message ID; each part of one that has several. Of coordinates(): topic-id/partition/offset.",
+            help="The message ID; all its parts, if it has several. For coordinates(): topic-id/partition/offset.",
             show_default=False,
         ),
     ],
@@ -55,7 +55,7 @@ def status(
         typer.Option(
             metavar="TARGET",
             envvar=targets.VARIABLE,
-            help="The worker, as module:attribute: its handler says how the ID is read.",
+            help="The worker, as module:attribute. Its handler declares how to read the ID.",
             show_default=False,
         ),
     ] = None,
@@ -67,18 +67,16 @@ def status(
         typer.Option(metavar="NAME", help='The message\'s topic, for handlers with scope="topic".', show_default=False),
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe/--no-probe", help="Look for a message that is being handled at this moment.")
+        bool, typer.Option("--probe/--no-probe", help="Also look for a message that is in flight now.")
     ] = True,
-    result: Annotated[
-        bool, typer.Option("--result", help="Show what the handler returned, too: it is a payload.")
-    ] = False,
+    result: Annotated[bool, typer.Option("--result", help="Show the kept result, too. It is a payload.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell whether a message was processed, is parked, dead or unknown.
+    """Show whether a message is processed, parked, dead or unknown.
 
-    A message may also be in flight. Exit status 4 if unknown.
+    A message can also be in flight. Exit status 4 if it is unknown.
 
-    With --database instead of a target, one part is taken for one header or field, several for several together.
+    With --database instead of a target, one part stands for one header or field, and several parts for several.
     """
     found = asyncio.run(_status(place(target, database, prefix, schema), consumer, tuple(id), topic, probe=probe))
     if as_json:
@@ -141,11 +139,11 @@ def _facts(status: MessageStatus) -> dict[str, object]:
     if status.state is MessageState.PROCESSED:
         return {"processed": since}
     if status.state is MessageState.IN_FLIGHT:
-        return {"held by": "a transaction that is not committed yet"}
+        return {"held by": "a transaction that has not committed yet"}
     if status.state is MessageState.UNKNOWN:
         return {
-            "in flight": "no" if status.probed else "it cannot be told",
-            "forgotten": "possibly: it may have been handled that long ago"
+            "in flight": "no" if status.probed else "not known",
+            "forgotten": "possibly: it may be older than the retention"
             if status.may_be_forgotten
             else "no: this handler's ledger is complete",
         }
@@ -153,7 +151,7 @@ def _facts(status: MessageStatus) -> dict[str, object]:
         return {
             "parked since": since,
             "attempts": status.attempts,
-            "next attempt": moment(status.due_at) or "when what it waits behind is through",
+            "next attempt": moment(status.due_at) or "when the message before it is finished",
             "last error": status.error_type or "(never ran)",
         }
     if status.letter is None:

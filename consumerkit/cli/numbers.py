@@ -42,7 +42,7 @@ def partition_number(value: Number) -> Number:
 def _bounded(value: Number, highest: int, who: str) -> Number:
     for number in value if isinstance(value, list) else [value]:
         if number is not None and abs(number) > highest:
-            raise typer.BadParameter(f"{number} is beyond what {who}, which is up to {highest}")
+            raise typer.BadParameter(f"{number} is beyond what {who}: the highest is {highest}")
     return value
 
 
@@ -58,13 +58,13 @@ def whole(text: str, highest: int = HIGHEST) -> int | None:
     return number if (number := int(text)) <= highest else None
 
 
-LimitOption = Annotated[int, typer.Option(min=1, metavar="N", callback=storable, help="At most so many.")]
+LimitOption = Annotated[int, typer.Option(min=1, metavar="N", callback=storable, help="Show at most this many.")]
 AfterOption = Annotated[
     int,
     typer.Option(
         metavar="ID",
         callback=storable,
-        help="Only with a higher ID: pages on.",
+        help="Only higher IDs: the next page.",
         show_default=False,
     ),
 ]

@@ -19,7 +19,7 @@ from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage import outbox
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
-app = typer.Typer(no_args_is_help=True, help="Look at what waits to be sent, and give up what cannot be.")
+app = typer.Typer(no_args_is_help=True, help="List the messages that wait to be sent, and discard one.")
 
 
 @app.command(
@@ -34,13 +34,13 @@ def list_(
     prefix: PrefixOption = DEFAULT_PREFIX,
     schema: SchemaOption = None,
     topic: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only what is for this topic.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="Only messages for this topic.", show_default=False)
     ] = None,
     limit: LimitOption = 50,
     after: AfterOption = 0,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """List what waits to be sent, the oldest first, without payloads."""
+    """List the messages to be sent, the oldest first, without payloads."""
 
     def read(session: Session, tables: Tables) -> list[Any]:
         return list(outbox.listed(session, tables, topic=topic, limit=limit, after=after))
@@ -50,7 +50,7 @@ def list_(
         print_json([as_object(row) for row in rows])
         return
     if not rows:
-        say("the outbox is empty" if topic is None else f"nothing waits for topic {shown_word(topic)}")
+        say("the outbox is empty" if topic is None else f"no message waits for topic {shown_word(topic)}")
         return
     print_table(
         ("id", "since", "topic", "bytes"), [(row.sequence, row.created_at, row.topic, row.size) for row in rows]
@@ -77,13 +77,13 @@ def discard(
     schema: SchemaOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Give one message up: it is removed and never sent.
+    """Remove one message that was not sent.
 
-    What waits behind it goes then. Who did it is recorded.
+    The messages behind it are sent then. The audit record says who did it.
     """
     where = place(target, database, prefix, schema)
     if not yes:
-        typer.confirm(f"message {id} will be lost; discard it?", abort=True)
+        typer.confirm(f"message {id} will never be sent; discard it?", abort=True)
     topic = asyncio.run(
         run_checked(where, lambda session, tables: outbox.discard(session, tables, id, actor=getpass.getuser()))
     )

@@ -31,11 +31,11 @@ from consumerkit.storage.parking.parked import Kind
 from consumerkit.storage.payload import payload
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
-app = typer.Typer(no_args_is_help=True, help="Look at the messages that wait for a retry, and try them now.")
+app = typer.Typer(no_args_is_help=True, help="List parked messages, and retry them now.")
 
 ErrorTypeOption = Annotated[
     str | None,
-    typer.Option(metavar="TYPE", help="Only with a last error of this type, as list shows it.", show_default=False),
+    typer.Option(metavar="TYPE", help="Only messages with this error type, as list shows it.", show_default=False),
 ]
 _UNREADABLE = ("key", "key_digest", "value", "headers", "digest", "fingerprint", "sealed", "consumer")
 
@@ -116,10 +116,10 @@ def show(
     database: UrlOption = None,
     prefix: PrefixOption = DEFAULT_PREFIX,
     schema: SchemaOption = None,
-    value: Annotated[bool, typer.Option("--value", help="Show key, headers and value too: the payload.")] = False,
+    value: Annotated[bool, typer.Option("--value", help="Show the payload, too: key, headers and value.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one parked message: why it waits, and until when. Its payload is shown only with --value."""
+    """Show one parked message: why it waits, and until when. The payload is shown only with --value."""
 
     def read(session: Session, tables: Tables) -> tuple[Any, list[int], Any]:
         row = parked_listing.shown(session, tables, id)
@@ -127,9 +127,7 @@ def show(
 
     row, ahead, sealer = asyncio.run(run_checked(place(target, database, prefix, schema), read))
     if row is None:
-        complain(
-            f"no parked message has the ID {id}: it was tried in the meantime, or consumerkit parked list shows it"
-        )
+        complain(f"no parked message has the ID {id}: it ran since, or the ID is wrong; see `consumerkit parked list`")
         raise typer.Exit(1)
     found = payload(sealer, row) if value else None
     if as_json:
@@ -179,14 +177,14 @@ def retry_now(
     all_: AllOption = False,
     by: ByOption = None,
 ) -> None:
-    """Have parked messages tried now instead of when they are due.
+    """Make parked messages due now.
 
-    Attempts count as before. What waits behind another message keeps its turn. Who did it is recorded.
+    Attempts count as before. A message that waits behind another one keeps its turn. The audit record says who did it.
     """
     ids, target = parted(what)
     selection = ParkedSelection(ids=tuple(ids) or None, handler=handler, error_type=error_type)
     if selection.is_everything and not all_:
-        raise ConfigurationError("which messages? Give IDs, --handler or --error-type, or --all for every one")
+        raise ConfigurationError("no message is chosen; give IDs, --handler or --error-type, or --all for every one")
     if all_ and not selection.is_everything:
         raise ConfigurationError("--all does not go with IDs, --handler or --error-type; leave one of them out")
 
@@ -212,7 +210,7 @@ def _check(session: Session, tables: Tables, selection: ParkedSelection) -> None
 
 def _next_attempt(row: Any) -> str:
     if row.kind == Kind.HELD.value:
-        return "held: decide on its dead letter"
+        return "held: decide on the dead letter before it"
     if row.kind == Kind.RELEASED.value:
         return "released: leaves in seconds"
     if row.due_in is None:

@@ -27,34 +27,36 @@ PartitionOption = Annotated[
         min=0,
         metavar="N",
         callback=partition_number,
-        help="This partition; may be repeated.",
+        help="Only this partition; can be repeated.",
         show_default="all of them",
     ),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")]
-ByOption = Annotated[str | None, typer.Option(metavar="NAME", help="Who does it.", show_default="the system's user")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would happen; change nothing.")]
+ByOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Your name, for the audit record.", show_default="the system's user")
+]
 Move = Callable[[positions.PositionStore], Awaitable[list[Moved]]]
 
 
 def rewind(
     handler: HandlerArgument,
     topic: TopicOption,
-    to: Annotated[str, typer.Option(metavar="OFFSET|start", help="Where to go back to.", show_default=False)],
+    to: Annotated[str, typer.Option(metavar="OFFSET|start", help="The offset to go back to.", show_default=False)],
     target: TargetArgument = None,
     partition: PartitionOption = None,
     run_forgotten: Annotated[
         bool,
         typer.Option(
             "--run-forgotten",
-            help="Run what the ledger may have forgotten; without it, that becomes dead letters of the reason stale.",
+            help="Run messages that the ledger may have forgotten; else they become dead letters (stale).",
         ),
     ] = False,
     dry_run: DryRunOption = False,
     by: ByOption = None,
 ) -> None:
-    """Have a handler read messages again.
+    """Move a handler back, so that it reads messages again.
 
-    What the ledger remembers is deduplicated and not run again. A running worker follows within seconds.
+    The handler skips the messages that the ledger remembers. A running worker follows within seconds.
     """
     to_ = _to(to)
 
@@ -76,16 +78,16 @@ def rewind(
 def skip(
     handler: HandlerArgument,
     topic: TopicOption,
-    to: Annotated[str, typer.Option(metavar="OFFSET|start|end", help="Where to go on.", show_default=False)],
+    to: Annotated[str, typer.Option(metavar="OFFSET|start|end", help="The offset to go on from.", show_default=False)],
     target: TargetArgument = None,
     partition: PartitionOption = None,
     dry_run: DryRunOption = False,
     by: ByOption = None,
 ) -> None:
-    """Have a handler pass over messages, or begin a new topic.
+    """Move a handler past messages, or start it on a recreated topic.
 
-    What is passed over gets no outcome and no dead letter. A topic that was recreated under its name
-    begins where you say; partitions that it has no more are dropped. A running worker follows within seconds.
+    Messages that are passed over get no outcome and no dead letter. A recreated topic begins where you say;
+    partitions that no longer exist are dropped. A running worker follows within seconds.
     """
     to_ = _to(to)
 

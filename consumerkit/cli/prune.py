@@ -50,25 +50,25 @@ def prune(
     older_than: Annotated[
         str | None,
         typer.Option(
-            metavar="SPAN", help="Such as 12h or 7d.", show_default="the target's worker's retention, else 7d"
+            metavar="SPAN", help="The age, such as 12h or 7d.", show_default="the worker's retention, else 7d"
         ),
     ] = None,
     handler: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only this handler's; can be repeated.", show_default=False),
+        typer.Option(metavar="NAME", help="Only this handler; can be repeated.", show_default=False),
     ] = None,
     unpositioned: Annotated[
         bool,
-        typer.Option("--unpositioned", help="Also, by age alone, what handlers processed that have no position here."),
+        typer.Option("--unpositioned", help="Also prune handlers that have no position here, by age alone."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count only; change nothing.")] = False,
     as_json: JsonHandlersOption = False,
 ) -> None:
-    """Forget what was processed long ago; end what waits for too long.
+    """Delete old ledger rows; end messages that wait for too long.
 
-    It works in batches, on all handlers in the database. What is parked, dead or was processed since
-    a partition's position last moved is never forgotten. With a target, its payload_retention counts
-    for its handlers, and without --handler for the outbox. Workers do the same by themselves.
+    It works in batches, on all handlers in the database. It never forgets a message that is parked, is dead or was
+    processed since its partition's position last moved. With a target, the worker's payload_retention applies to its
+    handlers and, without --handler, to the outbox. Workers do the same by themselves.
     """
     where = place(target, database, prefix, schema)
     given = None if older_than is None else seconds_in(older_than)
@@ -202,9 +202,9 @@ def _print(told: list[dict[str, Any]], *, dry_run: bool) -> None:
         for line in _ways_out(one):
             say(line)
     for one in told[len(handlers) :]:
-        say(f"outbox: {one['outbox']} messages {'would be given up' if dry_run else 'given up'} unsent")
+        say(f"outbox: {one['outbox']} unsent messages {'would be given up' if dry_run else 'given up'}")
         if not one["complete"]:
-            say("outbox: a relay was sending all the time; it is tried again by the workers, or run this again")
+            say("outbox: a relay was sending all the time; run the command again, or leave it to the workers")
 
 
 def _print_forgotten(told: list[dict[str, Any]], *, dry_run: bool) -> None:
@@ -228,21 +228,19 @@ def _ways_out(one: dict[str, Any]) -> list[str]:
     name = one["handler"]
     lines = []
     for held in one["held_back_by"]:
-        since = "nothing of it was ever settled" if held["since"] is None else f"since {moment(held['since'])}"
+        since = "no message of it is finished" if held["since"] is None else f"since {moment(held['since'])}"
         lines.append(
-            f"{name}: {held['topic']}[{held['partition']}] has not moved ({since}), and a restart would deliver again "
-            "what was processed since; run the handler until it is through, or move its position on"
+            f"{name}: {held['topic']}[{held['partition']}] has not moved ({since}), and a restart delivers again "
+            f"what was processed since; run the handler until it catches up, or use consumerkit skip"
         )
     if not one["positioned"] and one["processed_before"] is None:
-        lines.append(
-            f"{name}: nothing tells how far it has come; start it once, or give --unpositioned if it is gone for good"
-        )
+        lines.append(f"{name}: its position is not known; start it once, or give --unpositioned if it never runs again")
     if not one["complete"]:
         lines.append(
-            f"{name}: a partition's row was in use all the time, or its position was moved back; run this again"
+            f"{name}: a partition's row was in use all the time, or its position moved back; run the command again"
         )
     lines.extend(
-        f"{name}: {partition} was in use all the time, or a payload of it cannot be unsealed; run this again"
+        f"{name}: {partition} was in use all the time, or one of its payloads cannot be unsealed; run the command again"
         for partition in one.get("ended", {}).get("skipped", ())
     )
     return lines

@@ -32,23 +32,23 @@ def publish(
     ],
     value: Annotated[
         str | None,
-        typer.Argument(metavar="VALUE", help="What to send; else --file or standard input.", show_default=False),
+        typer.Argument(
+            metavar="VALUE", help="The value to send; without it, --file or standard input.", show_default=False
+        ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
             metavar="TARGET",
             envvar=targets.VARIABLE,
-            help="The worker, as module:attribute: its Kafka is where to.",
+            help="The worker, as module:attribute. The message goes to its Kafka.",
             show_default=False,
         ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Send what is in this file.", show_default=False)
+        Path | None, typer.Option(metavar="PATH", help="Send the content of this file.", show_default=False)
     ] = None,
-    lines: Annotated[
-        bool, typer.Option("--lines", help="Send each line as a message; empty ones are left out.")
-    ] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Send each line as a message; skip empty lines.")] = False,
     key: Annotated[str | None, typer.Option(metavar="KEY", help="The record key, as text.", show_default=False)] = None,
     header: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; can be repeated.", show_default=False)
@@ -63,18 +63,18 @@ def publish(
     ] = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Send a message to a topic by hand, to try things.
+    """Send a message to a topic by hand.
 
-    The value is sent as it is; of standard input, a line break at its end is left out. It goes straight to the
-    broker, not through the outbox. Each message is told with its place and its message ID. Exit status 1 if one was
-    not acknowledged; the broker may have it all the same.
+    The value is sent as it is, except a line break at the end of standard input. It goes straight to the broker, not
+    through the outbox. The command prints the place and the message ID of each message. Exit status 1 if one was not
+    acknowledged; the broker may have it nevertheless.
     """
     spec = targets.given(target)
     if not is_topic_name(topic):
-        raise ConfigurationError(f"TOPIC: what stands there is no topic's name; {TOPIC_RULE}")
+        raise ConfigurationError(f"TOPIC: the value is not the name of a topic; {TOPIC_RULE}")
     if id == "" or (id is not None and lines):
         why = "each line needs an ID of its own" if lines else "it is empty"
-        raise ConfigurationError(f"--id: {why}; leave it out, and a random one is taken")
+        raise ConfigurationError(f"--id: {why}; leave it out to get a random one")
     named = _headers(header or ())
     records = []
     for each in _values(value, file, lines=lines):
@@ -100,7 +100,7 @@ def _headers(given: Sequence[str]) -> Headers:
 def _values(value: str | None, file: Path | None, *, lines: bool) -> list[bytes]:
     """Return the values to send, from the one place that was given."""
     if value is not None and file is not None:
-        raise ConfigurationError("VALUE and --file were both given; leave one of them out")
+        raise ConfigurationError("VALUE and --file are both given; leave one out")
     if value is not None:
         found = os.fsencode(value)
     elif file is not None:
@@ -121,7 +121,7 @@ def _values(value: str | None, file: Path | None, *, lines: bool) -> list[bytes]
 def _standard_input(*, lines: bool) -> bytes:
     stdin: Any = sys.stdin  # None where it is closed
     if stdin is None or stdin.isatty():
-        raise ConfigurationError("what is to be sent? Give VALUE, --file PATH, or standard input, as in `echo 1 | ...`")
+        raise ConfigurationError("nothing to send; give VALUE, --file PATH, or standard input, as in `echo 1 | ...`")
     try:
         found: bytes = stdin.buffer.read()
     except OSError as error:
@@ -168,7 +168,7 @@ async def _sent(producer: PlacingProducer, records: Sequence[Record], *, as_json
             _tell(record, number, answer, as_json=as_json)
         if any(isinstance(answer, SendFailure) for answer in answers):
             if (left := len(records) - start - len(portion)) > 0:
-                complain(f"message {start + len(portion) + 1} and what follows, {left} in all, were not tried")
+                complain(f"message {start + len(portion) + 1} and all after it, {left} in all, were not sent")
             return False
     return True
 

@@ -22,7 +22,7 @@ from consumerkit.policies.retry import Retry
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.redaction.text import redact
 
-app = typer.Typer(no_args_is_help=True, help="See what retry policies come to.")
+app = typer.Typer(no_args_is_help=True, help="Show when a retry policy tries again.")
 
 Bounds = tuple[float, float]
 _COLUMNS = ("attempt", "after a wait of", "since the first failure", "where", "if it fails")
@@ -92,14 +92,14 @@ def preview(
         typer.Option(metavar="NAME", help="This handler only; can be repeated.", show_default=False),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=1, metavar="N", callback=storable, help="At most so many attempts of each policy.")
+        int, typer.Option(min=1, metavar="N", callback=storable, help="Show at most this many attempts of each policy.")
     ] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per policy.")] = False,
 ) -> None:
     """Print when a message that always fails is tried again.
 
-    The table ends with what becomes of it then. Waits and times are printed from their shortest to their
-    longest. Handling itself is taken to need no time.
+    The table ends with the outcome. It shows waits and times from the shortest to the longest. It assumes that the
+    handler itself takes no time.
     """
     declarations = _chosen(asyncio.run(_declarations(targets.given(target))), only or ())
     schedules = [one for declared in declarations for one in schedules_of(declared, limit)]

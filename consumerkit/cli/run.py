@@ -69,13 +69,12 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Bind this name again, where group or topics changed or the group was another's; can be repeated.",
+            help="Accept that this handler's group or topics changed, or that it takes another handler's group; can "
+            "be repeated.",
             show_default=False,
         ),
     ] = None,
-    log_format: Annotated[
-        LogFormat, typer.Option(metavar="text|json", help="Lines for people, or JSON lines.")
-    ] = "text",
+    log_format: Annotated[LogFormat, typer.Option(metavar="text|json", help="Log lines as text or as JSON.")] = "text",
     log_level: Annotated[LogLevel, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
     http: Annotated[
         str | None,
@@ -99,7 +98,7 @@ def run(
         bool | None,
         typer.Option(
             "--show-errors/--hide-errors",
-            help="Log the text and traceback of each failure; a text may quote a payload. On by default on a terminal.",
+            help="Log each failure's text and traceback; a text may quote a payload. On by default on a terminal.",
             show_default=False,
         ),
     ] = None,
@@ -107,8 +106,8 @@ def run(
 ) -> None:
     """Run the worker until SIGTERM or Ctrl-C.
 
-    The first signal ends fetching; what is in hand is finished or rolled back within the worker's grace. A second one
-    quits at once. Of several worker processes, one that ends is started again, and SIGHUP replaces one after another.
+    The first signal stops fetching: the worker finishes or rolls back its batches within its grace. A second signal
+    ends it at once. With several processes, one that ends is started again, and SIGHUP replaces them one by one.
 
     Exit status: 0 stopped cleanly, 1 failed, 2 could not start, 3 did not stop within its grace, 71 ended by the
     watchdog.

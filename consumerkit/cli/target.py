@@ -74,7 +74,9 @@ def given(target: str | None) -> str:
         ConfigurationError: None was.
     """
     if not target:
-        raise ConfigurationError(f"which worker? Give module:attribute, such as shop.worker:worker, or set {VARIABLE}")
+        raise ConfigurationError(
+            f"no worker is named; give module:attribute, such as shop.worker:worker, or set {VARIABLE}"
+        )
     return target
 
 

@@ -55,10 +55,10 @@ class Need:
 def check(target: targets.TargetArgument = None) -> None:
     """Check the topics that the handlers read and write.
 
-    They write dead letters, and what they publish, where they declare that by publishes = ("...",).
+    It checks source topics, dead-letter topics and the topics in publishes = ("...",).
 
-    Exit status 1 if one is missing. A dead-letter topic must have at least as many partitions as its source,
-    the largest one of several.
+    Exit status 1 if one is missing or too small. A dead-letter topic needs at least as many partitions as its largest
+    source.
     """
     needs = asyncio.run(_looked_up(targets.given(target)))
     print_table(
@@ -81,16 +81,16 @@ def create(
             min=1,
             metavar="N",
             callback=partition_number,
-            help="Create missing topics that are read or published to, too, with so many partitions.",
+            help="Also create missing topics that handlers read or publish to, with this many partitions.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Create the dead-letter topics that are missing.
 
-    With --partitions, those that handlers read or publish to, too. Dead-letter topics get as many partitions as
-    their source. Existing topics are left as they are; new ones get the broker's defaults. Exit status 1 if
-    something is left amiss.
+    With --partitions, it also creates the topics that handlers read or publish to. Dead-letter topics get as many
+    partitions as their source. Existing topics are left as they are; new ones get the broker's defaults. Exit status 1
+    if a topic is still missing or too small.
     """
     made, left = asyncio.run(_create(targets.given(target), partitions))
     for topic, count in made.items():

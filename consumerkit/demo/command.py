@@ -44,7 +44,7 @@ def demo(
         typer.Option(metavar="DIR", help="Leave database and logs in this directory.", show_default="a temporary one"),
     ] = None,
 ) -> None:
-    """Thousands of payments, poison and kills, then the books.
+    """Handle thousands of payments, kill workers, and check every balance.
 
     Nothing is installed for it: the Kafka broker is part of the client library, the database a SQLite file. Two worker
     processes run, and one is killed with SIGKILL again and again. Exit status 0 if the books balance, else 1.

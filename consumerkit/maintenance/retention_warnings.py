@@ -15,7 +15,7 @@ _COUNTED: Final = 1_000
 def retry_horizon(retry: Retry) -> float:
     """Return the most seconds that may lie between a message's first failure and its last attempt.
 
-    Handling itself is taken to need no time.
+    It assumes that the handler itself takes no time.
 
     Example:
         >>> from consumerkit.policies.retry import fixed

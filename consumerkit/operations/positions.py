@@ -75,7 +75,7 @@ async def rewind(
     actor: str | None = None,
     dry_run: bool = False,
 ) -> list[Moved]:
-    """Have a handler read messages again.
+    """Move a handler back, so that it reads messages again.
 
     Args:
         place: Where its position is kept.

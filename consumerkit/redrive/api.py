@@ -41,7 +41,7 @@ async def redrive(
     dry_run: bool = False,
     watch: Watch | None = None,
 ) -> Report:
-    """Send dead letters through their handlers again.
+    """Run dead letters' messages again.
 
     Each is parked again, in the order of the log, and its partition's owner runs it, within some seconds. A letter
     whose message ID was processed since is not: it becomes resolved. This may be interrupted at any point and called
@@ -52,7 +52,7 @@ async def redrive(
         selection: Which letters; `Selection()` means all of them.
         tables: The table definitions.
         by: Who does it, for the record; the operating system's user by default.
-        note: Why, for the record.
+        note: The reason, for the audit record.
         rate: How many letters a second at most.
         max_redrives: Letters that were redriven so often already are left.
         new_id: Redrive conflicts too, each under a message ID of its own: `<old ID>#redrive-<letter's ID>`.

@@ -102,7 +102,7 @@ def page(connection: Connection, tables: Tables, rows: int, most_bytes: int) -> 
     Args:
         connection: Of the caller's transaction.
         tables: The table definitions.
-        rows: At most so many.
+        rows: The largest number of rows.
         most_bytes: At most so many bytes of keys, values and headers, unless the first alone has more.
     """
     c = tables.outbox_messages.c

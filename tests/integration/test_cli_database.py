@@ -297,7 +297,7 @@ def test_a_sqlite_file_out_of_reach_is_one_line(command: CommandLine, tmp_path: 
 
 def test_a_target_or_a_database_is_needed_and_not_both(command: CommandLine) -> None:
     assert command("db", "check").err == (
-        "error: which database? Give a target or --database URL, or set CONSUMERKIT_APP or CONSUMERKIT_DATABASE\n"
+        "error: no database is named; give a target or --database URL, or set CONSUMERKIT_APP or CONSUMERKIT_DATABASE\n"
     )
     both = command("db", "check", "shop:worker", "--database", "sqlite://")
     assert (both.code, both.err) == (2, "error: give either a target or --database, not both\n")
@@ -373,7 +373,7 @@ def test_redriven_letters_leave_the_list_and_are_told_of(filled: str, command: C
     listed = command("dead-letters", "list", "--state", "all", "--json", *place).out.splitlines()
     assert [json.loads(line)["state"] for line in listed] == ["redriven", "dead"]
     shown = command("dead-letters", "show", "2", *place).out
-    assert "redriven by ann, had died of shop.Timeout (undecodable): retry\n" in shown
+    assert "redriven by ann, dead by shop.Timeout (undecodable) until then: retry\n" in shown
     assert "redrives     1\n" in shown
     again = command("dead-letters", "redrive", "2", *place)
     assert again.code == 0
@@ -408,7 +408,7 @@ LIKE_NOTHING = (
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        (["redrive"], "which dead letters? Give IDs, --handler, --reason, --like, --since or --until, or --all"),
+        (["redrive"], "no dead letter is chosen; give IDs, --handler, --reason, --like, --since or --until, or --all"),
         (
             ["redrive", "--handler", "nobody"],
             "no handler 'nobody' has started on this database; those that have: 'credit', 'mail'",

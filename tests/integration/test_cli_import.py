@@ -152,7 +152,7 @@ async def test_springs_and_connects_letters_are_redriven_to_a_running_worker_eac
         await run.until(stage.finished(351), "all effects")
         await run.until(lambda: {row["state"] for row in stage.dead()} == {"resolved"}, "all letters resolved")
     assert (told.code, done.code, again.code) == (1, 0, 0)
-    assert "what is imported would then be redriven" in told.out
+    assert "the imported letters would then be redriven" in told.out
     assert "350 imported, 70 there already, 1 processed already" in done.out
     assert "350 redriven" in done.out
     assert "420 there already, 1 processed already" in again.out
@@ -169,6 +169,6 @@ async def test_springs_and_connects_letters_are_redriven_to_a_running_worker_eac
 def test_a_topic_chooses_the_letters_alone_and_needs_a_handler(stage: Stage, target: str, command: CommandLine) -> None:
     arguments = ("dead-letters", "redrive", target, "--from-topic", stage.dead_letter_topic)
     answer = command(*arguments)
-    assert (answer.code, answer.err.count("Name the handler with --handler")) == (2, 1)
+    assert (answer.code, answer.err.count("whose dead letters they are with --handler")) == (2, 1)
     answer = command(*arguments, "--handler", "credit", "--reason", "exhausted")
     assert (answer.code, answer.err.count("only --handler goes with it")) == (2, 1)

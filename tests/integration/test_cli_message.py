@@ -136,10 +136,10 @@ def test_an_unknown_message_has_an_exit_status_of_its_own(filled: str, command: 
     assert (answer.code, answer.err) == (4, "")
     lines = answer.out.splitlines()
     assert (lines[0], lines[2]) == ("credit, p-99: unknown", "forgotten    no: this handler's ledger is complete")
-    seen = "it cannot be told" if "sqlite" in filled else "no"
+    seen = "not known" if "sqlite" in filled else "no"
     assert lines[1] == f"in flight    {seen}"
     unprobed = command("message", "status", "credit", "p-99", "--no-probe", "--database", filled)
-    assert (unprobed.code, unprobed.out.splitlines()[1]) == (4, "in flight    it cannot be told")
+    assert (unprobed.code, unprobed.out.splitlines()[1]) == (4, "in flight    not known")
     told = json.loads(command("message", "status", "credit", "p-99", "--json", "--database", filled).out)
     assert (told["state"], told["may_be_forgotten"], told["probed"]) == ("unknown", False, "sqlite" not in filled)
 
@@ -154,7 +154,7 @@ def test_what_waits_behind_another_and_what_holds_its_key_say_so(filled: str, co
         connection.execute(update(DEFAULT_TABLES.parked_messages).values(kind="held", dead_letter=1))
     holds = command(*where, "p-3", "--database", filled)
     engine.dispose()
-    assert "next attempt when what it waits behind is through\n" in waits.out
+    assert "next attempt when the message before it is finished\n" in waits.out
     assert "dead letter  1, dead, holds its key\n" in holds.out
 
 
@@ -168,7 +168,7 @@ def test_a_message_in_flight_is_told(filled: str, command: CommandLine) -> None:
         answer = command("message", "status", "credit", "p-50", "--database", filled)
     engine.dispose()
     assert answer.code == 0
-    assert answer.out == "credit, p-50: in flight\nheld by      a transaction that is not committed yet\n"
+    assert answer.out == "credit, p-50: in flight\nheld by      a transaction that has not committed yet\n"
 
 
 def test_ids_of_several_parts_places_and_topics_are_found(filled: str, command: CommandLine) -> None:

@@ -44,7 +44,7 @@ def test_what_waits_is_listed_without_payloads(url: str, command: CommandLine) -
     listed = command("outbox", "list", "--database", url, "--topic", "a", "--json").out.splitlines()
     assert [(one["sequence"], one["topic"]) for one in map(json.loads, listed)] == [(1, "a"), (3, "a")]
     assert command("outbox", "list", "--database", url, "--limit", "2").out.endswith("there may be more: --after 2\n")
-    assert command("outbox", "list", "--database", url, "--topic", "c").out == "nothing waits for topic 'c'\n"
+    assert command("outbox", "list", "--database", url, "--topic", "c").out == "no message waits for topic 'c'\n"
 
 
 def test_a_message_is_given_up_on_the_record(url: str, command: CommandLine) -> None:

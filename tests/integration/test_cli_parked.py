@@ -83,7 +83,7 @@ def test_what_is_parked_is_listed_with_its_next_attempt(url: str, command: Comma
     assert "behind another" in lines[2]
     assert re.search(r"in (\d+ min|2 h)", lines[3])
     assert "due" in lines[4]
-    assert "held: decide on its dead letter" in lines[5]
+    assert "held: decide on the dead letter before it" in lines[5]
     assert "secret" not in answer.out
 
 
@@ -144,7 +144,7 @@ def test_messages_are_made_due_on_the_record(url: str, engine: Engine, command: 
 
 @pytest.mark.parametrize(
     "words, said",
-    [((), "which messages?"), (("--all", "--handler", "credit"), "--all does not go with")],
+    [((), "no message is chosen"), (("--all", "--handler", "credit"), "--all does not go with")],
 )
 def test_what_is_not_chosen_is_not_touched(url: str, command: CommandLine, words: tuple[str, ...], said: str) -> None:
     answer = command("parked", "retry-now", *words, "--database", url)

@@ -116,8 +116,8 @@ def test_the_value_comes_from_standard_input_or_a_file(
         (("paymets", "x"), "did you mean 'payments'?"),
         (("receipts", "x"), "topic 'receipts' does not exist"),
         (("payments", "x", "--partition", "3"), "has no partition 3; give one from 0 to 2"),
-        (("pay ments", "x"), "TOPIC: what stands there is no topic's name"),
-        (("payments", "x", "--file", "f"), "VALUE and --file were both given"),
+        (("pay ments", "x"), "TOPIC: the value is not the name of a topic"),
+        (("payments", "x", "--file", "f"), "VALUE and --file are both given"),
         (("payments", "--file", "missing"), "--file: No such file or directory; give a file that can be read"),
         (("payments", "x", "--header", "ok=1", "--header", "hunter2"), "--header: number 2 is not NAME=VALUE"),
         (("payments", "x", "--header", "=1"), "--header: number 1 is not NAME=VALUE"),
@@ -144,8 +144,8 @@ def test_what_cannot_be_sent_is_told_in_one_line_with_the_way_out(
 @pytest.mark.parametrize(
     "stdin, said",
     [
-        ("a terminal", "what is to be sent? Give VALUE, --file PATH, or standard input"),
-        ("closed", "what is to be sent? Give VALUE, --file PATH, or standard input"),
+        ("a terminal", "nothing to send; give VALUE, --file PATH, or standard input"),
+        ("closed", "nothing to send; give VALUE, --file PATH, or standard input"),
         ("empty", "standard input is empty; give VALUE or --file PATH, and '' for an empty value"),
     ],
 )
@@ -180,4 +180,4 @@ def test_after_a_failure_no_further_portion_is_sent(shop: Shop, monkeypatch: pyt
     failed, left = answer.err.splitlines()
     assert failed.startswith("error: message 4, ID '")
     assert failed.endswith("not acknowledged: NOT_ENOUGH_REPLICAS: too few")
-    assert left == "error: message 501 and what follows, 501 in all, were not tried"
+    assert left == "error: message 501 and all after it, 501 in all, were not sent"

@@ -231,12 +231,12 @@ def test_prune_counts_forgets_and_tells_what_holds_it_back(filled: str, engine: 
     assert rows == {"credit": "1", "mail": "0", "old": "0"}
     since = OLD.isoformat(sep=" ").replace("+00:00", "Z")
     held = (
-        f"mail: t[1] has not moved (since {since}), and a restart would deliver again what was processed since; "
-        "run the handler until it is through, or move its position on"
+        f"mail: t[1] has not moved (since {since}), and a restart delivers again what was processed since; "
+        "run the handler until it catches up, or use consumerkit skip"
     )
     assert done.out.splitlines()[4:] == [
         held,
-        "old: nothing tells how far it has come; start it once, or give --unpositioned if it is gone for good",
+        "old: its position is not known; start it once, or give --unpositioned if it never runs again",
     ]
     assert left(engine) == ["credit", "mail", "mail", "old", "old"]
 

@@ -47,7 +47,8 @@ SHOWN: Final = 100
 Watch = Callable[[Progress], None]
 Act = Callable[[Database, Tables, Watch | None], Awaitable[Report]]
 NoteOption = Annotated[
-    str, typer.Option(metavar="TEXT", help="What was done, or why nothing will be.", show_default=False)
+    str,
+    typer.Option(metavar="TEXT", help="The reason: what was done, or why nothing is to be done.", show_default=False),
 ]
 
 
@@ -62,14 +63,15 @@ def _redrive(
     choice: Choice,
     everything: AllOption = False,
     rate: Annotated[
-        float | None, typer.Option(metavar="N", help="At most so many letters a second.", show_default="no limit")
+        float | None,
+        typer.Option(metavar="N", help="Redrive at most this many letters per second.", show_default="no limit"),
     ] = None,
     max_redrives: Annotated[
         int,
-        typer.Option(min=1, metavar="N", callback=storable, help="Leave letters that were redriven so often already."),
+        typer.Option(min=1, metavar="N", callback=storable, help="Skip letters that were redriven this many times."),
     ] = MAX_REDRIVES,
     new_id: Annotated[
-        bool, typer.Option("--new-id", help="Redrive conflicts too, each under a message ID of its own.")
+        bool, typer.Option("--new-id", help="Redrive conflicts too, each under a new message ID.")
     ] = False,
     by: ByOption = None,
     note: WhyOption = "",
@@ -79,11 +81,11 @@ def _redrive(
     dry_run: DryRunOption = False,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Send dead letters through their handlers again.
+    """Run dead letters' messages again.
 
-    They go in the order of the log. The workers that own their partitions run them, within some seconds. It may be
-    interrupted and run again, or run twice at once: each letter is redriven once. Exit status 1 if letters were left
-    that are still dead.
+    They run in the order of the log, within seconds, in the workers that own their partitions. You can interrupt the
+    command and run it again, or run it twice at once: each letter is redriven once. Exit status 1 if some letters are
+    still dead.
     """
     if from_topic is not None:
         if everything or not replace(choice, handler=None).selection.is_everything:
@@ -131,7 +133,7 @@ def _resolve(
     dry_run: DryRunOption = False,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Take dead letters off the list that were taken care of.
+    """Mark dead letters as resolved: somebody took care of them.
 
     Their message IDs count as processed.
 
@@ -153,7 +155,7 @@ def _discard(
     dry_run: DryRunOption = False,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Take dead letters off the list that nothing will come of. Their message IDs stay dead."""
+    """Mark dead letters as discarded: nothing more is to be done. Their message IDs stay dead."""
     selection = choice.checked(everything=everything)
 
     def act(found: Database, tables: Tables, watch: Watch | None) -> Awaitable[Report]:
@@ -166,7 +168,7 @@ def _export(
     choice: Choice,
     state: StateOption = "dead",
 ) -> None:
-    """Print dead letters whole, payload and all, as JSON lines. Bytes that are not UTF-8 are base64."""
+    """Print dead letters with their payloads, as JSON lines. Bytes that are not UTF-8 are base64."""
     selection, wanted = choice.selection, states(state)
     where = choice.where
 
@@ -204,7 +206,10 @@ def _tell(report: Report, *, as_json: bool) -> None:
     else:
         _print(report)
     if report.busy:
-        complain(f"left, since a transaction did not end in time: {', '.join(map(str, report.busy))}; run it again")
+        complain(
+            f"skipped, because a transaction did not end in time: {', '.join(map(str, report.busy))}; run the "
+            "command again"
+        )
     still_dead = [letter for letter in report.left if letter.fate is not Fate.NOT_DEAD]
     if not report.dry_run and (still_dead or report.busy):
         raise typer.Exit(1)

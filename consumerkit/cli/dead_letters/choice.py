@@ -67,7 +67,7 @@ class Choice:
         """
         if (selection := self.selection).is_everything and not everything:
             raise ConfigurationError(
-                "which dead letters? Give IDs, --handler, --reason, --like, --since or --until, or --all"
+                "no dead letter is chosen; give IDs, --handler, --reason, --like, --since or --until, or --all"
             )
         return selection
 

@@ -37,7 +37,7 @@ from consumerkit.storage.payload import Payload, Sealer, payload
 from consumerkit.storage.status import StepStatus, steps_of
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
-app = typer.Typer(no_args_is_help=True, help="See to the messages that were given up.")
+app = typer.Typer(no_args_is_help=True, help="List, redrive, resolve, discard, export and import dead letters.")
 
 _PAYLOAD = ("key", "value", "headers")
 
@@ -63,13 +63,13 @@ def list_(
     limit: LimitOption = 50,
     before: Annotated[
         int | None,
-        typer.Option(metavar="ID", callback=storable, help="Only with a lower ID: pages on.", show_default=False),
+        typer.Option(metavar="ID", callback=storable, help="Only lower IDs: the next page.", show_default=False),
     ] = None,
     as_json: JsonLinesOption = False,
 ) -> None:
     """List dead letters, the newest first, without their payloads.
 
-    Unless --state says so, only those still dead.
+    The list holds open dead letters only, unless --state says otherwise.
     """
     selection = selected([], handler, reason, like, since, until)
     wanted = states(state)
@@ -119,11 +119,11 @@ def groups(
     until: UntilOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Group what is dead by handler, error type and place in the code.
+    """Group dead letters by handler, error type and place in the code.
 
     The largest groups come first.
 
-    `--like ID`, with the ID of any letter of a group, has the other commands choose the group.
+    In the other commands, `--like ID` chooses a whole group by any of its letters.
     """
     selection = selected([], handler, reason, None, since, until)
 
@@ -161,10 +161,10 @@ def show(
     database: UrlOption = None,
     prefix: PrefixOption = DEFAULT_PREFIX,
     schema: SchemaOption = None,
-    value: Annotated[bool, typer.Option("--value", help="Show key, headers and value too: the payload.")] = False,
+    value: Annotated[bool, typer.Option("--value", help="Show the payload, too: key, headers and value.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one dead letter: where it stood and why it was given up. Its payload is shown only with --value."""
+    """Show one dead letter: its origin and its reason. The payload is shown only with --value."""
     where = place(target, database, prefix, schema)
     row, steps, sealer = asyncio.run(run_checked(where, lambda session, tables: _shown(session, tables, id)))
     if row is None:
@@ -215,7 +215,7 @@ def _print_facts(row: Any) -> None:
 
 def _print_history(row: Any) -> None:
     for one in history.load(row.history):
-        of = f", had died of {one['error_type']} ({one['reason']})" if "reason" in one else ""
+        of = f", dead by {one['error_type']} ({one['reason']}) until then" if "reason" in one else ""
         note = f": {one['note']}" if "note" in one else ""
         what = f"{one['at']} {one['what']} by {one['by']}{of}{note}"
         say(f"{'history':<12} {printable(what)}")

@@ -22,7 +22,7 @@ FromTopicOption = Annotated[
     str | None,
     typer.Option(
         metavar="TOPIC",
-        help="First import this dead-letter topic, as import does, then redrive its letters; with --handler.",
+        help="Import this dead-letter topic first, as import does, then redrive its letters. Needs --handler.",
         show_default=False,
     ),
 ]
@@ -46,7 +46,8 @@ def redrive_topic(
     """
     if handler is None:
         raise ConfigurationError(
-            f"--from-topic {shown_word(topic)}: whose dead letters are they? Name the handler with --handler"
+            f"--from-topic {shown_word(topic)}: no handler is named; name the one whose dead letters they are with "
+            f"--handler"
         )
     call: Callable[..., Awaitable[ImportReport]] = partial(
         import_letters,
@@ -67,7 +68,7 @@ def redrive_topic(
     if report is None or not as_json:
         print_report(found, topic, as_json=as_json)
     if report is None and not as_json:
-        say("what is imported would then be redriven")
+        say("the imported letters would then be redriven")
     if report is None and found.wants_a_look:
         raise typer.Exit(1)
     return report

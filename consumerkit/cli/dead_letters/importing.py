@@ -26,7 +26,7 @@ from consumerkit.redrive.importing.api import ImportReport, ImportResult, Line, 
 
 HandlerOption = Annotated[
     str,
-    typer.Option("--handler", metavar="NAME", help="Whose dead letters they become.", show_default=False),
+    typer.Option("--handler", metavar="NAME", help="The handler that gets the dead letters.", show_default=False),
 ]
 TopicOption = Annotated[
     str, typer.Option("--topic", metavar="TOPIC", help="The dead-letter topic.", show_default=False)
@@ -42,15 +42,15 @@ AsTopicOption = Annotated[
     str | None,
     typer.Option(
         metavar="TOPIC",
-        help="Which of the handler's topics takes letters whose message stood in another one.",
-        show_default="such letters are left alone",
+        help="The handler's topic for letters whose message came from another topic.",
+        show_default="such letters are skipped",
     ),
 ]
 FromOffsetOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[PARTITION:]OFFSET",
-        help="Where to begin, in one partition or in all; can be repeated.",
+        help="The offset to begin at, in one partition or in all; can be repeated.",
         show_default="the oldest record",
     ),
 ]
@@ -69,16 +69,16 @@ def import_(
     note: WhyOption = "",
     dry_run: DryRunOption = False,
     limit: Annotated[
-        int, typer.Option(min=0, metavar="N", callback=storable, help="Print at most so many records by themselves.")
+        int, typer.Option(min=0, metavar="N", callback=storable, help="Print at most this many records one by one.")
     ] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """Import a dead-letter topic for a handler.
 
-    Its records become dead letters of the handler, as if its own worker had given them up, and can be redriven. Reads
-    consumerkit's own records, Spring's (kafka_dlt-*) and Kafka Connect's (__connect.errors.*). The topic stays as
-    it is. What is there already, or was processed since, adds nothing, so this can be interrupted and run again.
-    Records that do not keep to their convention are reported and left alone; exit status 1 if there are any.
+    Its records become dead letters of the handler, and can be redriven. The command reads consumerkit's own records,
+    Spring's (kafka_dlt-*) and Kafka Connect's (__connect.errors.*). The topic stays as it is. A record that was
+    imported or processed before adds nothing, so you can interrupt the command and run it again. Exit status 1 if a
+    record does not keep to its convention: the command reports and skips it.
     """
     call = partial(
         import_letters,

@@ -23,36 +23,41 @@ WhatArgument = Annotated[
         show_default=False,
     ),
 ]
-HandlerOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only this handler's.", show_default=False)]
+HandlerOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only this handler.", show_default=False)]
 ReasonOption = Annotated[
     Reason | None,
-    typer.Option(metavar="REASON", help=f"Only of this reason: {', '.join(Reason)}.", show_default=False),
+    typer.Option(metavar="REASON", help=f"Only this reason: {', '.join(Reason)}.", show_default=False),
 ]
 LikeOption = Annotated[
     int | None,
     typer.Option(
         metavar="ID",
         callback=storable,
-        help="Only of the same group of errors as this one: same handler, error type and place.",
+        help="Only letters like this one: same handler, error type and place.",
         show_default=False,
     ),
 ]
 SinceOption = Annotated[
     str | None,
     typer.Option(
-        metavar="TIME", help="Only dead since: 2026-11-25T10:00 (UTC), or ago: 90m, 6h, 2d.", show_default=False
+        metavar="TIME",
+        help="Only letters dead since then: 2026-11-25T10:00 (UTC), or a span back: 90m, 6h, 2d.",
+        show_default=False,
     ),
 ]
 UntilOption = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Only dead before; written as --since is.", show_default=False)
+    str | None,
+    typer.Option(metavar="TIME", help="Only letters dead before then; same forms as --since.", show_default=False),
 ]
-AllOption = Annotated[bool, typer.Option("--all", help="All of them, where nothing else is said.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All of them, instead of a choice.")]
 ByOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Who does it, for the record.", show_default="your user name")
+    str | None, typer.Option(metavar="NAME", help="Your name, for the audit record.", show_default="your user name")
 ]
-WhyOption = Annotated[str, typer.Option("--note", metavar="TEXT", help="Why, for the record.", show_default=False)]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only tell what would become of each; change nothing.")]
-StateOption = Annotated[str, typer.Option(metavar="STATE", help=f"Only in this state: {', '.join(State)} or all.")]
+WhyOption = Annotated[
+    str, typer.Option("--note", metavar="TEXT", help="The reason, for the audit record.", show_default=False)
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would happen to each; change nothing.")]
+StateOption = Annotated[str, typer.Option(metavar="STATE", help=f"Only this state: {', '.join(State)} or all.")]
 _MOST: Final = 100_000
 _OTHERWISE: Final = "Choose by --handler, --reason, --since or --until instead, or in parts"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

@@ -83,7 +83,7 @@ async def import_letters(
             tell where it stood. None leaves those alone.
         offsets: Where to begin, by partition; the others begin with the oldest record.
         by: Who does it, for the record; the operating system's user by default.
-        note: Why, for the record.
+        note: The reason, for the audit record.
         dry_run: Write nothing; the report tells what would become of each record.
         keep: How many records the report tells of by themselves.
         watch: Called after each batch.

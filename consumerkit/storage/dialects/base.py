@@ -52,7 +52,7 @@ class ClaimHolder(Enum):
     NOBODY = "nobody"
     OPEN = "a transaction that is not committed"
     COMMITTED = "a transaction that was committed since"
-    UNTOLD = "it cannot be told"
+    UNTOLD = "not known"
 
 
 @dataclass(frozen=True, slots=True)

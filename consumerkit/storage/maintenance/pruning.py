@@ -58,7 +58,7 @@ _NEEDED: Final = (State.DEAD.value, State.REDRIVEN.value)
 class HoldingPartition(NamedTuple):
     """A partition that keeps its handler's ledger from forgetting what is old enough.
 
-    `since` is the moment from which on everything stays; None where nothing of it was ever settled.
+    `since` is the moment from which on everything stays; None where no message of it is finished.
     """
 
     partition: TopicPartition
@@ -217,7 +217,7 @@ class PruneStatements:
             session: The caller's.
             plan: What may go; `promise` has been committed.
             after: `last` of the batch before, so that what stays is passed over once only.
-            limit: At most so many.
+            limit: The largest number of rows.
 
         Returns:
             None where another process is at it, or a partition's row is in use.

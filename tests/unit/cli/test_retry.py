@@ -199,7 +199,7 @@ def test_an_instance_is_previewed(shop: Shop) -> None:
         (["shop:worker", "--only", "x"], "--only 'x' names no handler; there are credit-account, rules, endless"),
         (["shop:Creditt"], "target 'shop:Creditt': shop has no attribute 'Creditt'; did you mean 'Credit'?"),
         (["shop:Misdeclared"], "Misdeclared (name 'credit-account'): topic='' is not a topic name"),
-        ([], "which worker? Give module:attribute"),
+        ([], "no worker is named; give module:attribute"),
     ],
 )
 def test_what_cannot_be_previewed_is_one_line(shop: Shop, arguments: list[str], told: str) -> None:
