@@ -29,6 +29,7 @@ NAMES: Final = frozenset({
     "after_poll", "after_decode", "before_begin", "after_begin", "before_claim", "after_claim", "in_handler",
     "after_handler", "before_finalise", "after_finalise", "before_commit", "commit_sent", "after_commit",
     "step_started", "step_called", "step_done", "undo_started", "undo_called", "undo_done",
+    "request_claimed", "request_handled", "request_committed",
     "before_mark", "after_mark", "before_offset_commit", "offset_commit_sent", "after_offset_commit",
     "before_dead_letter_commit", "after_dead_letter_commit", "before_dlq_produce", "dlq_produced_unacked", "dlq_acked",
     "in_on_revoke", "in_on_assign", "in_shutdown_drain",

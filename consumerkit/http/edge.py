@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.events import Announcer, Observer
 from consumerkit.http.exchange import Exchange
 from consumerkit.http.inflight import InFlight
 from consumerkit.http.route import (
@@ -27,6 +28,7 @@ from consumerkit.http.route import (
     request_parameter,
 )
 from consumerkit.http.transaction import EdgeTables, EdgeTransaction
+from consumerkit.observability.logs import LoggingObserver
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.database import Database, Given
 from consumerkit.storage.dialects import dialect_for
@@ -54,6 +56,7 @@ class Idempotency:
         largest_answer: The most bytes of an answer's body. A larger one fails, and its key stays free.
         documentation: A URL of your own that explains the key; it is the `type` of the errors' problem details.
         tables: The table definitions, if they are not the default ones.
+        observers: Called with each `RequestAnswered`, after the log; `Metrics()` counts them.
 
     Raises:
         ConfigurationError: An argument cannot be used.
@@ -78,6 +81,7 @@ class Idempotency:
         largest_answer: int = _LARGEST,
         documentation: str = "about:blank",
         tables: Tables = DEFAULT_TABLES,
+        observers: Sequence[Observer] = (),
     ) -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigurationError(f"Idempotency(name={shown_word(name)}): use letters, digits and . _ : -")
@@ -89,6 +93,7 @@ class Idempotency:
         self.retention = retention
         self.largest_answer = largest_answer
         self.documentation = documentation
+        self.announce = Announcer((LoggingObserver(), *observers))
         self.in_flight = InFlight()
         self.sealer = tables.sealer
         self.warned: set[str] = set()

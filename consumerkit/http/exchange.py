@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import date
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -16,12 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from consumerkit.errors import ConfigurationError, InProgress
-from consumerkit.handlers.message_id import encode_field, possible_digests, shown
+from consumerkit.failpoints import reach
+from consumerkit.handlers.message_id import possible_digests, shown
 from consumerkit.http import key_header
 from consumerkit.http.answers import NEVER_KEPT, RETENTION, Answer, parsed, problem
 from consumerkit.http.http_errors import response_for
 from consumerkit.http.request_digest import fingerprint
-from consumerkit.http.route import RouteDeclaration, callers, route_of
+from consumerkit.http.request_report import RequestReport
+from consumerkit.http.route import RouteDeclaration, callers, encoded, route_of
 from consumerkit.http.transaction import EdgeTransaction, TakenKey
 from consumerkit.storage.faults import Fault, fault_of
 from consumerkit.storage.keys import Key
@@ -55,6 +55,7 @@ class Exchange:
         self._entered = False
         self._handed_out = False
         self._answered = False
+        self._report = RequestReport()
         self._is_ours = False  # what runs at the moment: the edge's statements, and not the endpoint
 
     def session(self, kind: type[AsyncSession] | type[Session]) -> AsyncSession | Session:
@@ -85,14 +86,18 @@ class Exchange:
         """Have a request handled to its rendered answer, and commit that before it is returned for sending."""
         self.is_routed = True
         await self._request.body()  # a form that is read first would leave nothing to compare
+        response: Response | None = None
         try:
-            return await self._completed(await handle())
+            response = await self._completed(await handle())
         except Exception as error:
-            if (answer := self._out_of_reach(error)) is not None:
-                return answer
-            raise
+            response = self._out_of_reach(error)
+            if response is None:
+                self._report.raised(error)
+                raise
         finally:
             await self._leave()
+            self._report.tell(self.edge.announce, self.edge.owner, None if response is None else response.status_code)
+        return response
 
     async def run(self, caller: object, call: Callable[[], Awaitable[Any]]) -> Any:
         """Claim the key and run the endpoint, or return the answer that is kept.
@@ -101,6 +106,7 @@ class Exchange:
             What the endpoint returned, or a response of the edge's.
         """
         assert self._declaration is not None
+        self._report.endpoint = self._declaration.label
         try:
             text = key_header.read(self._request.headers)
         except key_header.MalformedKey as error:
@@ -112,11 +118,14 @@ class Exchange:
         self._is_ours = True
         answer = await self._begun()
         self._is_ours = False
-        return await self._called(call) if answer is None else answer
+        if answer is not None:
+            return answer
+        reach("request_claimed")
+        return await self._called(call)
 
     def _made(self, text: str, caller: object, body: bytes) -> Key:
         assert self._declaration is not None
-        parts = [_encoded(self._declaration.label, part) for part in callers(caller) or [None]]
+        parts = [encoded(self._declaration.label, part) for part in callers(caller) or [None]]
         raw = text.encode()
         digest = possible_digests(*parts, route_of(self._request).encode(), raw)[0]
         return Key(self.edge.owner, digest, shown(raw), fingerprint(self._request, body, self._declaration.fields))
@@ -128,7 +137,9 @@ class Exchange:
         loop = asyncio.get_running_loop()
         end, look = loop.time() + self._declaration.wait, _FIRST_LOOK
         if self._key is not None:
-            if not await self.edge.in_flight.enter(self._key.digest, self._declaration.wait):
+            waited = await self.edge.in_flight.enter(self._key.digest, self._declaration.wait)
+            self._report.waited = self._declaration.wait if waited is None else waited
+            if waited is None:
                 return self._in_progress()
             self._entered = True
         found = await self.edge.found()
@@ -141,6 +152,7 @@ class Exchange:
                 if loop.time() + look > end:
                     return self._in_progress()
                 await asyncio.sleep(look)
+                self._report.waited += look
                 look = min(_LONGEST_LOOK, look * 2)
                 continue
             if taken is None:
@@ -151,14 +163,16 @@ class Exchange:
     def _again(self, taken: TakenKey) -> Response:
         assert self._key is not None
         if taken.kept.fingerprint != self._key.fingerprint:
+            self._report.outcome = "conflict"
             return self._refusal(
                 422, "Idempotency-Key is already used", "the key came before with another request; use a new one"
             )
         if taken.answer is None:
+            self._report.outcome = "erased"
             return self._refusal(
                 409, "The answer is gone", "the key was used, and its answer was erased; use a new one"
             )
-        self._answered = True
+        self._answered, self._report.outcome = True, "replayed"
         return self._stated(parsed(taken.answer, self.edge.sealer).response())
 
     async def _called(self, call: Callable[[], Awaitable[Any]]) -> Any:
@@ -185,15 +199,23 @@ class Exchange:
         if response.status_code < 400:
             answer = self._answer(response)
             if await self._request.is_disconnected():
-                _log.info("%s: the client is gone; its request is rolled back", self._declaration.label)
+                self._report.outcome = "client_gone"
                 return Response(status_code=_CLIENT_GONE)  # no client reads it, and no background task runs
-            await self._transaction.commit(self._key, answer)
+            await self._commit(answer)
             self._warn_of_other_sessions()
             return self._stated(response) if self._key is not None else response
         await self._transaction.roll_back()
+        self._report.outcome = "rolled_back"
         return (
             await self._kept(response) if response.status_code < 500 and self._keeps(response.status_code) else response
         )
+
+    async def _commit(self, answer: str | None) -> None:
+        assert self._transaction is not None
+        reach("request_handled")
+        await self._transaction.commit(self._key, answer)
+        reach("request_committed")
+        self._report.outcome = "unprotected" if self._key is None else "new"
 
     async def _kept(self, response: Response) -> Response:
         """Keep an answer of 4xx, in a transaction of its own; another one may have had the key since."""
@@ -201,7 +223,7 @@ class Exchange:
         answer = self._answer(response)
         if (first := await self._begun_again()) is not None:
             return first
-        await self._transaction.commit(self._key, answer)
+        await self._commit(answer)
         return self._stated(response)
 
     async def _begun_again(self) -> Response | None:
@@ -234,14 +256,19 @@ class Exchange:
         response.headers[RETENTION] = str(self.edge.retention)
         return response
 
-    def _refusal(self, status: int, title: str, detail: str) -> Response:
+    def _refusal(self, status: int, title: str, detail: str, *, retry_after: int | None = None) -> Response:
         self._answered = True
-        return problem(status, title, detail, type=self.edge.documentation)
+        if status == 400:
+            self._report.outcome = "refused"
+        return problem(status, title, detail, type=self.edge.documentation, retry_after=retry_after)
 
     def _in_progress(self) -> Response:
-        self._answered = True
+        if self._key is None:  # SQLite, whose one writer is another transaction
+            self._report.outcome, self._report.error = "out_of_reach", "InProgress"
+            return self._refusal(503, "The database is busy", "another request writes to it", retry_after=1)
+        self._report.outcome = "in_progress"
         detail = "a request with this key is being handled; repeat this one later"
-        return problem(409, "Request in progress", detail, type=self.edge.documentation, retry_after=1)
+        return self._refusal(409, "Request in progress", detail, retry_after=1)
 
     def _out_of_reach(self, error: Exception) -> Response | None:
         """Return the answer to a request that the database failed; None where it is not at fault."""
@@ -249,8 +276,7 @@ class Exchange:
             return None
         if fault_of(error, in_handler=not self._is_ours) not in _OUT_OF_REACH:
             return None
-        assert self._declaration is not None
-        _log.error("%s: the database failed: %s", self._declaration.label, type(error).__name__)
+        self._report.outcome, self._report.error = "out_of_reach", type(error).__name__
         detail = "nothing is known to have changed; repeat the request with the same key"
         return problem(503, "The database is out of reach", detail, type=self.edge.documentation, retry_after=1)
 
@@ -272,12 +298,3 @@ class Exchange:
             if self._entered and self._key is not None:
                 self._entered = False
                 self.edge.in_flight.leave(self._key.digest)
-
-
-def _encoded(label: str, part: object) -> bytes:
-    if not isinstance(part, str | bytes | int | UUID | date) or not (raw := encode_field(part)):
-        what = type(part).__name__ if part else "nothing"
-        raise ConfigurationError(
-            f"{label}: scope returned {what}; return who asks as text, number or UUID, or raise an HTTPException"
-        )
-    return raw

@@ -13,15 +13,20 @@ class InFlight:
     def __init__(self) -> None:
         self._running: dict[bytes, asyncio.Event] = {}
 
-    async def enter(self, digest: bytes, within: float) -> bool:
-        """Wait until a key is not in use here, and take it; return whether that was in time."""
+    async def enter(self, digest: bytes, within: float) -> float | None:
+        """Wait until a key is not in use here, and take it; return the seconds waited, or None where that was in vain.
+
+        A key that is free is taken at once, after 0 seconds.
+        """
+        if digest not in self._running:
+            within = 0.0
         loop = asyncio.get_running_loop()
-        end = loop.time() + within
+        begun = loop.time()
         while (ended := self._running.get(digest)) is not None:
-            if not await wait_until_set(ended, max(0.0, end - loop.time())):
-                return False
+            if not await wait_until_set(ended, max(0.0, begun + within - loop.time())):
+                return None
         self._running[digest] = asyncio.Event()
-        return True
+        return loop.time() - begun if within else 0.0
 
     def leave(self, digest: bytes) -> None:
         """Let the next one have the key."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Final, get_args, get_type_hints
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import FileResponse, StreamingResponse
+from starlette.routing import Match
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.handlers.message_id import encode_field
 
 REQUEST: Final = "consumerkit_request"
 CALLER: Final = "consumerkit_caller"
@@ -162,11 +166,46 @@ def request_parameter(endpoint: Callable[..., Any]) -> str:
 
 def route_of(request: Request) -> str:
     """Return the name of a request's route: its method and its path with the parameters' names."""
-    route = request.scope.get("route")
-    path = getattr(route, "path_format", None) or getattr(route, "path", None) or request.url.path
-    return f"{request.method} {request.scope.get('root_path', '')}{path}"
+    scope = request.scope
+    root, declared_path = scope.get("app_root_path", scope.get("root_path", "")), None
+    if "app_root_path" in scope or "route" not in scope:  # mounted, where the prefix is not declared but filled in
+        routes = getattr(scope.get("router"), "routes", ())
+        outer = {**scope, "root_path": root, "path_params": {}}
+        declared_path = _declared_path(routes, outer, scope.get("endpoint"))
+    if declared_path is None:
+        route = scope.get("route")
+        path = getattr(route, "path_format", None) or getattr(route, "path", None)
+        declared_path = path and f"{scope.get('root_path', '').removeprefix(root)}{path}"
+    return f"{request.method} {root}{declared_path}" if declared_path else f"{request.method} {request.url.path}"
+
+
+def _declared_path(routes: Sequence[Any], scope: MutableMapping[str, Any], endpoint: object) -> str | None:
+    """Return the path with the parameters' names by which an endpoint was found."""
+    for route in routes:
+        match, child = route.matches(scope)
+        if match is not Match.FULL:
+            continue
+        if getattr(route, "endpoint", None) is endpoint and endpoint is not None:
+            return str(route.path_format)
+        inner = _declared_path(getattr(route, "routes", None) or (), {**scope, **child}, endpoint)
+        return None if inner is None else f"{getattr(route, 'path', '')}{inner}"
+    return None
 
 
 def callers(value: object) -> Sequence[object]:
     """Return the parts of what a scope has returned: one value, or several."""
     return value if isinstance(value, tuple | list) else [value]
+
+
+def encoded(label: str, part: object) -> bytes:
+    """Return a part of what a scope has returned as bytes.
+
+    Raises:
+        ConfigurationError: It tells nothing, or is of another type.
+    """
+    if not isinstance(part, str | bytes | int | UUID | date) or not (raw := encode_field(part)):
+        what = type(part).__name__ if part else "nothing"
+        raise ConfigurationError(
+            f"{label}: scope returned {what}; return who asks as text, number or UUID, or raise an HTTPException"
+        )
+    return raw

@@ -25,6 +25,7 @@ from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
 ROUTE: Final = "consumerkit-status"
 _EVENTS: Final = "text/event-stream"
+_OUT_OF_REACH: Final = ": the database is out of reach\n\n"
 Authorize = Callable[[Request, str, str], Any]
 
 
@@ -112,18 +113,22 @@ class _Page:
 
     async def answer(self, request: Request) -> Response:
         name, message_id = request.path_params["handler"], request.path_params["message_id"]
-        if name not in self.handlers or not await self._may(request, name, message_id):
-            return problem(404, "Not found", "there is no such message, or it is not yours to see")
+        streams = _EVENTS in request.headers.get("accept", "")
         try:
-            status = await self._look(name, message_id)
+            if name not in self.handlers or not await self._may(request, name, message_id):
+                return problem(404, "Not found", "there is no such message, or it is not yours to see")
         except (SQLAlchemyError, OSError):
-            return problem(503, "The database is out of reach", "ask again later", retry_after=self._again)
-        if _EVENTS not in request.headers.get("accept", ""):
-            return self._told(status)
-        if request.headers.get("last-event-id") == _event_id(status) and is_final(status):
-            return Response(status_code=204)  # which ends a browser's asking again
-        events = self._events(request, name, message_id, status)
-        return StreamingResponse(events, media_type=_EVENTS, headers={"Cache-Control": "no-store"})
+            # A browser asks again where a stream ends, and never again after a status of 5xx.
+            return _stream(_nothing()) if streams else self._out_of_reach()
+        status = await self._seen(name, message_id)
+        if streams and (status is None or not _was_told(request, status)):
+            return _stream(self._events(request, name, message_id, status))
+        if status is None:
+            return self._out_of_reach()
+        return Response(status_code=204) if streams else self._told(status)  # 204 ends a browser's asking again
+
+    def _out_of_reach(self) -> Response:
+        return problem(503, "The database is out of reach", "ask again later", retry_after=self._again)
 
     @property
     def _again(self) -> int:
@@ -159,21 +164,30 @@ class _Page:
         }
         return {**told, "result": status.result} if self.results else told
 
-    async def _events(self, request: Request, name: str, message_id: str, status: MessageStatus) -> AsyncIterator[str]:
+    async def _seen(self, name: str, message_id: str) -> MessageStatus | None:
+        """Return what is known of a message; None while the database is out of reach."""
+        try:
+            return await self._look(name, message_id)
+        except (SQLAlchemyError, OSError):
+            return None
+
+    async def _events(
+        self, request: Request, name: str, message_id: str, status: MessageStatus | None
+    ) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
         end, sent = loop.time() + self.longest, ""
         while True:
-            data = json.dumps(self._content(status))
+            event = sent if status is None else self._event(status)
             # A comment where nothing changed: it tells whether the client is there.
-            yield ": no change\n\n" if data == sent else f"event: status\nid: {_event_id(status)}\ndata: {data}\n\n"
-            sent = data
-            if is_final(status) or loop.time() >= end or await request.is_disconnected():
+            yield _OUT_OF_REACH if status is None else ": no change\n\n" if event == sent else event
+            sent = event
+            if (status is not None and is_final(status)) or loop.time() >= end or await request.is_disconnected():
                 return
             await asyncio.sleep(self.interval)
-            try:
-                status = await self._look(name, message_id)
-            except (SQLAlchemyError, OSError):
-                return  # the browser asks again, and gets 503
+            status = await self._seen(name, message_id)
+
+    def _event(self, status: MessageStatus) -> str:
+        return f"event: status\nid: {_event_id(status)}\ndata: {json.dumps(self._content(status))}\n\n"
 
 
 def is_final(status: MessageStatus) -> bool:
@@ -181,6 +195,20 @@ def is_final(status: MessageStatus) -> bool:
     if status.state is MessageState.DEAD:
         return status.letter_state != "redriven"
     return status.state is MessageState.PROCESSED
+
+
+def _was_told(request: Request, status: MessageStatus) -> bool:
+    return is_final(status) and request.headers.get("last-event-id") == _event_id(status)
+
+
+def _stream(events: AsyncIterator[str]) -> Response:
+    # The header asks nginx and others to pass each event on at once.
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type=_EVENTS, headers=headers)
+
+
+async def _nothing() -> AsyncIterator[str]:
+    yield _OUT_OF_REACH
 
 
 def _event_id(status: MessageStatus) -> str:

@@ -52,6 +52,13 @@ class Metrics:
         )
         self._suspected = self._counter("runs_not_counted", "Runs of one message that failed and count as no attempt.")
         self._steps = self._counter("steps", "Steps of messages, by what became of them.", "outcome")
+        self._requests = self._counter(
+            "requests", "Requests to idempotent endpoints, by what became of them.", "outcome"
+        )
+        self._request_time = self._histogram("request_seconds", "From a request's body to its answer.", _SECONDS)
+        self._request_wait = self._histogram(
+            "request_wait_seconds", "For how long a request waited for another one with its key.", _SECONDS
+        )
         self._rollbacks = self._counter("rollbacks", "Transactions that were rolled back whole and run again.")
         self._fallback = self._counter("fallback_ids", "Messages whose ID came from a fallback source.")
         self._trouble = self._counter("trouble", "Times that work waited for something outside.", "where")
@@ -108,6 +115,7 @@ class Metrics:
                 self._steps, event, 1, "not_undone" if event.wait is None else "undo_failed"
             ),
             events.GroupRolledBack: lambda event: self._add(self._rollbacks, event),
+            events.RequestAnswered: self._answered,
             events.Trouble: lambda event: self._add(self._trouble, event, 1, event.where),
             events.CommitsLost: lambda event: self._add(self._lost, event),
             events.MessagesForgotten: lambda event: self._add(self._forgotten, event, event.count),
@@ -154,6 +162,12 @@ class Metrics:
         for outcome, count in {"called": event.called, "reused": event.reused, "failed": event.failed}.items():
             if count:
                 self._add(self._steps, event, count, outcome)
+
+    def _answered(self, event: events.RequestAnswered) -> None:
+        self._add(self._requests, event, 1, event.outcome)
+        self._request_time.observe(event.seconds, event.handler)
+        if event.waited:
+            self._request_wait.observe(event.waited, event.handler)
 
     def _committed(self, event: events.GroupCommitted) -> None:
         outcomes = {

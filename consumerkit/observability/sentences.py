@@ -9,6 +9,8 @@ from typing import Any, Final
 from consumerkit import events
 from consumerkit.events import Event
 from consumerkit.message import TopicPartition
+from consumerkit.observability.request_sentences import answered as request_answered
+from consumerkit.observability.request_sentences import level as request_level
 from consumerkit.observability.step_sentences import undo_failed, why_awaited
 from consumerkit.observability.words import counted, lasting
 from consumerkit.outcome import Reason
@@ -276,6 +278,7 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
             "holds; raise the topic's `max.message.bytes` to have the next ones whole"
         ),
     ),
+    events.RequestAnswered: (request_level, request_answered),
     events.MessagesForgotten: (logging.INFO, _forgotten),
     events.PayloadsErased: (
         logging.INFO,

@@ -74,12 +74,12 @@ def test_a_frozen_member_that_wakes_does_no_harm(transport: Client, servers: Ser
     )
 
 
-# In the order of a message's way; what happens at a change of members is apart, since it needs one, and so are steps,
-# which this handler has not: see `test_step_kills` and `test_undo_kills`.
+# In the order of a message's way; what happens at a change of members is apart, since it needs one, and so are steps
+# and requests, which this handler has not: see `test_step_kills`, `test_undo_kills` and `test_request_kills`.
 WAY = sorted(
     name
     for name in NAMES - {"in_on_assign", "in_on_revoke", "in_shutdown_drain"}
-    if not name.startswith(("step_", "undo_"))
+    if not name.startswith(("step_", "undo_", "request_"))
 )
 SHARE = 4
 

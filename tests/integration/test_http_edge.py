@@ -11,18 +11,20 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, HTTPException
+from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
-from consumerkit import ConfigurationError, MessageState, Tables, message_status, outbox
+from consumerkit import ConfigurationError, MessageState, Tables, events, message_status, outbox
 from consumerkit.http import Idempotency
 from consumerkit.http.fastapi import IdempotentRoute
 from consumerkit.maintenance.pruner import forget
+from consumerkit.monitoring import Metrics
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.tables import DEFAULT_TABLES
@@ -197,6 +199,99 @@ async def test_keys_of_two_callers_or_routes_do_not_meet(place: Place) -> None:
     answers = [await place.post(), await place.post(caller="bob"), await place.post(path="/refunds")]
     assert [told(one) for one in answers] == [(201, None)] * 3
     assert place.effects() == 3
+
+
+async def test_a_key_is_of_the_route_and_not_of_its_parameters(file: Place) -> None:
+    """Starlette keeps no route in the request, so that the path itself would stand for it."""
+
+    @file.edge.idempotent(scope=caller)
+    async def pay(request: Request) -> Response:
+        file.edge.session(request).add(Effect(what=request.url.path))
+        return JSONResponse({}, 201)
+
+    pays = Route("/orders/{order:int}/pay", pay, methods=["POST"])
+    shops = Mount("/shops/{shop}", routes=[pays, Mount("/old", app=Starlette(routes=[Route("/orders", pay)]))])
+    file.serve(Starlette(routes=[pays, shops, Mount("/eu", app=Starlette(routes=[shops]))]))
+    for first, other in (
+        ("/orders/1/pay", "/orders/2/pay"),
+        ("/shops/a/orders/1/pay", "/shops/b/orders/1/pay"),
+        ("/eu/shops/a/orders/1/pay", "/eu/shops/a/orders/2/pay"),
+    ):
+        answers = [told(await file.post(path=path)) for path in (first, first, other)]
+        assert answers == [(201, None), (201, "true"), (422, None)]
+    assert file.effects() == 3
+    with Session(file.engine) as session:
+        for route in ("/orders/{order}/pay", "/shops/{shop}/orders/{order}/pay", "/eu/shops/{shop}/orders/{order}/pay"):
+            status = message_status(session, "http:shop", "alice", f"POST {route}", "k-1")
+            assert status.state is MessageState.PROCESSED, route
+
+
+async def test_each_request_is_told_and_counted_by_what_became_of_it(place: Place) -> None:
+    going, go, seen = asyncio.Event(), asyncio.Event(), list[events.Event]()
+    registry = CollectorRegistry()
+    place.edge.largest_answer = 10
+    for observer in (seen.append, Metrics(registry)):
+        place.edge.announce.add(observer)
+
+    @place.edge.idempotent(scope=caller, wait=240)
+    async def order(request: Request) -> Response:
+        how = request.headers.get("how", "")
+        place.edge.session(request).add(Effect(what="order"))
+        if how == "waits":
+            going.set()
+            await go.wait()
+        if how == "raises":
+            raise Broken
+        return Response("large answer" if how == "large" else "", int(how) if how.isdigit() else 201)
+
+    @place.edge.idempotent(scope=caller, required=False, wait=0)
+    async def free(request: Request) -> Response:
+        place.edge.session(request).add(Effect(what="free"))
+        return Response()
+
+    place.serve(Starlette(routes=[Route("/orders", order, methods=["POST"]), Route("/free", free, methods=["POST"])]))
+    first = asyncio.create_task(place.post(how="waits"))
+    await going.wait()
+    second = asyncio.create_task(place.post(how="waits"))
+    await asyncio.sleep(0.02)
+    go.set()
+    await asyncio.gather(first, second)
+    await place.post(body={"other": 1})
+    await place.post(None)
+    await place.post('"')
+    for how in ("raises", "large", "404", "503"):
+        await place.post("k-2", how=how)
+    await place.post(None, path="/free")
+    assert (await place.client.post("/orders")).status_code == 401  # which never came to the edge
+    with place.engine.begin() as connection:
+        connection.execute(text("DELETE FROM consumerkit_message_results"))
+    await place.post(how="waits")
+    answered = [one for one in seen if isinstance(one, events.RequestAnswered)]
+    assert [(one.outcome, one.status) for one in answered] == [
+        ("new", 201), ("replayed", 201), ("conflict", 422), ("refused", 400), ("refused", 400), ("failed", None),
+        ("failed", None), ("rolled_back", 404), ("rolled_back", 503), ("unprotected", 200), ("erased", 409),
+    ]  # fmt: skip
+    assert [bool(one.waited) for one in answered] == [False, True] + [False] * 9
+    assert {one.handler for one in answered} == {"http:shop"}
+    assert {one.endpoint.rpartition(".")[2] for one in answered} == {"order", "free"}
+    labels = {"handler": "http:shop"}
+    assert registry.get_sample_value("consumerkit_requests_total", {**labels, "outcome": "refused"}) == 2
+    assert registry.get_sample_value("consumerkit_request_seconds_count", labels) == len(answered)
+    assert registry.get_sample_value("consumerkit_request_wait_seconds_count", labels) == 1
+
+
+async def test_a_database_that_another_request_writes_to_is_busy(file: Place) -> None:
+    """SQLite, whose one writer is another transaction: without a key there is nothing in progress."""
+    url = f"{file.engine.url}".replace("sqlite:", "sqlite+aiosqlite:") + "?timeout=0"
+    file.edge = Idempotency(database=url, name="shop")
+    starlette(file, required=False, wait=0)
+    assert told(await file.post()) == (201, None)
+    with file.engine.begin() as connection:
+        connection.execute(text("DELETE FROM edge_effects"))
+        answers = [await file.post(None), await file.post("k-2")]
+    assert [one.json()["title"] for one in answers] == ["The database is busy", "Request in progress"]
+    assert [one.status_code for one in answers] == [503, 409]
+    assert {one.headers["Retry-After"] for one in answers} == {"1"}
 
 
 async def test_named_fields_alone_tell_requests_apart(file: Place) -> None:

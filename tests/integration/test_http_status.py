@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import create_engine, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from starlette.applications import Starlette
@@ -22,6 +23,7 @@ from consumerkit.handlers.message_id import possible_digests
 from consumerkit.http import accepted, status_route
 from consumerkit.message import Message
 from consumerkit.storage import consumers
+from consumerkit.storage.database import Database
 from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.dialects import Claim, dialect_for
@@ -166,6 +168,40 @@ async def test_events_end_in_time_so_that_no_stream_lasts_for_ever(desk: Desk) -
     answer = await desk.client.get("/status/bill/o-1", headers={"Accept": "text/event-stream"})
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.text.startswith("event: status\nid: unknown-0\ndata: {")
+
+
+async def test_events_outlast_trouble_of_the_database(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser never asks again after a status of 5xx: the page would stand still for ever."""
+    desk.serve()
+    looks = 0
+
+    async def look(self: Database, work: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks in (1, 3):
+            raise OperationalError("SELECT", {}, ConnectionError())
+        if looks == 4:
+            desk.process("o-1")
+        return await run(self, work)
+
+    run = Database.run
+    monkeypatch.setattr(Database, "run", look)
+    answer = await desk.client.get("/status/bill/o-1", headers={"Accept": "text/event-stream"})
+    lines = [one.partition("\n")[0] for one in answer.text.split("\n\n")]
+    assert lines == [": the database is out of reach", "event: status", ": the database is out of reach",
+                     "event: status", ""]  # fmt: skip
+    assert answer.headers["X-Accel-Buffering"] == "no"
+
+
+async def test_a_stream_whose_reader_cannot_be_checked_tells_nothing_and_ends(desk: Desk) -> None:
+    async def database_is_down(request: Request, handler: str, message_id: str) -> bool:
+        raise OperationalError("SELECT", {}, ConnectionError())
+
+    desk.process("o-1")
+    desk.serve(authorize=database_is_down)
+    assert (await desk.client.get("/status/bill/o-1")).status_code == 503
+    answer = await desk.client.get("/status/bill/o-1", headers={"Accept": "text/event-stream"})
+    assert (answer.status_code, answer.text) == (200, ": the database is out of reach\n\n")
 
 
 async def test_an_accepted_request_is_told_where_its_status_is(desk: Desk) -> None:

@@ -366,6 +366,30 @@ TOLD: list[tuple[Event, int, str]] = [
         "credit: payments[3] is not paused any more",
     ),
     (
+        events.RequestAnswered(
+            handler="http:shop", endpoint="place", outcome="replayed", status=201, seconds=0.0312, waited=0.03
+        ),
+        logging.DEBUG,
+        "http:shop: place: answered with 201 in 31.2 ms, 30 ms of them waiting: answered again as before",
+    ),
+    (
+        events.RequestAnswered(handler="http:shop", endpoint="place", outcome="failed", status=None, seconds=0.002),
+        logging.WARNING,
+        "http:shop: place: failed in 2.0 ms; it is rolled back, and its key is free",
+    ),
+    (
+        events.RequestAnswered(
+            handler="http:shop",
+            endpoint="place",
+            outcome="out_of_reach",
+            status=503,
+            seconds=0.5,
+            error="OperationalError",
+        ),
+        logging.ERROR,
+        "http:shop: place: answered with 503 in 500.0 ms: the database failed: OperationalError",
+    ),
+    (
         events.MessagesForgotten(handler="credit", count=12, before=datetime(2026, 5, 1, 12, tzinfo=UTC)),
         logging.INFO,
         "credit: the ledger forgot 12 message IDs processed before 2026-05-01 12:00:00+00:00",
