@@ -51,7 +51,7 @@ from consumerkit.status import message_status
 from consumerkit.storage.payload import Sealer
 from consumerkit.storage.status import MessageStatus
 from consumerkit.storage.tables import Tables
-from consumerkit.transports.kafka import Kafka, Sasl
+from consumerkit.transports.kafka import AccessToken, Kafka, OAuthBearer, Sasl, TokenEndpoint
 from consumerkit.transports.tls import Tls
 
 if TYPE_CHECKING:  # see `__getattr__`
@@ -91,6 +91,9 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
     "Worker",
     "Kafka",
     "Sasl",
+    "OAuthBearer",
+    "TokenEndpoint",
+    "AccessToken",
     "Tls",
     "Tables",
     "Sealer",

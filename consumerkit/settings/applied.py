@@ -11,9 +11,10 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.handlers.declaration import Declaration, check_together
 from consumerkit.message import TOPIC_RULE, is_topic_name
 from consumerkit.settings.layers import handler_key
-from consumerkit.settings.model import HandlerSettings, KafkaSettings, Settings
+from consumerkit.settings.login import security_of
+from consumerkit.settings.model import HandlerSettings, Settings
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
-from consumerkit.transports.kafka import Kafka, Sasl, Tls
+from consumerkit.transports.kafka import Kafka
 
 NUMBERS: Final = (
     "memory_budget",
@@ -35,7 +36,6 @@ _SAME_NAME: Final = (
     "start_from",
     "step_concurrency",
 )
-_TLS: Final = ("ca_file", "cert_file", "key_file")
 
 
 def arguments(settings: Settings, without: Collection[str] = ()) -> dict[str, Any]:
@@ -65,23 +65,7 @@ def kafka_of(settings: Settings) -> Kafka:
         raise ConfigurationError("settings: kafka has no bootstrap; set CONSUMERKIT_KAFKA__BOOTSTRAP=host:port")
     names = ("transport", "client_id", "allow_insecure")
     given = {name: value for name in names if (value := getattr(kafka, name)) is not None}
-    return Kafka(kafka.bootstrap, security=_security(kafka), **given)
-
-
-def _security(kafka: KafkaSettings) -> Sasl | Tls | None:
-    files = {name: value for name in _TLS if (value := getattr(kafka, name)) is not None}
-    if kafka.key_password is not None:
-        files["key_password"] = kafka.key_password.get_secret_value()
-    if kafka.tls is False and files:
-        raise ConfigurationError(f"settings: kafka has tls=false and {min(files)}; take one of them out")
-    if kafka.username is None:
-        if kafka.password is not None or kafka.mechanism is not None:
-            raise ConfigurationError("settings: kafka has a password or mechanism and no username; set kafka.username")
-        return Tls(**files) if files or kafka.tls else None
-    if kafka.password is None or kafka.mechanism is None:
-        raise ConfigurationError("settings: kafka has a username; set kafka.mechanism and kafka.password, too")
-    tls = None if kafka.tls is False else Tls(**files)
-    return Sasl(kafka.mechanism, kafka.username, kafka.password.get_secret_value(), tls=tls)
+    return Kafka(kafka.bootstrap, security=security_of(kafka), **given)
 
 
 def declarations(settings: Settings, declared: Sequence[Declaration]) -> tuple[Declaration, ...]:

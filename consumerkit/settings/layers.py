@@ -30,7 +30,7 @@ _OTHER_PREFIXES: Final = (
     "CONSUMERKIT_PORT",
     "CONSUMERKIT_SERVICE_",
 )
-SECRETS: Final = (("database",), ("kafka", "password"), ("kafka", "key_password"))
+SECRETS: Final = (("database",), ("kafka", "password"), ("kafka", "key_password"), ("kafka", "token_client_secret"))
 _LARGEST: Final = 64 * 1024
 
 
@@ -82,6 +82,7 @@ def _environment(kind: type[BaseSettings]) -> tuple[dict[str, Any], Any]:
         if (file := names.get(f"{upper}_FILE")) is not None:
             if upper in names:
                 raise ConfigurationError(f"{names[upper]} and {file} are both set; keep one")
+            _take(data, (*path[:-1], f"{path[-1]}_file"))  # pydantic-settings takes it for one of the section's values
             _put(data, path, _secret(file, os.environ[file]))
     return data, partial(_variable_of, names)
 

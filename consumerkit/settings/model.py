@@ -14,6 +14,7 @@ from consumerkit.settings.origins import Origins
 from consumerkit.settings.refusals import refusal
 from consumerkit.transports.kafka import Client
 from consumerkit.transports.sasl import Mechanism
+from consumerkit.transports.token_endpoint import Authentication
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -32,18 +33,27 @@ class _Section(BaseModel):
 
 
 class KafkaSettings(_Section):
-    """Where the broker is, and how to log in; see `Kafka`, `Sasl` and `Tls`.
+    """Where the broker is, and how to log in; see `Kafka`, `Sasl`, `TokenEndpoint` and `Tls`.
 
-    A `username` makes it SASL, over TLS unless `tls` is false; else `tls` or one of its files makes it TLS.
+    A `username` makes it SASL with a password, and `token_endpoint` a login by tokens, over TLS unless `tls` is false;
+    else `tls` or one of its files makes it TLS.
     """
 
     bootstrap: str | list[str] | None = None
     transport: Client | None = None
     client_id: str | None = None
     allow_insecure: bool | None = None
-    mechanism: Mechanism | None = None
+    mechanism: Mechanism | Literal["OAUTHBEARER"] | None = None
     username: str | None = None
     password: SecretStr | None = None
+    token_endpoint: str | None = None
+    token_client_id: str | None = None
+    token_client_secret: SecretStr | None = None
+    token_scope: str | None = None
+    token_authentication: Authentication | None = None
+    token_parameters: dict[str, str] | None = None
+    token_ca_file: str | None = None
+    token_extensions: dict[str, str] | None = None
     tls: bool | None = None
     ca_file: str | None = None
     cert_file: str | None = None

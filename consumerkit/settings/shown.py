@@ -70,6 +70,10 @@ def _handler(declared: Declaration, settings: Settings) -> Iterator[Shown]:
 def _text(name: str, value: object) -> str:
     if isinstance(value, SecretStr):
         return _address(value.get_secret_value()) if name == "database" else HIDDEN
+    if name == "kafka.token_endpoint" and isinstance(value, str):
+        return value.partition("?")[0] if "@" not in value else HIDDEN
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={HIDDEN}" for key in value)
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return "none" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""How to reach a Kafka cluster: `Kafka`, `Sasl` and `Tls`, frozen values for either client library.
+"""How to reach a Kafka cluster: `Kafka`, `Sasl`, `OAuthBearer` and `Tls`, frozen values for either client library.
 
 Example:
     >>> shop = Kafka("broker:9093", security=Sasl("SCRAM-SHA-512", "shop", "secret"))
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from consumerkit.errors import ConfigurationError
 from consumerkit.transports.kafka_options import AIOKAFKA_SESSION_MS, SESSION_MS, check_options, milliseconds
 from consumerkit.transports.loopback import is_loopback
+from consumerkit.transports.oauth import AccessToken, OAuthBearer, TokenCallback, TokenEndpoint
 from consumerkit.transports.sasl import Sasl, check_choice, check_text
 from consumerkit.transports.tls import Tls
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     import ssl
 
     from consumerkit.transports.base import Transport
+    from consumerkit.transports.token_keeper import TokenKeeper
 
-__all__ = ["Kafka", "Sasl", "Tls"]
+__all__ = ["AccessToken", "Kafka", "OAuthBearer", "Sasl", "Tls", "TokenEndpoint"]
 
 Client = Literal["confluent", "aiokafka"]
 Option = str | int | float | bool
@@ -38,7 +40,7 @@ class Kafka:
 
     Args:
         bootstrap: One `host:port`, several separated by commas, or a sequence of them.
-        security: `Sasl(...)` or `Tls(...)`; None is a plain connection.
+        security: `Sasl(...)`, `OAuthBearer(...)` or `Tls(...)`; None is a plain connection.
         transport: The client library, `"confluent"` or `"aiokafka"`.
         allow_insecure: Allow a connection that is not encrypted, or does not verify the broker, to another machine.
         client_id: Shown in the broker's logs and quotas.
@@ -54,7 +56,7 @@ class Kafka:
     """
 
     bootstrap: str | Sequence[str]
-    security: Sasl | Tls | None = field(default=None, kw_only=True)
+    security: Sasl | OAuthBearer | Tls | None = field(default=None, kw_only=True)
     transport: Client = field(default="confluent", kw_only=True)
     allow_insecure: bool = field(default=False, kw_only=True)
     client_id: str = field(default="consumerkit", kw_only=True)
@@ -62,9 +64,11 @@ class Kafka:
 
     def __post_init__(self) -> None:
         security: object = self.security
-        if security is not None and not isinstance(security, Sasl | Tls):
+        if security is not None and not isinstance(security, Sasl | OAuthBearer | Tls):
             wrong = type(security).__name__
-            raise ConfigurationError(f"Kafka(security=...) takes Sasl(...), Tls(...) or None, not {wrong}")
+            raise ConfigurationError(
+                f"Kafka(security=...) takes Sasl(...), OAuthBearer(...), Tls(...) or None, not {wrong}"
+            )
         check_choice("Kafka(transport=...)", self.transport, get_args(Client))
         check_text("Kafka(client_id=...)", self.client_id, "leave it out, or give a name")
         insecure: object = self.allow_insecure
@@ -74,6 +78,8 @@ class Kafka:
         check_options(self.transport, self.options)
         for server in self.servers:
             self._check_encryption(server)
+        if isinstance(self.security, OAuthBearer) and not self.allow_insecure:
+            self.security.check_endpoint()
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -122,19 +128,23 @@ class Kafka:
                 the client library is not installed.
         """
         context = self._tls.context() if self._tls is not None else None
+        keeper = self.security.keeper() if isinstance(self.security, OAuthBearer) else None
         try:
             if self.transport == "aiokafka":
                 from consumerkit.transports.aiokafka.transport import AiokafkaTransport
 
                 return AiokafkaTransport(
-                    self._aiokafka(context), options=self.options, admin=self._librdkafka(), local_only=self._local_only
+                    self._aiokafka(context, keeper),
+                    options=self.options,
+                    admin=self._librdkafka(keeper),
+                    local_only=self._local_only,
                 )
             from consumerkit.transports.confluent.transport import ConfluentTransport
 
             return ConfluentTransport(
-                {**self._librdkafka(), **self.options},
+                {**self._librdkafka(keeper), **self.options},
                 local_only=self._local_only,
-                aside=partial(self._aiokafka, context),
+                aside=partial(self._aiokafka, context, keeper),
             )
         except ModuleNotFoundError as error:
             raise ConfigurationError(
@@ -143,7 +153,7 @@ class Kafka:
 
     @property
     def _tls(self) -> Tls | None:
-        return self.security.tls if isinstance(self.security, Sasl) else self.security
+        return self.security.tls if isinstance(self.security, Sasl | OAuthBearer) else self.security
 
     @property
     def _local_only(self) -> bool:
@@ -153,9 +163,9 @@ class Kafka:
     @property
     def _protocol(self) -> str:
         wire = "PLAINTEXT" if self._tls is None else "SSL"
-        return f"SASL_{wire}" if isinstance(self.security, Sasl) else wire
+        return f"SASL_{wire}" if isinstance(self.security, Sasl | OAuthBearer) else wire
 
-    def _librdkafka(self) -> dict[str, object]:
+    def _librdkafka(self, keeper: TokenKeeper | None = None) -> dict[str, object]:
         config: dict[str, object] = {
             "bootstrap.servers": ",".join(self.servers),
             "client.id": self.client_id,
@@ -167,9 +177,12 @@ class Kafka:
             config["sasl.mechanism"] = self.security.mechanism
             config["sasl.username"] = self.security.username
             config["sasl.password"] = self.security.secret()
+        if isinstance(self.security, OAuthBearer) and keeper is not None:
+            config["sasl.mechanism"] = "OAUTHBEARER"
+            config["oauth_cb"] = TokenCallback(keeper, self.security.extensions)
         return config
 
-    def _aiokafka(self, context: ssl.SSLContext | None) -> dict[str, object]:
+    def _aiokafka(self, context: ssl.SSLContext | None, keeper: TokenKeeper | None = None) -> dict[str, object]:
         config: dict[str, object] = {
             "bootstrap_servers": list(self.servers),
             "client_id": self.client_id,
@@ -180,6 +193,12 @@ class Kafka:
             config["sasl_mechanism"] = self.security.mechanism
             config["sasl_plain_username"] = self.security.username
             config["sasl_plain_password"] = self.security.secret()
+        if isinstance(self.security, OAuthBearer) and keeper is not None:
+            # It takes a while to import, and the other transport seldom needs it.
+            from consumerkit.transports.aiokafka.tokens import TokenProvider
+
+            config["sasl_mechanism"] = "OAUTHBEARER"
+            config["sasl_oauth_token_provider"] = TokenProvider(keeper, self.security.extensions)
         return config
 
     def _check_encryption(self, server: str) -> None:

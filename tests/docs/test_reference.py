@@ -15,12 +15,14 @@ from consumerkit import (
     Events,
     Handler,
     Kafka,
+    OAuthBearer,
     PayloadRetention,
     Reason,
     Retry,
     Sasl,
     Tables,
     Tls,
+    TokenEndpoint,
     Worker,
     events,
 )
@@ -74,7 +76,9 @@ def _arguments(kind: type) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "kind", [Worker, PayloadRetention, Kafka, Sasl, Tls, Tables, Retry, Brake, Events], ids=lambda kind: kind.__name__
+    "kind",
+    [Worker, PayloadRetention, Kafka, Sasl, OAuthBearer, TokenEndpoint, Tls, Tables, Retry, Brake, Events],
+    ids=lambda kind: kind.__name__,
 )
 def test_every_argument_is_described_with_its_default(kind: type) -> None:
     described, there = _described(kind.__name__), _arguments(kind)

@@ -1,21 +1,25 @@
-"""TLS and passwords against a real broker, with both client libraries; and that no secret gets out."""
+"""TLS, passwords and tokens against a real broker, with both client libraries; and that no secret gets out."""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 from uuid import uuid4
 
 import pytest
 
 from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.transports import token_keeper
 from consumerkit.transports.base import Record, Subscription, Transport
-from consumerkit.transports.kafka import Kafka, Sasl, Tls
-from tests.contracts.member import Member, Recorder
+from consumerkit.transports.kafka import AccessToken, Kafka, OAuthBearer, Sasl, Tls, TokenEndpoint
+from tests.contracts.member import Member, Recorder, until
 from tests.services.secure import PASSWORD, USER, SecureKafka
+from tests.services.token_endpoint import CLIENT, SECRET, Answer, TokenServer, granted, new_token
 
 WRONG = "wrong-horse-battery"
 
@@ -147,3 +151,104 @@ async def test_a_wrong_key_password_is_found_before_anything_is_sent(secure: Sec
     with pytest.raises(ConfigurationError, match=r"client\.key") as error:
         Kafka(secure.mutual, security=mutual, transport=client).connect()
     assert WRONG not in "".join(traceback.format_exception(error.value))
+
+
+# -- tokens
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Iterator[TokenServer]:
+    with TokenServer() as server:
+        yield server
+
+
+async def test_a_token_from_an_endpoint(
+    secure: SecureKafka,
+    topic: str,
+    client: Client,
+    tokens: TokenServer,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    given: list[str] = []
+    tokens.answer, before = lambda: _noted(granted(), given), len(tokens.asked)
+    security = OAuthBearer(TokenEndpoint(tokens.url, CLIENT, SECRET), tls=tls(secure))
+    transport = Kafka(secure.sasl_ssl, security=security, transport=client).connect()
+    await round_trip(transport, topic)
+    assert len(tokens.asked) == before + 1  # one for all connections
+    shown = caplog.text + "".join(capfd.readouterr()) + repr(transport)
+    assert len(given) == 1
+    assert given[0] not in shown
+    assert SECRET not in shown
+
+
+async def test_a_token_from_a_function_is_renewed_while_a_consumer_reads(
+    secure: SecureKafka, topic: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker ends a connection with its token, so what is read and committed later came by a newer one."""
+    monkeypatch.setattr(token_keeper, "RENEWED_AFTER", 0.5)
+    given: list[float] = []
+
+    async def ask() -> AccessToken:
+        given.append(3.0)
+        return AccessToken(new_token(3.0), expires_in=3.0)
+
+    def newer(than: int) -> bool:
+        return len(given) > than
+
+    security = OAuthBearer(ask, tls=None)
+    transport = Kafka(secure.sasl_plaintext, security=security, transport=client).connect()
+    producer = transport.producer()
+    await producer.start()
+    try:
+        async with Member(transport.consumer(Subscription(group=topic, topics=(topic,)))) as member:
+            for number in range(4):
+                seen = len(given)
+                assert await producer.send([Record(topic, None, str(number).encode())]) == [None]
+                assert (await member.reads(number + 1))[-1].value == str(number).encode()
+                await member.commit()
+                await until(partial(newer, seen), "a newer token")
+    finally:
+        await producer.stop()
+
+
+async def test_without_a_token_the_start_is_refused_in_one_line(
+    secure: SecureKafka, topic: str, client: Client, tokens: TokenServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens.answer = lambda: Answer(401, b'{"error": "invalid_client"}')
+    security = OAuthBearer(TokenEndpoint(tokens.url, CLIENT, WRONG), tls=None)
+    await _is_refused(Kafka(secure.sasl_plaintext, security=security, transport=client), topic, "invalid_client")
+    assert WRONG not in caplog.text
+
+
+async def test_a_token_that_the_broker_does_not_take_is_refused_in_one_line(
+    secure: SecureKafka, topic: str, client: Client
+) -> None:
+    security = OAuthBearer(lambda: AccessToken(WRONG, expires_in=60), tls=None)
+    await _is_refused(
+        Kafka(secure.sasl_plaintext, security=security, transport=client), topic, "invalid_token|SASL auth"
+    )
+
+
+async def _is_refused(kafka: Kafka, topic: str, words: str) -> None:
+    transport = kafka.connect()
+    producer = transport.producer()
+    starts = [
+        transport.topics([topic]),
+        transport.consumer(Subscription(group=topic, topics=(topic,))).start(Recorder()),
+        transport.reader(topic).start(),
+    ]
+    if kafka.transport == "aiokafka":  # librdkafka's producer connects in the background
+        starts.append(producer.start())
+    for start in starts:
+        with pytest.raises(StartError, match=words) as error:
+            await start
+        assert "\n" not in str(error.value)
+        assert WRONG not in "".join(traceback.format_exception(error.value))
+    await producer.stop()
+
+
+def _noted(answer: Answer, given: list[str]) -> Answer:
+    given.append(json.loads(answer.body)["access_token"])
+    return answer

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from consumerkit import Context, DeadLetter, Handler, Kafka, Sasl, Tls, Worker, header
+from consumerkit import Context, DeadLetter, Handler, Kafka, OAuthBearer, Sasl, Tls, TokenEndpoint, Worker, header
 from consumerkit.cli.main import app
 from consumerkit.errors import ConfigurationError
 from consumerkit.events import Event, GroupCommitted
 from consumerkit.settings import HandlerSettings, KafkaSettings, Settings
+from consumerkit.settings.shown import shown
 from consumerkit.transports.memory import Memory, MemoryBroker
 from tests.integration.memory_stage import MemoryStage
 
 SECRET = "hunter2-and-more"
+TOKEN = {"token_endpoint": "https://l/t", "token_client_id": "i", "token_client_secret": SECRET}
 URL = f"postgresql+psycopg://shop:{SECRET}@db/shop"
 
 
@@ -99,6 +101,20 @@ def test_a_file_of_its_own_is_read(place: Path, monkeypatch: pytest.MonkeyPatch,
         put(monkeypatch, {"CONFIG": str(file)})
     settings = Settings(file=file if how == "argument" else None)
     assert (settings.grace, settings.origin("grace")) == (7, f"{file.name}: grace")
+
+
+@pytest.mark.parametrize("name", ["DATABASE", "KAFKA__PASSWORD", "KAFKA__KEY_PASSWORD", "KAFKA__TOKEN_CLIENT_SECRET"])
+def test_each_secret_may_stand_in_a_file_that_a_variable_names(
+    place: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (place / "secret").write_text(f"{SECRET}\n")
+    put(monkeypatch, {f"{name}_FILE": str(place / "secret")})
+    path = name.lower().split("__")
+    found: Any = Settings()
+    assert found.origin(*path) == f"CONSUMERKIT_{name}_FILE"
+    for part in path:
+        found = getattr(found, part)
+    assert found.get_secret_value() == SECRET
 
 
 def test_a_secret_may_stand_in_a_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +279,23 @@ def test_a_worker_is_built_from_the_environment_alone(monkeypatch: pytest.Monkey
             {"username": "u", "password": SECRET, "mechanism": "PLAIN", "tls": False},
             Sasl("PLAIN", "u", SECRET, tls=None),
         ),
+        (
+            {
+                **TOKEN,
+                "mechanism": "OAUTHBEARER",
+                "token_scope": "s",
+                "token_authentication": "post",
+                "token_parameters": {"audience": "a"},
+                "token_extensions": {"pool": "p"},
+                "ca_file": "ca.pem",
+            },
+            OAuthBearer(
+                TokenEndpoint("https://l/t", "i", SECRET, "s", authentication="post", parameters={"audience": "a"}),
+                extensions={"pool": "p"},
+                tls=Tls(ca_file="ca.pem"),
+            ),
+        ),
+        ({**TOKEN, "tls": False}, OAuthBearer(TokenEndpoint("https://l/t", "i", SECRET), tls=None)),
     ],
 )  # fmt: skip
 def test_how_the_broker_is_reached(given: Mapping[str, Any], security: object) -> None:
@@ -274,13 +307,23 @@ def test_how_the_broker_is_reached(given: Mapping[str, Any], security: object) -
 
 @pytest.mark.parametrize(
     "given",
-    [{"password": SECRET}, {"username": "u"}, {"ca_file": "ca.pem", "tls": False}],
+    [
+        {"password": SECRET},
+        {"username": "u"},
+        {"ca_file": "ca.pem", "tls": False},
+        {"token_endpoint": "https://l/t", "token_client_secret": SECRET},
+        {"mechanism": "OAUTHBEARER"},
+        {**TOKEN, "username": "u"},
+        {**TOKEN, "mechanism": "PLAIN"},
+    ],
     ids=lambda given: "+".join(given),
 )
 def test_half_a_login_is_refused(given: Mapping[str, Any]) -> None:
     from consumerkit.settings.applied import kafka_of
 
-    with pytest.raises(ConfigurationError, match=r"^settings: kafka has ") as refused:
+    with pytest.raises(
+        ConfigurationError, match=r"^settings: (kafka has |a login to kafka by token needs )"
+    ) as refused:
         kafka_of(Settings(kafka={"bootstrap": "localhost:9092", **given}))
     assert SECRET not in str(refused.value)
 
@@ -299,6 +342,20 @@ async def test_the_prefix_is_before_all_topics_also_those_that_are_published_to(
 
 
 # What is shown.
+
+
+def test_what_a_token_is_asked_for_with_is_shown_without_secrets(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "secret").write_text(SECRET)
+    variables = {
+        "TOKEN_ENDPOINT": f"https://l/t?key={SECRET}",
+        "TOKEN_CLIENT_SECRET_FILE": str(place / "secret"),
+        "TOKEN_PARAMETERS": f'{{"audience": "{SECRET}"}}',
+    }
+    put(monkeypatch, {f"KAFKA__{name}": value for name, value in variables.items()})
+    rows = {row.setting: row[1:] for row in shown(Settings()) if row.setting.startswith("kafka.token_")}
+    assert rows["kafka.token_endpoint"] == ("https://l/t", "CONSUMERKIT_KAFKA__TOKEN_ENDPOINT")
+    assert rows["kafka.token_client_secret"] == ("***", "CONSUMERKIT_KAFKA__TOKEN_CLIENT_SECRET_FILE")
+    assert rows["kafka.token_parameters"] == ("audience=***", "CONSUMERKIT_KAFKA__TOKEN_PARAMETERS")
 
 
 def test_config_show_tells_what_is_in_force_and_whence_without_secrets(

@@ -27,6 +27,7 @@ authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:ANONYMOUS
 """
 _SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+_OAUTH = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required"
 
 
 class SecureKafka:
@@ -99,10 +100,14 @@ def _with_listeners(text: str, ports: dict[str, int], certificates: Path) -> str
     ]
     for listener in ("secure", "clear"):
         lines += [
-            f"listener.name.{listener}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+            f"listener.name.{listener}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
             f'listener.name.{listener}.plain.sasl.jaas.config={_PLAIN} user_{USER}="{PASSWORD}";',
             f"listener.name.{listener}.scram-sha-256.sasl.jaas.config={_SCRAM}",
             f"listener.name.{listener}.scram-sha-512.sasl.jaas.config={_SCRAM}",
+            # Kafka's own validator for tests: tokens bear no signature, name a user, and expire.
+            f'listener.name.{listener}.oauthbearer.sasl.jaas.config={_OAUTH} unsecuredLoginStringClaim_sub="broker";',
+            # A connection lives as long as its token.
+            f"listener.name.{listener}.oauthbearer.connections.max.reauth.ms=3600000",
         ]
     return "\n".join(lines) + "\n"
 

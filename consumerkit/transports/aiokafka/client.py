@@ -21,6 +21,7 @@ from aiokafka.conn import create_conn  # type: ignore[import-untyped]
 
 from consumerkit.errors import StartError
 from consumerkit.redaction.client_logs import silence_debugging
+from consumerkit.transports.aiokafka.tokens import TokenProvider
 
 START_TIMEOUT: Final = 20.0
 """Seconds after which a broker that does not answer is given up at start."""
@@ -61,6 +62,8 @@ async def connect(make: Callable[[], C], settings: Mapping[str, Any]) -> C:
     Raises:
         StartError: The broker refused, or could not be reached in time.
     """
+    if isinstance(provider := settings.get("sasl_oauth_token_provider"), TokenProvider):
+        await provider.wait()
     end = time.monotonic() + START_TIMEOUT
     while True:
         keep_secrets_out_of_logs()

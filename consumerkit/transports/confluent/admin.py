@@ -22,6 +22,7 @@ from consumerkit.transports.base import TopicInfo
 from consumerkit.transports.confluent.messages import without_values
 from consumerkit.transports.confluent.questions import AskTopics, Questions
 from consumerkit.transports.loopback import check_advertised
+from consumerkit.transports.oauth import wait_for_token
 
 T = TypeVar("T")
 _log: Final = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ class _Session:
         self._told = False
         self._timeout = timeout
         self._place = f"Kafka at {config.get('bootstrap.servers')}"
+        wait_for_token(config)
         self._end = time.monotonic() + timeout
         settings: dict[str, Any] = {**config, "error_cb": self._note, "log_level": 0}
         try:

@@ -16,6 +16,7 @@ from consumerkit.transports.base import Span
 from consumerkit.transports.confluent.admin import TopicAdmin
 from consumerkit.transports.confluent.consumer import CONTRACT
 from consumerkit.transports.confluent.messages import UNUSABLE, headers_of, without_values
+from consumerkit.transports.oauth import wait_for_token
 from consumerkit.transports.spans import Spans
 
 T = TypeVar("T")
@@ -86,6 +87,7 @@ class ConfluentReader:
 
     def _open(self, partitions: int) -> None:
         try:
+            wait_for_token(self._config)
             consumer = confluent_kafka.Consumer(self._config)
             self._consumer = consumer
             numbers = range(partitions)

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from consumerkit.errors import StartError
 from consumerkit.transports.base import Acknowledged, Record, SendFailure, failure_in
 from consumerkit.transports.confluent.admin import refused_settings
+from consumerkit.transports.oauth import wait_for_token
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +90,9 @@ class ConfluentProducer:
         """Connect.
 
         Raises:
-            StartError: The client refused its settings.
+            StartError: The client refused its settings, or there is no token to log in with.
         """
-        self._producer = self._connect()
+        self._producer = await asyncio.to_thread(self._connect)
         self._running = True
         self._thread = threading.Thread(target=self._poll, name="consumerkit-producer", daemon=True)
         self._thread.start()
@@ -159,11 +160,14 @@ class ConfluentProducer:
             return
 
     async def _replace(self) -> None:
-        old, self._producer, self._broken = self._producer, self._connect(), False
+        new = await asyncio.to_thread(self._connect)
+        old, self._producer, self._broken = self._producer, new, False
         if old is not None:
             await asyncio.to_thread(old.flush, 5.0)  # fails what it held, so that no caller waits for it
 
     def _connect(self) -> Producer:
+        # In a thread: a client that logs in with tokens waits for its first one, for a second or more.
+        wait_for_token(self._config)
         try:
             return Producer(self._config)
         except (KafkaException, TypeError, ValueError) as error:

@@ -24,6 +24,7 @@ from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import PartitionInfo, Span, Survey, Surveyed, TopicInfo
 from consumerkit.transports.notes import note_of
+from consumerkit.transports.oauth import wait_for_token
 
 T = TypeVar("T")
 AskTopics = Callable[[Collection[str]], Awaitable[Mapping[str, TopicInfo]]]
@@ -238,13 +239,21 @@ class Questions:
             if self._over:
                 raise Unavailable(f"{self._group}: the consumer has ended")
             if self._clients is None:
+                self._check_token()
                 self._clients = Clients(self._config, self._group)
             return self._clients
+
+    def _check_token(self) -> None:
+        try:
+            wait_for_token(self._config)
+        except StartError as error:
+            raise Unavailable(f"{self._group}: {error}") from None
 
     def _renew(self) -> None:
         """Describe with a new client from now on."""
         with self._making:
             if self._clients is not None:
+                self._check_token()
                 self._clients.admin = AdminClient(dict(self._config))
 
     def _close(self) -> None:

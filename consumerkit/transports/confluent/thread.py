@@ -28,6 +28,7 @@ from consumerkit.transports.confluent.assignment import Ask, Assignment
 from consumerkit.transports.confluent.commits import Commits, resolve
 from consumerkit.transports.confluent.handover import Fetch, Fetched, Handover
 from consumerkit.transports.confluent.messages import HOPELESS, UNUSABLE, convert, without_values
+from consumerkit.transports.oauth import wait_for_token
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -177,8 +178,12 @@ class PollThread:
 
     def _run(self) -> None:
         try:
+            wait_for_token(self._config)
             self._consumer = Consumer(self._config)
             self._assignment.subscribe(self._consumer)
+        except StartError as error:
+            resolve(self._loop, self.started, error)
+            return
         except BaseException as error:  # noqa: BLE001 - raised by whoever awaits `started`
             words = without_values(str(error))
             resolve(self._loop, self.started, StartError(f"the Kafka client refused to start: {words}"))
