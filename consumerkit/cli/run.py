@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,15 +15,18 @@ import typer
 
 from consumerkit.cli import target as targets
 from consumerkit.cli.output import complain, exit_code
+from consumerkit.cli.reloading import watched
+from consumerkit.cli.signals import exit_within, listen, say_stopping
 from consumerkit.cli.typed import TRACEBACK, wants_traceback, without_typed
-from consumerkit.errors import ConsumerkitError
+from consumerkit.errors import ConfigurationError, ConsumerkitError
 from consumerkit.events import Event, PartitionsAssigned, WorkerStarted
 from consumerkit.monitoring.health import Pulse
 from consumerkit.monitoring.monitor import check_installed, monitored, supervised
 from consumerkit.monitoring.server import address
 from consumerkit.observability.logs import configure
 from consumerkit.observability.shown_errors import show_errors
-from consumerkit.supervisor import CLEAN, FAILED, GRACE_EXCEEDED, SAME_REQUEST, Lifeline, Notifier, Supervisor
+from consumerkit.supervisor import CLEAN, FAILED, GRACE_EXCEEDED, Lifeline, Notifier, Supervisor
+from consumerkit.supervisor.changes import python_changes
 from consumerkit.supervisor.peers import Peers
 from consumerkit.worker import Worker
 
@@ -102,6 +101,20 @@ def run(
             show_default=False,
         ),
     ] = None,
+    reload: Annotated[
+        bool,
+        typer.Option(
+            "--reload",
+            help="For development: replace the worker processes when a Python file changes that lies in the working "
+            "directory, in the target's package, or below them.",
+        ),
+    ] = False,
+    reload_dir: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR", help="Watch this directory instead, with --reload; can be repeated.", show_default=False
+        ),
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, max=1000, hidden=True)] = 1,
 ) -> None:
     """Run the worker until SIGTERM or Ctrl-C.
@@ -119,7 +132,10 @@ def run(
     place = None if http is None else address(http)
     if place is not None:
         check_installed()
-    if workers > 1:
+    if reload_dir and not reload:
+        raise ConfigurationError("--reload-dir needs --reload")
+    changes = python_changes(watched(spec, reload_dir or ())) if reload else None
+    if workers > 1 or reload:
         command = [sys.executable, "-m", "consumerkit", "run", spec]
         command += [f"--only={name}" for name in only or ()] + [f"--adopt={name}" for name in adopt or ()]
         command += [f"--log-format={log_format}", f"--log-level={log_level}", f"--processes={workers}"]
@@ -128,7 +144,7 @@ def run(
         command += [TRACEBACK] if wants_traceback() else []
         with nullcontext() if place is None else supervised(place, workers) as port:
             _say_where(place, port)
-            raise typer.Exit(asyncio.run(Supervisor(command, workers, notifier=Notifier()).run()))
+            raise typer.Exit(asyncio.run(Supervisor(command, workers, notifier=Notifier(), changes=changes).run()))
     raise typer.Exit(
         asyncio.run(
             _consume_or_complain(
@@ -174,7 +190,7 @@ async def _consume_or_complain(call: _Call, *, as_log: bool) -> int:
     except Exception:  # noqa: BLE001 - the process ends here, and says why
         _log.exception("the worker failed")
     finally:
-        _exit_within(_EXIT_WITHIN, code)
+        exit_within(_EXIT_WITHIN, code)
     return code
 
 
@@ -184,7 +200,7 @@ async def _consume(call: _Call) -> int:
     notifier = Notifier()
     stopping = asyncio.Event()
     loaded: list[Worker] = []
-    _listen(stopping, lambda: _say_stopping(loaded, notifier))
+    listen(stopping, lambda: say_stopping(loaded, notifier))
     async with targets.opened(call.target) as worker:
         loaded.append(worker)
         worker.processes = call.processes
@@ -223,55 +239,3 @@ async def living(worker: Worker, notifier: Notifier) -> AsyncIterator[None]:
     finally:
         over.set()
         await beating
-
-
-def _say_stopping(loaded: Sequence[Worker], notifier: Notifier) -> None:
-    """Tell what is awaited, from a thread: a handler may block the event loop, and a signal interrupts log lines."""
-    notifier.stopping()
-    if not loaded:
-        return  # the process ends without a word, as others do
-    what = loaded[0].stopping()
-    again = "a second SIGTERM or Ctrl-C ends the process at once"
-    threading.Thread(target=_log.info, args=("%s; %s", what, again), daemon=True, name="say-stopping").start()
-
-
-def _listen(stopping: asyncio.Event, say: Callable[[], None]) -> None:
-    """Have the first signal stop the worker, and a second one end the process.
-
-    Where a whole process group is signalled, as by Ctrl-C or systemd, a worker hears it twice: from there and from its
-    supervisor. What follows at once is therefore the same request.
-
-    Nothing is raised from a handler: an exception could surface between any two steps of a transaction. And they are
-    plain handlers, not the loop's, so that a second signal ends the process even while the loop is blocked.
-    """
-    loop = asyncio.get_running_loop()
-    # A terminal that is gone sends SIGHUP; who ignores it, as nohup does, wants the process to stay.
-    heard = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if heard else (signal.SIGTERM, signal.SIGINT)
-
-    began = 0.0
-
-    def second(number: int, _frame: object) -> None:
-        if time.monotonic() - began > SAME_REQUEST:
-            os._exit(128 + number)
-
-    def first(_number: int, _frame: object) -> None:
-        nonlocal began
-        began = time.monotonic()
-        for number in numbers:
-            signal.signal(number, second)
-        say()
-        with contextlib.suppress(RuntimeError):  # the loop has ended: so does the process
-            loop.call_soon_threadsafe(stopping.set)
-
-    for number in numbers:
-        signal.signal(number, first)
-
-
-def _exit_within(seconds: float, code: int) -> None:
-    def wait() -> None:
-        time.sleep(seconds)
-        logging.shutdown()
-        os._exit(code)
-
-    threading.Thread(target=wait, daemon=True, name="exit-deadline").start()

@@ -80,18 +80,32 @@ def given(target: str | None) -> str:
     return target
 
 
+def check_form(target: str) -> None:
+    """Refuse what cannot name a worker.
+
+    Raises:
+        ConfigurationError: It is not of the form `module:attribute`.
+    """
+    if not _FORM.fullmatch(target) or target.partition(":")[0].endswith(".py"):
+        raise ConfigurationError(f"target {shown_word(target)}: write module:attribute, such as {_suggestion(target)}")
+
+
+def search_here() -> None:
+    """Have modules searched for in the working directory first."""
+    directory = os.getcwd()  # noqa: PTH109 - sys.path holds text
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+
+
 def load(target: str) -> Any:
     """Return what `module:attribute` names.
 
     Raises:
         ConfigurationError: There is no such module or attribute, or importing the module failed.
     """
+    check_form(target)
     module_name, _, path = target.partition(":")
-    if not _FORM.fullmatch(target) or module_name.endswith(".py"):
-        raise ConfigurationError(f"target {shown_word(target)}: write module:attribute, such as {_suggestion(target)}")
-    directory = os.getcwd()  # noqa: PTH109 - sys.path holds text
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
+    search_here()
     found = _imported(module_name, target)
     for name in path.split("."):
         try:

@@ -1,15 +1,8 @@
 """Several worker processes on one machine, and what binds them to their supervisor."""
 
+from consumerkit.supervisor.child import CLEAN, FAILED, GRACE_EXCEEDED, NOT_STARTED, RestartBackoff
 from consumerkit.supervisor.lifeline import Channel, GroupMember, Lifeline
-from consumerkit.supervisor.supervisor import (
-    CLEAN,
-    FAILED,
-    GRACE_EXCEEDED,
-    NOT_STARTED,
-    SAME_REQUEST,
-    RestartBackoff,
-    Supervisor,
-)
+from consumerkit.supervisor.supervisor import SAME_REQUEST, Supervisor
 from consumerkit.supervisor.systemd import Notifier
 
 __all__ = [

@@ -20,12 +20,14 @@ pytestmark = pytest.mark.calm
 
 SUPERVISE = """
 import asyncio, logging, sys
+from pathlib import Path
 from consumerkit.observability.logs import configure
-from consumerkit.supervisor import RestartBackoff, Supervisor, lifeline
-from tests.lines import whole_lines
+from consumerkit.supervisor import RestartBackoff, Supervisor
+from consumerkit.supervisor.changes import python_changes
 configure("text", "INFO")
 workers, margin, backoff, script = int(sys.argv[1]), float(sys.argv[2]), eval(sys.argv[3]), sys.argv[4]
-supervisor = Supervisor([sys.executable, script], workers, margin=margin, backoff=backoff)
+changes = python_changes([Path(code) for code in sys.argv[5:]]) if sys.argv[5:] else None
+supervisor = Supervisor([sys.executable, script], workers, margin=margin, backoff=backoff, changes=changes)
 sys.exit(asyncio.run(supervisor.run()))
 """
 
@@ -68,6 +70,24 @@ signal.pause()
 """
 
 
+# It cannot start where the code says so, and works where the code says so.
+CODED = """
+with open(os.path.dirname(sys.argv[0]) + "/.venv/code/shop.py") as code:
+    code = code.read()
+say("started")
+if code == "broken":
+    say("broke")
+    sys.exit(2)
+signal.signal(signal.SIGTERM, ends_on_sigterm)
+lifeline.tell_grace(5)
+if code == "works":
+    say("works")
+    lifeline.tell_works()
+while True:
+    signal.pause()
+"""
+
+
 # It is a member of two groups, and says of which dead ones it is told.
 TELLS_OF_THE_DEAD = """
 lifeline.hear_of_the_dead(lambda dead: say("dead: " + " ".join(f"{one.group}/{one.id}" for one in sorted(dead))))
@@ -85,7 +105,15 @@ class Supervised:
     """A supervisor under test, and the journal of its processes."""
 
     def __init__(
-        self, directory: Path, body: str, workers: int, *, margin: float, backoff: RestartBackoff, stdin: int | None
+        self,
+        directory: Path,
+        body: str,
+        workers: int,
+        *,
+        margin: float,
+        backoff: RestartBackoff,
+        stdin: int | None,
+        code: Path | None = None,
     ) -> None:
         self._journal = directory / "journal"
         self._log = directory / "log"
@@ -93,7 +121,8 @@ class Supervised:
         script.write_text(PROLOGUE.format(journal=str(self._journal), lifeline=lifeline.__file__) + body)
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SUPERVISE, str(workers), str(margin), repr(backoff), str(script)],
+                [sys.executable, "-c", SUPERVISE, str(workers), str(margin), repr(backoff), str(script)]
+                + ([] if code is None else [str(code)]),
                 stdin=subprocess.DEVNULL if stdin is None else stdin,
                 stderr=log,
             )
@@ -148,9 +177,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
         margin: float = 2.0,
         backoff: RestartBackoff | None = None,
         stdin: int | None = None,
+        code: Path | None = None,
     ) -> Supervised:
         backoff = backoff or RestartBackoff(first=0.1)
-        started.append(Supervised(tmp_path, body, workers, margin=margin, backoff=backoff, stdin=stdin))
+        started.append(Supervised(tmp_path, body, workers, margin=margin, backoff=backoff, stdin=stdin, code=code))
         return started[-1]
 
     yield start_
@@ -401,3 +431,69 @@ def test_a_terminal_that_is_gone_stops_all(start: Start) -> None:
     finally:
         os.close(main)
         os.close(terminal)
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """Where the stand-ins' code is: the names of the directories above it do not matter."""
+    made = tmp_path / ".venv" / "code"
+    made.mkdir(parents=True)
+    save(made, "works")
+    return made
+
+
+def save(code: Path, text: str) -> None:
+    """Change the code at one blow: what is watched and what starts see no half of it."""
+    (code / "new").write_text(text)
+    (code / "new").replace(code / "shop.py")
+
+
+def watches(supervised: Supervised, code: Path) -> None:
+    until(lambda: f"Python files are watched in {code}" in supervised.log, "the watch to begin")
+
+
+def test_a_change_of_the_code_replaces_the_processes_and_one_that_cannot_start_waits_for_the_next(
+    start: Start, code: Path
+) -> None:
+    supervised = start(CODED, workers=2, code=code, backoff=RestartBackoff(first=0.01, most=0.01))
+    watches(supervised, code)
+    supervised.wait_for("works", 2)
+    for other in ("notes.txt", ".hidden/a.py", "venv/a.py", "__pycache__/a.py"):
+        (code / other).parent.mkdir(exist_ok=True)
+        (code / other).write_text("does not count")
+
+    save(code, "broken")
+    until(lambda: "worker process 1 could not start; the next change" in supervised.log, "the broken code to be told")
+    save(code, "works")
+    until(lambda: "every worker process is replaced, and works" in supervised.log, "all to be replaced")
+
+    # The second one went on with the code that works, and nothing was tried without a change.
+    assert len(supervised.lines("broke")) == 1
+    assert len(supervised.lines("works")) == 4
+    told = re.findall(r"\S+ changed: .*", supervised.log)
+    assert set(told) == {f"{code}/shop.py changed: 2 worker processes are replaced one after another"}
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.ends() == 0
+
+
+def test_a_change_while_processes_are_replaced_begins_that_again(start: Start, code: Path) -> None:
+    supervised = start(CODED, workers=2, code=code)
+    watches(supervised, code)
+    supervised.wait_for("works", 2)
+    save(code, "waits for ever")
+    supervised.wait_for("started", 3)
+
+    save(code, "works")
+
+    until(lambda: "every worker process is replaced, and works" in supervised.log, "all to be replaced")
+    assert len(supervised.lines("works")) == 4
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.ends() == 0
+
+
+def test_what_cannot_be_watched_ends_the_supervisor(start: Start, code: Path) -> None:
+    supervised = start(CODED, workers=2, code=code / "nowhere")
+
+    assert supervised.ends() == 2
+    assert "changes of Python files cannot be followed; stopping. " in supervised.log
+    assert "--reload-dir" in supervised.log

@@ -610,4 +610,23 @@ MUTANTS = (
         f"{UNIT}/cli/test_target.py::test_an_error_out_of_a_library_names_the_users_line[in_another_library]",
         "Regex pattern did not match",
     ),
+    Mutant(
+        "reload",
+        "a process that cannot start waits for the next change of its code",
+        "consumerkit/supervisor/supervisor.py",
+        "            if self._changes is not None and code == NOT_STARTED:\n",
+        "            if False:\n",
+        f"{INTEGRATION}/test_supervisor.py"
+        "::test_a_change_of_the_code_replaces_the_processes_and_one_that_cannot_start_waits_for_the_next",
+        "for the broken code to be told",
+    ),
+    Mutant(
+        "reload",
+        "a change while processes are replaced begins that again",
+        "consumerkit/supervisor/replacement.py",
+        "        self.cancel()\n        what",
+        "        if self.is_under_way:\n            return\n        what",
+        f"{INTEGRATION}/test_supervisor.py::test_a_change_while_processes_are_replaced_begins_that_again",
+        "for all to be replaced",
+    ),
 )

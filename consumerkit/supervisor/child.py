@@ -1,0 +1,130 @@
+"""One of a supervisor's worker processes: what is known of it, and how its end is judged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from consumerkit.concurrency import wait_for_first
+from consumerkit.supervisor.lifeline import Channel, GroupMember
+
+# Exit codes of a worker process, and of the supervisor.
+CLEAN = 0
+FAILED = 1
+NOT_STARTED = 2
+GRACE_EXCEEDED = 3
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartBackoff:
+    """How long a process waits before it is started again.
+
+    Args:
+        first: Seconds after the first death.
+        most: Seconds at most; each death in a row doubles the wait.
+        reset: Seconds of life after which the next death counts as the first.
+    """
+
+    first: float = 0.5
+    most: float = 30.0
+    reset: float = 60.0
+
+    def next(self, last: float | None, lived: float) -> float:
+        """Return the wait after a process has lived for `lived` seconds, and before it waited for `last`.
+
+        Example:
+            >>> backoff = RestartBackoff()
+            >>> [backoff.next(None, 1), backoff.next(0.5, 1), backoff.next(20, 1), backoff.next(20, 61)]
+            [0.5, 1.0, 30.0, 0.5]
+        """
+        if last is None or lived >= self.reset:
+            return self.first
+        return min(last * 2, self.most)
+
+
+DEFAULT_BACKOFF = RestartBackoff()
+
+
+@dataclass(slots=True)
+class Child:
+    """One of the N places, whichever process fills it at the time.
+
+    Attributes:
+        leave: Set where its process is to stop.
+        replaced: Whether another process is then to fill the place.
+        changed: Set when its process works, or has ended.
+        works: Whether its process has told that it works.
+        deaths: How many of its processes have ended unasked.
+        channel: How to talk with its process, while it runs.
+        left: The members that its last process was, which their groups may wait for still.
+    """
+
+    number: int
+    since: float | None = None
+    killed: bool = False
+    codes: set[int] = field(default_factory=set)
+    leave: asyncio.Event = field(default_factory=asyncio.Event)
+    replaced: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    works: bool = False
+    deaths: int = 0
+    channel: Channel | None = None
+    left: frozenset[GroupMember] = frozenset()
+
+
+@contextlib.contextmanager
+def listening(child: Child, channel: Channel, told: Callable[[], None]) -> Iterator[None]:
+    """Hear what a process tells; `told` is called once it has told that it works."""
+    loop = asyncio.get_running_loop()
+
+    def hear() -> None:
+        channel.look()
+        if channel.works and not child.works and not child.replaced:
+            child.works = True
+            child.changed.set()
+            told()
+        if channel.over:
+            loop.remove_reader(channel.read_end)
+
+    loop.add_reader(channel.read_end, hear)
+    try:
+        yield
+    finally:
+        loop.remove_reader(channel.read_end)
+
+
+async def ends(process: asyncio.subprocess.Process, event: asyncio.Event, seconds: float | None) -> bool:
+    """Wait until the process has ended, the event is set, or the time is over; return whether the process has ended."""
+    ended = asyncio.ensure_future(process.wait())
+    await wait_for_first(ended, event, within=seconds)
+    ended.cancel()
+    return process.returncode is not None
+
+
+def send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Send a signal to a process that may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
+
+
+def verdict(child: Child, code: int) -> int:
+    """Return the supervisor's exit code by how a process took the stop."""
+    if child.killed:
+        return GRACE_EXCEEDED
+    if code in (CLEAN, -signal.SIGTERM):  # killed by SIGTERM: it was told before it could listen
+        return CLEAN
+    _log.error("worker process %d %s while stopping", child.number, how_it_ended(code))
+    return GRACE_EXCEEDED if code == GRACE_EXCEEDED else FAILED
+
+
+def how_it_ended(code: int) -> str:
+    """Tell how a process ended, as the second half of a sentence."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
