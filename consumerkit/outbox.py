@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.handlers.codecs import Codec, Json
 from consumerkit.handlers.context import check_publication, encoded_headers
-from consumerkit.observability.traces import carried_on, current_headers
+from consumerkit.observability.propagation import carried_on, current_headers
 from consumerkit.storage import outbox as table
 from consumerkit.storage.location import located_for
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables

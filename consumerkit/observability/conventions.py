@@ -34,3 +34,4 @@ EVENT: Final = "event.name"
 
 KAFKA: Final = "kafka"
 PROCESS: Final = "process"
+SEND: Final = "send"

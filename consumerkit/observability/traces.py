@@ -5,16 +5,18 @@ Nothing here imports OpenTelemetry before a worker asks for traces; `NO_TRACES` 
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.message import Headers, Message
 from consumerkit.observability import conventions
+from consumerkit.observability.propagation import extracted
+from consumerkit.observability.send_spans import NO_SENDS, Outgoing, Sends, fail, sending
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext, TracerProvider
@@ -55,10 +57,14 @@ class BatchSpans(Protocol):
 
 
 class Traces(Protocol):
-    """Begins the spans of batches."""
+    """Begins the spans of batches, and of what is sent."""
 
     def batch(self, handler: str, group: str, messages: Sequence[Message]) -> BatchSpans:
         """Begin a batch's span."""
+        ...
+
+    def sending(self, messages: Sequence[Outgoing], id_header: str) -> AbstractContextManager[Sends]:
+        """Have spans of messages that are sent until the block ends; `id_header` names their message IDs."""
         ...
 
 
@@ -67,6 +73,9 @@ class _NoSpans:
 
     def batch(self, handler: str, group: str, messages: Sequence[Message]) -> BatchSpans:
         return self
+
+    def sending(self, messages: Sequence[Outgoing], id_header: str) -> AbstractContextManager[Sends]:
+        return nullcontext(NO_SENDS)
 
     def enter(self, item: Spanned, surroundings: Context) -> None:
         pass
@@ -139,6 +148,10 @@ class OpenTelemetryTraces:
         """See `Traces.batch`."""
         return _Spans(self, handler, group, len(messages))
 
+    def sending(self, messages: Sequence[Outgoing], id_header: str) -> AbstractContextManager[Sends]:
+        """See `Traces.sending`."""
+        return sending(self.tracer, messages, id_header)
+
     def remember(self, message: Message, attempt: SpanContext) -> None:
         """Keep a message's last attempt, for the next one's link."""
         with self._lock:
@@ -190,7 +203,7 @@ class _Spans:
         links = [Link(self._batch.get_span_context())]
         if (before := self._traces.recalled(message)) is not None:
             links.append(Link(before))
-        parent = _extracted(message.headers)
+        parent = extracted(message.headers)
         span = self._traces.tracer.start_span(
             f"{conventions.PROCESS} {message.topic}",
             context=parent,
@@ -205,14 +218,14 @@ class _Spans:
     def follow(self, message: Message, surroundings: Context) -> None:
         from opentelemetry.context import attach
 
-        surroundings.run(attach, _extracted(message.headers))
+        surroundings.run(attach, extracted(message.headers))
 
     def whole(self, items: Sequence[Spanned], surroundings: Context) -> None:
         from opentelemetry.context import attach
         from opentelemetry.trace import get_current_span, set_span_in_context
 
         for item in items:
-            context = get_current_span(_extracted(item.message.headers)).get_span_context()
+            context = get_current_span(extracted(item.message.headers)).get_span_context()
             if context.is_valid:
                 self._batch.add_link(context)
         surroundings.run(attach, set_span_in_context(self._batch))
@@ -234,7 +247,7 @@ class _Spans:
     def end(self, error: BaseException | None) -> None:
         if error is not None:
             for span in filter(None, (self._open, self._batch)):
-                _fail(span, error)
+                fail(span, type(error).__qualname__)
             for message, span in self._messages:
                 self._traces.remember(message, span.get_span_context())
         if self._open is not None:
@@ -243,53 +256,5 @@ class _Spans:
         self._batch.end()
 
 
-def _fail(span: Span, error: BaseException) -> None:
-    """Mark a span as failed; its text may quote a payload, so that only the error's class is told."""
-    from opentelemetry.trace import StatusCode
-
-    span.set_attribute(conventions.ERROR_TYPE, type(error).__qualname__)
-    span.set_status(StatusCode.ERROR)
-
-
 def _place(message: Message) -> _Place:
     return _Place(message.topic, message.partition, message.offset)
-
-
-def _extracted(headers: Headers) -> Any:
-    """Return the context that a message's headers carry."""
-    from opentelemetry.context import Context as NoParent
-    from opentelemetry.propagate import extract
-
-    return extract(_carrier(headers), context=NoParent())
-
-
-def _carrier(headers: Headers) -> Mapping[str, str]:
-    return {name.lower(): value.decode("ascii", "replace") for name, value in headers if value is not None}
-
-
-def current_headers() -> Headers:
-    """Return the headers that carry the caller's trace on, where the process uses OpenTelemetry and a span is current.
-
-    A process that has not imported OpenTelemetry pays nothing.
-    """
-    if "opentelemetry.trace" not in sys.modules:
-        return ()
-    from opentelemetry.propagate import inject
-    from opentelemetry.trace import get_current_span
-
-    if not get_current_span().get_span_context().is_valid:
-        return ()
-    carrier: dict[str, str] = {}
-    inject(carrier)
-    return tuple((name, value.encode()) for name, value in carrier.items())
-
-
-def carried_on(headers: Headers, trace: Headers) -> Headers:
-    """Return headers with those of a trace; what is there already stays.
-
-    Example:
-        >>> carried_on((("traceparent", b"mine"),), (("traceparent", b"theirs"), ("baggage", b"a=1")))
-        (('traceparent', b'mine'), ('baggage', b'a=1'))
-    """
-    known = {name.lower() for name, _ in headers}
-    return (*headers, *(one for one in trace if one[0].lower() not in known))

@@ -16,6 +16,7 @@ from consumerkit.concurrency import wait_for_first
 from consumerkit.errors import StartError
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
+from consumerkit.observability.traces import NO_TRACES, Traces
 from consumerkit.relay.holds import Holds
 from consumerkit.relay.refusals import cause_of
 from consumerkit.relay.rows import Rows
@@ -55,6 +56,7 @@ class Relay:
         written: Set when this process has written to the outbox.
         principal: The Kafka user that the producer is, to tell who lacks a right; None if it is not known.
         deadline: Seconds after which a database that does not answer is left, and asked again.
+        traces: Makes a span of each message that is sent.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class Relay:
         *,
         principal: str | None = None,
         deadline: float = 60.0,
+        traces: Traces = NO_TRACES,
     ) -> None:
+        self._traces = traces
         self._database = database
         self._deadline = deadline
         self._dialect = dialect
@@ -220,7 +224,7 @@ class Relay:
             part = pending[:1] if self._holds.ill(topic) else pending
             if len(part) < len(pending):
                 self._out.add(topic)
-            self._shipments[topic] = Shipment(self._producer, part, self._rows.keeps, turn.is_ours)
+            self._shipments[topic] = Shipment(self._producer, part, self._rows.keeps, turn.is_ours, self._traces)
         if by_topic:
             await asyncio.wait(self._tasks(by_topic), timeout=PATIENCE)
         went = self._harvest()

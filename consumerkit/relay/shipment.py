@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from consumerkit.dead_letters.formats.consumerkit import is_dead_letter, shortened
 from consumerkit.failpoints import reach
+from consumerkit.observability.traces import NO_TRACES, Traces
 from consumerkit.relay.refusals import Cause, cause_of
-from consumerkit.storage.outbox import OutboxMessage, Pending, size
+from consumerkit.storage.outbox import MESSAGE_ID_HEADER, OutboxMessage, Pending, size
 from consumerkit.transports.base import Producer, Record, SendFailure
 
 
@@ -41,6 +42,7 @@ class Shipment:
         pending: What to send, in order; all of one topic.
         kept: Tells whether the table holds the whole of a dead letter.
         may_send: Tells whether the relay's turn is still ours.
+        traces: Makes a span of each message that is sent.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class Shipment:
         pending: Sequence[Pending],
         kept: Callable[[OutboxMessage], Awaitable[bool]],
         may_send: Callable[[], Awaitable[bool]],
+        traces: Traces = NO_TRACES,
     ) -> None:
         self.size = sum(map(size, pending))
         self.delivery = ShipmentResult()
-        self.task = asyncio.create_task(ship(producer, pending, kept, may_send, self.delivery))
+        self.task = asyncio.create_task(ship(producer, pending, kept, may_send, self.delivery, traces))
 
 
 async def ship(
@@ -61,6 +64,7 @@ async def ship(
     kept: Callable[[OutboxMessage], Awaitable[bool]],
     may_send: Callable[[], Awaitable[bool]],
     delivery: ShipmentResult,
+    traces: Traces = NO_TRACES,
 ) -> None:
     """Send messages of one topic, and note in `delivery` what becomes of them.
 
@@ -69,16 +73,18 @@ async def ship(
     left = list(pending)
     while left and not delivery.topic_failed and await may_send():
         wave, left = _wave(left)
-        reach("before_dlq_produce")
-        answers = await producer.send([Record(*one.message) for one in wave])
-        reach("dlq_produced_unacked")
-        for one, first in zip(wave, answers, strict=True):
-            cut = first is not None and cause_of(first) is Cause.TOO_LARGE and is_dead_letter(one.message)
-            answer = await _by_reference(producer, one, first, kept, delivery) if first and cut else first
-            if answer is None:
-                delivery.acknowledged.append(one)
-            else:
-                delivery.refused.append((one, answer))
+        with traces.sending([one.message for one in wave], MESSAGE_ID_HEADER) as spans:
+            reach("before_dlq_produce")
+            answers = await producer.send([Record(*one.message) for one in wave])
+            reach("dlq_produced_unacked")
+            for place, (one, first) in enumerate(zip(wave, answers, strict=True)):
+                cut = first is not None and cause_of(first) is Cause.TOO_LARGE and is_dead_letter(one.message)
+                answer = await _by_reference(producer, one, first, kept, delivery) if first and cut else first
+                if answer is None:
+                    delivery.acknowledged.append(one)
+                else:
+                    delivery.refused.append((one, answer))
+                    spans.refused(place, answer.code)
         failed = {one.message.key for one, _ in delivery.refused} - {None}
         left = [one for one in left if one.message.key not in failed]
 

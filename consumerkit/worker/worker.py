@@ -290,6 +290,7 @@ class Worker:
             self._outbox_written,
             principal=self._principal,
             deadline=self._limits.statement,
+            traces=self._traces,
         )
         for engine in self._engines:
             self._spawn(engine.run(), engine.declared.name)

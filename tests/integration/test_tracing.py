@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.trace import StatusCode, get_current_span
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from sqlalchemy.orm import Session
 
 from consumerkit import (
@@ -183,6 +186,86 @@ async def test_what_a_request_publishes_goes_on_in_its_trace(stage: MemoryStage)
         handled.parent.span_id == request.get_span_context().span_id
     )
     assert {trace for trace, _ in carried(stage)} == {request.get_span_context().trace_id}
+
+
+@pytest.fixture
+def finished() -> tuple[TracerProvider, InMemorySpanExporter]:
+    """OpenTelemetry's own SDK, which keeps what was finished."""
+    provider, kept = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    return provider, kept
+
+
+def named(kept: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
+    return [span for span in kept.get_finished_spans() if span.name == name]
+
+
+async def test_what_the_relay_sends_has_a_span_below_that_of_the_handler(
+    stage: MemoryStage, finished: tuple[TracerProvider, InMemorySpanExporter]
+) -> None:
+    provider, kept = finished
+    send(stage, 1, TRACEPARENT)
+    async with stage.run(Traced(), tracing=provider) as run:
+        await run.until(lambda: bool(named(kept, "send out")), "the relay's span")
+    (handled,), (sent,) = named(kept, "process t"), named(kept, "send out")
+    assert handled.context is not None
+    assert sent.context is not None
+    assert f"{sent.context.trace_id:032x}" == TRACE
+    assert sent.parent is not None
+    assert sent.parent.span_id == handled.context.span_id
+    assert (sent.kind, sent.status.status_code) == (SpanKind.PRODUCER, StatusCode.UNSET)
+    (record,) = stage.broker.records("out")
+    assert dict(sent.attributes or {}) == {
+        "messaging.system.name": "kafka",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "out",
+        "messaging.message.id": (record.header("message-id") or b"").decode(),
+    }
+    # The message goes as it was written: who receives it is below the handler, too.
+    assert carried(stage) == [(handled.context.trace_id, handled.context.span_id)]
+
+
+async def test_each_try_of_the_relay_has_a_span_and_a_refused_one_says_why(
+    stage: MemoryStage, finished: tuple[TracerProvider, InMemorySpanExporter]
+) -> None:
+    class Elsewhere(Traced):
+        async def handle(self, event: bytes, context: Context) -> None:
+            context.publish("not-there-yet", value=b"secret")
+
+    provider, kept = finished
+    send(stage, 1, TRACEPARENT)
+    async with stage.run(Elsewhere(), tracing=provider) as run:
+        await run.until(lambda: bool(named(kept, "send not-there-yet")), "the first try")
+        stage.broker.create_topic("not-there-yet", 1)
+        await run.until(
+            lambda: named(kept, "send not-there-yet")[-1].status.status_code is StatusCode.UNSET, "the last try"
+        )
+    first, *_, last = named(kept, "send not-there-yet")
+    assert first.status.status_code is StatusCode.ERROR
+    assert (first.attributes or {})[conventions.ERROR_TYPE] == "UNKNOWN_TOPIC_OR_PART"
+    assert conventions.ERROR_TYPE not in (last.attributes or {})
+    assert first.parent == last.parent
+    assert "secret" not in "".join(span.to_json() for span in kept.get_finished_spans())
+
+
+async def test_a_retry_after_a_restart_goes_on_in_the_trace_of_the_headers(
+    stage: MemoryStage, finished: tuple[TracerProvider, InMemorySpanExporter]
+) -> None:
+    """What is parked keeps its headers; only the link to the attempt before is this process's own knowledge."""
+    provider, kept = finished
+    send(stage, 1, TRACEPARENT)
+    retry = Retry(attempts=1_000, wait=fixed(0.1))
+    async with stage.run(Traced(failures=1_000, retry=retry), tracing=provider) as run:
+        await run.until(lambda: len(named(kept, "process t")) > 1, "a retry, which was parked")
+    first = named(kept, "process t")[0]
+    async with stage.run(Traced(retry=retry), tracing=provider) as run:
+        await stage.until_written(run, 1)
+    last = named(kept, "process t")[-1]
+    assert last.context is not None
+    assert f"{last.context.trace_id:032x}" == TRACE
+    assert (last.attributes or {})["consumerkit.attempt"] != 1
+    assert last.parent == first.parent
 
 
 async def test_headers_of_the_users_own_stay(stage: MemoryStage) -> None:

@@ -629,4 +629,13 @@ MUTANTS = (
         f"{INTEGRATION}/test_supervisor.py::test_a_change_while_processes_are_replaced_begins_that_again",
         "for all to be replaced",
     ),
+    Mutant(
+        "monitoring",
+        "what the relay sends has a span below whoever wrote it",
+        "consumerkit/observability/send_spans.py",
+        "        context=extracted(message.headers),\n",
+        "",
+        f"{INTEGRATION}/test_tracing.py::test_what_the_relay_sends_has_a_span_below_that_of_the_handler[sqlite]",
+        "4bf92f3577b34da6a3ce929d0e0e4736",
+    ),
 )

@@ -23,7 +23,7 @@ from consumerkit.engine.transaction.error_place import place_of
 from consumerkit.engine.transaction.item import Item
 from consumerkit.handlers.context import Publication
 from consumerkit.message import Headers
-from consumerkit.observability.traces import carried_on
+from consumerkit.observability.propagation import carried_on
 from consumerkit.outcome import Reason
 from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.outbox import MESSAGE_ID_HEADER, OutboxMessage

@@ -1,0 +1,104 @@
+"""Spans of messages that the relay sends: each below the context in its headers, which is that of who wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from consumerkit.message import Headers
+from consumerkit.observability import conventions
+from consumerkit.observability.propagation import extracted
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
+
+class Outgoing(Protocol):
+    """A message to send, as far as its span needs it."""
+
+    @property
+    def topic(self) -> str:
+        """Where it is for."""
+        ...
+
+    @property
+    def headers(self) -> Headers:
+        """Its headers."""
+        ...
+
+
+class Sends(Protocol):
+    """The spans of messages that are sent together."""
+
+    def refused(self, place: int, code: str) -> None:
+        """Mark the span of one of them, by its place, as failed: the broker did not take it."""
+
+
+class _NoSends:
+    """Traces nothing."""
+
+    def refused(self, place: int, code: str) -> None:
+        pass
+
+
+NO_SENDS: Final[Sends] = _NoSends()
+
+
+@contextmanager
+def sending(tracer: Tracer, messages: Sequence[Outgoing], id_header: str) -> Iterator[Sends]:
+    """Begin a span for each message, and end them when the block ends.
+
+    The headers are sent as they are: whoever receives the message goes on in the same trace, below whoever wrote it.
+
+    Args:
+        tracer: Makes them.
+        messages: The messages.
+        id_header: The header with the message ID.
+    """
+    sends = _Sends([_begun(tracer, message, id_header) for message in messages])
+    try:
+        yield sends
+    except BaseException as error:
+        for span in sends.spans:
+            fail(span, type(error).__qualname__)
+        raise
+    finally:
+        for span in sends.spans:
+            span.end()
+
+
+class _Sends:
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = spans
+
+    def refused(self, place: int, code: str) -> None:
+        fail(self.spans[place], code)
+
+
+def fail(span: Span, kind: str) -> None:
+    """Mark a span as failed; an error's text may quote a payload, so that only its class or code is told."""
+    from opentelemetry.trace import StatusCode
+
+    span.set_attribute(conventions.ERROR_TYPE, kind)
+    span.set_status(StatusCode.ERROR)
+
+
+def _begun(tracer: Tracer, message: Outgoing, id_header: str) -> Span:
+    from opentelemetry.trace import SpanKind
+
+    attributes: dict[str, Any] = {
+        conventions.SYSTEM: conventions.KAFKA,
+        conventions.OPERATION_NAME: conventions.SEND,
+        conventions.OPERATION_TYPE: conventions.SEND,
+        conventions.DESTINATION: message.topic,
+    }
+    message_id = next((value for name, value in message.headers if name == id_header and value is not None), None)
+    if message_id is not None:
+        attributes[conventions.MESSAGE_ID] = message_id.decode("utf-8", "replace")
+    return tracer.start_span(
+        f"{conventions.SEND} {message.topic}",
+        context=extracted(message.headers),
+        kind=SpanKind.PRODUCER,
+        attributes=attributes,
+    )
