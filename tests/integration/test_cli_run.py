@@ -190,10 +190,10 @@ def test_killed_worker_processes_are_replaced_and_each_message_has_one_effect(
     """The sessions of the dead ones outlast the test, so the groups were left for them."""
     monkeypatch.setenv("SHOP_TRANSPORT", transport)
     process = shop.run("record", "--workers", "2")
-    sent = itertools.count(step=100)
+    sent = itertools.count(step=20)
 
     def both_work() -> bool:
-        shop.send(next(sent), 100)
+        shop.send(next(sent), 20)
         return len({pid for _, pid in shop.seen()}) == 2
 
     shop.until(both_work, "both processes to work")
@@ -202,7 +202,7 @@ def test_killed_worker_processes_are_replaced_and_each_message_has_one_effect(
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
     for _ in range(10):
-        shop.send(next(sent), 100)
+        shop.send(next(sent), 20)
     total = next(sent)
     shop.until(lambda: len(shop.seen()) >= total, f"{total} effects")
     shop.until(lambda: len(shop.children()) == 2 + killed, "the processes in their place")
@@ -211,7 +211,7 @@ def test_killed_worker_processes_are_replaced_and_each_message_has_one_effect(
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0
     assert sorted(id_ for id_, _ in shop.seen()) == sorted(f"m-{number}" for number in range(total))
-    later = {pid for id_, pid in shop.seen() if int(id_[2:]) >= total - 1000}
+    later = {pid for id_, pid in shop.seen() if int(id_[2:]) >= total - 200}
     assert later - set(victims)
 
 

@@ -115,7 +115,7 @@ def command(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     # Neither the logging of the tests nor their process is the command's to end.
     monkeypatch.setattr(run_module, "configure", lambda *_: None)
-    monkeypatch.setattr(run_module, "_exit_within", lambda *_: None)
+    monkeypatch.setattr(run_module, "exit_within", lambda *_: None)
     shutil.copy(made, tmp_path / "typed.sqlite")
     return CommandLine(monkeypatch, capsys)
 
