@@ -27,7 +27,6 @@ TOO_LONG = {
     "storage/progress.py",
     "storage/steps.py",
     "storage/tables.py",
-    "supervisor/supervisor.py",
     "transports/aiokafka/group.py",
     "transports/base.py",
     "transports/confluent/thread.py",
