@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.crash.ordering_app import ATTEMPTS, TABLES, Settings
-from tests.integration.stage import Given, Stage, payment
+from tests.integration.kafka_stage import Given, KafkaStage, payment
 from tests.lines import whole_lines
 from tests.services.process import wait_until
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 class Crew:
     """The worker processes of one test; a context manager that leaves none behind."""
 
-    stage: Stage
+    stage: KafkaStage
     settings: Settings
     directory: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 import psycopg
 
 from tests.crash.ordering_app import ATTEMPTS
-from tests.integration.stage import Given, Stage
+from tests.integration.kafka_stage import Given, KafkaStage
 
 ON_TIME = 1.0
 EARLY = 0.05
@@ -123,7 +123,7 @@ class Found:
         )
 
 
-def judge(stage: Stage, sent: Sequence[Given], order: str | None, wait: float) -> Found:
+def judge(stage: KafkaStage, sent: Sequence[Given], order: str | None, wait: float) -> Found:
     """Check that each ID has one outcome, that order held, that no attempt was reset and none came early."""
     forever = sorted((one.id or b"").decode() for one in sent if b"forever" in (one.value or b""))
     every = sorted((one.id or b"").decode() for one in sent)
@@ -148,7 +148,7 @@ def _check_order(effects: list[dict[str, object]], order: str) -> None:
         last[within] = offset
 
 
-def _check_attempts(stage: Stage, wait: float) -> tuple[list[Retry], int]:
+def _check_attempts(stage: KafkaStage, wait: float) -> tuple[list[Retry], int]:
     made: defaultdict[str, list[Attempt]] = defaultdict(list)
     for row in stage.rows("SELECT *, extract(epoch FROM at)::float AS moment FROM attempts ORDER BY sequence"):
         made[row["message_id"]].append(Attempt(row["attempt"], row["partition"], row["moment"]))
@@ -170,7 +170,7 @@ def _check_attempts(stage: Stage, wait: float) -> tuple[list[Retry], int]:
     return retries, repeated
 
 
-def _taken(stage: Stage) -> defaultdict[int, list[float]]:
+def _taken(stage: KafkaStage) -> defaultdict[int, list[float]]:
     """When each partition was taken."""
     taken: defaultdict[int, list[float]] = defaultdict(list)
     for row in stage.rows(

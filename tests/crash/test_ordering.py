@@ -12,7 +12,7 @@ from consumerkit.transports.kafka import Client
 from tests.crash.ordering_app import Settings
 from tests.crash.ordering_run import Crew, expected_retries, workload
 from tests.crash.ordering_verdict import Probe, judge
-from tests.integration.stage import Stage, payment
+from tests.integration.kafka_stage import KafkaStage, payment
 from tests.services import KafkaServer, PostgresServer
 
 pytestmark = [pytest.mark.calm, pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -29,7 +29,7 @@ def crew_of(
     kafka: KafkaServer, postgres: PostgresServer, database: str, topic: str, directory: Path, partitions: int,
     transport: Client = "confluent", **settings: object,
 ) -> Crew:  # fmt: skip
-    stage = Stage(kafka, postgres, database, topic, partitions)
+    stage = KafkaStage(kafka, postgres, database, topic, partitions)
     given = Settings(
         bootstrap=kafka.bootstrap,
         database=stage.url,

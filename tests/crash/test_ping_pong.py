@@ -12,7 +12,7 @@ from consumerkit.transports.kafka import Client
 from tests.crash.ordering_run import Crew
 from tests.crash.ordering_verdict import judge
 from tests.crash.test_ordering import crew_of
-from tests.integration.stage import Given, payment
+from tests.integration.kafka_stage import Given, payment
 from tests.services import KafkaServer, PostgresServer
 
 pytestmark = [pytest.mark.calm, pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(300)]

@@ -5,27 +5,27 @@ from uuid import uuid4
 
 import pytest
 
-from tests.integration.stage import Stage
+from tests.integration.kafka_stage import KafkaStage
 from tests.services import KafkaServer, PostgresServer
 from tests.services.databases import Databases
 
 
 @pytest.fixture
-async def stage(kafka: KafkaServer, postgres: PostgresServer, databases: Databases) -> AsyncIterator[Stage]:
+async def stage(kafka: KafkaServer, postgres: PostgresServer, databases: Databases) -> AsyncIterator[KafkaStage]:
     """A topic of two partitions and a database with all tables."""
     async for made in _stage(kafka, postgres, databases, 2):
         yield made
 
 
 @pytest.fixture
-async def other_stage(kafka: KafkaServer, postgres: PostgresServer, databases: Databases) -> AsyncIterator[Stage]:
+async def other_stage(kafka: KafkaServer, postgres: PostgresServer, databases: Databases) -> AsyncIterator[KafkaStage]:
     """A second one, for a run to compare with."""
     async for made in _stage(kafka, postgres, databases, 2):
         yield made
 
 
 @pytest.fixture
-async def narrow_stage(kafka: KafkaServer, postgres: PostgresServer, databases: Databases) -> AsyncIterator[Stage]:
+async def narrow_stage(kafka: KafkaServer, postgres: PostgresServer, databases: Databases) -> AsyncIterator[KafkaStage]:
     """A topic of one partition, and a database."""
     async for made in _stage(kafka, postgres, databases, 1):
         yield made
@@ -33,8 +33,8 @@ async def narrow_stage(kafka: KafkaServer, postgres: PostgresServer, databases: 
 
 async def _stage(
     kafka: KafkaServer, postgres: PostgresServer, databases: Databases, partitions: int
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[KafkaStage]:
     with databases.lend() as database:
-        made = Stage(kafka, postgres, database, f"t-{uuid4().hex[:12]}", partitions)
+        made = KafkaStage(kafka, postgres, database, f"t-{uuid4().hex[:12]}", partitions)
         await made.create_tables()
         yield made

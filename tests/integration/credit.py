@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit import Context, DeadLetter, Handler, Identity, Reject, Retry, fixed, header
 from tests.crash.model import Payment
-from tests.integration.stage import Stage, effect
+from tests.integration.kafka_stage import KafkaStage, effect
 
 
 class _Counts:
@@ -18,7 +18,7 @@ class _Counts:
     message_id: Identity = header("message-id")
     retry = Retry(attempts=3, wait=fixed(0.02))
 
-    def __init__(self, stage: Stage, **declarations: Any) -> None:
+    def __init__(self, stage: KafkaStage, **declarations: Any) -> None:
         self.topic = stage.topic
         self.group = stage.topic
         self.dead_letter: DeadLetter | None = DeadLetter(stage.dead_letter_topic)

@@ -1,8 +1,7 @@
 """Real workers on the broker in memory and a real database: for what needs control over the broker."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from sqlalchemy import BigInteger, Integer, LargeBinary, Text, select
@@ -10,7 +9,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from consumerkit import Context, Handler, Message, Retry, fixed, header
-from consumerkit.events import Event
 from consumerkit.handlers.handler import AnyHandler
 from consumerkit.message import TopicPartition
 from consumerkit.storage import outbox
@@ -19,8 +17,7 @@ from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.worker import Worker
-from tests.integration.stage import Run
-from tests.services.tables import make_tables
+from tests.integration.stage import Run, Stage
 
 TOPIC: Final = "t"
 
@@ -66,18 +63,24 @@ class Write(Handler[bytes]):
             await self.before(context)
 
 
-class MemoryStage:
+class MemoryStage(Stage):
     """A broker in memory with one topic, and a database with all tables."""
 
+    tables_of_handlers = Base.metadata
+
     def __init__(self, url: str, partitions: int = 4) -> None:
-        self.url = url
+        self._url = url
         self.given: str | AsyncEngine | None = None
         self.broker = MemoryBroker(topics={TOPIC: partitions})
         self.database = Database(url)
 
-    async def create_tables(self) -> None:
-        await self.database.run(make_tables)
-        await self.database.run(lambda session: Base.metadata.create_all(session.connection()))
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @url.setter
+    def url(self, url: str) -> None:
+        self._url = url
 
     def append(
         self, number: int, *, key: bytes | None = b"k", value: bytes = b"v", partition: int | None = None
@@ -88,21 +91,6 @@ class MemoryStage:
     def make(self, *handlers: AnyHandler, **settings: Any) -> Worker:
         database = settings.pop("database", self.given or self.url)
         return Worker(database=database, kafka=Memory(self.broker), handlers=handlers, **settings)
-
-    @asynccontextmanager
-    async def run(self, *handlers: AnyHandler, **settings: Any) -> AsyncIterator[Run]:
-        """Run a worker until the block's end."""
-        events: list[Event] = []
-        settings.setdefault("stall_timeout", 600.0)  # the watchdog would end the tests, not one test
-        worker = self.make(*handlers, observers=[events.append], **settings)
-        stopping = asyncio.Event()
-        run = Run(worker, asyncio.create_task(worker.run(stopping)), stopping, events)
-        try:
-            yield run
-        finally:
-            stopping.set()
-            with suppress(Exception):
-                await asyncio.wait_for(asyncio.shield(run.task), 120)
 
     async def lines(self) -> list[Line]:
         """All lines, in the order in which they were written."""

@@ -1,10 +1,8 @@
 """Workers on the broker in memory and a real PostgreSQL: the parking lot under control, without a group's waits."""
 
-import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import psycopg
@@ -26,15 +24,13 @@ from consumerkit import (
     header,
 )
 from consumerkit.errors import Defer
-from consumerkit.events import Event
 from consumerkit.handlers.handler import AnyHandler
-from consumerkit.storage.database import Database
 from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.worker import Worker
 from tests.crash.model import Base, Payment
-from tests.integration.stage import Run, effect
+from tests.integration.kafka_stage import effect
+from tests.integration.stage import Stage
 from tests.services import PostgresServer
-from tests.services.tables import make_tables
 
 TOPIC = "t"
 DEAD = "t.dlq"
@@ -115,8 +111,10 @@ class BatchTrial(_Trial, BatchHandler[Payment]):
             self.decide(one.event.kind, one.message_id, one.attempt)
 
 
-class PaymentStage:
+class PaymentStage(Stage):
     """A broker in memory with a topic and its dead letters' topic, and a PostgreSQL database with all tables."""
+
+    tables_of_handlers = Base.metadata
 
     def __init__(self, postgres: PostgresServer, database: str, partitions: int = 2) -> None:
         self.postgres = postgres
@@ -126,14 +124,6 @@ class PaymentStage:
     @property
     def url(self) -> str:
         return self.postgres.url(self.database)
-
-    async def create_tables(self) -> None:
-        database = Database(self.url)
-        try:
-            await database.run(make_tables)
-            await database.run(lambda session: Base.metadata.create_all(session.connection()))
-        finally:
-            await database.dispose()
 
     def send(
         self,
@@ -150,24 +140,9 @@ class PaymentStage:
         mark = ("message-id", f"p-{number}".encode())
         return self.broker.append(TOPIC, value or body, key=key, headers=(mark, *headers), partition=partition)
 
-    @asynccontextmanager
-    async def run(self, *handlers: AnyHandler, **settings: Any) -> AsyncIterator[Run]:
-        """Run a worker until the block's end."""
-        events: list[Event] = []
-        stopping = asyncio.Event()
+    def make(self, *handlers: AnyHandler, **settings: Any) -> Worker:
         settings.setdefault("database", self.url)
-        settings.setdefault("stall_timeout", 600.0)  # the watchdog would end the tests, not one test
-        worker = Worker(kafka=Memory(self.broker), handlers=handlers, observers=[events.append], **settings)
-        run = Run(worker, asyncio.create_task(worker.run(stopping)), stopping, events)
-        try:
-            yield run
-        except BaseException:
-            stopping.set()
-            with suppress(BaseException):
-                await asyncio.wait_for(asyncio.shield(run.task), 120)
-            raise
-        stopping.set()
-        await run.task
+        return Worker(kafka=Memory(self.broker), handlers=handlers, **settings)
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Ask the database."""

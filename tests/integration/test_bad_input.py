@@ -10,7 +10,8 @@ import pytest
 from consumerkit import Context, DeadLetter, Handler, Identity, Reject, Retry, event_field, fixed, header
 from consumerkit.transports.kafka import Client
 from tests.crash.model import Payment
-from tests.integration.stage import Found, Given, Run, Stage, effect, payment
+from tests.integration.kafka_stage import Found, Given, KafkaStage, effect, payment
+from tests.integration.stage import Run
 
 CANARY = "canary-7f3a-of-the-payload"
 GOOD = payment(1, account=CANARY)
@@ -22,7 +23,7 @@ class Store(Handler[Payment]):
     message_id = header("message-id")
     retry = Retry(attempts=2, wait=fixed(0.05))
 
-    def __init__(self, stage: Stage, *, identity: Identity | None = None, size_limit: int | None = None) -> None:
+    def __init__(self, stage: KafkaStage, *, identity: Identity | None = None, size_limit: int | None = None) -> None:
         self.topic = stage.topic
         self.group = stage.topic
         self.dead_letter = DeadLetter(stage.dead_letter_topic)
@@ -45,7 +46,7 @@ def transport(request: pytest.FixtureRequest) -> Client:
 
 
 @pytest.fixture
-def stage(narrow_stage: Stage) -> Stage:
+def stage(narrow_stage: KafkaStage) -> KafkaStage:
     return narrow_stage
 
 
@@ -64,7 +65,9 @@ def value(kind: str = "ok", **more: object) -> bytes:
     return json.dumps({"account": CANARY, "amount": 1, "kind": kind, **more}).encode()
 
 
-async def passes(stage: Stage, transport: Client, *bad: Given, handler: Store | None = None, effects: int = 0) -> Run:
+async def passes(
+    stage: KafkaStage, transport: Client, *bad: Given, handler: Store | None = None, effects: int = 0
+) -> Run:
     """Have the bad records, and a good one after them in the same partition, go through a worker.
 
     The good one takes effect, the bad ones leave `effects` effects and otherwise dead letters, and the partition's
@@ -82,7 +85,7 @@ async def passes(stage: Stage, transport: Client, *bad: Given, handler: Store | 
     return run
 
 
-def dead_letter(stage: Stage, given: Given, reason: str, *, offset: int = 0) -> Found:
+def dead_letter(stage: KafkaStage, given: Given, reason: str, *, offset: int = 0) -> Found:
     """Check the one dead letter, row and record, against what was sent; return the record."""
     (row,) = stage.dead()
     assert (row["reason"], row["partition"], row["offset"]) == (reason, 0, offset)
@@ -115,7 +118,9 @@ def dead_letter(stage: Stage, given: Given, reason: str, *, offset: int = 0) -> 
         pytest.param(None, id="no-value"),
     ],
 )
-async def test_what_cannot_be_decoded_is_a_dead_letter(stage: Stage, transport: Client, broken: bytes | None) -> None:
+async def test_what_cannot_be_decoded_is_a_dead_letter(
+    stage: KafkaStage, transport: Client, broken: bytes | None
+) -> None:
     given = Given(broken, b"bad", CANARY.encode(), (("note", CANARY.encode()),))
     await passes(stage, transport, given)
     found = dead_letter(stage, given, "undecodable")
@@ -123,7 +128,9 @@ async def test_what_cannot_be_decoded_is_a_dead_letter(stage: Stage, transport: 
 
 
 @pytest.mark.parametrize("missing", [pytest.param(None, id="no-header"), pytest.param(b"", id="empty-header")])
-async def test_a_message_without_an_id_is_a_dead_letter(stage: Stage, transport: Client, missing: bytes | None) -> None:
+async def test_a_message_without_an_id_is_a_dead_letter(
+    stage: KafkaStage, transport: Client, missing: bytes | None
+) -> None:
     given = Given(value(), missing, b"k")
     await passes(stage, transport, given)
     dead_letter(stage, given, "unidentified")
@@ -144,7 +151,7 @@ async def test_a_message_without_an_id_is_a_dead_letter(stage: Stage, transport:
         pytest.param(b"a\n\x1b[2Jb", b"a\r\nb", id="control-characters"),
     ],
 )
-async def test_odd_ids_are_ids_and_stay_apart(stage: Stage, transport: Client, one: bytes, other: bytes) -> None:
+async def test_odd_ids_are_ids_and_stay_apart(stage: KafkaStage, transport: Client, one: bytes, other: bytes) -> None:
     records = [Given(value(), name, b"k") for name in (one, other, one, other)]
     stage.send([*records, GOOD])
     async with stage.run(Store(stage), transport=transport) as run:
@@ -155,14 +162,14 @@ async def test_odd_ids_are_ids_and_stay_apart(stage: Stage, transport: Client, o
 
 
 @pytest.mark.parametrize("name", [pytest.param("a\x00b", id="NUL"), pytest.param("x" * 10_000_000, id="10-MB")])
-async def test_odd_ids_in_a_field_are_ids(stage: Stage, transport: Client, name: str) -> None:
+async def test_odd_ids_in_a_field_are_ids(stage: KafkaStage, transport: Client, name: str) -> None:
     given = Given(value(kind=name), None, b"k")
     await passes(
         stage, transport, given, handler=Store(stage, identity=event_field("kind") | header("message-id")), effects=1
     )
 
 
-async def test_a_lone_surrogate_in_a_field_is_a_dead_letter(stage: Stage, transport: Client) -> None:
+async def test_a_lone_surrogate_in_a_field_is_a_dead_letter(stage: KafkaStage, transport: Client) -> None:
     given = Given(b'{"account": "\\ud800' + CANARY.encode() + b'", "amount": 1}', None, b"k")
     await passes(stage, transport, given, handler=Store(stage, identity=event_field("account", "kind")))
     dead_letter(stage, given, "undecodable")
@@ -170,14 +177,14 @@ async def test_a_lone_surrogate_in_a_field_is_a_dead_letter(stage: Stage, transp
 
 @pytest.mark.parametrize("name", [b"a\x00b", b"\xed\xa0\x80", b"x" * 10_000_000], ids=["NUL", "surrogate", "10-MB"])
 async def test_a_failing_message_with_an_odd_id_is_a_dead_letter_with_it(
-    stage: Stage, transport: Client, name: bytes
+    stage: KafkaStage, transport: Client, name: bytes
 ) -> None:
     given = Given(value("reject"), name, b"k")
     await passes(stage, transport, given)
     dead_letter(stage, given, "rejected")
 
 
-async def test_a_failing_handler_tells_no_log_what_it_failed_on(stage: Stage, transport: Client) -> None:
+async def test_a_failing_handler_tells_no_log_what_it_failed_on(stage: KafkaStage, transport: Client) -> None:
     given = Given(value("fail"), b"bad", CANARY.encode(), (("note", CANARY.encode()),))
     await passes(stage, transport, given)
     found = dead_letter(stage, given, "exhausted")
@@ -186,7 +193,9 @@ async def test_a_failing_handler_tells_no_log_what_it_failed_on(stage: Stage, tr
 
 
 @pytest.mark.parametrize("kind", ["ok", "reject"])
-async def test_odd_headers_are_kept_and_the_last_of_a_name_counts(stage: Stage, transport: Client, kind: str) -> None:
+async def test_odd_headers_are_kept_and_the_last_of_a_name_counts(
+    stage: KafkaStage, transport: Client, kind: str
+) -> None:
     headers = (
         ("message-id", b"not this"),
         ("twice", b"1"),
@@ -205,13 +214,13 @@ async def test_odd_headers_are_kept_and_the_last_of_a_name_counts(stage: Stage, 
         assert dead_letter(stage, given, "rejected").header("consumerkit-dlq-attempts") == "1"
 
 
-async def test_ten_thousand_headers_are_read(stage: Stage, transport: Client) -> None:
+async def test_ten_thousand_headers_are_read(stage: KafkaStage, transport: Client) -> None:
     given = Given(value("reject"), b"bad", b"k", tuple((f"h{n}", b"v") for n in range(10_000)))
     await passes(stage, transport, given)
     dead_letter(stage, given, "rejected")
 
 
-async def test_an_oversized_record_is_a_dead_letter_by_reference(stage: Stage, transport: Client) -> None:
+async def test_an_oversized_record_is_a_dead_letter_by_reference(stage: KafkaStage, transport: Client) -> None:
     given = Given(value(kind=CANARY * 1_000_000), b"bad", b"k", (("note", CANARY.encode()),))
     await passes(stage, transport, given, handler=Store(stage, size_limit=1_000_000))
     (row,) = stage.dead()
@@ -231,14 +240,14 @@ async def test_an_oversized_record_is_a_dead_letter_by_reference(stage: Stage, t
     }
 
 
-async def test_the_same_id_with_another_payload_is_a_conflict(stage: Stage, transport: Client) -> None:
+async def test_the_same_id_with_another_payload_is_a_conflict(stage: KafkaStage, transport: Client) -> None:
     first, other = Given(value(), b"same", b"k"), Given(value(amount=2), b"same", b"k")
     await passes(stage, transport, first, other, effects=1)
     dead_letter(stage, other, "conflict", offset=1)
     assert [row["amount"] for row in stage.effects() if row["message_id"] == "same"] == [1]
 
 
-async def test_a_conflict_found_in_a_later_transaction_is_one_too(stage: Stage, transport: Client) -> None:
+async def test_a_conflict_found_in_a_later_transaction_is_one_too(stage: KafkaStage, transport: Client) -> None:
     first, other = Given(value(), b"same", b"k"), Given(value(amount=2), b"same", b"k")
     stage.send([first])
     async with stage.run(Store(stage), transport=transport) as run:

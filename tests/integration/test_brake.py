@@ -12,8 +12,8 @@ from consumerkit.engine.lanes.partition_brakes import PartitionBrakes
 from consumerkit.events import AttemptFailed, BrakeOff, BrakeOn, PartitionInDoubt
 from consumerkit.message import TopicPartition
 from consumerkit.policies.brake import Brake
+from tests.integration.kafka_stage import KafkaStage, payment
 from tests.integration.payments import TOPIC, BatchTrial, PaymentStage, PlainTrial, Trial
-from tests.integration.stage import Stage, payment
 from tests.services import PostgresServer
 
 QUICK = Brake(probe=exponential(0.3, max=1.5, jitter=0))
@@ -230,7 +230,7 @@ class Lenient:
         raise NotImplementedError
 
 
-async def test_an_outage_on_the_real_broker(stage: Stage) -> None:
+async def test_an_outage_on_the_real_broker(stage: KafkaStage) -> None:
     handler = Down(topic=stage.topic, group=stage.topic, dead_letter=None, retry=Retry(attempts=1), brake=QUICK)
     total = 300
     stage.send([payment(n, account=f"a-{n % 40}", partition=n % 2) for n in range(total)])

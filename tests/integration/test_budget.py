@@ -22,8 +22,9 @@ from consumerkit.transports.base import Position
 from consumerkit.transports.confluent.consumer import ConfluentConsumer
 from consumerkit.transports.kafka import Client
 from consumerkit.transports.memory.group import MemoryConsumer
+from tests.integration.kafka_stage import KafkaStage, payment
 from tests.integration.payments import DEAD, TOPIC, PaymentStage, Trial
-from tests.integration.stage import Run, Stage, payment
+from tests.integration.stage import Run
 from tests.services import PostgresServer
 
 COUNT = 150
@@ -287,7 +288,7 @@ async def test_dead_letters_that_hold_their_keys_fill_the_lot_and_stop_no_other_
 
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_a_real_client_reads_again_from_the_first_that_was_dropped(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, transport: Client
+    stage: KafkaStage, monkeypatch: pytest.MonkeyPatch, transport: Client
 ) -> None:
     monkeypatch.setattr(pauses, "TOLD_AFTER", 0.0)
     monkeypatch.setattr(holding, "FRUGAL", 600.0)

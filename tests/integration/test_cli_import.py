@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 from consumerkit import Context, Handler, header
 from tests.crash.model import Payment
 from tests.integration.command import CommandLine
-from tests.integration.stage import Given, Stage, effect, payment
+from tests.integration.kafka_stage import Given, KafkaStage, effect, payment
 from tests.unit.dead_letters.records import connect, replaced, spring
 
 APP = """
@@ -19,7 +19,7 @@ from consumerkit import Context, Handler, header
 from consumerkit.transports.kafka import Kafka
 from consumerkit.worker import Worker
 from tests.crash.model import Payment
-from tests.integration.stage import effect
+from tests.integration.kafka_stage import effect
 
 class Credit(Handler[Payment]):
     name = "credit"
@@ -41,7 +41,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(params=["confluent", "aiokafka"])
-def target(request: pytest.FixtureRequest, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def target(request: pytest.FixtureRequest, stage: KafkaStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A user's module."""
     monkeypatch.chdir(tmp_path)
     name = f"app_{tmp_path.name}".replace("-", "_")
@@ -57,7 +57,7 @@ def letter(number: int, headers: Any, *, partition: int = 0) -> Given:
 
 
 def test_springs_and_connects_topics_are_imported_and_a_second_time_add_nothing(
-    stage: Stage, target: str, command: CommandLine
+    stage: KafkaStage, target: str, command: CommandLine
 ) -> None:
     dead = stage.dead_letter_topic
     sent = [letter(n, spring(stage.topic, n % 2, n), partition=n % 2) for n in range(150)]
@@ -93,7 +93,7 @@ def test_springs_and_connects_topics_are_imported_and_a_second_time_add_nothing(
     assert "consumerkit-reader" not in {group.group_id for group in groups.valid}
 
 
-def test_what_is_asked_for_wrongly_is_one_line(stage: Stage, target: str, command: CommandLine) -> None:
+def test_what_is_asked_for_wrongly_is_one_line(stage: KafkaStage, target: str, command: CommandLine) -> None:
     dead = stage.dead_letter_topic
     arguments = ("dead-letters", "import", target, "--handler", "credit", "--topic", dead)
     for more, said in (
@@ -107,7 +107,7 @@ def test_what_is_asked_for_wrongly_is_one_line(stage: Stage, target: str, comman
         assert (answer.code, answer.out, answer.err) == (2, "", f"{said}\n")
 
 
-def test_it_begins_where_it_is_told(stage: Stage, target: str, command: CommandLine) -> None:
+def test_it_begins_where_it_is_told(stage: KafkaStage, target: str, command: CommandLine) -> None:
     dead = stage.dead_letter_topic
     sent = [letter(n, spring(stage.topic, 0, n), partition=n % 2) for n in range(20)]
     stage.send(sent, dead)
@@ -132,7 +132,7 @@ class Credit(Handler[Payment]):
 
 
 async def test_springs_and_connects_letters_are_redriven_to_a_running_worker_each_once_and_in_order(
-    stage: Stage, target: str, command: CommandLine
+    stage: KafkaStage, target: str, command: CommandLine
 ) -> None:
     dead = stage.dead_letter_topic
     sent = [letter(n, spring(stage.topic, n % 2, n), partition=n % 2) for n in range(140)]
@@ -166,7 +166,9 @@ async def test_springs_and_connects_letters_are_redriven_to_a_running_worker_eac
     assert {row["topic"] for row in stage.dead()} == {stage.topic}
 
 
-def test_a_topic_chooses_the_letters_alone_and_needs_a_handler(stage: Stage, target: str, command: CommandLine) -> None:
+def test_a_topic_chooses_the_letters_alone_and_needs_a_handler(
+    stage: KafkaStage, target: str, command: CommandLine
+) -> None:
     arguments = ("dead-letters", "redrive", target, "--from-topic", stage.dead_letter_topic)
     answer = command(*arguments)
     assert (answer.code, answer.err.count("whose dead letters they are with --handler")) == (2, 1)

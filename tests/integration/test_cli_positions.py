@@ -12,7 +12,7 @@ from consumerkit.events import GroupCommitted
 from consumerkit.transports.kafka import Client
 from tests.crash.model import Effect
 from tests.integration.command import CommandLine
-from tests.integration.stage import Stage, payment
+from tests.integration.kafka_stage import KafkaStage, payment
 from tests.services import KafkaServer, PostgresServer
 
 APP = """
@@ -58,9 +58,9 @@ def stage(
     database: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Stage:
+) -> KafkaStage:
     """A topic whose twenty messages were processed, and a module that leads to its worker."""
-    made = Stage(kafka, postgres, database, f"t-{uuid4().hex[:8]}", 2)
+    made = KafkaStage(kafka, postgres, database, f"t-{uuid4().hex[:8]}", 2)
     monkeypatch.chdir(tmp_path)
     name = f"app_{uuid4().hex[:8]}"
     app = APP.format(topic=made.topic, url=made.url, bootstrap=kafka.bootstrap, client=request.param)
@@ -72,7 +72,7 @@ def stage(
     return made
 
 
-async def _consume(stage: Stage, effects: int, duplicates: int = 0) -> None:
+async def _consume(stage: KafkaStage, effects: int, duplicates: int = 0) -> None:
     async with stage.run(Apply(stage.topic)) as run:
         await run.until(lambda: stage.count_effects() >= effects, f"{effects} effects")
         await run.until(lambda: sum(g.duplicates for g in run.seen(GroupCommitted)) >= duplicates, "duplicates")
@@ -89,11 +89,11 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.replace("│", "  ").split("  ") if cell.strip()]
 
 
-def _marks(stage: Stage) -> list[int]:
+def _marks(stage: KafkaStage) -> list[int]:
     return [row["mark"] for row in stage.rows("SELECT mark FROM consumerkit_partition_progress ORDER BY partition")]
 
 
-def test_rewind_and_skip_move_the_mark_and_say_so(stage: Stage, command: CommandLine) -> None:
+def test_rewind_and_skip_move_the_mark_and_say_so(stage: KafkaStage, command: CommandLine) -> None:
     topic = ["--topic", stage.topic]
     dry = command("rewind", stage.topic, *topic, "--to", "start", "--dry-run")
     assert dry.code == 0, dry.err
@@ -117,7 +117,7 @@ def test_rewind_and_skip_move_the_mark_and_say_so(stage: Stage, command: Command
     assert actions[0]["actor"] == "ann"
 
 
-def test_what_makes_no_sense_is_one_line(stage: Stage, command: CommandLine) -> None:
+def test_what_makes_no_sense_is_one_line(stage: KafkaStage, command: CommandLine) -> None:
     topic = ["--topic", stage.topic]
     wrong = command("rewind", stage.topic, *topic, "--to", "yesterday")
     assert (wrong.code, wrong.out) == (2, "")

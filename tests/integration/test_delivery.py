@@ -26,7 +26,7 @@ from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.kafka import Client, Kafka, Sasl
 from consumerkit.worker import Worker
 from tests.integration.credit import Credit
-from tests.integration.stage import OPTIONS, Given, Stage, payment
+from tests.integration.kafka_stage import OPTIONS, Given, KafkaStage, payment
 from tests.services import KafkaServer, PostgresServer
 from tests.services.secure import PASSWORD, USER, SecureKafka
 
@@ -37,7 +37,7 @@ def transport(request: pytest.FixtureRequest) -> Client:
     return found
 
 
-async def write(stage: Stage, *messages: OutboxMessage) -> None:
+async def write(stage: KafkaStage, *messages: OutboxMessage) -> None:
     """Write to the outbox as another program may."""
     database = Database(stage.url)
     try:
@@ -50,7 +50,9 @@ def _append(session: Session, messages: tuple[OutboxMessage, ...]) -> None:
     outbox.append(session.connection(), DEFAULT_TABLES, messages)
 
 
-async def test_a_missing_topic_holds_up_no_other_and_goes_on_when_it_is_there(stage: Stage, transport: Client) -> None:
+async def test_a_missing_topic_holds_up_no_other_and_goes_on_when_it_is_there(
+    stage: KafkaStage, transport: Client
+) -> None:
     others = [f"{stage.topic}-{n}" for n in range(3)]
     for name in others:
         stage.kafka.create_topic(name)
@@ -77,7 +79,7 @@ async def test_a_missing_topic_holds_up_no_other_and_goes_on_when_it_is_there(st
 
 
 async def test_a_topic_too_small_gets_what_fits_whole_and_the_rest_by_reference(
-    stage: Stage, transport: Client
+    stage: KafkaStage, transport: Client
 ) -> None:
     stage.kafka.delete_topic(stage.dead_letter_topic)
     stage.kafka.create_topic(stage.dead_letter_topic, 2, {"max.message.bytes": "12000"})
@@ -95,7 +97,7 @@ async def test_a_topic_too_small_gets_what_fits_whole_and_the_rest_by_reference(
     assert row["value"] == large.value
 
 
-async def test_two_relays_publish_each_message_once(stage: Stage, transport: Client) -> None:
+async def test_two_relays_publish_each_message_once(stage: KafkaStage, transport: Client) -> None:
     count = 3000
     async with stage.run(Credit(stage), transport=transport) as run, stage.run(Credit(stage), transport=transport):
         for start in range(0, count, 300):
@@ -114,7 +116,7 @@ async def test_a_broker_that_is_down_loses_no_dead_letter(
     postgres: PostgresServer, database: str, topic_name: str, transport: Client
 ) -> None:
     with KafkaServer.start_private() as broker:
-        stage = Stage(broker, postgres, database, topic_name)
+        stage = KafkaStage(broker, postgres, database, topic_name)
         await stage.create_tables()
         stage.send([payment(n, kind="reject", account=f"a-{n}") for n in range(8)])
         async with stage.run(Credit(stage, batch_size=1), transport=transport) as run:
@@ -136,7 +138,7 @@ asyncio.run(crash(*sys.argv[1:]))
 
 async def crash(bootstrap: str, url: str, topic: str) -> None:
     """Run a worker that kills itself before the first offset commit after the fourth outcome."""
-    stage = Stage.__new__(Stage)
+    stage = KafkaStage.__new__(KafkaStage)
     stage.topic, stage.partitions = topic, 2
     kafka = Kafka(bootstrap, options=OPTIONS["confluent"])
     outcomes = 0
@@ -152,7 +154,7 @@ async def crash(bootstrap: str, url: str, topic: str) -> None:
     await asyncio.wait_for(worker.run(asyncio.Event()), 60)
 
 
-async def test_dead_letters_without_a_ledger_row_are_not_doubled_by_a_crash(stage: Stage) -> None:
+async def test_dead_letters_without_a_ledger_row_are_not_doubled_by_a_crash(stage: KafkaStage) -> None:
     """Killed between COMMIT and offset commit, and delivered again."""
     stage.send(
         [
@@ -214,7 +216,7 @@ def forbid_writing(server: SecureKafka) -> None:
 async def test_a_forbidden_topic_waits_for_its_right_and_says_which(
     guarded: SecureKafka, postgres: PostgresServer, database: str, transport: Client
 ) -> None:
-    stage = Stage(guarded.server, postgres, database, f"t-{uuid4().hex[:8]}")
+    stage = KafkaStage(guarded.server, postgres, database, f"t-{uuid4().hex[:8]}")
     await stage.create_tables()
     # A producer numbers its records: the broker wants the right to write somewhere, wherever that is.
     allow(guarded, ResourceType.TOPIC, "elsewhere", AclOperation.WRITE)
@@ -244,7 +246,7 @@ async def test_a_forbidden_topic_waits_for_its_right_and_says_which(
 async def test_a_principal_that_may_write_nowhere_consumes_and_sends_once_it_may(
     guarded: SecureKafka, postgres: PostgresServer, database: str, transport: Client
 ) -> None:
-    stage = Stage(guarded.server, postgres, database, f"t-{uuid4().hex[:8]}")
+    stage = KafkaStage(guarded.server, postgres, database, f"t-{uuid4().hex[:8]}")
     await stage.create_tables()
     forbid_writing(guarded)
     allow(guarded, ResourceType.TOPIC, stage.topic, AclOperation.READ)
@@ -269,7 +271,7 @@ async def test_a_principal_that_may_write_nowhere_consumes_and_sends_once_it_may
 async def test_a_worker_needs_no_more_than_the_rules_that_are_printed(
     guarded: SecureKafka, postgres: PostgresServer, database: str, transport: Client
 ) -> None:
-    stage = Stage(guarded.server, postgres, database, f"t-{uuid4().hex[:8]}")
+    stage = KafkaStage(guarded.server, postgres, database, f"t-{uuid4().hex[:8]}")
     await stage.create_tables()
     forbid_writing(guarded)
     stage.send([payment(n, kind="reject" if n % 2 else "ok") for n in range(10)])

@@ -15,12 +15,12 @@ from consumerkit.errors import TransactionMisused
 from consumerkit.events import AttemptFailed, GroupCommitted, GroupRolledBack
 from tests.crash.model import Payment
 from tests.integration.credit import Credit, PlainCredit
-from tests.integration.stage import Stage, effect, payment
+from tests.integration.kafka_stage import KafkaStage, effect, payment
 
 
 @pytest.mark.parametrize("kind", [Credit, PlainCredit])
 async def test_one_failing_message_in_two_hundred_costs_less_than_twice_the_invocations(
-    stage: Stage, other_stage: Stage, kind: type[Credit | PlainCredit]
+    stage: KafkaStage, other_stage: KafkaStage, kind: type[Credit | PlainCredit]
 ) -> None:
     total, every = 6000, 200
     costs = {}
@@ -46,7 +46,7 @@ async def test_one_failing_message_in_two_hundred_costs_less_than_twice_the_invo
     assert total < costs[total // every] < 2 * total
 
 
-async def test_attempts_wait_outside_any_transaction_while_other_lanes_flow(stage: Stage) -> None:
+async def test_attempts_wait_outside_any_transaction_while_other_lanes_flow(stage: KafkaStage) -> None:
     handler = Credit(stage, retry=Retry(attempts=4, wait=fixed(2)), concurrency=4)
     stage.send([payment("bad", kind="fail", account="bad")])
     stage.send([payment(n, account=f"a-{n % 50}") for n in range(1000)])
@@ -79,7 +79,7 @@ async def test_attempts_wait_outside_any_transaction_while_other_lanes_flow(stag
         pytest.param("value", "exhausted", "ValueError", id="outside-on"),
     ],
 )
-async def test_what_no_retry_can_help_is_dead_at_once(stage: Stage, bad: str, reason: str, error: str) -> None:
+async def test_what_no_retry_can_help_is_dead_at_once(stage: KafkaStage, bad: str, reason: str, error: str) -> None:
     handler = Credit(stage, retry=Retry(attempts=5, wait=fixed(30), on=(TimeoutError,)))
     stage.send([payment(n, kind=bad if n == 50 else "ok", account=f"a-{n}") for n in range(100)])
     async with stage.run(handler) as run:
@@ -90,7 +90,7 @@ async def test_what_no_retry_can_help_is_dead_at_once(stage: Stage, bad: str, re
     stage.check_ledger()
 
 
-async def test_a_failure_in_a_group_is_no_attempt(stage: Stage) -> None:
+async def test_a_failure_in_a_group_is_no_attempt(stage: KafkaStage) -> None:
     handler = Credit(stage)
     stage.send([payment(n, kind="flaky" if n % 40 == 3 else "ok", account=f"a-{n}") for n in range(400)])
     async with stage.run(handler) as run:
@@ -156,7 +156,7 @@ class Misuser(Credit):
 
 
 @pytest.mark.parametrize("misuse", MISUSES)
-async def test_a_handler_that_breaks_its_transaction_breaks_nothing_else(stage: Stage, misuse: str) -> None:
+async def test_a_handler_that_breaks_its_transaction_breaks_nothing_else(stage: KafkaStage, misuse: str) -> None:
     await asyncio.to_thread(
         stage.execute, "CREATE TABLE numbers (n integer PRIMARY KEY)", "INSERT INTO numbers VALUES (1)"
     )
@@ -184,7 +184,7 @@ class Referrer(Credit):
         return None
 
 
-async def test_a_deferred_constraint_fails_its_message_alone(stage: Stage) -> None:
+async def test_a_deferred_constraint_fails_its_message_alone(stage: KafkaStage) -> None:
     await asyncio.to_thread(
         stage.execute,
         "CREATE TABLE numbers (n integer PRIMARY KEY)",
@@ -213,7 +213,7 @@ class LateRow(Credit):
         return None
 
 
-async def test_blame_that_falls_on_another_message_kills_none(stage: Stage) -> None:
+async def test_blame_that_falls_on_another_message_kills_none(stage: KafkaStage) -> None:
     handler = LateRow(stage, retry=Retry(attempts=1))
     kinds = {11: "bad", 12: "query", 13: "query"}
     stage.send([payment(n, kind=kinds.get(n, "ok"), account="one") for n in range(40)])
@@ -238,7 +238,7 @@ class Mover(Credit):
         return None
 
 
-async def test_two_messages_of_one_group_on_one_row_both_count(stage: Stage) -> None:
+async def test_two_messages_of_one_group_on_one_row_both_count(stage: KafkaStage) -> None:
     await asyncio.to_thread(
         stage.execute,
         "CREATE TABLE balances (account text PRIMARY KEY, balance bigint)",
@@ -252,7 +252,7 @@ async def test_two_messages_of_one_group_on_one_row_both_count(stage: Stage) -> 
     assert max(run.groups()) > 3
 
 
-async def test_copies_and_conflicts_within_one_group(narrow_stage: Stage) -> None:
+async def test_copies_and_conflicts_within_one_group(narrow_stage: KafkaStage) -> None:
     stage = narrow_stage
     one, other = payment(1, amount=5), payment(1, amount=6)
     stage.send([one, payment(2), one, other, one, payment(3), other])
@@ -265,7 +265,7 @@ async def test_copies_and_conflicts_within_one_group(narrow_stage: Stage) -> Non
     stage.check_ledger()
 
 
-async def test_a_copy_of_a_dead_message_is_not_tried_again(stage: Stage) -> None:
+async def test_a_copy_of_a_dead_message_is_not_tried_again(stage: KafkaStage) -> None:
     handler = Credit(stage, retry=Retry(attempts=1))
     bad = payment(1, kind="fail")
     stage.send([bad, payment(2), bad])

@@ -22,8 +22,9 @@ from consumerkit.transports.memory.group import MemoryConsumer
 from tests.crash.ordering_app import Settings
 from tests.crash.ordering_run import Crew
 from tests.crash.ordering_verdict import judge
+from tests.integration.kafka_stage import KafkaStage, payment
 from tests.integration.payments import TOPIC, PaymentStage, PlainTrial, Trial
-from tests.integration.stage import Run, Stage, payment
+from tests.integration.stage import Run
 from tests.services import KafkaServer, PostgresServer
 from tests.services.tcp_proxy import LateCommits
 
@@ -46,7 +47,7 @@ async def payments(postgres: PostgresServer, database: str) -> PaymentStage:
 def test_a_paused_owner_that_wakes_does_not_overtake_what_the_next_one_parked(
     kafka: KafkaServer, postgres: PostgresServer, database: str, topic_name: str, tmp_path: Path, transport: Client
 ) -> None:
-    stage = Stage(kafka, postgres, database, topic_name, 1)
+    stage = KafkaStage(kafka, postgres, database, topic_name, 1)
     settings = Settings(
         bootstrap=kafka.bootstrap,
         database=stage.url,

@@ -10,8 +10,9 @@ import pytest
 from consumerkit import Retry, fixed
 from consumerkit.events import PartitionInDoubt, PartitionTaken
 from consumerkit.transports.kafka import Client
+from tests.integration.kafka_stage import KafkaStage, payment
 from tests.integration.payments import Trial
-from tests.integration.stage import Run, Stage, payment
+from tests.integration.stage import Run
 from tests.services import KafkaServer, PostgresServer
 from tests.services.tcp_proxy import LateCommits
 
@@ -21,35 +22,35 @@ TRANSPORTS = [get_args(Client)[0], *(pytest.param(one, marks=pytest.mark.matrix)
 
 
 @pytest.fixture
-async def stage(kafka: KafkaServer, postgres: PostgresServer, database: str, topic_name: str) -> Stage:
-    made = Stage(kafka, postgres, database, topic_name, 2)
+async def stage(kafka: KafkaServer, postgres: PostgresServer, database: str, topic_name: str) -> KafkaStage:
+    made = KafkaStage(kafka, postgres, database, topic_name, 2)
     await made.create_tables()
     return made
 
 
-def late_commits(stage: Stage, delay: float, *, cut: bool) -> LateCommits:
+def late_commits(stage: KafkaStage, delay: float, *, cut: bool) -> LateCommits:
     where = urlsplit(stage.postgres.admin_dsn)
     assert where.hostname is not None
     assert where.port is not None
     return LateCommits(f"{where.hostname}:{where.port}", PARKING, delay, cut=cut)
 
 
-def through(stage: Stage, proxy: LateCommits) -> str:
+def through(stage: KafkaStage, proxy: LateCommits) -> str:
     return f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/{stage.database}"
 
 
-def trial(stage: Stage) -> Trial:
+def trial(stage: KafkaStage) -> Trial:
     retry = Retry(attempts=5, wait=fixed(3))
     return Trial(topic=stage.topic, group=stage.topic, retry=retry, dead_letter=None, concurrency=4)
 
 
-def order(stage: Stage, account: str = "a-1") -> list[str]:
+def order(stage: KafkaStage, account: str = "a-1") -> list[str]:
     return [row["message_id"] for row in stage.effects() if row["account"] == account]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_parking_whose_commit_is_in_doubt_and_lands_late_lets_nothing_overtake(
-    stage: Stage, transport: Client
+    stage: KafkaStage, transport: Client
 ) -> None:
     handler = trial(stage)
     async with (
@@ -75,7 +76,7 @@ async def test_a_parking_whose_commit_is_in_doubt_and_lands_late_lets_nothing_ov
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_an_owners_late_parking_does_not_slip_past_the_next_owners_loading(
-    stage: Stage, transport: Client
+    stage: KafkaStage, transport: Client
 ) -> None:
     one, other = trial(stage), trial(stage)
     await hand_over(stage, transport, one, other)
@@ -85,7 +86,7 @@ async def test_an_owners_late_parking_does_not_slip_past_the_next_owners_loading
     stage.check_ledger()
 
 
-async def hand_over(stage: Stage, transport: Client, one: Trial, other: Trial) -> None:
+async def hand_over(stage: KafkaStage, transport: Client, one: Trial, other: Trial) -> None:
     """Have a partition go from an owner whose parking is late to the next one."""
     async with late_commits(stage, 14, cut=False) as proxy:
         url = through(stage, proxy)

@@ -11,7 +11,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Consumer, Position, Subscription
 from consumerkit.transports.kafka import Client, Kafka
 from tests.contracts.member import until
-from tests.integration.stage import OPTIONS, Given, Stage
+from tests.integration.kafka_stage import OPTIONS, Given, KafkaStage
 
 
 class SlowListener:
@@ -40,7 +40,7 @@ class SlowListener:
 
 
 @pytest.mark.parametrize("transport", get_args(Client))
-async def test_a_fetch_that_runs_out_in_a_rebalance_leaves_no_gap(stage: Stage, transport: Client) -> None:
+async def test_a_fetch_that_runs_out_in_a_rebalance_leaves_no_gap(stage: KafkaStage, transport: Client) -> None:
     made = Kafka(stage.kafka.bootstrap, transport=transport, options=OPTIONS[transport]).connect()
     subscription = Subscription(group=stage.topic, topics=(stage.topic,))
     one, listener = made.consumer(subscription), SlowListener(0.3)
@@ -80,7 +80,7 @@ async def test_a_fetch_that_runs_out_in_a_rebalance_leaves_no_gap(stage: Stage, 
 
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_a_partition_that_went_while_nobody_fetched_is_read_when_it_comes_back(
-    stage: Stage, transport: Client
+    stage: KafkaStage, transport: Client
 ) -> None:
     made = Kafka(stage.kafka.bootstrap, transport=transport, options=OPTIONS[transport]).connect()
     subscription = Subscription(group=stage.topic, topics=(stage.topic,))

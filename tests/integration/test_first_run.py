@@ -27,8 +27,9 @@ from consumerkit.transports.base import Survey
 from consumerkit.transports.kafka import Client
 from consumerkit.transports.memory.group import MemoryConsumer
 from tests.crash.model import Payment
+from tests.integration.kafka_stage import KafkaStage, effect, payment
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
-from tests.integration.stage import Run, Stage, effect, payment
+from tests.integration.stage import Run
 from tests.services import PostgresServer
 from tests.services.databases import Databases
 
@@ -410,7 +411,7 @@ class Apply(Handler[Payment]):
     message_id = header("message-id")
     start_from = "latest"
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: KafkaStage) -> None:
         self.name = stage.topic
         self.topic = stage.topic
 
@@ -418,11 +419,11 @@ class Apply(Handler[Payment]):
         context.session.add(effect(event, context))
 
 
-def _pay(stage: Stage, numbers: Iterable[int], partitions: int = 2) -> None:
+def _pay(stage: KafkaStage, numbers: Iterable[int], partitions: int = 2) -> None:
     stage.send([payment(number, account=f"a-{number}", partition=number % partitions) for number in numbers])
 
 
-def _add_partitions(stage: Stage, number: int) -> None:
+def _add_partitions(stage: KafkaStage, number: int) -> None:
     admin = AdminClient({"bootstrap.servers": stage.kafka.bootstrap})
     for answer in admin.create_partitions([NewPartitions(stage.topic, number)], operation_timeout=30).values():
         answer.result(30)
@@ -430,7 +431,7 @@ def _add_partitions(stage: Stage, number: int) -> None:
 
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_on_kafka_nothing_old_runs_and_nothing_is_passed_over(
-    stage: Stage, transport: Client, monkeypatch: pytest.MonkeyPatch
+    stage: KafkaStage, transport: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _pay(stage, range(6))
     with only(monkeypatch, 0) as kept:

@@ -28,13 +28,13 @@ from consumerkit import (
 from consumerkit.transports.kafka import Client
 from tests.crash.model import Payment
 from tests.integration.credit import Credit, PlainCredit
-from tests.integration.stage import Stage, effect, payment
+from tests.integration.kafka_stage import KafkaStage, effect, payment
 
 
 @pytest.mark.parametrize("ordering", [Ordering.KEY, Ordering.PARTITION])
 @pytest.mark.parametrize("kind", [Credit, PlainCredit])
 async def test_effects_come_in_the_order_of_the_log(
-    stage: Stage, kind: type[Credit | PlainCredit], ordering: Ordering
+    stage: KafkaStage, kind: type[Credit | PlainCredit], ordering: Ordering
 ) -> None:
     total = 2000
     records = [
@@ -63,7 +63,7 @@ class Answering(Credit):
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-async def test_what_a_handler_returns_is_kept_once(stage: Stage, driver: str) -> None:
+async def test_what_a_handler_returns_is_kept_once(stage: KafkaStage, driver: str) -> None:
     stage.send([payment(n, amount=n) for n in (1, 2, 3, 1, 3)])
     async with stage.run(Answering(stage), database=stage.postgres.url(stage.database, driver)) as run:
         await run.until(stage.finished(3), "all effects")
@@ -90,7 +90,7 @@ class Announcing(Credit):
 
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_what_a_handler_publishes_arrives_once_per_id_and_only_with_its_effect(
-    stage: Stage, transport: Client
+    stage: KafkaStage, transport: Client
 ) -> None:
     receipts = f"{stage.topic}.receipts"
     stage.kafka.create_topic(receipts, 2)
@@ -130,7 +130,7 @@ class Prefetching(Credit):
         return None
 
 
-async def test_prefetch_sees_the_group_and_setup_each_message(stage: Stage) -> None:
+async def test_prefetch_sees_the_group_and_setup_each_message(stage: KafkaStage) -> None:
     await asyncio.to_thread(
         stage.execute,
         "CREATE TABLE numbers (n bigint PRIMARY KEY)",
@@ -149,7 +149,7 @@ class _InBulk:
     message_id = header("message-id")
     retry = Retry(attempts=2, wait=fixed(0.01))
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: KafkaStage) -> None:
         self.topic = stage.topic
         self.group = stage.topic
         self.dead_letter: DeadLetter | None = DeadLetter(stage.dead_letter_topic)
@@ -177,7 +177,7 @@ class PlainBulk(_InBulk, BatchHandler[Payment]):
 
 
 @pytest.mark.parametrize("kind", [Bulk, PlainBulk])
-async def test_a_batch_handler_loses_only_the_culprits(stage: Stage, kind: type[Bulk | PlainBulk]) -> None:
+async def test_a_batch_handler_loses_only_the_culprits(stage: KafkaStage, kind: type[Bulk | PlainBulk]) -> None:
     kinds = {33: "reject", 34: "reject", 70: "fail", 150: "fail"}
     records = [payment(n, account=f"a-{n}", kind=kinds.get(n, "ok")) for n in range(200)]
     stage.send([*records, *records[::3]])
@@ -188,7 +188,7 @@ async def test_a_batch_handler_loses_only_the_culprits(stage: Stage, kind: type[
     stage.check_ledger()
 
 
-async def test_two_handlers_of_one_topic_each_take_their_own_effects(stage: Stage) -> None:
+async def test_two_handlers_of_one_topic_each_take_their_own_effects(stage: KafkaStage) -> None:
     class Other(Handler[Payment]):
         name = "other"
         message_id = header("message-id")

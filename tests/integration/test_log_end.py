@@ -16,8 +16,8 @@ from consumerkit.events import PartitionStopped, PartitionTaken
 from consumerkit.message import TopicPartition
 from consumerkit.transports.kafka import Client
 from tests.crash.model import Payment
+from tests.integration.kafka_stage import KafkaStage, effect, payment
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
-from tests.integration.stage import Stage, effect, payment
 from tests.services import PostgresServer
 
 AT = TopicPartition(TOPIC, 0)
@@ -84,14 +84,14 @@ class Apply(Handler[Payment]):
     codec = Json()
     message_id = header("message-id")
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: KafkaStage) -> None:
         self.name = self.topic = stage.topic
 
     async def handle(self, event: Payment, context: Context) -> None:
         context.session.add(effect(event, context))
 
 
-def _transaction(stage: Stage, numbers: range, *, commit: bool) -> None:
+def _transaction(stage: KafkaStage, numbers: range, *, commit: bool) -> None:
     name = f"{stage.topic}-{numbers.start}"
     producer = Producer({"bootstrap.servers": stage.kafka.bootstrap, "transactional.id": name, "log_level": 0})
     producer.init_transactions(60)
@@ -102,14 +102,16 @@ def _transaction(stage: Stage, numbers: range, *, commit: bool) -> None:
     (producer.commit_transaction if commit else producer.abort_transaction)(60)
 
 
-def _delete_before(stage: Stage, offset: int) -> None:
+def _delete_before(stage: KafkaStage, offset: int) -> None:
     admin = AdminClient({"bootstrap.servers": stage.kafka.bootstrap})
     at = confluent_kafka.TopicPartition(stage.topic, 0, offset)
     assert admin.delete_records([at])[at].result(30).low_watermark == offset
 
 
 @pytest.mark.parametrize("transport", get_args(Client))
-async def test_on_kafka_a_log_that_ends_in_markers_is_read_to_its_end(narrow_stage: Stage, transport: Client) -> None:
+async def test_on_kafka_a_log_that_ends_in_markers_is_read_to_its_end(
+    narrow_stage: KafkaStage, transport: Client
+) -> None:
     stage = narrow_stage
     await asyncio.to_thread(_transaction, stage, range(5), commit=True)  # a marker at 5
     async with stage.run(Apply(stage), transport=transport) as run:

@@ -15,8 +15,8 @@ from consumerkit.transports.kafka import Client
 from consumerkit.transports.memory import MemoryBroker
 from tests.crash.model import Payment
 from tests.integration.credit import Credit
+from tests.integration.kafka_stage import KafkaStage, effect, payment
 from tests.integration.payments import DEAD, TOPIC, PaymentStage, PlainTrial, ProviderDown, Trial
-from tests.integration.stage import Stage, effect, payment
 from tests.services import PostgresServer
 
 RECEIPTS = "receipts"
@@ -262,7 +262,7 @@ class Announcing(Credit):
 
 
 @pytest.mark.parametrize("transport", get_args(Client))
-async def test_results_are_announced_again_on_the_real_broker(stage: Stage, transport: Client) -> None:
+async def test_results_are_announced_again_on_the_real_broker(stage: KafkaStage, transport: Client) -> None:
     receipts = f"{stage.topic}.receipts"
     stage.kafka.create_topic(receipts, 1)
     records = [payment(n, account=f"a-{n % 9}", amount=n) for n in range(100)]
@@ -276,7 +276,7 @@ async def test_results_are_announced_again_on_the_real_broker(stage: Stage, tran
     stage.check_ledger()
 
 
-def _done(stage: Stage) -> int:
+def _done(stage: KafkaStage) -> int:
     return sum(offset for offset in stage.committed(stage.topic).values() if offset > 0)
 
 

@@ -8,7 +8,8 @@ from consumerkit import Context, Ordering, Retry, fixed
 from consumerkit.events import PartitionsRevoked
 from tests.crash.model import Payment
 from tests.integration.credit import Credit
-from tests.integration.stage import Run, Stage, payment
+from tests.integration.kafka_stage import KafkaStage, payment
+from tests.integration.stage import Run
 from tests.services import KafkaServer, PostgresServer
 
 DRAIN = 20.0
@@ -21,7 +22,7 @@ class Slow(Credit):
     concurrency = 1
     retry = Retry(attempts=5, wait=fixed(1.0))
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: KafkaStage) -> None:
         super().__init__(stage)
         self.go, self.inside = asyncio.Event(), False
 
@@ -35,8 +36,8 @@ class Slow(Credit):
 
 
 @pytest.fixture
-async def stage(kafka: KafkaServer, postgres: PostgresServer, database: str, topic_name: str) -> Stage:
-    made = Stage(kafka, postgres, database, topic_name, 2)
+async def stage(kafka: KafkaServer, postgres: PostgresServer, database: str, topic_name: str) -> KafkaStage:
+    made = KafkaStage(kafka, postgres, database, topic_name, 2)
     await made.create_tables()
     return made
 
@@ -49,7 +50,7 @@ def leaving(run: Run) -> bool:
     return any(one.is_leaving for engine in run.worker._engines for one in engine.partitions)
 
 
-async def test_a_message_that_is_gone_when_its_turn_comes_is_not_waited_for(stage: Stage) -> None:
+async def test_a_message_that_is_gone_when_its_turn_comes_is_not_waited_for(stage: KafkaStage) -> None:
     """As when the lane has run it meanwhile, behind its predecessor, while the look for what is due was under way."""
     slow, other = 0, 1  # the group gives the first one away
     handler = Slow(stage)

@@ -18,7 +18,8 @@ from consumerkit.transports.kafka import Client
 from tests.crash.model import Payment
 from tests.integration.credit import Credit, PlainCredit
 from tests.integration.inspector import OURS
-from tests.integration.stage import Run, Stage, effect, payment
+from tests.integration.kafka_stage import KafkaStage, effect, payment
+from tests.integration.stage import Run
 from tests.services import KafkaServer, PostgresServer
 from tests.services.tcp_proxy import CommitProxy, Lose
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.calm
 Shutdown = Literal["fast", "immediate"]
 
 
-def check_nothing_counted(stage: Stage, run: Run, total: int) -> None:
+def check_nothing_counted(stage: KafkaStage, run: Run, total: int) -> None:
     """Each message took effect once, none was tried as if it had failed, none was given up."""
     assert sorted(row["message_id"] for row in stage.effects()) == sorted(f"p-{n}" for n in range(total))
     assert not stage.dead()
@@ -47,7 +48,7 @@ class Slow(Credit):
 @pytest.mark.parametrize("how", get_args(Shutdown))
 async def test_a_database_that_goes_and_comes_back(kafka: KafkaServer, topic_name: str, how: Shutdown) -> None:
     with PostgresServer.start_private() as server:
-        stage = Stage(kafka, server, server.create_database(), topic_name)
+        stage = KafkaStage(kafka, server, server.create_database(), topic_name)
         await stage.create_tables()
         total = 3000
         stage.send([payment(n, account=f"a-{n % 70}", partition=n % 2) for n in range(total)])
@@ -67,7 +68,7 @@ async def test_a_broker_that_stops_answering_and_goes_on(
     postgres: PostgresServer, database: str, topic_name: str, transport: Client
 ) -> None:
     with KafkaServer.start_private() as broker:
-        stage = Stage(broker, postgres, database, topic_name)
+        stage = KafkaStage(broker, postgres, database, topic_name)
         await stage.create_tables()
         half = 1500
         records = [payment(n, account=f"a-{n % 70}", partition=n % 2) for n in range(2 * half)]
@@ -85,7 +86,7 @@ async def test_a_broker_that_stops_answering_and_goes_on(
 
 
 @contextmanager
-def terminating(stage: Stage, every: float, times: int) -> Iterator[list[int]]:
+def terminating(stage: KafkaStage, every: float, times: int) -> Iterator[list[int]]:
     """Have the server end a session of the worker's, so many times, as an administrator may."""
     ended: list[int] = []
     over = threading.Event()
@@ -109,7 +110,7 @@ def terminating(stage: Stage, every: float, times: int) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-async def test_sessions_ended_by_the_administrator(stage: Stage, driver: str) -> None:
+async def test_sessions_ended_by_the_administrator(stage: KafkaStage, driver: str) -> None:
     total = 3000
     stage.send([payment(n, account=f"a-{n % 70}", partition=n % 2) for n in range(total)])
     url = stage.postgres.url(stage.database, driver)
@@ -136,7 +137,7 @@ LOSSES: dict[str, Callable[[int], Lose]] = {
     [(Credit, "answer"), (Credit, "commit"), (Credit, "silence"), (PlainCredit, "answer"), (PlainCredit, "commit")],
 )
 async def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_doubled(
-    stage: Stage, kind: type[Credit | PlainCredit], loss: str
+    stage: KafkaStage, kind: type[Credit | PlainCredit], loss: str
 ) -> None:
     total = 500
     stage.send([payment(n, account=f"a-{n % 70}", partition=n % 2) for n in range(total)])
@@ -174,7 +175,7 @@ class Transfer(Credit):
         return None
 
 
-async def test_lanes_that_deadlock_are_no_ones_attempt(stage: Stage) -> None:
+async def test_lanes_that_deadlock_are_no_ones_attempt(stage: KafkaStage) -> None:
     await asyncio.to_thread(
         stage.execute,
         "CREATE TABLE balances (account text PRIMARY KEY, balance bigint)",
@@ -193,7 +194,7 @@ async def test_lanes_that_deadlock_are_no_ones_attempt(stage: Stage) -> None:
     check_nothing_counted(stage, run, total)
 
 
-async def test_a_missing_table_of_the_users_pauses_the_handler_and_buries_nothing(stage: Stage) -> None:
+async def test_a_missing_table_of_the_users_pauses_the_handler_and_buries_nothing(stage: KafkaStage) -> None:
     class Missing(Credit):
         async def handle(self, event: Payment, context: Context) -> object:
             await context.session.execute(text("INSERT INTO nowhere VALUES (1)"))

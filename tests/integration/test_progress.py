@@ -26,8 +26,9 @@ from consumerkit.transports.kafka import Client
 from consumerkit.transports.memory.group import MemoryConsumer
 from tests.crash.model import Payment
 from tests.integration.backup import Backup
+from tests.integration.kafka_stage import KafkaStage, effect, payment
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
-from tests.integration.stage import Run, Stage, effect, payment
+from tests.integration.stage import Run
 from tests.services import PostgresServer
 
 AT = TopicPartition(TOPIC, 0)
@@ -39,7 +40,7 @@ class Apply(Handler[Payment]):
     codec = Json()
     message_id = header("message-id")
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: KafkaStage) -> None:
         self.name = stage.topic
         self.topic = stage.topic
         self.dead_letter = DeadLetter(stage.dead_letter_topic)
@@ -48,11 +49,11 @@ class Apply(Handler[Payment]):
         context.session.add(effect(event, context))
 
 
-def _send(stage: Stage, first: int, count: int) -> None:
+def _send(stage: KafkaStage, first: int, count: int) -> None:
     stage.send([payment(n, account=f"a-{n % 7}", partition=n % 2) for n in range(first, first + count)])
 
 
-def _ids(stage: Stage) -> Counter[str]:
+def _ids(stage: KafkaStage) -> Counter[str]:
     return Counter(row["message_id"] for row in stage.effects())
 
 
@@ -60,7 +61,7 @@ def _once(count: int) -> Counter[str]:
     return Counter({f"p-{n}": 1 for n in range(count)})
 
 
-async def _applied(run: Run, stage: Stage, count: int, within: float = 60.0) -> None:
+async def _applied(run: Run, stage: KafkaStage, count: int, within: float = 60.0) -> None:
     """Wait until so many effects are there and Kafka has all offsets."""
     ends = {0: (count + 1) // 2, 1: count // 2}
 
@@ -77,7 +78,7 @@ async def _applied(run: Run, stage: Stage, count: int, within: float = 60.0) -> 
 def backup_of(postgres: PostgresServer) -> Iterator[Any]:
     made: list[Backup] = []
 
-    def take(stage: Stage) -> Backup:
+    def take(stage: KafkaStage) -> Backup:
         made.append(Backup(postgres, stage.database))
         return made[-1]
 
@@ -88,7 +89,7 @@ def backup_of(postgres: PostgresServer) -> Iterator[Any]:
 
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_a_database_restored_from_a_backup_gets_everything_again(
-    stage: Stage, transport: Client, backup_of: Any
+    stage: KafkaStage, transport: Client, backup_of: Any
 ) -> None:
     async with stage.run(Apply(stage), transport=transport) as run:
         _send(stage, 0, 200)
@@ -110,7 +111,7 @@ async def test_a_database_restored_from_a_backup_gets_everything_again(
 
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_a_database_restored_under_an_idle_worker_gets_everything_again(
-    stage: Stage, transport: Client, backup_of: Any
+    stage: KafkaStage, transport: Client, backup_of: Any
 ) -> None:
     async with stage.run(Apply(stage), transport=transport) as run:
         _send(stage, 0, 200)
@@ -127,7 +128,7 @@ async def test_a_database_restored_under_an_idle_worker_gets_everything_again(
 
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_a_database_restored_under_a_busy_worker_gets_everything_again(
-    stage: Stage, transport: Client, backup_of: Any
+    stage: KafkaStage, transport: Client, backup_of: Any
 ) -> None:
     total = 3000
     async with stage.run(Apply(stage), transport=transport) as run:
@@ -143,13 +144,15 @@ async def test_a_database_restored_under_a_busy_worker_gets_everything_again(
     stage.check_ledger()
 
 
-def _trickle(stage: Stage, first: int, end: int) -> None:
+def _trickle(stage: KafkaStage, first: int, end: int) -> None:
     for start in range(first, end, 100):
         _send(stage, start, 100)
 
 
 @pytest.mark.parametrize("transport", get_args(Client))
-async def test_commits_that_are_lost_behind_a_pooler_are_noticed_by_the_lane(stage: Stage, transport: Client) -> None:
+async def test_commits_that_are_lost_behind_a_pooler_are_noticed_by_the_lane(
+    stage: KafkaStage, transport: Client
+) -> None:
     """The connections stay, as a pooler would have it, and the last transactions are gone."""
     async with stage.run(Apply(stage), transport=transport) as run:
         _send(stage, 0, 200)
@@ -180,7 +183,7 @@ async def test_commits_that_are_lost_behind_a_pooler_are_noticed_by_the_lane(sta
     assert _ids(stage) == _once(400)
 
 
-async def test_what_had_no_mark_yet_is_run_again_when_its_commits_are_lost(stage: Stage) -> None:
+async def test_what_had_no_mark_yet_is_run_again_when_its_commits_are_lost(stage: KafkaStage) -> None:
     async with stage.run(Apply(stage)) as run:
         _send(stage, 0, 200)
         await _applied(run, stage, 200)
@@ -213,7 +216,7 @@ async def test_what_had_no_mark_yet_is_run_again_when_its_commits_are_lost(stage
 
 
 @pytest.mark.parametrize("transport", get_args(Client))
-async def test_a_mark_that_is_lost_is_found_by_what_kafka_keeps(stage: Stage, transport: Client) -> None:
+async def test_a_mark_that_is_lost_is_found_by_what_kafka_keeps(stage: KafkaStage, transport: Client) -> None:
     _send(stage, 0, 100)
     async with stage.run(Apply(stage), transport=transport) as run:
         await _applied(run, stage, 100)
@@ -230,7 +233,7 @@ async def test_a_mark_that_is_lost_is_found_by_what_kafka_keeps(stage: Stage, tr
 
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_messages_deleted_below_the_mark_stop_their_partition_until_a_person_skips(
-    stage: Stage, transport: Client
+    stage: KafkaStage, transport: Client
 ) -> None:
     _send(stage, 0, 20)
     async with stage.run(Apply(stage), transport=transport) as run:
@@ -257,7 +260,7 @@ async def test_messages_deleted_below_the_mark_stop_their_partition_until_a_pers
 
 
 async def test_a_topic_made_anew_under_a_worker_stops_until_a_person_says_so(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: KafkaStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """librdkafka goes on in the new log, where the old one ended: what lies before would be lost without a word.
 

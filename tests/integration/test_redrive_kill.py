@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from consumerkit import Brake, Context, Handler, Reject, Retry, header
 from tests.crash.model import Payment
-from tests.integration.stage import Given, Stage, effect
+from tests.integration.kafka_stage import Given, KafkaStage, effect
 
 pytestmark = pytest.mark.calm
 
@@ -59,7 +59,7 @@ def _payment(number: int) -> Given:
     return Given(json.dumps(value).encode(), f"p-{number}".encode(), b"k%d" % key, partition=key % 2)
 
 
-def _command(stage: Stage, by: str) -> subprocess.Popen[bytes]:
+def _command(stage: KafkaStage, by: str) -> subprocess.Popen[bytes]:
     command = ["dead-letters", "redrive", "--all", "--rate", "150", "--by"]
     return subprocess.Popen(
         [sys.executable, "-m", "consumerkit", *command, by, "--database", stage.url],
@@ -68,19 +68,19 @@ def _command(stage: Stage, by: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _redriven_by(stage: Stage, actor: str) -> list[int]:
+def _redriven_by(stage: KafkaStage, actor: str) -> list[int]:
     rows = stage.rows(f"SELECT details FROM consumerkit_operator_actions WHERE actor = '{actor}'")
     return [number for row in rows for number in json.loads(row["details"])["letters"]]
 
 
-def _states(stage: Stage) -> Counter[str]:
+def _states(stage: KafkaStage) -> Counter[str]:
     rows = stage.rows("SELECT state, count(*) AS n FROM consumerkit_dead_letters GROUP BY state")
     return Counter({row["state"]: row["n"] for row in rows})
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_each_comes_back_once_and_in_order_though_a_run_is_killed_and_another_goes_on(stage: Stage) -> None:
+async def test_each_comes_back_once_and_in_order_though_a_run_is_killed_and_another_goes_on(stage: KafkaStage) -> None:
     stage.send([_payment(number) for number in range(LETTERS)])
     async with stage.run(Broken(stage.topic)) as run:
         await run.until(lambda: _states(stage) == {"dead": LETTERS}, "a thousand dead letters", within=120)

@@ -12,7 +12,8 @@ from consumerkit.events import Event, GroupCommitted, PartitionsAssigned, Partit
 from consumerkit.transports.kafka import Client
 from tests.crash.model import Payment
 from tests.integration.credit import Credit
-from tests.integration.stage import Run, Stage, payment
+from tests.integration.kafka_stage import KafkaStage, payment
+from tests.integration.stage import Run
 from tests.services import KafkaServer, PostgresServer
 from tests.services.tcp_proxy import TcpProxy
 
@@ -38,13 +39,13 @@ class Watched(Credit):
 
 
 @pytest.fixture
-async def stage(kafka: KafkaServer, postgres: PostgresServer, database: str, topic_name: str) -> Stage:
-    made = Stage(kafka, postgres, database, topic_name, 2)
+async def stage(kafka: KafkaServer, postgres: PostgresServer, database: str, topic_name: str) -> KafkaStage:
+    made = KafkaStage(kafka, postgres, database, topic_name, 2)
     await made.create_tables()
     return made
 
 
-def server_of(stage: Stage) -> str:
+def server_of(stage: KafkaStage) -> str:
     where = urlsplit(stage.postgres.admin_dsn)
     return f"{where.hostname}:{where.port}"
 
@@ -52,7 +53,7 @@ def server_of(stage: Stage) -> str:
 @pytest.mark.parametrize("moment", get_args(Moment))
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_partitions_are_given_back_in_time_though_the_database_does_not_answer(
-    stage: Stage, transport: Client, moment: Moment
+    stage: KafkaStage, transport: Client, moment: Moment
 ) -> None:
     async with TcpProxy(server_of(stage)) as line:
         armed, done = False, 0

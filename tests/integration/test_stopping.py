@@ -20,7 +20,8 @@ from tests.crash.app import Settings
 from tests.crash.model import Payment
 from tests.crash.pool import ROOT
 from tests.integration.credit import Credit, PlainCredit
-from tests.integration.stage import Run, Stage, payment
+from tests.integration.kafka_stage import KafkaStage, payment
+from tests.integration.stage import Run
 from tests.services.process import wait_until
 
 pytestmark = pytest.mark.calm
@@ -35,7 +36,7 @@ class Slow(Credit):
 
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_a_stop_finishes_what_is_under_way_and_the_next_start_goes_on_there(
-    stage: Stage, transport: Client
+    stage: KafkaStage, transport: Client
 ) -> None:
     total = 1000
     stage.send([payment(n, account=f"a-{n % 40}", partition=n % 2) for n in range(total)])
@@ -68,7 +69,7 @@ class Sleeper(Credit):
         return None
 
 
-async def test_what_exceeds_the_grace_is_rolled_back_and_delivered_again(stage: Stage) -> None:
+async def test_what_exceeds_the_grace_is_rolled_back_and_delivered_again(stage: KafkaStage) -> None:
     records = [payment(n, account="one", kind="sleep" if n == 3 else "ok") for n in range(10)]
     stage.send(records)
     handler = Sleeper(stage)
@@ -85,7 +86,7 @@ async def test_what_exceeds_the_grace_is_rolled_back_and_delivered_again(stage: 
 
 @pytest.mark.parametrize("kind", [Credit, PlainCredit])
 async def test_a_partition_that_goes_parks_a_message_that_waits_for_its_retry(
-    stage: Stage, kind: type[Credit | PlainCredit]
+    stage: KafkaStage, kind: type[Credit | PlainCredit]
 ) -> None:
     stage.send([payment(n, account="one", kind="fail" if n == 3 else "ok") for n in range(10)])
     handler = kind(stage, retry=Retry(attempts=3, wait=fixed(3600), in_place=3))
@@ -101,7 +102,7 @@ async def test_a_partition_that_goes_parks_a_message_that_waits_for_its_retry(
 class Worked:
     """A worker process as an operator runs it."""
 
-    def __init__(self, stage: Stage, directory: Path, transport: Client = "confluent", **settings: float) -> None:
+    def __init__(self, stage: KafkaStage, directory: Path, transport: Client = "confluent", **settings: float) -> None:
         given = Settings(
             bootstrap=stage.kafka.bootstrap,
             database=stage.url,
@@ -132,7 +133,7 @@ class Worked:
             self.process.kill()
 
 
-async def test_sigterm_drains_and_ends_with_success(stage: Stage, tmp_path: Path) -> None:
+async def test_sigterm_drains_and_ends_with_success(stage: KafkaStage, tmp_path: Path) -> None:
     total = 2000
     stage.send([payment(n, account=f"a-{n % 40}", partition=n % 2) for n in range(total)])
     worked = Worked(stage, tmp_path, slow=0.003)
@@ -156,7 +157,7 @@ async def test_sigterm_drains_and_ends_with_success(stage: Stage, tmp_path: Path
 
 @pytest.mark.parametrize("transport", get_args(Client))
 async def test_a_process_whose_loop_stands_still_is_ended_by_its_watchdog(
-    stage: Stage, tmp_path: Path, transport: Client
+    stage: KafkaStage, tmp_path: Path, transport: Client
 ) -> None:
     stage.send([payment(1), payment(2, kind="stall"), payment(3)])
     worked = Worked(stage, tmp_path, transport, stall_timeout=3.0)
