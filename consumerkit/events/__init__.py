@@ -1,0 +1,118 @@
+"""What happened: frozen values, announced to observers after the fact.
+
+An observer is any callable that takes an event. It changes no outcome; what it raises is logged and goes no further.
+No event carries a payload: positions, names, counts and error types only, with the error's own text cut.
+"""
+
+from consumerkit.events.announcer import Announcer, Observer
+from consumerkit.events.event import Event
+from consumerkit.events.http import RequestAnswered, RequestOutcome
+from consumerkit.events.messages import (
+    NO_STAGES,
+    AttemptFailed,
+    DeadLetterByReference,
+    GroupCommitted,
+    GroupRolledBack,
+    MessageDeadLettered,
+    MessagesSkipped,
+    MessageSuspected,
+    OriginClash,
+    Stages,
+)
+from consumerkit.events.outbox import (
+    OutboxGivenUp,
+    OutboxHeldBack,
+    OutboxOld,
+    OutboxPublished,
+    OutboxResumed,
+    OutboxTurnAwaited,
+    OutboxTurnCame,
+)
+from consumerkit.events.partitions import (
+    CommitsLost,
+    FenceAwaited,
+    OffsetsCommitted,
+    PartitionInDoubt,
+    PartitionMoves,
+    PartitionPaused,
+    PartitionResumed,
+    PartitionsAssigned,
+    PartitionsAwaited,
+    PartitionsRevoked,
+    PartitionStandsStill,
+    PartitionStopped,
+    PartitionTaken,
+    PositionDiffers,
+)
+from consumerkit.events.retention import ForgettingHeldBack, MessagesForgotten, PayloadsErased, UndecidedPayloadsErased
+from consumerkit.events.steps import StepAwaited, StepDoubted, StepsRun, StepUndoFailed, StepUndone
+from consumerkit.events.worker import (
+    BrakeOff,
+    BrakeOn,
+    HandlerPaused,
+    HandlerResumed,
+    HandlerStopped,
+    HandlerSummary,
+    Trouble,
+    TroubleOver,
+    WorkerStarted,
+    WorkerStopped,
+)
+
+__all__ = [
+    "NO_STAGES",
+    "Announcer",
+    "AttemptFailed",
+    "BrakeOff",
+    "BrakeOn",
+    "CommitsLost",
+    "DeadLetterByReference",
+    "Event",
+    "FenceAwaited",
+    "ForgettingHeldBack",
+    "GroupCommitted",
+    "GroupRolledBack",
+    "HandlerPaused",
+    "HandlerResumed",
+    "HandlerStopped",
+    "HandlerSummary",
+    "MessageDeadLettered",
+    "MessageSuspected",
+    "MessagesForgotten",
+    "MessagesSkipped",
+    "Observer",
+    "OffsetsCommitted",
+    "OriginClash",
+    "OutboxGivenUp",
+    "OutboxHeldBack",
+    "OutboxOld",
+    "OutboxPublished",
+    "OutboxResumed",
+    "OutboxTurnAwaited",
+    "OutboxTurnCame",
+    "PartitionInDoubt",
+    "PartitionMoves",
+    "PartitionPaused",
+    "PartitionResumed",
+    "PartitionStandsStill",
+    "PartitionStopped",
+    "PartitionTaken",
+    "PartitionsAssigned",
+    "PartitionsAwaited",
+    "PartitionsRevoked",
+    "PayloadsErased",
+    "PositionDiffers",
+    "RequestAnswered",
+    "RequestOutcome",
+    "Stages",
+    "StepAwaited",
+    "StepDoubted",
+    "StepUndoFailed",
+    "StepUndone",
+    "StepsRun",
+    "Trouble",
+    "TroubleOver",
+    "UndecidedPayloadsErased",
+    "WorkerStarted",
+    "WorkerStopped",
+]

@@ -1,0 +1,16 @@
+"""The root of all events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """The root of all events.
+
+    Attributes:
+        handler: The handler's name; empty where an event concerns the whole worker.
+    """
+
+    handler: str = ""

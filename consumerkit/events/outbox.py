@@ -1,0 +1,86 @@
+"""What the relay does with the outbox."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from consumerkit.events.event import Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxPublished(Event):
+    """The relay sent messages, and the broker acknowledged them."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxHeldBack(Event):
+    """The broker did not take messages of a topic; they stay in the outbox and are tried again, less and less often.
+
+    Told once, and again only if the error becomes another one.
+
+    Attributes:
+        topic: The topic that the messages are for.
+        sequence: The one message that is at fault, which holds back its key alone; None where the topic is.
+        error: What the broker or the client said.
+        wait: Seconds until the next try.
+        way_out: What a person can do.
+    """
+
+    topic: str
+    error: str
+    wait: float
+    sequence: int | None = None
+    way_out: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxOld(Event):
+    """What is first in the outbox has waited there since `since`, for much longer than sending takes; told once."""
+
+    topic: str
+    sequence: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxGivenUp(Event):
+    """`count` messages for a topic, the oldest written at `oldest`, were not sent in time and were given up.
+
+    A relay that died may have published one before it could record that. The record is in `operator_actions`.
+    """
+
+    topic: str
+    count: int
+    oldest: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxResumed(Event):
+    """What `OutboxHeldBack` told of is over, `seconds` after it began: it was sent, or discarded."""
+
+    topic: str
+    seconds: float
+    sequence: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxTurnAwaited(Event):
+    """Messages wait in the outbox, and another process has the relay's turn and shows no sign of life. Told once.
+
+    Attributes:
+        holder: Who has the turn, as a person finds it.
+        seconds: For how long this process has waited for the turn.
+    """
+
+    holder: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxTurnCame(Event):
+    """What `OutboxTurnAwaited` told of is over, after `seconds`: the outbox is sent, or empty."""
+
+    seconds: float
