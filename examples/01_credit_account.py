@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 
 from consumerkit import Context, DeadLetter, Handler, Reject, Worker, header
-from examples.shop import DATABASE, KAFKA, Account, Payment, Send, play, progress
+from examples.stage import DATABASE, KAFKA, Account, Payment, Send, play, progress
 
 
 class PaymentCaptured(BaseModel):

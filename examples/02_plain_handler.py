@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from consumerkit import Context, Handler, Worker, event_field
-from examples.shop import DATABASE, KAFKA, Account, Send, play, progress
+from examples.stage import DATABASE, KAFKA, Account, Send, play, progress
 
 
 class Deposit(BaseModel):

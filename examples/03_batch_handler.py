@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from sqlalchemy import func, insert, select
 
 from consumerkit import BatchContext, BatchHandler, Ordering, Received, Reject, Worker, header
-from examples.shop import DATABASE, KAFKA, Payment, Send, play, progress
+from examples.stage import DATABASE, KAFKA, Payment, Send, play, progress
 
 
 class Line(BaseModel):

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from sqlalchemy import select, update
 
 from consumerkit import Context, Events, Handler, Worker, header
-from examples.shop import DATABASE, KAFKA, Account, Send, play, progress
+from examples.stage import DATABASE, KAFKA, Account, Send, play, progress
 
 
 class Paid(BaseModel):

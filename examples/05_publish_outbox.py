@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from consumerkit import Context, Handler, Worker, header, outbox
-from examples.shop import DATABASE, KAFKA, Account, Payment, finished, prepare, progress, show
+from examples.stage import DATABASE, KAFKA, Account, Payment, finished, prepare, progress, show
 
 
 class OrderPlaced(BaseModel):

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from consumerkit import Context, Handler, Worker, header
-from examples.shop import DATABASE, KAFKA, Account, Send, play, progress
+from examples.stage import DATABASE, KAFKA, Account, Send, play, progress
 
 
 class Transfer(BaseModel):

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 
 from consumerkit import Context, DeadLetter, Handler, Reject, Retry, Worker, exponential, header
-from examples.shop import DATABASE, KAFKA, Account, Send, play, progress
+from examples.stage import DATABASE, KAFKA, Account, Send, play, progress
 
 
 class ProviderTimeout(Exception): ...

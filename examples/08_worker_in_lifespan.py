@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 
 from consumerkit import Context, Handler, Worker, header
-from examples.shop import DATABASE, KAFKA, Account, Send, finished, prepare, progress, send, show
+from examples.stage import DATABASE, KAFKA, Account, Send, finished, prepare, progress, send, show
 
 Event = MutableMapping[str, Any]
 

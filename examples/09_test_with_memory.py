@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from consumerkit import Context, Handler, TopicPartition, Worker, header
 from consumerkit.storage import schema
 from consumerkit.transports.memory import Memory, MemoryBroker
-from examples.shop import Account, Base
+from examples.stage import Account, Base
 
 
 class Opened(BaseModel):

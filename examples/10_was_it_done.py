@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from consumerkit import Context, Handler, MessageState, Reject, Worker, header, message_status
-from examples.shop import DATABASE, KAFKA, Payment, Send, finished, prepare, progress, send
+from examples.stage import DATABASE, KAFKA, Payment, Send, finished, prepare, progress, send
 
 
 class Captured(BaseModel):

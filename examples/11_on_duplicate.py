@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from sqlalchemy import func, select
 
 from consumerkit import Context, Handler, Worker, header
-from examples.shop import DATABASE, KAFKA, Payment, Send, finished, prepare, progress, send, show
+from examples.stage import DATABASE, KAFKA, Payment, Send, finished, prepare, progress, send, show
 
 
 class Captured(BaseModel):

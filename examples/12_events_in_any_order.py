@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from consumerkit import Context, Defer, Handler, Ordering, Transition, Worker, header, transition, upsert
-from examples.shop import DATABASE, KAFKA, Base, Send, play, progress
+from examples.stage import DATABASE, KAFKA, Base, Send, play, progress
 
 
 class Order(Base):

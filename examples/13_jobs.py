@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.jobs import checkpoints, once
 from consumerkit.storage import schema
-from examples.shop import DATABASE, Account, Base, Payment
+from examples.stage import DATABASE, Account, Base, Payment
 
 
 async def charge_fees(session: AsyncSession, day: str) -> bool:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from consumerkit import Context, Handler, Worker, header, outbox
 from consumerkit.http import Idempotency, accepted, status_route
 from consumerkit.http.fastapi import IdempotentRoute
-from examples.shop import DATABASE, KAFKA, Payment, finished, prepare, progress
+from examples.stage import DATABASE, KAFKA, Payment, finished, prepare, progress
 
 
 class Order(BaseModel):

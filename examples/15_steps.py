@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 
 from consumerkit import Context, Effects, Handler, IdempotencyKey, Retry, Worker, fixed, header, step
-from examples.shop import DATABASE, KAFKA, Payment, Send, finished, prepare, progress, send, show
+from examples.stage import DATABASE, KAFKA, Payment, Send, finished, prepare, progress, send, show
 
 
 class Ordered(BaseModel):

@@ -72,7 +72,7 @@ def _renamed(directory: Path, file: Path) -> Path:
     # Else the repository's own package, which has one, would come before this one, wherever it is on the path.
     (package / "__init__.py").touch()
     (package / file.name).write_text(text)
-    (package / "shop.py").write_text((ROOT / "examples" / "shop.py").read_text())
+    (package / "stage.py").write_text((ROOT / "examples" / "stage.py").read_text())
     return directory
 
 
