@@ -21,13 +21,17 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check test-unit test-crash test-mutants test-versions stress bench fmt lock sbom audit clean venv
+.PHONY: help demo shop test check test-unit test-crash test-mutants test-versions stress bench fmt lock sbom audit clean venv
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime  ## thousands of payments, resends, poison and kills; then the books are checked (under a minute)
 	@$(BIN)/consumerkit demo
+
+shop: $(VENV)/.dev  ## orders through a whole shop, with kills and faults anywhere, and then the books: ORDERS, KILLS, SEED
+	@$(BIN)/python -m tests.services --prepare
+	@$(BIN)/python -m tests.shop $(if $(ORDERS),--orders $(ORDERS)) $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
 test: $(VENV)/.dev  ## every test on a real Kafka and a real PostgreSQL, started here (a quarter of an hour on two cores)
 	@$(BIN)/python -m tests.services --prepare

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from examples.shop.tables import Base, Item
 GOODS = (("green", 750, 1_000), ("black", 600, 1_000), ("rare", 4_800, 3))
 
 
-def stocked(session: Session, goods: Sequence[tuple[str, int, int]] = GOODS) -> None:
+def stocked(session: Session, goods: Sequence[tuple[str, int, int]]) -> None:
     """Make all tables, and fill the stock."""
     schema.apply(session)
     Base.metadata.create_all(session.connection())
@@ -29,7 +29,9 @@ def stocked(session: Session, goods: Sequence[tuple[str, int, int]] = GOODS) -> 
 
 
 @asynccontextmanager
-async def opened(directory: Path, faults: Faults, port: int = 0) -> AsyncIterator[str]:
+async def opened(
+    directory: Path, faults: Faults, port: int = 0, goods: Sequence[tuple[str, int, int]] = GOODS
+) -> AsyncGenerator[str]:
     """Run page, worker, provider and mail server until the block ends; yields the page's URL."""
     database = f"sqlite:///{directory}/shop.db"
     outside = Outside(directory, faults)
@@ -37,7 +39,7 @@ async def opened(directory: Path, faults: Faults, port: int = 0) -> AsyncIterato
     http, smtp = (one.sockets[0].getsockname()[1] for one in servers)
     broker = MemoryBroker(topics={"shop.placed": 4, "shop.reserved": 4, "shop.paid": 4})
     running = worker.made(Memory(broker), f"http://127.0.0.1:{http}", smtp, Settings(database=database))
-    await running.database.run(stocked)
+    await running.database.run(lambda session: stocked(session, goods))
     engine = create_async_engine(database.replace("sqlite:", "sqlite+aiosqlite:"))
     config = uvicorn.Config(web.made(engine), port=port, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
@@ -49,9 +51,11 @@ async def opened(directory: Path, faults: Faults, port: int = 0) -> AsyncIterato
             if serving.done():
                 await serving
                 raise SystemExit(f"error: port {port} cannot be served on")
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-            server.should_exit = True
-            await serving
+            try:
+                yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                await serving
     finally:
         await engine.dispose()
         for one in servers:

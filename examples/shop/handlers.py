@@ -27,7 +27,7 @@ from examples.shop.services import Charge, MailService, PaymentProvider
 from examples.shop.tables import Item, Order, Placed, Points
 
 # A provider that is down for long: it is asked for a day before an order is given up.
-PATIENT = Retry(deadline=86_400, wait=exponential(0.2, max=60), on=(httpx.HTTPError, smtplib.SMTPException, OSError))
+PATIENT = Retry(deadline=86_400, wait=exponential(0.2, max=10), on=(httpx.HTTPError, smtplib.SMTPException, OSError))
 
 
 class ReserveStock(Handler[Placed]):

@@ -4,6 +4,7 @@ python -m tests.shop [--orders N] [--kills N] [--seed N]
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=6, help="processes killed with SIGKILL, anywhere")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000, help="of all that is drawn")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended
     plan = Plan(given.orders, given.kills, given.seed)
     console = Console(width=None if sys.stdout.isatty() else 120)
     directory = Path(tempfile.mkdtemp(prefix="consumerkit-shop-"))
@@ -37,6 +39,9 @@ def main() -> int:
         database = postgres.create_database()
         try:
             result = _watched(console, plan, postgres.url(database), kafka, directory)
+        except KeyboardInterrupt:
+            console.print(f"interrupted; logs: {directory}")
+            return 130
         except AssertionError as error:
             console.print(f"FAILED: {error}", style="bold red")
             console.print(f"logs: {directory}; again: make shop {_again(plan)}")
