@@ -36,6 +36,7 @@ from consumerkit.engine.rebalance import GIVE_BACK_TIMEOUT, Rebalance
 from consumerkit.engine.standstill import Standstill, why
 from consumerkit.engine.topic_watch import TopicWatch
 from consumerkit.engine.transaction.prepare import Preparer
+from consumerkit.engine.transaction.sharing import Sharing
 from consumerkit.engine.transaction.unit_of_work import UnitOfWork
 from consumerkit.engine.undoing import Undoer
 from consumerkit.events import Announcer
@@ -119,10 +120,12 @@ class Engine:
 
     def _made_lanes(self, gate: BrakeGate, announce: Announcer, exclusive: Exclusive) -> list[Lane]:
         declared, partitions, partition_store = self.declared, self.partitions, self._partition_store
-        following, suspects = NextParked(declared, partitions, partition_store), Suspects(gate, partition_store)
+        sharing = Sharing(declared, announce)
+        following = NextParked(declared, partitions, partition_store, sharing)
+        suspects = Suspects(gate, partition_store)
         made = []
         for number, work in enumerate(self._works):
-            executor = Executor(declared, work, partitions, gate, Announcements(number, announce))
+            executor = Executor(declared, work, partitions, gate, Announcements(number, announce), sharing)
             preparer = Preparer(declared, self._clock.now)
             one, crashes = OneMessage(executor, preparer, suspects), CrashRecord(executor, partition_store)
             grouping = Grouping(executor, preparer, Attempts(executor, one, crashes))

@@ -17,6 +17,7 @@ from consumerkit.events.messages import (
     MessagesSkipped,
     MessageSuspected,
     OriginClash,
+    OutsideWaitNoticed,
     Stages,
 )
 from consumerkit.events.outbox import (
@@ -90,6 +91,7 @@ __all__ = [
     "OutboxResumed",
     "OutboxTurnAwaited",
     "OutboxTurnCame",
+    "OutsideWaitNoticed",
     "PartitionInDoubt",
     "PartitionMoves",
     "PartitionPaused",

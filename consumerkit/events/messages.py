@@ -85,6 +85,21 @@ class GroupRolledBack(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideWaitNoticed(Event):
+    """A handler waited for something else than its session, so each of its messages has a transaction from now on.
+
+    Told once in each process; see `shares_transaction` of a handler.
+
+    Attributes:
+        place: Where its code waited: file, line and function.
+        seconds: How long.
+    """
+
+    place: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(Event):
     """A message failed alone; it is tried again after `wait` seconds, or not at all where that is None.
 

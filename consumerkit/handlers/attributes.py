@@ -235,6 +235,17 @@ class Attributes:
             self.refuse_value(attribute, "is not a whole number >= 1")
         return value
 
+    def shares_transaction(self) -> bool | None:
+        """Return whether messages may share a transaction; None where that is to be noticed."""
+        value = self.handler.shares_transaction
+        if value is not None and not isinstance(value, bool):
+            self.refuse_value("shares_transaction", "is none of True, False and None")
+        if value is not None and isinstance(self.handler, BatchHandler):
+            self.refuse_value(
+                "shares_transaction", "says nothing of a batch handler, whose events share one; set batch_size = 1"
+            )
+        return value
+
     def seconds(self, attribute: str) -> float:
         """Return a number of seconds above 0."""
         value = getattr(self.handler, attribute)

@@ -56,6 +56,7 @@ class Declaration:
     size_limit: int | None
     batch_size: int
     batch_time: float
+    shares_transaction: bool | None = None
     concurrency: int
     parking_limit: int
     start_from: Literal["earliest", "latest"]
@@ -117,6 +118,7 @@ def declare(handler: AnyHandler) -> Declaration:
         size_limit=None if handler.size_limit is None else attributes.count("size_limit"),
         batch_size=attributes.count("batch_size"),
         batch_time=attributes.seconds("batch_time"),
+        shares_transaction=attributes.shares_transaction(),
         concurrency=attributes.count("concurrency"),
         parking_limit=attributes.count("parking_limit"),
         start_from=attributes.start_from(),

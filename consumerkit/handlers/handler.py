@@ -102,6 +102,10 @@ class _Declared:
             that a broker takes uncompressed by its own default. None is no limit.
         batch_size: The most messages that share a transaction; 1 opts out.
         batch_time: Seconds of handling after which a transaction takes no further message.
+        shares_transaction: Whether messages may share a transaction although `handle` waits for something else than
+            its session. None: where a coroutine handler is seen to do so, each message has a transaction of its own
+            from then on, in this process. True: the wait is harmless, so they share one all the same. False: each
+            has one of its own from the beginning, as with `batch_size = 1`.
         concurrency: Lanes in each process: transactions in flight at once.
         step_concurrency: Calls of steps that are under way at once in each process; see `step`.
         parking_limit: How many messages of one partition may be parked; with more, the partition waits.
@@ -127,6 +131,7 @@ class _Declared:
     size_limit: int | None = SIZE_LIMIT
     batch_size: int = 500
     batch_time: float = 0.5
+    shares_transaction: bool | None = None
     concurrency: int = 2
     step_concurrency: int = 100
     parking_limit: int = 10_000

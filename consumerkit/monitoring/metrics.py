@@ -74,6 +74,11 @@ class Metrics:
         self._stopped = self._gauge("partitions_stopped", "Partitions that wait for a person.", "livesum")
         self._brake = self._gauge("brake_on", "1 while the brake is on.", "livemax")
         self._halted = self._gauge("handler_stopped", "1 once the handler has stopped for good.", "livemax")
+        self._alone = self._gauge(
+            "one_message_transactions",
+            "1 once each message has a transaction, since the handler waits for something outside.",
+            "livemax",
+        )
         self._held_back = self._gauge(
             "outbox_held_back", "Topics and messages that the broker does not take.", "livesum"
         )
@@ -125,6 +130,7 @@ class Metrics:
             events.PartitionsAssigned: self._assigned,
             events.PartitionsRevoked: self._revoked,
             events.BrakeOn: lambda event: self._braked(event, 1),
+            events.OutsideWaitNoticed: lambda event: self._alone.set(1, event.handler),
             events.BrakeOff: lambda event: self._braked(event, 0),
             events.HandlerStopped: lambda event: self._halted.set(1, event.handler),
             events.OutboxHeldBack: self._outbox_held_back,

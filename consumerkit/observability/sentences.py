@@ -193,6 +193,15 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
             f"rolled back {counted(e.size, 'message')}, {e.handled} of them handled, to run them again: {e.error}"
         ),
     ),
+    events.OutsideWaitNoticed: (
+        logging.WARNING,
+        lambda e: (
+            f"the handler waited {e.seconds:.3f} s for something other than its session at {e.place}; from now on each "
+            "message has a transaction of its own, since a failure of another message in the same one would repeat "
+            "what was done outside the database; do that in a step, or set shares_transaction = True where it is "
+            "harmless"
+        ),
+    ),
     events.StepsRun: (
         logging.DEBUG,
         lambda e: f"steps: {e.called} called, {e.reused} done before, {e.failed} failed, in {e.seconds:.3f} s",

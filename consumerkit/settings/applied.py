@@ -31,6 +31,7 @@ _SAME_NAME: Final = (
     "concurrency",
     "batch_size",
     "batch_time",
+    "shares_transaction",
     "size_limit",
     "parking_limit",
     "start_from",
@@ -110,6 +111,9 @@ def _declaration(settings: Settings, declared: Declaration) -> Declaration:
             where = _origin(settings, handler_key(declared.name)) if own.model_fields_set else "topic_prefix"
             raise ConfigurationError(f"{where}: {topic[:300]!r} is not the name of a topic; {TOPIC_RULE}")
     given["topic_prefix"] = prefix
+    if own.shares_transaction is not None and declared.is_batch:
+        where = settings.origin("handlers", handler_key(declared.name), "shares_transaction") or "settings"
+        raise ConfigurationError(f"{where}: handler {declared.name!r} is a batch handler; set its batch_size to 1")
     if own.dead_letter is not None and declared.dead_letter is None:
         where = settings.origin("handlers", handler_key(declared.name), "dead_letter") or "settings"
         raise ConfigurationError(f"{where}: handler {declared.name!r} declares no dead_letter = DeadLetter(...)")

@@ -81,6 +81,7 @@ class HandlerSettings(_Section):
     concurrency: Count | None = None
     batch_size: Count | None = None
     batch_time: Seconds | None = None
+    shares_transaction: bool | None = None
     size_limit: Limit = None
     parking_limit: Count | None = None
     step_concurrency: Count | None = None

@@ -116,6 +116,11 @@ class MessageSteps:
             elif name in self._running:
                 self._lane.ends[id(self), name] = time.monotonic() + seconds
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a step is run for the message now, or waits for its turn."""
+        return self._at_work > 0
+
     def check_prepared(self) -> None:
         """Refuse to handle a message that the ledger knew when the others were prepared, and does not know any more.
 

@@ -16,6 +16,7 @@ from consumerkit.engine.transaction.batch import Batch, Flush
 from consumerkit.engine.transaction.delivery import Decided
 from consumerkit.engine.transaction.item import Item
 from consumerkit.engine.transaction.receipt import Receipt
+from consumerkit.engine.transaction.sharing import Sharing
 from consumerkit.engine.transaction.transaction import TransactionEnded
 from consumerkit.engine.transaction.unit_of_work import UnitOfWork
 from consumerkit.errors import (
@@ -49,6 +50,7 @@ class Executor:
         partitions: What is assigned, and what of it is parked; receipts are entered there.
         gate: The brake.
         tell: Announces what happened.
+        sharing: Whether messages may share a transaction.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ class Executor:
         partitions: Partitions,
         gate: BrakeGate,
         tell: Announcements,
+        sharing: Sharing,
     ) -> None:
         self.declared = declared
         self.partitions = partitions
         self.gate = gate
         self.tell = tell
+        self.sharing = sharing
         self.backoff = Backoff(tell.announce)
         self.batch_sizes = BatchSize(declared.batch_size, declared.batch_time)
         self._work = work
@@ -113,7 +117,7 @@ class Executor:
                 if partition is None or partition.fencing_token is None:
                     raise Interrupted
                 owners[name] = partition.fencing_token
-        batch = Batch(items, self.declared, owners, flush=flush, knows=self.partitions.knows)
+        batch = Batch(items, self.declared, self.sharing, owners, flush=flush, knows=self.partitions.knows)
         batch.lane = self._sequence.lane
         for item in items:
             if item.parked is not None:

@@ -74,10 +74,14 @@ class Grouping:
 
     def size(self) -> int:
         """Return how many messages the next `run` may take."""
-        if self._executor.gate.braking:
+        if self._one_by_one:
             return 1
         # Never 0: a lane that took nothing would not wait, and the event loop would turn no more.
         return max(1, self._plan[0].size) if self._plan else self._executor.batch_sizes.size()
+
+    @property
+    def _one_by_one(self) -> bool:
+        return self._executor.gate.braking or self._executor.sharing.alone
 
     async def run(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Run messages, in order, at most `size()` of them; return those to be given again, before any later ones.
@@ -86,7 +90,7 @@ class Grouping:
             Interrupted: The lane was told to give up; what was not reported as finished is not finished.
             HandlerHalted: The handler cannot run before a person acts.
         """
-        if self._executor.gate.braking:
+        if self._one_by_one:
             self._plan.clear()
         step = self._plan.popleft() if self._plan else PlannedBatch(len(messages))
         prepared = await self._prepared(messages)

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from consumerkit.engine.partitions.partition import Partition, PartitionState
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.table import Partitions
+from consumerkit.engine.transaction.sharing import Sharing
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
@@ -23,11 +24,15 @@ class NextParked:
         declared: The handler's declarations.
         partitions: What is assigned.
         partition_store: The database.
+        sharing: Whether messages may share a transaction.
     """
 
-    def __init__(self, declared: Declaration, partitions: Partitions, partition_store: PartitionStore) -> None:
+    def __init__(
+        self, declared: Declaration, partitions: Partitions, partition_store: PartitionStore, sharing: Sharing
+    ) -> None:
         self._ordering = declared.ordering
         self._limit = declared.batch_size
+        self._sharing = sharing
         self._partitions = partitions
         self._partition_store = partition_store
 
@@ -42,9 +47,10 @@ class NextParked:
         if partition is None or not self._may_follow(partition, parked):
             return []
         any_key = self._ordering is Ordering.PARTITION
+        limit = 1 if self._sharing.alone else self._limit
 
         def heads(connection: Connection) -> list[ParkedMessage]:
-            return self._partition_store.lot.heads(connection, name, message.key, self._limit, any_key=any_key)
+            return self._partition_store.lot.heads(connection, name, message.key, limit, any_key=any_key)
 
         try:
             found = await self._partition_store.run(heads)

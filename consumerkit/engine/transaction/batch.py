@@ -15,6 +15,7 @@ from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.guard import Guard
 from consumerkit.engine.transaction.item import Disposition, Item
 from consumerkit.engine.transaction.receipt import Receipt, Row
+from consumerkit.engine.transaction.sharing import Sharing
 from consumerkit.engine.transaction.stages import Stopwatch
 from consumerkit.errors import ResultNotKept
 from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publisher
@@ -49,7 +50,7 @@ class Batch:
     """The items of one transaction, and how far it has come.
 
     Attributes:
-        items: In the order of the log; cut short where `batch_time` ran out.
+        items: In the order of the log; cut short where `batch_time` ran out, or where each is to run alone.
         owners: By which token we own each of the items' partitions.
         clears: Those of them that this batch gets further than owners that died before.
         lane: The lane that runs it, as it stands.
@@ -75,7 +76,8 @@ class Batch:
         sound: Whether the transaction was found in order after the user's code had failed.
         misused: Items that became dead letters since a handler committed their claims by itself.
         recalled: What the handler returned, as JSON, for messages before this batch that items of it repeat.
-        left: Items that were cut off, since `batch_time` ran out.
+        left: Items that were cut off.
+        sharing: Whether its messages may share a transaction, as far as is known by now.
         funded: How many of the dead letters are paid by what succeeds in this transaction, instead of by tokens.
     """
 
@@ -83,12 +85,14 @@ class Batch:
         self,
         items: list[Item],
         declared: Declaration,
+        sharing: Sharing,
         owners: Owners | None = None,
         *,
         flush: Flush = Flush.AT_END,
         knows: Callable[[ParkedPlace], bool] = lambda _: False,
     ) -> None:
         self.items = items
+        self.sharing = sharing
         self.owners: Owners = owners or {}
         self.clears: dict[TopicPartition, bytes] = {}
         self.lane: LaneSequence | None = None
@@ -132,14 +136,14 @@ class Batch:
         return [item for item in self.items if item.disposition is Disposition.RUN]
 
     def each(self) -> Iterator[Item]:
-        """Yield the items to handle, as long as `batch_time` lasts; at least one."""
+        """Yield the items to handle, as long as `batch_time` lasts and they may share a transaction; at least one."""
         began = time.monotonic()
         limit = began + self._declared.batch_time
         for index, item in enumerate(self.items):
             if item.disposition is not Disposition.RUN and item.disposition is not Disposition.REPEAT:
                 continue
             now = time.monotonic()
-            if self.handled and now > limit:
+            if self.handled and (now > limit or self.sharing.alone):
                 self._cut(index)
                 break
             self.item_began = now

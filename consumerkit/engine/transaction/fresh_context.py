@@ -10,7 +10,10 @@ import decimal
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context, copy_context
 from types import coroutine
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+if TYPE_CHECKING:
+    from consumerkit.engine.transaction.outside_waits import Watch
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -39,11 +42,15 @@ class FreshContexts:
 
 
 @coroutine
-def in_context(context: Context, function: Callable[..., Awaitable[T]], *args: object) -> Generator[Any, Any, T]:
+def in_context(
+    context: Context, function: Callable[..., Awaitable[T]], *args: object, watch: Watch | None = None
+) -> Generator[Any, Any, T]:
     """Call a coroutine function in a context, and await it there, step by step, in the caller's own task.
 
     A task of its own would cost more than all the rest of a message, and be another one to be cancelled. So what it
     waits for, and what it is sent or thrown, is passed on: timeouts and cancellations reach it as they would without.
+
+    `watch` is told of each wait for a future; a coroutine that yields None, as `sleep(0)` does, waits for nothing.
     """
     run = context.run
     steps: Any = run(function, *args)
@@ -55,6 +62,7 @@ def in_context(context: Context, function: Callable[..., Awaitable[T]], *args: o
             awaited = run(step, argument)
         except StopIteration as done:
             return cast("T", done.value)
+        wait = None if watch is None or awaited is None else watch.suspended(steps, awaited)
         try:
             step, argument = steps.send, (yield awaited)
         except GeneratorExit:
@@ -62,3 +70,5 @@ def in_context(context: Context, function: Callable[..., Awaitable[T]], *args: o
             raise
         except BaseException as error:  # noqa: BLE001 - thrown into the coroutine, which decides
             step, argument = steps.throw, error
+        if wait is not None:
+            wait.over()

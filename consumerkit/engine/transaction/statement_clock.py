@@ -20,21 +20,24 @@ class StatementClock:
         cut: Whether the user's code cancelled a statement, which costs the connection.
         took: How many seconds the last statement that failed took.
         limit: The deadline of ours that runs, in a coroutine.
+        asked: How many statements were sent.
     """
 
-    __slots__ = ("_asked", "_waited", "cut", "limit", "lost", "took")
+    __slots__ = ("_asked", "_waited", "asked", "cut", "limit", "lost", "took")
 
     def __init__(self) -> None:
         self.lost = False
         self.cut = False
         self.took = 0.0
         self.limit: asyncio.Timeout | None = None
+        self.asked = 0
         self._asked: float | None = None
         self._waited = 0.0
 
     def ask(self) -> None:
         """A statement is sent."""
         self._asked = time.monotonic()
+        self.asked += 1
 
     def answered(self) -> None:
         """The statement was answered."""

@@ -92,6 +92,7 @@ class Transaction:
                 claimed = self._ledger.claim(connection, [_claim(item)])
                 if item.digest in claimed.won:
                     _check_first(item)
+                    item.claimed = True
                 else:
                     self._lost(item, item, claimed.kept.get(item.digest))
                     self._revive(connection, [item])

@@ -29,6 +29,7 @@ from consumerkit.engine.transaction.commit import (
 )
 from consumerkit.engine.transaction.fresh_context import FreshContexts, in_context
 from consumerkit.engine.transaction.guard import guard
+from consumerkit.engine.transaction.outside_waits import watch
 from consumerkit.engine.transaction.receipt import Receipt
 from consumerkit.engine.transaction.session_calls import SessionCalls, watching
 from consumerkit.engine.transaction.statement_clock import DatabaseSilent
@@ -151,20 +152,23 @@ class AsyncUnitOfWork:
                     await in_context(own, self._invoke, received, surroundings)
                     calls.check("handle_batch")
             return
+        watched = watch(batch.sharing, batch.guard, self._invoke)
         for item in batch.each():
             own = self._contexts.new()
             batch.spans.enter(item, own)
             current_message.enter(own, declared.name, item.message, item.message_id, item.attempt)
+            if watched is not None:
+                watched.steps = item.steps
             if declared.session_setup is not None:
-                await in_context(own, declared.session_setup, item.event, session)
+                await in_context(own, declared.session_setup, item.event, session, watch=watched)
                 calls.check("session_setup")
             reach("in_handler")
             context = batch.context(item, session)
             if item.repeats:
-                result = await in_context(own, self._tell, item.event, batch.first_result(item), context)
+                result = await in_context(own, self._tell, item.event, batch.first_result(item), context, watch=watched)
                 calls.check("on_duplicate")
             else:
-                result = await in_context(own, self._invoke, item.event, context)
+                result = await in_context(own, self._invoke, item.event, context, watch=watched)
                 calls.check("handle")
             batch.guard.check()
             own.run(batch.handled_one, item, result)

@@ -179,6 +179,8 @@ MISDECLARED: list[tuple[dict[str, Any], str]] = [
     ({"start_from": ["latest"]}, WHO + "start_from=['latest'] is not one of 'earliest', 'latest'"),
     *(({attribute: value}, WHO + f"{attribute}={value!r} is not a whole number >= 1")
       for attribute in ("batch_size", "concurrency", "size_limit") for value in (0, -1, 1.5, True, "9")),
+    *(({"shares_transaction": value}, f"{WHO}shares_transaction={value!r} is none of True, False and None")
+      for value in (0, "yes")),
     *(({"batch_time": value}, WHO + f"batch_time={value!r} is not a number of seconds > 0")
       for value in (0, -0.5, True, "1", float("inf"), float("nan"), None)),
     ({"handle": DELETED}, WHO + "handle is missing; define handle(self, event, context)"),
@@ -483,6 +485,19 @@ def test_a_handler_that_defines_handle_batch_or_is_both_kinds_is_refused() -> No
         "WithBatch (name 'pay'): is a Handler and defines handle_batch; define handle, or make it a BatchHandler"
     )
     assert refusal(Both()) == "Both (name 'both'): is both a Handler and a BatchHandler; make two handlers of it"
+
+
+def test_a_batch_handler_declares_nothing_about_sharing() -> None:
+    class Bulk(BatchHandler[bytes]):
+        name, topic, message_id = "bulk", "payments", header("id")
+        shares_transaction = True
+
+        def handle_batch(self, events: Any, context: Any) -> None: ...
+
+    assert refusal(Bulk()) == (
+        "Bulk (name 'bulk'): shares_transaction=True says nothing of a batch handler, whose events share one; "
+        "set batch_size = 1"
+    )
 
 
 def test_a_field_cannot_be_read_from_bytes() -> None:

@@ -1,0 +1,45 @@
+"""Whether the messages of one handler may share a transaction, in this process."""
+
+from __future__ import annotations
+
+from consumerkit.events import Announcer, OutsideWaitNoticed
+from consumerkit.handlers.declaration import Declaration
+
+
+class Sharing:
+    """What is declared, and noticed, of one handler's transactions; all of its lanes look here.
+
+    Where a message fails, its neighbours in the transaction run again, and what they did outside the database is done
+    again with them. So a handler that was seen to wait for something outside gets a transaction for each message.
+
+    Attributes:
+        alone: Whether each message has a transaction of its own from now on.
+    """
+
+    __slots__ = ("_announce", "_notices", "alone")
+
+    def __init__(self, declared: Declaration, announce: Announcer) -> None:
+        self._announce = announce
+        self.alone = declared.shares_transaction is False
+        self._notices = (
+            declared.shares_transaction is None
+            and declared.is_async
+            and not declared.is_batch
+            and declared.batch_size > 1
+        )
+
+    @property
+    def notices(self) -> bool:
+        """Whether a wait outside of the session would still change anything."""
+        return self._notices and not self.alone
+
+    def notice(self, place: str, seconds: float) -> None:
+        """Take note that the handler waited for something else than its session, and tell of the first such wait.
+
+        Args:
+            place: Where the user's code waited.
+            seconds: How long.
+        """
+        if self.notices:
+            self.alone = True
+            self._announce(OutsideWaitNoticed(place=place, seconds=seconds))
