@@ -69,6 +69,7 @@ class Credit(Handler[Payment]):
     name = "credit"
     message_id = header("message-id")
     retry = Retry(attempts=3, wait=fixed(0.05), in_place=3)
+    shares_transaction = True  # its waits have no effect
 
     def __init__(self, settings: Settings) -> None:
         self.topic = settings.topic

@@ -85,6 +85,7 @@ class Ordered(Handler[Payment]):
 
     name = "ordered"
     message_id = header("message-id")
+    shares_transaction = True  # its waits have no effect
 
     def __init__(self, settings: Settings, diary: Diary) -> None:
         self.topic = settings.topic

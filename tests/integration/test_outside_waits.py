@@ -87,6 +87,12 @@ class Mailing(Handler[bytes]):
         await self.server.send(context.message_id)
 
 
+class Noticed(Write):
+    """Says nothing of what it waits for."""
+
+    shares_transaction: bool | None = None
+
+
 async def pause(_context: Context | None = None) -> None:
     await asyncio.sleep(0.001)
 
@@ -155,7 +161,7 @@ async def test_a_wait_that_is_declared_harmless_changes_nothing(stage: MemorySta
 
 
 async def test_a_handler_that_declares_it_shares_no_transaction_from_the_beginning(stage: MemoryStage) -> None:
-    run = await finish(stage, Write(shares_transaction=False), 30)
+    run = await finish(stage, Noticed(shares_transaction=False), 30)
     assert set(run.groups()) == {1}
     assert not run.seen(OutsideWaitNoticed)
 
@@ -164,7 +170,7 @@ async def test_a_handler_that_waits_for_its_session_alone_shares_as_before(stage
     async def ask(context: Context) -> None:
         await context.session.flush()
 
-    run = await finish(stage, Write(ask, batch_time=60.0), 30)
+    run = await finish(stage, Noticed(ask, batch_time=60.0), 30)
     assert run.groups() == [30]
 
 
@@ -173,7 +179,7 @@ async def test_a_wait_that_comes_late_ends_the_batch_there(stage: MemoryStage) -
         if context.message_id == "2":
             await pause()
 
-    run = await finish(stage, Write(wait_at_the_third, batch_time=60.0), 6)
+    run = await finish(stage, Noticed(wait_at_the_third, batch_time=60.0), 6)
     assert run.groups() == [3, 1, 1, 1]
     assert await written(stage) == [str(number) for number in range(6)]
     assert len(run.seen(OutsideWaitNoticed)) == 1
@@ -196,13 +202,13 @@ async def test_what_one_lane_notices_ends_the_batches_of_the_others(stage: Memor
             await begun.wait()
             await pause()
 
-    async with stage.run(Write(meet, concurrency=2, batch_time=60.0)) as run:
+    async with stage.run(Noticed(meet, concurrency=2, batch_time=60.0)) as run:
         runs.append(run)
         await run.until(lambda: stage.committed() == stage.ends(), "all is finished")
     assert set(run.groups()) == {1}
 
 
-class Stepping(Write):
+class Stepping(Noticed):
     """Runs a step within `handle`."""
 
     @step
@@ -220,7 +226,7 @@ async def test_a_step_within_handle_is_no_wait_outside(stage: MemoryStage) -> No
     assert not run.seen(OutsideWaitNoticed)
 
 
-class Repeating(Write):
+class Repeating(Noticed):
     """Waits where it is told of a duplicate."""
 
     async def on_duplicate(self, event: bytes, result: object, context: Context) -> None:
@@ -246,7 +252,7 @@ async def test_a_fault_around_the_cut_loses_and_doubles_nothing(
     monkeypatch.setenv("CONSUMERKIT_FAILPOINT_LOG", str(log))
     failpoints.arm({"CONSUMERKIT_FAILPOINT": f"{point}:raise:1"})
     try:
-        run = await finish(stage, Write(pause), 8)
+        run = await finish(stage, Noticed(pause), 8)
     finally:
         failpoints.arm({})
     assert log.exists()
@@ -263,7 +269,7 @@ async def test_the_claims_of_what_was_cut_off_are_not_committed(stage: MemorySta
 
     for number in range(5):
         stage.append(number)
-    async with stage.run(Write(wait)) as run:
+    async with stage.run(Noticed(wait)) as run:
         await stage.until_written(run, 1)
         assert await count(stage, LEDGER) == 1
         hold.set()

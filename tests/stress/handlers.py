@@ -181,6 +181,8 @@ def _place(context: Context[Any], what: str) -> bytes:
 class Coroutine(_Stressed, Handler[bytes]):
     """With a coroutine."""
 
+    shares_transaction = True  # its waits have no effect
+
     async def handle(self, event: bytes, context: Context) -> None:
         given = self.begin(event, context)
         while self.stage.waits(self.worker):  # noqa: ASYNC110 - the same for threads

@@ -40,11 +40,11 @@ class Watch:
         self.steps: MessageSteps | None = None
         self._statements = guard.statements
 
-    def suspended(self, running: Any, awaited: object) -> Wait | None:
+    def suspended(self, running: Any, awaited: object) -> OutsideWait | None:
         """Return the wait of a coroutine that begins here, for a future; None where the session is waited for."""
         if self.driver.under_way() or not self.sharing.notices:
             return None
-        return Wait(self, running, awaited)
+        return OutsideWait(self, running, awaited)
 
     @property
     def asked(self) -> int:
@@ -58,7 +58,7 @@ class Watch:
         return self.steps is None or not self.steps.at_work
 
 
-class Wait:
+class OutsideWait:
     """One wait of a handler, from when it begins."""
 
     __slots__ = ("_asked", "_awaited", "_began", "_over", "_place", "_running", "_watch")

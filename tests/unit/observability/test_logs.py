@@ -312,10 +312,10 @@ TOLD: list[tuple[Event, int, str]] = [
         events.OutsideWaitNoticed(handler="credit", place="shop/mail.py:31 in Mail.handle", seconds=0.0123),
         logging.WARNING,
         (
-            "credit: the handler waited 0.012 s for something other than its session at shop/mail.py:31 in Mail.handle; "
-            "from now on each message has a transaction of its own, since a failure of another message in the same one "
-            "would repeat what was done outside the database; do that in a step, or set shares_transaction = True where "
-            "it is harmless"
+            "credit: the handler waited 0.012 s for something other than its session at shop/mail.py:31 in "
+            "Mail.handle; from now on each message has a transaction of its own, since a failure of another message in "
+            "the same one would repeat what was done outside the database; do that in a step, or set "
+            "shares_transaction = True where it is harmless"
         ),
     ),
     (
