@@ -11,7 +11,7 @@ from consumerkit.events import Event
 from consumerkit.message import TopicPartition
 from consumerkit.observability.request_sentences import answered as request_answered
 from consumerkit.observability.request_sentences import level as request_level
-from consumerkit.observability.step_sentences import undo_failed, why_awaited
+from consumerkit.observability.step_sentences import undo_failed, waited_outside, why_awaited
 from consumerkit.observability.words import counted, lasting
 from consumerkit.outcome import Reason
 
@@ -193,15 +193,7 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
             f"rolled back {counted(e.size, 'message')}, {e.handled} of them handled, to run them again: {e.error}"
         ),
     ),
-    events.OutsideWaitNoticed: (
-        logging.WARNING,
-        lambda e: (
-            f"the handler waited {e.seconds:.3f} s for something other than its session at {e.place}; from now on each "
-            "message has a transaction of its own, since a failure of another message in the same one would repeat "
-            "what was done outside the database; do that in a step, or set shares_transaction = True where it is "
-            "harmless"
-        ),
-    ),
+    events.OutsideWaitNoticed: (logging.WARNING, waited_outside),
     events.StepsRun: (
         logging.DEBUG,
         lambda e: f"steps: {e.called} called, {e.reused} done before, {e.failed} failed, in {e.seconds:.3f} s",

@@ -1,4 +1,4 @@
-"""The sentences about steps that take more than a line."""
+"""The sentences about steps, and about what should be one, that take more than a line."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def undo_failed(event: events.StepUndoFailed) -> str:
         return f"{what}, again in {event.wait:.1f} s: {event.error}"
     letter = "" if event.letter is None else f"; dead letter {event.letter}"
     return f"{what}, and is given up: what the step did stands{letter}: {event.error}"
+
+
+def waited_outside(event: events.OutsideWaitNoticed) -> str:
+    """Return what follows where a handler waited for something outside its session."""
+    return (
+        f"the handler waited {event.seconds:.3f} s for something other than its session at {event.place}; from now on "
+        "each message has a transaction of its own, since a failure of another message in the same one would repeat "
+        "what was done outside the database; do that in a step, or set shares_transaction = True where it is harmless"
+    )
