@@ -48,7 +48,8 @@ class Record(Handler[bytes]):
         values = {{"part": context.message.partition, "pid": os.getpid(), "at": time.monotonic()}}
         await context.session.execute(text("INSERT INTO handled VALUES (:part, :pid, :at)"), values)
 
-worker = Worker(database={url!r}, kafka=Kafka({bootstrap!r}, transport={transport!r}), handlers=[Record()])
+kafka = Kafka({bootstrap!r}, transport={transport!r}, options={options!r})
+worker = Worker(database={url!r}, kafka=kafka, handlers=[Record()])
 """
 
 
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--transport", default="confluent", choices=["confluent", "aiokafka"])
     parser.add_argument("--apart", action="store_true")
+    parser.add_argument("--protocol", default="classic", choices=["classic", "consumer"])
     options = parser.parse_args()
     with ExitStack() as stack:
         kafka = stack.enter_context(KafkaServer.find_or_start())
@@ -174,7 +176,9 @@ def main() -> None:
         with psycopg.connect(postgres.dsn(name)) as connection:
             connection.execute("CREATE TABLE handled (part int, pid int, at float)")
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        app = APP.format(topic=topic, url=postgres.url(name), bootstrap=kafka.bootstrap, transport=options.transport)
+        tuned = {"group.protocol": "consumer"} if options.protocol == "consumer" else {}
+        reach = {"bootstrap": kafka.bootstrap, "transport": options.transport, "options": tuned}
+        app = APP.format(topic=topic, url=postgres.url(name), **reach)
         (directory / "recovery_app.py").write_text(app)
         site = Site(directory, kafka, postgres.dsn(name), topic)
         with traffic(site):

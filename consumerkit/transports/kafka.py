@@ -16,7 +16,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.transports.kafka_options import AIOKAFKA_SESSION_MS, SESSION_MS, check_options, milliseconds
+from consumerkit.transports.kafka_options import (
+    AIOKAFKA_SESSION_MS,
+    BROKERS_SESSION_MS,
+    SESSION_MS,
+    check_options,
+    has_broker_assignment,
+    milliseconds,
+)
 from consumerkit.transports.loopback import is_loopback
 from consumerkit.transports.oauth import AccessToken, OAuthBearer, TokenCallback, TokenEndpoint
 from consumerkit.transports.sasl import Sasl, check_choice, check_text
@@ -95,6 +102,8 @@ class Kafka:
         """Seconds after which the group misses a member that has died; its partitions stand still until then."""
         if self.transport == "aiokafka":
             return milliseconds(self.options, "session_timeout_ms", AIOKAFKA_SESSION_MS) / 1000
+        if has_broker_assignment(self.options):
+            return BROKERS_SESSION_MS / 1000
         return milliseconds(self.options, "session.timeout.ms", SESSION_MS) / 1000
 
     @property

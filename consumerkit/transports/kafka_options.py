@@ -15,6 +15,8 @@ librdkafka sends heartbeats from a thread of its own, whatever the handlers do, 
 """
 AIOKAFKA_SESSION_MS: Final = 45_000
 """The same for an aiokafka member, whose heartbeats stop while a handler blocks the event loop."""
+BROKERS_SESSION_MS: Final = 45_000
+"""The same where the broker's own setting decides it (KIP-848), as it is unless the broker is told otherwise."""
 _OFFSETS: Final = "consumerkit alone decides what is committed"
 _START: Final = "where reading starts is the handler's start_from"
 _GROUP: Final = "the handler's `group` says it"
@@ -32,7 +34,6 @@ _RESERVED: Final = {
     "enable.auto.offset.store": _OFFSETS,
     "auto.offset.reset": _START,
     "group.id": _GROUP,
-    "group.protocol": _ADAPTER,
     "isolation.level": _READ,
     "acks": _WRITE,
     "request.required.acks": _WRITE,
@@ -56,6 +57,16 @@ _RESERVED: Final = {
     "loop": _ADAPTER,
     "enable.partition.eof": _ADAPTER,
 }
+PROTOCOL: Final = "group.protocol"
+_ASSIGNOR: Final = "group.remote.assignor"
+CLASSIC: Final = "classic"
+# In the new protocol, a group's own settings on the broker say these.
+_BROKERS: Final = {
+    "session.timeout.ms": "group.consumer.session.timeout.ms",
+    "heartbeat.interval.ms": "group.consumer.heartbeat.interval.ms",
+    "partition.assignment.strategy": "group.consumer.assignors",
+    "group.protocol.type": "the protocol itself",
+}
 _CREDENTIALS: Final = ("sasl.", "ssl.", "security.", "enable.ssl.", "https.ca.", "enable.sasl.")
 
 
@@ -70,6 +81,16 @@ def milliseconds(options: Mapping[str, object], name: str, default: int) -> floa
         return float(str(options.get(name, default)))
     except ValueError:
         return float(default)
+
+
+def has_broker_assignment(options: Mapping[str, object]) -> bool:
+    """Tell whether members use the group protocol of KIP-848, in which the broker assigns partitions."""
+    return str(options.get(PROTOCOL, CLASSIC)).lower() == "consumer"
+
+
+def unknown_to(options: Mapping[str, object]) -> Mapping[str, str]:
+    """Return the settings that librdkafka refuses beside these, each with who decides it instead."""
+    return _BROKERS if has_broker_assignment(options) else {}
 
 
 def check_options(client: str, options: object) -> None:
@@ -89,6 +110,28 @@ def check_options(client: str, options: object) -> None:
             # Callbacks and whole objects would reach behind the adapter's back.
             wrong = type(value).__name__
             raise ConfigurationError(f"Kafka(options={{{name!r}: ...}}) takes text, a number or a bool, not {wrong}")
+    _check_protocol(client, options)
+
+
+def _check_protocol(client: str, options: Mapping[str, object]) -> None:
+    place = f"Kafka(options={{{PROTOCOL!r}: ...}})"
+    if client == "aiokafka" and (name := PROTOCOL.replace(".", "_")) in options:
+        raise ConfigurationError(
+            f"Kafka(options={{{name!r}: ...}}): aiokafka knows the classic protocol only; leave it out, "
+            'or give transport="confluent"'
+        )
+    if PROTOCOL in options and options[PROTOCOL] not in (CLASSIC, "consumer"):
+        raise ConfigurationError(f"{place}: unknown value; it is one of 'classic', 'consumer'")
+    for name, setting in unknown_to(options).items():
+        if name in options:
+            raise ConfigurationError(
+                f"Kafka(options={{{name!r}: ...}}) does not go with group.protocol=consumer: the broker decides it "
+                f"({setting}); leave it out"
+            )
+    if not has_broker_assignment(options) and _ASSIGNOR in options:
+        raise ConfigurationError(
+            f"Kafka(options={{{_ASSIGNOR!r}: ...}}) goes with group.protocol=consumer only; leave it out, or give both"
+        )
 
 
 def _check_name(client: str, name: str) -> None:

@@ -113,6 +113,12 @@ class KafkaControl:
         found = await asyncio.wrap_future(admin.describe_consumer_groups([group])[group])
         return {member.member_id for member in found.members}
 
+    async def kind(self, group: str) -> str:
+        """The protocol of a group, as the broker names it."""
+        admin = AdminClient(self._config)
+        found = await asyncio.wrap_future(admin.describe_consumer_groups([group])[group])
+        return str(found.type.name)
+
     @contextlib.asynccontextmanager
     async def dead_member(self, group: str) -> AsyncIterator[str]:
         """Have a member in the group that never says another word, and whose session lasts for longer than any test."""

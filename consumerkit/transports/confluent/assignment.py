@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from concurrent.futures import CancelledError, Future
@@ -22,6 +21,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription
 from consumerkit.transports.confluent.messages import Reading
 from consumerkit.transports.confluent.places import Partitions, ReadPlaces, of_client
+from consumerkit.transports.confluent.without import Confirm, WithoutPartitions
 from consumerkit.transports.notes import closed
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ Told = Mapping[TopicPartition, PartitionInfo]
 Ask = Callable[[Collection[TopicPartition]], Coroutine[Any, Any, Told]]
 
 _ASK_AGAIN_AFTER = 0.5
-_NONE_AFTER = 3.0
 _MARGIN = 5.0  # beyond the drain timeout, which the listener itself keeps
 _CALL = 30.0  # for calls of the listener that only record something
 
@@ -77,6 +76,7 @@ class Assignment:
         subscription: Subscription,
         listener: AssignmentListener,
         ask: Ask,
+        confirm: Confirm | None = None,
     ) -> None:
         self.readings: dict[tuple[str, int], Reading] = {}
         self.changes = 0
@@ -87,15 +87,16 @@ class Assignment:
         self._listener = listener
         self._ask = ask
         self._epochs = itertools.count(1)
-        # Partitions that are assigned and not taken on, the question that they wait for, and since when there are none.
+        # Partitions that are assigned and not taken on, and the question that they wait for.
         self._waiting: set[TopicPartition] = set()
         self._asked: Future[Told] | None = None
         self._ask_at = 0.0
-        self._none_since = math.inf
+        self._without = WithoutPartitions(host.begin, confirm)
 
     def subscribe(self, consumer: Consumer) -> None:
         """Join the group."""
         topics = list(self._subscription.topics)
+        self._without.joined()
         consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def take_on(self, consumer: Consumer) -> None:
@@ -121,9 +122,8 @@ class Assignment:
     def _tell_of_none(self) -> None:
         """Tell the listener that the group has no partition for this member, once no other one gives any up for it."""
         if self._waiting or self.readings:
-            self._none_since = math.inf
-        elif time.monotonic() - self._none_since > _NONE_AFTER:
-            self._none_since = math.inf
+            self._without.over()
+        elif self._without.is_certain():
             self._host.tell(self._listener.assigned({}), _CALL)
 
     def current(self, positions: Mapping[TopicPartition, Position]) -> Partitions:
@@ -218,7 +218,7 @@ class Assignment:
     def _assign(self, consumer: Consumer, partitions: Partitions) -> None:
         consumer.incremental_assign([])
         if not partitions:
-            self._none_since = time.monotonic()
+            self._without.told()
         else:
             self._waiting |= {TopicPartition(at.topic, at.partition) for at in partitions}
             # An answer to an earlier question may be older than this assignment.

@@ -21,7 +21,7 @@ from consumerkit.transports.base import (
 )
 from consumerkit.transports.confluent.admin import TopicAdmin
 from consumerkit.transports.confluent.thread import PollThread
-from consumerkit.transports.kafka_options import SESSION_MS, milliseconds
+from consumerkit.transports.kafka_options import SESSION_MS, has_broker_assignment, milliseconds, unknown_to
 
 if TYPE_CHECKING:
     from consumerkit.transports.aiokafka.leaving import Leaving
@@ -66,7 +66,8 @@ class ConfluentConsumer:
         admin: TopicAdmin,
         leaving: Callable[[], Leaving] | None = None,
     ) -> None:
-        self._config = {**_DEFAULTS, **_sized(subscription, config), **config, **CONTRACT, **_named(subscription)}
+        tuned = {name: value for name, value in _DEFAULTS.items() if name not in unknown_to(config)}
+        self._config = {**tuned, **_sized(subscription, config), **config, **CONTRACT, **_named(subscription)}
         self._subscription = subscription
         self._admin = admin
         self._out = leaving
@@ -87,7 +88,9 @@ class ConfluentConsumer:
             raise StartError(f"no such topic: {', '.join(missing)}")
         self._topic_ids = {name: info.topic_id for name, info in topics.items()}
         loop = asyncio.get_running_loop()
-        thread = PollThread(self._config, self._subscription, listener, self._questions.describe, loop)
+        questions = self._questions
+        has_none = questions.has_none if has_broker_assignment(self._config) else None
+        thread = PollThread(self._config, self._subscription, listener, questions.describe, loop, has_none)
         thread.start()
         await thread.started
         self._thread = thread

@@ -23,6 +23,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import PartitionInfo, Span, Survey, Surveyed, TopicInfo
+from consumerkit.transports.confluent.without import has_none
 from consumerkit.transports.notes import note_of
 from consumerkit.transports.oauth import wait_for_token
 
@@ -115,6 +116,13 @@ class Questions:
             if found.get(partition, -1) >= 0:
                 return int(found[partition])
         raise self._no_answer([partition])
+
+    async def has_none(self, member: str) -> bool:
+        """Tell whether the group is settled and has assigned nothing to a member; False where that is not known."""
+        try:
+            return await self._run(lambda: has_none(self._client().admin, self._group, member))
+        except (KafkaException, Unavailable):
+            return False
 
     async def stop(self) -> None:
         """Disconnect."""

@@ -48,6 +48,7 @@ class PollThread:
         subscription: What to read.
         listener: Told of assignments, on `loop`.
         ask: Asks the broker about partitions, on `loop`.
+        has_none: Asks the broker whether it has assigned nothing to a member; None where the client itself is told.
         loop: Where futures are resolved and the listener runs.
     """
 
@@ -58,8 +59,10 @@ class PollThread:
         listener: AssignmentListener,
         ask: Ask,
         loop: asyncio.AbstractEventLoop,
+        has_none: Callable[[str], Coroutine[Any, Any, bool]] | None = None,
     ) -> None:
         self.paused = self.over = False
+        self._member = ""
         self.started: asyncio.Future[None] = loop.create_future()
         self.finished: asyncio.Future[None] = loop.create_future()
         self._loop = loop
@@ -70,7 +73,8 @@ class PollThread:
             "error_cb": self._on_error,
             "on_commit": self._commits.on_commit,
         }
-        self._assignment = Assignment(self, subscription, listener, ask)
+        confirm = None if has_none is None else lambda: has_none(self._member)
+        self._assignment = Assignment(self, subscription, listener, ask, confirm)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._consumer: Consumer | None = None
         self._handover = Handover(loop, self._commands.put, self._passed)
@@ -78,7 +82,7 @@ class PollThread:
         self._parked = self._stopping = self._telling = False
         self._polled = self._ran = time.monotonic()
         self._error: str | None = None
-        self._member, self._named = "", 0.0
+        self._named = 0.0
         self._thread = threading.Thread(target=self._run, name=f"consumerkit-{subscription.group}", daemon=True)
 
     # -- called on the event loop

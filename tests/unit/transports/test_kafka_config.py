@@ -124,6 +124,17 @@ def test_another_machine_is_reached_over_tls(security: Sasl | Tls) -> None:
     Kafka(FAR, security=security)
 
 
+def new_protocol(options: Mapping[str, Any]) -> Kafka:
+    return Kafka(LOCAL, options={"group.protocol": "consumer", **options})
+
+
+def test_the_new_group_protocol_may_be_chosen() -> None:
+    chosen = new_protocol({"group.remote.assignor": "range", "group.instance.id": "one"})
+    assert (chosen.session_timeout, chosen.instance_id) == (45.0, "one")
+    assert Kafka(LOCAL, options={"group.protocol": "classic"}).session_timeout == 8.0
+    chosen.connect()
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
@@ -162,6 +173,13 @@ def test_another_machine_is_reached_over_tls(security: Sasl | Tls) -> None:
         (lambda: Kafka(LOCAL, options={"": 1}), "name"),
         (lambda: Kafka(LOCAL, options={"linger.ms": None}), "NoneType"),  # type: ignore[dict-item]
         (lambda: Kafka(LOCAL, options={"stats_cb": print}), "refused"),  # type: ignore[dict-item]
+        (lambda: Kafka(LOCAL, options={"group.protocol": SECRET}), "one of 'classic', 'consumer'"),
+        (lambda: Kafka(LOCAL, transport="aiokafka", options={"group_protocol": "consumer"}), "classic protocol only"),
+        (lambda: new_protocol({"session.timeout.ms": 9000}), r"group.consumer.session.timeout.ms\); leave it out"),
+        (lambda: new_protocol({"heartbeat.interval.ms": 900}), r"group.consumer.heartbeat.interval.ms\)"),
+        (lambda: new_protocol({"partition.assignment.strategy": "range"}), r"group.consumer.assignors\)"),
+        (lambda: new_protocol({"group.protocol.type": "consumer"}), "the broker decides it"),
+        (lambda: Kafka(LOCAL, options={"group.remote.assignor": "range"}), "goes with group.protocol=consumer only"),
         (lambda: sasl(mechanism="SCRAM-SHA-255"), "did you mean 'SCRAM-SHA-25"),
         (lambda: sasl(mechanism="plain"), "PLAIN"),
         (lambda: sasl(username=""), "username"),
