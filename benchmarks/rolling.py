@@ -127,7 +127,7 @@ class Rolled:
             return [one for (one,) in connection.execute("SELECT id FROM handled ORDER BY row")]
 
     def _replaced(self) -> int:
-        return self._log.read_text().count("every worker process is replaced, and works")
+        return self._log.read_text().count("every worker process is replaced and works")
 
 
 def checked(handled: list[str], rounds: int) -> dict[str, int]:

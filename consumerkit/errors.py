@@ -83,7 +83,7 @@ class Reject(ConsumerkitError):
 
 @cache
 def _warn_of_no_reason() -> None:
-    _log.warning('a handler raises Reject without a reason, which dead letters then lack; write: raise Reject("...")')
+    _log.warning('a handler raises Reject without a reason, so its dead letters have none; write: raise Reject("...")')
 
 
 class Defer(ConsumerkitError):
@@ -107,7 +107,7 @@ class Defer(ConsumerkitError):
         if not seconds > 0:
             raise ValueError(f"Defer({seconds}): give seconds > 0")
         if seconds > LONGEST_WAIT:
-            raise ValueError(f"Defer({seconds}): give at most {LONGEST_WAIT:.0f} seconds, which are ten years")
+            raise ValueError(f"Defer({seconds}): give at most {LONGEST_WAIT:.0f} seconds (ten years)")
         self.seconds = float(seconds)
 
 

@@ -115,7 +115,7 @@ def address_of(handler: Asked, id: tuple[Part, ...], topic: str | None) -> IdPla
     label = handler.__name__ if isinstance(handler, type) else type(handler).__name__
     if not isinstance(name, str) or not isinstance(identity, Identity):
         raise ConfigurationError(
-            f"{label} does not say its name and message_id in the class; give an instance, or the name as text"
+            f"{label} does not set name and message_id in the class; give an instance, or the name as text"
         )
     try:
         return IdPlace(name, text, identity.digests_of(*parts, scope=_scope(handler, label, topic)))

@@ -166,7 +166,7 @@ class Engine:
                 task.result()
         # Without an error a task ends only when `stop` was called; a lane that just ended would be a standstill.
         if not self._stopping:
-            raise RuntimeError(f"handler {self.declared.name!r}: a part of its engine ended by itself")
+            raise RuntimeError(f"handler {self.declared.name!r}: a part of its engine ended unexpectedly")
         await asyncio.wait(self._tasks)
 
     async def _fetch(self) -> None:

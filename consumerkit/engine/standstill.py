@@ -22,11 +22,11 @@ STILL_AFTER: Final = 120.0
 """Seconds without a move after which a partition stands still; beyond what one transaction may take, by default."""
 
 _NOTHING: Final = (
-    "nothing of it is in hand, and nothing is fetched of it; what is in hand of others may fill memory_budget, or the "
-    "broker gives nothing; if neither is so, restart the worker"
+    "no message of it is in hand or being fetched; other partitions' messages may fill memory_budget, or the broker "
+    "sends nothing; if neither is so, restart the worker"
 )
 
-_SILENT: Final = "the broker does not tell of it, although it tells of others; look for its leader"
+_SILENT: Final = "the broker answers for other partitions and not for this one; check its leader"
 
 Why = Callable[[Partition], str]
 
@@ -99,13 +99,14 @@ def reason(partition: Partition, ordering: Ordering, limit: int, *, braking: boo
     """Return what is known of why a partition stands still, and the way out."""
     in_hand, parked = partition.offsets.unfinished, partition.total
     known = {
-        "it was stopped or lost its place, as was told before, and what was told has the way out": partition.adrift,
-        "it has not been taken over; look for a worker that hangs while it holds it, and for a database or a broker "
-        "that does not answer": partition.fencing_token is None,
-        "the brake is on, here or for all; repair what it depends on, and it goes on by itself": braking,
+        "it was stopped or lost its place; an earlier log line says why, and what to do": partition.adrift,
+        "no worker has taken it over; look for a worker that hangs while it holds the partition, or a database or "
+        "broker that does not answer": partition.fencing_token is None,
+        "the brake is on, for this partition or the whole handler; repair what the handler depends on, and it goes "
+        "on by itself": braking,
         full_lot(parked): parked >= limit,
         BEHIND: bool(parked and ordering is Ordering.PARTITION),
-        f"{in_hand} of its messages are in hand, and the first is not finished; look at what the handler waits for": (
+        f"{in_hand} of its messages are in hand, and the first one is not finished; check what the handler waits for": (
             in_hand > 0
         ),
     }

@@ -153,13 +153,11 @@ class Undoer:
         """Undo a step; return whether its undo was called."""
         declared = self._declared.steps.get(one.step)
         if declared is None or declared.undoes is None:
-            raise CannotUndo(
-                f"the handler has no step {one.step!r} with an undo any more, and it had when it was called"
-            )
+            raise CannotUndo(f"the handler no longer has a step {one.step!r} with an undo")
         try:
             kept = self._rows.arguments(one)
             if kept is None:
-                raise CannotUndo(f"what step {one.step!r} was called with was not kept: it had no undo then")
+                raise CannotUndo(f"the arguments of step {one.step!r} were not kept: it had no undo then")
             args = read_arguments(declared, kept, Undoing(is_async=declared.is_async), one.message_id)
             done = None if one.result is None else declared.result.validate_json(one.result)
         except (ValidationError, PayloadSealed) as error:

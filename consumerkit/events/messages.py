@@ -48,7 +48,7 @@ class GroupCommitted(Event):
         fallback_ids: Messages whose ID came from a fallback source.
         unreadable_times: Messages in which `event_time` read no moment, or one far in the future; such run.
         seconds: From BEGIN to COMMIT's answer, with the wait for a connection.
-        stages: The same by stage.
+        stages: From BEGIN to the answer of COMMIT, by stage.
     """
 
     lane: int

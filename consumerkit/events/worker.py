@@ -30,7 +30,7 @@ class HandlerSummary(Event):
         seconds: The time it tells of.
         processed: Messages whose handler's changes are committed.
         duplicates: Messages skipped, since their ID had been processed or dead-lettered before.
-        retries: Attempts that failed and are made again.
+        retries: Failed attempts that are made again.
         dead: Messages that were dead-lettered.
         skipped: Messages of unknown types.
         rolled_back: Transactions of several messages that were rolled back and run again.

@@ -138,7 +138,7 @@ class Attributes:
         way_out = "is not an Identity; set header(...), event_field(...) or coordinates()"
         found = self.instance("message_id", Identity, way_out)
         if found.is_only_a_time:
-            self.refuse_value("message_id", "is a time, which many messages may share; see coordinates()")
+            self.refuse_value("message_id", "is a time, and many messages may share one; see coordinates()")
         return found
 
     def event_time(self) -> Identity | None:
@@ -211,7 +211,7 @@ class Attributes:
         way_out = "is not a Retry; set Retry(attempts=...), Retry(deadline=...) or both"
         retry = self.instance("retry", Retry, way_out)
         if retry.on_result is not None and isinstance(self.handler, BatchHandler):
-            self.refuse_value("retry", "has on_result, and what handle_batch returns is not looked at; raise instead")
+            self.refuse_value("retry", "has on_result, and handle_batch's result is ignored; raise an error instead")
         return retry
 
     def fingerprint(self) -> Fingerprint:

@@ -136,8 +136,8 @@ class _Publishes:
         """
         if self._over is not None:
             raise SessionOver(
-                f"handler {self._over!r}: publish({topic!r}) was called after the handler had returned, so the message "
-                "would be lost; await what handle started before it returns"
+                f"handler {self._over!r}: publish({topic!r}) was called after the handler had returned, so the "
+                "message would be lost; await what handle started before it returns"
             )
         self._publisher.publish(topic, key=key, value=value, id=id, headers=headers)
 

@@ -82,7 +82,7 @@ def declared_steps(attributes: Attributes, *, is_async: bool) -> dict[str, Decla
             )
         found[name] = _declared(attributes, step, is_async=is_async)
     if not found and not isinstance(handler, BatchHandler) and getattr(handler, "prepare", None) is not None:
-        attributes.refuse("defines prepare, and no step that it could run; declare one with @step, or rename prepare")
+        attributes.refuse("defines prepare, and has no step to run in it; declare one with @step, or rename prepare")
     return found
 
 
@@ -100,9 +100,7 @@ def _declared(attributes: Attributes, step: Step[Any, Any], *, is_async: bool) -
     if step.said_in_doubt not in (None, *get_args(InDoubt)):
         attributes.refuse(f'step {name}: in_doubt={in_short(step.said_in_doubt)} is neither "retry" nor "dead-letter"')
     if step.said_in_doubt is not None and step.asks is not None:
-        attributes.refuse(
-            f"step {name}: in_doubt says nothing where confirm asks the other side; leave one of them out"
-        )
+        attributes.refuse(f"step {name}: in_doubt has no effect beside confirm; leave one of them out")
     if not is_deadline(step.deadline):
         attributes.refuse(f"step {name}: deadline={in_short(step.deadline)} is not a number of seconds > 0")
     _check_undo(attributes, step)
@@ -133,11 +131,12 @@ def _check_undo(attributes: Attributes, step: Step[Any, Any]) -> None:
         return
     if len(inspect.signature(step.undoes).parameters) != len(inspect.signature(step.method).parameters) + 1:
         attributes.refuse(
-            f"step {name}: its undo takes other parameters than it is given; define it with the key, what the step "
+            f"step {name}: its undo takes other parameters than consumerkit passes; define it with the key, what the "
+            "step "
             "returned, and then what the step takes"
         )
     if step.undo_in_doubt and step.asks is not None:
-        attributes.refuse(f"step {name}: undo(in_doubt=True) says nothing where confirm asks; leave one of them out")
+        attributes.refuse(f"step {name}: undo(in_doubt=True) has no effect beside confirm; leave one of them out")
     if not isinstance(step.undo_retry, Retry):
         attributes.refuse(f"step {name}: undo(retry={in_short(step.undo_retry)}) is not a Retry")
     if step.undo_retry.in_place != 1 or step.undo_retry.on_result is not None:
@@ -150,7 +149,7 @@ def _signature(attributes: Attributes, step: Step[Any, Any]) -> inspect.Signatur
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if len(parameters) < 2 or any(one.kind not in positional for one in parameters[:2]):
         attributes.refuse(
-            f"step {step.name} takes no key; define {step.name}(self, key, ...): the key is the first that it is given"
+            f"step {step.name} takes no key; define {step.name}(self, key, ...): the key is the first argument"
         )
     if step.asks is not None and len(inspect.signature(step.asks).parameters) != len(parameters):
         attributes.refuse(
@@ -194,8 +193,8 @@ def _result(attributes: Attributes, step: Step[Any, Any]) -> TypeAdapter[Any]:
     annotation = inspect.signature(step.method).return_annotation
     if annotation is inspect.Signature.empty:
         attributes.refuse(
-            f"step {step.name} does not say what it returns, which is kept as JSON of that type; annotate it: -> None, "
-            "where it returns nothing"
+            f"step {step.name} has no return annotation, which its result is kept by; annotate it, with -> None if "
+            "it returns nothing"
         )
     try:
         return _adapter(resolved(annotation, getattr(step.method, "__globals__", {})))

@@ -86,11 +86,11 @@ def _optional_method(attributes: Attributes, name: str, main: str, *, is_async: 
     if method is None:
         return None
     if main == "handle_batch" and name == "on_duplicate":
-        attributes.refuse(f"is a BatchHandler and defines {name}; only a Handler is told of duplicates")
+        attributes.refuse(f"is a BatchHandler and defines {name}; only a Handler has it")
     if main == "handle_batch" and name == "prepare":
         attributes.refuse(f"is a BatchHandler and defines {name}; only a Handler has steps")
     if main == "handle_batch":
-        attributes.refuse(f"is a BatchHandler and defines {name}; do it in handle_batch, which has all events at hand")
+        attributes.refuse(f"is a BatchHandler and defines {name}; do that work in handle_batch")
     _check_callable(attributes, name)
     if _is_async(attributes, name) != is_async:
         kinds = ("`async def`", "plain `def`") if is_async else ("plain `def`", "`async def`")
@@ -109,7 +109,7 @@ def _check_callable(attributes: Attributes, name: str) -> None:
     try:
         inspect.signature(method).bind(*_PARAMETERS[name])
     except TypeError:
-        attributes.refuse(f"{name} takes other parameters than it is given; define {_signature(name)}")
+        attributes.refuse(f"{name} takes other parameters than consumerkit passes; define {_signature(name)}")
 
 
 def _is_async(attributes: Attributes, name: str) -> bool:

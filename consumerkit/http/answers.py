@@ -92,7 +92,7 @@ def parsed(text: str, sealer: Sealer | None) -> Answer:
 
 def _unsealed(payload: bytes, sealer: Sealer | None) -> bytes:
     if sealer is None:
-        raise PayloadSealed("the kept answer is sealed; give Tables(sealer=...) what sealed it")
+        raise PayloadSealed("the kept answer is sealed; give Tables(sealer=...) the sealer that sealed it")
     try:
         return sealer.unseal(payload)
     except Exception as error:

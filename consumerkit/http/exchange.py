@@ -165,12 +165,12 @@ class Exchange:
         if taken.kept.fingerprint != self._key.fingerprint:
             self._report.outcome = "conflict"
             return self._refusal(
-                422, "Idempotency-Key is already used", "the key came before with another request; use a new one"
+                422, "Idempotency-Key is already used", "this key was used with another request; use a new key"
             )
         if taken.answer is None:
             self._report.outcome = "erased"
             return self._refusal(
-                409, "The answer is gone", "the key was used, and its answer was erased; use a new one"
+                409, "The answer is gone", "this key was used, and its answer is erased; use a new key"
             )
         self._answered, self._report.outcome = True, "replayed"
         return self._stated(parsed(taken.answer, self.edge.sealer).response())
@@ -277,7 +277,7 @@ class Exchange:
         if fault_of(error, in_handler=not self._is_ours) not in _OUT_OF_REACH:
             return None
         self._report.outcome, self._report.error = "out_of_reach", type(error).__name__
-        detail = "nothing is known to have changed; repeat the request with the same key"
+        detail = "it is not known whether anything changed; repeat the request with the same key"
         return problem(503, "The database is out of reach", detail, type=self.edge.documentation, retry_after=1)
 
     def _warn_of_other_sessions(self) -> None:
@@ -285,7 +285,7 @@ class Exchange:
         if not self._handed_out and self._declaration.label not in self.edge.warned:
             self.edge.warned.add(self._declaration.label)
             _log.warning(
-                "%s did not take the edge's session; what it changed in another one is not committed with its key",
+                "%s did not take the edge's session; its changes in another session are not committed with its key",
                 self._declaration.label,
             )
 

@@ -66,8 +66,8 @@ def declared(
     label = getattr(endpoint, "__qualname__", repr(endpoint))
     if not callable(scope):
         raise ConfigurationError(
-            f"{label}: scope={type(scope).__name__}: give a function that tells who asks, by the request or, with "
-            "FastAPI, as a dependency; keys of different callers must not meet"
+            f"{label}: scope={type(scope).__name__}: give a function that returns the caller, from the request or, "
+            "with FastAPI, as a dependency; callers must not share keys"
         )
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait <= 3600:
         raise ConfigurationError(f"{label}: wait={wait!r}: give seconds from 0 to 3600")

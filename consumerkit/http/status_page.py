@@ -67,7 +67,7 @@ def status_route(
     if not all(part in path for part in ("{handler}", "{message_id")):
         raise ConfigurationError(f"status_route({path!r}): the path needs {{handler}} and {{message_id}}")
     if not callable(authorize):
-        raise ConfigurationError("status_route(authorize=...): give a function that says who may see which message")
+        raise ConfigurationError("status_route(authorize=...): give a function that decides who may see which message")
     for name, value in (("interval", interval), ("longest", longest)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
             raise ConfigurationError(f"status_route({name}={value!r}): give seconds above 0, up to 3600")
@@ -95,9 +95,7 @@ def accepted(request: Request, handler: Asked, message_id: str) -> JSONResponse:
 def _name(handler: Asked) -> str:
     name = handler if isinstance(handler, str) else getattr(handler, "name", None)
     if not isinstance(name, str) or not name:
-        raise ConfigurationError(
-            f"{handler!r} does not say its name in the class; give an instance, or the name as text"
-        )
+        raise ConfigurationError(f"{handler!r} does not set name in the class; give an instance, or the name as text")
     return name
 
 
@@ -116,7 +114,7 @@ class _Page:
         streams = _EVENTS in request.headers.get("accept", "")
         try:
             if name not in self.handlers or not await self._may(request, name, message_id):
-                return problem(404, "Not found", "there is no such message, or it is not yours to see")
+                return problem(404, "Not found", "this message does not exist, or you may not see it")
         except (SQLAlchemyError, OSError):
             # A browser asks again where a stream ends, and never again after a status of 5xx.
             return _stream(_nothing()) if streams else self._out_of_reach()

@@ -112,7 +112,7 @@ class Batches:
         position = parsed(checkpoints.lock(found.keys, session.connection(), self._label, first.text(self._label)))
         if position.key != first.key:
             raise ConfigurationError(
-                f"{self._label}: it has come this far by ({', '.join(position.key)}), and cannot go on by "
+                f"{self._label}: its position is by ({', '.join(position.key)}) and cannot go on by "
                 f"({', '.join(first.key)}); give the same key, or another name"
             )
         return position
@@ -120,7 +120,7 @@ class Batches:
     def _refuse(self, session: Session) -> None:
         if session.get_transaction() is self._began and not session.in_nested_transaction():
             raise TransactionMisused(
-                f"{self._label}: the loop commits each batch when the next one is asked for; leave that to it"
+                f"{self._label}: the loop commits each batch before the next one; do not commit yourself"
             )
 
 

@@ -61,7 +61,9 @@ def is_open(session: Session, savepoint: SessionTransaction) -> bool:
 
 def misused(label: str) -> TransactionMisused:
     """Return the error of a block that ended our transaction."""
-    return TransactionMisused(f"{label}: the block committed or rolled back the session; leave that to its end")
+    return TransactionMisused(
+        f"{label}: the block committed or rolled back the session; the end of the block does that"
+    )
 
 
 def commit(session: Session, began: SessionTransaction, dialect: Dialect, label: str) -> None:

@@ -99,9 +99,7 @@ def _check_key(label: str, key: Sequence[Column[Any]]) -> None:
     if not key or len({column.table for column in key}) != 1:
         raise ConfigurationError(f"{label}: give the key as a column, or several of one table, such as key=Order.id")
     if empty := [column.name for column in key if column.nullable]:
-        raise ConfigurationError(
-            f"{label}: the key's column {empty[0]} may be null, and such rows would be passed over"
-        )
+        raise ConfigurationError(f"{label}: the key's column {empty[0]} may be null, and such rows would be skipped")
     table: Any = key[0].table
     unique = [set(table.primary_key.columns)]
     unique += [set(one.columns) for one in table.constraints if isinstance(one, UniqueConstraint)]
@@ -110,6 +108,6 @@ def _check_key(label: str, key: Sequence[Column[Any]]) -> None:
     if not any(one and one <= set(key) for one in unique):
         names = ", ".join(column.name for column in key)
         raise ConfigurationError(
-            f"{label}: key=({names}) is not unique in {table.name}, so rows between two pages would be passed over; "
+            f"{label}: key=({names}) is not unique in {table.name}, so rows between two pages would be skipped; "
             "add a column of the primary key"
         )

@@ -57,18 +57,20 @@ def warnings(
             if (kept := keeps.get(topic, 0.0)) > retention:
                 yield (
                     f"handler {declared.name!r}: {remembers}, and topic {topic!r} keeps its messages "
-                    f"{'for ever' if kept == math.inf else f'for {span(kept)}'}: if its position is moved back beyond "
-                    "that, what cannot be proven new is dead-lettered as stale; Worker(retention=...) sets it"
+                    f"{'for ever' if kept == math.inf else f'for {span(kept)}'}: if its position is moved back "
+                    "beyond that, messages that cannot be proven new are dead-lettered as stale; change it by "
+                    "Worker(retention=...)"
                 )
         if (horizon := retry_horizon(declared.retry)) > retention:
             yield (
-                f"handler {declared.name!r}: {remembers}, and its retries may take {span(horizon)}: a copy that waits "
-                "behind one of them may be forgotten, and run again; lengthen the retention, or shorten the retries"
+                f"handler {declared.name!r}: {remembers}, and its retries may take {span(horizon)}: the ledger may "
+                "forget a message whose copy still waits behind a retry, and the copy runs again; lengthen the "
+                "retention, or shorten the retries"
             )
         if (age := letters.get(declared.name, 0.0)) > retention:
             yield (
-                f"handler {declared.name!r}: {remembers}, and its oldest dead letter waits since {span(age)}: what it "
-                "was to come before may be forgotten by the time it is redriven; redrive, resolve or discard it"
+                f"handler {declared.name!r}: {remembers}, and its oldest dead letter has waited for {span(age)}: the "
+                "ledger may have forgotten the messages after it when it is redriven; redrive, resolve or discard it"
             )
 
 
@@ -78,7 +80,7 @@ def parked_warnings(parked: float, declarations: Sequence[Declaration]) -> Itera
         if (horizon := retry_horizon(declared.retry)) > parked:
             yield (
                 f"handler {declared.name!r}: its retries may take {span(horizon)}, and PayloadRetention(parked=...) "
-                f"ends them after {span(parked)}; lengthen that, or shorten the retries"
+                f"ends them after {span(parked)}; lengthen the retention, or shorten the retries"
             )
 
 

@@ -38,11 +38,11 @@ class HandlerBacklog:
         parked: Messages that wait for their next attempt, or behind one that does.
         parked_due: Those of them that are due.
         parked_oldest_seconds: For how long the oldest of them is parked.
-        parked_due_oldest_seconds: For how long the one is due that was due first.
+        parked_due_oldest_seconds: How long the first due parked message has been due.
         keys_held: Keys that wait for a decision on a dead letter.
         keys_held_oldest_seconds: For how long the first of them waits.
         dead_undecided: Dead letters that wait for a decision.
-        dead_oldest_seconds: For how long the oldest of these waits.
+        dead_oldest_seconds: How long the oldest of these has waited.
         lag: What is in the topics and not processed.
         lag_oldest_seconds: For how long the first of that is there, as far as this process has seen.
         marks: The handler's positions.
@@ -68,7 +68,7 @@ class HandlerBacklog:
 
     @property
     def work_left_oldest_seconds(self) -> float:
-        """For how long the oldest of that waits."""
+        """How long the oldest of these has waited."""
         return max(self.lag_oldest_seconds, self.parked_due_oldest_seconds, self.keys_held_oldest_seconds)
 
 
@@ -206,6 +206,8 @@ async def keep_measuring(worker: Worker, tell: Callable[[Backlog], None], over: 
         except Exception as error:  # noqa: BLE001 - the gauges keep their last values, and the worker works on
             if not failing:
                 what = type(error).__name__
-                _log.warning("what waits in the database is not measured (%s); it is tried every %.0f s", what, EVERY)
+                _log.warning(
+                    "the messages that wait in the database are not measured (%s); next try in %.0f s", what, EVERY
+                )
             failing = True
         await wait_until_set(over, EVERY)

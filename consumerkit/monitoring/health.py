@@ -75,7 +75,7 @@ class Pulse:
         blocked = silent > max(5.0, 3 * BEAT)
         if blocked:
             findings.insert(
-                0, f"the event loop is blocked for {silent:.0f} s; look for a handler that waits in a plain call"
+                0, f"the event loop has been blocked for {silent:.0f} s; look for a handler that waits in a plain call"
             )
         return HealthReport(live=live, ready=readiness.ready and not blocked, findings=tuple(findings))
 
@@ -95,7 +95,9 @@ def together(directory: Path, workers: int) -> HealthReport:
     """
     found = [health for file in sorted(directory.glob("health-*.json")) if (health := _read(file)) is not None]
     missing = workers - len(found)
-    findings = [f"{missing} of {workers} worker processes do not answer; the log tells why"] if missing > 0 else []
+    findings = (
+        [f"{missing} of {workers} worker processes do not answer; see the log for the reason"] if missing > 0 else []
+    )
     for health in found:
         findings += [finding for finding in health.findings if finding not in findings]
     ready = missing <= 0 and all(health.ready for health in found)

@@ -42,16 +42,16 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | Instruments | None = None) -> None:
         self._instruments = _instruments(registry)
-        self._messages = self._counter("messages", "Messages that are finished, by what became of them.", "outcome")
-        self._dead = self._counter("dead_letters", "Messages that were dead-lettered, by reason.", "reason")
-        self._failed = self._counter("attempts_failed", "Attempts that failed, each of one message alone.")
-        self._retries = self._counter("retries", "Attempts that failed and are made again.")
-        self._duplicates = self._counter("duplicates", "Duplicates, by where they come from.", "cause")
+        self._messages = self._counter("messages", "Finished messages, by outcome.", "outcome")
+        self._dead = self._counter("dead_letters", "Dead-lettered messages, by reason.", "reason")
+        self._failed = self._counter("attempts_failed", "Failed attempts of single messages.")
+        self._retries = self._counter("retries", "Failed attempts that are made again.")
+        self._duplicates = self._counter("duplicates", "Duplicates, by source.", "cause")
         self._ages = self._histogram(
-            "duplicate_age_seconds", "For how long a duplicate's ID had been in the ledger.", _AGES
+            "duplicate_age_seconds", "How long a duplicate's ID had been in the ledger.", _AGES
         )
-        self._suspected = self._counter("runs_not_counted", "Runs of one message that failed and count as no attempt.")
-        self._steps = self._counter("steps", "Steps of messages, by what became of them.", "outcome")
+        self._suspected = self._counter("runs_not_counted", "Failed runs of single messages that count as no attempt.")
+        self._steps = self._counter("steps", "Steps of messages, by outcome.", "outcome")
         self._requests = self._counter(
             "requests", "Requests to idempotent endpoints, by what became of them.", "outcome"
         )
@@ -59,21 +59,27 @@ class Metrics:
         self._request_wait = self._histogram(
             "request_wait_seconds", "For how long a request waited for another one with its key.", _SECONDS
         )
-        self._rollbacks = self._counter("rollbacks", "Transactions that were rolled back whole and run again.")
+        self._rollbacks = self._counter("rollbacks", "Transactions that were rolled back and run again.")
         self._fallback = self._counter("fallback_ids", "Messages whose ID came from a fallback source.")
-        self._trouble = self._counter("trouble", "Times that work waited for something outside.", "where")
-        self._lost = self._counter("commits_lost", "Times that the database lost transactions it had acknowledged.")
+        self._trouble = self._counter(
+            "trouble", "Times that work waited for the database, the broker or a codec.", "where"
+        )
+        self._lost = self._counter("commits_lost", "Times that the database lost acknowledged transactions.")
         self._forgotten = self._counter("forgotten_ids", "Message IDs that the ledger forgot after its retention.")
         self._sent = self._counter("outbox_published", "Messages from the outbox that the broker acknowledged.")
         self._transaction = self._histogram("transaction_seconds", "From BEGIN to the answer of COMMIT.", _SECONDS)
-        self._stages = self._histogram("stage_seconds", "The same by stage.", _SECONDS, "stage")
-        self._batch = self._histogram("batch_messages", "Messages that one transaction finished.", _MESSAGES)
-        self._loop_lag = self._histogram("loop_lag_seconds", "How late the event loop is, each second.", _SECONDS)
-        self._in_flight = self._gauge("in_flight", "Messages that are fetched and not finished.", "livesum")
+        self._stages = self._histogram(
+            "stage_seconds", "From BEGIN to the answer of COMMIT, by stage.", _SECONDS, "stage"
+        )
+        self._batch = self._histogram("batch_messages", "Messages finished by one transaction.", _MESSAGES)
+        self._loop_lag = self._histogram(
+            "loop_lag_seconds", "How late the event loop runs, measured every second.", _SECONDS
+        )
+        self._in_flight = self._gauge("in_flight", "Fetched messages that are not finished.", "livesum")
         self._partitions = self._gauge("partitions", "Partitions that this worker owns.", "livesum")
         self._stopped = self._gauge("partitions_stopped", "Partitions that wait for a person.", "livesum")
         self._brake = self._gauge("brake_on", "1 while the brake is on.", "livemax")
-        self._halted = self._gauge("handler_stopped", "1 once the handler has stopped for good.", "livemax")
+        self._halted = self._gauge("handler_stopped", "1 after the handler has stopped for good.", "livemax")
         self._alone = self._gauge(
             "one_message_transactions",
             "1 once each message has a transaction, since the handler waits for something outside.",
@@ -87,20 +93,20 @@ class Metrics:
             for name, text in {
                 "parked": "Messages that wait for their next attempt, or behind one that does.",
                 "parked_due": "Parked messages that are due.",
-                "parked_oldest_seconds": "For how long the oldest parked message is parked.",
-                "parked_due_oldest_seconds": "For how long the one is due that was due first.",
+                "parked_oldest_seconds": "How long the oldest parked message has been parked.",
+                "parked_due_oldest_seconds": "How long the first due parked message has been due.",
                 "keys_held": "Keys that wait for a decision on a dead letter.",
                 "dead_undecided": "Dead letters that wait for a decision.",
-                "dead_oldest_seconds": "For how long the oldest of these waits.",
-                "lag": "Messages in the topics that are not processed, in all partitions.",
-                "lag_oldest_seconds": "For how long the first of these is there, as far as the process has seen.",
-                "work_left": "The lag, what is due of what is parked, and the keys that are held: for autoscalers.",
-                "work_left_oldest_seconds": "For how long the oldest of that waits.",
+                "dead_oldest_seconds": "How long the oldest of these has waited.",
+                "lag": "Messages in the topics, of all partitions, that are not processed.",
+                "lag_oldest_seconds": "How long the oldest of these has been there, as far as the process has seen.",
+                "work_left": "The lag, the due parked messages and the held keys together, for autoscalers.",
+                "work_left_oldest_seconds": "How long the oldest of these has waited.",
             }.items()
         }
         self._outbox = self._gauge("outbox_waiting", "Messages in the outbox, by topic.", "mostrecent", "topic")
         self._outbox_age = self._gauge(
-            "outbox_oldest_seconds", "For how long the oldest message in the outbox waits.", "mostrecent", "topic"
+            "outbox_oldest_seconds", "How long the oldest message in the outbox has waited.", "mostrecent", "topic"
         )
         self._owned: dict[str, set[object]] = {}
         self._unreadable: dict[str, set[object]] = {}

@@ -48,14 +48,14 @@ def _parked_there(count: int) -> str:
 def _assigned(event: events.PartitionsAssigned) -> str:
     if event.partitions:
         return f"got {_names(event.partitions)}"
-    return "got no partitions: the other members of its group have them all; it takes over where one of them ends"
+    return "got no partitions: other members of its group have them all; this one takes over when one of them ends"
 
 
 def _awaited(event: events.PartitionsAwaited) -> str:
-    missed = "" if event.missed_after is None else f", which takes up to {event.missed_after:.0f} s"
+    missed = "" if event.missed_after is None else f" (up to {event.missed_after:.0f} s)"
     return (
-        f"waiting for partitions, for {lasting(event.seconds)} now: the group shares them out once each member that "
-        f"held some has handed them over, or was missed after it died{missed}"
+        f"waiting for partitions for {lasting(event.seconds)}: the group assigns them once their former members have "
+        f"handed them over, or the broker has missed a dead one{missed}"
     )
 
 
@@ -69,7 +69,7 @@ def _summary(event: events.HandlerSummary) -> str:
     rolled_back = counted(event.rolled_back, "batch rolled back and run again", "batches rolled back and run again")
     parts += [rolled_back] if event.rolled_back else []
     waits = event.oldest_waiting
-    oldest = "" if waits is None else f"; the oldest parked message waits for {lasting(waits)}"
+    oldest = "" if waits is None else f"; the oldest parked message has waited {lasting(waits)}"
     return f"in {lasting(event.seconds)}: {', '.join(parts)}{oldest}"
 
 
@@ -88,7 +88,7 @@ def _stands_still(event: events.PartitionStandsStill) -> str:
 
 def _failed(event: events.AttemptFailed) -> str:
     at_least = "at least " if event.braking else ""
-    what_next = "no further attempt" if event.wait is None else f"again in {at_least}{event.wait:.1f} s"
+    what_next = "no further attempt" if event.wait is None else f"next try in {at_least}{event.wait:.1f} s"
     return (
         f"attempt {event.attempt} of {event.message_id} at {event.partition}@{event.offset} failed, {what_next}: "
         f"{event.error}"
@@ -97,15 +97,15 @@ def _failed(event: events.AttemptFailed) -> str:
 
 def _suspected(event: events.MessageSuspected) -> str:
     return (
-        f"{event.message_id} at {event.partition}@{event.offset} failed alone, which is not counted before another "
-        f"message has run, because others may fail in the same way; again in {event.wait:.1f} s: {event.error}"
+        f"{event.message_id} at {event.partition}@{event.offset} failed alone; no attempt is counted until another "
+        f"message has run, because others may fail in the same way; next try in {event.wait:.1f} s: {event.error}"
     )
 
 
 def _brake(event: events.BrakeOn) -> str:
     what = "everything fails" if event.partition is None else f"messages of {event.partition} cannot be read"
-    more = "nothing more" if event.partition is None else "nothing more of it"
-    return f"{what}: {more} is dead-lettered, one message is tried in {event.wait:.1f} s"
+    more = "no message" if event.partition is None else "none of them"
+    return f"{what}: {more} is dead-lettered; the brake tries one message in {event.wait:.1f} s"
 
 
 def _offsets(event: events.OffsetsCommitted) -> str:
@@ -125,8 +125,8 @@ def _dead(event: events.MessageDeadLettered) -> str:
 def _clash(event: events.OriginClash) -> str:
     name = event.message_id or "a message without an ID"
     return (
-        f"{name} at {event.partition}@{event.offset}: row {event.row} of {event.table} names the same place and is "
-        "another message, so this one has a row beside it; look at that row, which an import may have put there"
+        f"{name} at {event.partition}@{event.offset}: row {event.row} of {event.table} has the same place and "
+        "another message, so this message gets a row of its own; check that row: an import may have written it"
     )
 
 
@@ -136,22 +136,22 @@ def _forgotten(event: events.MessagesForgotten) -> str:
 
 
 def _held_back(event: events.ForgettingHeldBack) -> str:
-    since = "nothing of it is settled" if event.since is None else event.since.isoformat(" ", "seconds")
+    since = "no message of it is finished" if event.since is None else event.since.isoformat(" ", "seconds")
     return (
-        f"{event.partition} has not moved, so the ledger keeps what was processed since then ({since}); "
-        "have its messages processed, or move its position"
+        f"{event.partition} has not moved, so the ledger keeps every message ID processed since then ({since}); let "
+        "the handler catch up, or move its position with consumerkit skip"
     )
 
 
 def _what_of(event: events.OutboxHeldBack | events.OutboxResumed) -> str:
-    return "what is for" if event.sequence is None else f"message {event.sequence} for"
+    return "all that is for" if event.sequence is None else f"message {event.sequence} for"
 
 
 def _outbox_held_back(event: events.OutboxHeldBack) -> str:
     way_out = f"; {event.way_out}" if event.way_out else ""
     return (
-        f"outbox: {_what_of(event)} {event.topic} is held back, and tried again in {event.wait:.1f} s and then less "
-        f"often: {event.error}{way_out}"
+        f"outbox: {_what_of(event)} {event.topic} is held back; next try in {event.wait:.1f} s, then less often: "
+        f"{event.error}{way_out}"
     )
 
 
@@ -163,7 +163,7 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
     events.PartitionsAwaited: (lambda e: logging.INFO if e.seconds < _LONG else logging.WARNING, _awaited),
     events.HandlerSummary: (logging.INFO, _summary),
     events.PartitionsRevoked: (lambda e: logging.WARNING if e.lost else logging.INFO, _revoked),
-    events.PartitionStopped: (logging.ERROR, lambda e: f"{e.partition} is not read any further: {e.error}"),
+    events.PartitionStopped: (logging.ERROR, lambda e: f"{e.partition} is stopped and not read any further: {e.error}"),
     events.PartitionStandsStill: (logging.WARNING, _stands_still),
     events.PartitionPaused: (logging.WARNING, lambda e: f"{e.partition} is paused: {e.reason}"),
     events.PartitionResumed: (logging.INFO, lambda e: f"{e.partition} is not paused any more"),
@@ -172,26 +172,27 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
     events.FenceAwaited: (
         logging.WARNING,
         lambda e: (
-            f"{e.partition} cannot be taken over for {e.seconds:.0f} s now: a transaction of its owner before is still "
-            "open; end the worker that hangs, or wait until the server ends it after transaction_timeout"
+            f"{e.partition} cannot be taken over for {e.seconds:.0f} s: a transaction of its former owner is still "
+            "open; end the worker that hangs, or wait until the server ends the transaction after transaction_timeout"
         ),
     ),
     events.PartitionInDoubt: (
         logging.WARNING,
-        lambda e: f"{e.partition} may be another worker's, nothing of it begins until that is clear: {e.error}",
+        lambda e: (
+            f"{e.partition} may belong to another worker; this one starts no transaction for it until that is "
+            f"clear: {e.error}"
+        ),
     ),
     events.PositionDiffers: (lambda e: logging.ERROR if e.lost else logging.WARNING, lambda e: e.remark),
     events.CommitsLost: (
         logging.ERROR,
-        lambda e: f"{e.error}; going back to what it has, and running again whatever is above it",
+        lambda e: f"{e.error}; every partition goes back to its mark, and the messages above it run again",
     ),
     events.GroupCommitted: (logging.DEBUG, _committed),
     events.MessagesSkipped: (logging.DEBUG, lambda e: f"{counted(e.count, 'message')} of unknown types skipped"),
     events.GroupRolledBack: (
         logging.DEBUG,
-        lambda e: (
-            f"rolled back {counted(e.size, 'message')}, {e.handled} of them handled, to run them again: {e.error}"
-        ),
+        lambda e: f"rolled back {counted(e.size, 'message')}, {e.handled} of them handled; they run again: {e.error}",
     ),
     events.OutsideWaitNoticed: (logging.WARNING, waited_outside),
     events.StepsRun: (
@@ -206,8 +207,8 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
         logging.INFO,
         lambda e: (
             f"{e.message_id}: step {e.step} "
-            + ("is undone" if e.called else "was never done, says the other side, and is not undone")
-            + f", since its message is dead{'' if e.letter is None else f': dead letter {e.letter}'}"
+            + ("is undone" if e.called else "is not undone: the other side says it never happened")
+            + f"; its message is dead{'' if e.letter is None else f': dead letter {e.letter}'}"
         ),
     ),
     events.StepUndoFailed: (lambda e: logging.ERROR if e.wait is None else logging.WARNING, undo_failed),
@@ -215,7 +216,7 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
         logging.WARNING,
         lambda e: (
             f"{e.message_id} at {e.partition}@{e.offset}: step {e.step} may have happened, and its result was not "
-            f"kept; begun {e.calls} times by now, it is {e.then}"
+            f"kept; it was begun {e.calls} times, and now it is {e.then}"
         ),
     ),
     # Where it is the last one, the line about the dead letter follows, and says as much.
@@ -223,21 +224,21 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
     events.MessageSuspected: (logging.WARNING, _suspected),
     events.MessageDeadLettered: (logging.ERROR, _dead),
     events.OriginClash: (logging.ERROR, _clash),
-    events.Trouble: (logging.WARNING, lambda e: f"{_work(e)}{e.where} trouble, again in {e.wait:.1f} s: {e.error}"),
+    events.Trouble: (logging.WARNING, lambda e: f"{_work(e)}{e.where} trouble, next try in {e.wait:.1f} s: {e.error}"),
     events.TroubleOver: (logging.INFO, lambda e: f"{_work(e)}{e.where} works again after {e.seconds:.1f} s"),
     events.BrakeOn: (logging.ERROR, _brake),
     events.BrakeOff: (
         logging.INFO,
-        lambda e: f"a message{'' if e.partition is None else f' of {e.partition}'} succeeded, going on",
+        lambda e: f"a message{'' if e.partition is None else f' of {e.partition}'} succeeded: the brake is off",
     ),
     events.HandlerPaused: (
         logging.ERROR,
-        lambda e: f"paused, nothing is counted against a message, again in {e.wait:.1f} s: {e.error}",
+        lambda e: f"paused, no attempt is counted, next try in {e.wait:.1f} s: {e.error}",
     ),
-    events.HandlerResumed: (logging.INFO, lambda e: "not paused any more, going on"),
+    events.HandlerResumed: (logging.INFO, lambda e: "works again, not paused any more"),
     events.HandlerStopped: (
         logging.CRITICAL,
-        lambda e: f"stopped, since trying again would not help: {e.error}; repair it and start the worker again",
+        lambda e: f"stopped for good: {e.error}; repair the cause and restart the worker",
     ),
     events.OffsetsCommitted: (logging.DEBUG, _offsets),
     events.OutboxPublished: (logging.DEBUG, lambda e: f"outbox: {counted(e.count, 'message')} published"),
@@ -245,38 +246,38 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
     events.OutboxOld: (
         logging.WARNING,
         lambda e: (
-            f"outbox: message {e.sequence} for {e.topic} waits since {e.since.isoformat(' ', 'seconds')}; "
-            "see `consumerkit outbox list`"
+            f"outbox: message {e.sequence} for {e.topic} has waited since {e.since.isoformat(' ', 'seconds')}; see "
+            "`consumerkit outbox list`"
         ),
     ),
     events.OutboxGivenUp: (
         logging.ERROR,
         lambda e: (
-            f"outbox: gave up {counted(e.count, 'message')} for {e.topic}, the oldest of "
-            f"{e.oldest.isoformat(' ', 'seconds')}, which payload_retention lets wait no longer; operator_actions "
-            "names them, and a process that died may have published some"
+            f"outbox: gave up {counted(e.count, 'message')} for {e.topic}, the oldest written at "
+            f"{e.oldest.isoformat(' ', 'seconds')}: payload_retention ended their wait; operator_actions names them, "
+            "and a process that died may have sent some"
         ),
     ),
     events.OutboxResumed: (
         logging.INFO,
-        lambda e: f"outbox: {_what_of(e)} {e.topic} is not held back any more, after {e.seconds:.1f} s",
+        lambda e: f"outbox: {_what_of(e)} {e.topic} is no longer held back, after {e.seconds:.1f} s",
     ),
     events.OutboxTurnAwaited: (
         logging.WARNING,
         lambda e: (
-            f"outbox: another process has the relay's turn for {e.seconds:.0f} s and shows no sign of life: "
+            f"outbox: another process has held the relay's turn for {e.seconds:.0f} s without a sign of life: "
             f"{e.holder}; end that process"
         ),
     ),
     events.OutboxTurnCame: (
         logging.INFO,
-        lambda e: f"outbox: the relay's turn is not held by a silent process any more, after {e.seconds:.0f} s",
+        lambda e: f"outbox: the silent process no longer holds the relay's turn, after {e.seconds:.0f} s",
     ),
     events.DeadLetterByReference: (
         logging.WARNING,
         lambda e: (
-            f"outbox: dead letter {e.sequence} was too large for {e.topic} and went without its value, which the table "
-            "holds; raise the topic's `max.message.bytes` to have the next ones whole"
+            f"outbox: dead letter {e.sequence} was too large for {e.topic} and was sent without its value; the table "
+            "holds it; raise the topic's `max.message.bytes` to send the next ones whole"
         ),
     ),
     events.RequestAnswered: (request_level, request_answered),
@@ -288,8 +289,8 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
     events.UndecidedPayloadsErased: (
         logging.WARNING,
         lambda e: (
-            f"erased the payloads of {counted(e.count, 'undecided dead letter')}; they can be resolved or "
-            "discarded, and not redriven any more"
+            f"erased the payloads of {counted(e.count, 'undecided dead letter')}; they can no longer be redriven; "
+            "resolve or discard them"
         ),
     ),
     events.ForgettingHeldBack: (logging.WARNING, _held_back),

@@ -8,17 +8,20 @@ from consumerkit import events
 def why_awaited(event: events.StepAwaited) -> str:
     """Return why a message is parked without an attempt."""
     if event.undoing:
-        return "is undone before it is called again; the message is parked until then"
-    return f"has begun elsewhere or before a crash; the message is parked until its deadline, in {event.wait:.1f} s"
+        return "must be undone before it is called again; the message is parked until then"
+    return (
+        "has begun in another worker or before a crash; the message is parked until the step's deadline, "
+        f"in {event.wait:.1f} s"
+    )
 
 
 def undo_failed(event: events.StepUndoFailed) -> str:
     """Return what becomes of an undo that has failed."""
     what = f"{event.message_id}: the undo of step {event.step} failed, attempt {event.attempt}"
     if event.wait is not None:
-        return f"{what}, again in {event.wait:.1f} s: {event.error}"
+        return f"{what}, next try in {event.wait:.1f} s: {event.error}"
     letter = "" if event.letter is None else f"; dead letter {event.letter}"
-    return f"{what}, and is given up: what the step did stands{letter}: {event.error}"
+    return f"{what}, the last one: the step's effect stands{letter}: {event.error}"
 
 
 def waited_outside(event: events.OutsideWaitNoticed) -> str:

@@ -248,7 +248,7 @@ def _check(one: Moved, *, back: bool) -> None:
         )
     if one.before is None:
         if back:
-            raise ConfigurationError(f"{one.partition}: the handler has not begun with it, so there is no way back")
+            raise ConfigurationError(f"{one.partition}: the handler has not begun with it, so it cannot go back")
         return
     if back and one.after > one.before:
         raise ConfigurationError(f"{one.partition} stands at {one.before}; to go on to {one.after}, use skip")

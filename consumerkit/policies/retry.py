@@ -150,7 +150,7 @@ class Retry:
             Exception: Whatever `on_result` raises.
         """
         if self.on_result is not None and self.on_result(result):
-            raise Unsatisfied(f"handle returned {type(result).__qualname__}, which on_result takes for a failure")
+            raise Unsatisfied(f"handle returned {type(result).__qualname__}, and on_result counts it as a failure")
 
     def policies(self) -> tuple[tuple[str, Retry | None], ...]:
         """Return, for people, which errors meet which policy; None is a dead letter at once.
@@ -248,7 +248,7 @@ class Retry:
         if not (is_number(most) and most > 0):
             self._refuse("retry_after_max", "give a number of seconds > 0")
         if most > LONGEST_WAIT:
-            self._refuse("retry_after_max", f"give at most {LONGEST_WAIT:.0f} seconds, which are ten years")
+            self._refuse("retry_after_max", f"give at most {LONGEST_WAIT:.0f} seconds (ten years)")
         if read is None and most != RETRY_AFTER_MAX:
             self._refuse("retry_after_max", "it bounds what retry_after reads; give retry_after= too")
 

@@ -166,7 +166,7 @@ def is_number(value: object) -> bool:
 
 def _bound(what: str, longest: float) -> None:
     if longest > LONGEST_WAIT:
-        raise ConfigurationError(f"{what}: give at most {LONGEST_WAIT:.0f} seconds, which are ten years")
+        raise ConfigurationError(f"{what}: give at most {LONGEST_WAIT:.0f} seconds (ten years)")
 
 
 def _combined(

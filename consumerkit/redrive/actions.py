@@ -56,8 +56,8 @@ class Redrive:
         """See `Action.check`."""
         if log.ordering is None:
             raise StartError(
-                f"handler {log.handler!r} has not started since consumerkit keeps its ordering, "
-                "so the order of its letters is not known; start it once, then redrive"
+                f"handler {log.handler!r} has not started with this version of consumerkit, so the order of its "
+                "letters is not known; start it once, then redrive"
             )
 
     def details(self) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def _beside(scene: LockedLetters, told: LetterResult, others: Collection[int]) -
     topic_id = f"{home(letter.topic_id)}{MARK}{letter.id}"
     scene.connection.execute(update(table).where(table.c.id == letter.id).values(topic_id=topic_id))
     _log.error(
-        "dead letter %s names the place %s[%s]@%s, where another message is parked: it has an origin of its own now",
+        "dead letter %s has the place %s[%s]@%s, where another message is parked: it gets an origin of its own",
         letter.id, letter.topic, letter.partition, letter.offset,
     )  # fmt: skip
     found = scene.connection.execute(select(table).where(table.c.id == letter.id)).one()

@@ -44,13 +44,13 @@ class Fate(StrEnum):
 
 _DONE = frozenset({Fate.REDRIVEN, Fate.SUCCEEDED, Fate.RESOLVED, Fate.DISCARDED})
 _WAYS_OUT = {
-    Fate.UNDER_WAY: "a message of its ID, or itself, is in the parking lot: wait for its outcome",
+    Fate.UNDER_WAY: "it, or another message with its ID, is parked: wait for the outcome",
     Fate.CONFLICT: "its message ID belongs to another payload: redrive it with --new-id, or resolve it",
-    Fate.OVERSIZED: "its value was not kept: have its producer send it again within size_limit, then resolve it",
+    Fate.OVERSIZED: "its value was not kept: ask its producer to send it again within size_limit, then resolve it",
     Fate.ERASED: "its payload was erased: resolve or discard it",
-    Fate.TOO_OFTEN: "repair what it dies of, then raise --max-redrives; or resolve or discard it",
-    Fate.NOT_DEAD: "somebody redrove, resolved or discarded it before",
-    Fate.UNKNOWN: "there is no dead letter of this ID",
+    Fate.TOO_OFTEN: "repair the cause, then raise --max-redrives; or resolve or discard it",
+    Fate.NOT_DEAD: "it was redriven, resolved or discarded before",
+    Fate.UNKNOWN: "no dead letter has this ID",
 }
 
 

@@ -135,6 +135,6 @@ def check(session: Session, tables: Tables, selection: Selection) -> None:
     letters = tables.dead_letters.c.id
     if selection.like is not None and session.scalar(select(letters).where(letters == selection.like)) is None:
         raise StartError(
-            f"there is no dead letter {selection.like} for others to be like; consumerkit dead-letters groups shows "
-            "one of each group"
+            f"no dead letter has the ID {selection.like}; see `consumerkit dead-letters groups` for one ID of each "
+            "group"
         )

@@ -83,8 +83,8 @@ def way_out(cause: Cause, topic: str, sequence: int, *, principal: str | None = 
             return f"no such message can be sent to topic {topic!r}; give message {sequence} up: {_by_hand(sequence)}"
         case Cause.UNREACHABLE:
             return (
-                "see whether the brokers run and can be reached, whether the topic's partitions have leaders and as "
-                "many replicas in sync as `min.insync.replicas` asks for, and whether a quota is used up"
+                "check that the brokers can be reached, that the topic's partitions have leaders and enough in-sync "
+                "replicas for `min.insync.replicas`, and that no quota is used up"
             )
 
 

@@ -67,7 +67,7 @@ class Turn:
                 except Exception as error:  # noqa: BLE001 - whatever it was, nothing may be sent
                     self._lost = TurnLost(
                         f"the relay's turn was lost ({type(error).__name__}): the server ends it when this process "
-                        f"says nothing for {RELAY_IDLE:.0f} s; look for what froze the process or its event loop"
+                        f"is silent for {RELAY_IDLE:.0f} s; look for what froze the process or its event loop"
                     )
                     self._lost.__cause__ = error
             if self._lost is not None:

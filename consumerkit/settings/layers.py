@@ -175,7 +175,7 @@ def _loaded(file: Path, *, tool: bool, must: bool) -> dict[str, Any]:
         raise ConfigurationError(f"{file.name} cannot be read: {type(error).__name__}") from None
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at (line \d+, column \d+|end of document)\)", str(error))
-        raise ConfigurationError(f"{file.name} is no TOML{f': see {place[1]}' if place else ''}") from None
+        raise ConfigurationError(f"{file.name} is not valid TOML{f': see {place[1]}' if place else ''}") from None
     found = data.get("tool", {}).get("consumerkit", {}) if tool else data
     if not isinstance(found, dict):
         raise ConfigurationError(f"{file.name}: tool.consumerkit is no table")
@@ -189,9 +189,9 @@ def _secret(name: str, path: str) -> str:
             text = file.read(_LARGEST).rstrip("\r\n")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or type(error).__name__
-        raise ConfigurationError(f"{name}: the file that it names cannot be read: {why}") from None
+        raise ConfigurationError(f"{name}: the named file cannot be read: {why}") from None
     if not text:
-        raise ConfigurationError(f"{name}: the file that it names is empty")
+        raise ConfigurationError(f"{name}: the named file is empty")
     return text
 
 

@@ -31,7 +31,7 @@ def security_of(kafka: KafkaSettings) -> Sasl | OAuthBearer | Tls | None:
     if kafka.key_password is not None:
         files["key_password"] = kafka.key_password.get_secret_value()
     if kafka.tls is False and files:
-        raise ConfigurationError(f"settings: kafka has tls=false and {min(files)}; take one of them out")
+        raise ConfigurationError(f"settings: kafka has tls=false and {min(files)}; remove one of them")
     tls = None if kafka.tls is False else Tls(**files)
     tokens = [name for name in _TOKEN if getattr(kafka, name) is not None]
     if tokens or kafka.mechanism == "OAUTHBEARER":

@@ -37,13 +37,13 @@ def fingerprint(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[str
             encoded = encode_field(value)
         except NoStableBytes as error:
             raise TypeError(
-                f"step {name!r}: argument {parameter!r} {error}, so that no one can tell whether a later call has the "
-                "same; give the step the fields that it needs"
+                f"step {name!r}: argument {parameter!r} {error}, so it cannot be compared with a later call's; give "
+                "the step only the fields that it needs"
             ) from None
         if encoded is None and value is not None:
             raise TypeError(
-                f"step {name!r}: argument {parameter!r} is a {type(value).__name__}, which cannot be told from another "
-                "one in a later call; give the step plain values, and take such objects from the handler"
+                f"step {name!r}: argument {parameter!r} is a {type(value).__name__}, which cannot be compared with a "
+                "later call's; give the step plain values, and take such objects from the handler"
             )
         size = -1 if encoded is None else len(encoded)
         made.update(f"{parameter}\x00{size}\x00".encode())
@@ -66,8 +66,8 @@ def kept_arguments(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[
             adapter.validate_json(text)
         except ValueError as error:
             raise TypeError(
-                f"step {declared.name!r}: argument {name!r} is a {type(bound.arguments[name]).__name__}, which cannot "
-                f"be kept for its undo as the type that it is annotated with: {type(error).__name__}"
+                f"step {declared.name!r}: argument {name!r} is a {type(bound.arguments[name]).__name__}, which "
+                f"cannot be kept for its undo as its annotated type: {type(error).__name__}"
             ) from error
         kept[name] = text.decode()
     return json.dumps(kept).encode()

@@ -139,4 +139,4 @@ def _waited_for(error: BaseException) -> BaseException:
         made = type(error)(*error.args)
         made.__cause__ = error.__cause__
         return made
-    return Unavailable("the record of steps was not written, since the worker stops")
+    return Unavailable("the record of steps was not written, because the worker stops")

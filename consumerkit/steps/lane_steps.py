@@ -264,13 +264,13 @@ class LaneSteps:
         with self._lock:
             if self._closed or self._loop is None or self._loop.is_closed():
                 work.close()
-                raise Unavailable("the record of steps was not written, since the worker stops")
+                raise Unavailable("the record of steps was not written, because the worker stops")
             asked = asyncio.run_coroutine_threadsafe(work, self._loop)
             self._asked.add(asked)
         try:
             return asked.result()
         except asyncio.CancelledError as error:
-            raise Unavailable("the record of steps was not written, since the worker stops") from error
+            raise Unavailable("the record of steps was not written, because the worker stops") from error
         finally:
             with self._lock:
                 self._asked.discard(asked)

@@ -97,7 +97,7 @@ class MessageSteps:
         found = self._memo.get(declared.name)
         if found is None or found.state is not StepState.DONE:
             raise LookupError(
-                f"step {declared.name!r} has not been run for this message; run it in prepare, or by context.run"
+                f"step {declared.name!r} has not run for this message; run it in prepare, or by context.run"
             )
         return _read(declared, found.result)
 
@@ -110,7 +110,7 @@ class MessageSteps:
             seconds = declared.deadline
             with self._told():
                 if not await self._lane.journal.extend(self._name(name), seconds):
-                    raise StepUnderWay(_SOON, f"step {name!r} took too long, and somebody else has begun it since")
+                    raise StepUnderWay(_SOON, f"step {name!r} took too long, and another worker has begun it since")
             if limit is not None and name in self._running:
                 limit.reschedule(asyncio.get_running_loop().time() + seconds)
             elif name in self._running:
@@ -268,13 +268,14 @@ class MessageSteps:
             elif found.wait > 0:
                 self._tell_wait(call, found)
                 why = (
-                    f"step {step.name!r} has begun, and nothing was heard of it; its deadline is in {found.wait:.0f} s"
+                    f"step {step.name!r} has begun elsewhere and has no result yet; its deadline is in "
+                    f"{found.wait:.0f} s"
                 )
                 raise StepUnderWay(found.wait, why)
             else:
                 self._tell_doubt(call, found, "dead-lettered")
                 raise StepInDoubt(
-                    f"step {step.name!r} may have happened: it was begun, its result was not kept, and it declares no "
+                    f"step {step.name!r} may have happened: it was begun, its result was not kept, and it has no "
                     f"confirm; look for the key {self._key(step.name, found.generation)} on the other side: a redrive "
                     "calls it again"
                 )
@@ -289,12 +290,12 @@ class MessageSteps:
         except ValueError as error:
             await self._failed(call)
             raise TypeError(
-                f"step {call.name!r} returned {type(result).__name__}, which cannot be kept as the type that it is "
-                f"annotated with: {type(error).__name__}"
+                f"step {call.name!r} returned {type(result).__name__}, which cannot be kept as its annotated type: "
+                f"{type(error).__name__}"
             ) from error
         with self._told():
             if not await self._lane.journal.end(End(*self._name(call.name), StepState.DONE, text)):
-                raise StepUnderWay(_SOON, f"step {call.name!r} took too long, and somebody else has begun it since")
+                raise StepUnderWay(_SOON, f"step {call.name!r} took too long, and another worker has begun it since")
         reach("step_done")
         self._lane.called += 1
         self._memo[call.name] = found = FoundStep(StepState.DONE, call.arguments, text)
@@ -314,19 +315,19 @@ class MessageSteps:
             self._tell_wait(call, found, undoing=True)
             raise StepUnderWay(
                 max(_SOON, found.wait),
-                f"step {call.name!r} is to be undone before it is called again: its message died",
+                f"step {call.name!r} must be undone before it is called again: its message died",
             )
         if found.state is StepState.NOT_UNDONE:
             raise StepInDoubt(
                 f"step {call.name!r} could not be undone when its message died: decide on dead letter "
-                f"{found.undo_letter} first, which its undo has left; redrive it, or resolve it once that is undone"
+                f"{found.undo_letter} of its undo first; redrive it, or undo the step by hand and resolve it"
             )
 
     def _check_same(self, call: _Call, found: FoundStep) -> None:
         if found.arguments != call.arguments:
             raise StepChanged(
-                f"step {call.name!r} was run for this message before, with other arguments; give it the same each "
-                "time, and declare a second step for a second effect"
+                f"step {call.name!r} ran for this message before, with other arguments; give it the same arguments "
+                "each time, or declare a second step for a second effect"
             )
 
     @contextmanager
@@ -380,6 +381,6 @@ def _read(declared: DeclaredStep, result: str | None) -> Any:
 
 def _too_long(call: _Call) -> str:
     return (
-        f"step {call.name!r} took longer than its deadline of {call.declared.deadline:g} s and was cut off: it may "
+        f"step {call.name!r} took longer than its deadline of {call.declared.deadline:g} s and was cancelled: it may "
         "have happened; raise its deadline, or extend it by effects.alive()"
     )

@@ -94,9 +94,9 @@ def _take_group(session: Session, tables: Tables, name: str, group: str, *, adop
     others = sharing(session, tables, name, group)
     if others and not adopt:
         raise StartError(
-            f"handler {name!r}: group {group!r} is that of handler {others[0]!r} on this database, and each would get "
-            f"a part of the messages; give {name!r} a group of its own, or start once with --adopt {name} if "
-            f"{others[0]!r} runs no more"
+            f"handler {name!r}: group {group!r} belongs to handler {others[0]!r} on this database, and each would "
+            f"get a part of the messages; give {name!r} a group of its own, or start once with --adopt {name} if "
+            f"{others[0]!r} never runs again"
         )
     if others:
         c = tables.consumers.c
@@ -113,7 +113,7 @@ def _wait_for_others(session: Session, tables: Tables) -> None:
 
 
 def _group_in_words(group: str) -> str:
-    return "no group any more, since another handler adopted it," if group == NO_GROUP else f"group {group!r}"
+    return "no group, because another handler adopted it," if group == NO_GROUP else f"group {group!r}"
 
 
 def _keep_ordering(session: Session, tables: Tables, number: int, ordering: str | None) -> None:
@@ -138,7 +138,7 @@ def names(connection: Connection, tables: Tables) -> list[str]:
 def unknown(name: str, known: Iterable[str]) -> str:
     """Return the error's text where no handler of a name has started: most often the name is mistyped."""
     those = ", ".join(sorted(map(repr, known))) or "none"
-    return f"no handler {shown_word(name)} has started on this database; those that have: {those}"
+    return f"no handler {shown_word(name)} has started on this database; these have: {those}"
 
 
 def _find(session: Session, tables: Tables, name: str) -> tuple[int, dict[str, str]] | None:

@@ -306,8 +306,7 @@ def _made(make: Callable[..., T], url: URL, options: dict[str, Any]) -> T:
     except (ArgumentError, ValueError):
         # What SQLAlchemy says quotes the part that it cannot read, which may be one of a password.
         raise ConfigurationError(
-            f"database: a part of the URL means nothing with {url.drivername}; check its port, its path and what "
-            "follows the question mark"
+            f"database: {url.drivername} does not know a part of the URL; check its port, its path and its parameters"
         ) from None
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         extra = "sqlite" if url.get_backend_name() == "sqlite" else "asyncpg" if "asyncpg" in str(url) else "postgresql"

@@ -85,14 +85,12 @@ def check_environment(url: URL, service: Mapping[str, str]) -> None:
     for name, value in service.items():
         if name not in said and value and not is_secret(name) and not _is_fit(name, value):
             raise ConfigurationError(
-                f"database: in PostgreSQL's file of services, {name} has no value that it may have; correct it"
+                f"database: in PostgreSQL's file of services, {name} has an invalid value; correct it"
             )
     for variable, name in _VARIABLES.items():
         value = os.environ.get(variable, "")
         if value and name not in said and name not in service and not _is_fit(name, value):
-            raise ConfigurationError(
-                f"database: the variable {variable} has no value that it may have; correct it, or unset it"
-            )
+            raise ConfigurationError(f"database: the variable {variable} has an invalid value; correct it, or unset it")
 
 
 def _said_by(url: URL) -> set[str]:

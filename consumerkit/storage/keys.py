@@ -124,7 +124,7 @@ class KeyLedger:
                 kept = self.dialect.kept(connection, number, [key.digest])
                 if key.digest in kept:
                     return kept[key.digest]
-        raise InProgress(f"{key.owner}: the key {key.shown} comes and goes; try again")
+        raise InProgress(f"{key.owner}: the key {key.shown} was inserted and deleted all the time; try again")
 
     def now(self) -> Any:
         """Return this moment, as `processed_at` holds it."""

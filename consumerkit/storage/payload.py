@@ -74,7 +74,7 @@ def payload(sealer: Sealer | None, row: Any) -> Payload:
     if not row.sealed:
         return Payload(value, header_text.load(row.headers))
     if sealer is None:
-        raise PayloadSealed("the payload is sealed; give Tables(sealer=...) what sealed it")
+        raise PayloadSealed("the payload is sealed; give Tables(sealer=...) the sealer that sealed it")
     try:
         headers = sealer.unseal(base64.b64decode(row.headers)).decode()
         return Payload(None if value is None else sealer.unseal(value), header_text.load(headers))

@@ -110,7 +110,8 @@ def for_asyncpg(url: URL, secrets: Mapping[str, str]) -> tuple[URL, dict[str, An
     if _trusts_system(url):
         if extra := sorted({"sslcert", "sslkey", "sslcrl", "sslpassword"} & query.keys()):
             raise ConfigurationError(
-                f"database: asyncpg takes no {extra[0]} with sslrootcert=system; name the authorities' file"
+                f"database: asyncpg does not take {extra[0]} with sslrootcert=system; name a file of certificate "
+                "authorities"
             )
         for name in ("sslrootcert", "sslmode"):
             query.pop(name, None)
@@ -147,7 +148,8 @@ def for_psycopg(url: URL) -> None:
 
     if pq.version() < _SYSTEM_SINCE:
         raise ConfigurationError(
-            "database: sslrootcert=system needs libpq 16, and psycopg has an older one here; name the authorities' file"
+            "database: sslrootcert=system needs libpq 16, and psycopg uses an older one; name a file of certificate "
+            "authorities"
         )
 
 
@@ -183,8 +185,8 @@ def _warn_of_network(url: URL, name: str | None, service: Mapping[str, str]) -> 
                 continue
             _warned.add(name)
             _log.warning(
-                "database: the connection to %s has sslmode=%s, which does not verify that it is this server; "
-                "use sslmode=verify-full, with sslrootcert where its authority is your own",
+                "database: the connection to %s has sslmode=%s, which does not verify the server; use "
+                "sslmode=verify-full, and sslrootcert for a certificate authority of your own",
                 name,
                 mode if mode in _MODES else "another",
             )
@@ -214,7 +216,7 @@ def _trusts_system(url: URL) -> bool:
         return False
     if (effective(url, "sslmode", "PGSSLMODE") or "verify-full") != "verify-full":
         raise ConfigurationError(
-            "database: sslrootcert=system goes with sslmode=verify-full alone; leave sslmode out, or name a file"
+            "database: sslrootcert=system needs sslmode=verify-full; leave sslmode out, or name a file"
         )
     return True
 

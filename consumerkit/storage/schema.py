@@ -38,8 +38,8 @@ def upgrade(database: Database, tables: Tables = DEFAULT_TABLES) -> list[str]:
     """
     if _running_migration() is not None:
         raise ConfigurationError(
-            "schema.upgrade() within an Alembic migration would commit by itself, whatever becomes of the migration; "
-            "write schema.apply(Session(op.get_bind())), which is part of its transaction"
+            "schema.upgrade() within an Alembic migration would commit by itself, even if the migration fails; write "
+            "schema.apply(Session(op.get_bind())) to use the migration's transaction"
         )
     return database.run_blocking(lambda session: apply(session, tables))
 
@@ -139,8 +139,8 @@ def check(session: Session, tables: Tables = DEFAULT_TABLES) -> None:
     gone = sorted(table.name for table in tables.metadata.tables.values() if table.name not in there)
     if gone:
         raise StartError(
-            f"database: {', '.join(gone)} should be there, by {tables.version_table}, and is not: somebody dropped it; "
-            "restore it from a backup"
+            f"database: {', '.join(gone)} is missing, and {tables.version_table} says that it exists: somebody "
+            "dropped it; restore it from a backup"
         )
 
 
@@ -209,8 +209,8 @@ def _refuse_newer(heads: set[str], tables: Tables) -> None:
     unknown = heads - {script.revision for script in _script().walk_revisions()}
     if unknown:
         raise StartError(
-            f"database: consumerkit's tables ({_place(tables)}) are at revision {_joined(unknown)}, which this version "
-            "of consumerkit does not know; install the newer version that made them"
+            f"database: consumerkit's tables ({_place(tables)}) are at revision {_joined(unknown)}, which this "
+            "version of consumerkit does not know; install the newer version that created them"
         )
 
 

@@ -36,8 +36,8 @@ def check(connection: Connection, tables: Tables) -> None:
     encoding = connection.scalar(_ENCODING)
     if encoding != "UTF8":
         raise StartError(
-            f"database: its encoding is {encoding}, in which not every message ID, key or error text can be stored; "
-            "use a database that was made with ENCODING 'UTF8'"
+            f"database: its encoding is {encoding}, which cannot hold every message ID, key and error text; create "
+            "the database with ENCODING 'UTF8'"
         )
     wanted = [(quoted(table), right) for table in _tables(tables) for right in _rights(tables, table)]
     numbered = list(_numbered(tables))

@@ -16,8 +16,8 @@ Sessions = sessionmaker[Session] | async_sessionmaker[AsyncSession]
 # Arguments of a sessionmaker under which claims and effects would not be one transaction, or none would begin.
 _UNFIT: dict[str, tuple[Any, str]] = {
     "binds": ((None, {}), "one message's changes would be committed to several databases, one after another"),
-    "twophase": ((False,), "a commit would be prepared and not carried out where it is interrupted"),
-    "autobegin": ((True,), "consumerkit leaves it to the session to begin"),
+    "twophase": ((False,), "an interrupted commit would stay prepared and never take effect"),
+    "autobegin": ((True,), "the session must begin its transaction itself"),
 }
 
 

@@ -204,7 +204,7 @@ class UndoRows:
         if one.given is None or not one.sealed:
             return one.given
         if self.tables.sealer is None:
-            raise PayloadSealed("the arguments are sealed; give Tables(sealer=...) what sealed them")
+            raise PayloadSealed("the arguments are sealed; give Tables(sealer=...) the sealer that sealed them")
         try:
             return self.tables.sealer.unseal(one.given)
         except Exception as error:

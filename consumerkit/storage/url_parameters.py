@@ -78,7 +78,7 @@ def checked(url: URL) -> URL:
     for name, value in url.query.items():
         if name not in ("host", "port") and not isinstance(value, str):
             what = name if name in KNOWN else "a parameter"
-            raise ConfigurationError(f"database: {what} stands in the URL twice; give it once")
+            raise ConfigurationError(f"database: {what} is in the URL twice; give it once")
         if name in FORMS and not re.fullmatch(FORMS[name], str(value)):
             raise ConfigurationError(f"database: {name} in the URL {_should_be(FORMS[name])}; correct it")
         if name in _FILES:
@@ -125,7 +125,7 @@ def is_port(text: str) -> bool:
 def _should_be(form: str) -> str:
     if re.fullmatch(r"[\w|-]+", form):
         return f"is none of {', '.join(form.split('|'))}"
-    return "is no number" if form.startswith(_WHOLE) else "has no value that it may have"
+    return "is no number" if form.startswith(_WHOLE) else "has an invalid value"
 
 
 def _check_file(name: str, value: str) -> None:
@@ -133,7 +133,9 @@ def _check_file(name: str, value: str) -> None:
         return
     check_path(f"database: {name} in the URL", value)
     if shown_path(value) == "***":
-        raise ConfigurationError(f"database: {name} in the URL names no file that is there; give the path of a file")
+        raise ConfigurationError(
+            f"database: {name} in the URL names a file that does not exist; give the path of a file"
+        )
 
 
 def _servers(url: URL) -> list[_Server]:
@@ -148,15 +150,15 @@ def _servers(url: URL) -> list[_Server]:
         numbers = [_number(port) for port in ports]
         if len(numbers) not in (1, max(1, len(hosts))):
             raise ConfigurationError(
-                "database: the URL has other than one port for each host; give one, or one for all"
+                "database: the URL has neither one port for all hosts nor one for each; correct it"
             )
         numbers = numbers * max(1, len(hosts)) if len(numbers) == 1 else numbers
         found = [_Server(one.host, port) for one, port in zip(found or [_Server("", None)], numbers, strict=True)]
     for host, port in ((url.host, url.port), *found):
         if port is not None and not 0 < port < 65536:
-            raise ConfigurationError("database: what stands as a port in the URL is none; it is from 1 to 65535")
+            raise ConfigurationError("database: the port in the URL is not a port; give a number from 1 to 65535")
         if host and not (host.startswith("/") or is_address(host.strip("[]")) or _HOST.fullmatch(host)):
-            raise ConfigurationError("database: what stands as a host in the URL is none; give a name or an address")
+            raise ConfigurationError("database: the host in the URL is not a host; give a name or an address")
     return found
 
 
@@ -177,7 +179,7 @@ def _number(text: str) -> int | None:
     if not text:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 5:
-        raise ConfigurationError("database: what stands as a port in the URL is none; it is from 1 to 65535")
+        raise ConfigurationError("database: the port in the URL is not a port; give a number from 1 to 65535")
     return int(text)
 
 

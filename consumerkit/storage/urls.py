@@ -45,7 +45,7 @@ def address(given: str | URL, drivers: Collection[str]) -> ParsedUrl:
         raise ConfigurationError(f"database: cannot read the URL; write it like {_EXAMPLE}") from None
     if url.drivername not in drivers:
         name = url.get_backend_name()
-        what = repr(name) if name in _KNOWN else "what stands in front of the URL"
+        what = repr(name) if name in _KNOWN else "the start of the URL"
         raise ConfigurationError(f"database: {what} is not supported; use one of {', '.join(sorted(drivers))}")
     if not url.drivername.startswith("sqlite"):
         _check_parts(url)

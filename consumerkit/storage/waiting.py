@@ -19,4 +19,6 @@ def check_sealer(session: Session, tables: Tables) -> None:
         return
     for table, what in ((tables.parked_messages, "parked messages"), (tables.outbox_messages, "messages to send")):
         if session.execute(select(table.c.sealed).where(table.c.sealed).limit(1)).first() is not None:
-            raise StartError(f"database: there are {what} that are sealed; give Tables(sealer=...) what sealed them")
+            raise StartError(
+                f"database: there are {what} that are sealed; give Tables(sealer=...) the sealer that sealed them"
+            )

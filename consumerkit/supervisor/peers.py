@@ -59,12 +59,12 @@ class Peers:
             except Unavailable as error:
                 why = str(error)
             else:
-                _log.info("left group %s for a worker process that has died: its partitions go to others now", group)
+                _log.info("left group %s for a dead worker process: its partitions go to other members now", group)
                 return
             if time.monotonic() > end:
                 _log.warning(
-                    "cannot leave group %s for a worker process that has died, so its partitions stand still until "
-                    "its session has run out: %s",
+                    "cannot leave group %s for a dead worker process: its partitions stand still until its session "
+                    "times out: %s",
                     group,
                     why,
                 )

@@ -71,7 +71,7 @@ class Replacement:
                         way_out,
                     )
                 return
-        _log.info("every worker process is replaced, and works")
+        _log.info("every worker process is replaced and works")
 
     async def _until_it_works(self, child: Child, deaths: int, why: str) -> None:
         """Wait until the new process works, or has ended; say so from time to time."""

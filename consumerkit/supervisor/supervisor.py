@@ -116,8 +116,8 @@ class Supervisor:
         if not self._stopping.is_set():
             self._told = time.monotonic()
             _log.info(
-                "stopping %s: each finishes or rolls back what it has in hand, within its grace; a second SIGTERM or "
-                "Ctrl-C kills them at once",
+                "stopping %s: each finishes or rolls back its batches within its grace; a second SIGTERM or Ctrl-C "
+                "kills them at once",
                 counted(len(self._children), "worker process", "worker processes"),
             )
         elif time.monotonic() - self._told > SAME_REQUEST:
@@ -135,7 +135,7 @@ class Supervisor:
         if self._stopping.is_set():
             return
         if self._replacement.is_under_way:
-            _log.warning("SIGHUP: the worker processes are being replaced already; it is left out")
+            _log.warning("SIGHUP: the worker processes are being replaced already; this signal is ignored")
             return
         self._replacement.begin("SIGHUP", "Mend it, and send SIGHUP again")
 

@@ -260,7 +260,7 @@ def _server(given: object, number: int) -> str:
     if not host or (":" in host and not host.startswith("[")):
         raise ConfigurationError(f"{place} has no port; write host:port, such as broker:9092")
     if not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
-        raise ConfigurationError(f"{place}: what stands behind the colon is not a port; write host:port")
+        raise ConfigurationError(f"{place}: the part behind the colon is not a port; write host:port")
     if not _is_host(host):
-        raise ConfigurationError(f"{place}: what stands before the port is not a host; write host:port")
+        raise ConfigurationError(f"{place}: the part before the port is not a host; write host:port")
     return server

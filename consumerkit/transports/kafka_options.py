@@ -104,7 +104,7 @@ def check_options(client: str, options: object) -> None:
     for number, (name, value) in enumerate(options.items(), 1):
         if not isinstance(name, str) or not (_NAME.fullmatch(name) or name.lower() in _ALONE):
             # It is not repeated: name and value in the wrong order put a secret here.
-            raise ConfigurationError(f"Kafka(options=...): what stands as name {number} is not a setting's name")
+            raise ConfigurationError(f"Kafka(options=...): name {number} is not the name of a setting")
         _check_name(client, name)
         if not isinstance(value, str | int | float | bool):
             # Callbacks and whole objects would reach behind the adapter's back.
@@ -148,4 +148,4 @@ def _check_name(client: str, name: str) -> None:
     if bare in _RESERVED:
         raise ConfigurationError(f"{place} is refused: {_RESERVED[bare]}; leave it out")
     if bare.startswith(_CREDENTIALS):
-        raise ConfigurationError(f"{place} is refused: what is secret belongs in security=Sasl(...) or Tls(...)")
+        raise ConfigurationError(f"{place} is refused: secrets go to security=Sasl(...) or Tls(...)")

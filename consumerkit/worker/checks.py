@@ -62,8 +62,8 @@ def instance(instance_id: str | None, processes: int) -> None:
     """
     if instance_id is not None and processes > 1 and str(os.getpid()) not in instance_id:
         raise ConfigurationError(
-            f"Kafka(options=...): each of {processes} worker processes would be the member that group.instance.id "
-            "names, and put the others out of the group; leave it out, or put os.getpid() into it"
+            f"Kafka(options=...): each of {processes} worker processes would be the one member that "
+            "group.instance.id names, and the broker would remove the others; leave it out, or put os.getpid() into it"
         )
 
 
@@ -250,8 +250,8 @@ def _shared_group(session: Session, tables: Tables, declared: Declaration) -> No
     """Warn of a group that two names have had since before that was refused."""
     for name in consumers.sharing(session, tables, declared.name, declared.group):
         _log.warning(
-            "handler %r: group %r is that of handler %r, too, and each gets a part of the messages; give one a group "
-            "of its own, or start once with --adopt %s if %r runs no more",
+            "handler %r: group %r also belongs to handler %r, and each gets a part of the messages; give one a group "
+            "of its own, or start once with --adopt %s if %r never runs again",
             declared.name,
             declared.group,
             name,
@@ -267,7 +267,8 @@ def _left_behind(session: Session, tables: Tables, declared: Declaration, number
     """
     for topic, count in occupancy.left_behind(session, tables, number, declared.topics):
         _log.warning(
-            "handler %r: %d messages of topic %r are parked, and it consumes that no more; they wait until it does",
+            "handler %r: %d messages of topic %r are parked, and the handler no longer consumes it; they wait until "
+            "it does",
             declared.name,
             count,
             topic,

@@ -149,8 +149,8 @@ class States:
 
     def _without_partitions(self, event: Event, patience: float = 0.0) -> None:
         what = (
-            "its group has given it no partitions yet; that ends by itself once the group has shared them, or misses a "
-            "member that has died"
+            "its group has assigned it no partitions yet; this ends by itself when the group assigns them, or the "
+            "broker misses a dead member"
         )
         self._begin(("partitions", event.handler), event, what, patience=patience)
 
@@ -160,10 +160,13 @@ class States:
 
     def _halted(self, event: events.HandlerStopped) -> None:
         self._end("partitions", event.handler)
-        self._begin(("halted", event.handler), event, f"stopped; repair it and restart the worker: {event.error}")
+        self._begin(
+            ("halted", event.handler), event, f"stopped; repair the cause and restart the worker: {event.error}"
+        )
 
     def _paused(self, event: events.HandlerPaused) -> None:
-        what = f"paused; repair it and it goes on by itself, or restart the worker with it repaired: {event.error}"
+        what = "paused; repair the cause: the handler goes on by itself, or after a restart with corrected code: "
+        f"{event.error}"
         self._begin(("paused", event.handler), event, what)
 
     def _handler_resumed(self, event: events.HandlerResumed) -> None:
@@ -171,9 +174,9 @@ class States:
 
     def _suspected(self, event: events.MessageSuspected) -> None:
         what = (
-            f"a message of {event.partition} fails, and no other message has shown yet whether it is the one that is "
-            "wrong, so no attempt is counted; repair what it needs, or let another message run; `consumerkit parked "
-            f"list` shows it, and `consumerkit parked retry-now` has it tried at once: {event.error}"
+            f"a message of {event.partition} fails, and no other message has run to show whether only this one is at "
+            "fault, so no attempt is counted; repair what it needs, or let another message run; `consumerkit parked "
+            f"list` shows it, and `consumerkit parked retry-now` tries it at once: {event.error}"
         )
         place = ("suspected", event.handler, event.partition)
         self._begin(place, event, what, patience=SUSPECTED, lasting=event.wait + SUSPECTED)
@@ -181,14 +184,14 @@ class States:
     def _brake(self, event: events.BrakeOn) -> None:
         if event.partition is not None:
             what = (
-                f"{event.partition} is slowed down, since its messages cannot be read one after another; repair what "
-                "sends them, or the handler's codec and event types, and it goes on by itself"
+                f"{event.partition} is slowed down, because message after message cannot be read; repair their "
+                "producer, or the handler's codec and event types, and it goes on by itself"
             )
             self._begin(("brake", event.handler, event.partition), event, what)
             return
         what = (
-            "everything fails, so nothing more is dead-lettered and one message is tried from time to time; repair "
-            "what it depends on or roll its version back, and it goes on by itself"
+            "every message fails, so none is dead-lettered and one is tried from time to time; repair what the "
+            "handler depends on, or roll its version back, and it goes on by itself"
         )
         self._begin(("brake", event.handler), event, what)
 
@@ -196,20 +199,20 @@ class States:
         self._end("brake", event.handler, *([] if event.partition is None else [event.partition]))
 
     def _partition_stopped(self, event: events.PartitionStopped) -> None:
-        what = f"{event.partition} is not read any further, and a person must decide: {event.error}"
+        what = f"{event.partition} is stopped until a person decides: {event.error}"
         self._begin(("stopped", event.handler, event.partition), event, what)
 
     def _in_doubt(self, event: events.PartitionInDoubt) -> None:
         what = (
-            f"{event.partition} may be another worker's; look for a worker that hangs while it holds it, or a database "
-            f"that does not answer: {event.error}"
+            f"{event.partition} may belong to another worker; look for a worker that hangs while it holds the "
+            f"partition, or a database that does not answer: {event.error}"
         )
         self._begin(("doubt", event.handler, event.partition), event, what, patience=DOUBT_PATIENCE)
 
     def _fence_awaited(self, event: events.FenceAwaited) -> None:
         what = (
-            f"{event.partition} cannot be taken over, since a transaction of its owner before is still open; end the "
-            "worker that hangs, or wait until the server ends it after transaction_timeout"
+            f"{event.partition} cannot be taken over, because a transaction of its former owner is still open; end "
+            "the worker that hangs, or wait until the server ends the transaction after transaction_timeout"
         )
         self._begin(("fence", event.handler, event.partition), event, what)
 
@@ -254,7 +257,7 @@ class States:
         self._end("paused", event.handler, event.partition)
 
     def _trouble(self, event: events.Trouble) -> None:
-        what = f"{event.where} trouble; it is tried again by itself once the {event.where} works: {event.error}"
+        what = f"{event.where} trouble; the worker goes on by itself once the {event.where} works: {event.error}"
         lasting = event.wait + TROUBLE_OUTLIVES
         self._begin(("trouble", event.handler, event.where), event, what, lasting=lasting)
 
@@ -268,7 +271,7 @@ class States:
         self._end("trouble", event.handler, "broker")
 
     def _held_back(self, event: events.OutboxHeldBack) -> None:
-        whose = "what is" if event.sequence is None else f"message {event.sequence}"
+        whose = "every message" if event.sequence is None else f"message {event.sequence}"
         what = f"{whose} for topic {event.topic!r} stays in the outbox ({event.error}); {event.way_out}"
         self._begin(("outbox", event.topic, event.sequence), event, what)
 
@@ -277,7 +280,7 @@ class States:
 
     def _turn_awaited(self, event: events.OutboxTurnAwaited) -> None:
         what = (
-            f"messages wait in the outbox, and another process has the relay's turn and shows no sign of life: "
+            "messages wait in the outbox, and another process holds the relay's turn without a sign of life: "
             f"{event.holder}; end that process"
         )
         self._begin(("outbox turn",), event, what)

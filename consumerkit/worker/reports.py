@@ -92,7 +92,7 @@ class Reports:
             try:
                 oldest = await self._oldest()
             except Exception as error:  # noqa: BLE001 - the counts are told all the same
-                _log.debug("what waits longest is not known: %s", type(error).__name__)
+                _log.debug("the longest wait is not known: %s", type(error).__name__)
         for event in self.summaries(oldest):
             self._announce(event)
 

@@ -67,7 +67,7 @@ class Watchdog:
 
     def _reason(self, now: float) -> str | None:
         if now - self._beat > self._stall:
-            return f"the event loop has not turned for {now - self._beat:.0f} s; something blocks it"
+            return f"the event loop has been blocked for {now - self._beat:.0f} s"
         for engine in self._engines:
             if engine.halted is None and (reason := self._stuck(engine, now)) is not None:
                 return f"handler {engine.declared.name!r}: {reason}"

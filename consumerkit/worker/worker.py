@@ -230,7 +230,7 @@ class Worker:
             StartError: A topic, a table or a right is missing, or a server cannot be reached; one line.
         """
         if self._tasks:
-            raise StartError("this worker runs already; build another one")
+            raise StartError("this worker runs already; build another Worker")
         if self._failpoints:
             failpoints.arm()
         self._failed = asyncio.get_running_loop().create_future()
@@ -386,10 +386,13 @@ class Worker:
     def stopping(self) -> str:
         """Return what `stop` waits for, as things stand, in a sentence; from any thread."""
         running = [(engine.oldest_transaction(), engine.declared.name) for engine in self._engines]
-        waits = [f"{name} (its oldest transaction runs for {lasting(age)})" for age, name in running if age > 0]
+        waits = [f"{name} (its oldest transaction has run for {lasting(age)})" for age, name in running if age > 0]
         if not waits:
             return f"stopping: no transaction is under way; leaving the group, within {self.grace:g} s"
-        return f"stopping: waiting up to {self.grace:g} s for {', '.join(waits)}; what does not end is rolled back"
+        return (
+            f"stopping: waiting up to {self.grace:g} s for {', '.join(waits)}; a transaction that has not ended then "
+            "is rolled back"
+        )
 
     async def stop(self) -> bool:
         """Finish or roll back what is under way, commit offsets, and leave the groups.

@@ -106,17 +106,17 @@ class StorageContract(DialectContract):
         with pytest.raises(StartError) as caught:
             self.bind(client, two, group=group, topics=["c"])
         assert str(caught.value) == (
-            f"handler {two!r}: group {group!r} is that of handler {one!r} on this database, and each would get a part "
-            f"of the messages; give {two!r} a group of its own, or start once with --adopt {two} if {one!r} runs "
-            "no more"
+            f"handler {two!r}: group {group!r} belongs to handler {one!r} on this database, and each would get a "
+            f"part of the messages; give {two!r} a group of its own, or start once with --adopt {two} if {one!r} "
+            "never runs again"
         )
         client.rollback()
         number = self.bind(client, two, group=group, topics=["c"], adopt=True)
         assert self.bind(client, two, group=group, topics=["c"]) == number
-        with pytest.raises(StartError, match=f"group {group!r} is that of handler {two!r}"):
+        with pytest.raises(StartError, match=f"group {group!r} belongs to handler {two!r}"):
             self.bind(client, one, group=group)
         client.rollback()
-        with pytest.raises(StartError, match="is bound to no group any more, since another handler adopted it, and"):
+        with pytest.raises(StartError, match="is bound to no group, because another handler adopted it, and"):
             self.bind(client, one, group=f"other-{group}")
         client.rollback()
         assert self.bind(client, one, group=f"other-{group}", adopt=True) != number

@@ -377,7 +377,7 @@ def test_redriven_letters_leave_the_list_and_are_told_of(filled: str, command: C
     assert "redrives     1\n" in shown
     again = command("dead-letters", "redrive", "2", *place)
     assert again.code == 0
-    assert again.out.splitlines()[-1] == "1 not dead: somebody redrove, resolved or discarded it before"
+    assert again.out.splitlines()[-1] == "1 not dead: it was redriven, resolved or discarded before"
 
 
 def test_letters_are_closed_with_a_note(filled: str, command: CommandLine) -> None:
@@ -400,9 +400,7 @@ def test_letters_are_exported_whole(filled: str, command: CommandLine) -> None:
     assert first["headers"] == [["message-id", "p-4\x1b[2J"], ["raw", {"base64": "/w=="}], ["none", None]]
 
 
-LIKE_NOTHING = (
-    "there is no dead letter 99 for others to be like; consumerkit dead-letters groups shows one of each group"
-)
+LIKE_NOTHING = "no dead letter has the ID 99; see `consumerkit dead-letters groups` for one ID of each group"
 
 
 @pytest.mark.parametrize(
@@ -411,7 +409,7 @@ LIKE_NOTHING = (
         (["redrive"], "no dead letter is chosen; give IDs, --handler, --reason, --like, --since or --until, or --all"),
         (
             ["redrive", "--handler", "nobody"],
-            "no handler 'nobody' has started on this database; those that have: 'credit', 'mail'",
+            "no handler 'nobody' has started on this database; these have: 'credit', 'mail'",
         ),
         (["redrive", "1", "shop:worker", "x"], "'x' is neither an ID nor the target, which is 'shop:worker'"),
         (["redrive", "--all", "--rate", "0"], "rate=0.0: give a number greater than 0"),
@@ -420,7 +418,7 @@ LIKE_NOTHING = (
         *(
             (
                 [command, "--handler", "credits"],
-                "no handler 'credits' has started on this database; those that have: 'credit', 'mail'",
+                "no handler 'credits' has started on this database; these have: 'credit', 'mail'",
             )
             for command in ("list", "groups", "export")
         ),

@@ -181,7 +181,7 @@ def test_ids_of_several_parts_places_and_topics_are_found(filled: str, command: 
 def test_a_name_that_no_handler_has_is_one_line(filled: str, command: CommandLine) -> None:
     answer = command("message", "status", "cerdit", "p-1", "--database", filled)
     assert (answer.code, answer.out) == (2, "")
-    assert answer.err == "error: no handler 'cerdit' has started on this database; those that have: 'credit'\n"
+    assert answer.err == "error: no handler 'cerdit' has started on this database; these have: 'credit'\n"
 
 
 APP = """

@@ -206,7 +206,7 @@ def test_killed_worker_processes_are_replaced_and_each_message_has_one_effect(
     total = next(sent)
     shop.until(lambda: len(shop.seen()) >= total, f"{total} effects")
     shop.until(lambda: len(shop.children()) == 2 + killed, "the processes in their place")
-    assert "left group record for a worker process that has died" in shop.log
+    assert "left group record for a dead worker process" in shop.log
 
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0

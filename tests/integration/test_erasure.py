@@ -138,7 +138,7 @@ async def test_everything_of_a_key_goes_and_the_facts_stay(open_database: Databa
 async def test_one_handlers_alone(open_database: Database, url: str) -> None:
     await open_database.run(fill)
     assert await erase(url, "alice", handlers=["mail"]) == [Erased(handler="mail", dead_letters=2, parked=1)]
-    with pytest.raises(ConfigurationError, match=r"no handler 'mial' has started on this database; those that have: '"):
+    with pytest.raises(ConfigurationError, match=r"no handler 'mial' has started on this database; these have: '"):
         await erase(url, "alice", handlers=["mial"])
     assert len(await open_database.run(lambda s: all_rows(s, "outbox_messages", "key"))) == 2
 

@@ -170,5 +170,5 @@ def test_what_is_read_as_a_time(text: bytes, seconds: float | None) -> None:
 def test_what_is_no_time_and_what_is_no_id() -> None:
     with pytest.raises(ConfigurationError, match=r"record_timestamp.*or None"):
         declare(Write(event_time="at"))
-    with pytest.raises(ConfigurationError, match="is a time, which many messages may share"):
+    with pytest.raises(ConfigurationError, match="is a time, and many messages may share one"):
         declare(Write(message_id=record_timestamp()))

@@ -74,7 +74,7 @@ async def test_it_is_told_where_it_was_forgotten(place: MemoryStage) -> None:
         await run.until(lambda: place.committed() == place.ends(), "all is committed")
     query = select(DEFAULT_TABLES.dead_letters.c.error)
     (told,) = await place.database.run(lambda session: session.scalars(query).all())
-    assert told == "session_setup called session.execute() without await, so that nothing was done; await each call"
+    assert told == "session_setup called session.execute() without await, so nothing was done; await each call"
     assert handler.seen == []
 
 

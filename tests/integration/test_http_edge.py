@@ -698,7 +698,7 @@ async def test_a_session_of_its_own_is_refused_or_warned_of(file: Place, caplog:
     await file.post("k-1")
     await file.post("k-2")
     assert [one.getMessage().partition(" did")[2] for one in caplog.records if "session" in one.message] == [
-        " not take the edge's session; what it changed in another one is not committed with its key"
+        " not take the edge's session; its changes in another session are not committed with its key"
     ]
 
 

@@ -226,7 +226,7 @@ async def test_a_database_that_is_down_is_503() -> None:
         ({"authorize": None}, "who may see"),
         ({"interval": 0}, "interval=0"),
         ({"longest": -1}, "longest=-1"),
-        ({"handlers": [Handler]}, "does not say its name"),
+        ({"handlers": [Handler]}, "does not set name"),
     ],
 )  # fmt: skip
 def test_a_page_that_cannot_be_kept_is_refused(tmp_path: Path, options: Any, words: str) -> None:

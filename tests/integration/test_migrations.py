@@ -194,7 +194,7 @@ def test_check_names_what_is_missing_and_the_way_out(url: str, engine: Engine, o
 
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE consumerkit_message_results"))
-    with pytest.raises(StartError, match="consumerkit_message_results should be there"):
+    with pytest.raises(StartError, match="consumerkit_message_results is missing"):
         database.run_blocking(schema.check)
 
 

@@ -279,7 +279,7 @@ async def test_a_blocked_event_loop_is_told_while_it_is_blocked(stage: MemorySta
         assert (await asyncio.to_thread(get, port, "/ready"))[0] == 200
     (status, body), (lives, _) = answers[-2:]
     assert status == 503
-    assert "the event loop is blocked for" in body
+    assert "the event loop has been blocked for" in body
     assert lives == 200  # not for as long as the watchdog allows
 
 

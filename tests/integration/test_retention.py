@@ -161,7 +161,7 @@ async def test_a_memory_that_is_too_short_is_told_in_numbers(
         assert len(told) == 3
         assert "topic 't' keeps its messages for 14 d" in told[0]
         assert "its retries may take 10 d" in told[1]
-        assert "its oldest dead letter waits since 30 d" in told[2]
+        assert "its oldest dead letter has waited for 30 d" in told[2]
         caplog.clear()
         for enough in (None, timedelta(days=31)):
             async with place.run(patient, retention=enough):
@@ -258,6 +258,5 @@ def test_a_handler_that_is_not_there(filled: str, command: CommandLine) -> None:
     answer = command("db", "prune", "--database", filled, "--handler", "credits")
     assert (answer.code, answer.out) == (2, "")
     assert (
-        answer.err
-        == "error: no handler 'credits' has started on this database; those that have: 'credit', 'mail', 'old'\n"
+        answer.err == "error: no handler 'credits' has started on this database; these have: 'credit', 'mail', 'old'\n"
     )

@@ -169,7 +169,7 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(latin: str) -> 
     await place.create_tables()
     with pytest.raises(StartError) as caught:
         await place.make(Write()).start()
-    assert str(caught.value).startswith("database: its encoding is LATIN1, in which not every message ID")
+    assert str(caught.value).startswith("database: its encoding is LATIN1, which cannot hold every message ID")
     await place.close()
 
 

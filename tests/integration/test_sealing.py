@@ -140,7 +140,7 @@ async def test_a_worker_without_the_sealer_does_not_start(place: MemoryStage) ->
     with pytest.raises(StartError) as caught:
         await place.make(Reads()).start()
     assert str(caught.value) == (
-        "database: there are messages to send that are sealed; give Tables(sealer=...) what sealed them"
+        "database: there are messages to send that are sealed; give Tables(sealer=...) the sealer that sealed them"
     )
 
 
@@ -175,7 +175,7 @@ async def test_a_command_shows_it_by_its_targets_sealer_and_says_so_otherwise(
     show = ("dead-letters", "show", "1", "--value")
     blind = await asyncio.to_thread(command, *show, "--database", place.url)
     assert blind.code == 1
-    assert blind.err == "error: the payload is sealed; give Tables(sealer=...) what sealed it\n"
+    assert blind.err == "error: the payload is sealed; give Tables(sealer=...) the sealer that sealed it\n"
     assert "secret" not in blind.out
     global worker
     worker = Worker(database=place.url, kafka=Memory(place.broker), handlers=[Reads()], tables=SEALED)

@@ -163,7 +163,7 @@ def test_a_secret_may_stand_in_a_file(place: Path, monkeypatch: pytest.MonkeyPat
         (
             {"DATABASE_FILE": SECRET},
             "",
-            "CONSUMERKIT_DATABASE_FILE: the file that it names cannot be read: No such file or directory",
+            "CONSUMERKIT_DATABASE_FILE: the named file cannot be read: No such file or directory",
         ),
         ({"CONFIG": "gone.toml"}, "", "settings: there is no file 'gone.toml'; see CONSUMERKIT_CONFIG"),
         ({}, "[kafka]\nbootstap = 'b:1'", "consumerkit.toml: kafka.bootstap is no setting; did you mean 'bootstrap'?"),
@@ -172,7 +172,7 @@ def test_a_secret_may_stand_in_a_file(place: Path, monkeypatch: pytest.MonkeyPat
             f"retention = '{SECRET}'",
             "consumerkit.toml: retention: it should be a valid number, unable to parse string as a number",
         ),
-        ({}, "grace == 1", "consumerkit.toml is no TOML: see line 1, column 8"),
+        ({}, "grace == 1", "consumerkit.toml is not valid TOML: see line 1, column 8"),
         (
             {},
             "[handlers.a-b]\ngrace = 1\n[handlers.a_b]\ngrace = 1",

@@ -315,7 +315,7 @@ async def test_other_arguments_under_the_same_step_are_told(stage: MemoryStage, 
     async with stage.run(kind(provider)) as run:
         [letter] = await until(stage, run, LETTERS, lambda found: len(found) == 1)
     assert letter.error_type == "consumerkit.errors.StepChanged"
-    assert "step 'charge' was run for this message before, with other arguments" in letter.error
+    assert "step 'charge' ran for this message before, with other arguments" in letter.error
     assert provider.charges() == []
 
 
@@ -509,7 +509,7 @@ async def test_the_deadline_of_a_step_that_is_alive_counts_from_then(
         if taken_over:
             [parked] = await until(stage, run, LOT, lambda found: len(found) == 1)
             assert (parked.attempts, parked.error_type) == (0, "consumerkit.errors.StepUnderWay")
-            assert "step 'charge' took too long, and somebody else has begun it since" in parked.error
+            assert "step 'charge' took too long, and another worker has begun it since" in parked.error
         await stage.until_written(run, 1)
         assert not run.seen(AttemptFailed)
     assert provider.count("v0") == 1

@@ -394,7 +394,7 @@ def test_where_a_new_process_ends_the_others_stay(start: Start, tmp_path: Path) 
 
     (tmp_path / "broken").touch()
     supervised.process.send_signal(signal.SIGHUP)
-    until(lambda: "does not start as it is now" in supervised.log, "the end of the replacement")
+    until(lambda: "does not start with the present code" in supervised.log, "the end of the replacement")
     assert len(supervised.lines("broke")) == 1
     assert len(supervised.lines("stopped")) == 1
 
@@ -465,7 +465,7 @@ def test_a_change_of_the_code_replaces_the_processes_and_one_that_cannot_start_w
     save(code, "broken")
     until(lambda: "worker process 1 could not start; the next change" in supervised.log, "the broken code to be told")
     save(code, "works")
-    until(lambda: "every worker process is replaced, and works" in supervised.log, "all to be replaced")
+    until(lambda: "every worker process is replaced and works" in supervised.log, "all to be replaced")
 
     # The second one went on with the code that works, and nothing was tried without a change.
     assert len(supervised.lines("broke")) == 1
@@ -485,7 +485,7 @@ def test_a_change_while_processes_are_replaced_begins_that_again(start: Start, c
 
     save(code, "works")
 
-    until(lambda: "every worker process is replaced, and works" in supervised.log, "all to be replaced")
+    until(lambda: "every worker process is replaced and works" in supervised.log, "all to be replaced")
     assert len(supervised.lines("works")) == 4
     supervised.process.send_signal(signal.SIGTERM)
     assert supervised.ends() == 0

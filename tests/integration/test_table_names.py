@@ -237,7 +237,7 @@ async def test_tables_that_were_replaced_under_a_worker_stop_its_handler(
         place.append(2, partition=0)
         await run.until(lambda: bool(run.seen(HandlerStopped)), "the stop")
         error = run.seen(HandlerStopped)[0].error
-        assert "the tables were replaced under it; start it again" in error
+        assert "the tables were replaced while it ran; restart it" in error
         assert len(await place.lines()) == 2
     await place.close()
 

@@ -215,14 +215,16 @@ async def test_an_undo_that_fails_for_good_is_a_dead_letter_of_its_own(
         first, letter = by_number(await until(stage, run, LETTERS, lambda found: len(found) == 2))
         assert (letter.reason, letter.attempts, letter.message_id) == ("undo_failed", 3, "0")
         assert letter.error_type.endswith("ProviderDown")
-        assert f"the undo of step 'charge' failed, so that what it did stands (dead letter {first.id})" in letter.error
+        assert (
+            f"the undo of step 'charge' failed, and the step's effect stands (dead letter {first.id})" in letter.error
+        )
         await until(stage, run, STEPS, states(2, "not undone", "undone"))
         assert [one.reason.value for one in run.seen(MessageDeadLettered)] == ["rejected", "undo_failed"]
         broken.clear()
         await redrive(stage.url, Selection(ids=(first.id,)), by="ann")
         await until(stage, run, LETTERS, redriven_in_vain)
         again = by_number(await rows(stage, LETTERS))[0]
-        assert f"decide on dead letter {letter.id} first, which its undo has left" in again.error
+        assert f"decide on dead letter {letter.id} of its undo first" in again.error
         if then == "redriven":
             await redrive(stage.url, Selection(ids=(letter.id,)), by="ann")
         else:

@@ -195,14 +195,15 @@ async def test_two_names_do_not_share_a_group(tmp_path: Path, caplog: pytest.Log
     async with place.make(Write()):
         pass
     assert await refusal(place.make(renamed)) == (
-        "handler 'renamed': group 'write' is that of handler 'write' on this database, and each would get a part of "
-        "the messages; give 'renamed' a group of its own, or start once with --adopt renamed if 'write' runs no more"
+        "handler 'renamed': group 'write' belongs to handler 'write' on this database, and each would get a part "
+        "of the messages; give 'renamed' a group of its own, or start once with --adopt renamed if 'write' never "
+        "runs again"
     )
     worker = place.make(renamed)
     worker.adopt(["renamed"])
     async with worker:
         pass
-    assert "group 'write' is that of handler 'renamed'" in await refusal(place.make(Write()))
+    assert "group 'write' belongs to handler 'renamed'" in await refusal(place.make(Write()))
 
     # As an earlier release has left it: both have the group.
     both = text("UPDATE consumerkit_consumers SET group_name = :group")
@@ -211,8 +212,8 @@ async def test_two_names_do_not_share_a_group(tmp_path: Path, caplog: pytest.Log
         async with place.make(renamed):
             pass
     told = (
-        "handler 'renamed': group 'write' is that of handler 'write', too, and each gets a part of the messages; give "
-        "one a group of its own, or start once with --adopt renamed if 'write' runs no more"
+        "handler 'renamed': group 'write' also belongs to handler 'write', and each gets a part of the messages; "
+        "give one a group of its own, or start once with --adopt renamed if 'write' never runs again"
     )
     assert caplog.messages.count(told) == 1
     await place.close()
@@ -256,7 +257,7 @@ async def test_a_worker_that_runs_already(place: MemoryStage) -> None:
     async with place.make(Write()) as worker:
         with pytest.raises(StartError) as caught:
             await worker.start()
-        assert str(caught.value) == "this worker runs already; build another one"
+        assert str(caught.value) == "this worker runs already; build another Worker"
 
 
 @pytest.mark.parametrize("size, overflow", [(1, 0), (2, 2), (4, 0)])

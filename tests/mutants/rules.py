@@ -554,7 +554,7 @@ MUTANTS = (
         "            self._without_partitions(replace(event, handler=handler))\n",
         "            pass\n",
         f"{UNIT}/worker/test_readiness.py::test_a_handler_is_ready_with_partitions_or_where_others_have_them_all",
-        "credit: its group has given it no partitions yet",
+        "credit: its group has assigned it no partitions yet",
     ),
     Mutant(
         "monitoring",

@@ -90,7 +90,7 @@ def test_ids_kept_apart_by_topic_are_looked_for_in_one() -> None:
             Nameless,
             ("1",),
             None,
-            "Nameless does not say its name and message_id in the class; give an instance, or the name as text",
+            "Nameless does not set name and message_id in the class; give an instance, or the name as text",
         ),
     ],
 )

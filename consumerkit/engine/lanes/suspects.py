@@ -94,6 +94,7 @@ class Suspects:
         if message is None:
             return ""
         return (
-            f"; {message.topic}[{message.partition}]@{message.offset} failed so before: if it is a dead letter by now, "
-            f"`consumerkit dead-letters redrive --handler {self._handler} --reason exhausted` brings it back"
+            f"; {message.topic}[{message.partition}]@{message.offset} failed in the same way before: if it is a dead "
+            f"letter now, `consumerkit dead-letters redrive --handler {self._handler} --reason exhausted` brings it "
+            "back"
         )

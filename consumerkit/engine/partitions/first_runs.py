@@ -78,7 +78,7 @@ class FirstRuns:
             asked_at = _now()
             survey = await self._consumer.survey(topic[0])
             if survey.topic_id != topic[1]:
-                raise Unavailable(f"topic {topic[0]!r} was recreated while the broker was asked about it")
+                raise Unavailable(f"topic {topic[0]!r} was recreated while the worker asked the broker about it")
             begun = await self._partition_store.had_another(*topic)
             wanted = starts(self._partition_store.handler, survey, self._policy, begun=begun, asked_at=asked_at)
             record = await self._partition_store.decide_first_run(*topic, wanted)

@@ -77,7 +77,7 @@ class Inquiry:
         # One partition without a leader keeps no other from being taken.
         if untold := sorted(set(names) - told.keys()):
             some = ", ".join(map(str, untold[:5])) + (", ..." if len(untold) > 5 else "")
-            self._troubles.tell(Unavailable(f"the broker does not tell about {some}: look for its leader"))
+            self._troubles.tell(Unavailable(f"the broker does not answer about {some}; check its leader"))
         return Asked(await self._decided(told), at)
 
     async def _decided(self, told: Mapping[TopicPartition, PartitionInfo]) -> Mapping[TopicPartition, PartitionInfo]:

@@ -19,14 +19,15 @@ OVER_AFTER: Final = 10.0
 def full_lot(parked: int) -> str:
     """Say that a parking lot is full, and the way out."""
     return (
-        f"{parked} of its messages are parked, and parking_limit allows no more; repair what they fail at: see "
-        "`consumerkit parked list`, and for keys that dead letters hold, `consumerkit dead-letters list`"
+        f"{parked} of its messages are parked, and parking_limit allows no more; repair the cause of their failures: "
+        "see `consumerkit parked list`, and for keys held by a dead letter `consumerkit dead-letters list`"
     )
 
 
 BEHIND: Final = (
-    "it waits in order behind a parked message; repair what that fails at, or have it tried now: see `consumerkit "
-    "parked list` and `parked retry-now`, and where a dead letter holds it, `consumerkit dead-letters list`"
+    "it waits in order behind a parked message; repair the cause of that failure, or retry the message now: see "
+    "`consumerkit parked list` and `parked retry-now`, and for one held by a dead letter `consumerkit dead-letters "
+    "list`"
 )
 
 

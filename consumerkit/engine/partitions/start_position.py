@@ -75,14 +75,15 @@ def beginning(
             return _first_run(handler, partition, info, first)
         _check(handler, partition, ours, info, "where its first run began, since its mark is lost")
         lost = (
-            f"the database has lost the mark of {partition}, for which Kafka has offset {info.committed}; beginning "
-            f"again at {ours}, where this handler's first run began"
+            f"the database has lost the mark of {partition}, and Kafka has offset {info.committed}; the worker "
+            f"begins again at {ours}, where this handler's first run began"
         )
         return StartPosition(ours, ours, lost, alarming=True)
     if standing.topic_id is not None and standing.topic_id != info.topic_id:
         raise PartitionUnusable(
-            f"topic {partition.topic!r} was recreated after {partition} had been handled up to offset {standing.mark} "
-            f"(its ID was {standing.topic_id} and is {info.topic_id}); to begin with the new one, run: "
+            f"topic {partition.topic!r} was recreated after {partition} had been handled up to offset "
+            f"{standing.mark} (its ID was {standing.topic_id} and is {info.topic_id}); to begin with the new topic, "
+            "run: "
             f"{_skip(handler, partition)} start"
         )
     _check(handler, partition, standing.mark, info, "its mark")
@@ -117,8 +118,8 @@ def _check(handler: str, partition: TopicPartition, offset: int, info: Partition
         )
     if offset < info.start:
         raise PartitionUnusable(
-            f"{partition} cannot be read from offset {offset} ({what}): the log begins at {info.start}, so what lies "
-            f"between was deleted unread; to go on without it, run: {_skip(handler, partition)} start"
+            f"{partition} cannot be read from offset {offset} ({what}): the log begins at {info.start}, so the "
+            f"messages between were deleted unread; to go on without them, run: {_skip(handler, partition)} start"
         )
 
 
@@ -128,14 +129,14 @@ def _difference(mark: int, info: PartitionInfo, *, ours: bool) -> tuple[str | No
         return None, False
     if not ours:
         moved = (
-            f"somebody moved Kafka's committed offset to {committed}; that changes nothing, as the database's mark, "
+            f"somebody moved Kafka's committed offset to {committed}; that changes nothing: the database's mark, "
             f"{mark}, decides; to move it, use consumerkit rewind or skip"
         )
         return moved, False
     if committed < mark:
         return None, False  # a death between the mark and the commit
     lost = (
-        f"the database has lost commits: Kafka has offset {committed}, the database's mark is {mark}; going back "
-        "there, and running again what was lost (to be expected after consumerkit rewind, which looks like this)"
+        f"the database has lost commits: Kafka has offset {committed}, the database's mark is {mark}; the worker "
+        "goes back to the mark and runs the lost messages again (consumerkit rewind looks the same)"
     )
     return lost, True

@@ -98,7 +98,7 @@ class CommitEvidence:
             what = "no error" if cause is None else type(cause).__name__
             raise CommitUnknown(f"the connection broke at COMMIT: {what}") from cause
         if cause is None:
-            raise SessionUnfit("commit() of the session's class returned and had not committed: call super().commit()")
+            raise SessionUnfit("commit() of the session's class returned without a commit: call super().commit()")
         self.in_hook = self._refusal is None
         raise cause
 

@@ -34,7 +34,7 @@ class SessionCalls:
         if self._open:
             names = ", ".join(f"session.{name}()" for name in dict.fromkeys(self._open.values()))
             self._open.clear()
-            raise AwaitForgotten(f"{where} called {names} without await, so that nothing was done; await each call")
+            raise AwaitForgotten(f"{where} called {names} without await, so nothing was done; await each call")
 
     def watched(self, name: str, method: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
         """Return a method that does the same, and is known to be awaited or not."""

@@ -132,8 +132,8 @@ class Guard:
             )
         else:
             self.unfit = (
-                f"the session began a second transaction, on {_named(connection.engine)}: changes and claims are one "
-                "transaction or none; use a session of the handler's own for what another engine serves"
+                f"the session began a second transaction, on {_named(connection.engine)}: changes and claims must "
+                "share one transaction; use a session of the handler's own for another engine"
             )
         raise SessionUnfit(self.unfit)
 
@@ -146,8 +146,8 @@ class Guard:
         """Raise `SessionOver` if the transaction is over."""
         if self._over is not None:
             raise SessionOver(
-                f"handler {self._over!r}: its session was used after the transaction was over, so this would be lost; "
-                "await what handle started before it returns, or give that a session of its own"
+                f"handler {self._over!r}: its session was used after the transaction was over, so the change would "
+                "be lost; await what handle started before it returns, or give it a session of its own"
             )
 
     def note_settings(self, statement: str) -> None:

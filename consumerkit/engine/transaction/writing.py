@@ -46,7 +46,7 @@ def tell_doubt(connection: Connection, rows: UndoRows, handler: str, dead_letter
             if item.dead is None or item.digest is None or told in item.dead.error:
                 continue
             key = IdempotencyKey.of(handler, item.digest, step, generation)
-            error = f"{item.dead.error}; {told}: look for the key {key} on the other side, since nothing undoes it"
+            error = f"{item.dead.error}; {told}: look for the key {key} on the other side: nothing undoes the effect"
             item.dead = replace(item.dead, error=error)
 
 

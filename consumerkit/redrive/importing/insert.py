@@ -186,7 +186,7 @@ def _same(candidate: Candidate, there: dict[Place, list[_There]]) -> _There | No
 def as_conflict(dead: DeadMessage) -> DeadMessage:
     """Return a letter whose ID belongs to another payload: never run under that ID."""
     before = f"{dead.reason.value}: {dead.error_type}: {dead.error}"
-    text = f"another payload is known under this message ID; it died of: {before}"
+    text = f"another payload is known under this message ID; its own error was: {before}"
     return replace(dead, reason=Reason.CONFLICT, error_type="Conflict", error=text)
 
 

@@ -89,7 +89,9 @@ class Screen:
         if letter.convention == Convention.CONSUMERKIT and letter.consumer != self._declared.name:
             return _left(record, ImportResult.OTHERS, f"it is a dead letter of handler {letter.consumer!r}", letter)
         if not letter.whole or (letter.reason is Reason.OVERSIZED and letter.value is None):
-            return _left(record, ImportResult.ABSENT, "the message was too large; it is where it stood", letter)
+            return _left(
+                record, ImportResult.ABSENT, "the message was too large, and is still in its own topic", letter
+            )
         try:
             at = placed(letter, record, self._topics, self._as_topic, self._settled)
         except Unplaced as error:

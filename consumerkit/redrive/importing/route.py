@@ -80,7 +80,7 @@ def placed(
     origin = letter.origin
     home = None if origin is None else topics.get(origin.topic)
     if home is None and as_topic is None:
-        where = "it does not tell its origin" if origin is None else f"it stood in {origin.topic!r}"
+        where = "it does not name its origin" if origin is None else f"it stood in {origin.topic!r}"
         raise Unplaced(f"{where}, and the handler reads {', '.join(sorted(topics))}; name one of them with --as-topic")
     target = home or topics[as_topic or ""]
     if origin is None:

@@ -40,7 +40,8 @@ def of(connection: Connection, tables: Tables, undo: Undo, error: str) -> DeadMe
         message_id=row.message_id,
         reason=Reason.UNDO_FAILED,
         error_type="",
-        error=f"the undo of step {undo.step!r} failed, so that what it did stands (dead letter {undo.letter}): {error}",
+        error=f"the undo of step {undo.step!r} failed, and the step's effect stands (dead letter {undo.letter}): "
+        f"{error}",
         attempts=undo.attempts + 1,
         first_failed_at=undo.failed_at,
         place=f"undo of {undo.step}",

@@ -79,7 +79,7 @@ def check_number(consumer: int, name: str | None, found: int | None) -> None:
     if name is not None and found != consumer:
         raise TablesReplaced(
             f"handler {name!r} has {'no number' if found is None else f'the number {found}'} in consumerkit's tables, "
-            f"and had {consumer} when the worker started: the tables were replaced under it; start it again"
+            f"and had {consumer} when the worker started: the tables were replaced while it ran; restart it"
         )
 
 

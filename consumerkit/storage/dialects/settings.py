@@ -36,7 +36,8 @@ NAMES: Final = (
     "transaction_read_only",
 )
 READ_ONLY: Final = (
-    "the handler made its transaction read-only; consumerkit writes its claims in it: read from a session of your own"
+    "the handler made its transaction read-only, and consumerkit writes its claims there; read from a session of "
+    "your own"
 )
 _ROLE: Final = NAMES.index("role")
 _MAY_WRITE: Final = NAMES.index("transaction_read_only")

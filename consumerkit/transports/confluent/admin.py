@@ -202,7 +202,7 @@ class _Session:
         if not self._told:
             self._told = True
             left, why = max(0.0, self._end - time.monotonic()), self.words("no answer yet", trouble)
-            _log.warning("%s: %s; it is tried for %.0f s more", self._place, why, left)
+            _log.warning("%s: %s; trying for %.0f s more", self._place, why, left)
 
     def _note(self, error: KafkaError) -> None:
         self._last = error

@@ -114,7 +114,9 @@ class Assignment:
         told = _answer(asked)
         known = {at: told[at] for at in self._waiting if at in told}
         if len(known) < len(self._waiting):
-            log.warning("the broker has not told about %d partitions yet, which wait", len(self._waiting) - len(known))
+            log.warning(
+                "the broker has not answered about %d partitions yet; they wait", len(self._waiting) - len(known)
+            )
             self._ask_at = time.monotonic() + _ASK_AGAIN_AFTER
         if known:
             self._begin(consumer, known)
@@ -182,7 +184,7 @@ class Assignment:
             self._assign(consumer, partitions)
         except BaseException as error:  # noqa: BLE001 - see the module's docstring
             # The client then assigns by itself, but nothing is returned of a partition without a reading.
-            log.warning("could not take on %d partitions, joining the group again: %r", len(partitions), error)
+            log.warning("could not take %d partitions; joining the group again: %r", len(partitions), error)
             self.rejoin = True
 
     def _on_revoke(self, consumer: Consumer, partitions: Partitions) -> None:
@@ -243,7 +245,7 @@ class Assignment:
             self.places.give(consumer, fresh)
         except KafkaException as error:
             # Each of them has no place, is refused a seek for that, and is then assigned by itself.
-            log.warning("the Kafka client did not take %d partitions, which wait: %s", len(fresh), error)
+            log.warning("the Kafka client did not take %d partitions; they wait: %s", len(fresh), error)
 
     def _revoke(self, consumer: Consumer, partitions: Partitions) -> None:
         held = self._held(partitions)
@@ -260,7 +262,7 @@ class Assignment:
         try:
             answers = consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
-            log.warning("the last commit of revoked partitions failed, they will be read again: %s", error)
+            log.warning("the last commit of revoked partitions failed; their messages are read again: %s", error)
             return
         for answer in answers:
             if answer.error is not None:

@@ -77,7 +77,7 @@ class Commits:
     def give_up(self) -> None:
         """Answer all that is under way as unconfirmed."""
         for commit in self._take_all():
-            self._refuse(commit.answer, "the partitions were given up in between")
+            self._refuse(commit.answer, "the partitions were revoked before the answer")
 
     def expire(self, now: float) -> None:
         """Answer what has waited for too long as unconfirmed."""

@@ -177,7 +177,10 @@ class ConfluentConsumer:
                         thread.finished, self._group, thread.member, is_at_work=thread.is_at_work
                     )
         if not thread.finished.done():
-            log.warning("the consumer of group %s did not leave in time; its session will run out", self._group)
+            log.warning(
+                "the consumer of group %s did not leave in time; the broker removes it when its session times out",
+                self._group,
+            )
         await self._questions.stop()
 
     def health(self) -> Health:

@@ -101,7 +101,7 @@ class Questions:
         partitions = [TopicPartition(topic, number) for number in range(info.partitions)]
         spans, committed = await self._ask(partitions)
         if (await self._topic_infos({topic}))[topic].topic_id != info.topic_id:
-            raise Unavailable(f"topic {topic!r} was recreated while the broker was asked about it")
+            raise Unavailable(f"topic {topic!r} was recreated while the worker asked the broker about it")
         found = {at.partition: Surveyed(spans.get(at), *committed[at]) for at in partitions}
         return Survey(info.topic_id, found)
 

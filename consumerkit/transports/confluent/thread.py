@@ -249,7 +249,7 @@ class PollThread:
                 # Assigned within consume(): whether a message is of the new assignment cannot be told. Read it again.
                 self._assignment.places.lose_place(since=before)
         except Exception as error:  # noqa: BLE001 - whatever it is, what the client had dequeued is gone
-            log.warning("the Kafka client failed in a poll, reading again from the last positions: %r", error)
+            log.warning("the Kafka client failed in a poll; reading again from the last positions: %r", error)
             self._assignment.places.lose_place()
             raw = []
         self._polled = self._ran = time.monotonic()

@@ -73,7 +73,7 @@ def test_a_partition_of_which_the_broker_does_not_tell_is_told_of_too(watched: W
     [told] = watched.look(STILL_AFTER, one=0)
     assert isinstance(told, PartitionStandsStill)
     assert (told.partition, told.end) == (TWO, None)
-    assert "look for its leader" in told.reason
+    assert "check its leader" in told.reason
     # It has one again, and is behind, or is not.
     assert watched.look(STILL_AFTER + 30, one=0, two=5) == []
     assert watched.look(STILL_AFTER + 60, one=0, two=0) == [PartitionMoves(handler="credit", partition=TWO)]
@@ -98,9 +98,9 @@ def test_the_reason_is_the_first_that_holds() -> None:
     def told(*, braking: bool = False) -> str:
         return reason(partition, Ordering.PARTITION, 2, braking=braking)
 
-    assert "not been taken over" in told(braking=True)
+    assert "no worker has taken it over" in told(braking=True)
     partition.fencing_token = b"token"
-    assert "nothing is fetched of it" in told()
+    assert "no message of it is in hand or being fetched" in told()
     partition.offsets.delivered(0)
     assert "1 of its messages are in hand" in told()
     partition.total = 1

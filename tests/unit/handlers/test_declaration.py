@@ -297,7 +297,7 @@ async def _async_around_async(*arguments: Any) -> Any:
     return await Pay.handle(*arguments)
 
 
-OTHER_PARAMETERS = "handle takes other parameters than it is given; define handle(self, event, context)"
+OTHER_PARAMETERS = "handle takes other parameters than consumerkit passes; define handle(self, event, context)"
 GENERATOR = "handle is a generator, so it would never run; take out `yield`"
 ASYNC_HOLDS_SESSION = "handle is `async def` and its context holds a Session; annotate Context, or make it plain `def`"
 PLAIN_HOLDS_ASYNC = (
@@ -398,7 +398,8 @@ def test_on_duplicate_is_a_bound_method_of_handles_own_kind_and_shape() -> None:
         f"{WHO}handle is `async def` and on_duplicate is plain `def`; make both the same"
     )
     assert refusal(pay(on_duplicate=_async_two)) == (
-        f"{WHO}on_duplicate takes other parameters than it is given; define on_duplicate(self, event, result, context)"
+        f"{WHO}on_duplicate takes other parameters than consumerkit passes; define on_duplicate(self, event, "
+        "result, context)"
     )
     assert refusal(Confused()).endswith(
         "on_duplicate is `async def` and its context holds a Session; annotate Context, or make it plain `def`"
@@ -419,7 +420,7 @@ def test_optional_methods_are_of_handles_own_kind_and_shape(name: str, parameter
         f"{WHO}handle is plain `def` and {name} is `async def`; make both the same"
     )
     assert refusal(pay(**{name: _plain_one})) == (
-        f"{WHO}{name} takes other parameters than it is given; define {name}(self, {parameters})"
+        f"{WHO}{name} takes other parameters than consumerkit passes; define {name}(self, {parameters})"
     )
 
 
@@ -446,9 +447,7 @@ def test_a_batch_handler_defines_handle_batch_and_nothing_of_a_handlers() -> Non
     class Told(Bulk):
         def on_duplicate(self, event: bytes, result: Any, context: Context[Session]) -> None: ...
 
-    assert refusal(Told()) == (
-        "Told (name 'bulk'): is a BatchHandler and defines on_duplicate; only a Handler is told of duplicates"
-    )
+    assert refusal(Told()) == ("Told (name 'bulk'): is a BatchHandler and defines on_duplicate; only a Handler has it")
 
     class Missing(BatchHandler[bytes]):
         name, topic, message_id = "missing", "payments", header("id")
@@ -462,8 +461,7 @@ def test_a_batch_handler_defines_handle_batch_and_nothing_of_a_handlers() -> Non
         "WithHandle (name 'bulk'): is a BatchHandler and defines handle; define handle_batch, or make it a Handler"
     )
     assert refusal(WithPrefetch()) == (
-        "WithPrefetch (name 'bulk'): is a BatchHandler and defines prefetch; do it in handle_batch, which has all "
-        "events at hand"
+        "WithPrefetch (name 'bulk'): is a BatchHandler and defines prefetch; do that work in handle_batch"
     )
     assert refusal(Missing()) == (
         "Missing (name 'missing'): handle_batch is missing; define handle_batch(self, events, context)"

@@ -78,16 +78,16 @@ def asked(method: Any, **options: Any) -> Any:
         ({"charge": step(pay)}, "charge is a step whose result would be kept under the name 'pay' of its function"),
         ({"pay": named(plain)}, "handle is `async def` and step pay is plain `def`; make both the same"),
         ({"pay": named(keyless)}, "step pay takes no key; define pay(self, key, ...)"),
-        ({"pay": named(untyped)}, "step pay does not say what it returns, which is kept as JSON of that type"),
+        ({"pay": named(untyped)}, "step pay has no return annotation, which its result is kept by"),
         ({"pay": named(odd)}, "which cannot be kept as JSON"),
         ({"pay": named(pay, in_doubt="ask")}, 'step pay: in_doubt=\'ask\' is neither "retry" nor "dead-letter"'),
         ({"pay": named(pay, deadline=0)}, "step pay: deadline=0 is not a number of seconds > 0"),
-        ({"pay": asked(pay, in_doubt="retry")}, "in_doubt says nothing where confirm asks the other side"),
+        ({"pay": asked(pay, in_doubt="retry")}, "in_doubt has no effect beside confirm"),
         ({"pay": asked(plain)}, "step pay.confirm is plain `def`; make both the same"),
         ({"pay": asked(keyless)}, "step pay: its confirm takes other parameters than the step"),
-        ({"pay": None}, "defines prepare, and no step that it could run"),
+        ({"pay": None}, "defines prepare, and has no step to run in it"),
         ({"step_concurrency": 0}, "step_concurrency=0 is not a whole number >= 1"),
-        ({"prepare": lambda self, event: None}, "prepare takes other parameters than it is given"),
+        ({"prepare": lambda self, event: None}, "prepare takes other parameters than consumerkit passes"),
     ],
 )
 def test_what_is_declared_wrongly_is_refused(attributes: dict[str, Any], problem: str) -> None:
@@ -129,7 +129,7 @@ def test_arguments_are_told_apart_however_they_are_given() -> None:
     assert fingerprint(found, (1,), {}) == fingerprint(found, (), {"amount": 1}) != fingerprint(found, (2,), {})
     with pytest.raises(TypeError, match="takes \\(amount\\) after the key"):
         fingerprint(found, (), {})
-    with pytest.raises(TypeError, match="argument 'amount' is a object, which cannot be told from another one"):
+    with pytest.raises(TypeError, match="argument 'amount' is a object, which cannot be compared with a later call's"):
         fingerprint(found, (object(),), {})
     with pytest.raises(TypeError, match="argument 'amount' is a set"):
         fingerprint(found, ({1, 2},), {})

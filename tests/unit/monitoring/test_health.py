@@ -25,7 +25,7 @@ def _other(directory: Path, process: int, health: HealthReport) -> Path:
 
 def test_several_processes_are_ready_when_each_of_them_is(tmp_path: Path) -> None:
     assert together(tmp_path, 2) == HealthReport(
-        live=True, ready=False, findings=("2 of 2 worker processes do not answer; the log tells why",)
+        live=True, ready=False, findings=("2 of 2 worker processes do not answer; see the log for the reason",)
     )
     _other(tmp_path, 1, GOOD)
     report(tmp_path, GOOD)
@@ -41,7 +41,7 @@ def test_a_report_that_grows_old_says_nothing(tmp_path: Path) -> None:
     report(tmp_path, GOOD)
     found = together(tmp_path, 2)
     assert not found.ready
-    assert found.findings == ("1 of 2 worker processes do not answer; the log tells why",)
+    assert found.findings == ("1 of 2 worker processes do not answer; see the log for the reason",)
 
 
 def test_reports_of_processes_that_ended_are_removed(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ TOLD: list[tuple[Event, int, str]] = [
     (
         events.PartitionStopped(handler="credit", partition=PARTITION, error="offset 5 is outside the log"),
         logging.ERROR,
-        "credit: payments[3] is not read any further: offset 5 is outside the log",
+        "credit: payments[3] is stopped and not read any further: offset 5 is outside the log",
     ),
     (
         events.GroupCommitted(handler="credit", lane=1, processed=400, duplicates=20, dead=1, seconds=0.0123),
@@ -66,7 +66,10 @@ TOLD: list[tuple[Event, int, str]] = [
     (
         events.PartitionsAssigned(handler="credit", partitions=()),
         logging.INFO,
-        "credit: got no partitions: the other members of its group have them all; it takes over where one of them ends",
+        (
+            "credit: got no partitions: other members of its group have them all; this one takes over when one of them "
+            "ends"
+        ),
     ),
     (
         events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=1, lost=False),
@@ -77,8 +80,8 @@ TOLD: list[tuple[Event, int, str]] = [
         events.PartitionsAwaited(handler="credit", seconds=65.2),
         logging.WARNING,
         (
-            "credit: waiting for partitions, for 65 s now: the group shares them out once each member that held some "
-            "has handed them over, or was missed after it died"
+            "credit: waiting for partitions for 65 s: the group assigns them once their former members have handed "
+            "them over, or the broker has missed a dead one"
         ),
     ),
     (
@@ -94,43 +97,46 @@ TOLD: list[tuple[Event, int, str]] = [
     (
         events.Trouble(where="database", error="gone", wait=2.0, work="outbox"),
         logging.WARNING,
-        "outbox: database trouble, again in 2.0 s: gone",
+        "outbox: database trouble, next try in 2.0 s: gone",
     ),
     (
         events.PartitionInDoubt(handler="credit", partition=PARTITION, error="Fenced: 1 of 2"),
         logging.WARNING,
-        "credit: payments[3] may be another worker's, nothing of it begins until that is clear: Fenced: 1 of 2",
+        (
+            "credit: payments[3] may belong to another worker; this one starts no transaction for it until that is "
+            "clear: Fenced: 1 of 2"
+        ),
     ),
     (
         events.BrakeOn(handler="credit", wait=1.25),
         logging.ERROR,
-        "credit: everything fails: nothing more is dead-lettered, one message is tried in 1.2 s",
+        "credit: everything fails: no message is dead-lettered; the brake tries one message in 1.2 s",
     ),
     (
         events.BrakeOn(handler="credit", wait=1.25, partition=PARTITION),
         logging.ERROR,
         (
-            "credit: messages of payments[3] cannot be read: nothing more of it is dead-lettered, one message is tried "
-            "in 1.2 s"
+            "credit: messages of payments[3] cannot be read: none of them is dead-lettered; the brake "
+            "tries one message in 1.2 s"
         ),
     ),
     (
         events.BrakeOff(handler="credit", partition=PARTITION),
         logging.INFO,
-        ("credit: a message of payments[3] succeeded, going on"),
+        ("credit: a message of payments[3] succeeded: the brake is off"),
     ),
-    (events.BrakeOff(handler="credit"), logging.INFO, "credit: a message succeeded, going on"),
+    (events.BrakeOff(handler="credit"), logging.INFO, "credit: a message succeeded: the brake is off"),
     (
         events.HandlerPaused(handler="credit", error="SessionUnfit: two engines", wait=0.25),
         logging.ERROR,
-        "credit: paused, nothing is counted against a message, again in 0.2 s: SessionUnfit: two engines",
+        "credit: paused, no attempt is counted, next try in 0.2 s: SessionUnfit: two engines",
     ),
-    (events.HandlerResumed(handler="credit"), logging.INFO, "credit: not paused any more, going on"),
+    (events.HandlerResumed(handler="credit"), logging.INFO, "credit: works again, not paused any more"),
     (events.MessagesSkipped(handler="credit", count=4), logging.DEBUG, "credit: 4 messages of unknown types skipped"),
     (
         events.GroupRolledBack(handler="credit", size=100, handled=40, error="ValueError"),
         logging.DEBUG,
-        "credit: rolled back 100 messages, 40 of them handled, to run them again: ValueError",
+        "credit: rolled back 100 messages, 40 of them handled; they run again: ValueError",
     ),
     (
         events.MessageSuspected(
@@ -138,9 +144,8 @@ TOLD: list[tuple[Event, int, str]] = [
         ),
         logging.WARNING,
         (
-            "credit: p-1 at payments[3]@7 failed alone, which is not counted before another "
-            "message has run, because others may fail in the same way; "
-            "again in 1.5 s: Timeout"
+            "credit: p-1 at payments[3]@7 failed alone; no attempt is counted until another message has run, "
+            "because others may fail in the same way; next try in 1.5 s: Timeout"
         ),
     ),
     (
@@ -148,7 +153,7 @@ TOLD: list[tuple[Event, int, str]] = [
             handler="credit", partition=PARTITION, offset=7, message_id="p-1", attempt=2, error="Timeout", wait=1.5
         ),
         logging.WARNING,
-        "credit: attempt 2 of p-1 at payments[3]@7 failed, again in 1.5 s: Timeout",
+        "credit: attempt 2 of p-1 at payments[3]@7 failed, next try in 1.5 s: Timeout",
     ),
     (
         events.MessageDeadLettered(
@@ -182,14 +187,14 @@ TOLD: list[tuple[Event, int, str]] = [
         ),
         logging.ERROR,
         (
-            "credit: p-1 at payments[3]@7: row 12 of dead_letters names the same place and is another message, "
-            "so this one has a row beside it; look at that row, which an import may have put there"
+            "credit: p-1 at payments[3]@7: row 12 of dead_letters has the same place and another message, so "
+            "this message gets a row of its own; check that row: an import may have written it"
         ),
     ),
     (
         events.Trouble(where="database", error="connection refused", wait=2.0),
         logging.WARNING,
-        "database trouble, again in 2.0 s: connection refused",
+        "database trouble, next try in 2.0 s: connection refused",
     ),
     (events.TroubleOver(where="database", seconds=9.0), logging.INFO, "database works again after 9.0 s"),
     (
@@ -205,12 +210,15 @@ TOLD: list[tuple[Event, int, str]] = [
     (
         events.CommitsLost(handler="credit", error="the database has lost transactions"),
         logging.ERROR,
-        "credit: the database has lost transactions; going back to what it has, and running again whatever is above it",
+        (
+            "credit: the database has lost transactions; every partition goes back to its mark, and the messages "
+            "above it run again"
+        ),
     ),
     (
         events.HandlerStopped(handler="credit", error="no table accounts"),
         logging.CRITICAL,
-        "credit: stopped, since trying again would not help: no table accounts; repair it and start the worker again",
+        "credit: stopped for good: no table accounts; repair the cause and restart the worker",
     ),
     (
         events.OffsetsCommitted(handler="credit", positions=((PARTITION, 8),)),
@@ -221,58 +229,59 @@ TOLD: list[tuple[Event, int, str]] = [
     (
         events.OutboxHeldBack(topic="receipts", error="no topic", wait=5.0, way_out="make it"),
         logging.WARNING,
-        "outbox: what is for receipts is held back, and tried again in 5.0 s and then less often: no topic; make it",
+        "outbox: all that is for receipts is held back; next try in 5.0 s, then less often: no topic; make it",
     ),
     (
         events.OutboxHeldBack(topic="receipts", sequence=7, error="too large", wait=1.0),
         logging.WARNING,
-        "outbox: message 7 for receipts is held back, and tried again in 1.0 s and then less often: too large",
+        "outbox: message 7 for receipts is held back; next try in 1.0 s, then less often: too large",
     ),
     (
         events.OutboxOld(topic="receipts", sequence=7, since=datetime(2026, 11, 1, tzinfo=UTC)),
         logging.WARNING,
-        "outbox: message 7 for receipts waits since 2026-11-01 00:00:00+00:00; see `consumerkit outbox list`",
+        "outbox: message 7 for receipts has waited since 2026-11-01 00:00:00+00:00; see `consumerkit outbox list`",
     ),
     (
         events.OutboxGivenUp(topic="receipts", count=2, oldest=datetime(2026, 11, 1, tzinfo=UTC)),
         logging.ERROR,
         (
-            "outbox: gave up 2 messages for receipts, the oldest of 2026-11-01 00:00:00+00:00, which payload_retention "
-            "lets wait no longer; operator_actions names them, and a process that died may have published some"
+            "outbox: gave up 2 messages for receipts, the oldest written at 2026-11-01 00:00:00+00:00: "
+            "payload_retention ended their wait; operator_actions names them, and a process that died may have "
+            "sent some"
         ),
     ),
     (
         events.UndecidedPayloadsErased(handler="credit", count=2),
         logging.WARNING,
         (
-            "credit: erased the payloads of 2 undecided dead letters; they can be resolved or "
-            "discarded, and not redriven any more"
+            "credit: erased the payloads of 2 undecided dead letters; they can no longer be redriven; resolve or "
+            "discard them"
         ),
     ),
     (
         events.OutboxResumed(topic="receipts", seconds=61.0),
         logging.INFO,
-        "outbox: what is for receipts is not held back any more, after 61.0 s",
+        "outbox: all that is for receipts is no longer held back, after 61.0 s",
     ),
     (
         events.OutboxTurnAwaited(holder="the server's process 7", seconds=15.0),
         logging.WARNING,
         (
-            "outbox: another process has the relay's turn for 15 s and shows no sign of life: the server's process 7; "
-            "end that process"
+            "outbox: another process has held the relay's turn for 15 s without a sign of life: the server's "
+            "process 7; end that process"
         ),
     ),
     (
         events.OutboxTurnCame(seconds=20.0),
         logging.INFO,
-        "outbox: the relay's turn is not held by a silent process any more, after 20 s",
+        "outbox: the silent process no longer holds the relay's turn, after 20 s",
     ),
     (
         events.DeadLetterByReference(topic="receipts.dlq", sequence=7),
         logging.WARNING,
         (
-            "outbox: dead letter 7 was too large for receipts.dlq and went without its value, which the table holds; "
-            "raise the topic's `max.message.bytes` to have the next ones whole"
+            "outbox: dead letter 7 was too large for receipts.dlq and was sent without its value; the table "
+            "holds it; raise the topic's `max.message.bytes` to send the next ones whole"
         ),
     ),
     (
@@ -291,8 +300,8 @@ TOLD: list[tuple[Event, int, str]] = [
         events.FenceAwaited(handler="credit", partition=PARTITION, seconds=5.2),
         logging.WARNING,
         (
-            "credit: payments[3] cannot be taken over for 5 s now: a transaction of its owner before is still open; "
-            "end the worker that hangs, or wait until the server ends it after transaction_timeout"
+            "credit: payments[3] cannot be taken over for 5 s: a transaction of its former owner is still open; "
+            "end the worker that hangs, or wait until the server ends the transaction after transaction_timeout"
         ),
     ),
     (
@@ -304,8 +313,8 @@ TOLD: list[tuple[Event, int, str]] = [
         events.StepAwaited(handler="credit", partition=PARTITION, offset=7, message_id="p-1", step="charge", wait=4.5),
         logging.WARNING,
         (
-            "credit: p-1 at payments[3]@7: step charge has begun elsewhere or before a crash; the message "
-            "is parked until its deadline, in 4.5 s"
+            "credit: p-1 at payments[3]@7: step charge has begun in another worker or before a crash; the "
+            "message is parked until the step's deadline, in 4.5 s"
         ),
     ),
     (
@@ -324,8 +333,8 @@ TOLD: list[tuple[Event, int, str]] = [
         ),
         logging.WARNING,
         (
-            "credit: p-1 at payments[3]@7: step charge may have happened, and its result was not kept; "
-            "begun 2 times by now, it is asked"
+            "credit: p-1 at payments[3]@7: step charge may have happened, and its result was not kept; it was "
+            "begun 2 times, and now it is asked"
         ),
     ),
     (
@@ -334,26 +343,26 @@ TOLD: list[tuple[Event, int, str]] = [
         ),
         logging.WARNING,
         (
-            "credit: p-1 at payments[3]@7: step charge is undone before it is called again; the message is parked "
-            "until then"
+            "credit: p-1 at payments[3]@7: step charge must be undone before it is called again; the message is "
+            "parked until then"
         ),
     ),
     (
         events.StepUndone(handler="credit", message_id="p-1", step="charge", letter=4, called=True),
         logging.INFO,
-        "credit: p-1: step charge is undone, since its message is dead: dead letter 4",
+        "credit: p-1: step charge is undone; its message is dead: dead letter 4",
     ),
     (
         events.StepUndone(handler="credit", message_id="p-1", step="charge", letter=None, called=False),
         logging.INFO,
-        "credit: p-1: step charge was never done, says the other side, and is not undone, since its message is dead",
+        "credit: p-1: step charge is not undone: the other side says it never happened; its message is dead",
     ),
     (
         events.StepUndoFailed(
             handler="credit", message_id="p-1", step="charge", attempt=2, error="Timeout", wait=1.5, letter=None
         ),
         logging.WARNING,
-        "credit: p-1: the undo of step charge failed, attempt 2, again in 1.5 s: Timeout",
+        "credit: p-1: the undo of step charge failed, attempt 2, next try in 1.5 s: Timeout",
     ),
     (
         events.StepUndoFailed(
@@ -361,8 +370,8 @@ TOLD: list[tuple[Event, int, str]] = [
         ),
         logging.ERROR,
         (
-            "credit: p-1: the undo of step charge failed, attempt 3, and is given up: what the step did stands; dead "
-            "letter 5: Timeout"
+            "credit: p-1: the undo of step charge failed, attempt 3, the last one: the step's effect stands; "
+            "dead letter 5: Timeout"
         ),
     ),
     (
@@ -413,8 +422,8 @@ TOLD: list[tuple[Event, int, str]] = [
         events.ForgettingHeldBack(handler="credit", partition=PARTITION, since=datetime(2026, 5, 1, tzinfo=UTC)),
         logging.WARNING,
         (
-            "credit: payments[3] has not moved, so the ledger keeps what was processed since then (2026-05-01 "
-            "00:00:00+00:00); have its messages processed, or move its position"
+            "credit: payments[3] has not moved, so the ledger keeps every message ID processed since then "
+            "(2026-05-01 00:00:00+00:00); let the handler catch up, or move its position with consumerkit skip"
         ),
     ),
 ]

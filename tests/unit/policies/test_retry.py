@@ -213,7 +213,7 @@ def test_a_result_can_be_a_failure() -> None:
     retry = Retry(attempts=2, wait=fixed(1), on=(OSError,), on_result=lambda result: result == "pending")
     retry.check("paid")
     retry.check(None)
-    with pytest.raises(Unsatisfied, match=r"^handle returned str, which on_result takes for a failure$") as caught:
+    with pytest.raises(Unsatisfied, match=r"^handle returned str, and on_result counts it as a failure$") as caught:
         retry.check("pending")
     assert _waits(retry, caught.value, caught.value) == [1, None]
 
@@ -231,8 +231,8 @@ def test_a_batch_handlers_result_is_not_looked_at_and_cannot_be_a_failure() -> N
 
         async def handle_batch(self, events: Sequence[Received[bytes]], context: BatchContext) -> None: ...
 
-    told = "Bulk (name 'bulk'): retry=Retry(attempts=3, on_result=bool_of) has on_result, and what handle_batch returns"
-    assert _raises(lambda: declare(Bulk())) == f"{told} is not looked at; raise instead"
+    told = "Bulk (name 'bulk'): retry=Retry(attempts=3, on_result=bool_of) has on_result, and handle_batch's result"
+    assert _raises(lambda: declare(Bulk())) == f"{told} is ignored; raise an error instead"
 
 
 @pytest.mark.parametrize(

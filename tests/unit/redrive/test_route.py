@@ -54,7 +54,7 @@ def test_the_message_is_the_original_one() -> None:
 def test_a_letter_from_elsewhere_is_not_placed_by_guess() -> None:
     with pytest.raises(Unplaced, match=r"it stood in 'orders'.*payments, refunds.*--as-topic"):
         at(replace(LETTER, origin=Origin("orders", 0, 7)))
-    with pytest.raises(Unplaced, match=r"does not tell its origin.*--as-topic"):
+    with pytest.raises(Unplaced, match=r"does not name its origin.*--as-topic"):
         at(replace(LETTER, origin=None))
 
 

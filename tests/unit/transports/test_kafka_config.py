@@ -466,6 +466,6 @@ def test_a_bad_certificate_file_is_named_before_anything_is_sent(transport: Any,
 @pytest.mark.parametrize("client", ["confluent", "aiokafka"])
 @pytest.mark.parametrize("name", ["hunter2", "correct", "a.b2.c", "x" * 50, "linger.ms!"])
 def test_a_name_that_may_be_a_password_is_not_shown(client: Any, name: str) -> None:
-    with pytest.raises(ConfigurationError, match="what stands as name 1 is not a setting's name") as caught:
+    with pytest.raises(ConfigurationError, match="name 1 is not the name of a setting") as caught:
         Kafka("localhost:9092", transport=client, options={name: "linger.ms"})
     assert name not in str(caught.value)

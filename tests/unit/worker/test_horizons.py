@@ -52,7 +52,7 @@ class Credit(Handler[bytes]):
         (3, {"refunds": math.inf}, {}, ["topic 'refunds' keeps its messages for ever"]),
         (3, {"payments": 4 * DAY}, {}, ["topic 'payments' keeps its messages for 4 d"]),
         (1, {}, {}, ["its retries may take 2 d"]),
-        (3, {}, {"credit": 9 * DAY}, ["its oldest dead letter waits since 9 d"]),
+        (3, {}, {"credit": 9 * DAY}, ["its oldest dead letter has waited for 9 d"]),
     ],
 )
 def test_what_the_ledger_forgets_too_soon_for(

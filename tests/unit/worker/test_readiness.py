@@ -74,16 +74,16 @@ BEGINS_AND_ENDS: list[tuple[Event, Event, str]] = [
         events.PartitionTaken(handler="credit", partition=PARTITION, parked=0),
         "credit: t[3] cannot be taken over",
     ),
-    (events.BrakeOn(handler="credit", wait=1.0), events.BrakeOff(handler="credit"), "credit: everything fails"),
+    (events.BrakeOn(handler="credit", wait=1.0), events.BrakeOff(handler="credit"), "credit: every message fails"),
     (
         events.HandlerPaused(handler="credit", error="two engines", wait=1.0),
         events.HandlerResumed(handler="credit"),
-        "credit: paused; repair it",
+        "credit: paused; repair the cause",
     ),
     (
         events.PartitionStopped(handler="credit", partition=PARTITION, error="position 7 is outside the log"),
         events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=0, lost=False),
-        "t[3] is not read any further, and a person must decide: position 7",
+        "t[3] is stopped until a person decides: position 7",
     ),
     (
         events.PartitionStopped(handler="credit", partition=PARTITION, error="x"),
@@ -113,7 +113,7 @@ BEGINS_AND_ENDS: list[tuple[Event, Event, str]] = [
     (
         events.OutboxHeldBack(topic="dlq", error="UNKNOWN_TOPIC: no", wait=1.0, way_out="create it"),
         events.OutboxResumed(topic="dlq", seconds=1.0),
-        "what is for topic 'dlq' stays in the outbox (UNKNOWN_TOPIC: no); create it",
+        "every message for topic 'dlq' stays in the outbox (UNKNOWN_TOPIC: no); create it",
     ),
     (
         events.OutboxHeldBack(topic="out", sequence=7, error="large", wait=1.0, way_out="discard it"),
@@ -154,7 +154,7 @@ def test_a_partition_in_doubt_is_told_only_when_it_lasts(states: States, clock: 
     clock.now += DOUBT_PATIENCE - 1
     assert states.readiness(clock.now).ready
     clock.now += 2
-    assert "t[3] may be another worker's" in told(states, clock)[0]
+    assert "t[3] may belong to another worker" in told(states, clock)[0]
     states(events.PartitionTaken(handler="credit", partition=PARTITION, parked=0))
     assert states.readiness(clock.now).ready
 
@@ -172,7 +172,9 @@ def test_trouble_that_is_not_told_again_is_over(states: States, clock: Clock) ->
 def test_a_stopped_handler_stays_so(states: States, clock: Clock) -> None:
     states(events.HandlerStopped(handler="credit", error="no such column"))
     clock.now += 10_000
-    assert told(states, clock) == ["credit: stopped; repair it and restart the worker: no such column (for 10000 s)"]
+    assert told(states, clock) == [
+        "credit: stopped; repair the cause and restart the worker: no such column (for 10000 s)"
+    ]
 
 
 def test_any_thread_may_ask_while_events_come(states: States) -> None:
@@ -203,8 +205,8 @@ def test_a_handler_is_ready_with_partitions_or_where_others_have_them_all(clock:
     states = States(clock)
     states(events.WorkerStarted(handlers=("credit", "mail")))
     assert [one.partition(";")[0] for one in told(states, clock)] == [
-        "credit: its group has given it no partitions yet",
-        "mail: its group has given it no partitions yet",
+        "credit: its group has assigned it no partitions yet",
+        "mail: its group has assigned it no partitions yet",
     ]
     states(events.PartitionsAssigned(handler="credit", partitions=(PARTITION, OTHER)))
     states(events.PartitionsAssigned(handler="mail", partitions=()))

@@ -66,7 +66,7 @@ def test_a_summary_counts_what_happened_and_says_nothing_of_who_was_idle() -> No
     assert desk.sentences(list(told)) == [
         (
             "in 60 s: 1,204 processed, 3 duplicates, 5 messages of unknown types skipped, 1 retry, 2 dead letters, "
-            "1 batch rolled back and run again; the oldest parked message waits for 4 min"
+            "1 batch rolled back and run again; the oldest parked message has waited 4 min"
         )
     ]
     assert desk.reports.summaries({}) == []
@@ -107,8 +107,8 @@ def test_a_handler_without_partitions_says_so_with_the_reason_and_how_long_it_ma
     assert [event.handler for event in told] == ["credit"]
     assert desk.sentences(list(told)) == [
         (
-            "waiting for partitions, for 5.1 s now: the group shares them out once each member that held some "
-            "has handed them over, or was missed after it died, which takes up to 45 s"
+            "waiting for partitions for 5.1 s: the group assigns them once their former members have handed them "
+            "over, or the broker has missed a dead one (up to 45 s)"
         )
     ]
     assert desk.reports.awaited() == []

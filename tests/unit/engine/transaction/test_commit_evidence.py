@@ -21,7 +21,7 @@ def test_what_is_raised_after_the_answer_is_told_and_undoes_nothing(caplog: pyte
 
 
 def test_a_commit_that_returned_and_was_not_sent_is_no_commit() -> None:
-    with pytest.raises(SessionUnfit, match="had not committed"):
+    with pytest.raises(SessionUnfit, match="without a commit"):
         CommitEvidence().conclude("shop", None)
 
 

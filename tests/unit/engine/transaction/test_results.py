@@ -51,5 +51,5 @@ async def _run(file: Path) -> tuple[list[int], list[tuple[Any, ...]]]:
 def test_an_unsatisfying_result_is_a_failed_attempt(tmp_path: Path) -> None:
     effects, dead = asyncio.run(_run(tmp_path / "shop.db"))
     assert effects == [1, 2]
-    words = "handle returned str, which on_result takes for a failure"
+    words = "handle returned str, and on_result counts it as a failure"
     assert dead == [("1", "exhausted", 3, "consumerkit.errors.Unsatisfied", words)]
