@@ -22,7 +22,7 @@ def start(way: str, directory: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     "way, reason",
     [
-        ("loop", "the event loop has been blocked for  "),
+        ("loop", "the event loop has been blocked for "),
         ("fetch", "handler 'write': nothing was fetched for "),
         ("client", "handler 'write': its consumer's own loop has not run for 60 s"),
         ("fatal", "handler 'write': its consumer failed: authorisation was withdrawn"),
