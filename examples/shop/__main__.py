@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
+from starlette.applications import Starlette
 
 from consumerkit.settings import Settings
 from consumerkit.storage import schema
@@ -38,28 +39,32 @@ async def opened(
     servers = await outside.serve()
     http, smtp = (one.sockets[0].getsockname()[1] for one in servers)
     broker = MemoryBroker(topics={"shop.placed": 4, "shop.reserved": 4, "shop.paid": 4})
-    running = worker.made(Memory(broker), f"http://127.0.0.1:{http}", smtp, Settings(database=database))
-    await running.database.run(lambda session: stocked(session, goods))
+    settings = Settings(database=database)
     engine = create_async_engine(database.replace("sqlite:", "sqlite+aiosqlite:"))
-    config = uvicorn.Config(web.made(engine), port=port, log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
     try:
-        async with running:
-            serving = asyncio.create_task(server.serve())
-            while not server.started and not serving.done():  # noqa: ASYNC110 - the server has no event to wait for
-                await asyncio.sleep(0.01)
-            if serving.done():
-                await serving
-                raise SystemExit(f"error: port {port} cannot be served on")
-            try:
-                yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-            finally:
-                server.should_exit = True
-                await serving
+        async with worker.opened(Memory(broker), f"http://127.0.0.1:{http}", smtp, settings) as made:
+            await made.database.run(lambda session: stocked(session, goods))
+            async with made, served(web.made(engine), port) as url:
+                yield url
     finally:
         await engine.dispose()
         for one in servers:
             one.close()
+
+
+@asynccontextmanager
+async def served(app: Starlette, port: int) -> AsyncGenerator[str]:
+    """Serve an application until the block ends; yields its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve())
+    while not server.started and not serving.done():  # noqa: ASYNC110 - the server has no event to wait for
+        await asyncio.sleep(0.01)
+    try:
+        if not serving.done():  # else the port is taken, and the server has said so
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serving
 
 
 async def main(port: int) -> None:

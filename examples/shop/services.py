@@ -7,6 +7,8 @@ from email.message import EmailMessage
 import httpx
 from pydantic import BaseModel
 
+PATIENCE = 2.0  # seconds after which the shop hangs up, whatever the other side does then
+
 
 class Charge(BaseModel):
     """What the provider says of a charge."""
@@ -19,15 +21,14 @@ class PaymentProvider:
     """A provider that knows a repetition by the header `Idempotency-Key`, as most do."""
 
     url: str
-    patience: float = 2.0  # seconds after which the shop hangs up, whatever the provider does then
+    client: httpx.AsyncClient
 
     async def charge(self, key: str, order_id: str, cents: int) -> Charge:
         return Charge.model_validate(await self._post("/charges", key, {"order": order_id, "cents": cents}))
 
     async def find(self, key: str) -> Charge | None:
         """Return the charge that was made under a key."""
-        async with httpx.AsyncClient(timeout=self.patience) as client:
-            answer = await client.get(f"{self.url}/charges/{key}")
+        answer = await self.client.get(f"{self.url}/charges/{key}")
         if answer.status_code == 404:
             return None
         return Charge.model_validate(answer.raise_for_status().json())
@@ -36,8 +37,7 @@ class PaymentProvider:
         await self._post("/refunds", key, {"charge": charge.number})
 
     async def _post(self, path: str, key: str, body: dict[str, object]) -> object:
-        async with httpx.AsyncClient(timeout=self.patience) as client:
-            answer = await client.post(self.url + path, json=body, headers={"Idempotency-Key": key})
+        answer = await self.client.post(self.url + path, json=body, headers={"Idempotency-Key": key})
         return answer.raise_for_status().json()
 
 
@@ -51,18 +51,17 @@ class MailService:
     host: str
     port: int
     log: str
-    patience: float = 2.0
 
     def send(self, key: str, to: str, text: str) -> str:
         mail = EmailMessage()
         mail["Message-ID"] = f"<{key}@shop.example>"
         mail["From"], mail["To"], mail["Subject"] = "shop@shop.example", f"{to}@customers.example", "Your order"
         mail.set_content(text)
-        with smtplib.SMTP(self.host, self.port, timeout=self.patience) as server:
+        with smtplib.SMTP(self.host, self.port, timeout=PATIENCE) as server:
             server.send_message(mail)
         return str(mail["Message-ID"])
 
     def find(self, key: str) -> str | None:
         """Return the ID of a mail that was taken under a key."""
-        answer = httpx.get(f"{self.log}/mails/{key}", timeout=self.patience)
+        answer = httpx.get(f"{self.log}/mails/{key}", timeout=PATIENCE)
         return None if answer.status_code == 404 else str(answer.raise_for_status().json()["id"])

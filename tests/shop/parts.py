@@ -27,7 +27,8 @@ async def work() -> None:
     failpoints.arm()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    await worker.worker().run(asyncio.Event())
+    async with worker.worker() as made:
+        await made.run(asyncio.Event())
 
 
 async def stand_outside(directory: Path, http: int, smtp: int, seed: int) -> None:
