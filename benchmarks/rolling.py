@@ -1,6 +1,6 @@
 """`python -m benchmarks.rolling`: roll two worker processes by SIGHUP under load, and time the pauses.
 
-A message goes to each of 40 keys every 100 ms, on four partitions. SIGHUP goes to `consumerkit run --workers 2` again
+A message goes to each of 40 keys every 200 ms, on four partitions. SIGHUP goes to `consumerkit run --workers 2` again
 and again; each time what is told is how long the roll took and the longest time for which a key had no message handled.
 Before, the same is told of a while without a roll. At the end each message that was sent has one row, or the run fails.
 """
@@ -35,7 +35,7 @@ from tests.services import KafkaServer, PostgresServer
 
 KEYS = 40
 PARTITIONS = 4
-EVERY = 0.1
+EVERY = 0.2
 APP = """
 import os, time
 from sqlalchemy import text
@@ -99,10 +99,10 @@ class Rolled:
             self.process = subprocess.Popen(command, cwd=directory, stderr=log, stdin=subprocess.DEVNULL)
 
     def works(self) -> bool:
-        """Whether two processes have handled messages of all keys within the last second."""
+        """Whether two processes have handled messages of all keys within the last seconds."""
         query = "SELECT count(DISTINCT split_part(id, '-', 1)), count(DISTINCT pid) FROM handled WHERE at > %s"
         with psycopg.connect(self._dsn) as connection:
-            return connection.execute(query, [time.monotonic() - 1]).fetchone() == (KEYS, 2)
+            return connection.execute(query, [time.monotonic() - 4]).fetchone() == (KEYS, 2)
 
     def roll(self) -> tuple[float, float]:
         """Replace both processes; return when that began and when it was over."""

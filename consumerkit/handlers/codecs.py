@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from typing import Any, Protocol
-
-from pydantic_core import PydanticSerializationError, ValidationError, to_json
+from typing import TYPE_CHECKING, Any, Protocol
 
 from consumerkit.errors import Undecodable
 from consumerkit.message import Message
+
+if TYPE_CHECKING:
+    from pydantic_core import ValidationError
 
 Decode = Callable[[Message], Any]
 
@@ -54,7 +55,7 @@ class Json:
         """Return the function that validates a message's JSON as `event_type`."""
         if event_type is bytes:
             return _raw
-        from pydantic import TypeAdapter
+        from pydantic import TypeAdapter, ValidationError
 
         adapter = TypeAdapter(event_type)
         validate = adapter.validator.validate_json
@@ -75,6 +76,8 @@ class Json:
         """Return `value` as JSON; bytes are passed through."""
         if isinstance(value, bytes):
             return value
+        from pydantic_core import PydanticSerializationError, to_json
+
         try:
             return to_json(value)
         except (PydanticSerializationError, ValueError, RecursionError) as error:

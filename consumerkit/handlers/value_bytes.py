@@ -13,13 +13,14 @@ from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from pydantic import BaseModel, RootModel
-from pydantic_core import PydanticSerializationError, to_json
+from consumerkit.handlers.value_types import ONCE, OWN_TEXT, SECRET, SET, class_problem, has_own_text, secrets
 
-from consumerkit.handlers.value_types import ONCE, OWN_TEXT, SECRET, SECRETS, SET, class_problem, has_own_text
+if TYPE_CHECKING:
+    from pydantic import BaseModel, RootModel
 
 _LARGE = 10**600
 # Of several that are bases of each other the most special one comes first.
@@ -78,23 +79,40 @@ def first_bytes(value: object) -> bytes | None:
         value = hex(value)
     if isinstance(value, _SCALARS):
         return str(value).encode("utf-8", "surrogatepass")
+    from pydantic_core import PydanticSerializationError, to_json
+
     try:
         return to_json(value)
     except PydanticSerializationError:
         return None
 
 
+@cache
+def _model() -> type[BaseModel]:
+    """Return pydantic's `BaseModel`: a program that only publishes need not import it."""
+    from pydantic import BaseModel
+
+    return BaseModel
+
+
+@cache
+def _root_model() -> type[RootModel[Any]]:
+    from pydantic import RootModel
+
+    return RootModel
+
+
 def _check(value: object, *, in_model: bool) -> None:
     """Refuse a value whose JSON is not the value."""
     if (problem := _refusal(value, in_model=in_model)) is not None:
         raise NoStableBytes(problem)
-    in_model = in_model or isinstance(value, BaseModel)
+    in_model = in_model or isinstance(value, _model())
     for part in _parts(value):
         _check(part, in_model=in_model)
 
 
 def _refusal(value: object, *, in_model: bool) -> str | None:
-    if isinstance(value, BaseModel) or _is_dataclass(value):
+    if isinstance(value, _model()) or _is_dataclass(value):
         cls: Any = type(value)
         return class_problem(cls)
     if isinstance(value, Mapping):
@@ -103,7 +121,7 @@ def _refusal(value: object, *, in_model: bool) -> str | None:
         told_apart = len(kinds) <= 1 and all(issubclass(kind, _KEYS) for kind in kinds)
         return None if told_apart else "is a mapping with keys that JSON does not tell apart"
     refused = {
-        SECRET: isinstance(value, SECRETS),
+        SECRET: isinstance(value, secrets()),
         SET: isinstance(value, Set),
         ONCE: isinstance(value, Iterator | AsyncIterable),
         "holds a number that JSON does not have": in_model and isinstance(value, float) and not math.isfinite(value),
@@ -120,7 +138,7 @@ def _parts(value: object) -> Iterable[object]:
         return value.values()
     if isinstance(value, Sequence):
         return value
-    if isinstance(value, BaseModel) or _is_dataclass(value):
+    if isinstance(value, _model()) or _is_dataclass(value):
         return [each for _, each in _fields(value)]
     return ()
 
@@ -157,7 +175,7 @@ def _canonical(value: object) -> bytes:  # noqa: PLR0911 - one line for each kin
         return _tagged(b"s", str.encode(value, "utf-8", "surrogatepass"))
     if isinstance(value, bytes | bytearray | memoryview):
         return _tagged(b"b", bytes(value))
-    if isinstance(value, SECRETS):
+    if isinstance(value, secrets()):
         return _canonical(value.get_secret_value())
     if isinstance(value, UUID):
         return _tagged(b"u", value.int.to_bytes(16, "big"))
@@ -175,10 +193,12 @@ def _composite(value: object) -> bytes:
         raise NoStableBytes(ONCE)
     if isinstance(value, Sequence):
         return _tagged(b"l", b"".join(map(_canonical, value)))
-    if isinstance(value, RootModel):
+    if isinstance(value, _root_model()):
         return _canonical(value.root)
-    if isinstance(value, BaseModel) or _is_dataclass(value) or hasattr(type(value), "__attrs_attrs__"):
+    if isinstance(value, _model()) or _is_dataclass(value) or hasattr(type(value), "__attrs_attrs__"):
         return _mapping(_fields(value))
+    from pydantic_core import PydanticSerializationError, to_json
+
     try:
         return _tagged(b"j", to_json(value))
     except (PydanticSerializationError, ValueError):
@@ -199,7 +219,7 @@ def _is_dataclass(value: object) -> bool:
 
 def _fields(value: Any) -> list[tuple[object, object]]:
     """Return the fields of a model, dataclass or attrs class with their values: those that it has, in their order."""
-    if isinstance(value, BaseModel):
+    if isinstance(value, _model()):
         own = vars(value)
         names = [name for name in type(value).model_fields if name in own]
         return [*((name, own[name]) for name in names), *(value.__pydantic_extra__ or {}).items()]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterator, Mapping
-from functools import lru_cache
-from typing import Annotated, Any, Final, get_args, get_origin
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin
 
-from pydantic import Secret, SecretBytes, SecretStr, TypeAdapter
+if TYPE_CHECKING:
+    from pydantic import Secret, SecretBytes, SecretStr
 
-SECRETS: Final = (SecretStr, SecretBytes, Secret)
 SET: Final = "is a set, whose order differs from process to process"
 SECRET: Final = "is a secret, and a message ID is stored and shown"  # noqa: S105
 ONCE: Final = "can be read only once, and the handler reads it"
@@ -21,6 +21,14 @@ _WRITES_TEXT: Final = ("__str__", "__repr__", "isoformat")
 _PYDANTIC: Final = frozenset({"pydantic", "pydantic_core", "pydantic_extra_types", "operator"})
 """Whose serialisers lose nothing; patterns are written by an `operator.attrgetter`."""
 _EVENTS: Final = frozenset({"model", "dataclass"})
+
+
+@cache
+def secrets() -> tuple[type[SecretStr], type[SecretBytes], type[Secret[Any]]]:
+    """Return pydantic's secret types; it is imported here, since few programs that import consumerkit need them."""
+    from pydantic import Secret, SecretBytes, SecretStr
+
+    return SecretStr, SecretBytes, Secret
 
 
 def has_own_text(cls: type, base: type) -> bool:
@@ -59,6 +67,8 @@ def _problem(annotation: Any, *, for_id: bool) -> str | None:
         return OWN_TEXT if has_own_text(annotation, base) else None
     if for_id and _mentions(annotation, _is_secret):
         return SECRET
+    from pydantic import TypeAdapter
+
     try:
         return _found(TypeAdapter(annotation).core_schema, inside=False, for_id=for_id)
     except Exception:  # noqa: BLE001 - pydantic knows no such type, or not yet; its values are looked at instead
@@ -81,7 +91,7 @@ def _is_read_once(cls: type) -> bool:
 
 
 def _is_secret(cls: type) -> bool:
-    return issubclass(cls, SECRETS)
+    return issubclass(cls, secrets())
 
 
 def _found(schema: Any, *, inside: bool, for_id: bool) -> str | None:

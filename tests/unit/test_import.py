@@ -11,7 +11,7 @@ from consumerkit.cli.main import ROOMS
 HEAVY = (
     "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite", "opentelemetry",
     "alembic", "aiokafka", "confluent_kafka", "mako", "rich", "starlette", "fastapi", "consumerkit.engine",
-    "consumerkit.relay",
+    "consumerkit.relay", "pydantic", "pydantic_core",
 )  # fmt: skip
 
 
