@@ -146,7 +146,7 @@ class Run:
         looked: tuple[int, int, tuple[int, ...]] | None = None
         since, killed = time.monotonic(), 0
         while True:
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.5)
             if ordering.done():
                 ordering.result()
             parts.restart_killed()
