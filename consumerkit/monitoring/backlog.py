@@ -9,15 +9,16 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Float, cast, func, select
+from sqlalchemy import ColumnElement, Float, Select, cast, func, select
 from sqlalchemy.orm import Session
 
 from consumerkit.concurrency import wait_until_set
 from consumerkit.message import TopicPartition
 from consumerkit.monitoring.lag import Ends, Lag, Marks, surveyed
 from consumerkit.storage.dead_letters.letters import State
-from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.dialects import Dialect, dialect_for
 from consumerkit.storage.parking.parked import Kind
+from consumerkit.storage.steps import StepState
 from consumerkit.storage.tables import Tables
 from consumerkit.worker import Worker
 
@@ -41,6 +42,9 @@ class HandlerBacklog:
         parked_due_oldest_seconds: How long the first due parked message has been due.
         keys_held: Keys that wait for a decision on a dead letter.
         keys_held_oldest_seconds: For how long the first of them waits.
+        undos: Steps that are to be undone.
+        undos_due: Those of them that are due.
+        undos_due_oldest_seconds: How long the first due undo has been due.
         dead_undecided: Dead letters that wait for a decision.
         dead_oldest_seconds: How long the oldest of these has waited.
         lag: What is in the topics and not processed.
@@ -55,6 +59,9 @@ class HandlerBacklog:
     parked_due_oldest_seconds: float = 0.0
     keys_held: int = 0
     keys_held_oldest_seconds: float = 0.0
+    undos: int = 0
+    undos_due: int = 0
+    undos_due_oldest_seconds: float = 0.0
     dead_undecided: int = 0
     dead_oldest_seconds: float = 0.0
     lag: int = 0
@@ -63,13 +70,18 @@ class HandlerBacklog:
 
     @property
     def work_left(self) -> int:
-        """What is to be done, as one number: the lag, what is due of what is parked, and the keys that are held."""
-        return self.lag + self.parked_due + self.keys_held
+        """What is to be done, as one number: the lag, due messages of the parking lot, held keys and due undos."""
+        return self.lag + self.parked_due + self.keys_held + self.undos_due
 
     @property
     def work_left_oldest_seconds(self) -> float:
         """How long the oldest of these has waited."""
-        return max(self.lag_oldest_seconds, self.parked_due_oldest_seconds, self.keys_held_oldest_seconds)
+        return max(
+            self.lag_oldest_seconds,
+            self.parked_due_oldest_seconds,
+            self.keys_held_oldest_seconds,
+            self.undos_due_oldest_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +136,26 @@ def measure(session: Session, tables: Tables, names: Sequence[str]) -> Backlog:
             .group_by(dead.consumer)
         )
     }
+    undos = {row.consumer: row for row in session.execute(_undos(tables, dialect, numbers))}
     marks = _marks(session, tables, numbers)
-    handlers = [_handler(name, lot.get(number), letters.get(number), marks[number]) for number, name in numbers.items()]
+    handlers = [
+        _handler(name, lot.get(number), letters.get(number), undos.get(number), marks[number])
+        for number, name in numbers.items()
+    ]
     query = select(outbox.topic, func.count(), age(func.min(outbox.created_at))).group_by(outbox.topic)
     topics = [TopicBacklog(topic, count, max(0.0, oldest)) for topic, count, oldest in session.execute(query)]
     return Backlog(tuple(handlers), tuple(topics))
+
+
+def _undos(tables: Tables, dialect: Dialect, numbers: Collection[int]) -> Select[Any]:
+    c = tables.message_steps.c
+    due = c.undo_at <= dialect.in_seconds(0.0)
+    overdue: ColumnElement[float] = cast(dialect.seconds_since(func.min(c.undo_at).filter(due)), Float)
+    return (
+        select(c.consumer, func.count().label("steps"), func.count().filter(due).label("due"), overdue.label("overdue"))
+        .where(c.consumer.in_(numbers), c.undo_at.is_not(None), c.state == StepState.UNDOING.value)
+        .group_by(c.consumer)
+    )
 
 
 def _marks(session: Session, tables: Tables, numbers: Collection[int]) -> dict[int, dict[TopicPartition, int]]:
@@ -140,7 +167,7 @@ def _marks(session: Session, tables: Tables, numbers: Collection[int]) -> dict[i
     return found
 
 
-def _handler(name: str, lot: Any, letters: Any, marks: Marks) -> HandlerBacklog:
+def _handler(name: str, lot: Any, letters: Any, undos: Any, marks: Marks) -> HandlerBacklog:
     found = HandlerBacklog(name, marks=marks)
     if lot:
         found = replace(
@@ -155,6 +182,9 @@ def _handler(name: str, lot: Any, letters: Any, marks: Marks) -> HandlerBacklog:
     if letters:
         oldest = max(0.0, letters.oldest or 0.0)
         found = replace(found, dead_undecided=letters.letters, dead_oldest_seconds=oldest)
+    if undos:
+        overdue = max(0.0, undos.overdue or 0.0)
+        found = replace(found, undos=undos.steps, undos_due=undos.due, undos_due_oldest_seconds=overdue)
     return found
 
 

@@ -96,11 +96,14 @@ class Metrics:
                 "parked_oldest_seconds": "How long the oldest parked message has been parked.",
                 "parked_due_oldest_seconds": "How long the first due parked message has been due.",
                 "keys_held": "Keys that wait for a decision on a dead letter.",
+                "undos": "Steps that are to be undone.",
+                "undos_due": "Steps to be undone that are due.",
+                "undos_due_oldest_seconds": "How long the first due undo has been due.",
                 "dead_undecided": "Dead letters that wait for a decision.",
                 "dead_oldest_seconds": "How long the oldest of these has waited.",
                 "lag": "Messages in the topics, of all partitions, that are not processed.",
                 "lag_oldest_seconds": "How long the oldest of these has been there, as far as the process has seen.",
-                "work_left": "The lag, the due parked messages and the held keys together, for autoscalers.",
+                "work_left": "Lag, due parked messages, held keys and due undos together, for autoscalers.",
                 "work_left_oldest_seconds": "How long the oldest of these has waited.",
             }.items()
         }

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from consumerkit import AlreadyDone, Defer, IdempotencyKey, Reject, Retry, fixed, message_status, step
 from consumerkit.events import MessageDeadLettered, StepAwaited, StepUndoFailed, StepUndone
+from consumerkit.monitoring.backlog import measure
+from consumerkit.operations.erasure import erase
 from consumerkit.redrive import Selection, redrive, resolve
+from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.integration.memory_stage import MemoryStage
 from tests.integration.step_stage import (
     LEDGER,
@@ -22,6 +27,7 @@ from tests.integration.step_stage import (
     rows,
     until,
 )
+from tests.integration.test_sealing import Mirror
 from tests.services import PostgresServer
 
 Kind = type[Refunding] | type[PlainRefunding]
@@ -267,3 +273,91 @@ async def test_a_redrive_waits_for_the_undo_and_calls_in_a_new_generation(
     assert len(set(keys)) == 2
     assert {(row.state, row.generation, row.calls) for row in await rows(stage)} == {("done", 2, 1)}
     assert await rows(stage, LEDGER)
+
+
+async def test_two_workers_undo_each_step_once(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    """The undos are any worker's to do, and these two look for them at once."""
+    for number in range(20):
+        stage.append(number, key=b"%d" % number, value=b"v%d" % number)
+    handlers = [kind(provider, in_handle=rejects) for _ in range(2)]
+    async with stage.run(handlers[0]) as one, stage.run(handlers[1]) as other:
+        await until(stage, one, STEPS, states(40, "undone"))
+        told = [*one.seen(StepUndone), *other.seen(StepUndone)]
+    assert len(told) == 40
+    assert {one.called for one in told} == {True}
+    found = sorted(provider.charges())
+    assert found == sorted(
+        f"{what}v{number}" for number in range(20) for what in ("", "reserved-", "refunded-", "released-")
+    )
+
+
+async def test_undos_that_wait_are_measured(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    def fails(name: str) -> None:
+        raise Defer(300, "not yet")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, in_handle=rejects, undo_fails=fails)) as run:
+        await run.until(lambda: bool(run.seen(StepUndoFailed)), "the undo waits")
+    [waits] = (await stage.database.run(lambda session: measure(session, DEFAULT_TABLES, ["charge"]))).handlers
+    assert (waits.undos, waits.undos_due, waits.work_left) == (2, 0, 0)
+    past = dialect_for(stage.url.split(":")[0].split("+")[0], DEFAULT_TABLES).in_seconds(-60.0)
+    await stage.database.run(lambda session: session.execute(update(STEPS).values(undo_at=past)))
+    [due] = (await stage.database.run(lambda session: measure(session, DEFAULT_TABLES, ["charge"]))).handlers
+    assert (due.undos, due.undos_due, due.work_left) == (2, 2, 2)
+    assert due.work_left_oldest_seconds == due.undos_due_oldest_seconds >= 60
+
+
+async def test_what_a_step_was_called_with_is_sealed_until_it_is_undone(
+    stage: MemoryStage, provider: Provider, kind: Kind
+) -> None:
+    tables = Tables(sealer=Mirror())
+    may_undo: list[bool] = []
+
+    def fails(name: str) -> None:
+        if not may_undo:
+            raise Defer(0.05, "not yet")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, in_handle=rejects, undo_fails=fails), tables=tables) as run:
+        found = await until(stage, run, STEPS, states(2, "undoing"))
+        assert [row.sealed for row in found] == [True, True]
+        assert not [row for row in found if b"v0" in bytes(row.given)]
+        may_undo.append(True)
+        await until(stage, run, STEPS, states(2, "undone"))
+    assert provider.charges() == ["reserved-v0", "v0", "refunded-v0", "released-v0"]
+
+
+async def test_what_waits_to_be_undone_outlasts_the_erasure_of_its_message(
+    stage: MemoryStage, provider: Provider, kind: Kind
+) -> None:
+    """The step's own arguments are enough, and go with the undo."""
+    may_undo: list[bool] = []
+
+    def fails(name: str) -> None:
+        if not may_undo:
+            raise Defer(0.05, "not yet")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, in_handle=rejects, undo_fails=fails)) as run:
+        await until(stage, run, LETTERS, lambda found: len(found) == 1)
+        assert (await erase(stage.url, "k", by="ann"))[0].dead_letters == 1
+        may_undo.append(True)
+        found = await until(stage, run, STEPS, states(2, "undone"))
+    assert not [row for row in found if row.given or row.result]
+    assert provider.charges() == ["reserved-v0", "v0", "refunded-v0", "released-v0"]
+
+
+async def test_what_was_given_up_undoing_goes_with_the_erasure(
+    stage: MemoryStage, provider: Provider, kind: Kind
+) -> None:
+    """Its dead letter is discarded, so that it is not undone any more."""
+
+    def fails(name: str) -> None:
+        raise ProviderDown("as asked")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, in_handle=rejects, undo_fails=fails)) as run:
+        await until(stage, run, STEPS, states(2, "not undone"))
+        assert (await erase(stage.url, "k", by="ann"))[0].dead_letters == 3
+    assert {row.state for row in await rows(stage, LETTERS)} == {"discarded"}
+    assert not [row for row in await rows(stage) if row.given or row.result]

@@ -26,6 +26,7 @@ from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import ParkedMessage, key_digest
 from consumerkit.storage.portions import portions
 from consumerkit.storage.tables import Tables
+from consumerkit.storage.undoing import UndoRows
 
 ERASED: Final = "(erased)"
 FENCE_WAIT: Final = 10.0
@@ -138,6 +139,8 @@ class EraseStatements:
         }
         for some in portions([row.id for row in rows]):
             connection.execute(update(table).where(c.id.in_(some)).values(**GONE, **state))
+            # A letter about an undo is discarded too, so that its step is not kept for a redrive any more.
+            UndoRows(self.tables, self.dialect, consumer).decide(connection, some, undone=False)
         self._blank(connection, consumer, [bytes(row.digest) for row in rows if row.digest is not None], parked=False)
         if rows:
             self._record(connection, consumer, key, by, dead_letters=len(rows))

@@ -101,7 +101,7 @@ def test_an_attempt_that_is_made_again_is_a_retry() -> None:
     assert (value(registry, "attempts_failed_total"), value(registry, "retries_total")) == (2, 1)
 
 
-def test_work_left_is_lag_and_due_and_held_and_its_age_the_oldest() -> None:
+def test_work_left_is_lag_due_held_and_undos_and_its_age_the_oldest() -> None:
     metrics, registry = made()
     one = HandlerBacklog(
         "credit",
@@ -112,9 +112,12 @@ def test_work_left_is_lag_and_due_and_held_and_its_age_the_oldest() -> None:
         parked_due_oldest_seconds=30.0,
         keys_held=3,
         keys_held_oldest_seconds=7.0,
+        undos=6,
+        undos_due=4,
+        undos_due_oldest_seconds=40.0,
     )
     metrics.measured(Backlog((one,), ()))
-    assert (value(registry, "work_left"), value(registry, "work_left_oldest_seconds")) == (10, 30.0)
+    assert (value(registry, "work_left"), value(registry, "work_left_oldest_seconds")) == (14, 40.0)
 
 
 class Kept:
