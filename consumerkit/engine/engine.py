@@ -53,7 +53,7 @@ LEAVING = 5.0
 
 @dataclass(frozen=True)
 class Shared:
-    """What the engines of a worker share.
+    """What an engine shares with other parts of its worker.
 
     Attributes:
         announce: Told what happened.
@@ -61,6 +61,7 @@ class Shared:
         outbox_written: Set when a transaction has written to the outbox.
         memory_budget: Bytes of messages in hand above which an engine fetches nothing.
         drain_timeout: Seconds in which a revoked partition's messages in hand are finished.
+        steps: What the lanes of a handler share of its steps; None where it has none.
     """
 
     announce: Announcer
@@ -68,6 +69,7 @@ class Shared:
     outbox_written: asyncio.Event
     memory_budget: int
     drain_timeout: float
+    steps: HandlerSteps | None = None
 
 
 class Engine:
@@ -79,7 +81,6 @@ class Engine:
         works: One unit of work for each lane.
         partition_store: The database, where partitions are taken over.
         shared: See `Shared`.
-        steps: What the handler's steps share; None where it has none.
     """
 
     def __init__(
@@ -89,7 +90,6 @@ class Engine:
         works: Sequence[UnitOfWork],
         partition_store: PartitionStore,
         shared: Shared,
-        steps: HandlerSteps | None = None,
     ) -> None:
         self.declared = declared
         self.consumer = consumer
@@ -109,9 +109,8 @@ class Engine:
         self._topics = TopicWatch(consumer, partitions, announce, standstill)
         self._holding = Holding(consumer, partitions, self._lanes, gate.partitions, announce)
         self._assignments = Rebalance(partitions, self._lanes, self._ownership, self._committer, shared.drain_timeout)
-        self._undoer = (
-            None if steps is None else Undoer(declared, partition_store, steps, announce, shared.outbox_written)
-        )
+        steps, written = shared.steps, shared.outbox_written
+        self._undoer = None if steps is None else Undoer(declared, partition_store, steps, announce, written)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self.last_turn = time.monotonic()

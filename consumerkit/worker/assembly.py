@@ -102,7 +102,7 @@ class Assembly:
     tables: Tables
     limits: Limits
     announce: Announcer
-    solitude: Exclusive = field(default_factory=Exclusive)
+    exclusive: Exclusive = field(default_factory=Exclusive)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     traces: Traces = NO_TRACES
 
@@ -132,8 +132,7 @@ class Assembly:
             transport.consumer(subscription),
             [self._work(declared, lot, number, steps) for _ in range(lanes)],
             PartitionStore(declared.name, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
-            Shared(self.announce, self.solitude, outbox_written, memory_budget, drain_timeout),
-            steps,
+            Shared(self.announce, self.exclusive, outbox_written, memory_budget, drain_timeout, steps),
         )
 
     async def _in_transaction(self, work: Callable[[Connection], T]) -> T:
