@@ -93,6 +93,21 @@ class Noticed(Write):
     shares_transaction: bool | None = None
 
 
+class Counted(Json):
+    """Counts what it reads."""
+
+    reads = 0
+
+    def decoder(self, event_type: Any) -> Any:
+        decode = super().decoder(event_type)
+
+        def read(message: Message) -> Any:
+            self.reads += 1
+            return decode(message)
+
+        return read
+
+
 async def pause(_context: Context | None = None) -> None:
     await asyncio.sleep(0.001)
 
@@ -179,9 +194,11 @@ async def test_a_wait_that_comes_late_ends_the_batch_there(stage: MemoryStage) -
         if context.message_id == "2":
             await pause()
 
-    run = await finish(stage, Noticed(wait_at_the_third, batch_time=60.0), 6)
+    codec = Counted()
+    run = await finish(stage, Noticed(wait_at_the_third, batch_time=60.0, codec=codec), 6)
     assert run.groups() == [3, 1, 1, 1]
     assert await written(stage) == [str(number) for number in range(6)]
+    assert codec.reads == 6 + 3, "each of the rest was taken by itself"
     assert len(run.seen(OutsideWaitNoticed)) == 1
 
 

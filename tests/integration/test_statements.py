@@ -100,7 +100,7 @@ async def test_nothing_parked_costs_nothing(
         payments.send(number, key=b"%d" % (number % 20), partition=number % 2)
     with metered() as meter:
         async with payments.run(handler(ordering=ordering, batch_size=20)) as run:
-            await run.until(lambda: len(payments.effects()) == 600, "all effects")
+            await run.until(lambda: sum(one.processed for one in run.seen(GroupCommitted)) == 600, "all effects")
             taken = len(run.seen(PartitionTaken))
             groups = len(run.seen(GroupCommitted))
     assert len(meter.groups) == groups >= 30
