@@ -88,7 +88,7 @@ def ask_until_killed(url: str, failpoint: str, directory: Path) -> None:
         while not (port := whole_lines(port_file)):
             assert service.poll() is None, service.stderr and service.stderr.read()
             time.sleep(0.02)
-        with pytest.raises(httpx.RemoteProtocolError, match="disconnected"):
+        with pytest.raises(httpx.TransportError):
             httpx.post(f"http://127.0.0.1:{port[0]}/orders", headers=HEADERS, json={"item": "tea"}, timeout=240)
         assert service.wait(240) == -signal.SIGKILL
     assert fired.read_text().split()[:2] == [failpoint, "kill"]

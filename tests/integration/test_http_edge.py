@@ -25,6 +25,7 @@ from consumerkit.http import Idempotency
 from consumerkit.http.fastapi import IdempotentRoute
 from consumerkit.maintenance.pruner import forget
 from consumerkit.monitoring import Metrics
+from consumerkit.storage import sqlite_engine
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.tables import DEFAULT_TABLES
@@ -253,7 +254,9 @@ async def test_each_request_is_told_and_counted_by_what_became_of_it(place: Plac
     first = asyncio.create_task(place.post(how="waits"))
     await going.wait()
     second = asyncio.create_task(place.post(how="waits"))
-    await asyncio.sleep(0.02)
+    running: Any = place.edge.in_flight._running
+    while not any(ended._waiters for ended in running.values()):  # noqa: ASYNC110 - there is no event for that
+        await asyncio.sleep(0.01)
     go.set()
     await asyncio.gather(first, second)
     await place.post(body={"other": 1})
@@ -280,10 +283,10 @@ async def test_each_request_is_told_and_counted_by_what_became_of_it(place: Plac
     assert registry.get_sample_value("consumerkit_request_wait_seconds_count", labels) == 1
 
 
-async def test_a_database_that_another_request_writes_to_is_busy(file: Place) -> None:
+async def test_a_database_that_another_request_writes_to_is_busy(file: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite, whose one writer is another transaction: without a key there is nothing in progress."""
-    url = f"{file.engine.url}".replace("sqlite:", "sqlite+aiosqlite:") + "?timeout=0"
-    file.edge = Idempotency(database=url, name="shop")
+    patient = f"busy_timeout = {sqlite_engine.BUSY_MILLISECONDS}"
+    monkeypatch.setattr(sqlite_engine, "_SETTINGS", sqlite_engine._SETTINGS.replace(patient, "busy_timeout = 10"))
     starlette(file, required=False, wait=0)
     assert told(await file.post()) == (201, None)
     with file.engine.begin() as connection:

@@ -57,6 +57,7 @@ def picture(page: Page, name: str) -> None:
     page.screenshot(PICTURES / f"{name}.png")
 
 
+@pytest.mark.timeout(1200)
 async def test_five_clicks_are_one_order_and_the_page_shows_what_became_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
