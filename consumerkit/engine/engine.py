@@ -120,11 +120,11 @@ class Engine:
     def _made_lanes(self, gate: BrakeGate, announce: Announcer, exclusive: Exclusive) -> list[Lane]:
         declared, partitions, partition_store = self.declared, self.partitions, self._partition_store
         sharing = Sharing(declared, announce)
-        following = NextParked(declared, partitions, partition_store, sharing)
+        following = NextParked(partitions, partition_store, sharing)
         suspects = Suspects(gate, partition_store)
         made = []
         for number, work in enumerate(self._works):
-            executor = Executor(declared, work, partitions, gate, Announcements(number, announce), sharing)
+            executor = Executor(sharing, work, partitions, gate, Announcements(number, announce))
             preparer = Preparer(declared, self._clock.now)
             one, crashes = OneMessage(executor, preparer, suspects), CrashRecord(executor, partition_store)
             grouping = Grouping(executor, preparer, Attempts(executor, one, crashes))

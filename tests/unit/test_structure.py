@@ -13,6 +13,7 @@ TWO_MEANINGS = {
     "DeadLetter": "the policy, which users write, and the engine's intent to carry it out",
 }
 MOST_LINES = 300
+MOST_PARAMETERS = 5
 TOO_LONG = {
     "engine/transaction/transaction.py",
     "engine/transaction/unit_of_work.py",
@@ -50,6 +51,20 @@ def test_a_module_has_at_most_three_hundred_lines_and_the_list_of_longer_ones_on
     longer = {name for name, text in MODULES.items() if len(text.splitlines()) > MOST_LINES}
     assert longer - TOO_LONG == set(), "split it by what it does"
     assert TOO_LONG - longer == set(), "it is short enough now: take it off the list"
+
+
+def test_no_constructor_of_the_engine_takes_more_than_five_things() -> None:
+    over = {
+        (name, node.name)
+        for name, text in MODULES.items()
+        if name.startswith("engine/")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef)
+        for method in node.body
+        if isinstance(method, ast.FunctionDef) and method.name == "__init__"
+        if len([*method.args.posonlyargs, *method.args.args, *method.args.kwonlyargs]) - 1 > MOST_PARAMETERS
+    }
+    assert over == set(), "a frozen value, or one of what it takes, can hold some of it"
 
 
 def test_headers_of_our_own_have_their_names_in_one_place_each() -> None:

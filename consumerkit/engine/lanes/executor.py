@@ -27,7 +27,6 @@ from consumerkit.errors import (
     TablesReplaced,
 )
 from consumerkit.failpoints import reach
-from consumerkit.handlers.declaration import Declaration
 from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.faults import Fault
@@ -45,24 +44,22 @@ class Executor:
     """What a lane's work has in common, whether messages run in batches or alone.
 
     Args:
-        declared: The handler's declarations.
+        sharing: The handler's declarations, and whether its messages may share a transaction.
         work: Runs a batch in a transaction.
         partitions: What is assigned, and what of it is parked; receipts are entered there.
         gate: The brake.
         tell: Announces what happened.
-        sharing: Whether messages may share a transaction.
     """
 
     def __init__(
         self,
-        declared: Declaration,
+        sharing: Sharing,
         work: UnitOfWork,
         partitions: Partitions,
         gate: BrakeGate,
         tell: Announcements,
-        sharing: Sharing,
     ) -> None:
-        self.declared = declared
+        self.declared = declared = sharing.declared
         self.partitions = partitions
         self.gate = gate
         self.tell = tell
@@ -117,7 +114,7 @@ class Executor:
                 if partition is None or partition.fencing_token is None:
                     raise Interrupted
                 owners[name] = partition.fencing_token
-        batch = Batch(items, self.declared, self.sharing, owners, flush=flush, knows=self.partitions.knows)
+        batch = Batch(items, self.sharing, owners, flush=flush, knows=self.partitions.knows)
         batch.lane = self._sequence.lane
         for item in items:
             if item.parked is not None:

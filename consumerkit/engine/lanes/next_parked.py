@@ -11,7 +11,6 @@ from consumerkit.engine.partitions.partition import Partition, PartitionState
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.engine.transaction.sharing import Sharing
-from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
 from consumerkit.storage.parking.parked import ParkedMessage
@@ -21,17 +20,14 @@ class NextParked:
     """Finds what is next of a key.
 
     Args:
-        declared: The handler's declarations.
         partitions: What is assigned.
         partition_store: The database.
-        sharing: Whether messages may share a transaction.
+        sharing: The handler's declarations, and whether its messages may share a transaction.
     """
 
-    def __init__(
-        self, declared: Declaration, partitions: Partitions, partition_store: PartitionStore, sharing: Sharing
-    ) -> None:
-        self._ordering = declared.ordering
-        self._limit = declared.batch_size
+    def __init__(self, partitions: Partitions, partition_store: PartitionStore, sharing: Sharing) -> None:
+        self._ordering = sharing.declared.ordering
+        self._limit = sharing.declared.batch_size
         self._sharing = sharing
         self._partitions = partitions
         self._partition_store = partition_store

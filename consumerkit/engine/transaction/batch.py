@@ -19,7 +19,6 @@ from consumerkit.engine.transaction.sharing import Sharing
 from consumerkit.engine.transaction.stages import Stopwatch
 from consumerkit.errors import ResultNotKept
 from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publisher
-from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Received
 from consumerkit.handlers.no_steps import NO_STEPS
 from consumerkit.handlers.steps import StepCalls
@@ -77,14 +76,13 @@ class Batch:
         misused: Items that became dead letters since a handler committed their claims by itself.
         recalled: What the handler returned, as JSON, for messages before this batch that items of it repeat.
         left: Items that were cut off.
-        sharing: Whether its messages may share a transaction, as far as is known by now.
+        sharing: The handler's declarations, and whether its messages may share a transaction.
         funded: How many of the dead letters are paid by what succeeds in this transaction, instead of by tokens.
     """
 
     def __init__(
         self,
         items: list[Item],
-        declared: Declaration,
         sharing: Sharing,
         owners: Owners | None = None,
         *,
@@ -125,7 +123,7 @@ class Batch:
         self.recalled: dict[bytes, str] = {}
         self.publications: list[outbox.OutboxMessage] = []
         self.seconds = 0.0
-        self._declared = declared
+        self._declared = declared = sharing.declared
         self._publisher = Publisher(declared.encode, declared.topic_prefix, declared.publishes)
         self._context: AnyContext | None = None
         self.item_began = time.monotonic()

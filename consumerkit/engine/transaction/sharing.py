@@ -13,12 +13,14 @@ class Sharing:
     again with them. So a handler that was seen to wait for something outside gets a transaction for each message.
 
     Attributes:
+        declared: The handler's declarations.
         alone: Whether each message has a transaction of its own from now on.
     """
 
-    __slots__ = ("_announce", "_notices", "alone")
+    __slots__ = ("_announce", "_notices", "alone", "declared")
 
     def __init__(self, declared: Declaration, announce: Announcer) -> None:
+        self.declared = declared
         self._announce = announce
         self.alone = declared.shares_transaction is False
         self._notices = (
