@@ -128,7 +128,7 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
     "StepUnderWay",
     # ... recorded where `on_result` refuses what a handler returned
     "Unsatisfied",
-    # ... and to whoever starts a worker
+    # ... and to code that starts a worker
     "ConsumerkitError",
     "ConfigurationError",
     "StartError",

@@ -21,7 +21,7 @@ ConsumerkitError
 ├── SessionOver             a session or context was used after the handler had returned
 ├── CommitUnknown           COMMIT was sent and its answer did not come
 ├── TablesReplaced          our tables are not those that the worker started with
-├── PayloadSealed           a stored payload was sealed by means that are not at hand
+├── PayloadSealed           a stored payload was sealed by a sealer that is not given here
 ├── Fenced                  another worker has taken a partition over, or may have
 │   └── CommitsLost         the database has lost transactions that it had acknowledged
 └── PartitionUnusable       the position is outside the log, or a batch cannot be read

@@ -60,7 +60,7 @@ def message_status(
     A message that a worker is handling at this moment has its claim in a transaction that is not committed. On
     PostgreSQL it is found by trying the claim in a savepoint that is rolled back, where the ledger has no row: that
     waits for 10 ms at most, leaves nothing behind, and costs a transaction ID, so give `probe=False` where
-    you ask often for what does not exist. It cannot be told in a read-only or serializable transaction, in autocommit,
+    you ask often for what does not exist. It is not known in a read-only or serializable transaction, in autocommit,
     without the right to insert, or on SQLite: `MessageStatus.probed` is False then.
 
     Args:

@@ -74,7 +74,7 @@ def lazy_group(rooms: Mapping[str, Room]) -> type[TyperGroup]:
             self.commands = commands
 
         def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-            """Read the arguments; what is wrong with them is told without them."""
+            """Read the arguments; an error does not quote them."""
             typed.remember(args)
             with typed.cut_from_errors():
                 return super().make_context(info_name, args, parent, **extra)

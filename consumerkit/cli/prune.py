@@ -142,7 +142,7 @@ def _expiry(found: Opened, run: Run, handlers: list[str] | None) -> Expiry | Non
 
 
 def _tell(told: list[dict[str, Any]], expired: list[Expired], unsent: Unsent | None) -> None:
-    """Add what was ended to what is told of each handler, and the outbox as a row of its own."""
+    """Add the ended messages to each handler's row, and the outbox as a row of its own."""
     by_name = {one["handler"]: one for one in told}
     for one in expired:
         ended = {"decided": one.decided, "dead": one.dead, "parked": one.parked, "skipped": list(one.skipped)}

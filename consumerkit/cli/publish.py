@@ -132,7 +132,7 @@ def _standard_input(*, lines: bool) -> bytes:
 
 
 async def _published(target: str, records: Sequence[Record], *, as_json: bool) -> bool:
-    """Send the records and tell of each; return whether all were acknowledged."""
+    """Send the records and print each result; return whether all were acknowledged."""
     async with targets.opened(target) as worker:
         try:
             await _check_place(worker, records[0])

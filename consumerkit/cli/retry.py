@@ -172,7 +172,7 @@ def _made(kind: type[Any], target: str) -> AnyHandler:
         raise ConfigurationError(f"target {target!r}: {kind.__name__}() takes arguments ({error}); {way_out}") from None
     try:
         made: AnyHandler = kind()
-    except Exception as error:  # noqa: BLE001 - its text may quote a secret; it is told in a line
+    except Exception as error:  # noqa: BLE001 - its text may quote a secret; it becomes one line
         raise ConfigurationError(
             f"target {target!r}: {kind.__name__}(): {type(error).__name__}: {redact(str(error))}"
         ) from None

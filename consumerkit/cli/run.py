@@ -177,7 +177,7 @@ class _Works:
 
 
 async def _consume_or_complain(call: _Call, *, as_log: bool) -> int:
-    """Consume; tell of an error here, since the interpreter may not end by itself any more."""
+    """Consume, and print an error here, because the interpreter may no longer end by itself."""
     code = FAILED
     try:
         code = await _consume(call)

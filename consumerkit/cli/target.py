@@ -130,7 +130,7 @@ def _imported(module_name: str, target: str) -> Any:
         ) from None
     except ConsumerkitError:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - its traceback may quote a secret; it is told in a line
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - its traceback may quote a secret; it becomes one line
         raise _broken(target, error) from None
 
 
@@ -161,7 +161,7 @@ def _checked(found: Any, target: str) -> Worker:
 
 
 def _broken(target: str, error: BaseException) -> ConfigurationError:
-    """Tell of an error in the user's own code: its type, its text and the line, which is where to look."""
+    """Describe an error in the user's own code: its type, its text and its line."""
     frames = frames_of(error)
     inner = next((frame for frame in reversed(frames) if frame.is_theirs), None)
     place = f" ({inner.filename}:{inner.line})" if inner is not None else ""

@@ -65,7 +65,7 @@ def described(error: BaseException) -> str:
 
 
 def in_full(error: BaseException) -> str:
-    """Return an error's text and traceback for whoever develops a handler; empty unless that was asked for."""
+    """Return an error's text and traceback for the developer of a handler; empty unless `--show-errors` is on."""
     if not shown_errors.are_shown():
         return ""
     return shown_errors.in_full(error, f"{error_type(error)}: {recorded_text(error)}")

@@ -1,4 +1,4 @@
-"""What the demo's worker processes tell of themselves: an observer that writes lines, and their reader."""
+"""What the demo's worker processes report: an observer that writes lines, and their reader."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def worker() -> Worker:
     Your own would have `kafka=Kafka("broker:9092")`, no reporter, and be a plain `worker = Worker(...)`.
 
     Raises:
-        ConfigurationError: No demo told where its broker and its files are.
+        ConfigurationError: The demo's variables are not set.
     """
     try:
         broker, directory = os.environ["DEMO_BROKER"], Path(os.environ["DEMO_DIRECTORY"])

@@ -56,7 +56,7 @@ class Shared:
     """What an engine shares with other parts of its worker.
 
     Attributes:
-        announce: Told what happened.
+        announce: Announces events.
         exclusive: For messages that may have killed the process.
         outbox_written: Set when a transaction has written to the outbox.
         memory_budget: Bytes of messages in hand above which an engine fetches nothing.

@@ -35,11 +35,11 @@ class Holding:
     """Decides which of an engine's partitions are fetched, and what of them stays in hand.
 
     Args:
-        consumer: Told what to hold, what to release, and where to read again.
+        consumer: Holds and releases partitions, and reads them again.
         partitions: What is assigned.
         lanes: Have the messages in hand.
         brakes: Those of single partitions.
-        announce: Told of partitions that are paused.
+        announce: Announces paused partitions.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Holding:
             await asyncio.sleep(0)
 
     def look(self, now: float) -> None:
-        """Make room where it is needed, and tell of what is paused; at a moment of the monotonic clock."""
+        """Make room where it is needed, and announce paused partitions; `now` is of the monotonic clock."""
         if now - self._looked < LOOKED_EVERY:
             return
         self._looked = now

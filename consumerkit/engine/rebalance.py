@@ -48,7 +48,7 @@ class Rebalance:
         self._partitions.assigned(partitions)
 
     async def revoked(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
-        """Finish the transactions under way, let go of the rest, and return what may be committed."""
+        """Finish the open transactions, drop the rest, and return the positions that may be committed."""
         reach("in_on_revoke")
         dropped = await self._drain(frozenset(partitions))
         # Where the mark is not written, the next owner finds some messages in the ledger.

@@ -1,7 +1,7 @@
 """Notices partitions whose mark does not move while more is in the log, whatever the reason.
 
 Each part of an engine tells what keeps it from its work, as far as it knows. This one looks at nothing but the outcome,
-so it also tells of causes that no other part foresees.
+so it also finds causes that no other part foresees.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Standstill:
     """Compares the marks of an engine's partitions with the ends of their logs.
 
     Args:
-        announce: Told what happened.
+        announce: Announces events.
         why: Returns what is known of the reason, and the way out.
     """
 
@@ -48,9 +48,9 @@ class Standstill:
     def look(
         self, topic: str, partitions: Iterable[Partition], told: Mapping[TopicPartition, PartitionInfo], now: float
     ) -> None:
-        """Compare what is assigned of a topic with what the broker told, at a moment of the monotonic clock.
+        """Compare a topic's assigned partitions with the broker's answer; `now` is of the monotonic clock.
 
-        A partition that it did not tell has no leader. Where it told nothing at all, there is nothing to compare.
+        A partition that is missing in the answer has no leader. Without any answer there is nothing to compare.
         """
         assigned = {one.name: one for one in partitions if one.name.topic == topic}
         for name in [name for name in self._behind if name.topic == topic and name not in assigned]:

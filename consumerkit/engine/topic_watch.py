@@ -27,8 +27,8 @@ class TopicWatch:
     Args:
         consumer: Asked.
         partitions: What is assigned.
-        announce: Told what happened.
-        standstill: Told what the broker told.
+        announce: Announces events.
+        standstill: Gets the broker's answers.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TopicWatch:
         while True:
             self._pause = ASKED_EVERY * random.uniform(0.75, 1.0)
             await asyncio.sleep(self._pause)
-            # One at a time: one that is gone must not keep the others from being told of.
+            # One at a time: a missing topic must not hide the others.
             for topic in sorted({partition.name.topic for partition in self._partitions}):
                 await self._look(topic)
 

@@ -1,4 +1,4 @@
-"""Undoes the steps of dead messages: what is due is read from the database, whoever marked it there."""
+"""Undoes the steps of dead messages: it reads the due undos from the database."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Undoer:
         declared: The handler's declarations.
         partition_store: The database.
         shared: What the handler's steps share.
-        announce: Told what happened.
+        announce: Announces events.
         outbox_written: Set when a dead letter is to be sent.
     """
 

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 class Announcer:
     """Tells observers of events and contains their errors.
 
-    Several parts of a worker meet the same trouble: that it is over is told by whichever finds out first, and once.
+    Several parts of a worker meet the same trouble: the first one that sees its end announces it, once.
     """
 
     __slots__ = ("_observers", "_trouble")

@@ -104,7 +104,7 @@ class AttemptFailed(Event):
     """A message failed alone; it is tried again after `wait` seconds, or not at all where that is None.
 
     While the handler is `braking` one message is tried at a time, so that it may take longer. `in_full` is the error's
-    text and traceback, where whoever runs the worker wants to see them, and empty otherwise: it may quote a payload.
+    text and traceback with `--show-errors`, and empty otherwise: it may quote a payload.
     """
 
     partition: TopicPartition
@@ -119,7 +119,7 @@ class AttemptFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageSuspected(Event):
-    """A message failed alone in a way that may be everybody's trouble; no attempt is counted, and others run first.
+    """A message failed alone in a way that may affect all messages; no attempt is counted, and others run first.
 
     It is tried again after `wait` seconds. If another message succeeded before, it is an attempt then; if another one
     failed in the same way, the handler pauses. `in_full` is as in `AttemptFailed`.
@@ -164,7 +164,7 @@ class MessageDeadLettered(Event):
 class OriginClash(Event):
     """Another message's row stands where this message stood in the log: this one has a row of its own beside it.
 
-    A dead-letter topic tells where its messages stood, and whoever writes to it may tell anything.
+    A dead-letter topic names the places of its messages, and any program may write wrong ones there.
 
     Attributes:
         partition: Where the message stood, and

@@ -19,7 +19,7 @@ class OutboxPublished(Event):
 class OutboxHeldBack(Event):
     """The broker did not take messages of a topic; they stay in the outbox and are tried again, less and less often.
 
-    Told once, and again only if the error becomes another one.
+    Announced once, and again only if the error changes.
 
     Attributes:
         topic: The topic that the messages are for.
@@ -38,7 +38,7 @@ class OutboxHeldBack(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxOld(Event):
-    """What is first in the outbox has waited there since `since`, for much longer than sending takes; told once."""
+    """The first message in the outbox has waited since `since`, much longer than sending takes; announced once."""
 
     topic: str
     sequence: int
@@ -59,7 +59,7 @@ class OutboxGivenUp(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxResumed(Event):
-    """What `OutboxHeldBack` told of is over, `seconds` after it began: it was sent, or discarded."""
+    """The end of `OutboxHeldBack`, `seconds` after it began: the messages were sent or discarded."""
 
     topic: str
     seconds: float
@@ -68,7 +68,7 @@ class OutboxResumed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxTurnAwaited(Event):
-    """Messages wait in the outbox, and another process has the relay's turn and shows no sign of life. Told once.
+    """Messages wait in the outbox, and another process holds the relay's turn without a sign of life. Announced once.
 
     Attributes:
         holder: Who has the turn, as a person finds it.
@@ -81,6 +81,6 @@ class OutboxTurnAwaited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxTurnCame(Event):
-    """What `OutboxTurnAwaited` told of is over, after `seconds`: the outbox is sent, or empty."""
+    """The end of `OutboxTurnAwaited`, after `seconds`: the outbox is sent, or empty."""
 
     seconds: float

@@ -29,7 +29,7 @@ class PartitionsRevoked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionsAwaited(Event):
-    """A handler has had no partitions for `seconds`; told after some seconds, and again every minute.
+    """A handler has had no partitions for `seconds`; announced after some seconds, and again every minute.
 
     It ends with `PartitionsAssigned`, which may name none: then other members of the group have them all.
 
@@ -52,7 +52,7 @@ class PartitionStopped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionStandsStill(Event):
-    """A partition's mark has not moved for `seconds`, although its log goes on; told once, until `PartitionMoves`.
+    """A partition's mark has not moved for `seconds`, although its log grows; announced once, until `PartitionMoves`.
 
     Attributes:
         partition: Which.
@@ -78,9 +78,9 @@ class PartitionMoves(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionPaused(Event):
-    """A partition is not fetched, since it cannot run; told once, until `PartitionResumed` or `PartitionsRevoked`.
+    """A partition is not fetched, because it cannot run; it ends with `PartitionResumed` or `PartitionsRevoked`.
 
-    A full parking lot is told at once, and what waits in order behind a parked message after a minute.
+    A full parking lot is announced at once, and a wait in order behind a parked message after a minute.
 
     Attributes:
         partition: Which.
@@ -138,7 +138,7 @@ class PartitionInDoubt(Event):
 class FenceAwaited(Event):
     """A partition cannot be taken over for `seconds` now, since a transaction of its owner before is still open.
 
-    Told once; it ends with `PartitionTaken` or `PartitionsRevoked`.
+    Announced once; it ends with `PartitionTaken` or `PartitionsRevoked`.
     """
 
     partition: TopicPartition

@@ -76,7 +76,7 @@ class StepUndone(Event):
 class StepUndoFailed(Event):
     """The undo of a step has failed; it is tried again after `wait` seconds, or not at all where that is None.
 
-    Then it has a dead letter of its own, `letter`, and `MessageDeadLettered` tells of it, too. `in_full` is as in
+    Then it has a dead letter of its own, `letter`, and `MessageDeadLettered` announces it, too. `in_full` is as in
     `AttemptFailed`.
     """
 

@@ -27,7 +27,7 @@ class HandlerSummary(Event):
     """What a handler did in the last minute, if anything, and when the worker stops.
 
     Attributes:
-        seconds: The time it tells of.
+        seconds: The length of the time that it sums up.
         processed: Messages whose handler's changes are committed.
         duplicates: Messages skipped, since their ID had been processed or dead-lettered before.
         retries: Failed attempts that are made again.
@@ -103,7 +103,7 @@ class Trouble(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TroubleOver(Event):
-    """What `Trouble` told of works again, `seconds` after it began; told once for each handler and place."""
+    """The trouble of `Trouble` is over, `seconds` after it began; announced once for each handler and place."""
 
     where: str
     seconds: float

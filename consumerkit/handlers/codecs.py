@@ -19,7 +19,7 @@ class Codec(Protocol):
 
     `decoder` is called once per handler and event type, when the worker is built; what it returns is called for every
     message. It raises `Undecodable` where the message is at fault, and `Unavailable` where something that decoding
-    needs is down; an `OSError` is taken for the latter, and any other error for the former, told by its class alone.
+    needs is down; an `OSError` counts as the latter, and any other error as the former. Only its class is shown.
     A tombstone (value None) never reaches it: where the event type admits None it is the event, else it is undecodable.
     """
 

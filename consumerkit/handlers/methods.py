@@ -158,7 +158,7 @@ def _check_context(attributes: Attributes, name: str, *, is_async: bool, kind: t
 
 
 def _context_annotation(method: Method, at: int) -> Any:
-    """Return the annotation of the parameter at a place, or None where there is none that can be told."""
+    """Return the annotation of the parameter at a place; None if it has none that can be read."""
     try:
         parameter = list(inspect.signature(method).parameters.values())[at]
         return resolved(parameter.annotation, getattr(_innermost(method), "__globals__", {}))

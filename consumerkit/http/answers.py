@@ -14,7 +14,7 @@ from consumerkit.errors import ConfigurationError, PayloadSealed
 from consumerkit.storage.payload import Sealer
 
 NEVER_KEPT: Final = frozenset({401, 403, 408, 409, 425, 429})
-"""Answers of 4xx that tell of the moment, or of who asks, and not of the request."""
+"""Answers of 4xx that depend on the moment or the caller, not on the request."""
 REPLAYED: Final = "Idempotent-Replayed"
 RETENTION: Final = "Idempotency-Retention"
 

@@ -1,4 +1,4 @@
-"""What is told of one request: how it was answered, and for how long it waited."""
+"""The report about one request: its answer, and how long it waited."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def status_route(
     Args:
         path: With `{handler}` and `{message_id}`; use `{message_id:path}` for IDs with slashes.
         database: A URL, an engine or a sessionmaker, as for `Idempotency`.
-        handlers: Of which handlers it may tell: their classes, instances or names. Any other name is 404.
+        handlers: The handlers whose messages it may show: classes, instances or names. Any other name is 404.
         authorize: Called with the request, the handler's name and the message ID before anything is looked up. It
             returns True, or False for 404, or raises an `HTTPException`; a coroutine function will do.
         results: Whether to tell what `handle` returned, too.

@@ -72,7 +72,7 @@ def once(
         key: What the job is run for, such as a date; several parts are one key together.
         fingerprint: What the job was called with, where a key must not come again with something else: any value that
             JSON has, a model or a dataclass. Only its digest is stored; nothing is compared where None.
-        wait: Seconds for which to wait for another run of the same key, 0 to be told at once; on PostgreSQL only. Where
+        wait: Seconds to wait for another run of the same key, 0 for an immediate error; on PostgreSQL only. Where
             None, it waits as long as the session's connection waits for any lock.
         tables: The table definitions, if they are not the default ones; as for `outbox.publish`.
 

@@ -69,7 +69,7 @@ class Expiry:
         retention: For how long what may stand.
         terms: Of the handlers whose messages are meant.
         guard: Keeps relays out from outside of the database; see `Dialect.relay_guard`.
-        announce: Told what happened.
+        announce: Announces events.
     """
 
     def __init__(

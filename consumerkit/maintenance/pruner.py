@@ -102,7 +102,7 @@ class Retention:
         handlers: The names of the handlers.
         seconds: For how long a processed ID is remembered; None: for ever.
         expiry: Ends what has stood for too long, in the same turn.
-        announce: Told what happened.
+        announce: Announces events.
     """
 
     def __init__(
@@ -162,9 +162,9 @@ class Retention:
             self._announce(events.MessagesForgotten(handler=plan.handler, count=done.count, before=before))
 
     def _tell_holders(self, plan: PrunePlan) -> None:
-        """Tell of each partition once for as long as it holds back.
+        """Announce each partition once while it holds back.
 
-        One with nothing settled may have begun a moment ago, so it is told where it held back at the turn before, too.
+        A partition without a finished message may have begun a moment ago, so it is announced at its second turn.
         """
         now = {(plan.handler, holder.partition) for holder in plan.holders}
         new = set()

@@ -1,4 +1,4 @@
-"""What waits, in the database and in the topics: measured now and then, since no event tells of other processes."""
+"""What waits in the database and in the topics, measured from time to time: no event reports other processes."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Pulse:
         Args:
             worker: The worker.
             patience: Seconds for which the event loop may be silent.
-            tell: Told at each sign of life how late it comes, in seconds, and what is in flight.
+            tell: Called at each sign of life with its delay in seconds, and with the messages in flight.
         """
         self._tell = tell
         self._worker = worker

@@ -109,7 +109,7 @@ class OpenTelemetryInstruments:
         return _Attributed(labels, add=self._meter.create_counter(f"consumerkit.{name}", _unit(name), text).add)
 
     def gauge(self, name: str, text: str, labels: Sequence[str], among: Among) -> Shows:
-        """See `Instruments.gauge`; each process has its own, which whoever collects them adds up or not."""
+        """See `Instruments.gauge`; each process has its own, and the collector may add them up."""
         return _Attributed(labels, set=self._meter.create_gauge(f"consumerkit.{name}", _unit(name), text).set)
 
     def histogram(self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> Observes:

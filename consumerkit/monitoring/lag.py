@@ -1,4 +1,4 @@
-"""How much of the topics is not processed yet, by handler, whoever owns the partitions."""
+"""How much of the topics is not processed yet, by handler, in partitions of all owners."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Lag(NamedTuple):
 
 
 class Ends:
-    """Remembers where logs ended and when, so that it can be told since when something waits behind a mark."""
+    """Remembers the ends of logs and their times, and so knows how long a message has waited behind a mark."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, TopicPartition], list[tuple[float, int]]] = {}
 
     def lag(self, handler: str, marks: Marks, surveys: Mapping[str, Survey], *, from_start: bool, now: float) -> Lag:
-        """Compare a handler's marks with what the broker has told of its topics.
+        """Compare a handler's marks with the broker's answers about its topics.
 
         Args:
             handler: Its name.
             marks: Its positions; a partition without one begins where its group committed, at its start, or at its end.
-            surveys: What the broker told, by topic.
+            surveys: The broker's answers, by topic.
             from_start: Whether a first run begins at the start.
             now: The moment, by the monotonic clock.
         """
@@ -78,5 +78,5 @@ def _thinned(samples: list[tuple[float, int]]) -> list[tuple[float, int]]:
 
 
 def surveyed(topics: Sequence[str], surveys: Mapping[str, Survey]) -> dict[str, Survey]:
-    """Return what was told of these topics."""
+    """Return the answers about these topics."""
     return {topic: surveys[topic] for topic in topics if topic in surveys}

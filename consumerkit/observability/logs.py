@@ -182,7 +182,7 @@ def _message(record: logging.LogRecord) -> str:
 def configure(format: Format = "text", level: str = "INFO") -> None:
     """Send all logging to standard error, as text or as JSON lines; for the command line, never for a library's user.
 
-    Clients that tell of every step at INFO are heard from WARNING on. A target that configures logging itself, while it
+    Clients that log every step at INFO are shown from WARNING on. A target that configures logging itself, while it
     is being loaded, has the last word.
     """
     handler = logging.StreamHandler(sys.stderr)

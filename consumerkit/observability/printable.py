@@ -35,7 +35,7 @@ def printable(text: str) -> str:
     And by its charts: what has an empty glyph, such as the blank of Braille.
 
     Message IDs, error texts and topic names come from producers and handlers; an escape sequence in one could forge a
-    log line or take over the terminal of whoever reads it.
+    log line or take over the reader's terminal.
 
     Example:
         >>> print(printable("paid\n\x1b[2J"))

@@ -49,7 +49,7 @@ NO_SENDS: Final[Sends] = _NoSends()
 def sending(tracer: Tracer, messages: Sequence[Outgoing], id_header: str) -> Iterator[Sends]:
     """Begin a span for each message, and end them when the block ends.
 
-    The headers are sent as they are: whoever receives the message goes on in the same trace, below whoever wrote it.
+    The headers are sent as they are: the receiver continues the same trace, below the writer's span.
 
     Args:
         tracer: Makes them.

@@ -1,4 +1,4 @@
-"""Errors in full, for whoever develops a handler: what `--show-errors` switches on, in this process.
+"""Errors in full, for the developer of a handler: `--show-errors` switches them on in this process.
 
 An error's text may quote a payload, so nothing of it is shown before that is asked for (decision 7).
 """

@@ -23,7 +23,7 @@ _AUTHORIZATION = r"authorization\\?[\"']?\s{0,9}[:=,]\s{0,9}+"
 _ONE_WORD = r"(?:bearer|basic|token|negotiate)"
 # What a server adds to its message, and SQLAlchemy to that, holds rows, keys and statements: up to the next paragraph,
 # hint or traceback. The words are PostgreSQL's in English, and those of other languages that are plain capitals, too;
-# `consumerkit.redaction.database_words` needs no words where the error itself is at hand.
+# `consumerkit.redaction.database_words` needs no words if it has the error itself.
 _FIELD = (
     r"(?:DETAIL|D[ÉE]TAIL|DETALLE|DETALHE|DETTAGLI|DETALJ|DETAY|CONTEXT|KONTEXT|KONTEKST|CONTEXTE|CONTEXTO|CONTESTO|QUERY"
     r"|ANFRAGE|CONSULTA|ZAPYTANIE)"

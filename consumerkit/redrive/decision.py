@@ -108,7 +108,8 @@ def fate(
         max_redrives: How often a letter may be redriven.
     """
     outcome = None if kept is None else kept.outcome
-    # Of another version nothing can be told: such a letter was made a conflict, if it is one, when its message ran.
+    # Fingerprints of another version cannot be compared: such a letter became a conflict, if it is one, when its
+    # message ran.
     known = kept is not None and identity.fingerprint is not None and identity.version == kept.version
     other = known and kept is not None and identity.fingerprint != kept.fingerprint
     waits = outcome is Outcome.PARKED or identity.digest in taken or standing in (Kind.MESSAGE, Kind.RELEASED)

@@ -20,7 +20,7 @@ class Letter:
         partition: Where its message stood in the log; None where there is no such letter, or it was not dead.
         offset: And at which offset.
         message_id: The message ID, for people.
-        reason: What it had died of.
+        reason: Why it was dead.
         fate: What became of it, or in a dry run would become.
     """
 

@@ -45,7 +45,7 @@ class Run:
         by: Who does it.
         rate: Letters a second, or None for as fast as it goes.
         dry: Whether nothing is to be changed.
-        watch: Told of the progress after each batch.
+        watch: Called with the progress after each batch.
     """
 
     runs: Runs

@@ -52,7 +52,7 @@ class Relay:
         dialect: Its dialect.
         tables: The table definitions.
         producer: Sends; started and stopped here.
-        announce: Told what happened.
+        announce: Announces events.
         written: Set when this process has written to the outbox.
         principal: The Kafka user that the producer is, to tell who lacks a right; None if it is not known.
         deadline: Seconds after which a database that does not answer is left, and asked again.
@@ -133,7 +133,7 @@ class Relay:
 
     async def publish(self) -> int:
         """Publish what is there now, if no other relay does; return how many messages went."""
-        # Whoever has the turn now: what the broker has need not be sent again.
+        # Whichever process has the turn now: messages that the broker has need not be sent again.
         sent = self._harvest()
         await self._rows.remove()
         async with taken(self._database, self._dialect, self._deadline) as turn:
@@ -184,7 +184,7 @@ class Relay:
         return sent, bool(self._out) or passed_over or pages == PAGES
 
     def _waiting(self, now: float) -> Waiting | None:
-        """Return what is to be left out, or None where nothing is: then the lowest rows are read, the quickest way."""
+        """Return what to leave out; None for nothing: then the lowest rows are read, which is fastest."""
         topics, queues = self._out.union(self._holds.topics(now)), self._holds.queues(now)
         if not topics and not queues:
             self._after = None

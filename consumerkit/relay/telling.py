@@ -18,7 +18,7 @@ class Telling:
     """Announces for a relay.
 
     Args:
-        announce: Told what happened.
+        announce: Announces events.
         principal: The Kafka user that lacks a right where one is missing, if it is known.
     """
 

@@ -26,10 +26,10 @@ KEPT_ALIVE: Final = RELAY_IDLE / 4
 """Seconds between two signs of life."""
 
 PATIENCE: Final = 1.5 * RELAY_IDLE
-"""Seconds without a sign of life after which it is told that another process has the turn."""
+"""Seconds without a sign of life after which the other process's turn is announced."""
 
 UNSEEN_PATIENCE: Final = 60.0
-"""Seconds after which that is told where no sign of life could be seen."""
+"""Seconds after which it is announced if no sign of life could be seen."""
 
 _END: Final = 1.0
 
@@ -143,7 +143,7 @@ class Awaited:
 
     Args:
         holder: Returns who has the turn while messages wait.
-        announce: Told.
+        announce: Announces events.
     """
 
     def __init__(self, holder: Callable[[], Awaitable[RelayHolder | None]], announce: Announcer) -> None:

@@ -221,7 +221,7 @@ def _put(data: dict[str, Any], path: Path_, value: object) -> None:
     for name in path[:-1]:
         inner = data.setdefault(name, {})
         if not isinstance(inner, dict):
-            return  # the place before has set the whole of it, wrongly; that is told
+            return  # the place before has set the whole of it, wrongly, and an error says so
         data = inner
     data[path[-1]] = value
 

@@ -53,7 +53,7 @@ class HandlerSteps:
         )
 
     def close(self) -> None:
-        """Let go of threads."""
+        """End the threads."""
         if self.threads is not None:
             self.threads.shutdown(wait=False, cancel_futures=True)
 
@@ -66,7 +66,7 @@ class LaneSteps:
         rows: The statements of the record.
         lot: Where messages are parked.
         run: Runs work in a transaction of its own.
-        announce: Told what happened.
+        announce: Announces events.
         limit: Seconds that `prepare` may take beside its steps.
     """
 
@@ -104,7 +104,7 @@ class LaneSteps:
     ) -> list[Prepared]:
         """Run `prepare` for messages that the ledger does not know.
 
-        A message whose `prepare` raised is told so again, without another call, until it comes alone.
+        A message whose `prepare` raised fails in the same way, without another call, until it comes alone.
 
         Args:
             subjects: In the order of the log, each message ID once.
@@ -228,7 +228,7 @@ class LaneSteps:
             task.result()
 
     def tell(self, seconds: float) -> None:
-        """Tell how many steps were called, reused and failed since this was told last."""
+        """Announce how many steps were called, reused and failed since the last time."""
         if self.called or self.reused or self.failed:
             self.announce(
                 events.StepsRun(

@@ -62,7 +62,7 @@ class MessageSteps:
 
     Attributes:
         prepared: Whether `prepare` has run for it, or there is none.
-        failure: What `prepare` or `handle` was told of a step, and must not go on in spite of.
+        failure: The error that a step raised; `prepare` or `handle` must not go on in spite of it.
     """
 
     def __init__(self, lane: LaneSteps, subject: Subject, memo: Mapping[str, FoundStep]) -> None:
@@ -131,7 +131,7 @@ class MessageSteps:
             raise LedgerMoved(f"the ledger row of message ID {self.subject.message_id!r} is gone")
 
     def check(self) -> None:
-        """Raise what `prepare` or `handle` was told of a step, and went on in spite of.
+        """Raise the error of a step that `prepare` or `handle` swallowed.
 
         Raises:
             Fenced, Unavailable, StepUnderWay, StepInDoubt, StepChanged: See `Effects.run`.
@@ -332,7 +332,7 @@ class MessageSteps:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Keep what the handler is told, so that it cannot go on as if nothing had been."""
+        """Keep the error that the handler gets: it cannot go on as if the step had succeeded."""
         try:
             yield
         except _OURS as error:

@@ -25,7 +25,7 @@ class Fault(Enum):
     CONFLICT = "another transaction was in the way: run this one again"
     CAPACITY = "the database is full or overloaded: wait"
     DEPLOY = "a table, column or right is missing: stop, a person must act"
-    SUSPECT = "the message's own or everybody's: another message tells"
+    SUSPECT = "the message's own or one of all messages: another message shows which"
     PRESENT = "an object is there already: run the message by itself, on a connection without what others left there"
     UNFIT = "the session cannot hold one transaction: pause, a person must act"
     HANDLER = "the handler's own"
@@ -160,7 +160,7 @@ def note_engine(error: BaseException, engine: Engine) -> None:
 
 
 def engine_of(error: BaseException) -> Engine | None:
-    """Return the engine that an error came from, where SQLAlchemy told it."""
+    """Return the engine that an error came from, if SQLAlchemy names it."""
     found = vars(error).get(_ENGINE) if is_a(error, DBAPIError) else None
     return found if isinstance(found, Engine) else None
 

@@ -87,7 +87,7 @@ def hold(
 ) -> list[TopicPartition]:
     """Hold the fences of partitions until the caller's transaction ends; return those that are held.
 
-    Only one partition may be waited for: who holds one fence and waits for another keeps everybody out of the first.
+    Wait for one partition only: a holder of one fence that waits for another keeps all others out of the first.
     """
     if wait <= 0:
         names = {number(store.tables, store.consumer, partition): partition for partition in partitions}
@@ -172,7 +172,7 @@ def give_back(connection: Connection, store: Store, owners: Owners) -> None:
     """Write down that partitions were given back with nothing under way, those that are still ours."""
     table = store.tables.partition_progress
     mine = (*anywhere(store), table.c.owner == bindparam("by_owner"))
-    # In one order, as everybody does who locks several of these rows.
+    # In one order, as in every transaction that locks several of these rows.
     rows = [{**at(partition), "by_owner": owner} for partition, owner in sorted(owners.items())]
     if rows:
         connection.execute(update(table).where(*mine).values(given_back=True, **_CALM), rows)

@@ -1,6 +1,6 @@
 """Keys in the ledger that no message brings: those of jobs, backfills and HTTP requests.
 
-They have names of their own in `consumers`, without topics. Whoever claims such a key does so in the caller's
+They have names of their own in `consumers`, without topics. Such a key is claimed in the caller's
 transaction, whatever engine it came from.
 """
 

@@ -18,7 +18,7 @@ from consumerkit.storage.tables import Tables
 _KEY: Final = "consumerkit.tables"
 _MAIN: Final = "main"
 # `current_schemas` leaves out what is implicit, such as the session's temporary tables, what does not exist, and what
-# the role may not use. A path without our tables is told, too: new ones go where it says.
+# the role may not use. A path without our tables is returned, too: new ones go where it says.
 _FIND: Final = text("""
     SELECT CAST(path.nspname AS text) AS schema, CAST(ours.relname AS text) AS name
     FROM unnest(current_schemas(false)) WITH ORDINALITY AS path (nspname, place)

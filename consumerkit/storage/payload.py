@@ -32,7 +32,7 @@ class Sealer(Protocol):
     """
 
     def seal(self, payload: bytes) -> bytes:
-        """Return what is to be stored instead of a payload."""
+        """Return the bytes to store instead of a payload."""
         ...
 
     def unseal(self, sealed: bytes) -> bytes:

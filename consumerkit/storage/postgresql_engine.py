@@ -61,7 +61,7 @@ _LIBPQ: Final = frozenset(
         "tcp_user_timeout",
     )
 )
-"""Others that libpq knows, by whose names alone it can be told what is wrong."""
+"""Other names that libpq knows, for error messages."""
 _SYSTEM_SINCE: Final = 160_000
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca")
 _ELSEWHERE: Final = "where service= leads"

@@ -1,7 +1,7 @@
 """The mark: the position that the database itself keeps, so that a position and its effects are lost together or not.
 
 Kafka's committed offset is the mark's shadow, for tools and for a first run. The mark is written under the owner's
-token just before the offset is committed, and whoever takes a partition over starts at the mark.
+token just before the offset is committed, and the next owner starts at the mark.
 
 Two things are kept beside it. The *lanes*: each transaction moves its lane's number on by one, so a database that has
 lost commits (a failover to a standby that lagged, a backup restored under a running worker) shows a lower number than
@@ -162,7 +162,7 @@ def advance(connection: Connection, store: Store, marks: Mapping[TopicPartition,
             "to_mark": one.offset,
             "to_end": max(one.offset, one.ahead),
         }
-        # In one order, as everybody does who locks several of these rows.
+        # In one order, as in every transaction that locks several of these rows.
         for partition, one in sorted(marks.items())
     ]
     connection.execute(update(table).where(*anywhere(store), *mine).values(values), rows)

@@ -18,7 +18,7 @@ from consumerkit.storage.tables import Tables
 
 # What was read may change between two statements: a parked message leaves the lot, a claim is committed.
 _READINGS: Final = 3
-# Letters of messages whose ID belongs to another one: what became of that is not told by them.
+# Letters of messages whose ID belongs to another one: they do not show that one's state.
 _OF_ANOTHER: Final = frozenset({Reason.CONFLICT, Reason.FAILED_DUPLICATE})
 
 
@@ -74,7 +74,7 @@ class MessageStatus:
             of the payloads is meant before taking "processed" for an answer.
         may_be_forgotten: Whether an unknown ID may have been handled so long ago that the ledger has forgotten it.
         steps: The steps of the message that have begun, in that order; see `StepStatus`.
-        probed: Whether an unknown ID was found not to be in flight; False where that could not be told.
+        probed: Whether an unknown ID was found not to be in flight; False if that is not known.
     """
 
     handler: str

@@ -61,7 +61,7 @@ class Start(NamedTuple):
         step: Its name.
         arguments: The fingerprint of what it is called with.
         deadline: Seconds that the call may take.
-        settles: Whether a call in doubt is taken over; else it is left as it is, and told.
+        settles: Whether a call in doubt is taken over; else it is left as it is, and returned.
         undo: What its undo can do; see `DeclaredStep.undo`.
         given: What it is called with, where it has an undo.
     """
@@ -76,7 +76,7 @@ class Start(NamedTuple):
 
     @property
     def name(self) -> Name:
-        """Which step of which message."""
+        """The step and its message."""
         return self.digest, self.step
 
 
@@ -114,7 +114,7 @@ class End(NamedTuple):
 
     @property
     def name(self) -> Name:
-        """Which step of which message."""
+        """The step and its message."""
         return self.digest, self.step
 
 

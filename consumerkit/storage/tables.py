@@ -140,7 +140,7 @@ def _define(tables: Tables) -> None:
     object.__setattr__(tables, "_places", places)
     for table in made:
         object.__setattr__(tables, table.name.removeprefix(tables.prefix), table)
-    # Last: whoever finds it finds the others.
+    # Last: if it exists, the others do, too.
     object.__setattr__(tables, "metadata", metadata)
 
 
@@ -230,7 +230,7 @@ def _message_steps(prefix: str, metadata: MetaData) -> Table:
 def _dead_letters(prefix: str, metadata: MetaData) -> Table:
     """The whole message with the reason; unique by where it stood in the log, so that a crash never doubles one.
 
-    `state` is dead, redriven (parked again), resolved or discarded; `history` has, as JSON, what it died of before.
+    `state` is dead, redriven (parked again), resolved or discarded; `history` has its earlier errors, as JSON.
     `place` is where its error was raised: with the error's type it tells groups of errors apart.
     """
     return Table(
@@ -275,7 +275,7 @@ def _dead_letters(prefix: str, metadata: MetaData) -> Table:
 
 
 def _outbox_messages(prefix: str, metadata: MetaData) -> Table:
-    """Messages to send. The database makes the digests and `place` itself, so they are there whoever writes a row.
+    """Messages to send. The database computes the digests and `place`, so every program's rows have them.
 
     `place` is the sequence under a name that the primary key does not have. A statement on digests and place can only
     follow the index on them, whatever the statistics say.

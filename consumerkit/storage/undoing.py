@@ -1,8 +1,8 @@
 """The record's side of undoing: which steps of dead messages are to be undone, and what came of it.
 
 A step is marked in the transaction of its message's dead letter. Any worker of the handler may undo it: who does holds
-the message's rows for a while, and extends that while a call is under way. Whoever takes them over after a crash calls
-again with the same key.
+the message's rows for a while, and extends that while a call is under way. After a crash the next owner of the rows
+calls again with the same key.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class UndoRows:
         """Return what a step was called with, in the clear.
 
         Raises:
-            PayloadSealed: It is sealed by means that are not at hand.
+            PayloadSealed: It is sealed by a sealer that is not given here.
         """
         if one.given is None or not one.sealed:
             return one.given

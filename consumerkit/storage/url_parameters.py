@@ -1,7 +1,7 @@
 """What a PostgreSQL URL says of servers and of the connection, read as libpq does, before anything of it is shown.
 
 What libpq, asyncpg or the server cannot read they quote, and it may be part of a password: so each parameter is read
-here first, and what is wrong with it is told without it.
+here first, and an error about it does not quote it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def checked(url: URL) -> URL:
 
 
 def refuse_unknown(url: URL) -> None:
-    """Refuse what libpq does not know; by name it is not told, since an unescaped password may have made it.
+    """Refuse what libpq does not know; the error does not name it, because it may be part of an unescaped password.
 
     Raises:
         ConfigurationError: There is such a parameter.

@@ -1,4 +1,4 @@
-"""Reading a database's URL without ever telling what is in it: a malformed one may have its password anywhere."""
+"""Reads a database's URL and never shows its content: a malformed one may have its password anywhere."""
 
 from __future__ import annotations
 

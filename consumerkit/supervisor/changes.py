@@ -55,7 +55,7 @@ async def python_changes(directories: Sequence[Path]) -> AsyncIterator[str]:
     except (OSError, RuntimeError) as error:
         raise StartError(
             f"{error}; name the directories with your code by --reload-dir, or set WATCHFILES_FORCE_POLLING=1 where "
-            "the file system tells of no changes"
+            "the file system reports no changes"
         ) from error
 
 

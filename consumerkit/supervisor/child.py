@@ -59,7 +59,7 @@ class Child:
         leave: Set where its process is to stop.
         replaced: Whether another process is then to fill the place.
         changed: Set when its process works, or has ended.
-        works: Whether its process has told that it works.
+        works: Whether its process has reported that it works.
         deaths: How many of its processes have ended unasked.
         channel: How to talk with its process, while it runs.
         left: The members that its last process was, which their groups may wait for still.
@@ -80,7 +80,7 @@ class Child:
 
 @contextlib.contextmanager
 def listening(child: Child, channel: Channel, told: Callable[[], None]) -> Iterator[None]:
-    """Hear what a process tells; `told` is called once it has told that it works."""
+    """Read what a process reports; `told` is called once it has reported that it works."""
     loop = asyncio.get_running_loop()
 
     def hear() -> None:
@@ -117,7 +117,7 @@ def verdict(child: Child, code: int) -> int:
     """Return the supervisor's exit code by how a process took the stop."""
     if child.killed:
         return GRACE_EXCEEDED
-    if code in (CLEAN, -signal.SIGTERM):  # killed by SIGTERM: it was told before it could listen
+    if code in (CLEAN, -signal.SIGTERM):  # killed by SIGTERM: the signal came before its handler was installed
         return CLEAN
     _log.error("worker process %d %s while stopping", child.number, how_it_ended(code))
     return GRACE_EXCEEDED if code == GRACE_EXCEEDED else FAILED

@@ -30,8 +30,8 @@ class Channel:
     """The supervisor's end: two pipes, on which it and one worker process tell each other a JSON line each time.
 
     Attributes:
-        read_end: Readable when the process has told something, and once it has ended.
-        works: Whether the process has told that it works.
+        read_end: Readable when the process has sent something, and once it has ended.
+        works: Whether the process has reported that it works.
         over: Whether the process tells no more.
         members: Which members of consumer groups the process is.
     """
@@ -67,12 +67,12 @@ class Channel:
         _write(self._write_end, {"dead": sorted(members)})
 
     def grace(self, otherwise: float) -> float:
-        """Return the seconds that the process told, if it has got that far."""
+        """Return the grace that the process sent, if it has got that far."""
         self.look()
         return otherwise if self._grace is None else self._grace
 
     def look(self) -> None:
-        """Read what the process has told since the last look."""
+        """Read what the process has sent since the last look."""
         while not self.over:
             try:
                 told = os.read(self.read_end, 65_536)
@@ -141,15 +141,15 @@ class Lifeline:
         self._tell({"grace": seconds})
 
     def tell_works(self) -> None:
-        """Tell the supervisor that this process works: where all are replaced, the next one's turn has come."""
+        """Report to the supervisor that this process works: in a rolling replacement, the next one's turn has come."""
         self._tell({"works": True})
 
     def tell_members(self, members: frozenset[GroupMember]) -> None:
-        """Tell the supervisor which members of consumer groups this process is, instead of what it told before."""
+        """Report this process's members of consumer groups to the supervisor; the last report counts."""
         self._tell({"members": sorted(members)})
 
     def hear_of_the_dead(self, act: Callable[[frozenset[GroupMember]], None]) -> None:
-        """Have `act` called, in a thread, with members whose process has died, as the supervisor tells of them."""
+        """Call `act`, in a thread, with the members of dead processes that the supervisor reports."""
         if self._ends is not None:
             threading.Thread(target=self._hear, args=(self._ends[0], act), daemon=True, name="supervisor-ear").start()
 

@@ -31,12 +31,12 @@ from consumerkit.supervisor.systemd import Notifier
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_REQUEST: Final = 1.0
-"""Seconds within which a further signal is the first one, told twice."""
+"""Seconds within which a second signal counts as a copy of the first."""
 _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Keeps N worker processes running until it is told to stop.
+    """Keeps N worker processes running until a signal stops it.
 
     Each is started afresh by its command and inherits nothing but the environment. One that ends is started again after
     a back-off, for ever; only if all of them fail to *start* (exit code 2), and none has ever ended otherwise, it gives
@@ -59,9 +59,9 @@ class Supervisor:
         command: What runs one worker process.
         workers: How many.
         backoff: The waits between restarts.
-        grace: Seconds after which a process is killed that has not told its own grace.
+        grace: Seconds after which a process is killed that has not sent its own grace.
         margin: Seconds beyond the grace, for what surrounds a worker: its resources, the interpreter's end.
-        notifier: Told once every process works, and kept told that this one lives.
+        notifier: Notified once every process works, and from then on that this one lives.
         changes: Tells, each time in a few words, that the processes' code has changed; for development.
     """
 

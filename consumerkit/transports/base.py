@@ -69,7 +69,7 @@ as a consumer's; `finished` tells that nothing is left, whatever offsets are mis
 retention has overtaken raises `PartitionUnusable`.
 
 **Members.** `Consumer.member` tells by which ID the broker's group knows a consumer. A process that has died leaves no
-group, and the broker waits for it until its session has run out. Whoever knows the IDs of its members has
+group, and the broker waits for it until its session has run out. A caller that knows the IDs of its members has
 `Transport.leave` tell the broker sooner. A member that lives after all loses its partitions, and joins again.
 
 **Stopping.** `Consumer.stop` waits for the listener as long as it takes. It does not wait for other members: where the
@@ -180,7 +180,7 @@ def failure_in(answer: Acknowledged | SendFailure) -> SendFailure | None:
 
 @dataclass(frozen=True, slots=True)
 class TopicInfo:
-    """What the broker tells of a topic."""
+    """What the broker knows of a topic."""
 
     name: str
     topic_id: str
@@ -189,7 +189,7 @@ class TopicInfo:
 
 @dataclass(frozen=True, slots=True)
 class PartitionInfo:
-    """What the broker tells of a partition that is assigned.
+    """What the broker knows of an assigned partition.
 
     Attributes:
         topic_id: Tells the topic from a later one of its name.
@@ -207,7 +207,7 @@ class PartitionInfo:
 
 
 class Surveyed(NamedTuple):
-    """What the broker tells of one partition of a topic, whoever has it.
+    """What the broker knows of one partition of a topic, whichever member has it.
 
     Attributes:
         span: The offsets that are in the log; None where the broker cannot tell now, for want of a leader.
@@ -221,7 +221,7 @@ class Surveyed(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What the broker tells of a topic and of all its partitions."""
+    """What the broker knows of a topic and of all its partitions."""
 
     topic_id: str
     partitions: Mapping[int, Surveyed]
@@ -241,7 +241,7 @@ class Health:
 
 
 class AssignmentListener(Protocol):
-    """Told of every change of assignment; see the module's docstring."""
+    """Called at every change of assignment; see the module's docstring."""
 
     async def assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
         """Record new partitions: where each is read from, and under which epoch."""
@@ -304,12 +304,12 @@ class Consumer(Protocol):
         Leaves out those that are not assigned any more, and those that have no leader now.
 
         Raises:
-            Unavailable: The broker did not answer, or does not know of a topic now; what it told before is no answer.
+            Unavailable: The broker did not answer, or does not know a topic now; an earlier answer does not count.
         """
         ...
 
     async def survey(self, topic: str) -> Survey:
-        """Ask the broker about all partitions of a topic, whoever has them, now.
+        """Ask the broker now about all partitions of a topic, whichever members have them.
 
         Raises:
             Unavailable: The broker did not answer, or does not know the topic now.

@@ -30,7 +30,7 @@ class OAuthBearer:
 
     Args:
         token: `TokenEndpoint(...)`, or a function, sync or async, that returns an `AccessToken`.
-        extensions: What the broker wants to be told beside the token, such as Confluent's `logicalCluster`.
+        extensions: Further values that the broker needs, such as Confluent's `logicalCluster`.
         timeout: Seconds after which a call of the function is given up.
         tls: How the connection is encrypted; None sends the token in the clear, which `Kafka` allows to this machine
             only.

@@ -15,7 +15,7 @@ Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 @dataclass(frozen=True)
 class Sasl:
-    """A user name and a password, over TLS unless told otherwise.
+    """A user name and a password, over TLS by default.
 
     Args:
         mechanism: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`, as the broker is set up.

@@ -70,7 +70,7 @@ class TokenEndpoint:
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether a secret that is sent there can be read by nobody on the way."""
+        """Whether a secret is encrypted on its way there, or stays on this machine."""
         parts = urlsplit(self.url)
         return parts.scheme == "https" or is_loopback(parts.hostname or "")
 

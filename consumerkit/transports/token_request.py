@@ -82,7 +82,7 @@ def _token(where: str, answer: bytes) -> AccessToken:
     try:
         token = AccessToken(value, **_lifetime(value, told.get("expires_in")))
     except (ConfigurationError, ValueError, AttributeError, OverflowError, RecursionError):
-        raise NoToken(f"{where} gave no token, or none of which it is known when it expires") from None
+        raise NoToken(f"{where} gave no token, or one without a known expiry") from None
     if token.seconds_left <= 0:
         raise NoToken(f"{where} gave a token that has expired already; check the clocks of both machines")
     return token

@@ -1,4 +1,4 @@
-"""What is checked when a worker is built or starts: found before the first message, told in one line."""
+"""Checks when a worker is built or starts: each error is found before the first message, and is one line."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ async def located(given: Database, tables: Tables) -> Tables:
     """Return the tables under the schema in which the database has them.
 
     Raises:
-        ConfigurationError: That cannot be told, or a schema_translate_map would send our statements elsewhere.
+        ConfigurationError: The schema is not known, or a schema_translate_map would send our statements elsewhere.
         StartError: The database cannot be used.
     """
     return await _asked(given, lambda session: find(session.connection(), tables))

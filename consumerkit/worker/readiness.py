@@ -13,16 +13,16 @@ from consumerkit.events import Event
 from consumerkit.message import TopicPartition
 
 DOUBT_PATIENCE: Final = 60.0
-"""Seconds for which a partition may be in doubt before it is told: it is taken again by itself, mostly at once."""
+"""Seconds for which a partition may be in doubt before readiness shows it: mostly it is taken again at once."""
 
 SUSPECTED: Final = 60.0
-"""Seconds for which a message may wait without an attempt counted before it is told, and for which that lasts."""
+"""Seconds for which a message may wait without a counted attempt before readiness shows it, and for which it does."""
 
 PARTITIONS_PATIENCE: Final = 5.0
 """Seconds without a partition after which a handler that had some is reported: a rebalance has such pauses."""
 
 TROUBLE_OUTLIVES: Final = 60.0
-"""Seconds beyond its wait after which trouble that was not told again is over."""
+"""Seconds beyond its wait after which trouble that was not announced again is over."""
 
 Clock = Callable[[], float]
 _Place = tuple[object, ...]
@@ -224,7 +224,7 @@ class States:
             self._end("stopped", event.handler, partition)
 
     def _taken(self, event: events.PartitionTaken) -> None:
-        # Whoever takes it reads it again from its mark; where that fails, it is told to be stopped again.
+        # The new owner reads it again from its mark; if that fails, another event says that it is stopped.
         self._end("stopped", event.handler, event.partition)
         self._end("doubt", event.handler, event.partition)
         self._end("fence", event.handler, event.partition)

@@ -1,4 +1,4 @@
-"""What a worker tells of itself from time to time: that it works, what it waits for, and that trouble is over."""
+"""What a worker reports from time to time: that it works, what it waits for, and that trouble is over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from consumerkit.message import TopicPartition
 EVERY: Final = 60.0
 """Seconds between two summaries of a handler."""
 AWAITED_AFTER: Final = 5.0
-"""Seconds without partitions after which that is told, and again every minute."""
+"""Seconds without partitions after which a report follows, and again every minute."""
 _BEAT: Final = 1.0
 
 Oldest = Callable[[], Awaitable[Mapping[str, float]]]
@@ -31,7 +31,7 @@ class Reports:
 
     Args:
         handlers: The handlers' names.
-        announce: Told of what is reported.
+        announce: Announces the reports.
         oldest: Reads for how many seconds the oldest message of each handler waits in the parking lot.
         missed_after: Seconds after which the group misses a member that has died; None where that is not known.
         clock: The monotonic clock.
@@ -109,7 +109,7 @@ class Reports:
         ]
 
     def awaited(self) -> list[events.PartitionsAwaited]:
-        """Return what is to be told of handlers without partitions: after some seconds, and then every minute."""
+        """Return the events about handlers without partitions: after some seconds, and then every minute."""
         now, told = self._clock(), []
         with self._lock:
             for name, since in self._without_since.items():

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MEBIBYTE = 1024 * 1024
-_LAST_STEPS: Final = 5.0  # seconds in which what has no messages in hand ends once it is told to
+_LAST_STEPS: Final = 5.0  # seconds in which a part without messages in hand ends once it must stop
 
 
 class Worker:

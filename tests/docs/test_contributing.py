@@ -1,7 +1,9 @@
 """What CONTRIBUTING says of the code is so: its rooms, its words and its public places."""
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 
 import consumerkit
@@ -9,6 +11,28 @@ from tests.docs.markdown import ROOT, blocks
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 PACKAGE = ROOT / "consumerkit"
+RETIRED = (
+    "anew",
+    "nobody",
+    "whoever",
+    "everybody",
+    "meanwhile",
+    "in the meantime",
+    "take note",
+    "let go of",
+    "of which",
+    "told of",
+    "tells of",
+    "it is told",
+    "died of",
+    "lest",
+    "haunted",
+    "convict",
+    "solitude",
+    "bury",
+    "burial",
+)
+"""Words that a reader of English as a second language reads twice, and words that meant something here alone."""
 USERS_READ = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOT_FILES = 12
 
@@ -68,3 +92,28 @@ def test_no_line_of_prose_is_longer_than_the_codes() -> None:
         prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
         long += [f"{page.name}: {line[:60]}" for line in prose.splitlines() if len(line) > 120]
     assert long == []
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The comments and strings of a program; a string without a space is a name."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and " " in token.string):
+            yield token.string
+
+
+def retired(text: str) -> list[str]:
+    """The retired words of a text, which may break a line between two words."""
+    plain = re.sub(r"\s+(?:# )?", " ", text.lower())
+    return [word for word in RETIRED if re.search(rf"\b{word}\b", plain)]
+
+
+def test_no_page_and_no_sentence_of_the_product_has_a_retired_word() -> None:
+    pages = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *USERS_READ, *sorted((ROOT / "examples").rglob("*.md"))]
+    found = [(page.name, retired(page.read_text())) for page in pages]
+    for module in sorted(PACKAGE.rglob("*.py")):
+        found += [(module.name, retired(one)) for one in sentences(module.read_text())]
+    assert [one for one in found if one[1]] == []
+
+
+def test_a_retired_word_is_found_over_the_end_of_a_line() -> None:
+    assert retired("What it\n    # died\n    # of") == ["died of"]

@@ -1,4 +1,4 @@
-"""How a command is told which dead letters it is for: the same options for every command."""
+"""How a command chooses dead letters: the same options for every command."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from consumerkit.storage.tables import DEFAULT_PREFIX
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a command was told about which letters it is for, and where these are.
+    """The letters that a command chooses, and the database that holds them.
 
     Attributes:
         ids: The IDs among its arguments.

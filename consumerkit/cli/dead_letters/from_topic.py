@@ -39,7 +39,7 @@ def redrive_topic(
     dry_run: bool,
     as_json: bool,
 ) -> Report | None:
-    """Import a topic, tell of it, and redrive what is there of it then; None after a dry run.
+    """Import a topic, print the result, and redrive its letters; return None after a dry run.
 
     Raises:
         ConfigurationError: No handler is named, or no target.

@@ -146,7 +146,7 @@ def _watching(show: Show) -> Watch:
 
 
 def print_report(report: ImportReport, topic: str, *, as_json: bool) -> None:
-    """Print what became of the records: the counts, and those that are told of by themselves."""
+    """Print the result of an import: the counts, and the records that are shown one by one."""
     if as_json:
         counts = {fate.value: count for fate, count in report.counts.items()}
         lines = [_as_object(line) for line in report.lines]

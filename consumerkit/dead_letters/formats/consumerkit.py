@@ -69,7 +69,7 @@ def written(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> Outb
     """Return the record of a dead letter: key, value and headers untouched, and ours added.
 
     The record of an oversized message has no value and refers to the message's place in the log. The record of a
-    message that was redriven and died again tells what it died of before.
+    message that was redriven and died again also has its earlier errors.
 
     Args:
         dead: The letter.

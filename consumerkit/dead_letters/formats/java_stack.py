@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# Raised where bytes could not be made an object: the message's fault, whoever reads it with the same code.
+# Raised if bytes cannot become an object: the message's fault for every reader with the same code.
 _UNREADABLE: Final = frozenset(
     {
         "DeserializationException",

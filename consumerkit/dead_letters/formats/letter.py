@@ -1,4 +1,4 @@
-"""A dead letter as a record of a dead-letter topic tells it, whoever wrote the record."""
+"""A dead letter as read from a record of a dead-letter topic, in any convention."""
 
 from __future__ import annotations
 

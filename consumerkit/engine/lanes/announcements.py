@@ -1,4 +1,4 @@
-"""What a lane tells of its work, as events."""
+"""The events that a lane announces."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Announcements:
         self.announce = announce
 
     def skipped(self, count: int) -> None:
-        """Tell of messages of an unknown type."""
+        """Announce messages of an unknown type."""
         self.announce(events.MessagesSkipped(count=count))
 
     def committed(self, receipt: Receipt, seconds: float) -> None:
-        """Tell of a transaction that is durable, and took so many seconds."""
+        """Announce a durable transaction, and the seconds that it took."""
         self.announce(
             events.GroupCommitted(
                 lane=self._lane,
@@ -43,7 +43,7 @@ class Announcements:
         self.dead(receipt)
 
     def dead(self, receipt: Receipt) -> None:
-        """Tell of dead letters."""
+        """Announce dead letters."""
         for clash in receipt.clashes:
             self.announce(events.OriginClash(**clash._asdict()))
         for dead in receipt.dead:
@@ -62,7 +62,7 @@ class Announcements:
             )
 
     def rolled_back(self, batch: Batch, error: BaseException) -> None:
-        """Tell of a transaction that failed."""
+        """Announce a failed transaction."""
         self.announce(
             events.GroupRolledBack(
                 size=len(batch.items),
@@ -74,7 +74,7 @@ class Announcements:
     def attempt_failed(
         self, delivery: Delivery, error: BaseException, wait: float | None, *, braking: bool = False
     ) -> None:
-        """Tell of a message that failed alone."""
+        """Announce a message that failed alone."""
         self.announce(
             events.AttemptFailed(
                 partition=_partition(delivery.message),
@@ -89,7 +89,7 @@ class Announcements:
         )
 
     def suspected(self, delivery: Delivery, error: BaseException, wait: float, *, overload: bool) -> None:
-        """Tell of a message that failed alone, where nothing is counted; `overload` is trouble of the database, too."""
+        """Announce a message that failed alone without a counted attempt; `overload` is also database trouble."""
         if overload:
             told = failures.described(error)
             self.announce(events.Trouble(where="database", error=told, wait=wait))

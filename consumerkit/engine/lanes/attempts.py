@@ -40,7 +40,7 @@ class Attempts:
             Whether it has not failed.
 
         Raises:
-            Interrupted: The lane was told to give up; the message is not finished, unless it was reported so.
+            Interrupted: The lane must give up; the message is not finished, unless it was reported as finished.
             HandlerHalted: The handler cannot run before a person acts.
         """
         decided, suspected = await self._crashes.suspect(decided)

@@ -22,10 +22,10 @@ class Interrupted(Exception):
 
 
 class Backoff:
-    """Waits longer and longer while trouble lasts, and gives up only when the lane is told to.
+    """Waits longer and longer while trouble lasts, and gives up only when the lane must stop.
 
     Args:
-        announce: Told of trouble and of its end.
+        announce: Announces trouble and its end.
 
     Attributes:
         interrupted: Set while the lane is to give up what it holds.

@@ -26,7 +26,7 @@ class BrakeGate:
 
     Args:
         policy: See `Brake`.
-        announce: Told when the brake goes on and off.
+        announce: Announces that the brake goes on or off.
     """
 
     def __init__(self, policy: Brake, announce: Announcer) -> None:

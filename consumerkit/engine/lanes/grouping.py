@@ -87,7 +87,7 @@ class Grouping:
         """Run messages, in order, at most `size()` of them; return those to be given again, before any later ones.
 
         Raises:
-            Interrupted: The lane was told to give up; what was not reported as finished is not finished.
+            Interrupted: The lane must give up; messages that were not reported as finished are not finished.
             HandlerHalted: The handler cannot run before a person acts.
         """
         if self._one_by_one:

@@ -268,7 +268,7 @@ class Lane:
         return any((m.topic, m.partition) in partitions for m in held)
 
     def drop(self, partitions: frozenset[TopicPartition]) -> int:
-        """Let go of waiting messages of these partitions, and stop waiting for a retry of one; return how many went."""
+        """Drop waiting messages of these partitions, and stop waiting for a retry of one; return their number."""
         for partition in partitions:
             self.restore(partition)
         gone = [m for m in self.waiting if (m.topic, m.partition) in partitions]

@@ -35,7 +35,7 @@ class ParkedPoller:
         partition_store: The database.
         partitions: What is assigned.
         lanes: Get what is due.
-        announce: Told what happened.
+        announce: Announces events.
     """
 
     def __init__(
@@ -95,6 +95,6 @@ class ParkedPoller:
         partition = self._partitions.get((message.topic, message.partition))
         if partition is None or partition.fencing_token is None:
             return False
-        # Whoever put it there, as a redrive does: it blocks its key from now on.
+        # A redrive may have put it there: it blocks its key from now on.
         partition.park(message, parked.id)
         return self._lanes.put_due(parked)

@@ -41,7 +41,7 @@ class PartitionBrakes:
 
     Args:
         policy: See `Brake`.
-        announce: Told when a partition is slowed down, and when that ends.
+        announce: Announces that a partition is slowed down, and the end of that.
     """
 
     def __init__(self, policy: Brake, announce: Announcer) -> None:

@@ -35,7 +35,7 @@ class Committer:
         consumer: Whose offsets these are.
         partitions: What is assigned.
         partition_store: The database.
-        announce: Told what happened.
+        announce: Announces events.
     """
 
     def __init__(

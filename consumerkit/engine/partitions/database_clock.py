@@ -1,4 +1,4 @@
-"""The database's clock, by which the age of an event is told: a worker's own may be days ahead."""
+"""The database's clock, which measures the age of an event: a worker's own clock may be days ahead."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ class DatabaseClock:
         """Measure every few seconds, until cancelled."""
         while True:
             await asyncio.sleep(EVERY)
-            # Whoever else needs the database tells of its trouble; the measurement before holds until it is over.
+            # Other parts announce the database's trouble; the last measurement holds until it is over.
             with suppress(Exception):
                 await self.measure()

@@ -1,4 +1,4 @@
-"""Tells of partitions that cannot be taken over for long, since a transaction of another worker holds their fence."""
+"""Announces partitions that cannot be taken over for long, because another worker's transaction holds their fence."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
 
 TOLD_AFTER: Final = 5.0
-"""Seconds after which a wait is told: an owner that is well ends its transaction sooner when it gives one back."""
+"""Seconds after which a wait is announced: a healthy owner ends its transaction sooner."""
 
 
 class FenceWaits:
     """Remembers since when each fence is waited for.
 
     Args:
-        announce: Told of each wait once.
+        announce: Announces each wait once.
     """
 
     def __init__(self, announce: Announcer) -> None:

@@ -26,7 +26,7 @@ def starts(handler: str, survey: Survey, policy: StartFrom, *, begun: bool, aske
 
     Args:
         handler: The handler's name.
-        survey: What the broker tells of the topic.
+        survey: The broker's answer about the topic.
         policy: Where to begin in a partition for which Kafka has no committed offset.
         begun: Whether the handler has begun with a topic of this name, whatever the database knows of this one: then
             all that is in it came after its first run.

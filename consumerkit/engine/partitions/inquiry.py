@@ -21,14 +21,14 @@ from consumerkit.transports.base import Consumer, PartitionInfo
 
 
 class Asked(NamedTuple):
-    """What the broker told, and when it was asked, on the monotonic clock."""
+    """The broker's answer, and the time of the question on the monotonic clock."""
 
     info: Mapping[TopicPartition, PartitionInfo]
     at: float
 
 
 class Troubles:
-    """Tells of what keeps partitions from being taken over.
+    """Announces what keeps partitions from being taken over.
 
     Attributes:
         wait: Seconds until they are tried again.
@@ -51,7 +51,7 @@ class Inquiry:
         handler: The handler's name.
         consumer: Asked about partitions.
         first_runs: Knows where a first run begins.
-        troubles: Told what kept a question from being answered.
+        troubles: Announces why a question was not answered.
     """
 
     def __init__(self, handler: str, consumer: Consumer, first_runs: FirstRuns, troubles: Troubles) -> None:

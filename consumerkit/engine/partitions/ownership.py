@@ -47,7 +47,7 @@ class Ownership:
         partitions: What is assigned.
         partition_store: The database.
         first_runs: Knows where a first run begins.
-        announce: Told what happened.
+        announce: Announces events.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Ownership:
             await self._round()
 
     def _wanted(self) -> list[TopicPartition]:
-        """Return what is to be taken over, those first that had no turn for longest."""
+        """Return the partitions to take over; those that waited longest for a turn come first."""
         found = self._partitions.in_state(PartitionState.ASSIGNED, PartitionState.IN_DOUBT, PartitionState.STOPPED)
         self._looking.intersection_update(found)
         return [one.name for one in found if one.state is not PartitionState.STOPPED or one in self._looking]
@@ -183,7 +183,7 @@ class Ownership:
         unusable = {}
         for name, partition in partitions.items():
             begins = found.get(name)
-            # One that went in the meantime may have come back, under another assignment: then it is wanted still.
+            # A partition may have gone and come back under another assignment: then it is still wanted.
             if self._partitions.get(name) is not partition:
                 continue
             if isinstance(begins, PartitionUnusable):

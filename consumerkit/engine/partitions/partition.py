@@ -51,14 +51,14 @@ class Partition:
         crashes, suspect_offsets: See `consumerkit.storage.fence.Taken`.
         crash_watermark: The highest number in the lot when a partition was taken over whose owner had died. One of
             these messages may have killed it, so their runs are recorded before they begin.
-        held: Whether the consumer was told to fetch nothing more of it.
+        held: Whether the consumer fetches nothing more of it.
         weight: Bytes that its messages in hand count for in the budget.
         began: The first offset fetched under this assignment.
         mark: The position that the database has; None until it was taken over.
         start: Where the consumer's first run began.
         end: No owner before has processed anything at or above it.
         forgotten_below: The IDs of messages below it may be forgotten, so that they cannot be proven new.
-        adrift: Whether messages were let go of, so that it must be read again from the mark.
+        adrift: Whether messages were dropped; the partition must be read again from the mark.
         topic_id: The topic's ID when it was taken over.
         ordering, parking_limit: What the handler declares.
         taken_at: When it was taken over, by the monotonic clock.

@@ -29,7 +29,7 @@ class Wanted(NamedTuple):
 
     Attributes:
         partition: Which.
-        info: What the broker told of it.
+        info: The broker's answer about it.
         place: Decides where to begin, from what the database knows, or raises `PartitionUnusable`.
     """
 
@@ -79,7 +79,7 @@ class PartitionStore:
 
         Args:
             wanted: Which; one alone where there is a wait.
-            ago: How many seconds ago the broker told of them.
+            ago: The age of the broker's answer in seconds.
             wait: Seconds to wait for transactions of the owner before.
 
         Returns:

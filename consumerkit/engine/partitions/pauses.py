@@ -1,4 +1,4 @@
-"""Tells of partitions that cannot run: whose parking lot is full, or which wait in order behind a parked message."""
+"""Announces partitions that cannot run: their parking lot is full, or they wait in order behind a parked message."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from consumerkit.engine.partitions.table import Partitions
 from consumerkit.events import Announcer
 
 TOLD_AFTER: Final = 60.0
-"""Seconds after which it is told that a partition waits behind a parked message: most such waits are short."""
+"""Seconds after which a wait behind a parked message is announced: most such waits are short."""
 OVER_AFTER: Final = 10.0
-"""Seconds without a stop after which it is told that a pause is over: a full lot may be full again at once."""
+"""Seconds without a stop after which the end of a pause is announced: a full lot may be full again at once."""
 
 
 def full_lot(parked: int) -> str:
@@ -36,7 +36,7 @@ class Pauses:
 
     Args:
         partitions: What is assigned.
-        announce: Told.
+        announce: Announces events.
     """
 
     def __init__(self, partitions: Partitions, announce: Announcer) -> None:
@@ -46,7 +46,7 @@ class Pauses:
         self._told: dict[Partition, float] = {}
 
     def idle(self, partition: Partition, since: float, now: float) -> None:
-        """Tell of a partition that cannot run, if what keeps it is known here and lasts."""
+        """Announce a partition that cannot run, if the reason is known here and lasts."""
         if partition.fencing_token is None:
             return
         if partition.is_full:
@@ -55,7 +55,7 @@ class Pauses:
             self._tell(partition, BEHIND, now)
 
     def look(self, idle: Collection[Partition], now: float) -> None:
-        """Tell of pauses that are over; a partition that is given back ends its own."""
+        """Announce ended pauses; a partition that is given back ends its own."""
         for partition, seen in list(self._told.items()):
             if self._partitions.get(partition.name) is not partition:
                 del self._told[partition]

@@ -21,7 +21,7 @@ class StartPosition(NamedTuple):
         offset: The first message to read: the mark.
         start: Where the consumer's first run began.
         remark: What people should know about it, or None.
-        alarming: Whether the remark tells of something lost.
+        alarming: Whether the remark is about a loss.
         intact: Whether this worker may go on with what it has in hand: no other worker has owned the partition since,
             and the database has all that it had acknowledged.
     """
@@ -94,7 +94,7 @@ def beginning(
 
 def _first_run(handler: str, partition: TopicPartition, info: PartitionInfo, first: FirstStart | None) -> StartPosition:
     if first is None:
-        # Whoever committed an offset for it has handled what is below.
+        # The messages below a committed offset are handled.
         offset = info.start if info.committed is None else info.committed
     elif first.offset is None or first.source is Source.START:
         # What retention takes before a handler has begun to read is older than its first run.

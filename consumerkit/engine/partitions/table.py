@@ -46,7 +46,7 @@ class Partitions:
     Args:
         rules: See `Rules`.
         sequences: Number the transactions of the engine's lanes.
-        announce: Told what happened.
+        announce: Announces events.
         outbox_written: Set when a transaction has written to the outbox.
 
     Attributes:
@@ -118,7 +118,7 @@ class Partitions:
     def of_fetched(self, message: Message) -> Partition | None:
         """Return the partition of a message that `fetch` returned, unless it was fetched before the last `seek`.
 
-        Nothing is taken on while a seek is due: it would be beyond what is to be read again.
+        No message is accepted while a seek is due: it would be beyond the messages to read again.
         """
         found = self._by_name.get((message.topic, message.partition))
         if found is None or found.offsets.epoch != message.epoch or found.offsets.reread_from is not None:
@@ -246,7 +246,7 @@ class Partitions:
         self.in_doubt(owners, error)
 
     def commits_lost(self, error: CommitsLost) -> None:
-        """Go back to what the database has: it cannot be told which transactions it has lost."""
+        """Go back to the database's marks: it is not known which transactions it has lost."""
         self._announce(events.CommitsLost(error=str(error)))
         for partition in self._by_name.values():
             # The lanes that begin again know nothing of what was lost, so nothing in hand is as sure as it looks.

@@ -77,7 +77,7 @@ def raise_contained(error: BaseException, *, cancelled: bool) -> NoReturn:
     """Raise an error again; SystemExit and a stray CancelledError, which would end the lane, as the handler's failure.
 
     A handler that calls `sys.exit`, or lets a cancellation of its own escape, must not take its process along. Nor can
-    a StopIteration out of a thread be told to a future: whoever awaits it would wait for ever.
+    a StopIteration out of a thread be set on a future: the task that awaits it would wait for ever.
     """
     if (isinstance(error, Exception | KeyboardInterrupt) and not isinstance(error, StopIteration)) or cancelled:
         raise error

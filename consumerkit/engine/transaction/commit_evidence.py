@@ -64,7 +64,7 @@ class CommitEvidence:
 
     @property
     def durable(self) -> bool | None:
-        """Whether the transaction is durable, or None where that cannot be told."""
+        """Whether the transaction is durable; None if that is not known."""
         if self._durable:
             return True
         if self._connection is None or self.rolled_back:

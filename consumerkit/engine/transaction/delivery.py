@@ -1,4 +1,4 @@
-"""A message as it was delivered, and what is to become of it. Both are decided before BEGIN, and neither changes."""
+"""A delivered message, and the intent with it. Both are fixed before BEGIN and never change."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ Intent = Handle | Park | DeadLetter
 
 
 class Decided(NamedTuple):
-    """A delivery, and what is to become of it if its ID is free.
+    """A delivery, and the intent with it if its ID is free.
 
     Attributes:
         delivery: The delivery.
         intent: What is to become of it.
-        reduced: How often what is to be written of it was reduced, since the database refused it.
+        reduced: How often its row was reduced because the database refused it.
     """
 
     delivery: Delivery

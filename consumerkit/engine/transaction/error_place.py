@@ -1,4 +1,4 @@
-"""Where an error was raised, so that errors of one kind can be told from others."""
+"""Where an error was raised; the place groups errors of one kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from consumerkit.observability.user_code import frames_of
 def place_of(error: BaseException) -> str | None:
     """Return where an error was raised: `file:line in function`, the innermost frame of the user's own code.
 
-    Where there is none, the innermost of all; None without any. The file is told from where it would be imported, so
+    Without one, the innermost place of all; None without any. The file is named relative to its import path, so
     that it reads the same wherever the program is installed.
     """
     frames = frames_of(error)

@@ -235,7 +235,7 @@ def told(dead: DeadMessage) -> str:
 
 
 def summary(dead: DeadMessage) -> str:
-    """Return what of a dead letter's error may be told in a log: what failed and where, and no payload."""
+    """Return the part of a dead letter's error that a log may show: what failed and where, and no payload."""
     if dead.reason in _OUR_WORDS:
         return cut(dead.error, 300)
     return dead.summary or told(dead)

@@ -50,7 +50,7 @@ def in_context(
     A task of its own would cost more than all the rest of a message, and be another one to be cancelled. So what it
     waits for, and what it is sent or thrown, is passed on: timeouts and cancellations reach it as they would without.
 
-    `watch` is told of each wait for a future; a coroutine that yields None, as `sleep(0)` does, waits for nothing.
+    `watch` is called at each wait for a future; a coroutine that yields None, as `sleep(0)` does, waits for nothing.
     """
     run = context.run
     steps: Any = run(function, *args)

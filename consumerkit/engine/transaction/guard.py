@@ -118,7 +118,7 @@ def _after_rollback(session: Session, previous: SessionTransaction) -> None:
 
 @event.listens_for(Session, "after_transaction_end", insert=True)
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
-    # Told of `close` and `reset` too, which are no rollback in the session's eyes.
+    # Also called on `close` and `reset`, which the session does not count as a rollback.
     if transaction.parent is None:
         _after_rollback(session, transaction)
 

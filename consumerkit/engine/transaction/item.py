@@ -20,7 +20,7 @@ class Disposition(Enum):
     DEAD_LETTER = "dead letter"
     DUPLICATE = "duplicate"
     REPEAT = "repeat"
-    """A duplicate of a processed message that the handler is told about."""
+    """A duplicate of a processed message for the handler's `on_duplicate`."""
     DUPLICATE_OF_DEAD = "duplicate of dead"
     RELEASE = "release"
     """A parked row that only held its key, and is to do so no longer."""
@@ -36,7 +36,7 @@ class Item:
         claimed: Whether this item inserted the claim on its ID.
         dead: Set where the message is not to be run, but to be a dead letter.
         parked: The row in the parking lot that this item comes from, where it is tried again.
-        repeats: Whether it was found to be a duplicate of a processed message that the handler is told about.
+        repeats: Whether it is a duplicate of a processed message for the handler's `on_duplicate`.
         number: Its number in the parking lot, once it is there.
         parking: Set where the message is not to be run now, but to be parked, or to be parked for longer.
         hold: The row that keeps the later messages of its key waiting, where its dead letter holds the key.

@@ -84,7 +84,7 @@ class OutsideWait:
             self._place = _place(frames) or place_of_function(self._watch.function)
 
     def over(self) -> None:
-        """Take note of it where it was certainly no wait for the session."""
+        """Record it if it was certainly no wait for the session."""
         self._over = True
         if self._place is not None and self._watch.is_idle(self._asked):
             self._watch.sharing.notice(self._place, time.monotonic() - self._began)

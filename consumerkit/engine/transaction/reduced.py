@@ -14,7 +14,7 @@ UNSTORABLE: Final = "the database refused this text"
 
 
 def reduced(decided: Decided) -> Decided | None:
-    """Return a reduced form of what is to be written of a message; None where nothing is left to reduce.
+    """Return a reduced form of a message's row; None if nothing is left to reduce.
 
     The first time nothing but printable ASCII is left, the second time no words of an error.
     """

@@ -36,7 +36,7 @@ class Sharing:
         return self._notices and not self.alone
 
     def notice(self, place: str, seconds: float) -> None:
-        """Take note that the handler waited for something else than its session, and tell of the first such wait.
+        """Record that the handler waited for something else than its session, and announce the first such wait.
 
         Args:
             place: Where the user's code waited.

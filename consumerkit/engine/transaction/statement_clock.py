@@ -1,4 +1,4 @@
-"""Measures how long the database has been asked, so that a silent one is told from a slow handler."""
+"""Measures how long the database has not answered: a silent database is not a slow handler."""
 
 from __future__ import annotations
 

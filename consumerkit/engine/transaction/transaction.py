@@ -160,17 +160,17 @@ class Transaction:
             item.disposition = Disposition.DUPLICATE
 
     def _is_same(self, item: Item, kept: Kept | None, ahead: Item) -> bool:
-        """Tell a resend from a conflict: compare in the version in which the first one's fingerprint was made."""
+        """Distinguish a resend from a conflict: compare fingerprints in the version of the first message's."""
         known = (kept.fingerprint, kept.version) if kept else (ahead.fingerprint, ahead.fingerprint_version)
         if item.fingerprint_version == known[1]:
             return item.fingerprint == known[0]
         return self._declared.fingerprint.of(item.message, item.event, known[1]) == known[0]
 
     def _repeat(self, item: Item) -> None:
-        """Have the handler told of a duplicate of a processed message, if it wants to be.
+        """Mark a duplicate of a processed message for the handler's `on_duplicate`, if it has one.
 
         Where it failed to take it, the duplicate is parked or given up; where its key is blocked, it waits.
-        Its ID's row in the ledger is the first one's.
+        The ledger row of its ID belongs to the first message.
         """
         if self._declared.on_duplicate is None:
             item.disposition = Disposition.DUPLICATE
@@ -255,7 +255,7 @@ class Transaction:
             raise CommitsLost("the database has lost transactions that it had acknowledged")
 
     def check(self, session: Session, batch: Batch) -> None:
-        """Raise `TransactionEnded` if a handler that failed had ended the transaction before, as far as can be told.
+        """Raise `TransactionEnded` if a failed handler had ended the transaction before, as far as that is known.
 
         Its failure would otherwise be met by running the batch again, and claims that it made durable be taken for
         those of messages that were processed. Otherwise `batch.sound` tells whether the transaction could go on.
@@ -338,7 +338,7 @@ class Transaction:
         """Dead-letter what a handler made durable by a COMMIT of its own, in a separate transaction.
 
         The claims of such messages are there, while it is unknown which of their effects are: to run them again
-        could double, and to take them for processed could lose. That is so whoever owns their partitions by now, so
+        could double, and to take them for processed could lose. This is independent of their partitions' owner, so
         that the fence is not asked. The lane moves on as with any transaction: the mark passes these messages then,
         and were their dead letters lost with the database's last commits, only the lane would tell.
 

@@ -61,7 +61,7 @@ class UnitOfWork(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of threads."""
+        """End the threads."""
 
 
 class AsyncUnitOfWork:

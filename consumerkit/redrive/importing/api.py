@@ -85,7 +85,7 @@ async def import_letters(
         by: Who does it, for the record; the operating system's user by default.
         note: The reason, for the audit record.
         dry_run: Write nothing; the report tells what would become of each record.
-        keep: How many records the report tells of by themselves.
+        keep: How many records the report shows one by one.
         watch: Called after each batch.
 
     Raises:

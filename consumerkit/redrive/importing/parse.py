@@ -32,7 +32,7 @@ class Screened:
     """A record after everything that can be said of it without the database.
 
     Attributes:
-        line: What is told of it; its fate is not decided yet where there is a candidate.
+        line: The report's line; its result is not decided yet if there is a candidate.
         candidate: What to enter; None where the record is left alone.
     """
 

@@ -61,7 +61,7 @@ class Line:
     Attributes:
         record: The record's place in the dead-letter topic.
         fate: What became of it.
-        why: What a person should know: what is malformed, or the error that it died of.
+        why: The reason for people: what is malformed, or the message's last error.
         origin: Where the message stood, as far as that is known.
         message_id: Its ID, where one was found.
         reason: Why it is dead, where it tells so.

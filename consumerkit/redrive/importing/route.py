@@ -4,7 +4,7 @@ A place in the log that a record names is the handler's own only where the recor
 and the place is below the log's end and below the handler's mark: whatever stood there has been dealt with. Then the
 letter has the origin that the handler's own dead letter of it would have.
 
-All others have an origin of their own, told by a text in place of the topic's ID: `origin:TOPIC[PARTITION]`, the same
+All others have an origin of their own, with a text in place of the topic's ID: `origin:TOPIC[PARTITION]`, the same
 whenever the letter is imported; the ID that the record tells, where that is another topic's; or, where it tells no
 place, `dlq:ID[PARTITION]` of the dead-letter topic. A letter from another topic than the handler's goes to a topic that
 the operator names, into the partition that Kafka's own producers choose for its key, so that it keeps its order among

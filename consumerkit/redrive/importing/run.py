@@ -62,7 +62,7 @@ class Importer:
         register: Enters what passes.
         by: Who does it.
         note: Why.
-        keep: How many records the report tells of by themselves.
+        keep: How many records the report shows one by one.
     """
 
     database: Database

@@ -1,4 +1,4 @@
-"""A dead letter's history, as JSON: what it died of before, and what was done about it, by whom and when."""
+"""A dead letter's history, as JSON: its earlier errors, and what was done about it, by whom and when."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def entry(what: str, by: str, *, note: str = "", **facts: Any) -> Entry:
         what: "redriven", "resolved" or "discarded".
         by: Who did it.
         note: Why.
-        facts: What the message had died of.
+        facts: The message's error until then.
 
     Example:
         >>> entry("redriven", "ann", reason="exhausted", error="")["reason"]

@@ -51,11 +51,11 @@ class DeadMessage:
         place: Where the error was raised, as file, line and function; with its type it tells groups of errors apart.
         letter: The dead letter that was redriven and has died again; None for a message from the log.
         redrives: How often it was redriven before, and
-        history: what it died of then; for the dead-letter topic, both known once it is entered.
+        history: its earlier errors; for the dead-letter topic, both known once it is entered.
         clash: Set once it is entered, where another message's letter stands at its place.
         id: Its number, known once it is entered.
-        summary: What of the error may be told in a log, and
-        in_full: its text and traceback, where whoever runs the worker wants to see them; neither is stored.
+        summary: The part of the error that a log may show, and
+        in_full: its text and traceback with `--show-errors`; neither is stored.
     """
 
     message: Message
@@ -100,7 +100,7 @@ class Entered(NamedTuple):
         id: Its ID.
         topic_id: The topic ID in its row.
         redrives: How often it was redriven before, and
-        history: what it died of then.
+        history: its earlier errors.
         clash: Set where another message stands at its place, so that its row is beside that one's.
     """
 
@@ -115,7 +115,7 @@ def add(connection: Connection, tables: Tables, consumer: int, dead: Sequence[De
     """Enter dead letters in the caller's transaction; return those that are new, or were redriven and died again.
 
     A message from the log that has its dead letter already, whatever became of that, was only delivered again. Another
-    message's letter at the same place is not its own: whoever put that there, this one gets a letter beside it.
+    message's letter at the same place is not its own: this one gets a letter beside it.
     """
     entered: dict[Origin, Entered] = {}
     for one in dead:

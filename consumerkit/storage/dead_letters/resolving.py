@@ -67,7 +67,7 @@ def _resolve(
 def _let_go(connection: Connection, store: Store, letter: int) -> None:
     """Release the key that a letter holds, wherever that is: the letter cannot be decided on any more.
 
-    Another partition's fence is not held here, so its head cannot be told. The row is due whatever stands before it:
+    Another partition's fence is not held here, so its head is not known. The row is due whatever stands before it:
     its owner only takes it out, and what stands first is next.
     """
     table = store.tables.parked_messages

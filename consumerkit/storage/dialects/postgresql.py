@@ -158,7 +158,7 @@ class PostgreSQL:
         return bool(driver.info.transaction_status)
 
     def proof(self, connection: Connection) -> str:
-        """See `Dialect.proof`: its ID, which the claim has told if it inserted anything."""
+        """See `Dialect.proof`: its ID, which the claim has returned if it inserted anything."""
         return str(connection.info.get(_PROOF) or connection.execute(_TRANSACTION_ID).scalar_one())
 
     def written_by(self, proof: str) -> ColumnElement[bool]:

@@ -93,7 +93,7 @@ def park(
 ) -> tuple[list[int], list[Clash]]:
     """Park messages as `ParkingLot.park` does, but resends of a dead ID in the place where that one holds their key.
 
-    Such a resend has come instead of the dead message. Behind it, it would wait for a person, who in turn is told to
+    Such a resend has come instead of the dead message. Behind it, it would wait for a person, who in turn would have to
     wait for the resend's outcome.
 
     Returns:
@@ -121,7 +121,7 @@ def _stand_in(lot: ParkingLot, connection: Connection, number: int, resend: Park
 
 
 def release(lot: ParkingLot, connection: Connection, letters: Sequence[int], *, any_key: bool) -> None:
-    """Let go of the keys that dead letters hold, under the partition's fence.
+    """Release the keys that dead letters hold, under the partition's fence.
 
     The rows stay until the partition's owner takes them out: it has their keys blocked in its memory.
     """

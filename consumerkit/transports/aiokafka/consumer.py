@@ -175,7 +175,7 @@ class AiokafkaConsumer:
         client, group, self._client = self._client, self._group, None
         if client is None or group is None:
             return
-        # Whoever waits no longer has it leave all the same: a client that is never stopped keeps its partitions.
+        # Cancelling the wait does not stop the leave: a client that is never stopped keeps its partitions.
         self._leaving = asyncio.ensure_future(self._leave(client, group))
         await asyncio.shield(self._leaving)
 

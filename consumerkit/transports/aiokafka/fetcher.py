@@ -34,7 +34,7 @@ class Reader:
     """Reads for one consumer; `read` must not be called while another call is under way.
 
     Attributes:
-        running: Cleared while the consumer is paused. aiokafka is told nothing of it: it would throw away what it has
+        running: Cleared while the consumer is paused. aiokafka does not know of it: it would throw away what it has
             fetched, and forget the pause at the next rebalance.
         turned: When the client was last seen to run, by the monotonic clock.
         passed: Where the client reads on, behind what was returned last.
@@ -82,7 +82,7 @@ class Reader:
     async def _poll(self, limit: int, timeout: float) -> list[Message]:
         client = self._client
         if not self.running.is_set():
-            # Asked all the same, since this is where aiokafka tells of its errors, and it waits until somebody listens.
+            # Called nevertheless: aiokafka raises its errors here, and keeps them until this call.
             await client.getmany(_NONE_OF_THEM, timeout_ms=0)
             await wait_until_set(self.running, max(0.0, timeout))
             return []

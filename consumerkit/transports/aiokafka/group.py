@@ -1,4 +1,4 @@
-"""One member of a consumer group on aiokafka: whom it tells of its assignment, and what is committed.
+"""One member of a consumer group on aiokafka: its listener, and its commits.
 
 aiokafka speaks the eager protocol: each rebalance takes all partitions away and deals them again. It rebalances in a
 task of its own, beside all fetching, and waits there for `on_partitions_revoked`.
@@ -69,7 +69,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
 
     Attributes:
         name: The group's name.
-        held: The partitions that the listener was told of and that are not over.
+        held: The partitions that the listener knows and still has.
         version: Grows with every change that ends the delivery of a partition.
         error: What went wrong that `health` must tell, or None.
     """
@@ -110,7 +110,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: Collection[ClientPartition]) -> None:
         """Begin to take the new partitions over; returns at once, since no heartbeat is sent before."""
-        # Nothing of them may be read before the listener was told. No position is known yet, so nothing has been.
+        # No message of them may be read before the listener knows them. No position is known yet, so none has been.
         self._client.pause(*assigned)
         self._revoked_at = None
         if not self._closed:
@@ -158,7 +158,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         self._client.resume(*(ClientPartition(*partition) for partition, mine in held.items() if not mine.on_hold))
 
     async def _told(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
-        """Ask at each assignment, since a topic may have been recreated: what was told before is no answer.
+        """Ask at each assignment, because a topic may have been recreated: an earlier answer does not count.
 
         Raises:
             Unavailable: The broker did not answer.

@@ -60,8 +60,8 @@ class Assignment:
     """The partitions of one consumer.
 
     One that is assigned is taken on in two steps. The callback answers the group, and gives the client no partition.
-    The listener is told, and the client gets the partition, once the broker has told where it begins. A topic may have
-    been recreated, so that is asked each time, and never on this thread, which must go on polling.
+    The listener is called, and the client gets the partition, once the broker has answered where it begins. A topic may
+    have been recreated, so that is asked each time, and never on this thread, which must go on polling.
 
     Attributes:
         readings: What is known of each assigned partition.
@@ -289,7 +289,7 @@ async def _true(work: Coroutine[Any, Any, None]) -> bool:
 
 
 def _answer(asked: Future[Told]) -> Told:
-    """Return what the broker told; nothing where it did not answer."""
+    """Return the broker's answers; empty if it did not answer."""
     try:
         return asked.result()
     except (Unavailable, CancelledError) as error:

@@ -65,7 +65,7 @@ class Handover:
     def give(self, readings: Mapping[tuple[str, int], Reading], changes: int) -> None:
         """Answer with what is ready, but for partitions that have been given up since; wait on without any.
 
-        Whoever waits now is answered, never an earlier fetch: while a poll runs callbacks, a fetch may expire and
+        The present fetch is answered, never an earlier one: while a poll runs callbacks, a fetch may expire and
         another take its place. Messages given to the one that has gone would come back after later ones were given.
         """
         fetch = self.fetch

@@ -31,10 +31,10 @@ T = TypeVar("T")
 AskTopics = Callable[[Collection[str]], Awaitable[Mapping[str, TopicInfo]]]
 
 PATIENCE: Final = 10.0
-"""Seconds after which a broker that has told nothing counts as one that does not answer."""
+"""Seconds after which a silent broker counts as one that does not answer."""
 
 GRACE: Final = 1.0
-"""Seconds that the other partitions have, once the first of them is told."""
+"""Seconds for the other partitions, once the first one is answered."""
 
 _EARLIEST: Final = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -78,7 +78,7 @@ class Questions:
         """Describe partitions; leaves out those that have no leader now.
 
         Raises:
-            Unavailable: The broker told about none of them.
+            Unavailable: The broker answered about none of them.
         """
         if not partitions:
             return {}
@@ -172,10 +172,10 @@ class Questions:
         return [at for at in partitions if at.partition in told and told[at.partition].leader >= 0]
 
     def _listed(self, partitions: Collection[TopicPartition], which: OffsetSpec) -> dict[TopicPartition, int]:
-        """Ask for one offset of each partition; once the first are told, the others have little time left.
+        """Ask for one offset of each partition; once the first are answered, the others have little time left.
 
         Raises:
-            Unavailable: None was told.
+            Unavailable: None was answered.
         """
         found: dict[TopicPartition, int] = {}
         answers: dict[TopicPartition, Future[Any]] = {}

@@ -46,7 +46,7 @@ class PollThread:
     Args:
         config: The client's whole configuration, but for its callbacks.
         subscription: What to read.
-        listener: Told of assignments, on `loop`.
+        listener: Called at each assignment, on `loop`.
         ask: Asks the broker about partitions, on `loop`.
         has_none: Asks the broker whether it has assigned nothing to a member; None where the client itself is told.
         loop: Where futures are resolved and the listener runs.
@@ -134,7 +134,7 @@ class PollThread:
         return "" if self.over else self._member
 
     def is_at_work(self) -> bool:
-        """Return whether the listener is being told of something; from any thread."""
+        """Return whether a call of the listener is under way; from any thread."""
         return self._telling
 
     # -- called by the assignment, on the thread
@@ -188,7 +188,7 @@ class PollThread:
         except StartError as error:
             resolve(self._loop, self.started, error)
             return
-        except BaseException as error:  # noqa: BLE001 - raised by whoever awaits `started`
+        except BaseException as error:  # noqa: BLE001 - raised in the caller that awaits `started`
             words = without_values(str(error))
             resolve(self._loop, self.started, StartError(f"the Kafka client refused to start: {words}"))
             return
@@ -246,7 +246,8 @@ class PollThread:
             if raw and limit > 1:
                 raw += consumer.consume(limit - 1, 0)
             if self._assignment.changes != before:
-                # Assigned within consume(): whether a message is of the new assignment cannot be told. Read it again.
+                # Assigned within consume(): it is not known whether a message belongs to the new assignment. Read it
+                # again.
                 self._assignment.places.lose_place(since=before)
         except Exception as error:  # noqa: BLE001 - whatever it is, what the client had dequeued is gone
             log.warning("the Kafka client failed in a poll; reading again from the last positions: %r", error)

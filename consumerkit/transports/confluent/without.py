@@ -21,7 +21,7 @@ _ANSWER: Final = 2.0
 class WithoutPartitions:
     """Tells once that there is none, some seconds after the last one has gone; used by the poll thread only.
 
-    In the classic protocol the client is told of an assignment of nothing. In that of KIP-848 it is told nothing at
+    In the classic protocol the client gets an assignment of nothing. In that of KIP-848 it gets nothing at
     all, so the broker is asked.
 
     Args:
@@ -41,7 +41,7 @@ class WithoutPartitions:
             self._since = time.monotonic()
 
     def told(self) -> None:
-        """Record that the client was told of an assignment of nothing."""
+        """Record that the client got an assignment of nothing."""
         self._since = time.monotonic()
 
     def over(self) -> None:

@@ -151,7 +151,7 @@ class MemoryBroker:
         """Give a member up within the `async with` block, without a word to it: the others own its partitions.
 
         It goes on with what it has in hand, as a process does that was paused and wakes. It fetches nothing, its
-        commits fail, and at the block's end it is told that its partitions are lost, and joins again.
+        commits fail, and at the block's end it loses its partitions and joins again.
 
         Args:
             group: The name of the group.
@@ -172,7 +172,7 @@ class MemoryBroker:
     def leaderless(self, topic: str, partition: int) -> Iterator[None]:
         """Leave a partition without a leader within the `with` block.
 
-        Fetches return nothing of it, sends to it fail for now, and where its log begins and ends cannot be told;
+        Fetches return nothing of it, sends to it fail for now, and the ends of its log are not known;
         `append` still works.
         """
         log = self._log(topic, partition)

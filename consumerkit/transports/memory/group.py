@@ -159,7 +159,7 @@ class MemoryConsumer:
     async def stop(self) -> None:
         """Have the listener finish with all partitions, commit what it returns, and leave the group."""
         self.stopped = True
-        # Whoever waits no longer has it leave all the same: a broker deals the partitions out to the end.
+        # Cancelling the wait does not stop the leave: the broker finishes its assignment.
         leaving = asyncio.get_running_loop().create_task(self._group.leave(self))
         self._keep(leaving)
         await asyncio.shield(leaving)

@@ -70,7 +70,7 @@ class PartitionLog:
 class TopicLog:
     """One topic: its partitions, and an ID that a topic created again under the same name does not share.
 
-    `keeps` is the age in seconds beyond which its records may go; it is told, and nothing goes by itself.
+    `keeps` is the age in seconds beyond which its records may go; it is only reported, and no record is deleted.
     """
 
     def __init__(self, name: str, partitions: int) -> None:

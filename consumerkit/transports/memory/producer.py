@@ -22,7 +22,7 @@ class Acknowledgement:
     Args:
         delay: Seconds after which the answer comes.
         gate: Awaited before the answer, besides the delay.
-        failure: What the producer is told; None is success.
+        failure: The producer's answer; None is success.
         written: Whether the record is in the log. An answer that is lost is a failure of a record that is written.
 
     Raises:
