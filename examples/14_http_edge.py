@@ -1,4 +1,4 @@
-"""From a click to its effect: a FastAPI endpoint, the outbox, a handler, and the status page that tells of it."""
+"""From a click to its effect: a FastAPI endpoint, the outbox, a handler, and the status page that shows it."""
 
 import asyncio
 from typing import Annotated
