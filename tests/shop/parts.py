@@ -4,6 +4,8 @@ import asyncio
 import logging
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import uvicorn
@@ -37,8 +39,16 @@ async def stand_outside(directory: Path, http: int, smtp: int, seed: int) -> Non
     await asyncio.gather(*[one.serve_forever() for one in servers])
 
 
+def end_with(parent: int) -> None:
+    """End this process once its starter is gone, which may have been killed itself."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def main(what: str, *given: str) -> None:
     """Run one of them until it is killed."""
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     if what == "web":
         asyncio.run(serve(int(given[0])))
     elif what == "worker":
