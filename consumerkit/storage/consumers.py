@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Final
 from zlib import crc32
 
@@ -58,7 +60,7 @@ def bind(
     if known is None:
         try:
             with session.begin_nested():
-                session.execute(insert(consumers).values(name=name, **wanted))
+                session.execute(insert(consumers).values(name=name, created_at=datetime.now(UTC), **wanted))
         except IntegrityError:  # another process was first
             pass
         known = _find(session, tables, name)
@@ -121,6 +123,18 @@ def _keep_ordering(session: Session, tables: Tables, number: int, ordering: str 
     if ordering is not None:
         other = c.ordering.is_distinct_from(ordering)
         session.execute(update(tables.consumers).where(c.id == number, other).values(ordering=ordering))
+
+
+def home(session: Session, tables: Tables) -> tuple[str, frozenset[str]]:
+    """Return 16 hexadecimal digits that tell these tables from others, and the names of all handlers that have started.
+
+    The digits come from when the first handler was entered, so a restored database keeps them, and so does a copy.
+    """
+    connection, c = session.connection(), tables.consumers.c
+    first = connection.execute(select(c.created_at).where(c.id > 0).order_by(c.id).limit(1)).scalar_one()
+    moment = first if first.tzinfo is not None else first.replace(tzinfo=UTC)
+    digest = sha256(f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}".encode()).hexdigest()
+    return digest[:16], frozenset(names(connection, tables))
 
 
 def number_of(connection: Connection, tables: Tables, name: str) -> int | None:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.engine.engine import Engine, Shared
 from consumerkit.engine.lanes.exclusive import Exclusive
+from consumerkit.engine.partitions.commit_origin import CommitOrigin
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.receipt import Receipt
@@ -111,6 +112,7 @@ class Assembly:
         declared: Declaration,
         transport: Transport,
         number: int,
+        origin: CommitOrigin,
         *,
         memory_budget: int,
         drain_timeout: float,
@@ -131,7 +133,7 @@ class Assembly:
             declared,
             transport.consumer(subscription),
             [self._work(declared, lot, number, steps) for _ in range(lanes)],
-            PartitionStore(declared.name, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
+            PartitionStore(origin, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
             Shared(self.announce, self.exclusive, outbox_written, memory_budget, drain_timeout, steps),
         )
 

@@ -22,6 +22,7 @@ from consumerkit import events, failpoints
 from consumerkit.concurrency import remaining, wait_for_first
 from consumerkit.engine.engine import Engine as HandlerEngine
 from consumerkit.engine.lanes.executor import HandlerHalted
+from consumerkit.engine.partitions.commit_origin import CommitOrigin
 from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError, Unavailable
 from consumerkit.events import Announcer, Observer
 from consumerkit.handlers.declaration import Declaration, declare_all
@@ -36,6 +37,7 @@ from consumerkit.policies.duration import DAY, seconds_of
 from consumerkit.policies.payload_retention import PayloadRetention, payload_retention_of
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.relay import Relay
+from consumerkit.storage import consumers
 from consumerkit.storage.database import AsyncSessions, Database, SyncSessions
 from consumerkit.storage.dialects import Limits, dialect_for
 from consumerkit.storage.maintenance.expiry import ExpireStatements
@@ -236,12 +238,14 @@ class Worker:
         self._failed = asyncio.get_running_loop().create_future()
         try:
             numbers = await self._checked()
+            home = await self._assembly.run(lambda session: consumers.home(session, self.tables))
             self._reports = self._reporting(numbers)
             for declared in self.declarations:
                 engine = self._assembly.engine(
                     declared,
                     self.transport,
                     numbers[declared.name],
+                    CommitOrigin(declared.name, declared.group, *home, adopted=declared.name in self._adopted),
                     memory_budget=self._memory_budget,
                     drain_timeout=self._drain_timeout,
                     outbox_written=self._outbox_written,

@@ -70,7 +70,8 @@ class FirstRuns:
         """Find out where the first run on a topic begins, or decide it.
 
         Raises:
-            Unavailable: The broker did not tell about the topic.
+            Unavailable: The broker did not tell about the topic, or another database's handler uses the group: what is
+                decided then would be decided for good, by the other one's offsets.
             Exception: The database's.
         """
         record = await self._partition_store.first_run(*topic)
@@ -79,6 +80,9 @@ class FirstRuns:
             survey = await self._consumer.survey(topic[0])
             if survey.topic_id != topic[1]:
                 raise Unavailable(f"topic {topic[0]!r} was recreated while the worker asked the broker about it")
+            for one in survey.partitions.values():
+                if (refusal := self._partition_store.origin.refusal(one.note)) is not None:
+                    raise Unavailable(f"topic {topic[0]!r}: {refusal}")
             begun = await self._partition_store.had_another(*topic)
             wanted = starts(self._partition_store.handler, survey, self._policy, begun=begun, asked_at=asked_at)
             record = await self._partition_store.decide_first_run(*topic, wanted)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from consumerkit import events
 from consumerkit.engine.partitions import start_position
+from consumerkit.engine.partitions.commit_origin import CommitOrigin
 from consumerkit.engine.partitions.first_runs import FirstRuns
 from consumerkit.engine.partitions.partition import Partition
 from consumerkit.engine.partitions.partition_store import Wanted
@@ -48,14 +49,14 @@ class Inquiry:
     """Asks about the partitions of one engine, many at a time.
 
     Args:
-        handler: The handler's name.
+        origin: The handler, and what tells its commits from another database's.
         consumer: Asked about partitions.
         first_runs: Knows where a first run begins.
         troubles: Announces why a question was not answered.
     """
 
-    def __init__(self, handler: str, consumer: Consumer, first_runs: FirstRuns, troubles: Troubles) -> None:
-        self._handler = handler
+    def __init__(self, origin: CommitOrigin, consumer: Consumer, first_runs: FirstRuns, troubles: Troubles) -> None:
+        self._origin = origin
         self._consumer = consumer
         self._first_runs = first_runs
         self._troubles = troubles
@@ -102,7 +103,7 @@ class Inquiry:
 
         def place(standing: Standing) -> start_position.StartPosition:
             self._standings[name] = standing
-            return start_position.beginning(self._handler, name, standing, info, first)
+            return start_position.beginning(self._origin, name, standing, info, first)
 
         return Wanted(partition, info, place)
 
@@ -119,7 +120,7 @@ class Inquiry:
         # Not by comparing the answers: under traffic no two are the same, as the log's end moves on.
         first = self._first_runs.known(name, fresh.topic_id)
         with suppress(PartitionUnusable):
-            start_position.beginning(self._handler, name, self._standings.get(name, Standing()), fresh, first)
+            start_position.beginning(self._origin, name, self._standings.get(name, Standing()), fresh, first)
             return True
         return False
 

@@ -63,7 +63,7 @@ class Ownership:
         self._partition_store = partition_store
         self._announce = announce
         self._troubles = Troubles(announce)
-        self._inquiry = Inquiry(partition_store.handler, consumer, first_runs, self._troubles)
+        self._inquiry = Inquiry(partition_store.origin, consumer, first_runs, self._troubles)
         self._waits = FenceWaits(announce)
         self._again: set[TopicPartition] = set()
         # Stopped partitions that are looked at again.

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
+from consumerkit.engine.partitions.commit_origin import CommitNote, CommitOrigin
 from consumerkit.engine.partitions.commit_sequence import CommitSequences
 from consumerkit.engine.partitions.partition import Partition
-from consumerkit.engine.partitions.start_position import StartPosition, note
+from consumerkit.engine.partitions.start_position import StartPosition
 from consumerkit.errors import CommitsLost, Fenced, PartitionUnusable
 from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, first_runs, progress
@@ -49,7 +50,8 @@ _Work = tuple[
 class PartitionStore:
     """Writes, for one handler, who owns what and how far it has come."""
 
-    handler: str
+    origin: CommitOrigin
+    """The handler, and what tells its commits from another database's."""
     lot: ParkingLot
     run: InTransaction
     """Runs work in a transaction of its own, READ COMMITTED: what is parked is read after the wait for the fence."""
@@ -60,9 +62,15 @@ class PartitionStore:
     any_key: bool = False
     """Whether what is parked waits behind whatever is parked of its partition, and not of its key only."""
 
+    @property
+    def handler(self) -> str:
+        """The handler's name."""
+        return self.origin.handler
+
     def position(self, partition: Partition, mark: int) -> Position:
         """Return what is committed to Kafka for a partition that has come to a mark."""
-        return Position(mark, partition.offsets.epoch, note(self.handler, partition.start))
+        note = CommitNote(self.handler, partition.start, self.origin.database)
+        return Position(mark, partition.offsets.epoch, note.written())
 
     async def probe(self) -> None:
         """Ask the database something simple.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from consumerkit.engine.partitions.commit_origin import CommitNote, CommitOrigin
 from consumerkit.errors import PartitionUnusable
 from consumerkit.message import TopicPartition
 from consumerkit.storage.first_runs import FirstStart, Source
 from consumerkit.storage.progress import Standing
 from consumerkit.transports.base import PartitionInfo
-
-_NOTE: Final = re.compile(r"consumerkit (?P<handler>\S+) start=(?P<start>\d+)")  # an older release marked no end
 
 
 class StartPosition(NamedTuple):
@@ -33,42 +31,36 @@ class StartPosition(NamedTuple):
     intact: bool = False
 
 
-def note(handler: str, start: int) -> str:
-    """Return the text that goes with each offset that is committed: it outlives a database that is lost.
-
-    Example:
-        >>> note("credit-account", 17)
-        'consumerkit credit-account start=17'
-    """
-    return f"consumerkit {handler} start={start}"
-
-
 def noted_start(handler: str, text: str) -> int | None:
     """Return where this handler's first run began, by a committed offset's text; None where another wrote it.
 
     Example:
-        >>> noted_start("credit-account", note("credit-account", 17)), noted_start("other", "")
+        >>> noted_start("credit-account", "consumerkit credit-account start=17"), noted_start("other", "")
         (17, None)
     """
-    found = _NOTE.match(text)
-    return int(found["start"]) if found and found["handler"] == handler else None
+    found = CommitNote.read(text)
+    return found.start if found is not None and found.handler == handler else None
 
 
 def beginning(
-    handler: str, partition: TopicPartition, standing: Standing, info: PartitionInfo, first: FirstStart | None
+    origin: CommitOrigin, partition: TopicPartition, standing: Standing, info: PartitionInfo, first: FirstStart | None
 ) -> StartPosition:
     """Return where to begin with a partition.
 
     Args:
-        handler: The handler's name.
+        origin: The handler, and what tells its commits from another database's.
         partition: Which.
         standing: What the database knows.
         info: What the broker knows.
         first: What was decided about its first run; None where it was added since.
 
     Raises:
-        PartitionUnusable: The log is not the one the mark was made in, or what lies between was deleted unread.
+        PartitionUnusable: The log is not the one the mark was made in, what lies between was deleted unread, or another
+            database's handler uses the group.
     """
+    if (refusal := origin.refusal(info.note)) is not None:
+        raise PartitionUnusable(f"{partition}: {refusal}")
+    handler = origin.handler
     ours = noted_start(handler, info.note)
     if standing.mark is None:
         if ours is None:

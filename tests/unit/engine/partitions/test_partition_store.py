@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, insert, select
 
+from consumerkit.engine.partitions.commit_origin import CommitOrigin
 from consumerkit.engine.partitions.commit_sequence import CommitSequences
 from consumerkit.engine.partitions.partition import Partition
 from consumerkit.engine.partitions.partition_store import InTransaction, PartitionStore
@@ -39,7 +40,7 @@ class Sequences(CommitSequences):
 
 def fences(run: InTransaction, lanes: Callable[[], list[LaneSequence]]) -> PartitionStore:
     lot = ParkingLot(DEFAULT_TABLES, dialect_for("sqlite", DEFAULT_TABLES), 1)
-    return PartitionStore("credit", lot, run, sequences=Sequences(lanes))
+    return PartitionStore(CommitOrigin("credit"), lot, run, sequences=Sequences(lanes))
 
 
 async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_there_too(engine: Engine) -> None:
