@@ -16,9 +16,10 @@ import pytest
 from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.transports import token_keeper
 from consumerkit.transports.base import Record, Subscription, Transport
+from consumerkit.transports.confluent import admin
 from consumerkit.transports.kafka import AccessToken, Kafka, OAuthBearer, Sasl, Tls, TokenEndpoint
 from tests.contracts.member import Member, Recorder, until
-from tests.services.secure import PASSWORD, USER, SecureKafka
+from tests.services.secure import INSIDE_NAME, PASSWORD, USER, SecureKafka
 from tests.services.token_endpoint import CLIENT, SECRET, Answer, TokenServer, granted, new_token
 
 WRONG = "wrong-horse-battery"
@@ -151,6 +152,29 @@ async def test_a_wrong_key_password_is_found_before_anything_is_sent(secure: Sec
     with pytest.raises(ConfigurationError, match=r"client\.key") as error:
         Kafka(secure.mutual, security=mutual, transport=client).connect()
     assert WRONG not in "".join(traceback.format_exception(error.value))
+
+
+@pytest.mark.parametrize("allow_insecure", [False, True])
+async def test_an_advertised_name_that_is_unknown_here_is_named_with_the_way_out(
+    secure: SecureKafka, topic: str, client: Client, allow_insecure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bootstrap server answers, as `localhost:9092` does for a broker in Compose that calls itself `kafka`."""
+
+    def give_up(session: admin._Session, why: str) -> None:
+        raise StartError(f"{session.place}: {why}")
+
+    monkeypatch.setattr(admin._Session, "check_reached", give_up)
+    transport = Kafka(secure.inside, transport=client, allow_insecure=allow_insecure).connect()
+    address = f"{INSIDE_NAME}:{secure.inside.rpartition(':')[2]}"
+    words = rf"^Kafka at {secure.inside}: it answers and advertises {address}, which this machine cannot resolve \("
+    for start in (
+        transport.topics([topic]),
+        transport.consumer(Subscription(group=topic, topics=(topic,))).start(Recorder()),
+    ):
+        with pytest.raises(StartError, match=words) as error:
+            await start
+        assert "advertised.listeners can be reached from here" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 # -- tokens

@@ -20,7 +20,8 @@ from tests.services.process import ServerProcess, ServiceError, free_port, new_d
 USER = "shop"
 PASSWORD = "correct-horse-battery"
 
-_LISTENERS = {"SECURE": "SASL_SSL", "CLEAR": "SASL_PLAINTEXT", "MUTUAL": "SSL"}
+_LISTENERS = {"SECURE": "SASL_SSL", "CLEAR": "SASL_PLAINTEXT", "MUTUAL": "SSL", "INSIDE": "PLAINTEXT"}
+INSIDE_NAME = "kafka.invalid"
 _PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
 _AUTHORIZER = """
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
@@ -31,7 +32,7 @@ _OAUTH = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule re
 
 
 class SecureKafka:
-    """A running broker with three more listeners, each at 127.0.0.1; a context manager.
+    """A running broker with four more listeners, each at 127.0.0.1; a context manager.
 
     Args:
         authorizer: Whether `USER` may do nothing but what access rules allow; the plain listener may do everything.
@@ -41,12 +42,14 @@ class SecureKafka:
         sasl_ssl: Password over TLS.
         sasl_plaintext: Password in the clear.
         mutual: TLS with a client's certificate.
+        inside: In the clear, and it advertises a name that this machine does not know.
         certificates: Where `ca.pem`, `other-ca.pem`, `client.pem`, `client.key` (its password is `PASSWORD`) are.
     """
 
     def __init__(self, *, authorizer: bool = False) -> None:
         ports = {name: free_port() for name in _LISTENERS}
-        self.sasl_ssl, self.sasl_plaintext, self.mutual = (f"127.0.0.1:{port}" for port in ports.values())
+        at = (f"127.0.0.1:{port}" for port in ports.values())
+        self.sasl_ssl, self.sasl_plaintext, self.mutual, self.inside = at
         directory = new_directory("kafka")
         self.certificates = directory / "certificates"
         version, port = os.environ.get(kafka.VERSION_VARIABLE, kafka.DEFAULT_VERSION), free_port()
@@ -86,7 +89,9 @@ def _with_listeners(text: str, ports: dict[str, int], certificates: Path) -> str
     for line in text.splitlines():
         name, _, value = line.partition("=")
         if name in {"listeners", "advertised.listeners"}:
-            value = ",".join([value, *(f"{listener}://127.0.0.1:{port}" for listener, port in ports.items())])
+            there = INSIDE_NAME if name == "advertised.listeners" else "127.0.0.1"
+            hosts = {listener: there if listener == "INSIDE" else "127.0.0.1" for listener in ports}
+            value = ",".join([value, *(f"{listener}://{hosts[listener]}:{port}" for listener, port in ports.items())])
         if name == "listener.security.protocol.map":
             value = ",".join([value, *(f"{listener}:{protocol}" for listener, protocol in _LISTENERS.items())])
         lines.append(f"{name}={value}" if value else line)

@@ -18,10 +18,11 @@ from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from consumerkit.errors import StartError
+from consumerkit.transports.advertised import Address, in_words, unreachable, unresolvable
 from consumerkit.transports.base import TopicInfo
 from consumerkit.transports.confluent.messages import without_values
 from consumerkit.transports.confluent.questions import AskTopics, Questions
-from consumerkit.transports.loopback import check_advertised
+from consumerkit.transports.loopback import check_advertised, is_loopback
 from consumerkit.transports.oauth import wait_for_token
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ _log: Final = logging.getLogger(__name__)
 # What will not pass by waiting: the answer is a StartError at once, not after the timeout.
 _REFUSALS = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED})  # noqa: SLF001
 _TRY = 2.0
+_PAUSE = 0.5
 _NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
 
@@ -46,6 +48,7 @@ class TopicAdmin:
         self._config = dict(config)
         self._local_only = local_only
         self._timeout = timeout
+        self._reached = False
 
     async def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
         """Describe those of the topics that exist; never creates one.
@@ -94,8 +97,32 @@ class TopicAdmin:
         """Ask about the cluster, and refuse brokers where none of them may be."""
         metadata = session.metadata()
         if self._local_only:
-            check_advertised(broker.host or "" for broker in metadata.brokers.values())
+            elsewhere = [at for at in _advertised(metadata) if not is_loopback(at.host)]
+            if unknown := unresolvable(elsewhere):
+                raise StartError(f"{session.place}: {in_words(unknown)}")
+            check_advertised(at.host for at in elsewhere)
+        if not self._reached:
+            self._reach(session, metadata)
+            self._reached = True
         return metadata
+
+    def _reach(self, session: _Session, metadata: ClusterMetadata) -> None:
+        """See once that brokers can be reached where they say they are; of a cluster some may be down.
+
+        Raises:
+            StartError: None can.
+        """
+        known = str(self._config.get("bootstrap.servers")).split(",")
+        while True:
+            there = _advertised(metadata)
+            found = unreachable([at for at in there if str(at) not in known])
+            if not found or len(found) < len(there):
+                break
+            session.check_reached(in_words(found))
+            time.sleep(_PAUSE)
+            metadata = session.metadata()
+        if found:
+            _log.warning("%s: %s; what those brokers lead is not read", session.place, in_words(found))
 
     def _info(self, session: _Session, name: str, answer: Future[Any]) -> TopicInfo | None:
         try:
@@ -151,7 +178,7 @@ class _Session:
         self._last: KafkaError | None = None
         self._told = False
         self._timeout = timeout
-        self._place = f"Kafka at {config.get('bootstrap.servers')}"
+        self.place = f"Kafka at {config.get('bootstrap.servers')}"
         wait_for_token(config)
         self._end = time.monotonic() + timeout
         settings: dict[str, Any] = {**config, "error_cb": self._note, "log_level": 0}
@@ -175,7 +202,7 @@ class _Session:
             except KafkaException as error:
                 self.admin.poll(0)
                 self._check(error.args[0])
-                self._tell_once(error.args[0])
+                self._tell_once(self.words("no answer yet", error.args[0]))
 
     def wait(self, answer: Future[T]) -> T:
         """Wait for an answer, looking out for a refusal that would otherwise only show as a timeout."""
@@ -192,17 +219,27 @@ class _Session:
 
     def _check(self, trouble: KafkaError | None) -> None:
         if self._refusal is not None:
-            raise StartError(f"{self._place} refused the connection: {self._refusal.str()}; check security=")
+            raise StartError(f"{self.place} refused the connection: {self._refusal.str()}; check security=")
         if time.monotonic() > self._end:
             why = self.words("no answer", trouble)
-            raise StartError(f"{self._place}: {why}; check that the broker runs and that bootstrap= is right")
+            raise StartError(f"{self.place}: {why}; check that the broker runs and that bootstrap= is right")
 
-    def _tell_once(self, trouble: KafkaError) -> None:
+    def check_reached(self, why: str) -> None:
+        """Wait on for brokers that cannot be reached where they say they are, which is told once.
+
+        Raises:
+            StartError: It is given up.
+        """
+        if time.monotonic() > self._end:
+            raise StartError(f"{self.place}: {why}")
+        self._tell_once(why)
+
+    def _tell_once(self, why: str) -> None:
         """Say that the address may be wrong long before it is given up: a broker may just be starting."""
         if not self._told:
             self._told = True
-            left, why = max(0.0, self._end - time.monotonic()), self.words("no answer yet", trouble)
-            _log.warning("%s: %s; trying for %.0f s more", self._place, why, left)
+            left = max(0.0, self._end - time.monotonic())
+            _log.warning("%s: %s; trying for %.0f s more", self.place, why, left)
 
     def _note(self, error: KafkaError) -> None:
         self._last = error
@@ -224,6 +261,10 @@ def _kept(session: _Session, answer: Future[Any]) -> float | None:
     except (KafkaException, KeyError, TypeError, ValueError):
         return None
     return milliseconds / 1000 if "delete" in policy and milliseconds >= 0 else math.inf
+
+
+def _advertised(metadata: ClusterMetadata) -> list[Address]:
+    return [Address(broker.host or "", broker.port or 0) for broker in metadata.brokers.values()]
 
 
 def _is_embedded(metadata: ClusterMetadata) -> bool:
