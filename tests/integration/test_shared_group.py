@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 from typing_extensions import override
 
 from consumerkit.events import PartitionStopped, Trouble
 from consumerkit.handlers.handler import AnyHandler
+from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.worker import Worker
 from tests.integration.memory_stage import MemoryStage, Write
 from tests.integration.stage import Run
@@ -66,6 +68,9 @@ async def test_the_second_of_two_databases_takes_nothing(
         lines = await first.until_written(run, 40)
     assert sorted(int(line.message_id) for line in lines) == list(range(40))
     assert await second.lines() == []
+    count = select(func.count()).select_from(DEFAULT_TABLES.first_runs)
+    decided = await second.database.run(lambda session: session.scalar(count))
+    assert decided == 0, "a first run was decided by the other's offsets"
     assert other.seen == []
 
 

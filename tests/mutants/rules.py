@@ -693,4 +693,32 @@ MUTANTS = (
         f"{INTEGRATION}/test_outside_waits.py::test_a_parked_message_that_is_cut_off_is_not_taken_for_processed",
         "lines of",
     ),
+    Mutant(
+        "kafka",
+        "a group that another database's handler uses is refused before a first run is decided",
+        "consumerkit/engine/partitions/first_runs.py",
+        "            for one in survey.partitions.values():\n                if (refusal",
+        "            for one in ():\n                if (refusal",
+        f"{INTEGRATION}/test_shared_group.py::test_the_second_of_two_databases_takes_nothing[write]",
+        "a first run was decided by the other's offsets",
+    ),
+    Mutant(
+        "kafka",
+        "a partition that another database's handler committed is not taken over",
+        "consumerkit/engine/partitions/start_position.py",
+        "    if (refusal := origin.refusal(info.note)) is not None:\n",
+        "    if (refusal := origin.refusal(info.note)) is not None and standing.mark is None:\n",
+        f"{INTEGRATION}/test_shared_group.py"
+        "::test_a_group_is_taken_over_by_adopt_and_is_then_refused_to_the_one_before",
+        "the refusal: not within",
+    ),
+    Mutant(
+        "kafka",
+        "a token is renewed before it expires",
+        "consumerkit/transports/token_keeper.py",
+        "max(_SHORTEST_LIFE, token.seconds_left * RENEWED_AFTER)",
+        "max(_SHORTEST_LIFE, token.seconds_left + 60.0)",
+        f"{UNIT}/transports/test_oauth.py::test_a_token_is_renewed_before_it_expires",
+        "the keeper",
+    ),
 )
