@@ -19,10 +19,13 @@ FAR = "broker.example.org"
 @pytest.fixture
 def advertised(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster with one topic, whose second broker is elsewhere."""
-    brokers = {0: SimpleNamespace(host="127.0.0.1"), 1: SimpleNamespace(host=FAR)}
+    brokers = {0: SimpleNamespace(host="127.0.0.1", port=1), 1: SimpleNamespace(host=FAR, port=1)}
     topics = {"t": SimpleNamespace(partitions={0: None})}
     found = SimpleNamespace(brokers=brokers, topics=topics, cluster_id="mockCluster")
     monkeypatch.setattr(admin._Session, "metadata", lambda _: found)
+    # Both are known and reached, whatever the network.
+    monkeypatch.setattr(admin, "unresolvable", lambda _: [])
+    monkeypatch.setattr(admin, "unreachable", lambda _: [])
 
 
 @pytest.mark.parametrize("client", ["confluent", "aiokafka"])
