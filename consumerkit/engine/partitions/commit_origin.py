@@ -57,7 +57,7 @@ class CommitOrigin:
         group: Its consumer group.
         database: What tells the database from others; empty where that is not known.
         names: The handlers that have started on the database.
-        adopted: Whether the group is taken over from whoever has it.
+        adopted: Whether the group is taken over from the one that has it.
     """
 
     handler: str
