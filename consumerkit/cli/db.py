@@ -37,13 +37,6 @@ _TITLES = (
 )
 
 app = typer.Typer(no_args_is_help=True, help="Create, check, count and prune consumerkit's tables.")
-app.command(
-    "prune",
-    epilog=examples(
-        "db prune --dry-run",
-        "db prune --older-than 7d --handler credit-account",
-    ),
-)(prune)
 
 
 @app.command(
@@ -182,3 +175,12 @@ def _count(session: Session, tables: Tables) -> dict[str, Any]:
     waiting = outbox.waiting(session.connection(), tables)
     by_topic = {topic: {"waiting": count, "oldest": oldest} for topic, count, oldest in waiting}
     return {"handlers": handlers, "outbox": by_topic}
+
+
+app.command(
+    "prune",
+    epilog=examples(
+        "db prune --dry-run",
+        "db prune --older-than 7d --handler credit-account",
+    ),
+)(prune)
