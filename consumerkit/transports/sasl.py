@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.transports.tls import Tls
 
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+
+_ELSEWHERE: Final[dict[str, str]] = {
+    "OAUTHBEARER": "a login by tokens is security=OAuthBearer(...); see docs/kafka-security.md",
+    "GSSAPI": "the wheels of confluent-kafka are built without Kerberos; take PLAIN, SCRAM, OAuthBearer(...) or mTLS",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Sasl:
     tls: Tls | None = field(default_factory=Tls)
 
     def __post_init__(self) -> None:
+        if isinstance(self.mechanism, str) and self.mechanism in _ELSEWHERE:
+            raise ConfigurationError(f"Sasl(mechanism={self.mechanism!r}): {_ELSEWHERE[self.mechanism]}")
         check_choice("Sasl(mechanism=...)", self.mechanism, get_args(Mechanism))
         check_text("Sasl(username=...)", self.username, "give the user's name")
         if not callable(self.password):
