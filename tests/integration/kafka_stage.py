@@ -4,12 +4,10 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-import psycopg
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from consumerkit import Context
@@ -18,7 +16,7 @@ from consumerkit.transports.kafka import Client, Kafka, Option
 from consumerkit.worker import Worker
 from tests.crash.model import Base, Effect, Payment
 from tests.integration.inspector import Inspector
-from tests.integration.stage import Stage
+from tests.integration.postgres_stage import PostgresStage
 from tests.services import KafkaServer, PostgresServer
 
 OPTIONS: dict[str, dict[str, Option]] = {
@@ -90,7 +88,7 @@ def effect(event: Payment, context: Context[Any]) -> Effect:
 
 
 @dataclass
-class KafkaStage(Stage):
+class KafkaStage(PostgresStage):
     """A topic of its own and a database of its own."""
 
     tables_of_handlers = Base.metadata
@@ -100,7 +98,6 @@ class KafkaStage(Stage):
     database: str
     topic: str
     partitions: int = 2
-    _inspector: Inspector | None = None
 
     def __post_init__(self) -> None:
         sizes = {"max.message.bytes": str(LARGEST_RECORD)}
@@ -111,9 +108,8 @@ class KafkaStage(Stage):
     def dead_letter_topic(self) -> str:
         return f"{self.topic}.dlq"
 
-    @property
-    def url(self) -> str:
-        return self.postgres.url(self.database)
+    def _made_inspector(self) -> Inspector:
+        return Inspector(self.postgres.dsn(self.database), self.kafka.bootstrap)
 
     def send(self, records: Sequence[Given], topic: str | None = None) -> None:
         """Send records, in order, each acknowledged."""
@@ -143,33 +139,6 @@ class KafkaStage(Stage):
         bootstrap = settings.pop("bootstrap", self.kafka.bootstrap)
         kafka = settings.pop("kafka", None) or Kafka(bootstrap, transport=transport, options=OPTIONS[transport])
         return Worker(database=settings.pop("database", self.url), kafka=kafka, handlers=handlers, **settings)
-
-    def _observed(self) -> AbstractContextManager[object]:
-        return self._inspected(kept=True)
-
-    @contextmanager
-    def _inspected(self, *, kept: bool = False) -> Iterator[Inspector]:
-        """Look over connections that are kept for as long as any worker runs: conditions are asked many times."""
-        if self._inspector is not None:
-            yield self._inspector
-            return
-        with Inspector(self.postgres.dsn(self.database), self.kafka.bootstrap) as inspector:
-            self._inspector = inspector if kept else None
-            try:
-                yield inspector
-            finally:
-                self._inspector = None if kept else self._inspector
-
-    def rows(self, query: str) -> list[dict[str, Any]]:
-        """Ask the database."""
-        with self._inspected() as inspector:
-            return inspector.rows(query)
-
-    def execute(self, *statements: str) -> None:
-        """Change the database, behind everybody's back."""
-        with psycopg.connect(self.postgres.dsn(self.database), autocommit=True, connect_timeout=30) as connection:
-            for statement in statements:
-                connection.execute(statement.encode())
 
     def effects(self) -> list[dict[str, Any]]:
         """All effects, in the order in which they were inserted."""

@@ -5,8 +5,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-import psycopg
-from psycopg.rows import dict_row
 from sqlalchemy.orm import Session
 
 from consumerkit import (
@@ -29,7 +27,7 @@ from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.worker import Worker
 from tests.crash.model import Base, Payment
 from tests.integration.kafka_stage import effect
-from tests.integration.stage import Stage
+from tests.integration.postgres_stage import PostgresStage
 from tests.services import PostgresServer
 
 TOPIC = "t"
@@ -113,7 +111,7 @@ class BatchTrial(_Trial, BatchHandler[Payment]):
             self.decide(one.event.kind, one.message_id, one.attempt)
 
 
-class PaymentStage(Stage):
+class PaymentStage(PostgresStage):
     """A broker in memory with a topic and its dead letters' topic, and a PostgreSQL database with all tables."""
 
     tables_of_handlers = Base.metadata
@@ -122,10 +120,6 @@ class PaymentStage(Stage):
         self.postgres = postgres
         self.database = database
         self.broker = MemoryBroker(topics={TOPIC: partitions, DEAD: partitions})
-
-    @property
-    def url(self) -> str:
-        return self.postgres.url(self.database)
 
     def send(
         self,
@@ -145,19 +139,6 @@ class PaymentStage(Stage):
     def make(self, *handlers: AnyHandler, **settings: Any) -> Worker:
         settings.setdefault("database", self.url)
         return Worker(kafka=Memory(self.broker), handlers=handlers, **settings)
-
-    def rows(self, query: str) -> list[dict[str, Any]]:
-        """Ask the database."""
-        with psycopg.connect(
-            self.postgres.dsn(self.database), row_factory=dict_row, connect_timeout=30, application_name="tests"
-        ) as connection:
-            return connection.execute(query.encode()).fetchall()
-
-    def execute(self, *statements: str) -> None:
-        """Change the database, behind everybody's back."""
-        with psycopg.connect(self.postgres.dsn(self.database), autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement.encode())
 
     def effects(self) -> list[str]:
         """The numbers of the payments that took effect, in the order of their inserts."""

@@ -1,0 +1,53 @@
+"""A stage whose database is a real PostgreSQL, and how a test looks into it while workers run."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import psycopg
+
+from tests.integration.inspector import Inspector
+from tests.integration.stage import Stage
+from tests.services import PostgresServer
+
+
+class PostgresStage(Stage):
+    """A database of its own on a real server."""
+
+    postgres: PostgresServer
+    database: str
+    _inspector: Inspector | None = None
+
+    @property
+    def url(self) -> str:
+        return self.postgres.url(self.database)
+
+    def _made_inspector(self) -> Inspector:
+        return Inspector(self.postgres.dsn(self.database), "")
+
+    def _observed(self) -> AbstractContextManager[object]:
+        return self._inspected(kept=True)
+
+    @contextmanager
+    def _inspected(self, *, kept: bool = False) -> Iterator[Inspector]:
+        """Look over connections that are kept for as long as any worker runs: conditions are asked many times."""
+        if self._inspector is not None:
+            yield self._inspector
+            return
+        with self._made_inspector() as inspector:
+            self._inspector = inspector if kept else None
+            try:
+                yield inspector
+            finally:
+                self._inspector = None if kept else self._inspector
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Ask the database."""
+        with self._inspected() as inspector:
+            return inspector.rows(query)
+
+    def execute(self, *statements: str) -> None:
+        """Change the database, behind everybody's back."""
+        with psycopg.connect(self.postgres.dsn(self.database), autocommit=True, connect_timeout=30) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
