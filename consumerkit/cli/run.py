@@ -231,7 +231,7 @@ async def living(worker: Worker, notifier: Notifier) -> AsyncIterator[None]:
     if notifier.watchdog is None:
         yield
         return
-    pulse, over = Pulse(worker, patience=worker.stall_timeout), asyncio.Event()
+    pulse, over = Pulse(worker, stall_timeout=worker.stall_timeout), asyncio.Event()
     beating = asyncio.create_task(pulse.run(over))
     try:
         with notifier.living(lambda: pulse.health().live):

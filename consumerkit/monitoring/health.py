@@ -45,17 +45,17 @@ class HealthReport:
 class Pulse:
     """Tells from any thread how a worker in this process is, also while its event loop is blocked."""
 
-    def __init__(self, worker: Worker, *, patience: float, tell: Beat | None = None) -> None:
+    def __init__(self, worker: Worker, *, stall_timeout: float, tell: Beat | None = None) -> None:
         """Watch a worker.
 
         Args:
             worker: The worker.
-            patience: Seconds for which the event loop may be silent.
+            stall_timeout: Seconds for which the event loop may be silent.
             tell: Called at each sign of life with its delay in seconds, and with the messages in flight.
         """
         self._tell = tell
         self._worker = worker
-        self._patience = patience
+        self._stall_timeout = stall_timeout
         self._beat = time.monotonic()
 
     async def run(self, over: asyncio.Event) -> None:
@@ -71,7 +71,7 @@ class Pulse:
         silent = time.monotonic() - self._beat
         readiness = self._worker.readiness()
         findings = list(map(str, readiness.findings))
-        live = silent < self._patience
+        live = silent < self._stall_timeout
         blocked = silent > max(5.0, 3 * BEAT)
         if blocked:
             findings.insert(

@@ -81,7 +81,7 @@ async def measured(worker: Worker, metrics: Metrics) -> AsyncIterator[Pulse]:
             ...
     """
     worker.observe(metrics)
-    pulse = Pulse(worker, patience=worker.stall_timeout, tell=metrics.beat)
+    pulse = Pulse(worker, stall_timeout=worker.stall_timeout, tell=metrics.beat)
     over = asyncio.Event()
     async with _beside(over, pulse.run(over), keep_measuring(worker, metrics.measured, over)):
         yield pulse

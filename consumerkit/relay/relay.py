@@ -17,11 +17,11 @@ from consumerkit.errors import StartError
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
 from consumerkit.observability.traces import NO_TRACES, Traces
+from consumerkit.relay.announcements import RelayAnnouncements
 from consumerkit.relay.holds import Holds
 from consumerkit.relay.refusals import cause_of
 from consumerkit.relay.rows import Rows
 from consumerkit.relay.shipment import Shipment, ShipmentResult
-from consumerkit.relay.telling import Telling
 from consumerkit.relay.turn import Awaited, Turn, TurnLost, taken
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect
@@ -78,7 +78,7 @@ class Relay:
         self._dialect = dialect
         self._tables = tables
         self._producer = producer
-        self._telling = Telling(announce, principal)
+        self._announcements = RelayAnnouncements(announce, principal)
         self._written = written
         self._holds = Holds()
         self._stopping = asyncio.Event()
@@ -112,9 +112,9 @@ class Relay:
             try:
                 await self._producer.start()
             except StartError as error:
-                await self._sleep(self._telling.unconnected(error, time.monotonic()))
+                await self._sleep(self._announcements.unconnected(error, time.monotonic()))
             else:
-                self._telling.works(time.monotonic())
+                self._announcements.works(time.monotonic())
                 return
 
     async def _turn(self) -> None:
@@ -122,12 +122,12 @@ class Relay:
         try:
             sent = await self.publish()
         except TurnLost as error:
-            await self._sleep(self._telling.turn_lost(error, time.monotonic()))
+            await self._sleep(self._announcements.turn_lost(error, time.monotonic()))
             return
         except Exception as error:  # noqa: BLE001 - the outbox stays as it is, and this is tried again
-            await self._sleep(self._telling.trouble(error, time.monotonic()))
+            await self._sleep(self._announcements.trouble(error, time.monotonic()))
             return
-        self._telling.works(time.monotonic())
+        self._announcements.works(time.monotonic())
         if not sent:
             await self._sleep(POLL_INTERVAL)
 
@@ -165,7 +165,7 @@ class Relay:
         """
         began = time.monotonic()
         for topic, hold in self._holds.forget(began):
-            self._telling.resumed(topic, hold, began)
+            self._announcements.resumed(topic, hold, began)
         sent, pages, passed_over, over = self._harvest(), 0, self._after is not None, False
         self._out = set(self._shipments)
         while pages < PAGES and not over and not self._stopping.is_set():
@@ -180,7 +180,7 @@ class Relay:
             passed_over = passed_over or bool(page.cut)
             over = not page.pending if waiting is None else self._moved_on(page, now)
         if sent:
-            self._telling.published(sent)
+            self._announcements.published(sent)
         return sent, bool(self._out) or passed_over or pages == PAGES
 
     def _waiting(self, now: float) -> Waiting | None:
@@ -256,22 +256,22 @@ class Relay:
         now = time.monotonic()
         self._rows.acknowledge(delivery.acknowledged)
         for one in delivery.by_reference:
-            self._telling.by_reference(one)
+            self._announcements.by_reference(one)
         for one in delivery.acknowledged:
-            self._telling.resumed(topic, self._holds.release(one), now)
+            self._announcements.resumed(topic, self._holds.release(one), now)
         if not delivery.topic_failed and (delivery.acknowledged or delivery.refused):
-            self._telling.resumed(topic, self._holds.release_topic(topic), now)
+            self._announcements.resumed(topic, self._holds.release_topic(topic), now)
         for one, failure in delivery.refused:
             self._hold(one, failure, now)
 
     def _hold(self, pending: Pending, failure: SendFailure, now: float) -> None:
         topic = pending.message.topic
-        self._telling.resumed(topic, self._holds.outlived(pending), now)
+        self._announcements.resumed(topic, self._holds.outlived(pending), now)
         hold, news = self._holds.hold(pending, cause_of(failure), now)
         if hold.sequence is None:
             self._out.add(topic)
         if news:
-            self._telling.held(pending, failure, hold)
+            self._announcements.held(pending, failure, hold)
 
     async def _sleep(self, seconds: float, *until: asyncio.Task[None]) -> None:
         """Wait until somebody writes to the outbox, the time is over, the relay stops, or one of `until` is done."""

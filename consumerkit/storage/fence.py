@@ -175,7 +175,7 @@ def give_back(connection: Connection, store: Store, owners: Owners) -> None:
     # In one order, as in every transaction that locks several of these rows.
     rows = [{**at(partition), "by_owner": owner} for partition, owner in sorted(owners.items())]
     if rows:
-        connection.execute(update(table).where(*mine).values(given_back=True, **_CALM), rows)
+        connection.execute(update(table).where(*mine).values(given_back=True, **_NO_CRASHES), rows)
 
 
 def revoke(connection: Connection, store: Store, partition: TopicPartition) -> None:
@@ -190,7 +190,7 @@ def revoke(connection: Connection, store: Store, partition: TopicPartition) -> N
 
 def clear_crashes(connection: Connection, store: Store, partition: TopicPartition, owner: bytes) -> None:
     """Write down that this owner got further than those that died before it."""
-    _update(connection, store, partition, owner, **_CALM)
+    _update(connection, store, partition, owner, **_NO_CRASHES)
 
 
 def suspect(
@@ -204,7 +204,7 @@ def suspect(
     _update(connection, store, partition, owner, suspects=json.dumps(suspects))
 
 
-_CALM: Final[dict[str, Any]] = {"deaths": 0, "suspects": "{}"}
+_NO_CRASHES: Final[dict[str, Any]] = {"deaths": 0, "suspects": "{}"}
 
 
 def _update(connection: Connection, store: Store, partition: TopicPartition, owner: bytes, **values: Any) -> None:

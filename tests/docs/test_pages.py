@@ -28,6 +28,10 @@ UNRUNNABLE = {
     "$ consumerkit parked groups                     # by handler and last error": (
         "shows the form of commands; tests/integration/test_cli_parked.py runs them"
     ),
+    "from aws_msk_iam_sasl_signer import MSKAuthTokenProvider": (
+        "wants a package of AWS; test_kafka_security_page.py runs it"
+    ),
+    "from azure.identity import DefaultAzureCredential": "wants Azure's; test_kafka_security_page.py runs it",
     "$ make demo": "the demo has tests of its own, and `make test` is what runs this one",
 }
 

@@ -236,7 +236,7 @@ class Batch:
         """Return what this transaction has made durable, once it is."""
         return self._receipt(self.items)
 
-    def receipt_of_convicted(self) -> Receipt:
+    def receipt_of_misused(self) -> Receipt:
         """Return what the transaction has made durable that dead-lettered `misused`."""
         return self._receipt(self.misused)
 

@@ -64,7 +64,7 @@ class Preparer:
         except (OSError, TimeoutError) as error:
             raise Unavailable(f"codec: {type(error).__name__}") from error
         except Exception as error:  # noqa: BLE001 - a codec's bug is one message's trouble, not the partition's
-            return _buried(message, Reason.UNDECODABLE, f"{type(error).__name__} in the codec")
+            return _dead_lettered(message, Reason.UNDECODABLE, f"{type(error).__name__} in the codec")
         if event is SKIP:
             return None
         return self._identified(message, event, attempt)
@@ -74,13 +74,15 @@ class Preparer:
         try:
             found = declared.identity.find(message, event, scope=self._scopes.get(message.topic, b""))
             if found is None:
-                return _buried(message, Reason.UNIDENTIFIED, f"no message ID: {declared.identity!r} found none")
+                return _dead_lettered(message, Reason.UNIDENTIFIED, f"no message ID: {declared.identity!r} found none")
             version = declared.fingerprint.version
             fingerprint = declared.fingerprint.of(message, event, version)
         except NoStableBytes as error:
-            return _buried(message, Reason.UNIDENTIFIED, f"{declared.identity!r}: {error}")
+            return _dead_lettered(message, Reason.UNIDENTIFIED, f"{declared.identity!r}: {error}")
         except Exception as error:  # noqa: BLE001 - an event's property or __str__ may raise anything
-            return _buried(message, Reason.UNIDENTIFIED, f"{type(error).__name__} while {declared.identity!r} was read")
+            return _dead_lettered(
+                message, Reason.UNIDENTIFIED, f"{type(error).__name__} while {declared.identity!r} was read"
+            )
         aged = untimed = False
         if declared.event_time is not None and declared.remembered is not None:
             age = self._age(declared.event_time, message, event)
@@ -151,7 +153,7 @@ def _oversized(message: Message, limit: int) -> Decided:
     return Decided(Delivery(message), DeadLetter(_dead(message, Reason.OVERSIZED, text, None, keep_value=False)))
 
 
-def _buried(message: Message, reason: Reason, text: str, message_id: str | None = None) -> Decided:
+def _dead_lettered(message: Message, reason: Reason, text: str, message_id: str | None = None) -> Decided:
     return Decided(Delivery(message), DeadLetter(_dead(message, reason, text, message_id)))
 
 

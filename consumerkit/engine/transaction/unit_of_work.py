@@ -207,7 +207,7 @@ class AsyncUnitOfWork:
         async with plain_sessions.for_coroutines(self._bind)() as session:
             await session.run_sync(self._transaction.dead_letter_misuse, batch, error)
             await session.run_sync(plain_sessions.commit)
-        return batch.receipt_of_convicted()
+        return batch.receipt_of_misused()
 
     def close(self) -> None:
         """See `UnitOfWork.close`."""
@@ -311,7 +311,7 @@ class SyncUnitOfWork:
     async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
         """See `UnitOfWork.dead_letter_misuse`."""
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dead_letter_misuse, batch, error)
-        return batch.receipt_of_convicted()
+        return batch.receipt_of_misused()
 
     def _dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> None:
         with plain_sessions.for_threads(self._engine)() as session:

@@ -27,7 +27,7 @@ from consumerkit.transports.base import TopicInfo, Transport
 
 __all__ = ["ImportProgress", "ImportReport", "ImportResult", "Line", "Surroundings", "Watch", "import_letters"]
 
-_NOBODY = -1
+_NO_CONSUMER = -1
 
 
 class Surroundings(Protocol):
@@ -164,7 +164,7 @@ def _number(session: Session, tables: Tables, declared: Declaration, *, dry_run:
     schema.check(session, tables)
     if dry_run:
         known = session.scalar(select(tables.consumers.c.id).where(tables.consumers.c.name == declared.name))
-        return _NOBODY if known is None else known
+        return _NO_CONSUMER if known is None else known
     return consumers.bind(
         session,
         tables,

@@ -85,7 +85,7 @@ class EraseStatements:
         if not rows:
             return 0
         for row in rows:
-            self._bury(connection, row)
+            self._dead_letter(connection, row)
         self._blank(connection, consumer, [bytes(row.digest) for row in rows if row.digest is not None], parked=True)
         lot.remove(connection, [row.id for row in rows])
         gone = ParkedMessage(message=Message(*partition, 0, key), digest=None, message_id="", fingerprint=b"")
@@ -101,7 +101,7 @@ class EraseStatements:
         rows = connection.execute(select(table).where(here, c.key_digest == key_digest(key)).with_for_update())
         return list(rows)
 
-    def _bury(self, connection: Connection, row: Any) -> None:
+    def _dead_letter(self, connection: Connection, row: Any) -> None:
         c = self.tables.dead_letters.c
         size = len(row.key or b"") + len(row.value or b"")
         place = {name: getattr(row, name) for name in ("consumer", "topic", "topic_id", "partition", "offset")}

@@ -14,7 +14,7 @@ from consumerkit.transports.base import SendFailure
 _FIRST_WAIT: Final = 1.0
 
 
-class Telling:
+class RelayAnnouncements:
     """Announces for a relay.
 
     Args:
