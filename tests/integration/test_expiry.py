@@ -546,7 +546,8 @@ async def test_the_command_ends_by_its_targets_terms_and_says_what(
             await run(lambda s: shelf.dialect.take_over(s.connection(), number, wait=1))
             done = await asyncio.to_thread(command, "db", "prune", target, "--handler", "credit")
         assert [line.split() for line in done.out.splitlines() if line.startswith("credit  ")][1][1:] == ["0", "1", "2"]
-        assert "credit: t[1] was in use all the time, or a payload of it cannot be unsealed; run this again" in done.out
+        why = "t[1] was in use all the time, or one of its payloads cannot be unsealed; run the command again"
+        assert f"credit: {why}" in done.out
         assert await shelf.outbox() == 2 + 2  # the copies for the dead-letter topic
     again = await asyncio.to_thread(command, "db", "prune", target, "--json")
     credit, unsent = json.loads(again.out) if again.out.startswith("[") else map(json.loads, again.out.splitlines())

@@ -481,7 +481,7 @@ async def test_a_backfill_that_would_pass_rows_over_is_refused(
 async def test_a_backfill_is_refused_another_key_and_another_s_transaction(file: Place) -> None:
     file.enter(*orders())
     await file.fill(touch, "touch", ORDERS, key=KEY)
-    with pytest.raises(ConfigurationError, match=r"by \(job_orders.shop, job_orders.number\), and cannot go on by"):
+    with pytest.raises(ConfigurationError, match=r"by \(job_orders.shop, job_orders.number\) and cannot go on by"):
         await file.fill(touch, "touch", ORDERS, key=(Order.number, Order.shop))
     with Session(file.sync) as session, session.begin(), pytest.raises(ConfigurationError, match="of its own"):
         next(checkpoints(session, "touch", ORDERS, key=KEY))
