@@ -27,6 +27,7 @@ class Run:
     task: asyncio.Task[bool]
     stopping: asyncio.Event
     events: list[Event] = field(default_factory=list)
+    has_failed: bool = False
 
     def seen(self, kind: type[E]) -> list[E]:
         """The events of one kind."""
@@ -47,6 +48,14 @@ class Run:
                 last = [repr(event) for event in self.events[-8:]]
                 raise AssertionError(f"{what}: not within {within:.0f} s; last events: {last}")
             await asyncio.sleep(0.05)
+
+    async def failure(self) -> Exception:
+        """Wait until the worker ends by itself, and return what it raises; the block then ends without it."""
+        await asyncio.wait([self.task], timeout=120)
+        error = self.task.exception()
+        assert isinstance(error, Exception)
+        self.has_failed = True
+        return error
 
     async def stop(self) -> bool:
         """Ask the worker to stop; returns whether it kept to its grace."""
@@ -96,7 +105,8 @@ class Stage(ABC):
                     await asyncio.wait_for(asyncio.shield(run.task), 120)
                 raise
             stopping.set()
-            await run.task
+            if not run.has_failed:
+                await run.task
 
     def _observed(self) -> AbstractContextManager[object]:
         """Keep open what conditions ask, for as long as a worker runs."""

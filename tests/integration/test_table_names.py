@@ -235,9 +235,10 @@ async def test_tables_that_were_replaced_under_a_worker_stop_its_handler(
         await run.until(lambda: len(run.seen(GroupCommitted)) >= 2, "both groups")
         await rows(place, "UPDATE consumerkit_consumers SET id = id + 10 RETURNING id")
         place.append(2, partition=0)
-        await run.until(lambda: bool(run.seen(HandlerStopped)), "the stop")
-        error = run.seen(HandlerStopped)[0].error
-        assert "the tables were replaced while it ran; restart it" in error
+        error = await run.failure()
+        assert "stopped, and no other is left" in str(error)
+        assert "the tables were replaced while it ran; restart it" in str(error)
+        assert {one.handler for one in run.seen(HandlerStopped)} == {"write", "other"}
         assert len(await place.lines()) == 2
     await place.close()
 
