@@ -165,8 +165,10 @@ class States:
         )
 
     def _paused(self, event: events.HandlerPaused) -> None:
-        what = "paused; repair the cause: the handler goes on by itself, or after a restart with corrected code: "
-        f"{event.error}"
+        what = (
+            "paused; repair the cause: the handler goes on by itself, or after a restart with corrected code: "
+            f"{event.error}"
+        )
         self._begin(("paused", event.handler), event, what)
 
     def _handler_resumed(self, event: events.HandlerResumed) -> None:

@@ -67,6 +67,17 @@ def test_no_constructor_of_the_engine_takes_more_than_five_things() -> None:
     assert over == set(), "a frozen value, or one of what it takes, can hold some of it"
 
 
+def test_no_text_stands_as_a_statement_that_nothing_uses() -> None:
+    """As where a message was broken over two lines without parentheses: its second half is lost."""
+    lost = [
+        f"{name}:{node.lineno}"
+        for name, text in MODULES.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.JoinedStr)
+    ]
+    assert lost == []
+
+
 def test_headers_of_our_own_have_their_names_in_one_place_each() -> None:
     def places(text: str) -> list[str]:
         constants = {
