@@ -131,6 +131,7 @@ def test_what_begins_is_told_until_it_ends(
     clock.now += 5
     (found,) = told(states, clock)
     assert words in found
+    assert getattr(begins, "error", "") in found
     assert found.endswith("(for 5 s)")
     states(begins)  # again: it is the same trouble, since the same time
     clock.now += 1
