@@ -536,7 +536,7 @@ async def test_the_command_ends_by_its_targets_terms_and_says_what(
         "1",
         "3",
     ]
-    assert "outbox: 2 messages would be given up unsent" in tried.out
+    assert "outbox: 2 unsent messages would be given up" in tried.out
     assert (len(await shelf.letters()), len(await shelf.lot()), await shelf.outbox()) == (1, 3, 2)
     ids_alone = await asyncio.to_thread(command, "db", "prune", "--database", shelf.url, "--json")
     assert "ended" not in ids_alone.out
