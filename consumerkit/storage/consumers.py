@@ -125,8 +125,8 @@ def _keep_ordering(session: Session, tables: Tables, number: int, ordering: str 
         session.execute(update(tables.consumers).where(c.id == number, other).values(ordering=ordering))
 
 
-def home(session: Session, tables: Tables) -> tuple[str, frozenset[str]]:
-    """Return 16 hexadecimal digits that tell these tables from others, and the names of all handlers that have started.
+def home(session: Session, tables: Tables) -> str:
+    """Return 16 hexadecimal digits that tell these tables from others.
 
     The digits come from when the first handler was entered, so a restored database keeps them, and so does a copy.
     """
@@ -134,7 +134,7 @@ def home(session: Session, tables: Tables) -> tuple[str, frozenset[str]]:
     first = connection.execute(select(c.created_at).where(c.id > 0).order_by(c.id).limit(1)).scalar_one()
     moment = first if first.tzinfo is not None else first.replace(tzinfo=UTC)
     digest = sha256(f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}".encode()).hexdigest()
-    return digest[:16], frozenset(names(connection, tables))
+    return digest[:16]
 
 
 def number_of(connection: Connection, tables: Tables, name: str) -> int | None:

@@ -245,7 +245,7 @@ class Worker:
                     declared,
                     self.transport,
                     numbers[declared.name],
-                    CommitOrigin(declared.name, declared.group, *home, adopted=declared.name in self._adopted),
+                    CommitOrigin(declared.name, declared.group, home, adopted=declared.name in self._adopted),
                     memory_budget=self._memory_budget,
                     drain_timeout=self._drain_timeout,
                     outbox_written=self._outbox_written,

@@ -56,14 +56,12 @@ class CommitOrigin:
         handler: The handler's name.
         group: Its consumer group.
         database: What tells the database from others; empty where that is not known.
-        names: The handlers that have started on the database.
         adopted: Whether the group is taken over from the one that has it.
     """
 
     handler: str
     group: str = ""
     database: str = ""
-    names: frozenset[str] = frozenset()
     adopted: bool = False
 
     def refusal(self, text: str) -> str | None:
@@ -78,7 +76,5 @@ class CommitOrigin:
         )
 
     def _is_strange(self, note: CommitNote) -> bool:
-        if note.database and self.database:
-            return note.database != self.database
-        # An older release has committed it. Which of a database's names have a group is for its table to say.
-        return bool(self.database) and note.handler not in self.names | {self.handler}
+        # An older release names no database, so that its handler may have had another name on this one.
+        return bool(note.database and self.database) and note.database != self.database
