@@ -66,7 +66,7 @@ class Replacement:
             if not child.works:
                 if way_out:
                     _log.error(
-                        "worker process %d does not start as it is now; the others go on as they are. %s",
+                        "worker process %d does not start with the present code; the others go on as they are. %s",
                         child.number,
                         way_out,
                     )
