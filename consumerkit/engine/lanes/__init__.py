@@ -1,1 +1,1 @@
-"""What runs messages, one after another: batches, attempts, waits and the brake."""
+"""Runs messages one after another: batches, attempts, waits and the brake."""

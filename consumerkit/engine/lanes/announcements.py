@@ -89,7 +89,10 @@ class Announcements:
         )
 
     def suspected(self, delivery: Delivery, error: BaseException, wait: float, *, overload: bool) -> None:
-        """Announce a message that failed alone without a counted attempt; `overload` is also database trouble."""
+        """Announce a message that failed alone without a counted attempt.
+
+        `overload` also announces database trouble.
+        """
         if overload:
             told = failures.described(error)
             self.announce(events.Trouble(where="database", error=told, wait=wait))

@@ -1,4 +1,4 @@
-"""Runs a fresh message by itself: its attempts, and what follows when they are over."""
+"""Runs a fresh message by itself: its attempts, and its outcome when they are used up."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Attempts:
         """Run one message until its outcome is durable, or until it is parked.
 
         Returns:
-            Whether it has not failed.
+            Whether the first attempt raised no error.
 
         Raises:
-            Interrupted: The lane must give up; the message is not finished, unless it was reported as finished.
-            HandlerHalted: The handler cannot run before a person acts.
+            Interrupted: The lane must give up. The message is unfinished, unless it was reported as finished.
+            HandlerHalted: The handler cannot run until a person acts.
         """
         decided, suspected = await self._crashes.suspect(decided)
         try:
@@ -75,7 +75,10 @@ class Attempts:
         return first_failed is None
 
     async def _wait_in_place(self, delivery: Delivery, error: Exception, wait: float, since: datetime) -> None:
-        """Wait for the next attempt; where the lane must give up before, park, so that the attempts are kept."""
+        """Wait for the next attempt; park the message if the lane must give up first.
+
+        The parking lot keeps the count of attempts.
+        """
         try:
             await self._executor.backoff.pause(wait)
         except Interrupted:
@@ -84,7 +87,7 @@ class Attempts:
             raise
 
     async def _again(self, delivery: Delivery) -> Decided:
-        """Return the next attempt; decoded again, since the handler may have changed the event."""
+        """Prepare the next attempt; decode again, since the handler may have changed the event."""
         again = await self._one.prepare(delivery.message, delivery.attempt + 1)
         assert again is not None
         return again

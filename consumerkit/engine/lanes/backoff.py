@@ -1,4 +1,4 @@
-"""Waiting, outside of any transaction, for what is no message's fault to pass."""
+"""Waits, outside any transaction, while trouble lasts that no message caused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_WAIT: Final = 30.0
 
 
 class Interrupted(Exception):
-    """The lane must give up what it has not finished: its partition goes, or the worker stops."""
+    """The lane must give up its unfinished work: it loses the partition, or the worker stops."""
 
 
 class Backoff:
@@ -28,7 +28,7 @@ class Backoff:
         announce: Announces trouble and its end.
 
     Attributes:
-        interrupted: Set while the lane is to give up what it holds.
+        interrupted: Set while the lane must give up its messages.
     """
 
     def __init__(self, announce: Announcer) -> None:
@@ -42,7 +42,7 @@ class Backoff:
         """Announce trouble, and wait.
 
         Raises:
-            Interrupted: See there.
+            Interrupted: The lane must give up.
         """
         if self._since is None:
             self._since = time.monotonic()
@@ -53,10 +53,10 @@ class Backoff:
         await self.pause(wait)
 
     async def pause_handler(self, error: BaseException) -> None:
-        """Announce that the handler cannot do its work before a person acts, and wait.
+        """Announce that the handler cannot work until a person acts, and wait.
 
         Raises:
-            Interrupted: See there.
+            Interrupted: The lane must give up.
         """
         wait = self._longer()
         told = failures.described(error)
@@ -71,14 +71,14 @@ class Backoff:
     async def keep_trying(
         self, work: Callable[[], Awaitable[None]], *, unless: tuple[type[Exception], ...] = ()
     ) -> None:
-        """Do what must be done before anything else, again and again while the database is in trouble.
+        """Repeat work that must come before anything else, until the database lets it succeed.
 
         Args:
             work: What to do.
-            unless: Errors that are raised instead.
+            unless: Errors to raise instead of a repetition.
 
         Raises:
-            Interrupted: See there.
+            Interrupted: The lane must give up.
         """
         while True:
             try:
@@ -91,7 +91,7 @@ class Backoff:
                 return
 
     def over(self) -> None:
-        """Record that work is done again."""
+        """Record that work succeeds again."""
         if self._since is not None:
             seconds = time.monotonic() - self._since
             self._announce(events.TroubleOver(where=self._where, seconds=seconds))
@@ -102,16 +102,16 @@ class Backoff:
         """Wait.
 
         Raises:
-            Interrupted: See there.
+            Interrupted: The lane must give up.
         """
         if await wait_until_set(self.interrupted, seconds):
             raise Interrupted
 
     def check(self) -> None:
-        """Raise `Interrupted` if the lane is to give up."""
+        """Raise `Interrupted` if the lane must give up."""
         if self.interrupted.is_set():
             raise Interrupted
 
     def resume(self) -> None:
-        """Let what must still be written down be written, although the lane is to give up."""
+        """Allow a last write before the lane gives up."""
         self.interrupted.clear()

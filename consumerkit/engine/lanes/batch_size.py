@@ -13,7 +13,7 @@ from typing import Final
 # What a COMMIT costs, in handler calls: measured between 20 (a handler of several statements) and 300 (one ORM add).
 COMMIT_COST: Final = 200.0
 _MEMORY: Final = 500.0
-# Messages that cannot share a transaction are found by a batch that fails: seldom enough to cost little.
+# Handled messages after which a found limit grows by one. Only a failed batch finds the limit again, so it is slow.
 _PATIENCE: Final = 32.0
 
 
@@ -21,7 +21,7 @@ class BatchSize:
     """Adapts the size of batches to failures and to the time that handling takes.
 
     Args:
-        batch_size: Never more messages than these.
+        batch_size: The most messages in a batch.
         batch_time: Seconds of handling at which a batch should be over.
     """
 
@@ -48,7 +48,7 @@ class BatchSize:
         self._failures += (1 - self._failures) / _MEMORY
 
     def crowded(self, size: int) -> None:
-        """Learn that a message succeeded alone that had failed after `size` others in one transaction."""
+        """Learn that a message succeeded alone after it had failed behind `size` others in one batch."""
         self._most = float(size)
 
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""Whose fault the failure of a batch is, by the error and by whose statements were running."""
+"""Decides whose fault a batch's failure is, by the error and by whose statements were running."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from consumerkit.storage.faults import Fault, engine_of, fault_of, mistake_of, s
 from consumerkit.storage.ledger import LedgerMoved
 
 OWN: Final = frozenset({Fault.HANDLER, Fault.PRESENT, Fault.SUSPECT})
-"""What may be one message's fault: its batch is taken apart until that message is alone."""
+"""Faults that one message may cause: its batch is split until that message is alone."""
 
 LOCKED: Final = "55P03"  # lock_not_available
 _CANCELLED: Final = "57014"  # query_canceled
-# disk_full, too_many_connections: never one message's.
+# disk_full, too_many_connections: one message never causes these.
 _TROUBLE: Final = frozenset({"53100", "53300"})
 # The client's clock starts before the server's; they may run at slightly different rates.
 _NEARLY: Final = 0.98
@@ -30,9 +30,9 @@ class Blame(NamedTuple):
 
     Attributes:
         fault: What to do about it.
-        kind: Two messages fail likewise where this is the same.
-        waited: Whether a limit of ours ran out, and not one that the message has set.
-        foreign: Whether another database than ours has failed.
+        kind: How it failed; equal for two messages that fail in the same way.
+        waited: Whether one of our time limits ran out, not one that the message set.
+        foreign: Whether a database other than ours failed.
     """
 
     fault: Fault
@@ -55,15 +55,15 @@ def blame(batch: Batch, error: Exception) -> Blame:
     if batch.guard.unfit is not None or any(is_a(leaf, SessionUnfit) for leaf in found):
         return Blame(Fault.UNFIT)
     if batch.sound and any(is_a(leaf, Reject) for leaf in found):
-        # Said on purpose, whatever error it was said about: of another database, or undone by a savepoint.
+        # A Reject is intended, whatever its cause: another database's error, or one that a savepoint undid.
         found = [leaf for leaf in found if not is_a(leaf, Reject)]
     return _first(batch, found)
 
 
 def _first(batch: Batch, errors: list[BaseException]) -> Blame:
-    """Return the blame for the first error, its causes included, that is not simply the handler's own."""
+    """Return the blame for the first error or cause that is not simply the handler's own."""
     if batch.unprepared:
-        # No statement of ours ran; where an error looks like a database's, ours is asked whether it answers.
+        # No statement of ours ran. If an error looks like a database's, our database is probed.
         return Blame(Fault.HANDLER, foreign=any(fault_of(e, in_handler=True) is not Fault.HANDLER for e in errors))
     in_handler = batch.handling or batch.guard.commit.in_hook
     theirs = batch.theirs or batch.guard.commit.in_hook
@@ -81,31 +81,31 @@ def _first(batch: Batch, errors: list[BaseException]) -> Blame:
 
 
 def _is_foreign(batch: Batch, error: BaseException) -> bool:
-    """Tell whether an error comes out of another engine than the one that claims and effects are written with."""
+    """Tell whether an error comes from an engine other than the one that writes claims and effects."""
     engine, ours = engine_of(error), batch.guard.engine
     return engine is not None and ours is not None and engine.pool is not ours.pool
 
 
 def _of_ours(fault: Fault) -> Blame:
-    # A pooler gave us another session, with what somebody else has prepared there.
+    # A pooler gave us another session, where another client has prepared something.
     return Blame(Fault.CONNECTION if fault is Fault.PRESENT else fault)
 
 
 def _of_theirs(batch: Batch, error: BaseException, fault: Fault) -> Blame:
-    """Return the blame for an error of a statement of the user's: by itself it does not tell whom it concerns."""
+    """Return the blame for an error of a user's statement; it may concern one message or all."""
     if fault is Fault.PRESENT:
         return Blame(fault)
     if is_a(error, PoolTimeout):
         return Blame(Fault.SUSPECT, "no free connection")
     kind = _kind(error)
-    # On a new connection it may be right.
+    # A new connection may work.
     if kind is None or (fault is Fault.CONNECTION and batch.reused):
         return Blame(fault)
     return Blame(Fault.SUSPECT, kind, waited=_ran_out(batch, kind))
 
 
 def _kind(error: BaseException) -> str | None:
-    """Return in which way a statement failed; None where that is never one message's fault."""
+    """Return how a statement failed; None for a failure that one message never causes."""
     if not is_a(error, DBAPIError) or error.connection_invalidated:
         return None
     state = sqlstate(error)
@@ -115,7 +115,7 @@ def _kind(error: BaseException) -> str | None:
 
 
 def _ran_out(batch: Batch, state: str) -> bool:
-    """Tell whether a statement was ended by a limit of ours; the message may have set a shorter one."""
+    """Tell whether our limit ended a statement; the message may have set a shorter one."""
     if batch.limits is None or state not in (LOCKED, _CANCELLED):
         return False
     limit = batch.limits.lock if state == LOCKED else batch.limits.statement

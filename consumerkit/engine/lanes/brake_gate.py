@@ -1,4 +1,4 @@
-"""Lets lanes work freely, or, while the brake is on, one message at a time at growing intervals."""
+"""Lets lanes run freely; while the brake is on, lets one message run at a time, at growing intervals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BrakeGate:
         self._suspended: str | None = None
 
     def hold(self, holder: object) -> None:
-        """Keep all lanes from beginning but those that hold the handler; each of these tries again by itself."""
+        """Keep lanes that do not hold the handler from beginning; each holder tries again by itself."""
         self._holders.add(holder)
         self._released.clear()
 
@@ -57,11 +57,11 @@ class BrakeGate:
                 self._announce(events.HandlerResumed())
 
     def suspend(self, kind: str, error: str) -> None:
-        """Pause the handler, since messages fail in the same way one after another; it probes as under the brake.
+        """Pause the handler because different messages fail in one way; it probes as under the brake.
 
         Args:
-            kind: In which way.
-            error: For a person, with the way out.
+            kind: How they fail.
+            error: The text for a person, with the remedy.
         """
         self._state.put_on(time.monotonic())
         self._released.clear()
@@ -71,7 +71,7 @@ class BrakeGate:
 
     @property
     def successes(self) -> int:
-        """How many messages were processed, those not counted that were duplicates."""
+        """How many messages were processed; duplicates do not count."""
         return self._successes
 
     @property
@@ -80,7 +80,7 @@ class BrakeGate:
         return self._state.on
 
     async def enter(self, lane: object, interrupted: asyncio.Event, holder: object = None) -> bool:
-        """Wait for this lane's turn; return False where there is none yet, to look again."""
+        """Wait for this lane's turn; return False if the caller must ask again."""
         state = self._state
         if self._holders and holder not in self._holders:
             await self._wait(interrupted, 1.0)
@@ -91,7 +91,7 @@ class BrakeGate:
         if wait <= 0 and self._prober is None and not self._is_early(lane):
             self._prober = lane
             self._turns[lane] = max(self._turns.values(), default=0) + 1
-            # Until it succeeds it counts as failed, so that what it says of the next one is true.
+            # It counts as failed until it succeeds, so that `wait` gives the time of the next probe.
             state.failed_probe(time.monotonic())
             return True
         self._waiting.append(lane)
@@ -102,7 +102,7 @@ class BrakeGate:
         return False
 
     def _is_early(self, lane: object) -> bool:
-        """Tell whether a lane that waits has probed longer ago: one with nothing but poison must not always probe."""
+        """Tell whether a waiting lane probed longer ago; a lane with only poison must not always probe."""
         turn = self._turns.get(lane, 0)
         return any(self._turns.get(other, 0) < turn for other in self._waiting)
 
@@ -121,7 +121,7 @@ class BrakeGate:
         return self._state.funded(dead, good)
 
     def spend(self) -> bool:
-        """Ask for a dead letter; False means that the message is to stay in the parking lot."""
+        """Ask for a dead letter; False means that the message stays in the parking lot."""
         return self._asked(self._state.spend)
 
     def spend_for(self, letter: DeadMessage) -> bool:
@@ -129,7 +129,7 @@ class BrakeGate:
         return self.partitions.spend(letter.message) if is_unreadable(letter) else self.spend()
 
     def wait_for(self, letter: DeadMessage) -> float:
-        """Seconds until what stands in the way of a dead letter is probed next."""
+        """Seconds until the next probe of the brake that forbids a dead letter."""
         return self.partitions.wait(letter.message) if is_unreadable(letter) else self.wait
 
     def reject(self, message: Message) -> bool:
@@ -146,14 +146,14 @@ class BrakeGate:
         return allowed
 
     def refund(self, letter: DeadMessage | None) -> None:
-        """Take back a token that was not spent: one for this letter, or one for a letter that was not made."""
+        """Take back an unspent token; `letter` is None for a letter that was not made."""
         if letter is not None and is_unreadable(letter):
             self.partitions.refund(letter.message)
         else:
             self._state.refund(1)
 
     def settle(self, receipt: Receipt) -> None:
-        """Enter a transaction: what was processed earns tokens, and dead letters without a token cost them."""
+        """Enter a transaction: processed messages earn tokens, dead letters without a token cost them."""
         unreadable = [dead.message for dead in receipt.unpaid if is_unreadable(dead)]
         self.partitions.settle(receipt.processed, unreadable)
         count, funded = len(receipt.processed), min(receipt.funded, len(receipt.unpaid) - len(unreadable))
@@ -177,8 +177,9 @@ class BrakeGate:
     def is_poison(self, message: Message) -> bool:
         """Tell whether another message succeeded between this one's last two failures.
 
-        Then it is this message that is wrong: its dead letter costs no token. Else the heads of blocked keys could use
-        up the tokens while what waits behind them is all that could earn more. In an outage nothing succeeds between.
+        If so, this message is wrong, and its dead letter costs no token. Otherwise the heads of blocked keys
+        could use up the tokens, while only the messages behind them could earn more. In an outage nothing
+        succeeds in between.
         """
         before = self._failed.pop(origin(message), None)
         return before is not None and self._successes > before

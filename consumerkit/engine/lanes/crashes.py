@@ -1,4 +1,4 @@
-"""Records runs of messages that may kill the process, before they begin, and gives up those that do."""
+"""Records runs that may kill the process before they begin; gives up the messages that kill it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from consumerkit.message import Message
 from consumerkit.storage.parking.parked import ParkedMessage
 
 POISON_AFTER: Final = 3
-"""A message is given up after so many crashes while it ran alone."""
+"""Crashes during runs alone after which a message is given up."""
 
 
 class CrashRecord:
-    """What a lane writes down of a message before a run that the process may not survive.
+    """Records a lane's runs that the process may not survive.
 
     Args:
         executor: Knows the partitions, and waits while the database is in trouble.
@@ -32,10 +32,10 @@ class CrashRecord:
         self._partition_store = partition_store
 
     async def suspect(self, decided: Decided) -> tuple[Decided, Partition | None]:
-        """Before a message of an isolated partition runs, record that it does; after three crashes, give it up.
+        """Record a run in an isolated partition before it begins; after three crashes, give the message up.
 
         Returns:
-            What is decided now, and the partition where it was written down.
+            The decision, and the partition with the record; None where no run was recorded.
         """
         message = decided.message
         partition = self._executor.partitions.of(message)
@@ -54,11 +54,11 @@ class CrashRecord:
 
     def is_poison(self, parked: ParkedMessage) -> bool:
         """Tell whether a parked message has crashed the process too often."""
-        # The first of these runs was not by itself: no other had made the message suspicious.
+        # The first of these runs was not alone: no earlier crash had made the message suspicious.
         return parked.deliveries > POISON_AFTER
 
     def concerns(self, partition: Partition, parked: ParkedMessage) -> bool:
-        """Tell whether a run of a parked message is recorded: as for a fresh one, a first crash is needed."""
+        """Tell whether to record runs of a parked message: after a first crash, as for a fresh one."""
         return bool(parked.deliveries) or parked.id <= partition.crash_watermark
 
     async def begin(self, partition: Partition, parked: ParkedMessage) -> None:

@@ -1,4 +1,4 @@
-"""Lets one piece of work run with nothing else under way in the process: so a death of the process has one suspect."""
+"""Lets one piece of work run alone in the process, so that a crash has one suspect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 class Exclusive:
     """Shared by all lanes of all handlers in a process.
 
-    Work that wants to be alone waits until the rest has ended, and the rest waits for it.
+    Work that must be alone waits until all other work ends; other work then waits for it.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Exclusive:
 
     @asynccontextmanager
     async def entered(self, *, alone: bool) -> AsyncIterator[None]:
-        """Run what is within, alone or beside others."""
+        """Run the block, alone or beside others."""
         if alone:
             async with self._by_itself():
                 yield

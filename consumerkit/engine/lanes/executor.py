@@ -1,4 +1,4 @@
-"""Runs one batch in one transaction, and enters what that made durable."""
+"""Runs one batch in one transaction and enters its durable results."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from consumerkit.storage.faults import Fault
 from consumerkit.storage.origins import Origin, origin
 
 LONGEST_TURN: Final = 60.0
-"""Seconds for which a transaction waits for a connection and for its turn; more is a standstill."""
+"""Seconds that a transaction may wait for a connection and for its turn; more is a standstill."""
 
 
 class HandlerHalted(Exception):
-    """Trying again will not help before a person acts: a table, a column or a right is missing."""
+    """A retry cannot help until a person acts: a table, a column or a right is missing."""
 
 
 class Executor:
-    """What a lane's work has in common, whether messages run in batches or alone.
+    """Runs a lane's transactions, whether messages run in batches or alone.
 
     Args:
         sharing: The handler's declarations, and whether its messages may share a transaction.
         work: Runs a batch in a transaction.
-        partitions: What is assigned, and what of it is parked; receipts are entered there.
+        partitions: The assigned partitions and their parked messages; receives the receipts.
         gate: The brake.
         tell: Announces what happened.
     """
@@ -74,7 +74,7 @@ class Executor:
         self._reserved: dict[Origin, DeadMessage | None] = {}
 
     def begin(self, messages: Sequence[Message]) -> None:
-        """Take on fresh messages; until `end`, `unfinished` tells which of them are neither finished nor parked."""
+        """Take on fresh messages; until `end`, `unfinished` has those neither finished nor parked."""
         self._unfinished = {id(message): message for message in messages}
 
     @property
@@ -88,9 +88,9 @@ class Executor:
 
     @property
     def busy_since(self) -> float | None:
-        """When the transaction under way began, by the monotonic clock; from any thread.
+        """When the transaction under way began, by the monotonic clock; any thread may ask.
 
-        Waiting for one's turn is no transaction, so one that has not begun counts from when its turn is long overdue.
+        A wait for a turn is no transaction. One that has not begun counts from when its turn is long overdue.
         """
         if (under_way := self._under_way) is None:
             return None
@@ -103,7 +103,7 @@ class Executor:
         """Form a batch under the fences of its partitions.
 
         Raises:
-            Interrupted: One of them is not ours, or not certain to be, or is read again from its mark.
+            Interrupted: A partition is not ours, is in doubt, or is read again from its mark.
         """
         owners: dict[TopicPartition, bytes] = {}
         items = [Item(one) for one in decided]
@@ -131,7 +131,7 @@ class Executor:
         return batch
 
     async def transact(self, batch: Batch) -> Receipt:
-        """Run one transaction, enter what it made durable, and return that."""
+        """Run one transaction, enter its receipt and return it."""
         self.backoff.check()
         began = batch.stages.began()
         self._under_way = batch, began
@@ -142,13 +142,13 @@ class Executor:
             raise
         except (Fenced, CommitUnknown) as error:
             if isinstance(error, CommitUnknown):
-                # The dead letters may be there: what was reserved for them is spent.
+                # The dead letters may be durable, so the tokens reserved for them are spent.
                 self._spend(batch.items)
                 self._sequence.leave()
             if isinstance(error, CommitsLost) and batch.lane == self._sequence.lane:
                 self.partitions.commits_lost(error)
-            # Nothing more may begin for these partitions until they are taken over again. That waits for whatever
-            # of this transaction may still land.
+            # Nothing more may begin for these partitions until they are taken over again. The takeover waits
+            # until this transaction can commit no more.
             self.partitions.in_doubt(batch.owners, error)
             raise Interrupted from error
         finally:
@@ -171,7 +171,7 @@ class Executor:
             self._sequence.committed(batch.lane)
 
     def skip(self, messages: Sequence[Message]) -> None:
-        """Finish messages of a type that the handler does not declare: the database learns nothing of them."""
+        """Finish messages of a type that the handler does not declare; the database records nothing."""
         self._finish(messages)
         self.partitions.apply(Receipt(finished=tuple(messages)))
         self.tell.skipped(len(messages))
@@ -186,7 +186,7 @@ class Executor:
             self._unfinished.pop(id(message), None)
 
     def reserve(self, message: Message, letter: DeadMessage | None = None) -> bool:
-        """Ask the brake for a dead letter; what it grants is spent or given back by `refund`."""
+        """Ask the brake for a dead letter's token; it is spent later, or given back by `refund`."""
         granted = self.gate.spend() if letter is None else self.gate.spend_for(letter)
         if granted:
             self._reserved[origin(message)] = letter
@@ -216,7 +216,7 @@ class Executor:
         """Dead-letter the messages whose claims a handler committed by itself.
 
         Raises:
-            Interrupted: That is done; but the database has lost commits, so that nothing more may begin.
+            Interrupted: The letters are durable, but the database has lost commits: nothing more may begin.
         """
         receipt, lost = await self._write_misuse(batch, error)
         self._moved_on(batch)
@@ -228,24 +228,24 @@ class Executor:
             raise Interrupted from lost
 
     async def _write_misuse(self, batch: Batch, error: TransactionEnded) -> tuple[Receipt, CommitsLost | None]:
-        """Return what is durable, and the error where the database has lost commits before."""
+        """Return the receipt, and the error if the database has lost earlier commits."""
         lost: CommitsLost | None = None
         while True:
             batch.lane = self._sequence.lane
             try:
                 return await self._work.dead_letter_misuse(batch, error), lost
             except CommitsLost as found:
-                # The claims stand all the same: read again, their messages would be taken for processed.
+                # The claims stand all the same: when read again, their messages would pass for processed.
                 lost = found
                 if batch.lane == self._sequence.lane:
                     self.partitions.commits_lost(found)
-            except Exception as trouble:  # noqa: BLE001 - it must be known before anything is run again
+            except Exception as trouble:  # noqa: BLE001 - the outcome must be known before anything runs again
                 # It may be durable all the same.
                 self._sequence.leave()
                 await self.backoff.wait("database", trouble)
 
     async def infrastructure(self, fault: Fault, error: Exception) -> None:
-        """Wait out what is no message's fault; it never counts as an attempt."""
+        """Wait out a failure that no message caused; it never counts as an attempt."""
         if fault is Fault.DEPLOY and isinstance(error, ConfigurationError | TablesReplaced):
             raise HandlerHalted(failures.described(error)) from error
         if fault is Fault.UNFIT or fault is Fault.DEPLOY:
@@ -254,7 +254,7 @@ class Executor:
             await self.backoff.wait("database", error)
 
     async def _hold(self, error: Exception) -> None:
-        """Keep the handler's other lanes from beginning, and wait: what is wrong is wrong for all of them."""
+        """Keep the handler's other lanes from beginning, and wait: the error concerns all of them."""
         self.gate.hold(self)
         try:
             await self.backoff.pause_handler(error)

@@ -1,10 +1,12 @@
-"""Claim, handle, retry, dead-letter: what becomes of the messages that a lane holds. The order here is correctness.
+"""Decides which of a lane's messages run, park or become dead letters, and which share a batch.
 
-A batch that fails is rolled back whole. Where the failure is one message's, those before it are run again as a batch,
-then it alone, then the others. Where no message can be blamed, the batch is run once more with a flush after each
-message; if that does not tell, or if none of the messages ran, the batch is halved until one message is alone. Blame
-within a batch may be wrong (one message's bad row can be flushed by another's query), so only a failure alone counts as
-an attempt. Nothing waits inside a transaction.
+The order of these decisions is part of correctness.
+
+A failed batch is rolled back whole. If one message is at fault, those before it run again as a batch, then it
+runs alone, then the others run. If no message can be blamed, the batch runs once more with a flush after each
+message. If that finds no message, or if none of the messages ran, the batch is halved until one message is
+alone. Blame within a batch may be wrong: one message's query can flush another's bad row. So only a failure
+alone counts as an attempt. Nothing waits inside a transaction.
 """
 
 from __future__ import annotations
@@ -50,11 +52,11 @@ class Grouping:
         self._executor = executor
         self._preparer = preparer
         self._attempts = attempts
-        # The next batches, where a failure decided them.
+        # The next batches that a failure decided.
         self._plan: deque[PlannedBatch] = deque()
-        # Whether messages of a batch were found to get at each other's changes.
+        # Whether messages of one batch were found to touch each other's changes.
         self._apart = False
-        # The messages that the ledger was found not to know, and whose events are too old for it.
+        # The messages that the ledger does not know and whose events are too old for it.
         self._stale: set[Origin] = set()
 
     @property
@@ -76,7 +78,7 @@ class Grouping:
         """Return how many messages the next `run` may take."""
         if self._one_by_one:
             return 1
-        # Never 0: a lane that took nothing would not wait, and the event loop would turn no more.
+        # Never 0: a lane that takes nothing never waits, and would block the event loop.
         return max(1, self._plan[0].size) if self._plan else self._executor.batch_sizes.size()
 
     @property
@@ -84,11 +86,11 @@ class Grouping:
         return self._executor.gate.braking or self._executor.sharing.alone
 
     async def run(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Run messages, in order, at most `size()` of them; return those to be given again, before any later ones.
+        """Run at most `size()` messages in order; return those to run again before any later ones.
 
         Raises:
-            Interrupted: The lane must give up; messages that were not reported as finished are not finished.
-            HandlerHalted: The handler cannot run before a person acts.
+            Interrupted: The lane must give up. Messages that were not reported as finished are unfinished.
+            HandlerHalted: The handler cannot run until a person acts.
         """
         if self._one_by_one:
             self._plan.clear()
@@ -144,7 +146,7 @@ class Grouping:
         return made
 
     def _stale_or_not(self, decided: Decided) -> Decided:
-        """Give up what the ledger was found not to know, since its event is too old for it."""
+        """Give up a message that the ledger does not know and whose event is too old for it."""
         if not self._stale or (at := origin(decided.message)) not in self._stale:
             return decided
         self._stale.discard(at)
@@ -156,7 +158,7 @@ class Grouping:
         """Park messages whose key is blocked, and dead ones for which the brake allows no dead letter.
 
         Returns:
-            What is decided now, and how many dead letters are paid by what succeeds beside them.
+            The decisions, and how many dead letters are paid by messages that succeed beside them.
         """
         gate = self._executor.gate
         dead = [one.letter for one in prepared if one.letter is not None]
@@ -177,7 +179,7 @@ class Grouping:
         return decided, funded
 
     def _behind(self, one: Decided, held: set[object], paid: dict[object, int]) -> Decided:
-        """Return what is decided of a message behind those of the same order that are held."""
+        """Return the decision on a message, given the held messages of its order."""
         delivery, letter = one.delivery, one.letter
         waits = self._order(one.message) in held or self._blocked(one.message)
         if letter is None:
@@ -186,16 +188,16 @@ class Grouping:
             return one
         if self._executor.reserve(one.message, letter):
             return Decided(delivery, DeadLetter(letter, token=True))
-        # It may be in order yet, once whatever is wrong was repaired: so what follows waits behind it.
+        # A repair may still make it valid, so later messages wait behind it.
         row = failures.held(delivery, letter, self._executor.gate.wait_for(letter))
         return Decided(delivery, Park(replace(row, wait=None) if waits else row))
 
     def _holds(self, dead: Decided) -> bool:
-        """Tell whether what follows waits behind a dead message: where it is parked, or its letter holds its key."""
+        """Tell whether later messages wait behind a dead one: it is parked, or its letter holds its key."""
         return dead.letter is None or (self._executor.declared.holds_key and dead.letter.reason.holds_key)
 
     def _is_paid(self, letter: DeadMessage, paid: dict[object, int]) -> bool:
-        """Tell whether what succeeds beside a message pays for its dead letter."""
+        """Tell whether messages that succeed beside it pay for a message's dead letter."""
         message = letter.message
         whose = (message.topic, message.partition) if is_unreadable(letter) else _HANDLER
         if paid.get(whose):
@@ -208,7 +210,7 @@ class Grouping:
         return partition is not None and partition.blocked(message)
 
     def _order(self, message: Message) -> object:
-        """Return what a message has its order in; None where it has none."""
+        """Return the scope in which a message keeps its order; None if it has no order."""
         ordering = self._executor.declared.ordering
         if ordering is Ordering.PARTITION:
             return message.topic, message.partition
@@ -217,15 +219,15 @@ class Grouping:
         return message.topic, message.partition, message.key
 
     async def _failed(self, batch: Batch, error: Exception, step: PlannedBatch) -> None:
-        """Decide how the messages of a batch that failed are grouped next; `step` has as many as are to run again."""
+        """Decide the next batches after a failure; `step` has as many messages as run again."""
         fault, kind = blame(batch, error)[:2]
         if kind == LOCKED:
-            fault = Fault.CONFLICT  # with whom is not known, so the batch is halved
+            fault = Fault.CONFLICT  # the other side is unknown, so the batch is halved
         if batch.guard.crowded:
             self._apart = True
             self._plan = deque([step])
         elif fault in OWN or (fault is Fault.UNFIT and batch.current is not None):
-            # The messages before the one whose code met it are run first; alone, it holds the handler.
+            # The messages before the one whose code met the error run first; once alone, it holds the handler.
             self._executor.tell.rolled_back(batch, error)
             self._plan = self._split(batch, error, step, crowded=fault is not Fault.HANDLER)
         elif fault is Fault.CONFLICT:
@@ -236,7 +238,7 @@ class Grouping:
             await self._executor.infrastructure(fault, error)
 
     def _split(self, batch: Batch, error: Exception, step: PlannedBatch, *, crowded: bool) -> deque[PlannedBatch]:
-        """Return the batches to come, after a failure that is a message's fault."""
+        """Return the next batches after a failure that a message caused."""
         at = self._blamed(batch, error)
         if at is not None:
             self._executor.batch_sizes.failed()
@@ -246,17 +248,17 @@ class Grouping:
         return deque([step._replace(careful=True)])
 
     def _blamed(self, batch: Batch, error: Exception) -> int | None:
-        """Return the index of the item at fault, where that is known."""
+        """Return the index of the item at fault, if it is known."""
         decided = deciding(error, Reject)
         if isinstance(decided, Reject) and decided.of is not None:
             message = getattr(decided.of, "message", None)
-            # Not the same object, where the error comes out of another process.
+            # Compared by place: an error from another process has a copy of the message.
             at = None if message is None else (message.topic, message.partition, message.offset)
             places = [(one.message.topic, one.message.partition, one.message.offset) for one in batch.items]
             return places.index(at) if at in places else None
         return batch.current
 
     def forget_plan(self) -> None:
-        """Drop what was decided about messages that the lane does not hold any more."""
+        """Drop the decisions about messages that the lane no longer holds."""
         self._plan.clear()
         self._stale.clear()

@@ -20,27 +20,27 @@ from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.parking.parked import ParkedMessage
 
 MOST_DUE: Final = 100
-"""Messages that are due and wait for their turn; more stay in the database."""
+"""The most due messages that wait in a lane; more stay in the database."""
 DUE_IN_A_ROW: Final = 10
-"""Messages that are due and run one after another while fresh ones wait."""
+"""The most due messages that run in a row while fresh ones wait."""
 
 
 _SLOWED_LOOK: Final = 1.0
 
 
 class Lane:
-    """Takes what is waiting and runs it; a batch is what is there, never waited for.
+    """Runs waiting messages; a batch takes those that are there and waits for no more.
 
-    What is due from the parking lot goes first, but fresh messages have their turn after some of it, or after
-    `batch_time`: what is due may never end, and fresh messages may be what it waits for. Messages of a partition that
-    is not ready are set aside, in order.
+    Due messages of the parking lot go first. Fresh messages have their turn after some of them, or after
+    `batch_time`: due messages may never end, and may depend on fresh ones. Messages of a partition that is
+    not ready are set aside, in order.
 
     Args:
         grouping: Runs fresh messages.
         retries: Runs parked messages.
-        following: Finds what waited behind a parked message.
-        partitions: What is assigned.
-        exclusive: For messages that may have killed the process.
+        following: Finds the messages that waited behind a parked one.
+        partitions: The assigned partitions.
+        exclusive: Runs messages alone that may have killed the process.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Lane:
 
     @property
     def parked_in_hand(self) -> set[int]:
-        """The numbers of the parked messages that wait here or are tried."""
+        """The numbers of the parked messages that wait or run here."""
         held = {parked.id for parked in self._due}
         return held if self._retrying is None else held | {self._retrying.id}
 
@@ -99,11 +99,11 @@ class Lane:
         return bool(self._due or self.waiting)
 
     def wake(self) -> None:
-        """Have the lane look at what is waiting."""
+        """Make the lane look for waiting messages."""
         self._wake.set()
 
     async def work(self) -> None:
-        """Run what is waiting, until `stop`."""
+        """Run waiting messages until `stop`."""
         while not self._stopping:
             if not self._due and not self.waiting:
                 self._wake.clear()
@@ -116,9 +116,9 @@ class Lane:
 
     async def _work_once(self) -> None:
         if not self._stopping:
-            # Whatever was to be given up ended before it was looked at: nothing else is to be given up in its stead.
+            # The interrupted work ended before it saw the interruption; no other work is given up in its place.
             self._interrupted.clear()
-        # Due ones first; but a probe must not always be one that failed before, when good ones may be waiting.
+        # Due ones go first. But probes alternate with fresh messages, since good ones may be among these.
         self._fresh_first = self._gate.braking and bool(self.waiting) and not self._fresh_first
         if self._due and not self._fresh_first and not self._fresh_is_owed():
             self._due_since = self._due_since if self._due_in_a_row else time.monotonic()
@@ -129,7 +129,7 @@ class Lane:
             await self._turn(self._take(self.grouping.size()))
 
     def _fresh_is_owed(self) -> bool:
-        """Whether fresh messages wait and enough of what is due has run since their last turn."""
+        """Whether fresh messages wait and enough due ones have run since their last turn."""
         if not self.waiting or not self._due_in_a_row:
             return False
         lasted = time.monotonic() - self._due_since
@@ -150,15 +150,15 @@ class Lane:
         await asyncio.sleep(0)
 
     async def _retry_key(self, parked: ParkedMessage) -> None:
-        """Try a parked message again, and then, one after another, those of its key that waited behind it."""
+        """Retry a parked message, then those of its key that waited behind it, one after another."""
         rows, began = [parked], time.monotonic()
         while rows and await self._retries.retry(rows):
             if time.monotonic() - began > self.grouping.batch_time and self._has_more:
-                # Those would be late. The next of this key was made due in the transaction before, behind them.
+                # The others would be late. The last transaction made this key's next message due, behind them.
                 return
             rows = await self._following.after(rows[-1])
             if rows and rows[0].deliveries:
-                # It died in a run before, and must run alone: the look for what is due hands it out again.
+                # The process died in an earlier run, so it must run alone: the poller hands it out again.
                 return
 
     def _take(self, size: int) -> list[Message]:
@@ -171,11 +171,11 @@ class Lane:
             if partition is None or partition.is_leaving:
                 stale.append(message)
             elif partition.ready and (partition.name in self._aside or not self._gate.partitions.admits(message)):
-                # What was set aside before it goes first, even where this one would be admitted by now.
+                # Messages set aside earlier go first, even if this one would be admitted by now.
                 self._set_aside(partition.name, message)
                 self._look_again(partition.name, self._gate.partitions.wait(message))
             elif partition.ready and partition.isolated:
-                # It runs by itself: after what was taken before it.
+                # It runs alone, after the messages taken before it.
                 (waiting.appendleft if taken else taken.append)(message)
                 break
             elif partition.ready:
@@ -191,8 +191,8 @@ class Lane:
     def _give_again(self, messages: Sequence[Message]) -> None:
         """Put messages back to the front after their transaction failed.
 
-        What was set aside of their partition while they ran comes after them. So they join it, because it is put back
-        to the front at any moment.
+        They come before the messages of their partition that were set aside while they ran. They join those,
+        because set-aside messages may return to the front at any moment.
         """
         for message in reversed(messages):
             name = TopicPartition(message.topic, message.partition)
@@ -210,7 +210,7 @@ class Lane:
             aside.append(message)
 
     def _look_again(self, partition: TopicPartition, seconds: float) -> None:
-        """Have a partition that is slowed down looked at when it is to be probed, or when that may be over."""
+        """Look at a slowed partition again at its next probe, or sooner: its brake may go off before."""
         if partition not in self._slowed:
             self._slowed.add(partition)
             asyncio.get_running_loop().call_later(min(_SLOWED_LOOK, seconds), self._restore_slowed, partition)
@@ -222,18 +222,18 @@ class Lane:
             self.restore(partition)
 
     def restore(self, partition: TopicPartition) -> None:
-        """Put what was set aside back to the front: the partition is ready again, or given back."""
+        """Put set-aside messages back to the front: the partition is ready again, or given back."""
         if aside := self._aside.pop(partition, None):
             self.waiting.extendleft(reversed(aside))
             self._wake.set()
 
     def in_hand(self, partition: Partition) -> list[Message]:
-        """Return the messages of a partition that wait here; without those under way."""
+        """Return a partition's waiting messages; excludes those under way."""
         aside = self._aside.get(partition.name, ())
         return [message for message in (*aside, *self.waiting) if self._partitions.of(message) is partition]
 
     def drop_from(self, partition: Partition, first: int) -> None:
-        """Drop the messages of a partition that wait here, from an offset on; the caller accounts for them."""
+        """Drop a partition's waiting messages from an offset on; the caller accounts for them."""
 
         def stays(message: Message) -> bool:
             return message.offset < first or self._partitions.of(message) is not partition
@@ -257,7 +257,7 @@ class Lane:
         finally:
             self._executor.end()
         self._give_again(again)
-        # A lane whose handlers never really wait must let the others and the fetching go on.
+        # Handlers may never really wait: other lanes and the fetching must go on.
         await asyncio.sleep(0)
 
     def holds(self, partitions: frozenset[TopicPartition]) -> bool:
@@ -268,7 +268,10 @@ class Lane:
         return any((m.topic, m.partition) in partitions for m in held)
 
     def drop(self, partitions: frozenset[TopicPartition]) -> int:
-        """Drop waiting messages of these partitions, and stop waiting for a retry of one; return their number."""
+        """Drop waiting messages of these partitions; return the number of fresh ones.
+
+        Also ends a wait for the retry of one under way.
+        """
         for partition in partitions:
             self.restore(partition)
         gone = [m for m in self.waiting if (m.topic, m.partition) in partitions]
@@ -283,7 +286,7 @@ class Lane:
         return len(gone)
 
     def stop(self) -> None:
-        """Have the lane end after the transaction under way."""
+        """End the lane after the transaction under way."""
         self._stopping = True
         self._interrupted.set()
         self._wake.set()

@@ -1,4 +1,4 @@
-"""The lanes of one engine, and which of them a message goes to."""
+"""Chooses the lane of an engine that runs a message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consumerkit.storage.parking.parked import ParkedMessage
 
 
 class Lanes:
-    """Spreads messages over lanes: what keeps its order is always in the same one."""
+    """Spreads messages over lanes; messages that keep their order share a lane."""
 
     def __init__(self, ordering: Ordering, lanes: Sequence[Lane]) -> None:
         self._ordering = ordering
@@ -33,12 +33,12 @@ class Lanes:
             lane.wake()
 
     def put_due(self, parked: ParkedMessage) -> bool:
-        """Give a parked message that is due to its lane; return False where that has no room for it."""
+        """Give a due parked message to its lane; return False if the lane has no room."""
         return self._of(parked.message).put_due(parked)
 
     @property
     def parked_in_hand(self) -> set[int]:
-        """The numbers of the parked messages that the lanes have."""
+        """The numbers of the parked messages that the lanes hold."""
         return set().union(*(lane.parked_in_hand for lane in self._lanes))
 
     def drop(self, partitions: frozenset[TopicPartition]) -> int:
@@ -50,7 +50,7 @@ class Lanes:
         return any(lane.holds(partitions) for lane in self._lanes)
 
     def _of(self, message: Message) -> Lane:
-        """Return a message's lane: that of its ordering key, or the next one where it has no order."""
+        """Return a message's lane: its ordering key's, or the next one if it has no order."""
         count = len(self._lanes)
         if count == 1:
             return self._lanes[0]

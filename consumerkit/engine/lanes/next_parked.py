@@ -1,4 +1,4 @@
-"""Finds the messages that were parked behind another one, once that has left the lot."""
+"""Finds the messages parked behind another one that has left the lot."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from consumerkit.storage.parking.parked import ParkedMessage
 
 
 class NextParked:
-    """Finds what is next of a key.
+    """Finds the next parked messages of a key.
 
     Args:
-        partitions: What is assigned.
+        partitions: The assigned partitions.
         partition_store: The database.
         sharing: The handler's declarations, and whether its messages may share a transaction.
     """
@@ -33,9 +33,9 @@ class NextParked:
         self._partition_store = partition_store
 
     async def after(self, parked: ParkedMessage) -> list[ParkedMessage]:
-        """Return the messages that are next after another one, as many as may share a transaction.
+        """Return the next messages after another one, as many as may share a transaction.
 
-        Where the database does not answer, there are none: what is due is looked for, and so they are found later.
+        Returns none if the database does not answer; the search for due messages finds them later.
         """
         message = parked.message
         name = TopicPartition(message.topic, message.partition)
@@ -59,7 +59,7 @@ class NextParked:
         if partition.state is not PartitionState.OWNED or self._ordering is Ordering.NONE:
             return False
         if self._ordering is Ordering.KEY and parked.message.key is None:
-            # It has no order: another one without a key may be under way in another lane, and would be tried twice.
+            # It has no order: another one without a key may run in another lane, and would run twice.
             return False
         if parked.dead_letter is not None:
             return True
@@ -71,11 +71,11 @@ class NextParked:
 def _first(found: Sequence[ParkedMessage], partition: Partition) -> list[ParkedMessage]:
     if not found or not found[0].due_or_waiting:
         return []
-    # Together go those that only waited behind another; one that failed before is tried by itself, and so is one that
-    # may have killed an owner.
+    # Messages that only waited behind another run together. One that failed before runs alone, and so does
+    # one that may have killed an owner.
     following = list(takewhile(lambda one: _only_waited(one, partition), found)) or list(found[:1])
     for one in following:
-        # What was redriven to wait behind another is not known yet.
+        # A redriven message that waits behind another is not known yet.
         partition.park(one.message, one.id)
     return following
 

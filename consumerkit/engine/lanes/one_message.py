@@ -1,4 +1,4 @@
-"""Runs one message in a transaction of its own, and writes down what follows where it fails."""
+"""Runs one message in its own transaction, and parks it or gives it up if it fails."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from consumerkit.storage.faults import Fault
 from consumerkit.storage.fence import Owners
 
 _CONNECTIONS: Final = 50
-"""Connections of a pool, at most, on which an object that is there already is looked for."""
+"""The most connections of a pool to try while each already has an object that the message creates."""
 
 
 class NotCounted(Exception):
-    """What failed is to wait for `seconds`, and no attempt is counted: it may be trouble that others meet, too."""
+    """The message waits for `seconds`, and no attempt counts: other messages may meet the same trouble."""
 
     def __init__(self, error: Exception, seconds: float) -> None:
         super().__init__(error, seconds)
@@ -40,7 +40,7 @@ class NotCounted(Exception):
 
 
 class Attempt(NamedTuple):
-    """What came of a transaction for one message.
+    """The result of a transaction for one message.
 
     Attributes:
         delivery: The message, and whether it was found to repeat another one.
@@ -54,12 +54,12 @@ class Attempt(NamedTuple):
 
 
 class OneMessage:
-    """One transaction for one message of a lane, and the transaction that parks it or gives it up.
+    """Runs one message of a lane in a transaction, or parks it or gives it up in one.
 
     Args:
         executor: Runs a message in a transaction.
         preparer: Decodes messages.
-        suspects: Tells a message's own fault from trouble that others meet, too.
+        suspects: Tells a message's own fault from trouble that others share.
     """
 
     def __init__(self, executor: Executor, preparer: Preparer, suspects: Suspects) -> None:
@@ -77,12 +77,12 @@ class OneMessage:
                 await self._executor.backoff.wait("codec", error)
 
     async def attempt(self, decided: Decided) -> Attempt:
-        """Run one transaction for one message, again and again while the fault is not its own."""
+        """Run one transaction for one message; repeat it while the fault is not the message's own."""
         owners: Owners | None = None
         for run in count():
             batch = self._executor.batch([decided])
             if owners is not None and batch.owners != owners:
-                # Taken over again since the decision: what was ahead of it may be gone, or there may be more.
+                # Taken over again since the decision: the messages ahead of it may be others by now.
                 raise Interrupted
             owners = batch.owners
             try:
@@ -127,34 +127,34 @@ class OneMessage:
             self._executor.refund([delivery.message])
 
     def allows(self, delivery: Delivery, error: Exception) -> bool:
-        """Ask the brake for a dead letter: a Reject is a verdict, and no sign of an outage."""
+        """Ask the brake for a dead letter; a Reject is the handler's verdict, not a sign of an outage."""
         if isinstance(error, Reject):
             return self._executor.gate.reject(delivery.message)
         return self._executor.reserve(delivery.message)
 
     def next_wait(self, error: Exception, attempt: int, elapsed: float) -> float | None:
-        """Return the seconds until the next attempt; None where there is none."""
+        """Return the seconds until the next attempt; None if there is none."""
         if isinstance(error, Reject):
             return None
         retry = self._executor.declared.retry
         return self._contexts.run(retry.next_wait, error, attempt=attempt, elapsed=elapsed)
 
     def failed(self, delivery: Delivery, error: Exception, wait: float | None) -> None:
-        """Announce that an attempt has failed, and learn from it how large batches may be."""
+        """Announce a failed attempt, and adapt the size of batches."""
         self._executor.batch_sizes.failed()
         self._executor.tell.attempt_failed(delivery, error, wait, braking=self._executor.gate.braking)
 
     async def _runs_again(self, decided: Decided, batch: Batch, error: Exception, run: int) -> Decided | None:
-        """Wait out what is not a message's fault; return what to run again, or None where it is."""
+        """Wait out a fault that is not the message's; return what to run again, or None if it is."""
         fault, _, _, foreign = blame(batch, error)
         if fault is Fault.PRESENT and batch.reused and run < _CONNECTIONS:
-            return decided  # the connection was given up, with what a message before has left there
+            return decided  # the connection was given up, with the object that an earlier message left there
         if fault in OWN:
             item = batch.items[0]
             if item.dead is None and item.parking is None:
                 looks = fault is Fault.SUSPECT or (foreign and not batch.sound)
                 return decided if looks and not await self._database_answers() else None
-            # The dead letter or the parking itself was refused: nothing may be lost, so wait for better days.
+            # The dead letter or the parking itself was refused. Nothing may be lost, so it is tried again later.
             fault = Fault.CAPACITY
             if (smaller := reduced(decided)) is not None:
                 self._executor.tell.rolled_back(batch, error)
@@ -163,7 +163,7 @@ class OneMessage:
         return decided
 
     async def _database_answers(self) -> bool:
-        """Ask the database something simple; where it does not answer, wait, and return False."""
+        """Probe the database; if it does not answer, wait and return False."""
         try:
             await self._suspects.probe()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no message's fault
@@ -172,7 +172,7 @@ class OneMessage:
         return True
 
     async def _counted(self, delivery: Delivery, found: Blame, error: Exception) -> Exception:
-        """Return an item's error, as `NotCounted` where it is not known yet whether it is the item's own."""
+        """Return an item's error; as `NotCounted` while it may not be the item's own."""
         if found.fault is Fault.SUSPECT:
             executor = self._executor
             holds_up = self._holds_up(delivery.message)
@@ -183,7 +183,7 @@ class OneMessage:
         return deciding(error, Reject, Defer)
 
     def _holds_up(self, message: Message) -> bool:
-        """Tell whether other messages wait until this one has an end."""
+        """Tell whether other messages wait for this one's outcome."""
         ordering = self._executor.declared.ordering
         if ordering is Ordering.PARTITION:
             return True

@@ -1,4 +1,4 @@
-"""Finds parked messages that are due. What is due is read from the database, so whatever was put there is found."""
+"""Finds due parked messages in the database, whoever put them there."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ LONGEST_SLEEP: Final = 5.0
 class ParkedPoller:
     """Hands the parked messages of an engine's partitions to their lanes when they are due.
 
-    A lane takes so many and no more, and what it does not take holds up no other lane: beside the longest overdue, each
-    look reads a page further on, until it has seen all that is due.
+    A lane takes a limited number, and the rest holds up no other lane. Each look reads the longest overdue
+    messages and one more page, until it has seen all due ones.
 
     Args:
         partition_store: The database.
-        partitions: What is assigned.
-        lanes: Get what is due.
+        partitions: The assigned partitions.
+        lanes: Get the due messages.
         announce: Announces events.
     """
 
@@ -49,7 +49,7 @@ class ParkedPoller:
         self._passed: ParkedMessage | None = None
 
     async def run(self) -> None:
-        """Look for what is due, until cancelled."""
+        """Look for due messages until cancelled."""
         failed_turns, since = 0, 0.0
         while True:
             self._partitions.poll_due.clear()
@@ -67,11 +67,11 @@ class ParkedPoller:
             await wait_until_set(self._partitions.poll_due, sleep)
 
     async def _look(self) -> float:
-        """Hand out what is due; return for how many seconds there is nothing to do."""
+        """Hand out due messages; return the seconds until the next look."""
         names = [partition.name for partition in self._partitions.owned()]
         in_hand = self._lanes.parked_in_hand
         if not names or len(in_hand) >= len(self._lanes) * MOST_DUE:
-            # What is handed out is in memory; when a lane is through with some of it, there is room for more.
+            # Handed-out messages stay in memory; a lane that finishes some makes room for more.
             return LONGEST_SLEEP
         due, next_due = await self._run(lambda connection: self._read(connection, names, in_hand))
         taken = [parked for parked in due if self._hand_out(parked)]
@@ -95,6 +95,6 @@ class ParkedPoller:
         partition = self._partitions.get((message.topic, message.partition))
         if partition is None or partition.fencing_token is None:
             return False
-        # A redrive may have put it there: it blocks its key from now on.
+        # A redrive may have put it there; it blocks its key from now on.
         partition.park(message, parked.id)
         return self._lanes.put_due(parked)

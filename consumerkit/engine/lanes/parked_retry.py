@@ -1,4 +1,4 @@
-"""Tries parked messages again: one by itself, or some of a key that only waited behind another."""
+"""Retries parked messages: one alone, or several of a key that only waited behind another."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class ParkedRetry:
         self._crashes = crashes
 
     async def retry(self, rows: Sequence[ParkedMessage]) -> bool:
-        """Try parked messages again: one, or some of a key that only waited behind another.
+        """Retry parked messages: one, or several of a key that only waited behind another.
 
         Returns:
-            Whether they have left the lot, so that what waits behind them is next.
+            Whether they have left the lot, so that the messages behind them are next.
 
         Raises:
-            Interrupted: As for `run`; what is parked stays so.
-            HandlerHalted: As for `run`.
+            Interrupted: The lane must give up; the messages stay parked.
+            HandlerHalted: The handler cannot run until a person acts.
         """
         return await (self._retried(rows[0]) if len(rows) == 1 else self._drained(rows))
 
     async def _drained(self, rows: Sequence[ParkedMessage]) -> bool:
-        """Run messages that waited behind another in one transaction; return whether to look for what is next.
+        """Run messages that waited behind another in one transaction; return whether to look for more.
 
-        Where one fails, those before it are run again together, and it by itself.
+        If one fails, those before it run again together, and it runs alone.
         """
         resumed = [await self._resumed(row) for row in rows]
         if any(one.letter is not None for one in resumed):
@@ -136,7 +136,7 @@ class ParkedRetry:
             decided = Decided(Delivery(parked.message), DeadLetter(failures.undeclared(parked)))
         delivery = replace(decided.delivery, retry_of=parked, repeats=parked.kind is Kind.REPEAT)
         if parked.digest is not None:
-            # The claim was made when it was parked, whatever the handler reads its IDs from today.
+            # The claim dates from its parking; the handler may derive other IDs today.
             delivery = replace(
                 delivery,
                 digest=parked.digest,

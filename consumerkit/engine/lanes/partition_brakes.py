@@ -1,7 +1,7 @@
-"""Slows one partition down whose messages cannot be read, while all others go on.
+"""Slows down a partition with unreadable messages while all others go on.
 
-That a message is undecodable, unidentified or oversized depends on nothing but the message, so what happens elsewhere
-neither pays for it nor is held up by it.
+Whether a message is undecodable, unidentified or oversized depends only on the message. So other partitions
+neither pay for it nor wait for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNREADABLE: Final = frozenset({Reason.UNDECODABLE, Reason.UNIDENTIFIED, Reason.O
 
 
 def is_unreadable(letter: DeadMessage) -> bool:
-    """Tell whether a message is to be given up for what it is, and not for what a handler met."""
+    """Tell whether a message is given up for its own form, not for a handler's failure."""
     return letter.reason in UNREADABLE
 
 
@@ -37,11 +37,11 @@ class _Partition:
 
 
 class PartitionBrakes:
-    """The tokens of each partition; `Brake.allowance` is what all of them share at first.
+    """The tokens of each partition; all of them share `Brake.allowance` at first.
 
     Args:
         policy: See `Brake`.
-        announce: Announces that a partition is slowed down, and the end of that.
+        announce: Announces when a partition is slowed down and when that ends.
     """
 
     def __init__(self, policy: Brake, announce: Announcer) -> None:
@@ -51,7 +51,7 @@ class PartitionBrakes:
         self._partitions: dict[tuple[str, int], _Partition] = {}
 
     def spend(self, message: Message) -> bool:
-        """Ask for a dead letter; False means that the message is to be parked, and its partition slowed down."""
+        """Ask for a dead letter; False means that the message is parked and its partition slows down."""
         one = self._partitions.setdefault((message.topic, message.partition), _Partition())
         if one.tokens >= 1:
             one.tokens -= 1
@@ -67,12 +67,12 @@ class PartitionBrakes:
         return True
 
     def refund(self, message: Message) -> None:
-        """Take back a token for a dead letter that was not written after all."""
+        """Take back the token of a dead letter that was not written."""
         one = self._partitions.setdefault((message.topic, message.partition), _Partition())
         one.tokens = min(float(self._policy.allowance), one.tokens + 1)
 
     def funded(self, dead: Iterable[DeadMessage], good: Iterable[Message]) -> dict[tuple[str, int], int]:
-        """Return how many unreadable messages of each partition are paid by the good ones beside them."""
+        """Return how many unreadable messages of each partition the good ones beside them pay for."""
         bad = Counter((one.message.topic, one.message.partition) for one in dead if is_unreadable(one))
         if not bad:
             return {}
@@ -80,7 +80,7 @@ class PartitionBrakes:
         return {name: min(count, int(fine[name] * self._policy.earned)) for name, count in bad.items()}
 
     def settle(self, processed: Iterable[Message], unpaid: Iterable[Message]) -> None:
-        """Enter a transaction: what was processed earns tokens, and dead letters without a token cost them."""
+        """Enter a transaction: processed messages earn tokens, dead letters without a token cost them."""
         if not self._partitions:
             return
         ran = Counter((one.topic, one.partition) for one in processed)
@@ -99,7 +99,7 @@ class PartitionBrakes:
         return one is not None and one.on
 
     def admits(self, message: Message) -> bool:
-        """Whether a message may run now; of a partition that is slowed down it is the probe then."""
+        """Whether a message may run now; in a slowed partition it then is the probe."""
         one = self._partitions.get((message.topic, message.partition))
         if one is None or not one.on:
             return True

@@ -1,4 +1,4 @@
-"""How the messages of a batch that failed are grouped next."""
+"""Plans the next batches after a batch failed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 
 class PlannedBatch(NamedTuple):
-    """One batch to come.
+    """One planned batch.
 
     Attributes:
-        size: Its messages.
+        size: How many messages it has.
         careful: Whether to flush after each message, to find the one at fault.
-        halving: Whether flushing after each message would not find it.
-        after: For a message by itself: the messages with which it could not share a transaction; 0 is unknown.
+        halving: Whether a flush after each message cannot find it.
+        after: For a single message: how many messages it could not share a transaction with; 0 if unknown.
     """
 
     size: int
@@ -23,17 +23,17 @@ class PlannedBatch(NamedTuple):
 
 
 def halves(size: int, *, halving: bool = False) -> deque[PlannedBatch]:
-    """Return the two halves of a batch; a batch that `batch_time` cut may be down to one message."""
+    """Return the two halves of a batch; a batch that `batch_time` cut may have one message left."""
     sizes = [size // 2, size - size // 2] if size > 1 else [1]
     return deque(PlannedBatch(one, halving=halving) for one in sizes)
 
 
 def around(at: int, *, crowded: bool = False) -> deque[PlannedBatch]:
-    """Return the messages before the one at fault, and then that one by itself.
+    """Return a batch of the messages before the one at fault, then that one alone.
 
     Args:
         at: Its index.
-        crowded: Whether it may be at fault only beside others.
+        crowded: Whether it may fail only beside others.
     """
     alone = PlannedBatch(1, after=at if crowded else 0)
     return deque([PlannedBatch(at), alone] if at else [alone])

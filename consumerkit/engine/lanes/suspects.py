@@ -1,7 +1,7 @@
-"""Tells a message's own fault from trouble that others meet, too; see docs/decisions/0043.
+"""Tells a message's own fault from trouble that others share; see docs/decisions/0043.
 
-An error such as a missing table or a cancelled statement does not tell whether one message is wrong or everything is.
-Another message tells: if it succeeds, the first one was wrong; if it fails likewise, everything is.
+An error such as a missing table or a cancelled statement may concern one message or all of them. Another
+message decides: if it succeeds, the first one is wrong; if it fails likewise, everything is wrong.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class _Seen(NamedTuple):
     successes: int
     runs: int
     wrong: bool = False
-    """Whether another message succeeded since it failed first."""
+    """Whether another message succeeded after its first failure."""
 
 
 class Suspects:
-    """The messages of one engine that failed alone in a way that does not tell whose fault it is.
+    """The messages of one engine that failed alone while it is unknown whose fault it is.
 
-    In memory: after a restart each has another run that is not counted.
+    Memory only: after a restart each has another run that does not count.
 
     Args:
-        gate: Knows what has succeeded, and pauses the handler.
+        gate: Counts the successes, and pauses the handler.
         partition_store: The database.
     """
 
@@ -41,18 +41,18 @@ class Suspects:
         self._handler = partition_store.handler
         self.probe = partition_store.probe
         self._seen: dict[Origin, _Seen] = {}
-        # Who has failed in each way since the last success; two are enough to know.
+        # The messages that failed in each way since the last success; two are enough.
         self._since = 0
         self._failed: dict[str, list[Origin]] = {}
         self._charged: dict[str, Message] = {}
 
     def judge(self, message: Message, blame: Blame, described: str, *, holds_up: bool) -> float | None:
-        """Return how many seconds a message is to wait without an attempt counted; None where it is to be counted.
+        """Return the seconds to wait without a counted attempt; None if the attempt counts.
 
         Args:
-            message: What failed, alone.
-            blame: In which way.
-            described: The error, for the announcement where the handler pauses.
+            message: The message that failed alone.
+            blame: How it failed.
+            described: The error's text, announced if the handler pauses.
             holds_up: Whether other messages wait behind it.
         """
         at, now, kind = origin(message), self._gate.successes, blame.kind
@@ -68,7 +68,7 @@ class Suspects:
         if others:
             self._gate.suspend(kind, described + self._redrive(kind))
         elif again and holds_up and not blame.waited:
-            # None of the others can run before this one has an end: its `retry` decides.
+            # No other message can run before this one ends, so its `retry` decides.
             self._charged.setdefault(kind, message)
             return None
         wait: float = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(runs - 1, 10))
@@ -80,7 +80,7 @@ class Suspects:
             del self._seen[next(iter(self._seen))]
 
     def _others(self, at: Origin, kind: str, now: int) -> bool:
-        """Record a failure; return whether others failed in this way, and none succeeded since."""
+        """Record a failure; return whether others failed in this way since the last success."""
         if now != self._since:
             self._since = now
             self._failed.clear()
