@@ -1,1 +1,1 @@
-"""What an engine knows of its partitions: who owns them, where they stand, and what is committed."""
+"""An engine's partitions: their owners, their positions and their committed offsets."""

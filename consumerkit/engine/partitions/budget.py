@@ -1,8 +1,8 @@
-"""How many bytes of messages may be in hand.
+"""Limits the bytes of the messages in hand.
 
-Fetch limits do not bound memory: a record is as large as it is once it is unpacked. So what is in hand is counted, and
-above the budget nothing is fetched; if that lasts, the consumer is paused, and fetched from all the same, since a
-consumer that is not polled leaves its batch.
+Fetch limits do not bound memory, since a record may grow when it is unpacked. So the messages in hand are
+counted, and nothing is fetched above the budget. If that lasts, the consumer is paused but still polled, since a
+consumer that is not polled leaves its group.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from consumerkit.transports.base import Consumer
 # What a message object weighs besides its bytes: measured with sys.getsizeof over its parts.
 OVERHEAD: Final = 500
 HEADER_OVERHEAD: Final = 130
-"""What a header's tuple, name and value weigh besides what `Message.size` counts, measured likewise."""
+"""Bytes of a header's tuple, name and value that `Message.size` does not count, measured likewise."""
 PAUSE_AFTER: Final = 1.0
 
 
 def cost(message: Message) -> int:
-    """Return what a message counts for."""
+    """Return the bytes that a message counts for."""
     return message.size + OVERHEAD + HEADER_OVERHEAD * len(message.headers)
 
 
 class Budget:
-    """Counts what is in hand.
+    """Counts the bytes of the messages in hand.
 
     Attributes:
         limit: How many bytes may be in hand.
-        idle: How many of those in hand belong to partitions that cannot run; half of `limit` is always for the others.
+        idle: How many of them belong to partitions that cannot run; half of `limit` is always for the others.
     """
 
     def __init__(self, limit: int) -> None:
@@ -45,7 +45,7 @@ class Budget:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing is fetched for want of room."""
+        """Whether a lack of room stops the fetching."""
         return self._paused or self._in_hand >= self.limit
 
     def took(self, amount: int) -> None:
@@ -58,7 +58,7 @@ class Budget:
         self._changed.set()
 
     async def room(self, consumer: Consumer) -> bool:
-        """Return whether to fetch; waits for room a little, pauses the consumer if that lasts, and resumes it."""
+        """Return whether to fetch; waits briefly for room, pauses the consumer if that lasts, resumes it later."""
         if self._paused:
             if self._in_hand <= max(self.limit // 2, self.idle + self.limit // 4):
                 await consumer.resume()

@@ -1,7 +1,8 @@
-"""Whose offset commits count as a worker's own, by the text that is committed with them.
+"""Decides by the text of an offset commit whether it is a worker's own.
 
-Two consumers that use one group each get a part of the messages, in silence. Within a database the `consumers` table
-keeps them apart. Each commit also names its handler and its database, so that another database's shows.
+Two consumers that share a group each get only a part of the messages, without an error. Within a database the
+`consumers` table keeps them apart. Each commit also names its handler and its database, which reveals a commit of
+another database.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ import re
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-# Older releases marked no end, and named no database.
+# Texts of older releases have no end mark and no database.
 _NOTE: Final = re.compile(r"consumerkit (?P<handler>\S+) start=(?P<start>\d+)(?: in=(?P<database>[0-9a-f]{16})\b)?")
 
 
 class CommitNote(NamedTuple):
-    """What a committed offset's text tells.
+    """The content of a committed offset's text.
 
     Attributes:
         handler: The handler that committed it.
         start: Where its first run began.
-        database: Which database it works on; empty where an older release has committed.
+        database: The database that it works on; empty in a commit of an older release.
     """
 
     handler: str
@@ -29,7 +30,7 @@ class CommitNote(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> CommitNote | None:
-        """Return what a text tells; None where another program wrote it.
+        """Return the content of a text; None if another program wrote it.
 
         Example:
             >>> CommitNote.read("consumerkit credit-account start=17")
@@ -39,7 +40,7 @@ class CommitNote(NamedTuple):
         return cls(found["handler"], int(found["start"]), found["database"] or "") if found else None
 
     def written(self) -> str:
-        """Return the text to commit; older releases read it, too.
+        """Return the text to commit; older releases can read it, too.
 
         Example:
             >>> CommitNote("credit-account", 17, "00c0ffee00c0ffee").written()
@@ -50,13 +51,13 @@ class CommitNote(NamedTuple):
 
 @dataclass(frozen=True)
 class CommitOrigin:
-    """What tells a worker's own commits from those of another database's.
+    """Distinguishes a worker's own commits from another database's.
 
     Args:
         handler: The handler's name.
         group: Its consumer group.
-        database: What tells the database from others; empty where that is not known.
-        adopted: Whether the group is taken over from the one that has it.
+        database: The database's identity; empty if it is unknown.
+        adopted: Whether this handler takes the group over from its present user.
     """
 
     handler: str
@@ -65,7 +66,7 @@ class CommitOrigin:
     adopted: bool = False
 
     def refusal(self, text: str) -> str | None:
-        """Return why a group is not read in which this text was committed last; None where nothing is wrong."""
+        """Return why a group with this last committed text is not read; None if nothing is wrong."""
         note = CommitNote.read(text)
         if note is None or self.adopted or not self._is_strange(note):
             return None
@@ -76,5 +77,5 @@ class CommitOrigin:
         )
 
     def _is_strange(self, note: CommitNote) -> bool:
-        # An older release names no database, so that its handler may have had another name on this one.
+        # An older release names no database: its handler may have had another name on this database.
         return bool(note.database and self.database) and note.database != self.database

@@ -1,4 +1,4 @@
-"""Numbers the transactions of each lane, so that the database shows it where it has lost commits."""
+"""Numbers the transactions of each lane; the numbers reveal commits that the database has lost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from consumerkit.storage.progress import LaneSequence
 class CommitSequence:
     """Numbers one lane's transactions.
 
-    A lane changes its identity from time to time. The identities before the present one are kept until the database
-    was seen to have all of their transactions.
+    A lane changes its identity from time to time. Earlier identities are kept until the database was seen to have
+    all of their transactions.
 
     Attributes:
         lane: The lane's identity, and how many of its transactions are durable.
@@ -22,31 +22,31 @@ class CommitSequence:
         self._before: list[LaneSequence] = []
 
     def committed(self, lane: LaneSequence) -> None:
-        """Count a transaction that is durable and began with `lane`, unless the lane has begun again since."""
+        """Count a durable transaction that began with `lane`, unless the lane has a new identity."""
         if lane == self.lane:
             self.lane = lane.next
             if self.lane.full:
                 self.leave()
 
     def leave(self) -> None:
-        """Begin a new lane: the present one is full, or the database may have a higher number than is known."""
+        """Take a new identity: the present one is full, or the database may have a higher number than known."""
         self._before.append(self.lane)
         self.lane = LaneSequence.new()
 
     def begin_again(self) -> None:
-        """Count from the beginning, as a lane that the database has never seen."""
+        """Count from the beginning, as a lane that is new to the database."""
         self.lane = LaneSequence.new()
         self._before.clear()
 
     def lanes(self) -> list[LaneSequence]:
-        """Return how many transactions are durable, under the present identity and under those before it."""
+        """Return the counts of durable transactions, of the present identity and of earlier ones."""
         return [self.lane, *self._before]
 
     def verified(self, lanes: Collection[LaneSequence]) -> list[LaneSequence]:
-        """Forget identities whose transactions the database has; return the full ones, whose rows can be removed.
+        """Forget identities whose transactions the database has; return full ones, whose rows can go.
 
-        No transaction of a full one is under way. Nothing is forgotten before the present one has a transaction: a
-        database that loses the older ones then loses that one, too.
+        No transaction of a full one is under way. Nothing is forgotten before the present one has a transaction:
+        a database that then loses older transactions loses that one, too.
         """
         if not self.lane.sequence or self.lane not in lanes:
             return []
@@ -73,16 +73,16 @@ class CommitSequences:
         return made
 
     def lanes(self) -> list[LaneSequence]:
-        """Return the lanes as they stand."""
+        """Return the present counts of all lanes."""
         return [lane for sequence in self._sequences for lane in sequence.lanes()]
 
     def verified(self, lanes: Collection[LaneSequence], removed: Collection[LaneSequence]) -> None:
-        """Record that the database has some lanes, and that the rows of others were removed."""
+        """Record the lanes that the database has, and those whose rows were removed."""
         self.spent = [lane for lane in self.spent if lane not in removed]
         for sequence in self._sequences:
             self.spent += sequence.verified(lanes)
 
     def begin_again(self) -> None:
-        """Have all lanes count from the beginning: the database has lost some of their transactions."""
+        """Restart the count of all lanes: the database has lost some of their transactions."""
         for sequence in self._sequences:
             sequence.begin_again()

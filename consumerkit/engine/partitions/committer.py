@@ -1,4 +1,4 @@
-"""Keeps the position: marks in the database, then offsets in Kafka, in the background."""
+"""Writes positions in the background: marks in the database, then offsets in Kafka."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from consumerkit.transports.base import Consumer, Position
 
 INTERVAL: Final = 0.25
 LONGEST_WAIT: Final = 10.0
-# An idle owner asks the database this often whether it still is one, and whether nothing was lost.
+# Seconds after which an idle owner asks the database whether it still is the owner and nothing was lost.
 CHECKED_EVERY: Final = 5.0
 TOUCHED_EVERY: Final = 86_400.0
-# What the broker is believed to have is committed again this often: a client may send a commit of an earlier assignment
-# late, under the new one, which takes the offset of an idle partition back until somebody commits it again.
+# Seconds after which known offsets are committed again. A client may send a commit of an earlier assignment late,
+# under the new one. That takes an idle partition's offset back until it is committed again.
 REPEATED_EVERY: Final = 30.0
 
 
@@ -32,8 +32,8 @@ class Committer:
     """Writes one engine's marks, and commits its offsets.
 
     Args:
-        consumer: Whose offsets these are.
-        partitions: What is assigned.
+        consumer: Commits the offsets.
+        partitions: The assigned partitions.
         partition_store: The database.
         announce: Announces events.
     """
@@ -53,12 +53,12 @@ class Committer:
         self._touched = self._repeated = time.monotonic()
 
     def check(self) -> None:
-        """Have it ask the database at once whether it has everything: the connection is a new one."""
+        """Request a check now that the database has everything, since the connection is new."""
         self._checking = True
         self._partitions.commit_due.set()
 
     async def run(self) -> None:
-        """Keep the position of what is finished, at most once in `INTERVAL` seconds, until cancelled."""
+        """Write the positions of finished messages, at most once in `INTERVAL` seconds, until cancelled."""
         failed_turns, failed, since = 0, "", 0.0
         while True:
             if not await wait_until_set(self._partitions.commit_due, CHECKED_EVERY):
@@ -85,7 +85,7 @@ class Committer:
             await asyncio.sleep(wait)
 
     async def _mark(self) -> None:
-        """Write down how far what is ours has come; all of it where the database is to be checked."""
+        """Write the marks of owned partitions that moved; all marks if the database is to be checked."""
         checking, self._checking = self._checking, False
         owned = self._partitions.owned()
         moved = owned if checking else [one for one in owned if one.offsets.position != one.mark]
@@ -108,7 +108,7 @@ class Committer:
             await self._partition_store.touch()
 
     async def mark_last(self, names: Iterable[TopicPartition]) -> None:
-        """Write down how far partitions have come that are given back."""
+        """Write the last marks of partitions that are given back."""
         found = [one for name in names if (one := self._partitions.get(name)) is not None]
         moved = [one for one in found if one.fencing_token is not None and one.offsets.position != one.mark]
         if moved:
@@ -119,7 +119,7 @@ class Committer:
         return self._marks(names, again=False)
 
     def _due(self) -> dict[TopicPartition, Position]:
-        """Return the marks to commit now: from time to time, all of them."""
+        """Return the marks to commit now; from time to time these are all."""
         again = time.monotonic() - self._repeated > REPEATED_EVERY
         if again:
             self._repeated = time.monotonic()

@@ -1,4 +1,4 @@
-"""The database's clock, which measures the age of an event: a worker's own clock may be days ahead."""
+"""The database's clock measures the age of events, because a worker's clock may be days ahead."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _EPOCH: Final = literal(datetime.fromtimestamp(0, UTC), DateTime(timezone=True))
 
 
 class DatabaseClock:
-    """Tells the database's time without asking it each time: it is measured at the start, and every few seconds.
+    """Gives the database's time from measurements at the start and every few seconds.
 
-    Between two measurements the monotonic clock counts, so that setting the machine's clock changes nothing.
+    Between two measurements the monotonic clock counts, so a change of the machine's clock has no effect.
 
     Args:
         dialect: The database's.
@@ -33,18 +33,18 @@ class DatabaseClock:
         self._ahead: float | None = None
 
     def now(self) -> float | None:
-        """Return seconds since the epoch on the database's clock; None before it was measured."""
+        """Return the seconds since the epoch on the database's clock; None before the first measurement."""
         return None if self._ahead is None else time.monotonic() + self._ahead
 
     async def measure(self) -> None:
         """Ask the database.
 
         Raises:
-            Exception: It did not answer; what was measured before holds.
+            Exception: It did not answer; the previous measurement holds.
         """
         before = time.monotonic()
         seconds = await self._run(self._ask)
-        # It was asked at some moment between; of an error of seconds, no age of days takes notice.
+        # The database answered at some moment in between. An error of seconds does not matter for ages of days.
         self._ahead = seconds - (before + time.monotonic()) / 2
 
     def _ask(self, connection: Connection) -> float:

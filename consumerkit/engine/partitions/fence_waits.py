@@ -1,4 +1,4 @@
-"""Announces partitions that cannot be taken over for long, because another worker's transaction holds their fence."""
+"""Announces partitions whose takeover waits long for a fence that another worker's transaction holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOLD_AFTER: Final = 5.0
 
 
 class FenceWaits:
-    """Remembers since when each fence is waited for.
+    """Remembers when the wait for each fence began.
 
     Args:
         announce: Announces each wait once.
@@ -34,6 +34,6 @@ class FenceWaits:
             self._announce(events.FenceAwaited(partition=name, seconds=seconds))
 
     def over(self, name: TopicPartition) -> None:
-        """Record that a partition was taken over, or is not wanted any more."""
+        """Record that a partition was taken over, or is no longer wanted."""
         self._since.pop(name, None)
         self._told.discard(name)

@@ -1,7 +1,8 @@
-"""Decides where a handler's first run on a topic begins, once for all partitions that the topic then has.
+"""Decides once, for all present partitions of a topic, where a handler's first run begins.
 
-Decided partition by partition, whenever one is first taken, a first run would pass over what came into a partition
-between its making and its discovery, or would run old messages in one that no worker had taken before a crash.
+A decision at each partition's first takeover would be wrong twice. It would skip the messages that arrive between
+a partition's creation and its discovery. And it would run old messages of a partition that no worker had taken
+before a crash.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def starts(handler: str, survey: Survey, policy: StartFrom, *, begun: bool, aske
         handler: The handler's name.
         survey: The broker's answer about the topic.
         policy: Where to begin in a partition for which Kafka has no committed offset.
-        begun: Whether the handler has begun with a topic of this name, whatever the database knows of this one: then
-            all that is in it came after its first run.
+        begun: Whether the handler has begun with a topic of this name, even if not with this one. If so, all of its
+            messages came after the first run.
         asked_at: When the broker was asked, in milliseconds since 1970.
     """
     ours = {number: noted_start(handler, one.note) for number, one in survey.partitions.items()}
@@ -70,9 +71,9 @@ class FirstRuns:
         """Find out where the first run on a topic begins, or decide it.
 
         Raises:
-            Unavailable: The broker did not tell about the topic, or another database's handler uses the group: what is
-                decided then would be decided for good, by the other one's offsets.
-            Exception: The database's.
+            Unavailable: The broker did not describe the topic, or another database's handler uses the group. The
+                other handler's offsets would decide, and the decision is final.
+            Exception: The database raised it.
         """
         record = await self._partition_store.first_run(*topic)
         if not record:
@@ -89,22 +90,22 @@ class FirstRuns:
         self._records[topic] = record
 
     async def find(self, partition: TopicPartition, topic_id: str) -> FirstStart | None:
-        """Return where the first run begins in a partition; None in one that was added since it was decided.
+        """Return where the first run begins in a partition; None if it was added after the decision.
 
         Raises:
-            Unavailable: It is to begin at what had been the partition's end, and the broker does not tell.
+            Unavailable: It begins at the partition's former end, which the broker does not tell.
         """
         record = self._records[partition.topic, topic_id]
         found = record.get(partition.partition)
         if found is None or found.offset is not None or found.source is Source.START:
             return found
-        # It had no leader then, so nothing could be sent to it: its end of then is where later records begin.
+        # It had no leader at that time, so nothing could be sent to it: its end is where later records begin.
         offset = await self._consumer.since(partition, found.asked_at)
         record[partition.partition] = found._replace(offset=offset)
         return record[partition.partition]
 
     def known(self, partition: TopicPartition, topic_id: str) -> FirstStart | None:
-        """Return what `find` would, as far as it is known without asking."""
+        """Return the result of `find` as far as it is known without a question to the broker."""
         return self._records.get((partition.topic, topic_id), {}).get(partition.partition)
 
 

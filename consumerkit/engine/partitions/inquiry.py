@@ -1,4 +1,4 @@
-"""What must be known of partitions before they are taken over: the broker's word, and where a first run begins."""
+"""Asks what a takeover needs to know: the broker's answer, and where a first run begins."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Asked(NamedTuple):
 
 
 class Troubles:
-    """Announces what keeps partitions from being taken over.
+    """Announces the errors that prevent takeovers.
 
     Attributes:
-        wait: Seconds until they are tried again.
+        wait: Seconds until the next try.
     """
 
     def __init__(self, announce: Announcer) -> None:
@@ -49,10 +49,10 @@ class Inquiry:
     """Asks about the partitions of one engine, many at a time.
 
     Args:
-        origin: The handler, and what tells its commits from another database's.
+        origin: The handler, with the identity that distinguishes its commits from another database's.
         consumer: Asked about partitions.
         first_runs: Knows where a first run begins.
-        troubles: Announces why a question was not answered.
+        troubles: Announces why a question has no answer.
     """
 
     def __init__(self, origin: CommitOrigin, consumer: Consumer, first_runs: FirstRuns, troubles: Troubles) -> None:
@@ -63,9 +63,9 @@ class Inquiry:
         self._standings: dict[TopicPartition, Standing] = {}
 
     async def ask(self, names: Sequence[TopicPartition]) -> Asked:
-        """Ask about partitions; before the fences are taken, since the broker may be slow.
+        """Ask about partitions before their fences are taken, since the broker may be slow.
 
-        Leaves out those that the broker does not tell, and those whose first run is not decided.
+        Leaves out partitions that the broker does not describe or whose first run is undecided.
         """
         at = time.monotonic()
         if not names:
@@ -75,14 +75,14 @@ class Inquiry:
         except Unavailable as error:
             self._troubles.tell(error)
             return Asked({}, at)
-        # One partition without a leader keeps no other from being taken.
+        # A partition without a leader must not prevent the takeover of others.
         if untold := sorted(set(names) - told.keys()):
             some = ", ".join(map(str, untold[:5])) + (", ..." if len(untold) > 5 else "")
             self._troubles.tell(Unavailable(f"the broker does not answer about {some}; check its leader"))
         return Asked(await self._decided(told), at)
 
     async def _decided(self, told: Mapping[TopicPartition, PartitionInfo]) -> Mapping[TopicPartition, PartitionInfo]:
-        """Have it decided where a first run begins, before anything is read; leave out what is not decided."""
+        """Decide where first runs begin, before anything is read; leave out what stays undecided."""
         topics = {(name.topic, info.topic_id) for name, info in told.items()}
         for topic in sorted(self._first_runs.unknown(topics)):
             try:
@@ -93,10 +93,10 @@ class Inquiry:
         return {name: info for name, info in told.items() if (name.topic, info.topic_id) not in unknown}
 
     async def place(self, partition: Partition, info: PartitionInfo) -> Wanted:
-        """Return what is needed to take a partition over.
+        """Return what the takeover of a partition needs.
 
         Raises:
-            Unavailable: Its first run is to begin at what had been its end, and the broker does not tell.
+            Unavailable: Its first run begins at its former end, which the broker does not tell.
         """
         name = partition.name
         first = await self._first_runs.find(name, info.topic_id)
@@ -108,7 +108,7 @@ class Inquiry:
         return Wanted(partition, info, place)
 
     async def unusable(self, names: Sequence[TopicPartition]) -> set[TopicPartition]:
-        """Ask again about partitions that could not be placed; return those that still cannot.
+        """Ask again about partitions without a place to begin; return those that still have none.
 
         Raises:
             Unavailable: The broker did not answer.
@@ -117,7 +117,7 @@ class Inquiry:
         return {name for name, info in fresh.items() if not self._usable(name, info)}
 
     def _usable(self, name: TopicPartition, fresh: PartitionInfo) -> bool:
-        # Not by comparing the answers: under traffic no two are the same, as the log's end moves on.
+        # A comparison of the answers would not help: under traffic the log's end always moves.
         first = self._first_runs.known(name, fresh.topic_id)
         with suppress(PartitionUnusable):
             start_position.beginning(self._origin, name, self._standings.get(name, Standing()), fresh, first)
@@ -125,5 +125,5 @@ class Inquiry:
         return False
 
     def forget(self, name: TopicPartition) -> None:
-        """Record that a partition is not assigned any more."""
+        """Record that a partition is no longer assigned."""
         self._standings.pop(name, None)

@@ -1,4 +1,4 @@
-"""Which offset may be committed: the first that is not finished, never the highest seen."""
+"""Finds the offset to commit: the first unfinished one, never the highest seen."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Collection
 class OffsetTracker:
     """The messages in hand of one partition, under one assignment.
 
-    Offsets may have gaps; they are delivered in ascending order and finish in any. Messages may be dropped unfinished:
-    then the partition is read again from the first of them, under a new epoch, and `position` stays below that place
-    until it is read again and finished. What was in hand or finished beyond it is known, and is not run twice.
+    Offsets may have gaps. They are delivered in ascending order and finish in any order. Unfinished messages may be
+    dropped: the partition is then read again from the first of them, under a new epoch. `position` does not pass
+    that offset until it is read again and finished. Later messages in hand or finished do not run twice.
 
     Attributes:
-        epoch: The one under which messages are fetched now.
-        committed: What the broker has of this assignment, as far as we know.
-        reread_from: The offset to seek to, since messages from there on were dropped; None where no seek is due. Until
-            `reread`, nothing is delivered.
+        epoch: The epoch under which messages are fetched now.
+        committed: The offset that the broker has under this assignment, as far as we know.
+        reread_from: The offset to seek to after messages were dropped; None if no seek is due. Nothing is delivered
+            until `reread`.
 
     Example:
         >>> tracker = OffsetTracker(epoch=1)
@@ -56,22 +56,22 @@ class OffsetTracker:
         self.committed: int | None = None
         self.reread_from: int | None = None
         self._first_epoch = epoch
-        # All that is known is in one of two, both in ascending order: `_pending` below the place that is read next, and
-        # `_ahead` at it or beyond, which is only so after messages were dropped. So no position passes either.
+        # Two ascending queues hold all known offsets: `_pending` those below the next place to read, `_ahead` those
+        # at or beyond it. Only a drop fills `_ahead`. No position passes an unfinished offset of either.
         self._pending: deque[int] = deque()
         self._ahead: deque[int] = deque()
         self._done: set[int] = set()
         self._next = start
         self._highest = 0
-        # Marks are written in threads, on databases without a driver for coroutines.
+        # Threads write the marks on databases without a coroutine driver.
         self._lock = threading.Lock()
 
     def delivered(self, offset: int) -> bool:
-        """Record a message that was fetched; return False where it is in hand or finished already.
+        """Record a fetched message; return False if it is already in hand or finished.
 
         Raises:
-            RuntimeError: It comes after a later one: the transport broke its contract, and to go on could commit past a
-                message that was never seen.
+            RuntimeError: It comes after a later one. The transport broke its contract; going on could commit past an
+                unseen message.
         """
         if self._next is not None and offset < self._next:
             raise RuntimeError(f"the transport delivered offset {offset} where {self._next} or a later one is next")
@@ -86,7 +86,7 @@ class OffsetTracker:
         return not known and offset not in self._done
 
     def passed(self, offset: int) -> bool:
-        """Record that nothing more comes below an offset; return whether that is news."""
+        """Record that nothing more comes below an offset; return whether that was unknown."""
         if self.reread_from is not None or (self._next is not None and offset <= self._next):
             return False
         self._catch_up(offset)
@@ -94,9 +94,9 @@ class OffsetTracker:
         return True
 
     def _catch_up(self, offset: int) -> None:
-        """Move what is known below an offset to what is pending; the offset itself is still to be delivered.
+        """Move known offsets below an offset to `_pending`; the offset itself is still to be delivered.
 
-        The log may not have a message any more that is in hand, as after compaction: it is waited for all the same.
+        The log may no longer have a message in hand, as after compaction; the position still waits for it.
         """
         while self._ahead and self._ahead[0] < offset:
             self._pending.append(self._ahead.popleft())
@@ -106,13 +106,13 @@ class OffsetTracker:
         self._done.add(offset)
 
     def drop(self, offsets: Collection[int]) -> None:
-        """Record that messages are not in hand any more, though they are not finished: they are to be fetched again."""
+        """Record that unfinished messages are no longer in hand; they are fetched again."""
         with self._lock:
             known = [*self._pending, *self._ahead]
             dropped = set(offsets).intersection(known) - self._done
             if self._next is None or not dropped:
                 return
-            # What lies beyond the place that is read next is delivered when that place comes to it.
+            # A message beyond the next place to read is delivered when that place reaches it.
             if min(dropped) < self._next:
                 self._highest = max(self._highest, self._next)
                 self._next = self.reread_from = min(dropped)
@@ -125,22 +125,22 @@ class OffsetTracker:
         self.epoch, self.reread_from = epoch, None
 
     def covers(self, epoch: int) -> bool:
-        """Return whether a message in hand that was fetched under this epoch is one of these."""
+        """Return whether a message in hand that was fetched under this epoch belongs here."""
         return self._first_epoch <= epoch <= self.epoch
 
     @property
     def position(self) -> int | None:
-        """The offset to commit: all below it are finished; None where nothing was delivered and no start is known."""
+        """The offset to commit: all below it are finished. None if nothing was delivered and no start is known."""
         with self._lock:
             pending, done = self._pending, self._done
-            following = self._next  # before `pending` is looked at, since more may be delivered at the same time
+            following = self._next  # read before `pending`, since more may be delivered at the same time
             while pending and pending[0] in done:
                 done.remove(pending.popleft())
             return pending[0] if pending else following
 
     @property
     def next(self) -> int | None:
-        """The offset after the last message that was ever delivered, and what was passed over behind it."""
+        """The offset after the last message ever delivered or the last gap passed."""
         return self._next if self._next is None else max(self._next, self._highest)
 
     @property

@@ -1,9 +1,9 @@
-"""Takes partitions over: waits for the fence, writes the token, loads what is parked; and again when that is in doubt.
+"""Takes partitions over: waits for the fence, writes the token, loads parked messages; repeats that in doubt.
 
 A worker that finds another's token may be a zombie, or the rightful owner whose predecessor came back. It takes the
-partition back only after Kafka has accepted an offset commit of its assignment: else two owners would alternate for
-ever. Where another worker has owned it in between, or the database has lost something, it forgets what it has in hand,
-and reads again from the mark.
+partition back only after Kafka accepts an offset commit of its assignment; otherwise two owners would alternate for
+ever. If another worker has owned the partition in between, or the database has lost something, the worker drops its
+messages in hand and reads again from the mark.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from consumerkit.events import Announcer
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Consumer
 
-# A zombie's transactions end within their own limits; a shorter wait lets the other partitions have their turn.
+# A zombie's transactions end within their own limits; a short wait gives the other partitions their turn.
 FENCE_WAIT: Final = 2.0
 LONGEST_WAIT: Final = 10.0
-# So many are taken in one transaction. Until it ends no other worker may begin with any of them, and what is parked is
-# read.
+# The most partitions that one transaction takes. It also reads their parked messages, and no other worker may begin
+# with any of them until it ends.
 AT_ONCE: Final = 100
-# How often a partition that cannot be used is looked at again: a person may have moved its mark.
+# Seconds until the next look at an unusable partition: a person may have moved its mark.
 STOPPED_FOR: Final = 5.0
 
 
 class Ownership:
-    """Keeps an engine's partitions taken.
+    """Takes an engine's partitions over, and takes them again when that is needed.
 
     Args:
-        consumer: Asked to commit an offset where ownership is in doubt.
-        partitions: What is assigned.
+        consumer: Commits an offset where ownership is in doubt.
+        partitions: The assigned partitions.
         partition_store: The database.
         first_runs: Knows where a first run begins.
         announce: Announces events.
@@ -66,21 +66,21 @@ class Ownership:
         self._inquiry = Inquiry(partition_store.origin, consumer, first_runs, self._troubles)
         self._waits = FenceWaits(announce)
         self._again: set[TopicPartition] = set()
-        # Stopped partitions that are looked at again.
+        # Stopped partitions that get another look.
         self._looking: set[Partition] = set()
         self._failures = 0
 
     def forget(self, name: TopicPartition) -> None:
-        """Forget what is known of a partition that is no longer assigned."""
+        """Forget a partition that is no longer assigned."""
         self._waits.over(name)
         self._inquiry.forget(name)
 
     async def give_back(self, partitions: Sequence[Partition]) -> None:
-        """Write down that nothing of these partitions is under way any more."""
+        """Record in the database that nothing of these partitions is under way any more."""
         await self._partition_store.give_back(partitions)
 
     async def run(self) -> None:
-        """Take what is wanted, until cancelled."""
+        """Take wanted partitions until cancelled."""
         due, to_clear = self._partitions.ownership_due, self._partitions.to_clear
         while True:
             stopped = self._partitions.in_state(PartitionState.STOPPED)
@@ -97,7 +97,7 @@ class Ownership:
         return [one.name for one in found if one.state is not PartitionState.STOPPED or one in self._looking]
 
     async def _round(self) -> None:
-        """Try all partitions without waiting, then wait a little for the first that another worker still holds."""
+        """Try all partitions without a wait, then wait briefly for the first that another worker still holds."""
         self._troubles.wait = min(LONGEST_WAIT, 0.1 * 2 ** min(self._failures + 1, 10)) * random.uniform(0.75, 1.0)
         asked = await self._inquiry.ask(self._wanted())
         self._again.clear()
@@ -115,10 +115,10 @@ class Ownership:
             self._failures = 0
 
     async def _try_all(self, names: list[TopicPartition], asked: Asked) -> list[TopicPartition]:
-        """Try to take partitions, many at a time; return those for which that failed.
+        """Try to take partitions, many at a time; return those that failed.
 
-        Where many fail together, each half of them is tried, so that one alone keeps no other from being taken. A
-        failure down to a single partition, with no success before, is the database's: the rest has its turn later.
+        If many fail together, each half is tried, so one bad partition does not prevent the takeover of others. A
+        failure down to a single partition, without an earlier success, is the database's: the rest is tried later.
         """
         failed: list[TopicPartition] = []
         todo = [names[at : at + AT_ONCE] for at in range(0, len(names), AT_ONCE)]
@@ -138,7 +138,7 @@ class Ownership:
         return failed
 
     def _put_last(self, name: TopicPartition) -> None:
-        """Give the others their turn first, the next time."""
+        """Let the others go first next time."""
         if (partition := self._partitions.get(name)) is not None:
             self._partitions.put_last(partition)
 
@@ -154,11 +154,11 @@ class Ownership:
         return True
 
     async def _tried(self, names: list[TopicPartition], asked: Asked, *, wait: float) -> bool:
-        """Try to take partitions; return False where that failed, which keeps no other from being tried."""
+        """Try to take partitions; return False if that failed, so that others are still tried."""
         try:
             unusable = await self._try(names, asked, wait=wait)
         except Exception as error:  # noqa: BLE001 - announced, and tried again
-            if len(names) == 1:  # of several it is not known yet which it is
+            if len(names) == 1:  # of several, the one at fault is unknown yet
                 self._troubles.tell(error)
             return False
         if unusable:
@@ -168,7 +168,7 @@ class Ownership:
     async def _try(
         self, names: list[TopicPartition], asked: Asked, *, wait: float
     ) -> dict[TopicPartition, PartitionUnusable]:
-        """Take partitions that are assigned still; return those that cannot be used."""
+        """Take partitions that are still assigned; return the unusable ones."""
         partitions = {name: one for name in names if (one := self._assigned(name)) is not None}
         await self._confirm([one for one in partitions.values() if one.state is PartitionState.IN_DOUBT])
         wanted = [
@@ -183,13 +183,13 @@ class Ownership:
         unusable = {}
         for name, partition in partitions.items():
             begins = found.get(name)
-            # A partition may have gone and come back under another assignment: then it is still wanted.
+            # A partition may be gone and back under another assignment; that one is still wanted.
             if self._partitions.get(name) is not partition:
                 continue
             if isinstance(begins, PartitionUnusable):
                 unusable[name] = begins
             elif begins is None:
-                # Another turn for the others before this one is waited for again.
+                # The others get a turn before the next wait for this one.
                 self._put_last(name)
                 self._waits.held(name)
             else:
@@ -198,12 +198,12 @@ class Ownership:
         return unusable
 
     def _assigned(self, name: TopicPartition) -> Partition | None:
-        """Return a partition that is to be taken, unless it is not assigned any more."""
+        """Return a partition to take; None if it is no longer assigned or is leaving."""
         partition = self._partitions.get(name)
         return None if partition is None or partition.is_leaving else partition
 
     def _begin(self, partition: Partition, begins: start_position.StartPosition) -> None:
-        """Go to the mark, unless what is in hand can be gone on with."""
+        """Seek to the mark, unless the messages in hand are still valid."""
         offsets = partition.offsets
         on_course = begins.intact or (offsets.position == begins.offset and offsets.untouched)
         if partition.adrift or not on_course:
@@ -220,7 +220,7 @@ class Ownership:
         self._partitions.taken(partition)
 
     async def _look_again(self, found: Mapping[TopicPartition, PartitionUnusable]) -> None:
-        """Stop partitions, unless the broker was asked too long ago; they are looked at again from time to time."""
+        """Stop partitions that a new answer of the broker still finds unusable; try the others again."""
         before = {name: self._partitions.get(name) for name in found}
         try:
             unusable = await self._inquiry.unusable(list(found))
@@ -236,7 +236,7 @@ class Ownership:
                 self._again.add(name)
 
     async def _confirm(self, partitions: Sequence[Partition]) -> None:
-        """Have Kafka accept offset commits of these assignments, or raise `Unavailable`."""
+        """Commit offsets of these assignments to Kafka, or raise `Unavailable`."""
         positions = {
             one.name: self._partition_store.position(one, one.mark) for one in partitions if one.mark is not None
         }

@@ -1,4 +1,4 @@
-"""What an engine knows of a partition: its offsets, its fence, and what is parked of it."""
+"""A partition as an engine knows it: its offsets, its fence and its parked messages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.fence import Taken
 from consumerkit.transports.base import Position
 
-# Not two, as one would think: see docs/decisions/0014.
+# Two would not be enough: see docs/decisions/0014.
 ISOLATED_AFTER: Final = 4
-# After a second death batches are small until one is committed, so that the culprit stands near later. Where isolation
-# ends before the culprit is reached, the next deaths begin another isolation, closer to it.
+# After a second death, batches are small until one is committed, so that a later isolation begins near the culprit.
+# If isolation ends before it reaches the culprit, the next deaths begin another isolation, closer to the culprit.
 CAREFUL_SIZE: Final = 100
 ISOLATED_FOR: Final = 100
 
@@ -26,15 +26,15 @@ class PartitionState(Enum):
     """Where a partition stands between the broker and the database."""
 
     ASSIGNED = "assigned"
-    """The broker gave it to us; it is to be taken over in the database."""
+    """The broker assigned it; its takeover in the database is due."""
     OWNED = "owned"
-    """It was taken over: its messages run."""
+    """It is taken over: its messages run."""
     IN_DOUBT = "in doubt"
-    """It may have another owner: it is to be taken over once Kafka has accepted an offset commit of ours."""
+    """It may have another owner: it is taken over after Kafka accepts one of our offset commits."""
     STOPPED = "stopped"
-    """It cannot be used before a person acts; it is looked at again from time to time."""
+    """It is unusable until a person acts; it is checked again from time to time."""
     LEAVING = "leaving"
-    """It is being given back: what is under way may finish, and nothing more begins."""
+    """It is being given back: work under way may finish, and nothing more begins."""
 
 
 class Partition:
@@ -43,26 +43,26 @@ class Partition:
     Attributes:
         name: Topic and number.
         state: See `PartitionState`.
-        offsets: What is in hand, and the assignment's epoch.
-        fencing_token: The token by which the database knows us as its owner; None where it does not, or where that is
-            in doubt. Without it nothing of the partition begins.
-        parked: The numbers of the messages that are parked, by key.
-        total: How many these are.
+        offsets: The messages in hand, and the assignment's epoch.
+        fencing_token: The token by which the database knows us as the owner; None if it does not or if that is in
+            doubt. Without the token nothing of the partition begins.
+        parked: The numbers of the parked messages, by key.
+        total: How many messages are parked.
         crashes, suspect_offsets: See `consumerkit.storage.fence.Taken`.
-        crash_watermark: The highest number in the lot when a partition was taken over whose owner had died. One of
-            these messages may have killed it, so their runs are recorded before they begin.
+        crash_watermark: The highest number in the lot when the partition was taken over from an owner that died. One
+            of the messages up to it may have killed that owner, so their runs are recorded before they begin.
         held: Whether the consumer fetches nothing more of it.
         weight: Bytes that its messages in hand count for in the budget.
         began: The first offset fetched under this assignment.
-        mark: The position that the database has; None until it was taken over.
+        mark: The position that the database has; None before the takeover.
         start: Where the consumer's first run began.
-        end: No owner before has processed anything at or above it.
-        forgotten_below: The IDs of messages below it may be forgotten, so that they cannot be proven new.
-        adrift: Whether messages were dropped; the partition must be read again from the mark.
+        end: No earlier owner has processed anything at or above this offset.
+        forgotten_below: The ledger may have forgotten the IDs of messages below this offset; they cannot be proven new.
+        adrift: Whether messages were dropped; the partition must then be read again from the mark.
         topic_id: The topic's ID when it was taken over.
         ordering, parking_limit: What the handler declares.
         taken_at: When it was taken over, by the monotonic clock.
-        turn: When it had its turn to be taken over; those with a lower number are next.
+        turn: Orders the takeovers; partitions with a lower number are next.
     """
 
     __slots__ = (
@@ -115,7 +115,7 @@ class Partition:
         self.parking_limit = parking_limit
 
     def delivered(self, message: Message) -> bool:
-        """Record a message that was fetched; return False where it is in hand or finished already."""
+        """Record a fetched message; return False if it is already in hand or finished."""
         if self.began is None:
             self.began = message.offset
         if not self.offsets.delivered(message.offset):
@@ -124,14 +124,14 @@ class Partition:
         return True
 
     def restart(self, epoch: int) -> None:
-        """Forget what is in hand and what of it is finished: it is read again from the mark, under a new epoch."""
+        """Forget messages in hand and finished ones: all is read again from the mark, under a new epoch."""
         self.offsets = OffsetTracker(epoch, self.mark)
         self.began = None
         self.adrift = False
         self.weight = 0
 
     def taken(self, found: Taken, parked: dict[bytes | None, set[int]], place: StartPosition, end: int) -> None:
-        """Record a take-over: what was found parked, where to begin, and where the log ends."""
+        """Record a takeover: the parked messages, where to begin, and where the log ends."""
         self.fencing_token = found.owner
         self.taken_at = time.monotonic()
         if self.state is not PartitionState.LEAVING:
@@ -145,18 +145,18 @@ class Partition:
             self.crash_watermark = max((number for numbers in parked.values() for number in numbers), default=0)
 
     def doubt(self) -> None:
-        """Begin nothing more: it is not certain that we own the partition."""
+        """Begin nothing more: our ownership is in doubt."""
         self.fencing_token = None
         if self.state is not PartitionState.LEAVING:
             self.state = PartitionState.IN_DOUBT
 
     def confirm(self) -> None:
-        """Record that Kafka has accepted an offset commit of this assignment, or would."""
+        """Record that Kafka has accepted an offset commit of this assignment, or would accept one."""
         if self.state is PartitionState.IN_DOUBT:
             self.state = PartitionState.ASSIGNED
 
     def stop(self) -> None:
-        """Give the partition up until a person has acted; it is read again from its mark then."""
+        """Give the partition up until a person acts; it is then read again from its mark."""
         self.adrift = True
         if self.state is not PartitionState.LEAVING:
             self.state = PartitionState.STOPPED
@@ -172,27 +172,27 @@ class Partition:
 
     @property
     def ready(self) -> bool:
-        """Whether new messages may begin: the fence is ours, the lot has room, and nothing ahead of all is parked."""
+        """Whether new messages may begin: we own the fence, the lot has room, no parked message blocks all."""
         return self.fencing_token is not None and not self.is_full and not self.waits_in_order
 
     @property
     def is_full(self) -> bool:
-        """Whether as many of its messages are parked as may be."""
+        """Whether its parking lot has no room."""
         return self.total >= self.parking_limit
 
     @property
     def waits_in_order(self) -> bool:
-        """Whether all of it waits behind a parked message."""
+        """Whether the whole partition waits behind a parked message."""
         return self.total > 0 and self.ordering is Ordering.PARTITION
 
     @property
     def isolated(self) -> bool:
-        """Whether its messages run one at a time, alone in the process: four owners died here and got no further."""
+        """Whether its messages run alone in the process: four owners died here without progress."""
         return self.crashes >= ISOLATED_AFTER
 
     @property
     def got_further(self) -> bool:
-        """Whether this owner got further than those that died here."""
+        """Whether this owner got further than the owners that died here."""
         position = self.offsets.position
         if not self.crashes or self.began is None or position is None:
             return False
@@ -202,7 +202,7 @@ class Partition:
         return position >= self.began + ISOLATED_FOR or all_done
 
     def advances(self, message: Message) -> bool:
-        """Whether finishing this message gets a partition further in which an owner died before."""
+        """Whether this message advances a partition where an owner died."""
         return 0 < self.crashes < ISOLATED_AFTER and message.offset == self.offsets.position
 
     def blocked(self, message: Message) -> bool:

@@ -1,4 +1,4 @@
-"""The database's side of owning partitions: take-overs, marks, and what is written down about runs alone."""
+"""Writes a partition's ownership to the database: takeovers, marks, and records of runs alone."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Wanted(NamedTuple):
     """A partition to take over.
 
     Attributes:
-        partition: Which.
+        partition: The partition.
         info: The broker's answer about it.
-        place: Decides where to begin, from what the database knows, or raises `PartitionUnusable`.
+        place: Decides from the database's knowledge where to begin, or raises `PartitionUnusable`.
     """
 
     partition: Partition
@@ -48,19 +48,19 @@ _Work = tuple[
 
 @dataclass(frozen=True)
 class PartitionStore:
-    """Writes, for one handler, who owns what and how far it has come."""
+    """Writes the owners and positions of one handler's partitions."""
 
     origin: CommitOrigin
-    """The handler, and what tells its commits from another database's."""
+    """The handler, with the identity that distinguishes its commits from another database's."""
     lot: ParkingLot
     run: InTransaction
-    """Runs work in a transaction of its own, READ COMMITTED: what is parked is read after the wait for the fence."""
+    """Runs work in its own READ COMMITTED transaction: parked messages are read after the wait for the fence."""
     tokens: dict[TopicPartition, bytes] = field(default_factory=dict)
-    """The tokens that this process wrote last."""
+    """The last tokens that this process wrote."""
     sequences: CommitSequences = field(default_factory=CommitSequences)
-    """The numbers of this worker's transactions, which the marks rest on."""
+    """The numbers of this worker's transactions; the marks rely on them."""
     any_key: bool = False
-    """Whether what is parked waits behind whatever is parked of its partition, and not of its key only."""
+    """Whether a parked message waits behind all parked ones of its partition, not only those of its key."""
 
     @property
     def handler(self) -> str:
@@ -68,7 +68,7 @@ class PartitionStore:
         return self.origin.handler
 
     def position(self, partition: Partition, mark: int) -> Position:
-        """Return what is committed to Kafka for a partition that has come to a mark."""
+        """Return what to commit to Kafka for a partition at a mark."""
         note = CommitNote(self.handler, partition.start, self.origin.database)
         return Position(mark, partition.offsets.epoch, note.written())
 
@@ -83,16 +83,16 @@ class PartitionStore:
     async def take(
         self, wanted: Sequence[Wanted], ago: Callable[[], float], *, wait: float
     ) -> dict[TopicPartition, StartPosition | PartitionUnusable]:
-        """Take partitions over, all in one transaction; its cost grows with what is parked of them.
+        """Take partitions over in one transaction; its cost grows with their parked messages.
 
         Args:
-            wanted: Which; one alone where there is a wait.
+            wanted: The partitions; only one if there is a wait.
             ago: The age of the broker's answer in seconds.
-            wait: Seconds to wait for transactions of the owner before.
+            wait: Seconds to wait for transactions of the previous owner.
 
         Returns:
-            Where to begin, or why that is not possible; nothing of such a one was changed. A partition that another
-            transaction holds is left out.
+            Where to begin, or why that is impossible; the database is then unchanged for that partition. Leaves out
+            partitions that another transaction holds.
         """
         known = {one.partition.name: one for one in wanted}
         lanes = self.sequences.lanes()
@@ -119,13 +119,13 @@ class PartitionStore:
         return decided  # type: ignore[no-any-return]
 
     async def first_run(self, topic: str, topic_id: str) -> dict[int, FirstStart]:
-        """Return where the first run on a topic begins; nothing where that is not decided."""
+        """Return where the first run on a topic begins; empty if that is undecided."""
         return await self.run(  # type: ignore[no-any-return]
             lambda connection: first_runs.recorded(connection, self.lot, topic, topic_id)
         )
 
     async def had_another(self, topic: str, topic_id: str) -> bool:
-        """Return whether the handler has begun with a topic of this name that is not there any more."""
+        """Return whether the handler has begun with an earlier topic of this name."""
         return await self.run(  # type: ignore[no-any-return]
             lambda connection: first_runs.had_another(connection, self.lot, topic, topic_id)
         )
@@ -133,19 +133,19 @@ class PartitionStore:
     async def decide_first_run(
         self, topic: str, topic_id: str, wanted: Mapping[int, FirstStart]
     ) -> dict[int, FirstStart]:
-        """Write down where the first run on a topic begins; return what another worker has written, if it was first."""
+        """Record where the first run on a topic begins; return another worker's record if that came first."""
         return await self.run(  # type: ignore[no-any-return]
             lambda connection: first_runs.decide(connection, self.lot, topic, topic_id, wanted)
         )
 
     async def mark(self, partitions: Iterable[Partition]) -> set[TopicPartition]:
-        """Write down how far partitions have come.
+        """Write the marks of partitions.
 
         Returns:
-            Those that are not ours any more.
+            The partitions that are no longer ours.
 
         Raises:
-            CommitsLost: The database does not have all that the lanes made durable.
+            CommitsLost: The database lacks transactions that the lanes made durable.
         """
         held = [partition for partition in partitions if partition.fencing_token is not None]
         written: dict[TopicPartition, Mark] = {}
@@ -158,12 +158,13 @@ class PartitionStore:
             return written
 
         def work(connection: Connection) -> tuple[set[TopicPartition], Sequence[LaneSequence]]:
-            # What is fetched after this transaction has begun cannot have been processed before it.
+            # Messages fetched after this transaction began cannot have been processed before it.
             self.lot.dialect.probe(connection)
             found = marks()
-            # After the marks: what these rest on, even if it was acknowledged while this connection was waited for.
+            # Read after the marks, so that it has all transactions that the marks rely on. Some may have been
+            # acknowledged during the wait for this connection.
             known = self.sequences.lanes()
-            # In a thread: what was given up since its position was read rests on lanes that are not known any more.
+            # This may run in a thread. A partition given up since its position was read relies on forgotten lanes.
             for one in held:
                 if one.name in found and one.fencing_token != found[one.name].owner:
                     del found[one.name]
@@ -179,11 +180,11 @@ class PartitionStore:
         for one in held:
             if one.name in written and one.name not in gone and one.offsets is trackers[one.name]:
                 one.mark = written[one.name].offset
-        # One that was taken over again has another token by now, and stays as it is.
+        # A partition that was taken over again has another token and stays as it is.
         return {one.name for one in held if one.name in gone and one.fencing_token == written[one.name].owner}
 
     async def give_back(self, partitions: Iterable[Partition]) -> None:
-        """Write down that nothing of these partitions is under way any more."""
+        """Record that nothing of these partitions is under way any more."""
         owners = {
             partition.name: partition.fencing_token for partition in partitions if partition.fencing_token is not None
         }
@@ -191,31 +192,31 @@ class PartitionStore:
             await self.run(lambda connection: fence.give_back(connection, self.lot, owners))
 
     async def end(self) -> None:
-        """Remove what is kept about this worker's lanes: they have ended."""
+        """Remove the rows of this worker's lanes, which have ended."""
         ended = [*self.sequences.lanes(), *self.sequences.spent]
         await self.run(lambda connection: progress.forget_lanes(connection, self.lot, ended))
 
     async def touch(self) -> None:
-        """Keep what is known of lanes that have nothing to do."""
+        """Keep the rows of idle lanes."""
         lanes = self.sequences.lanes()
         await self.run(lambda connection: progress.touch_lanes(connection, self.lot, lanes))
 
     async def clear_crashes(self, partition: Partition) -> None:
-        """Write down that this owner got further than those that died before it."""
+        """Record that this owner got further than those that died before it."""
         if (owner := partition.fencing_token) is not None:
             await self.run(lambda connection: fence.clear_crashes(connection, self.lot, partition.name, owner))
             partition.crashes, partition.suspect_offsets = 0, {}
 
     async def suspect(self, partition: Partition) -> None:
-        """Write down which of a partition's messages run alone, or did when a process died."""
+        """Record which of a partition's messages run alone, or did so when a process died."""
         owner, suspects = partition.fencing_token or b"", dict(partition.suspect_offsets)
         await self.run(lambda connection: fence.suspect(connection, self.lot, partition.name, owner, suspects))
 
     async def deliver(self, partition: Partition, parked: ParkedMessage, *, begins: bool) -> None:
-        """Write down that a run of a parked message begins, or that the process has survived it.
+        """Record that a run of a parked message begins, or that the process has survived it.
 
         Raises:
-            Fenced: The partition is not ours any more.
+            Fenced: The partition is no longer ours.
         """
         owners = {partition.name: partition.fencing_token or b""}
 
@@ -228,7 +229,7 @@ class PartitionStore:
 
 
 def _placed(wanted: Wanted, taken: Taken) -> StartPosition | PartitionUnusable:
-    """Decide where to begin; what is in hand is gone on with where the database, too, has all that it rests on."""
+    """Decide where to begin; messages in hand stay valid if the database has all that they rely on."""
     try:
         begins = wanted.place(taken.standing)
     except PartitionUnusable as error:

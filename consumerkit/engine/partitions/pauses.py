@@ -11,13 +11,13 @@ from consumerkit.engine.partitions.table import Partitions
 from consumerkit.events import Announcer
 
 TOLD_AFTER: Final = 60.0
-"""Seconds after which a wait behind a parked message is announced: most such waits are short."""
+"""Seconds after which a wait behind a parked message is announced; most waits are shorter."""
 OVER_AFTER: Final = 10.0
-"""Seconds without a stop after which the end of a pause is announced: a full lot may be full again at once."""
+"""Seconds of running after which the end of a pause is announced; a lot may be full again at once."""
 
 
 def full_lot(parked: int) -> str:
-    """Say that a parking lot is full, and the way out."""
+    """Return the text for a full parking lot, with the remedy."""
     return (
         f"{parked} of its messages are parked, and parking_limit allows no more; repair the cause of their failures: "
         "see `consumerkit parked list`, and for keys held by a dead letter `consumerkit dead-letters list`"
@@ -35,18 +35,18 @@ class Pauses:
     """Announces each pause once, and its end.
 
     Args:
-        partitions: What is assigned.
+        partitions: The assigned partitions.
         announce: Announces events.
     """
 
     def __init__(self, partitions: Partitions, announce: Announcer) -> None:
         self._partitions = partitions
         self._announce = announce
-        # When each was seen last to be paused.
+        # When each was last seen paused.
         self._told: dict[Partition, float] = {}
 
     def idle(self, partition: Partition, since: float, now: float) -> None:
-        """Announce a partition that cannot run, if the reason is known here and lasts."""
+        """Announce a partition that cannot run, if its reason is known here and lasts."""
         if partition.fencing_token is None:
             return
         if partition.is_full:
@@ -55,7 +55,7 @@ class Pauses:
             self._tell(partition, BEHIND, now)
 
     def look(self, idle: Collection[Partition], now: float) -> None:
-        """Announce ended pauses; a partition that is given back ends its own."""
+        """Announce ended pauses; forget the pause of a partition that was given back."""
         for partition, seen in list(self._told.items()):
             if self._partitions.get(partition.name) is not partition:
                 del self._told[partition]

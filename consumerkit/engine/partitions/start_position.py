@@ -1,4 +1,4 @@
-"""Where a partition is read from: at the mark, whatever Kafka says; and what a difference between the two tells."""
+"""Decides where to read a partition: at the mark, even if Kafka's offset differs; explains the difference."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class StartPosition(NamedTuple):
     Attributes:
         offset: The first message to read: the mark.
         start: Where the consumer's first run began.
-        remark: What people should know about it, or None.
+        remark: A note for people, or None.
         alarming: Whether the remark is about a loss.
-        intact: Whether this worker may go on with what it has in hand: no other worker has owned the partition since,
-            and the database has all that it had acknowledged.
+        intact: Whether this worker may go on with its messages in hand: no other worker has owned the partition
+            since, and the database has all that it had acknowledged.
     """
 
     offset: int
@@ -32,7 +32,7 @@ class StartPosition(NamedTuple):
 
 
 def noted_start(handler: str, text: str) -> int | None:
-    """Return where this handler's first run began, by a committed offset's text; None where another wrote it.
+    """Return where this handler's first run began, by a committed offset's text; None if another wrote it.
 
     Example:
         >>> noted_start("credit-account", "consumerkit credit-account start=17"), noted_start("other", "")
@@ -48,14 +48,14 @@ def beginning(
     """Return where to begin with a partition.
 
     Args:
-        origin: The handler, and what tells its commits from another database's.
-        partition: Which.
-        standing: What the database knows.
-        info: What the broker knows.
-        first: What was decided about its first run; None where it was added since.
+        origin: The handler, with the identity that distinguishes its commits from another database's.
+        partition: The partition.
+        standing: The database's knowledge of it.
+        info: The broker's answer about it.
+        first: The decision about its first run; None if it was added later.
 
     Raises:
-        PartitionUnusable: The log is not the one the mark was made in, what lies between was deleted unread, or another
+        PartitionUnusable: The log is not the one of the mark, the messages in between were deleted unread, or another
             database's handler uses the group.
     """
     if (refusal := origin.refusal(info.note)) is not None:
@@ -86,10 +86,10 @@ def beginning(
 
 def _first_run(handler: str, partition: TopicPartition, info: PartitionInfo, first: FirstStart | None) -> StartPosition:
     if first is None:
-        # The messages below a committed offset are handled.
+        # The messages below a committed offset have been handled.
         offset = info.start if info.committed is None else info.committed
     elif first.offset is None or first.source is Source.START:
-        # What retention takes before a handler has begun to read is older than its first run.
+        # Messages that retention removes before a handler begins to read are older than its first run.
         offset = max(info.start, first.offset or 0)
     else:
         offset = first.offset

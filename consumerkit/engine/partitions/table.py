@@ -1,7 +1,7 @@
-"""All partitions of an engine, and the one place where a receipt of a transaction is entered.
+"""All partitions of an engine, and the one place that enters a transaction's receipt.
 
-The parts of an engine meet here. A part that learns something about a partition enters it here, and sets the event that
-the part concerned waits for. So no part calls another one back.
+The parts of an engine meet here. A part that learns something about a partition enters it here, and sets the event
+for which another part waits. So no part calls another one back.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from consumerkit.transports.base import Position
 
 @dataclass(frozen=True)
 class Rules:
-    """What a handler's declaration and its worker say about partitions.
+    """A handler's and its worker's rules for partitions.
 
     Attributes:
-        ordering: What keeps its order.
-        parking_limit: How many messages of a partition may be parked before nothing new of it begins.
+        ordering: Which messages keep their order.
+        parking_limit: How many messages of a partition may be parked; at this number nothing new of it begins.
         memory_budget: Bytes of messages in hand above which nothing is fetched.
     """
 
@@ -45,17 +45,17 @@ class Partitions:
 
     Args:
         rules: See `Rules`.
-        sequences: Number the transactions of the engine's lanes.
+        sequences: Numbers the transactions of the engine's lanes.
         announce: Announces events.
         outbox_written: Set when a transaction has written to the outbox.
 
     Attributes:
         budget: Counts the messages in hand.
-        sequences: Number the transactions of the engine's lanes.
-        to_clear: Partitions whose owner got further than those that died before it, which is still to be written down.
+        sequences: Numbers the transactions of the engine's lanes.
+        to_clear: Partitions whose owner got further than those that died before it; the database does not know yet.
         ownership_due, commit_due, poll_due, settling_due: Set when there is work for the part that takes partitions
-            over, commits offsets, looks for parked messages that are due, or decides what is fetched. Each has one part
-            that waits for it and clears it.
+            over, commits offsets, looks for due parked messages, or decides what to fetch. Each has one part that waits
+            for it and clears it.
         progressed: Set when a message was finished or dropped; a revocation waits for it.
     """
 
@@ -77,7 +77,7 @@ class Partitions:
         self._by_name: dict[tuple[str, int], Partition] = {}
         self._changed: dict[Partition, None] = {}
 
-    # What is assigned.
+    # The assigned partitions.
 
     def assigned(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Add partitions that were assigned, and request their takeover."""
@@ -92,7 +92,7 @@ class Partitions:
         return made
 
     def revoked(self, names: Collection[TopicPartition], dropped: int, *, lost: bool) -> None:
-        """Forget partitions that belong to another worker now; `dropped` of their messages were left to it."""
+        """Forget partitions that now belong to another worker; it gets `dropped` of their messages."""
         for name in names:
             self._by_name.pop(name, None)
         self._announce(events.PartitionsRevoked(partitions=tuple(names), dropped=dropped, lost=lost))
@@ -100,25 +100,25 @@ class Partitions:
     def unreadable(self, name: TopicPartition, error: PartitionUnusable) -> None:
         """Record that the consumer reads a partition no further."""
         if (partition := self._by_name.get(name)) is not None:
-            # Whenever it is taken over again, it is read again, also from where it stands.
+            # Its next takeover seeks in any case, even to the present position.
             partition.adrift = True
         self._announce(events.PartitionStopped(partition=name, error=str(error)))
 
-    # What is known of a message's partition.
+    # The partition of a message.
 
     def get(self, name: tuple[str, int]) -> Partition | None:
-        """Return a partition that is assigned, or None."""
+        """Return an assigned partition, or None."""
         return self._by_name.get(name)
 
     def of(self, message: Message) -> Partition | None:
-        """Return the partition of a message in hand, if the assignment it was fetched under still holds."""
+        """Return the partition of a message in hand, if the assignment that fetched it still holds."""
         found = self._by_name.get((message.topic, message.partition))
         return found if found is not None and found.offsets.covers(message.epoch) else None
 
     def of_fetched(self, message: Message) -> Partition | None:
-        """Return the partition of a message that `fetch` returned, unless it was fetched before the last `seek`.
+        """Return the partition of a message from `fetch`, unless it was fetched before the last `seek`.
 
-        No message is accepted while a seek is due: it would be beyond the messages to read again.
+        No message is accepted while a seek is due, since it would lie beyond the messages to read again.
         """
         found = self._by_name.get((message.topic, message.partition))
         if found is None or found.offsets.epoch != message.epoch or found.offsets.reread_from is not None:
@@ -131,28 +131,28 @@ class Partitions:
         return found is not None and place.number in found.parked.get(place.key, ())
 
     def owned(self) -> list[Partition]:
-        """Return the partitions for which we may act."""
+        """Return the partitions that we own."""
         return [one for one in self._by_name.values() if one.state is PartitionState.OWNED]
 
     def in_state(self, *states: PartitionState) -> list[Partition]:
-        """Return the partitions in one of these states; those first that had no turn to be taken over for longest."""
+        """Return the partitions in these states; those that waited longest for a takeover come first."""
         return sorted((one for one in self._by_name.values() if one.state in states), key=lambda one: one.turn)
 
     def put_last(self, partition: Partition) -> None:
-        """Give the other partitions their turn to be taken over first, the next time."""
+        """Let the other partitions go first at the next takeover."""
         partition.turn = next(self._turns)
 
     def __iter__(self) -> Iterator[Partition]:
         return iter(list(self._by_name.values()))
 
-    # Messages come in hand, and are finished or dropped.
+    # Messages are fetched, and are finished or dropped.
 
     def fetched(self, messages: Iterable[Message]) -> list[Message]:
-        """Record messages that were fetched; return those that are to run."""
+        """Record fetched messages; return those to run."""
         fresh, size = [], 0
         for message in messages:
             partition = self.of_fetched(message)
-            # What was fetched under an assignment that is over belongs to another worker.
+            # A message fetched under an ended assignment belongs to another worker.
             if partition is not None and partition.delivered(message):
                 size += cost(message)
                 fresh.append(message)
@@ -160,7 +160,7 @@ class Partitions:
         return fresh
 
     def passed(self, positions: Mapping[TopicPartition, Position]) -> None:
-        """Record where logs go on without a message; else their ends would never be reached."""
+        """Record offsets that logs pass without a message; otherwise their ends would never be reached."""
         for name, position in positions.items():
             partition = self._by_name.get(name)
             if partition is None or partition.offsets.epoch != position.epoch:
@@ -169,7 +169,7 @@ class Partitions:
                 self.commit_due.set()
 
     def dropped(self, messages: Collection[Message]) -> None:
-        """Record messages that are no longer in hand, though they are not finished."""
+        """Record unfinished messages that are no longer in hand."""
         for message in messages:
             if (partition := self.of(message)) is not None:
                 partition.weight -= cost(message)
@@ -177,7 +177,7 @@ class Partitions:
         self.progressed.set()
 
     def apply(self, receipt: Receipt) -> None:
-        """Enter what a transaction made durable."""
+        """Enter a transaction's receipt."""
         for message, number in receipt.unparked:
             if (partition := self._by_name.get((message.topic, message.partition))) is not None:
                 partition.unpark(message, number)
@@ -193,7 +193,7 @@ class Partitions:
             self._outbox_written.set()
 
     def park(self, message: Message, number: int) -> bool:
-        """Record a message that is in the parking lot; return whether its partition is assigned."""
+        """Record a parked message; return whether its partition is assigned."""
         partition = self._by_name.get((message.topic, message.partition))
         if partition is None:
             return False
@@ -219,15 +219,15 @@ class Partitions:
         self.progressed.set()
 
     def tried(self) -> None:
-        """Record that a lane is through with a parked message: it has room for another one."""
+        """Record that a lane has finished with a parked message and has room for another."""
         self.poll_due.set()
 
     # Ownership.
 
     def in_doubt(self, owners: Mapping[TopicPartition, bytes], error: Exception) -> None:
-        """Request that partitions are taken over again, after Kafka has confirmed that they are ours.
+        """Request another takeover of partitions, after Kafka confirms that they are ours.
 
-        Nothing more of them begins until then. A partition that has another token by now is left as it is.
+        Nothing more of them begins until then. A partition that already has another token stays as it is.
         """
         for name, token in owners.items():
             partition = self._by_name.get(name)
@@ -237,7 +237,7 @@ class Partitions:
                 self.ownership_due.set()
 
     def fenced(self, names: Collection[TopicPartition], error: Exception) -> None:
-        """Record partitions that the database says another worker owns."""
+        """Record partitions that another worker owns, according to the database."""
         owners = {
             name: one.fencing_token
             for name in names
@@ -246,40 +246,40 @@ class Partitions:
         self.in_doubt(owners, error)
 
     def commits_lost(self, error: CommitsLost) -> None:
-        """Go back to the database's marks: it is not known which transactions it has lost."""
+        """Go back to the database's marks, since it is unknown which transactions it has lost."""
         self._announce(events.CommitsLost(error=str(error)))
         for partition in self._by_name.values():
-            # The lanes that begin again know nothing of what was lost, so nothing in hand is as sure as it looks.
+            # Lanes that begin again know nothing of the lost transactions, so no message in hand is certain.
             partition.adrift = True
-        # Given up before the lanes forget: a mark that a thread is writing looks at the lanes, and then at the owner.
+        # Partitions are given up before the lanes forget: a thread that writes a mark reads the lanes, then the owner.
         self.fenced([partition.name for partition in self], error)
         self.sequences.begin_again()
 
     def taken(self, partition: Partition) -> None:
-        """Let the messages of a partition begin that was taken over."""
+        """Let the messages of a newly taken partition begin."""
         told = events.PartitionTaken(partition=partition.name, parked=partition.total)
         self._announce(told)
         self.settle(partition)
-        # Where a first run starts is decided once: it is committed before anything is finished.
+        # A first run's start is decided once, so it is committed before any message is finished.
         self.commit_due.set()
         self.poll_due.set()
 
     def stop(self, partition: Partition, error: PartitionUnusable) -> None:
-        """Give up what is in hand of a partition that cannot be used before a person acts."""
+        """Give up the messages in hand of a partition that is unusable until a person acts."""
         if partition.state is not PartitionState.STOPPED:
             partition.stop()
             self._announce(events.PartitionStopped(partition=partition.name, error=str(error)))
             self.settle(partition)
 
-    # What is fetched.
+    # The decision what to fetch.
 
     def settle(self, partition: Partition) -> None:
-        """Request a decision on what is fetched of a partition, since something about it has changed."""
+        """Request a decision on what to fetch of a partition, since it has changed."""
         self._changed[partition] = None
         self.settling_due.set()
 
     def take_changed(self) -> list[Partition]:
-        """Return the partitions about which something has changed since the last call."""
+        """Return the partitions that have changed since the last call."""
         self.settling_due.clear()
         changed = list(self._changed)
         self._changed.clear()
