@@ -60,28 +60,28 @@ def publish(
 ) -> Coroutine[Any, Any, str] | str:
     """Write a message to the outbox, in the session's transaction; a running worker's relay sends it to Kafka.
 
-    The message exists if and only if the transaction commits. It is sent at least once, with the same message ID each
-    time, so that a consumer with a ledger handles it once.
+    The message exists if and only if the transaction commits. It is sent at least once, always with the same message
+    ID, so that a consumer with a ledger handles it once.
 
     Args:
-        session: Any session; committing stays yours. With an `AsyncSession` the call must be awaited.
-        topic: Where to.
+        session: Any session; you still commit it. With an `AsyncSession` the call must be awaited.
+        topic: The topic that gets the message.
         key: The record's key; text is sent as UTF-8.
         value: The record's value, encoded by `codec`; bytes are sent as they are, None is a tombstone.
-        id: The message ID, sent as the header `message-id`; a random one where None. Give one that is derived from
-            the request if the request itself may be repeated.
-        headers: Further headers. Where a span of OpenTelemetry is current, its trace goes on in headers of its own.
-        codec: How to encode `value`.
-        tables: The table definitions, if they are not the default ones. Without a schema, the message goes where the
-            session's search path finds the tables at this moment, which is asked first; with one, nothing is asked.
+        id: The message ID, sent as the header `message-id`; None makes a random one. Derive it from the request if the
+            request itself may be repeated.
+        headers: Further headers. Headers for the trace of the current OpenTelemetry span, if any, are added.
+        codec: Encodes `value`.
+        tables: The table definitions, if they are not the default ones. Without a schema, this call first asks where
+            the session's search path finds the tables; with a schema it asks nothing.
 
     Returns:
         The message ID.
 
     Raises:
         TypeError: The value cannot be encoded, or key, ID or a header is neither text nor bytes.
-        ValueError: Kafka has no topics of such a name.
-        ConfigurationError: The search path finds no tables of ours, or a schema_translate_map reaches them.
+        ValueError: Kafka does not allow the topic's name.
+        ConfigurationError: The search path finds none of our tables, or a schema_translate_map applies to them.
 
     Example:
         await outbox.publish(session, "orders", key=order.id, value=OrderPlaced(id=order.id))
@@ -102,5 +102,5 @@ def publish(
         table.append(sync.connection(), located_for(sync, tables), [message])
         return name
 
-    # The session's own coroutine, so that a handler that forgets to await it fails.
+    # The session's own coroutine: a handler that forgets to await it then fails.
     return session.run_sync(append) if isinstance(session, AsyncSession) else append(session)

@@ -1,1 +1,1 @@
-"""The engine: from fetched messages to finished ones, one engine for each handler."""
+"""The engine turns fetched messages into finished ones; each handler has its own."""

@@ -1,4 +1,4 @@
-"""One handler's engine: fetches, spreads messages over lanes, and commits offsets of what is finished."""
+"""One handler's engine fetches messages, spreads them over lanes and commits the offsets of finished ones."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ from consumerkit.transports.base import Consumer
 _log = logging.getLogger(__name__)
 FETCH_TIMEOUT = 0.5
 LEAVING = 5.0
-"""Seconds of a grace that are kept for leaving the group, or a quarter of a short one."""
+"""Seconds of the grace that are reserved for leaving the group; at most a quarter of the grace."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What an engine shares with other parts of its worker.
+    """Objects and limits that an engine shares with other parts of its worker.
 
     Attributes:
         announce: Announces events.
-        exclusive: For messages that may have killed the process.
+        exclusive: Runs messages alone that may have killed the process.
         outbox_written: Set when a transaction has written to the outbox.
         memory_budget: Bytes of messages in hand above which an engine fetches nothing.
         drain_timeout: Seconds in which a revoked partition's messages in hand are finished.
-        steps: What the lanes of a handler share of its steps; None where it has none.
+        steps: Shared by the lanes of a handler with steps; None without steps.
     """
 
     announce: Announcer
@@ -146,7 +146,7 @@ class Engine:
         """Consume until `stop`.
 
         Raises:
-            HandlerHalted: The handler cannot run before a person acts.
+            HandlerHalted: The handler cannot run until a person acts.
             Exception: A defect; nothing unfinished is committed.
         """
         work = [lane.work() for lane in self._lanes]
@@ -163,7 +163,7 @@ class Engine:
         for task in done:
             if not task.cancelled():
                 task.result()
-        # Without an error a task ends only when `stop` was called; a lane that just ended would be a standstill.
+        # Without an error a task ends only after `stop`. A lane that ended by itself would be a standstill.
         if not self._stopping:
             raise RuntimeError(f"handler {self.declared.name!r}: a part of its engine ended unexpectedly")
         await asyncio.wait(self._tasks)
@@ -187,11 +187,10 @@ class Engine:
     async def stop(self, grace: float) -> bool:
         """Finish the transactions under way, commit, and leave the group.
 
-        Transactions get most of `grace`, and what follows gets the rest, so that a broker that is away does not make
-        the whole of it longer.
+        Transactions get most of `grace`, and the later steps get the rest, so an absent broker does not extend it.
 
         Returns:
-            Whether all transactions were done in time; otherwise what was left is rolled back.
+            Whether all transactions ended in time; the others are rolled back.
         """
         reach("in_shutdown_drain")
         end = time.monotonic() + grace
@@ -204,15 +203,15 @@ class Engine:
         for task in {*late, *others[1:]}:
             task.cancel()
         if others:
-            # The fetch under way is waited out, never cancelled; a thread that is stuck in a handler is not waited for.
+            # The fetch under way must end by itself and is never cancelled. A thread stuck in a handler is not awaited.
             await asyncio.wait({*late, *others}, timeout=remaining(end))
-        for task in self._tasks:  # `run` raises the first error; a second lane that cannot run adds nothing to it
+        for task in self._tasks:  # `run` raises the first error; a second halted lane adds nothing
             if task.done() and not task.cancelled() and not isinstance(error := task.exception(), HandlerHalted | None):
                 _log.error("handler %r: a part of its engine failed", self.declared.name, exc_info=error)
         with suppress(TimeoutError):
             await asyncio.wait_for(self.consumer.stop(), remaining(end))
         await self._assignments.settle(remaining(end))
-        # What stays of them does no harm, and is removed when it is old.
+        # Lane rows that stay do no harm, and are removed when they are old.
         with suppress(Exception):
             async with asyncio.timeout(min(GIVE_BACK_TIMEOUT, remaining(end))):
                 await self._partition_store.end()
@@ -221,7 +220,7 @@ class Engine:
         return not late
 
     def oldest_transaction(self) -> float:
-        """Return how many seconds the oldest transaction under way has taken."""
+        """Return the seconds that the oldest transaction under way has taken."""
         now = time.monotonic()
         began = [lane.grouping.busy_since or now for lane in self._lanes]
         return max((now - one for one in began if one < now), default=0.0)

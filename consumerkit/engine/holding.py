@@ -1,8 +1,8 @@
-"""Holds partitions that cannot run, and drops what is in hand of them where others need the room.
+"""Holds partitions that cannot run, and drops their messages in hand where others need the room.
 
-The memory budget is for what can run. What is dropped is read again once the partition may run. A partition that stops
-again and again is not read again each time: after a drop it has no more than its share in hand, so that its next stop
-drops nothing, until it has run for a while without a stop.
+The memory budget is for messages that can run. Dropped messages are read again once the partition may run. A partition
+that stops repeatedly is not read again each time. After a drop it keeps no more than its share in hand, so its next
+stop drops nothing. The limit ends when it has run for a while without a stop.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from consumerkit.message import Message
 from consumerkit.transports.base import Consumer
 
 LASTING: Final = 10.0
-"""Seconds after which a partition that cannot run keeps no more than its share in hand, even if no other needs it."""
+"""Seconds after which a partition that cannot run keeps only its share in hand, even if no other needs the room."""
 FRUGAL: Final = 10.0
 """Seconds without a stop after which a partition that was read again may fill the budget again."""
 LOOKED_EVERY: Final = 0.1
 TAKEN_WITHIN: Final = 1.0
-"""Seconds for which a partition is fetched before it is taken over: mostly that takes less than to hold it."""
+"""Seconds for which a partition is fetched before its takeover, which mostly takes less time than a hold."""
 
 
 class Holding:
-    """Decides which of an engine's partitions are fetched, and what of them stays in hand.
+    """Decides which of an engine's partitions are fetched, and which messages stay in hand.
 
     Args:
         consumer: Holds and releases partitions, and reads them again.
-        partitions: What is assigned.
-        lanes: Have the messages in hand.
-        brakes: Those of single partitions.
+        partitions: The assigned partitions.
+        lanes: Hold the messages in hand.
+        brakes: The brakes of single partitions.
         announce: Announces paused partitions.
     """
 
@@ -56,14 +56,14 @@ class Holding:
         self._brakes = brakes
         self._budget = partitions.budget
         self._pauses = Pauses(partitions, announce)
-        # Since when a partition cannot run; and until when one that was read again has no more than its share.
+        # `_idle`: since when a partition cannot run. `_frugal`: until when a dropped one keeps only its share.
         self._idle: dict[Partition, float] = {}
         self._frugal: dict[Partition, float] = {}
         self._looked = 0.0
         self._calls: set[asyncio.Future[None]] = set()
 
     async def run(self) -> None:
-        """Decide again on partitions about which something has changed, until cancelled."""
+        """Decide again on partitions that have changed, until cancelled."""
         while True:
             await self._partitions.settling_due.wait()
             for partition in self._partitions.take_changed():
@@ -72,7 +72,7 @@ class Holding:
                 self.settle(partition)
 
     def settle(self, partition: Partition) -> None:
-        """Let the lanes go on with a partition, if it is ready; else have nothing more fetched of it."""
+        """Let the lanes go on with a partition that may run; stop the fetching of one that may not."""
         if partition.ready:
             for lane in self._lanes:
                 lane.restore(partition.name)
@@ -86,7 +86,7 @@ class Holding:
             self._rest(partition, time.monotonic())
 
     def _rest(self, partition: Partition, now: float) -> None:
-        """Have nothing more fetched of a partition that cannot run."""
+        """Stop the fetching of a partition that cannot run."""
         since = self._idle.setdefault(partition, now)
         if partition in self._frugal:
             self._frugal[partition] = now + FRUGAL
@@ -95,14 +95,14 @@ class Holding:
             self._hold(partition, held=True)
 
     async def fetched(self) -> None:
-        """Hold partitions that have their share now, before more is fetched."""
+        """Hold partitions that now have their share, before more is fetched."""
         for partition in list(self._frugal):
             self.settle(partition)
         if self._calls:
             await asyncio.sleep(0)
 
     def look(self, now: float) -> None:
-        """Make room where it is needed, and announce paused partitions; `now` is of the monotonic clock."""
+        """Make room where others need it, and announce paused partitions; `now` is of the monotonic clock."""
         if now - self._looked < LOOKED_EVERY:
             return
         self._looked = now
@@ -134,27 +134,27 @@ class Holding:
         return partition.ready and not self._is_slowed(partition)
 
     def _is_slowed(self, partition: Partition) -> bool:
-        # Once nothing of it is in hand, more is fetched to probe with.
+        # Without a message in hand it is fetched again, for a message to probe with.
         return self._brakes.slows(partition.name) and partition.offsets.unfinished > 0
 
     @property
     def _share(self) -> int:
-        """What one that stops may have in hand: half of the budget, for all that stop, since half is for the others."""
+        """The bytes that a stopping partition may have in hand: its part of half the budget; the rest is for others."""
         return self._budget.limit // (2 * max(1, len(self._idle.keys() | self._frugal.keys())))
 
     def _has_its_share(self, partition: Partition) -> bool:
         if partition not in self._frugal:
             return False
-        # More is fetched when half of it is used up, for a client gives up what it has read ahead with each hold.
+        # A held one is fetched again at half its share, since each hold makes a client drop its read-ahead.
         return partition.weight > (self._share // 2 if partition.held else self._share)
 
     def _drop(self, partition: Partition, now: float) -> None:
-        """Drop what waits of a partition beyond its share, from an offset on."""
+        """Drop a partition's waiting messages beyond its share, from an offset on."""
         share = self._share
         if partition.weight <= share or partition.is_leaving or partition.adrift:
             return
         waiting = sorted((m for lane in self._lanes for m in lane.in_hand(partition)), key=lambda one: one.offset)
-        # One that is slowed down needs a message to probe with: else it would be read again for each probe.
+        # A slowed partition needs a message to probe with; otherwise each probe would read it again.
         dropped = _beyond(waiting, share, at_least=1 if self._is_slowed(partition) else 0)
         if not dropped:
             return
@@ -165,12 +165,12 @@ class Holding:
         partition.weight -= given_back
         self._budget.gave_back(given_back)
         self._frugal[partition] = now + FRUGAL
-        # What is fetched from here on is refused.
+        # Messages fetched from now on are refused.
         self._hold(partition, held=True)
 
     def _read_again(self, partition: Partition) -> None:
         first = partition.offsets.reread_from
-        # What is adrift is read again from its mark, when it is taken over.
+        # An adrift partition is read again from its mark at its takeover.
         if first is not None and not partition.adrift and not partition.is_leaving:
             partition.offsets.reread(self._consumer.seek(partition.name, first))
 

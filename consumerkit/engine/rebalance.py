@@ -1,4 +1,4 @@
-"""What an engine does when the broker gives partitions or takes them away."""
+"""Reacts when the broker assigns or revokes an engine's partitions."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from consumerkit.failpoints import reach
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Position
 
-# Twice, for the marks and for giving back: together less than the five seconds that transports allow beyond the drain.
+# Used twice, for the marks and for giving back. Both are less than the five seconds that transports allow after a drain.
 GIVE_BACK_TIMEOUT: Final = 2.0
 
 
 class Rebalance:
-    """Takes partitions on and gives them up; an engine's consumer has it as its `AssignmentListener`.
+    """Accepts and gives up partitions; it is the `AssignmentListener` of an engine's consumer.
 
     Args:
-        partitions: What is assigned.
-        lanes: The engine's.
+        partitions: The assigned partitions.
+        lanes: The engine's lanes.
         ownership: Takes partitions over, and gives them back.
-        committer: Keeps their positions.
+        committer: Writes their positions.
         drain_timeout: Seconds in which a revoked partition's messages in hand are finished.
     """
 
@@ -43,15 +43,15 @@ class Rebalance:
         self._late: set[asyncio.Task[object]] = set()
 
     async def assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
-        """Begin with partitions: they are taken over in the background, and nothing of them begins before."""
+        """Accept partitions; they are taken over in the background, and nothing of them begins before that."""
         reach("in_on_assign")
         self._partitions.assigned(partitions)
 
     async def revoked(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
-        """Finish the open transactions, drop the rest, and return the positions that may be committed."""
+        """Finish the open transactions, drop all other messages, and return the positions to commit."""
         reach("in_on_revoke")
         dropped = await self._drain(frozenset(partitions))
-        # Where the mark is not written, the next owner finds some messages in the ledger.
+        # If the mark is not written, the next owner finds some messages in the ledger.
         await self._in_time(self._committer.mark_last(partitions))
         positions = self._committer.positions(partitions)
         await self._give_back(partitions)
@@ -59,17 +59,17 @@ class Rebalance:
         return positions
 
     async def _give_back(self, partitions: Collection[TopicPartition]) -> None:
-        """Leave word that these partitions were not left by a death, unless something of them is still under way."""
+        """Record that no death ended the ownership, unless work of these partitions is still under way."""
         if self._lanes.hold(frozenset(partitions)):
             return
         held = [partition for name in partitions if (partition := self._partitions.get(name)) is not None]
-        # Without a database the next owner counts a death, which alone changes nothing.
+        # Without the record, the next owner counts a death; one death alone changes nothing.
         await self._in_time(self._ownership.give_back(held))
 
     async def _in_time(self, work: Coroutine[Any, Any, object]) -> None:
-        """Have something written, or give it up; its end is not awaited then, for which a driver may take seconds.
+        """Give a write limited time, then cancel it without waiting for its end, which may take a driver seconds.
 
-        It may land all the same, at any time: like all that an owner writes, it bears the owner's token.
+        A cancelled write may still succeed later. That is safe, because it carries the owner's token.
         """
         task = asyncio.ensure_future(work)
         self._late.add(task)
@@ -82,15 +82,15 @@ class Rebalance:
     def _over(self, task: asyncio.Task[object]) -> None:
         self._late.discard(task)
         if not task.cancelled():
-            task.exception()  # else asyncio would log it; what failed here changes nothing
+            task.exception()  # else asyncio would log it; a failure here changes nothing
 
     async def settle(self, within: float) -> None:
-        """Wait for what was given up and has not ended yet."""
+        """Wait for cancelled writes that have not ended yet."""
         if self._late:
             await asyncio.wait(self._late, timeout=within)
 
     async def _drain(self, partitions: frozenset[TopicPartition]) -> int:
-        # A lane whose transaction fails now has its messages back, and must not begin them again.
+        # A lane whose transaction fails now gets its messages back, and must not begin them again.
         for name in partitions:
             if (partition := self._partitions.get(name)) is not None:
                 partition.leave()
@@ -103,7 +103,7 @@ class Rebalance:
         return dropped
 
     async def lost(self, partitions: Collection[TopicPartition]) -> None:
-        """Forget partitions that belong to somebody else; what is under way ends at the fence."""
+        """Forget partitions that belong to another worker; work under way fails at the fence."""
         dropped = self._lanes.drop(frozenset(partitions))
         self._forget(partitions, dropped, lost=True)
 
@@ -113,5 +113,5 @@ class Rebalance:
             self._ownership.forget(name)
 
     async def failed(self, partition: TopicPartition, error: PartitionUnusable) -> None:
-        """Announce a partition that is not read any further."""
+        """Announce a partition that the consumer reads no further."""
         self._partitions.unreadable(partition, error)

@@ -1,7 +1,7 @@
-"""Notices partitions whose mark does not move while more is in the log, whatever the reason.
+"""Notices partitions whose mark does not move while the log has more, whatever the reason.
 
-Each part of an engine tells what keeps it from its work, as far as it knows. This one looks at nothing but the outcome,
-so it also finds causes that no other part foresees.
+Each part of an engine announces the obstacles that it knows. This part looks only at the result, so it also finds
+obstacles that no other part expects.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.transports.base import PartitionInfo
 
 STILL_AFTER: Final = 120.0
-"""Seconds without a move after which a partition stands still; beyond what one transaction may take, by default."""
+"""Seconds without a move after which a partition stands still; by default more than a transaction may take."""
 
 _NOTHING: Final = (
     "no message of it is in hand or being fetched; other partitions' messages may fill memory_budget, or the broker "
@@ -36,7 +36,7 @@ class Standstill:
 
     Args:
         announce: Announces events.
-        why: Returns what is known of the reason, and the way out.
+        why: Returns the known reason and the remedy.
     """
 
     def __init__(self, announce: Announcer, why: Why) -> None:
@@ -50,7 +50,7 @@ class Standstill:
     ) -> None:
         """Compare a topic's assigned partitions with the broker's answer; `now` is of the monotonic clock.
 
-        A partition that is missing in the answer has no leader. Without any answer there is nothing to compare.
+        A partition that is missing from the answer has no leader. The caller does not call this without an answer.
         """
         assigned = {one.name: one for one in partitions if one.name.topic == topic}
         for name in [name for name in self._behind if name.topic == topic and name not in assigned]:
@@ -90,13 +90,13 @@ class Standstill:
 
 
 def why(gate: BrakeGate, partition: Partition) -> str:
-    """Return what is known of why a partition stands still, and the way out."""
+    """Return the known reason why a partition stands still, and the remedy."""
     braking = gate.braking or gate.partitions.slows(partition.name)
     return reason(partition, partition.ordering, partition.parking_limit, braking=braking)
 
 
 def reason(partition: Partition, ordering: Ordering, limit: int, *, braking: bool) -> str:
-    """Return what is known of why a partition stands still, and the way out."""
+    """Return the known reason why a partition stands still, and the remedy."""
     in_hand, parked = partition.offsets.unfinished, partition.total
     known = {
         "it was stopped or lost its place; an earlier log line says why, and what to do": partition.adrift,

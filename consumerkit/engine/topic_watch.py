@@ -1,7 +1,7 @@
-"""Asks the broker about what is assigned from time to time, and notices what no part of the engine would.
+"""Asks the broker about assigned topics from time to time, and notices what no other part would.
 
-A topic may be recreated while it is read: a client goes on in the new log, at the old one's position. And a partition
-may stand still.
+A topic may be recreated while it is read: a client then goes on in the new log, at the old log's position. And a
+partition may stand still.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ ASKED_EVERY: Final = 30.0
 
 
 class TopicWatch:
-    """Asks the broker about an engine's topics from time to time, all partitions of one at once.
+    """Asks the broker about an engine's topics from time to time, about all partitions of a topic at once.
 
     Args:
-        consumer: Asked.
-        partitions: What is assigned.
+        consumer: Asks the broker.
+        partitions: The assigned partitions.
         announce: Announces events.
         standstill: Gets the broker's answers.
     """
@@ -46,11 +46,11 @@ class TopicWatch:
         self._since: float | None = None
 
     async def run(self) -> None:
-        """Ask, until cancelled."""
+        """Ask until cancelled."""
         while True:
             self._pause = ASKED_EVERY * random.uniform(0.75, 1.0)
             await asyncio.sleep(self._pause)
-            # One at a time: a missing topic must not hide the others.
+            # One topic at a time: a missing topic must not hide the others.
             for topic in sorted({partition.name.topic for partition in self._partitions}):
                 await self._look(topic)
 
@@ -70,6 +70,6 @@ class TopicWatch:
             info = told.get(partition.name)
             if info is not None and partition.topic_id != info.topic_id and partition.fencing_token:
                 error = f"topic {topic!r} has another ID: it was {partition.topic_id} and is {info.topic_id}"
-                # Its topic is compared with the one that its mark was made in when it is taken over again.
+                # The next takeover compares the topic with the one of the mark.
                 self._partitions.in_doubt({partition.name: partition.fencing_token}, PartitionUnusable(error))
         self._standstill.look(topic, self._partitions, told, now)

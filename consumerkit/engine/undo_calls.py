@@ -1,4 +1,4 @@
-"""Calls the user's undo, so that whatever it raises is an error like any other."""
+"""Calls the user's undo and turns anything it raises into an ordinary error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def contained(method: Callable[..., Any], *args: Any) -> Any:
-    """Call a function; what would end the process, such as SystemExit, becomes an error."""
+    """Call a function; an exception that would end the process, such as SystemExit, becomes an error."""
     try:
         return method(*args)
     except Exception:
@@ -18,7 +18,7 @@ def contained(method: Callable[..., Any], *args: Any) -> Any:
 
 
 async def contained_coroutine(method: Callable[..., Any], *args: Any) -> Any:
-    """Await a coroutine function; what would end the process becomes an error."""
+    """Await a coroutine function; an exception that would end the process becomes an error."""
     # A task that raises SystemExit would end the event loop.
     try:
         return await method(*args)

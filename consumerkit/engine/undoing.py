@@ -1,4 +1,4 @@
-"""Undoes the steps of dead messages: it reads the due undos from the database."""
+"""Undoes the steps of dead messages; reads the due undos from the database."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ from consumerkit.storage.undoing import Undo, UndoRows
 
 T = TypeVar("T")
 HELD: Final = 30.0
-"""Seconds for which a message's steps are held; after a crash its undo goes on then."""
+"""Seconds for which a message's steps are held; after a crash its undo goes on when they pass."""
 LONGEST_SLEEP: Final = 5.0
 SHORTEST_SLEEP: Final = 0.25
 
 
 class CannotUndo(Exception):
-    """The handler has nothing that could undo the step, or cannot read what that takes."""
+    """The handler has no undo for the step, or cannot read the undo's arguments or result."""
 
 
 class Written(NamedTuple):
-    """An undo that is given up: whether that is written, and its dead letter, where there is one."""
+    """An undo that is given up: whether we recorded it, and its dead letter or None."""
 
     ours: bool
     letter: DeadMessage | None
@@ -63,9 +63,9 @@ class Undoer:
     Args:
         declared: The handler's declarations.
         partition_store: The database.
-        shared: What the handler's steps share.
+        shared: The limits and threads that the handler's steps share.
         announce: Announces events.
-        outbox_written: Set when a dead letter is to be sent.
+        outbox_written: Set when a dead letter is in the outbox.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Undoer:
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Undo what is due, until cancelled."""
+        """Run due undos until cancelled."""
         try:
             while True:
                 self._shared.undo_due.clear()
@@ -100,7 +100,7 @@ class Undoer:
             await asyncio.gather(*self._under_way, return_exceptions=True)
 
     async def _look(self) -> float:
-        """Begin what is due; return for how many seconds there is nothing to do."""
+        """Begin due undos; return the seconds until the next look."""
         room = self._declared.step_concurrency - len(self._under_way)
         if room <= 0:
             return LONGEST_SLEEP
@@ -125,7 +125,7 @@ class Undoer:
     async def _message(self, steps: Sequence[Undo]) -> None:
         """Undo the steps of one message, the last one first."""
         for one in steps:
-            # Each has the whole time that is held, and one that is not ours any more is not called.
+            # Each step gets the whole time of a hold. A step that is no longer ours is not called.
             hold = partial(self._rows.hold, digest=one.digest, owner=self._owner, seconds=HELD)
             if not await self._insist(self._run, hold):
                 return
@@ -185,7 +185,7 @@ class Undoer:
             return await asyncio.create_task(contained_coroutine(method, *args), context=context)
 
     async def _held(self, one: Undo, work: Awaitable[T]) -> T:
-        """Do work, and keep hold of the message until it ends, however long it takes."""
+        """Do work and hold the message until it ends, however long it takes."""
         task = asyncio.ensure_future(work)
         hold = partial(self._rows.hold, digest=one.digest, owner=self._owner, seconds=HELD)
         try:
@@ -198,7 +198,7 @@ class Undoer:
         return task.result()
 
     async def _failed(self, one: Undo, error: Exception) -> bool:
-        """Write down that an undo has failed; return whether it is tried again."""
+        """Record that an undo failed; return whether to leave the message's other steps alone."""
         attempt, wait = one.attempts + 1, self._wait(one, error)
         if isinstance(error, Defer):
             attempt -= 1
@@ -223,7 +223,7 @@ class Undoer:
         return self._contexts.run(retry.next_wait, error, attempt=one.attempts + 1, elapsed=one.failing_for)
 
     def _give_up(self, one: Undo, error: Exception, connection: Connection) -> Written:
-        """Write the dead letter of an undo, in one transaction with what becomes of the step."""
+        """Write an undo's dead letter in one transaction with the step's new state."""
         rows, declared = self._rows, self._declared
         dead = undo_letters.of(connection, rows.tables, one, failures.recorded_text(error))
         if dead is not None:
@@ -268,7 +268,7 @@ class Undoer:
         )
 
     async def _insist(self, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        """Do work on the database, again and again where that is in trouble."""
+        """Do work on the database; repeat it while the database is in trouble."""
         failed, since = 0, time.monotonic()
         while True:
             try:
@@ -287,4 +287,4 @@ class Undoer:
 
 
 class _Gone(Exception):
-    """Somebody else has taken the step over: nothing is written."""
+    """Another process has taken the step over: nothing is written."""

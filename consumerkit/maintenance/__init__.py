@@ -1,1 +1,1 @@
-"""What the worker's timer does beside messages: it prunes, expires and warns."""
+"""Work of the worker's timer besides messages: it prunes, expires and warns."""

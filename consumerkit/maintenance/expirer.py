@@ -1,4 +1,4 @@
-"""Ends what has stood in the tables for too long, in a worker's turn or by a person's command."""
+"""Ends rows that have stood in the tables for too long, in a worker's turn or on a person's command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from consumerkit.storage.maintenance.expiry import EndedBatch, ExpireStatements,
 from consumerkit.storage.outbox import Old
 
 OUTBOX_OLD: Final = 900.0
-"""Seconds after which a message in the outbox is old: sending takes one, and a broker's restart minutes."""
+"""Seconds after which a message in the outbox is old: sending takes one second, a broker's restart minutes."""
 
 _TRIES: Final = 20
 _AGAIN: Final = 0.25
@@ -31,15 +31,15 @@ PAUSE: Final = 0.05  # between batches, so that the server's other work comes fi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expired:
-    """What ended of one handler, or would.
+    """What ended for one handler, or would end.
 
     Attributes:
         handler: Its name.
         decided: Dead letters that were decided and lost their payload.
-        dead: Undecided dead letters that lost it.
+        dead: Undecided dead letters that lost their payload.
         parked: Parked messages that became dead letters.
-        skipped: Partitions in which not everything was ended: the owner's transactions did not end in time, or a
-            payload could not be unsealed.
+        skipped: Partitions that are not complete: the owner's transactions did not end in time, or a payload could not
+            be unsealed.
     """
 
     handler: str
@@ -51,7 +51,7 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """How many messages in the outbox were given up, or would be; not all where a relay sent all the time."""
+    """How many messages in the outbox were given up, or would be; incomplete if a relay was sending all the time."""
 
     count: int
     complete: bool = True
@@ -61,14 +61,14 @@ Guard = Callable[[], AbstractContextManager[bool]]
 
 
 class Expiry:
-    """Ends what has stood for too long; several processes may, at once.
+    """Ends rows that have stood for too long; several processes may do so at once.
 
     Args:
         run: Runs work in a transaction of its own.
         expiring: The statements.
-        retention: For how long what may stand.
-        terms: Of the handlers whose messages are meant.
-        guard: Keeps relays out from outside of the database; see `Dialect.relay_guard`.
+        retention: How long each kind of row may stand.
+        terms: The terms of the handlers concerned.
+        guard: Keeps relays out by a lock outside the database; see `Dialect.relay_guard`.
         announce: Announces events.
     """
 
@@ -93,11 +93,11 @@ class Expiry:
         self._told_old = False
 
     async def turn(self) -> list[Expired]:
-        """End what has stood for too long, handler by handler."""
+        """End rows that have stood for too long, handler by handler."""
         return [await self._of(name, number) for name, number in await self._handlers()]
 
     async def counted(self) -> list[Expired]:
-        """Return what a turn would end now."""
+        """Return the numbers that a turn would end now."""
         return [await self._counted(name, number) for name, number in await self._handlers()]
 
     async def _handlers(self) -> list[tuple[str, int]]:
@@ -169,10 +169,10 @@ class Expiry:
             parked=await count(self._expiring.count_parked, self._parked),
         )
 
-    # The outbox, which is no handler's.
+    # The outbox, which belongs to no handler.
 
     async def watch_outbox(self) -> None:
-        """Tell once of a message that has waited for long, until none has."""
+        """Announce once that a message has waited for long; again only after none has."""
         oldest: Old | None = await self._run(self._expiring.oldest_unsent)
         if oldest is None or oldest.seconds < OUTBOX_OLD:
             self._told_old = False
@@ -182,7 +182,7 @@ class Expiry:
             self._announce(events.OutboxOld(topic=oldest.topic, sequence=oldest.sequence, since=since))
 
     async def unsent(self) -> Unsent:
-        """Give up messages that were not sent for too long, while no relay sends."""
+        """Give up messages that stayed unsent for too long, while no relay sends."""
         if self._outbox is None:
             return Unsent(0)
         oldest: Old | None = await self._run(self._expiring.oldest_unsent)
@@ -209,7 +209,7 @@ class Expiry:
         return Unsent(count, complete=gone is not None)
 
     async def count_unsent(self) -> Unsent:
-        """Return what `unsent` would give up now."""
+        """Return the number of messages that `unsent` would give up now."""
         if self._outbox is None:
             return Unsent(0)
         return Unsent(await self._run(partial(self._expiring.count_unsent, seconds=self._outbox)))

@@ -1,4 +1,4 @@
-"""Retention: has the ledger forget, batch by batch, by the worker's timer or by a person's command."""
+"""Makes the ledger forget old IDs piece by piece, by the worker's timer or on a person's command."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _AGAIN: Final = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What became of a plan.
+    """The result of a plan.
 
     Attributes:
-        count: IDs that are forgotten.
-        complete: False where another process is at it, a partition's row was in use all the time, or a position was
-            moved back since: a new plan tells what may go now.
+        count: How many IDs were forgotten.
+        complete: False if another process prunes, a partition's row was in use all the time, or a position was moved
+            back since. A new plan then tells which IDs may go.
     """
 
     count: int
@@ -48,14 +48,14 @@ async def forget(
     patient: bool = False,
     batch: int = BATCH,
 ) -> Forgotten:
-    """Forget what a plan names.
+    """Forget the IDs of a plan.
 
     Args:
         run: Runs work in a transaction of its own.
         pruning: The statements.
-        plan: What may go.
-        tell: Called after each batch with its size.
-        patient: Wait for another process that prunes, instead of leaving it to that one.
+        plan: The IDs that may go.
+        tell: Called after each transaction with the number of IDs.
+        patient: Whether to wait for another process that prunes, instead of leaving the work to it.
         batch: Rows in one transaction.
     """
     if not await run(partial(pruning.any, plan=plan)):
@@ -94,14 +94,14 @@ async def _promised(run: Run, pruning: PruneStatements, plan: PrunePlan) -> bool
 
 
 class Retention:
-    """A worker's own timer: in each process, at uneven times, for the handlers of this worker.
+    """A worker's timer: runs in each process at uneven times, for the handlers of this worker.
 
     Args:
         run: Runs work in a transaction of its own.
         pruning: The statements.
         handlers: The names of the handlers.
-        seconds: For how long a processed ID is remembered; None: for ever.
-        expiry: Ends what has stood for too long, in the same turn.
+        seconds: How long a processed ID is remembered; None is for ever.
+        expiry: Ends rows that have stood for too long, in the same turn.
         announce: Announces events.
     """
 
@@ -126,15 +126,15 @@ class Retention:
         self._new: set[tuple[str, TopicPartition]] = set()
 
     async def run(self) -> None:
-        """Forget from time to time, until `stop`."""
-        # Processes that were started together do not all begin at the same moment.
+        """Forget IDs from time to time until `stop`."""
+        # Processes that start together must not all begin at the same moment.
         await self._sleep(random.uniform(0, INTERVAL))
         since: float | None = None
         while not self._stopping.is_set():
             wait = INTERVAL * random.uniform(0.75, 1.25)
             try:
                 await self.turn()
-            except Exception as error:  # noqa: BLE001 - nothing is lost by forgetting later
+            except Exception as error:  # noqa: BLE001 - a later turn can forget as well
                 since = since or time.monotonic()
                 told = type(error).__name__
                 self._announce(events.Trouble(where="database", error=told, wait=wait, work="retention"))
@@ -145,7 +145,7 @@ class Retention:
             await self._sleep(wait)
 
     async def turn(self) -> None:
-        """Forget now what may be forgotten, and end what has stood for too long."""
+        """Forget the IDs that may go, and end rows that have stood for too long."""
         if self._seconds is not None:
             plans = partial(self._pruning.plans, retention=self._seconds, handlers=self._handlers, requests=True)
             for plan in await self._run(plans):
@@ -162,9 +162,9 @@ class Retention:
             self._announce(events.MessagesForgotten(handler=plan.handler, count=done.count, before=before))
 
     def _tell_holders(self, plan: PrunePlan) -> None:
-        """Announce each partition once while it holds back.
+        """Announce each partition once while it prevents the ledger from forgetting.
 
-        A partition without a finished message may have begun a moment ago, so it is announced at its second turn.
+        A partition without a finished message may have begun a moment ago, so it is announced at the second turn.
         """
         now = {(plan.handler, holder.partition) for holder in plan.holders}
         new = set()
@@ -181,5 +181,5 @@ class Retention:
         await wait_until_set(self._stopping, seconds)
 
     def stop(self) -> None:
-        """Have the timer end after what is under way."""
+        """End the timer after the work under way."""
         self._stopping.set()

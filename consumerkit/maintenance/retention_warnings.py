@@ -1,4 +1,4 @@
-"""Whether the ledger remembers for long enough: the other spans of a handler, in numbers, at the worker's start."""
+"""Warns at the worker's start if the ledger's memory is shorter than another time span of a handler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COUNTED: Final = 1_000
 
 
 def retry_horizon(retry: Retry) -> float:
-    """Return the most seconds that may lie between a message's first failure and its last attempt.
+    """Return the most seconds that can lie between a message's first failure and its last attempt.
 
     It assumes that the handler itself takes no time.
 
@@ -35,7 +35,7 @@ def _longest(policy: Retry) -> float:
     asked = policy.retry_after_max if policy.retry_after is not None else 0.0
     waits = policy.attempts - 1
     counted = [max(policy.wait.bounds(attempt)[1], asked) for attempt in range(1, min(waits, _COUNTED) + 1)]
-    # By then a wait has long reached its cap.
+    # After so many attempts a wait has long reached its cap.
     rest = (waits - len(counted)) * counted[-1] if counted else 0.0
     return min(deadline, math.fsum(counted) + rest)
 
@@ -43,13 +43,13 @@ def _longest(policy: Retry) -> float:
 def warnings(
     retention: float, declarations: Sequence[Declaration], keeps: Mapping[str, float], letters: Mapping[str, float]
 ) -> Iterator[str]:
-    """Yield a line for each span that the ledger's memory is shorter than.
+    """Yield a line for each span that is longer than the ledger's memory.
 
     Args:
         retention: Seconds for which the ledger remembers.
         declarations: The handlers.
-        keeps: For how many seconds the broker keeps each topic's records, where that is known.
-        letters: The age in seconds of each handler's oldest dead letter that waits for a decision.
+        keeps: Seconds for which the broker keeps each topic's records, if known.
+        letters: The age in seconds of each handler's oldest undecided dead letter.
     """
     remembers = f"its ledger remembers for {span(retention)}"
     for declared in declarations:

@@ -1,1 +1,1 @@
-"""What a person does to a handler: moves its position, erases what is stored of a key."""
+"""A person's operations on a handler: move its position, erase the stored data of a key."""

@@ -1,4 +1,4 @@
-"""Erasing what is stored of one key: the payloads of a person who asked to be forgotten."""
+"""Erases the stored data of one key: the payloads of a person who asked to be forgotten."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erased:
-    """What was erased of one handler, or would be.
+    """What was erased for one handler, or would be.
 
     Attributes:
         handler: Its name; empty for the outbox, which belongs to no handler.
         dead_letters: Dead letters that lost their payload.
-        parked: Messages that were taken out of the parking lot, for good.
-        outbox: Messages that were taken out of the outbox, unsent.
-        busy: Partitions whose owner was in the middle of a transaction: erase again.
+        parked: Messages that were removed from the parking lot for good.
+        outbox: Messages that were removed from the outbox unsent.
+        busy: Partitions whose owner had a transaction open; erase again.
     """
 
     handler: str
@@ -42,20 +42,20 @@ async def erase(
     by: str | None = None,
     dry_run: bool = False,
 ) -> list[Erased]:
-    """Erase what the database holds of messages with one key; workers may run at the same time.
+    """Erase the database's data of messages with one key; workers may run at the same time.
 
-    Dead letters lose key, value, headers, message ID and the words of their errors, and are discarded unless they are
-    resolved; the results and the ID texts in the ledger that belong to them go too. Parked messages can never be
-    handled any more: each leaves a discarded dead letter without a payload. Messages in the outbox go unsent. What
-    Kafka holds is Kafka's.
+    Dead letters lose key, value, headers, message ID and the text of their errors, and are discarded unless they are
+    resolved. Their results and ID texts in the ledger are erased, too. Parked messages can no longer be handled: each
+    leaves a discarded dead letter without a payload. Messages in the outbox are removed unsent. Kafka's own records
+    stay.
 
     Args:
-        database: What `Worker(database=...)` takes.
+        database: As for `Worker(database=...)`.
         key: The record key; text is taken as UTF-8.
-        handlers: Only what is stored for these handlers; the outbox, which belongs to no handler, is then left alone.
+        handlers: Erase only these handlers' data, and not the outbox, which belongs to no handler.
         tables: The table definitions.
-        by: Who does it, for the record; the operating system's user, where None. The key itself is not recorded.
-        dry_run: Count, and change nothing.
+        by: Who erases, for the record; None records the operating system's user. The key itself is not recorded.
+        dry_run: Whether to count and change nothing.
 
     Raises:
         ConfigurationError: There is no handler of such a name.
@@ -88,7 +88,7 @@ async def erase(
 async def erase_in(
     run: Run, erasing: EraseStatements, key: bytes, handlers: Collection[str] | None, *, by: str, dry_run: bool
 ) -> list[Erased]:
-    """Do as `erase`, on a database that is open."""
+    """Do the same as `erase` on an open database."""
     known: list[tuple[str, int]] = await run(partial(erasing.handlers, names=handlers))
     for name in handlers or ():
         if name not in dict(known):

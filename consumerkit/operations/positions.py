@@ -1,8 +1,8 @@
-"""Moving a handler's position, on the record: `rewind` reads messages again, `skip` passes over them.
+"""Moves a handler's position and records that: `rewind` reads messages again, `skip` passes over them.
 
-The database's mark decides where a partition is read from, not Kafka's committed offset; so Kafka's own tools move
-nothing, and these do. What a rewind reads again is deduplicated as far as the ledger remembers; what it has forgotten
-cannot be proven new, and is quarantined as `stale` unless it is said to run. A worker that runs takes the
+The database's mark decides where a partition is read, not Kafka's committed offset. So Kafka's own tools move nothing,
+but these functions do. After a rewind, the ledger deduplicates the messages that it remembers. A message that it has
+forgotten cannot be proven new, and is quarantined as `stale` unless the caller lets it run. A running worker takes the
 partition again at the new mark, within seconds.
 """
 
@@ -36,11 +36,11 @@ class Moved:
     """One partition whose mark was moved, or would be.
 
     Attributes:
-        partition: Which.
-        before: The mark until now; None where the handler had not begun with it, or the topic was recreated.
-        after: The mark from now on.
+        partition: The partition.
+        before: The old mark; None if the handler had not begun with it, or the topic was recreated.
+        after: The new mark.
         log: The offsets that are in the log.
-        gone: Whether the topic does not have the partition any more, so that it is dropped.
+        gone: Whether the topic no longer has the partition, so that it is dropped.
     """
 
     partition: TopicPartition
@@ -52,7 +52,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionStore:
-    """Whose position, and where it is kept."""
+    """Where a handler's position is stored, and the transport that knows its log."""
 
     database: Database
     dialect: Dialect
@@ -78,18 +78,19 @@ async def rewind(
     """Move a handler back, so that it reads messages again.
 
     Args:
-        place: Where its position is kept.
+        place: Where its position is stored.
         handler: Its name.
         topic: One of its topics.
-        to: The offset to go back to, or `start` for the oldest message there is.
-        partitions: These; None means all of them, an empty list none. An offset needs exactly one.
-        run_forgotten: Run what the ledger may have forgotten, instead of quarantining it as `stale`.
-        actor: Who does it, for the record; the operating system's user by default.
-        dry_run: Change nothing.
+        to: The offset to go back to, or `start` for the oldest message in the log.
+        partitions: The partitions to move; None means all, an empty list none. An offset needs exactly one.
+        run_forgotten: Whether to run messages that the ledger may have forgotten, instead of quarantining them as
+            `stale`.
+        actor: Who moves it, for the record; the operating system's user by default.
+        dry_run: Whether to change nothing.
 
     Raises:
-        ConfigurationError: That is no way back.
-        StartError: There is no such handler or topic, or a worker held on to the partition.
+        ConfigurationError: The handler cannot go back to there.
+        StartError: There is no such handler or topic, or a worker's transaction held the partition for too long.
     """
     return await _move(place, handler, topic, to, partitions, actor, dry_run, back=True, run_forgotten=run_forgotten)
 
@@ -104,11 +105,11 @@ async def skip(
     actor: str | None = None,
     dry_run: bool = False,
 ) -> list[Moved]:
-    """Have a handler pass over messages, or begin with a topic that was recreated under its name.
+    """Move a handler forward over messages, or let it begin with a recreated topic of the same name.
 
-    Args and errors are those of `rewind`; `to` may be `end`, for what is sent from now on, or `start`, for the oldest
-    message there is, where what lies before it was deleted unread. A partition that the topic does not have any more,
-    since it was recreated with fewer, is dropped.
+    Arguments and errors are those of `rewind`. `to` may be `end`, for messages sent from now on, or `start`, for the
+    oldest message in the log if earlier ones were deleted unread. If the topic was recreated with fewer partitions, the
+    missing ones are dropped.
     """
     return await _move(place, handler, topic, to, partitions, actor, dry_run, back=False, run_forgotten=False)
 
@@ -205,10 +206,10 @@ async def _carry_out(
 
 
 def _as_it_stands(asked: Moved, mark: int | None, *, back: bool) -> Moved:
-    """Return a move as it is carried out where the mark has moved since it was looked at, before the fence was held.
+    """Adapt a move to a mark that has changed since it was read, before the fence was held.
 
-    A skip never goes back over what was processed since, and a rewind passes over nothing that another one is to
-    bring back.
+    A skip never goes back behind messages processed since. A rewind never passes over messages that another rewind
+    brings back.
     """
     if asked.gone or mark is None or asked.before is None or mark == asked.before:
         return asked
@@ -270,7 +271,7 @@ def _consumer(session: Session, tables: Tables, handler: str, topic: str) -> int
 
 
 def _gone(session: Session, tables: Tables, consumer: int, topic: str, logs: Collection[int]) -> list[Moved]:
-    """Return the partitions that the handler had of a topic, and that the topic does not have any more."""
+    """Return the handler's partitions that the topic no longer has."""
     c = tables.partition_progress.c
     rows = session.execute(select(c.partition, c.mark).where(c.consumer == consumer, c.topic == topic))
     return [
@@ -283,7 +284,7 @@ def _gone(session: Session, tables: Tables, consumer: int, topic: str, logs: Col
 def _marks(
     connection: Connection, tables: Tables, consumer: int, topic: str, topic_id: str
 ) -> dict[TopicPartition, int]:
-    """Return the marks of a topic's partitions, but for those that were made in another topic of its name."""
+    """Return the marks of a topic's partitions; excludes marks of an earlier topic of the same name."""
     c = tables.partition_progress.c
     rows = connection.execute(
         select(c.partition, c.mark, c.topic_id).where(c.consumer == consumer, c.topic == topic, c.mark.is_not(None))

@@ -1,4 +1,4 @@
-"""The relay: sends what is in the outbox to Kafka, and removes it once the broker has it."""
+"""The relay sends the outbox's messages to Kafka, and removes each one once the broker has it."""
 
 from consumerkit.relay.relay import Relay
 

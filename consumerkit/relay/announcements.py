@@ -1,4 +1,4 @@
-"""What the relay announces: what is held back and why, once, and when that is over."""
+"""Announces once what the relay holds back and why, and when that is over."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RelayAnnouncements:
 
     Args:
         announce: Announces events.
-        principal: The Kafka user that lacks a right where one is missing, if it is known.
+        principal: The Kafka user to name where a right is missing; None if it is unknown.
     """
 
     def __init__(self, announce: Announcer, principal: str | None) -> None:
@@ -30,15 +30,15 @@ class RelayAnnouncements:
         self._where: list[str] = []
 
     def trouble(self, error: Exception, now: float) -> float:
-        """Announce that the database is in trouble; return for how long to wait."""
+        """Announce that the database is in trouble; return the seconds to wait."""
         return self._again("database", type(error).__name__, now)
 
     def turn_lost(self, error: Exception, now: float) -> float:
-        """Announce that the relay's turn was lost; return for how long to wait."""
+        """Announce that the relay's turn was lost; return the seconds to wait."""
         return self._again("database", str(error), now)
 
     def unconnected(self, error: Exception, now: float) -> float:
-        """Announce that the producer was refused, which may need a person; return for how long to wait."""
+        """Announce that the producer was refused, which may need a person; return the seconds to wait."""
         return self._again("broker", f"the outbox cannot be sent: {error}", now)
 
     def _again(self, where: str, error: str, now: float) -> float:
@@ -61,15 +61,15 @@ class RelayAnnouncements:
             self._where.clear()
 
     def published(self, count: int) -> None:
-        """Announce that messages went."""
+        """Announce that messages were sent."""
         self._announce(events.OutboxPublished(count=count))
 
     def by_reference(self, pending: Pending) -> None:
-        """Announce a dead letter that went without its value."""
+        """Announce a dead letter that was sent without its value."""
         self._announce(events.DeadLetterByReference(topic=pending.message.topic, sequence=pending.sequence))
 
     def held(self, pending: Pending, failure: SendFailure, hold: Hold) -> None:
-        """Announce what a topic, a key or a message waits for."""
+        """Announce why a topic, a key or a message waits."""
         topic = pending.message.topic
         self._announce(
             events.OutboxHeldBack(
@@ -82,6 +82,6 @@ class RelayAnnouncements:
         )
 
     def resumed(self, topic: str, hold: Hold | None, now: float) -> None:
-        """Announce that what was held back is so no more, if it was."""
+        """Announce the end of a hold, if there was one."""
         if hold is not None:
             self._announce(events.OutboxResumed(topic=topic, sequence=hold.sequence, seconds=now - hold.since))

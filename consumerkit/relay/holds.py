@@ -1,4 +1,4 @@
-"""What is held back, and until when: a topic, a queue of it, or one message. Time is passed in."""
+"""Records which topics, queues and messages are held back, and until when; the caller passes the time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORGOTTEN_AFTER: Final = 2 * LONGEST_WAIT
 
 
 class HoldPlace(NamedTuple):
-    """A topic; a queue of it; or, where a message without a key is at fault, that message alone."""
+    """A topic, a queue of it, or a single message without a key that is at fault."""
 
     topic: str
     queue: Queue | None = None
@@ -24,7 +24,7 @@ class HoldPlace(NamedTuple):
 
 @dataclass(slots=True)
 class Hold:
-    """Why a place waits, since when, and until when it does so at least; `sequence` is the message at fault."""
+    """Why a place waits, since when, and at least until when; `sequence` is the message at fault."""
 
     cause: Cause
     since: float
@@ -34,32 +34,32 @@ class Hold:
     until: float = 0.0
 
     def again(self, cause: Cause, now: float) -> None:
-        """Count one more failure: the wait doubles, and jitter only adds to it, never past the longest.
+        """Count one more failure: the wait doubles, and jitter adds to it up to the longest wait.
 
-        What fails while the place waits was sent together with what made it wait: that is one failure, or a short
-        outage under load would be followed by the longest wait.
+        A failure while the place already waits does not count: it belongs to messages sent together with the first
+        one. Otherwise a short outage under load would cause the longest wait.
         """
         self.cause = cause
         if self.until > now:
             return
         self.failures += 1
         longest = LONGEST_WAIT / (1 + _JITTER)
-        # Many processes whose topic went at one moment are not to come back at one moment.
+        # Many processes that lose a topic at one moment must not all return at one moment.
         self.wait = min(longest, 2.0 ** min(self.failures - 1, 10)) * random.uniform(1, 1 + _JITTER)
         self.until = now + self.wait
 
 
 class Holds:
-    """All that is held back."""
+    """All holds of a relay."""
 
     def __init__(self) -> None:
         self._holds: dict[HoldPlace, Hold] = {}
 
     def hold(self, pending: Pending, cause: Cause, now: float) -> tuple[Hold, bool]:
-        """Hold back a message's topic, or its key where only the message is at fault.
+        """Hold back a message's topic, or only its key if the message itself is at fault.
 
         Returns:
-            The hold, and whether this is news: a new one, or a new cause.
+            The hold, and whether it or its cause is new.
         """
         place, sequence = HoldPlace(pending.message.topic), None
         if cause.of_record:
@@ -73,7 +73,7 @@ class Holds:
 
     @staticmethod
     def _at_fault(pending: Pending) -> HoldPlace:
-        # A message without a key has no order: it holds back itself alone.
+        # A message without a key has no order: it holds back only itself.
         topic, queue = pending.message.topic, pending.queue
         return HoldPlace(topic, queue) if queue.key else HoldPlace(topic, queue, pending.sequence)
 
@@ -83,19 +83,19 @@ class Holds:
         return any(hold.until > now for place in places if (hold := self._holds.get(place)) is not None)
 
     def ill(self, topic: str) -> bool:
-        """Tell whether a topic failed the last time: then one message goes ahead, to see."""
+        """Tell whether a topic failed the last time; the relay then sends one message ahead as a test."""
         return HoldPlace(topic) in self._holds
 
     def release_topic(self, topic: str) -> Hold | None:
-        """Forget a topic's failures, since the broker takes its messages; return what held it back."""
+        """Forget a topic's failures, since the broker accepts its messages; return its hold."""
         return self._holds.pop(HoldPlace(topic), None)
 
     def release(self, pending: Pending) -> Hold | None:
-        """Forget the failures of a message's key, since it was taken; return what held it back."""
+        """Forget the failures of an accepted message's key; return its hold."""
         return self._holds.pop(self._at_fault(pending), None) if self._holds else None
 
     def outlived(self, pending: Pending) -> Hold | None:
-        """Forget what another message of the key did, which is gone if this one's turn has come; return it."""
+        """Forget and return the hold of an earlier message of the key; that message is gone if this one's turn came."""
         place = self._at_fault(pending)
         hold = self._holds.get(place)
         return self._holds.pop(place) if hold is not None and hold.sequence != pending.sequence else None
@@ -105,13 +105,13 @@ class Holds:
         return sorted(place.topic for place in self._waiting(now) if place.queue is None)
 
     def queues(self, now: float) -> set[Queue]:
-        """Return the queues that wait, and those without a key where one message does."""
+        """Return the waiting queues, and the queues without a key that have a waiting message."""
         return {place.queue for place in self._waiting(now) if place.queue is not None}
 
     def _waiting(self, now: float) -> list[HoldPlace]:
         return [place for place, hold in self._holds.items() if hold.until > now]
 
     def forget(self, now: float) -> list[tuple[str, Hold]]:
-        """Forget what was not tried again although its time had come: it was discarded, or another process sent it."""
+        """Forget holds without a retry after their time: the message was discarded, or another process sent it."""
         old = [place for place, hold in self._holds.items() if hold.until + _FORGOTTEN_AFTER < now]
         return [(place.topic, self._holds.pop(place)) for place in old]

@@ -1,4 +1,4 @@
-"""Dead letters that are too large for their topic: sent by reference, since the table holds the whole message."""
+"""Dead letters too large for their topic are sent by reference; the table holds the whole message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from consumerkit.storage.tables import Tables
 
 
 def is_kept(session: Session, tables: Tables, message: OutboxMessage) -> bool:
-    """Tell whether the table still holds the whole message that a dead letter in the outbox is a copy of."""
+    """Tell whether the table still holds the whole message of a dead letter in the outbox."""
     found = reference_of(message)
     if found is None:
         return False

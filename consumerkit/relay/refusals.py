@@ -1,4 +1,4 @@
-"""Why the broker or the client did not take a message, and what to do about it."""
+"""Classifies why the broker or the client refused a message, and names the remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from consumerkit.transports.base import SendFailure
 
 
 class Cause(StrEnum):
-    """What is wrong, whichever client library tells it."""
+    """The cause of a refusal, independent of the client library."""
 
     MISSING = "missing"
     FORBIDDEN = "forbidden"
@@ -43,7 +43,7 @@ _CODES: Final = {
 
 
 def cause_of(failure: SendFailure) -> Cause:
-    """Tell what is wrong.
+    """Return the cause of a refusal.
 
     Example:
         >>> cause_of(SendFailure("MSG_SIZE_TOO_LARGE", "Broker: Message size too large", permanent=True))
@@ -52,18 +52,18 @@ def cause_of(failure: SendFailure) -> Cause:
     known = _CODES.get(failure.code.lstrip("_"))
     if known is not None:
         return known
-    # What is refused for good and names no topic's fault is the record: one that cannot be encoded, or breaks a policy.
+    # A permanent refusal that does not name the topic concerns the record: it cannot be encoded, or breaks a policy.
     return Cause.UNFIT if failure.permanent else Cause.UNREACHABLE
 
 
 def way_out(cause: Cause, topic: str, sequence: int, *, principal: str | None = None) -> str:
-    """Return what a person can do, in one sentence.
+    """Return the remedy for a person, in one sentence.
 
     Args:
-        cause: What is wrong.
-        topic: The topic that the message is for.
+        cause: The cause of the refusal.
+        topic: The message's topic.
         sequence: The message's place in the outbox.
-        principal: The Kafka user that the worker is, if it is known.
+        principal: The worker's Kafka user, if it is known.
     """
     match cause:
         case Cause.MISSING:

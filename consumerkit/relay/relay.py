@@ -1,8 +1,8 @@
-"""The relay: one round after another, each topic by itself.
+"""The relay works in rounds and treats each topic separately.
 
-At least once: a relay that dies between acknowledgement and removal sends again, with the same message ID. Messages of
-one key are sent one after another. What cannot be sent stays, and holds back its own topic or key only; a topic that
-does not answer is waited for beside the others.
+It sends at least once: if it dies between acknowledgement and removal, the message is sent again with the same message
+ID. Messages of one key are sent one after another. A message that cannot be sent stays, and holds back only its own
+topic or key. The wait for a topic that does not answer does not stop the others.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from consumerkit.transports.base import Producer, SendFailure
 PAGES: Final = 20
 POLL_INTERVAL: Final = 1.0
 PATIENCE: Final = 0.25
-"""Seconds after which the round goes on without a topic that has not answered."""
+"""Seconds after which a round goes on without a topic that has not answered."""
 
 UNANSWERED_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of messages without an answer above which no further page is read."""
+"""Bytes of unanswered messages above which no further page is read."""
 
 MOST_QUEUES: Final = 200
-"""Queues that wait by themselves and that are left out when a page is read; more are passed over."""
+"""The most waiting queues that the read of a page leaves out; the others are read and passed over."""
 
 STOP_PATIENCE: Final = 3.0
 
 
 class Relay:
-    """Publishes the outbox of one database; among all processes one at a time does.
+    """Publishes the outbox of one database; only one process at a time does so.
 
     Args:
-        database: Where the outbox is.
+        database: The outbox's database.
         dialect: Its dialect.
         tables: The table definitions.
-        producer: Sends; started and stopped here.
+        producer: Sends messages; the relay starts and stops it.
         announce: Announces events.
         written: Set when this process has written to the outbox.
-        principal: The Kafka user that the producer is, to tell who lacks a right; None if it is not known.
-        deadline: Seconds after which a database that does not answer is left, and asked again.
-        traces: Makes a span of each message that is sent.
+        principal: The producer's Kafka user, named if it lacks a right; None if it is unknown.
+        deadline: Seconds after which a request to a silent database is abandoned and repeated.
+        traces: Makes a span for each sent message.
     """
 
     def __init__(
@@ -82,13 +82,14 @@ class Relay:
         self._written = written
         self._holds = Holds()
         self._stopping = asyncio.Event()
-        # Topics that have not answered yet, in whichever round they were sent to; until then nothing else of them goes.
+        # Topics that have not answered yet, from any round; nothing more is sent to them before the answer.
         self._shipments: dict[str, Shipment] = {}
         self._rows = Rows(database, dialect, tables, deadline)
         self._awaited = Awaited(self._rows.holder, announce)
         # Topics that must wait for the next round.
         self._out: set[str] = set()
-        # Where the next page begins: the queue to go on from, and by a topic's digest what to look past without a key.
+        # Where the next page begins: the last queue read, and for rows without a key the last sequence passed over, by
+        # the topic's digest.
         self._after: Queue | None = None
         self._keyless: dict[bytes, int] = {}
         self._digests: dict[str, bytes] = {}
@@ -107,7 +108,7 @@ class Relay:
             await self._producer.stop()
 
     async def _connect(self) -> None:
-        """Start the producer, however long that takes: consuming does not need it, and the outbox keeps what it has."""
+        """Start the producer, however long it takes: consuming does not need it, and the outbox keeps its messages."""
         while not self._stopping.is_set():
             try:
                 await self._producer.start()
@@ -132,8 +133,8 @@ class Relay:
             await self._sleep(POLL_INTERVAL)
 
     async def publish(self) -> int:
-        """Publish what is there now, if no other relay does; return how many messages went."""
-        # Whichever process has the turn now: messages that the broker has need not be sent again.
+        """Publish the present messages if no other relay does; return how many were sent."""
+        # This does not need the turn: messages that the broker has must not be sent again.
         sent = self._harvest()
         await self._rows.remove()
         async with taken(self._database, self._dialect, self._deadline) as turn:
@@ -144,7 +145,7 @@ class Relay:
             return sent + await self._rounds(turn)
 
     async def _rounds(self, turn: Turn) -> int:
-        """Go round after round until nothing more can go and each topic has answered."""
+        """Run rounds until nothing more can be sent and each topic has answered."""
         sent, rounds, more = 0, 0, True
         while not self._stopping.is_set() and (self._shipments or (more and rounds < PAGES)):
             went, left = await self._round(turn)
@@ -158,10 +159,10 @@ class Relay:
         return sent
 
     async def _round(self, turn: Turn) -> tuple[int, bool]:
-        """Send page after page; what fails or waits holds back its own queue or topic.
+        """Send page after page; a failed or waiting message holds back only its own queue or topic.
 
         Returns:
-            How many messages went, and whether some were passed over.
+            How many messages were sent, and whether some were passed over.
         """
         began = time.monotonic()
         for topic, hold in self._holds.forget(began):
@@ -175,7 +176,7 @@ class Relay:
             await turn.check()
             went = await self._send(page.pending, turn, now)
             sent += went
-            # One from which nothing went does not count: what is held back must not hide what comes behind it.
+            # A page without a sent message does not count: held messages must not hide those behind them.
             pages += bool(went)
             passed_over = passed_over or bool(page.cut)
             over = not page.pending if waiting is None else self._moved_on(page, now)
@@ -184,12 +185,12 @@ class Relay:
         return sent, bool(self._out) or passed_over or pages == PAGES
 
     def _waiting(self, now: float) -> Waiting | None:
-        """Return what to leave out; None for nothing: then the lowest rows are read, which is fastest."""
+        """Return what to leave out; None if nothing waits: the lowest rows are then read, which is fastest."""
         topics, queues = self._out.union(self._holds.topics(now)), self._holds.queues(now)
         if not topics and not queues:
             self._after = None
             return None
-        # Those that come next; where they are too many, the others are passed over.
+        # The next waiting queues; if they are too many, the others are read and passed over.
         after = self._after or Queue(b"", b"")
         held = sorted(queue for queue in queues if queue.key and queue > after)
         return Waiting([self._digests[topic] for topic in topics], held[:MOST_QUEUES], self._keyless)
@@ -197,7 +198,7 @@ class Relay:
     def _moved_on(self, page: OutboxPage, now: float) -> bool:
         """Go on after a page's queues; return whether none is left.
 
-        Of rows without a key, whose every one waits by itself, the next ones are looked at first.
+        Rows without a key wait singly. If all of a page wait, the next rows of the same queue are read first.
         """
         looked_past = False
         for queue in page.cut:
@@ -213,14 +214,14 @@ class Relay:
         return page.last is None
 
     async def _send(self, page: Sequence[Pending], turn: Turn, now: float) -> int:
-        """Send each topic its part, and wait a little; return how many messages went."""
+        """Send each topic its part, and wait briefly; return how many messages were sent."""
         by_topic: dict[str, list[Pending]] = {}
         for one in page:
             if not self._holds.held(one, now):
                 by_topic.setdefault(one.message.topic, []).append(one)
         for topic, pending in by_topic.items():
             self._digests[topic] = pending[0].queue.topic
-            # Where the last try failed one goes ahead, and no more than one is waited for if that fails, too.
+            # After a failed try, one message goes ahead; if that fails too, only one was waited for.
             part = pending[:1] if self._holds.ill(topic) else pending
             if len(part) < len(pending):
                 self._out.add(topic)
@@ -241,7 +242,7 @@ class Relay:
         return sum(shipment.size for shipment in self._shipments.values())
 
     def _harvest(self) -> int:
-        """Apply the answers that are there; return how many messages went."""
+        """Apply the answers that have arrived; return how many messages were sent."""
         went = 0
         for topic in [topic for topic, shipment in self._shipments.items() if shipment.task.done()]:
             shipment = self._shipments.pop(topic)
@@ -274,10 +275,10 @@ class Relay:
             self._announcements.held(pending, failure, hold)
 
     async def _sleep(self, seconds: float, *until: asyncio.Task[None]) -> None:
-        """Wait until somebody writes to the outbox, the time is over, the relay stops, or one of `until` is done."""
+        """Wait until this process writes to the outbox, time runs out, the relay stops, or a task of `until` ends."""
         await wait_for_first(self._written, self._stopping, *until, within=seconds)
         self._written.clear()
 
     def stop(self) -> None:
-        """Have the relay end after what is under way."""
+        """End the relay after the work under way."""
         self._stopping.set()

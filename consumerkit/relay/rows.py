@@ -1,4 +1,4 @@
-"""The outbox's rows as a relay sees them: read page by page, and removed once the broker has them."""
+"""Reads the outbox's rows page by page for a relay, and removes them once the broker has them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PAGE_BYTES: Final = 8 * 1024 * 1024
 
 
 class Rows:
-    """Reads and removes; each method is one transaction.
+    """Reads and removes rows; each method is one transaction.
 
     Args:
-        database: Where the outbox is.
+        database: The outbox's database.
         dialect: Its dialect.
         tables: The table definitions.
-        deadline: Seconds after which a database that does not answer is left.
+        deadline: Seconds after which a request to a silent database is abandoned.
     """
 
     def __init__(self, database: Database, dialect: Dialect, tables: Tables, deadline: float) -> None:
@@ -38,20 +38,20 @@ class Rows:
         self._tables = tables
         self._deadline = deadline
         self._limits = Limits(statement=deadline, lock=deadline, idle=RELAY_IDLE)
-        # What the broker has, and the outbox still, too: removed before anything is read, whatever failed before.
+        # Rows that the broker has and the outbox still holds; they are removed before the next read.
         self._acknowledged: list[RowIdentity] = []
 
     def acknowledge(self, sent: Iterable[Pending]) -> None:
-        """Have rows removed before the next page is read."""
+        """Mark rows for removal before the next page is read."""
         self._acknowledged += [one.identity for one in sent]
 
     async def remove(self) -> None:
-        """Remove what was acknowledged."""
+        """Remove acknowledged rows."""
         if self._acknowledged:
             await self._removed(lambda _: None)
 
     async def lowest(self) -> OutboxPage:
-        """Return the lowest rows of all, for while nothing waits."""
+        """Return the lowest rows of all; for use while nothing waits."""
 
         def read(session: Session) -> OutboxPage:
             return OutboxPage(outbox.page(session.connection(), self._tables, PAGE, PAGE_BYTES), None, frozenset())
@@ -59,7 +59,7 @@ class Rows:
         return await self._removed(read)
 
     async def next_queues(self, after: Queue | None, waiting: Waiting) -> OutboxPage:
-        """Return rows of the next queues that do not wait, each from its lowest on."""
+        """Return rows of the next queues that do not wait, each from its lowest row on."""
 
         def read(session: Session) -> OutboxPage:
             connection = session.connection()
@@ -70,12 +70,12 @@ class Rows:
         return await self._removed(read)
 
     async def keeps(self, message: OutboxMessage) -> bool:
-        """Tell whether the table of dead letters holds the whole of one in the outbox."""
+        """Tell whether the dead-letter table holds the whole message of a letter in the outbox."""
         look = partial(reference.is_kept, tables=self._tables, message=message)
         return await self._database.run(look, within=self._deadline)
 
     async def holder(self) -> RelayHolder | None:
-        """Return who has the relay's turn while messages wait; None where no process has, or nothing waits."""
+        """Return who has the relay's turn while messages wait; None if no process has it or nothing waits."""
 
         def look(session: Session) -> RelayHolder | None:
             connection = session.connection()

@@ -1,4 +1,4 @@
-"""A shipment: what one topic gets of a page, each key's messages one after another."""
+"""A shipment sends a topic its messages of a page; each key's messages go one after another."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from consumerkit.transports.base import Producer, Record, SendFailure
 
 @dataclass
 class ShipmentResult:
-    """What became of a shipment.
+    """The result of a shipment.
 
     Attributes:
-        acknowledged: What the broker has.
-        refused: What it did not take, and why.
-        by_reference: What of `acknowledged` went without its value.
+        acknowledged: Messages that the broker has.
+        refused: Messages that it refused, and why.
+        by_reference: Messages of `acknowledged` that were sent without their value.
     """
 
     acknowledged: list[Pending] = field(default_factory=list)
@@ -35,14 +35,14 @@ class ShipmentResult:
 
 
 class Shipment:
-    """Messages of one topic on their way, beside whatever else goes on.
+    """Sends messages of one topic in a task of its own.
 
     Args:
-        producer: Sends.
-        pending: What to send, in order; all of one topic.
-        kept: Tells whether the table holds the whole of a dead letter.
+        producer: Sends messages.
+        pending: The messages to send, in order; all of one topic.
+        kept: Tells whether the table holds the whole message of a dead letter.
         may_send: Tells whether the relay's turn is still ours.
-        traces: Makes a span of each message that is sent.
+        traces: Makes a span for each sent message.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ async def ship(
     delivery: ShipmentResult,
     traces: Traces = NO_TRACES,
 ) -> None:
-    """Send messages of one topic, and note in `delivery` what becomes of them.
+    """Send messages of one topic, and record the results in `delivery`.
 
-    Whatever fails, its key's later ones stay behind; if the topic does, all of them. Without the turn all stay.
+    If a message fails, its key's later messages stay; if the topic fails, all stay. Without the turn all stay.
     """
     left = list(pending)
     while left and not delivery.topic_failed and await may_send():
@@ -90,7 +90,7 @@ async def ship(
 
 
 def _wave(pending: Sequence[Pending]) -> tuple[list[Pending], list[Pending]]:
-    """Split into what may go at once, with one message a key, and what follows."""
+    """Split messages into those that may go at once, one per key, and those that follow."""
     keys: set[bytes] = set()
     wave, rest = [], []
     for one in pending:
@@ -111,8 +111,8 @@ async def _by_reference(
     kept: Callable[[OutboxMessage], Awaitable[bool]],
     delivery: ShipmentResult,
 ) -> SendFailure | None:
-    """Send a dead letter without what makes it large; return the last refusal, or None."""
-    # Its payload may have been erased in the table since: then this copy is the last one.
+    """Send a dead letter without its large parts; return the last refusal, or None."""
+    # The table's payload may have been erased since; this copy is then the last one.
     if not await kept(pending.message):
         return refused
     answer: SendFailure | None = refused

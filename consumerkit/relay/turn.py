@@ -1,8 +1,8 @@
 """The relay's turn: one relay at a time publishes the outbox of a database.
 
-On PostgreSQL a transaction holds the turn. The server ends it when it hears nothing of it for ten seconds: so a
-process that is frozen, or whose connection is dead, holds no other up for longer. While the relay works, a statement
-every few seconds keeps it. On SQLite the turn is the lock of a file, whose time of change is the sign of life.
+On PostgreSQL a transaction holds the turn. The server ends it after ten silent seconds, so a frozen process or a dead
+connection holds up no other process for longer. While the relay works, a statement every few seconds keeps the turn.
+On SQLite the turn is the lock of a file, and the file's modification time is the sign of life.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PATIENCE: Final = 1.5 * RELAY_IDLE
 """Seconds without a sign of life after which the other process's turn is announced."""
 
 UNSEEN_PATIENCE: Final = 60.0
-"""Seconds after which it is announced if no sign of life could be seen."""
+"""Seconds after which it is announced if signs of life are not visible."""
 
 _END: Final = 1.0
 
 
 class TurnLost(Exception):
-    """Another relay may have the turn: the transaction that held it is gone."""
+    """The transaction that held the turn is gone: another relay may have it."""
 
 
 class Turn:
@@ -52,12 +52,12 @@ class Turn:
         """Give a sign of life.
 
         Raises:
-            TurnLost: The turn is not ours any more.
+            TurnLost: The turn is no longer ours.
             TimeoutError: The database does not answer.
         """
         async with self._one_at_a_time:
             if self._lost is None:
-                # Not when the answer is read: we may be frozen in between.
+                # The time of the request, not of the answer: we may be frozen in between.
                 asked = time.monotonic()
                 try:
                     await self._sign_of_life()
@@ -74,7 +74,7 @@ class Turn:
                 raise self._lost
 
     async def is_ours(self) -> bool:
-        """Tell whether the turn is still ours; asks where the last sign of life is old: we may have been frozen."""
+        """Tell whether the turn is still ours; asks the database if the last sign of life is old."""
         if self._over:
             return False
         if time.monotonic() - self._heard > 2 * KEPT_ALIVE:
@@ -83,7 +83,7 @@ class Turn:
         return self._lost is None
 
     async def end(self) -> None:
-        """Be ours no more, and ask nothing."""
+        """End our turn, and wait briefly for a request under way."""
         self._over = True
         with suppress(TimeoutError):
             async with asyncio.timeout(_END), self._one_at_a_time:
@@ -99,12 +99,12 @@ class Turn:
 
 @asynccontextmanager
 async def taken(database: Database, dialect: Dialect, deadline: float) -> AsyncIterator[Turn | None]:
-    """Take the turn for the `with` block; None where another relay has it.
+    """Take the turn for the `with` block; None if another relay has it.
 
     Args:
-        database: Where the outbox is.
+        database: The outbox's database.
         dialect: Its dialect.
-        deadline: Seconds after which a database that does not answer is left.
+        deadline: Seconds after which a request to a silent database is abandoned.
     """
     with dialect.relay_guard(database.location) as mine:
         if not mine:
@@ -113,7 +113,7 @@ async def taken(database: Database, dialect: Dialect, deadline: float) -> AsyncI
             async with _kept(Turn(partial(_touch, dialect, database.location))) as turn:
                 yield turn
         else:
-            # It holds the lock and nothing else; it reads and writes nothing, so it holds up no vacuum.
+            # This transaction holds only the lock. It reads and writes nothing, so it holds up no vacuum.
             async with database.transaction(within=deadline) as run:
                 if not await run(dialect.lock_relay):
                     yield None
@@ -137,9 +137,9 @@ async def _kept(turn: Turn) -> AsyncIterator[Turn]:
 
 
 class Awaited:
-    """Tells, once, that the process with the turn is silent, and that this is over.
+    """Announces once that the process with the turn is silent, and when that is over.
 
-    A process that works keeps the turn for as long as there is much to send. That is no standing still.
+    A working process keeps the turn while it has much to send, which is no standstill.
 
     Args:
         holder: Returns who has the turn while messages wait.

@@ -1,4 +1,4 @@
-"""Runs steps: effects outside the database, each done once for a message."""
+"""Runs steps: effects outside the database, each done once per message."""
 
 from consumerkit.steps.lane_steps import HandlerSteps, LaneSteps
 from consumerkit.steps.message_steps import MessageSteps

@@ -1,4 +1,4 @@
-"""What a step is called with, as bytes: the same step of the same message is called with the same."""
+"""Turns a step's arguments into bytes: repeated calls for one message must have the same arguments."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NOT_COUNTED = (Effects, PlainEffects, Context, BatchContext)
 
 
 def fingerprint(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-    """Return 16 bytes that stand for a call's arguments.
+    """Return 16 bytes that identify a call's arguments.
 
     Raises:
-        TypeError: The step does not take these arguments, or one has no bytes that are the same in every process.
+        TypeError: The step does not take these arguments, or one has no bytes that are equal in every process.
     """
     name = declared.name
     try:
@@ -55,7 +55,7 @@ def kept_arguments(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[
     """Return a call's arguments as JSON, for the step's undo.
 
     Raises:
-        TypeError: One is of another type than its annotation says.
+        TypeError: An argument does not have the type of its annotation.
     """
     bound = declared.signature.bind(*args, **kwargs)
     bound.apply_defaults()
@@ -74,10 +74,10 @@ def kept_arguments(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[
 
 
 def read_arguments(declared: DeclaredStep, kept: bytes, calls: Undoing, message_id: str) -> list[Any]:
-    """Return the arguments that `kept_arguments` has written, in the order of the step's parameters.
+    """Return the arguments that `kept_arguments` wrote, in the order of the step's parameters.
 
     Raises:
-        ValueError: They are not what the step takes today.
+        ValueError: The step no longer takes these arguments.
     """
     texts = json.loads(kept)
     effects = (Effects if declared.is_async else PlainEffects)(calls, message_id)

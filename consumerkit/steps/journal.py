@@ -1,6 +1,6 @@
-"""Writes the record of a lane's steps in short transactions of their own.
+"""Records a lane's steps in short transactions of their own.
 
-What comes while one is open shares the next.
+Entries that arrive while one is open share the next.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Journal:
         self.owner = secrets.token_bytes(OWNER_BYTES)
         self.owners: Owners = {}
         self.fenced = False
-        """Whether the fences are held already, by the transaction within which a step is run."""
+        """Whether the transaction within which a step runs already holds the fences."""
         self._run = run
         self._waiting: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
-        # Outcomes that are known, and that the database did not take: else those steps would be called again.
+        # Known outcomes that the database did not accept; without them those steps would be called again.
         self._unwritten: dict[Name, End] = {}
 
     async def start(self, start: Start) -> FoundStep:
         """Begin a step, unless it is done or under way; see `StepRows.start`.
 
         Raises:
-            Fenced: The message's partition is not ours any more.
+            Fenced: The message's partition is no longer ours.
             Unavailable: The database is in trouble.
         """
         if (known := self._unwritten.get(start.name)) is not None:
@@ -57,11 +57,11 @@ class Journal:
         return found
 
     async def end(self, end: End) -> bool:
-        """Write down what a call came to; return False where somebody else has begun the step since.
+        """Record a call's outcome; return False if another worker has begun the step since.
 
         Raises:
-            Fenced: The message's partition is not ours any more.
-            Unavailable: The database is in trouble; what the call came to is written before it is begun again.
+            Fenced: The message's partition is no longer ours.
+            Unavailable: The database is in trouble; the outcome is recorded before the step begins again.
         """
         if len(self._unwritten) < _MOST_UNWRITTEN:
             self._unwritten[end.name] = end
@@ -74,7 +74,7 @@ class Journal:
         return written
 
     async def extend(self, name: Name, deadline: float) -> bool:
-        """Have a step's deadline count from now; return whether it is ours still."""
+        """Restart a step's deadline now; return whether the step is still ours."""
 
         def work(connection: Connection) -> bool:
             self.rows.open(connection, self.owners, fenced=self.fenced)
@@ -87,7 +87,7 @@ class Journal:
         """Run work in a transaction of its own.
 
         Raises:
-            Fenced: What the work raises.
+            Fenced: The work raised it.
             Unavailable: The database is in trouble.
         """
         try:
@@ -115,7 +115,7 @@ class Journal:
                 for _, future in taken:
                     if not future.done():
                         future.set_exception(_waited_for(error))
-                        future.exception()  # who waited may be gone
+                        future.exception()  # the waiting task may be gone
                 if not isinstance(error, Exception):
                     raise
             else:
@@ -134,7 +134,7 @@ class Journal:
 
 
 def _waited_for(error: BaseException) -> BaseException:
-    """Return an error for each that waits: one that is raised twice would carry both tracebacks."""
+    """Return a separate error for each waiting task: a shared one would collect all tracebacks."""
     if isinstance(error, Fenced | Unavailable):
         made = type(error)(*error.args)
         made.__cause__ = error.__cause__

@@ -1,4 +1,4 @@
-"""Runs `prepare` for the messages of a lane's next transaction, before that begins."""
+"""Runs `prepare` for the messages of a lane's next transaction, before that transaction begins."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _MOST_FAILED: Final = 10_000
 
 
 class HandlerSteps:
-    """What all lanes of a handler share: the bound on calls at once, and the threads of plain ones.
+    """The resources that all lanes of a handler share: the limit of calls, and the threads of plain calls.
 
     Attributes:
         declared: The handler's declarations.
         slots: One for each call that may be under way.
         threads: Run plain `prepare` methods; None for coroutines.
-        undo_due: Set where there may be steps to undo.
+        undo_due: Set when there may be steps to undo.
     """
 
     def __init__(self, declared: Declaration) -> None:
@@ -62,9 +62,9 @@ class LaneSteps:
     """The steps of one lane's messages.
 
     Args:
-        shared: What the handler's lanes share.
+        shared: The resources that the handler's lanes share.
         rows: The statements of the record.
-        lot: Where messages are parked.
+        lot: The parking lot.
         run: Runs work in a transaction of its own.
         announce: Announces events.
         limit: Seconds that `prepare` may take beside its steps.
@@ -95,7 +95,7 @@ class LaneSteps:
 
     @property
     def overdue_since(self) -> float | None:
-        """Since when a plain call is beyond its deadline, by the monotonic clock; from any thread."""
+        """Since when a plain call is past its deadline, by the monotonic clock; any thread may ask."""
         first = min(self.ends.copy().values(), default=None)
         return None if first is None or first > time.monotonic() else first
 
@@ -104,18 +104,18 @@ class LaneSteps:
     ) -> list[Prepared]:
         """Run `prepare` for messages that the ledger does not know.
 
-        A message whose `prepare` raised fails in the same way, without another call, until it comes alone.
+        A message whose `prepare` raised gets the same error without another call the next time.
 
         Args:
             subjects: In the order of the log, each message ID once.
-            owners: By which token we own their partitions.
+            owners: The tokens by which we own their partitions.
             surroundings: Makes the context in which the code of the message with this digest runs.
 
         Returns:
-            What became of each, in order; what has its order behind one that failed was not run.
+            The result for each, in order; messages whose order puts them behind a failed one did not run.
 
         Raises:
-            Fenced: A partition is not ours any more.
+            Fenced: A partition is no longer ours.
             Unavailable: The database is in trouble.
         """
         self._loop = asyncio.get_running_loop()
@@ -151,7 +151,7 @@ class LaneSteps:
         rows, digests = self.journal.rows, [one.digest for one in subjects]
         fresh = [one.digest for one in subjects if one.waits is None]
         unknown = rows.unknown(connection, fresh, revives=self.shared.declared.runs_resends)
-        # The transaction leaves alone a message that was tried since, or taken out.
+        # A parked message that was tried or removed since is left out; the transaction does not run it either.
         unknown |= {one.digest for one in subjects if one.waits is not None and self._lot.lock(connection, one.waits)}
         return unknown, rows.read(connection, digests)
 
@@ -182,14 +182,14 @@ class LaneSteps:
             calls.prepared = True
 
     async def _one(self, calls: MessageSteps) -> BaseException | None:
-        """Run one `prepare`; return what it raised: out of a task, SystemExit would end the event loop."""
+        """Run one `prepare` and return its error: a SystemExit raised by a task would end the event loop."""
         prepare: Any = self.shared.declared.prepare
         limit = asyncio.timeout(self.limit)
         try:
             if self.shared.threads is not None:
                 effects = PlainEffects(calls, calls.subject.message_id)
                 run = asyncio.get_running_loop().run_in_executor
-                # The task's own context: what this message sets, no other sees.
+                # The task's own context hides the values that this message sets from others.
                 await run(self.shared.threads, copy_context().run, prepare, calls.subject.event, effects)
             else:
                 async with limit:
@@ -205,7 +205,7 @@ class LaneSteps:
             if limit.expired():
                 return TimeoutError(f"prepare took longer than {self.limit:g} s beside its steps")
             return error
-        except Exception as error:  # noqa: BLE001 - decided on where the message is
+        except Exception as error:  # noqa: BLE001 - the message's caller decides on it
             return calls.failure or error
         except KeyboardInterrupt:
             raise
@@ -228,7 +228,7 @@ class LaneSteps:
             task.result()
 
     def tell(self, seconds: float) -> None:
-        """Announce how many steps were called, reused and failed since the last time."""
+        """Announce how many steps were called, reused and failed since the last announcement."""
         if self.called or self.reused or self.failed:
             self.announce(
                 events.StepsRun(
@@ -242,10 +242,10 @@ class LaneSteps:
             self.called = self.reused = self.failed = 0
 
     def refuse_inside(self, step: str) -> None:
-        """Refuse a step within a transaction that is the database's only writer.
+        """Refuse a step within a transaction if the database has a single writer.
 
         Raises:
-            ConfigurationError: It is.
+            ConfigurationError: The database has a single writer.
         """
         if self.journal.rows.dialect.single_writer:
             raise ConfigurationError(
@@ -281,7 +281,7 @@ class LaneSteps:
             self._loop.call_soon_threadsafe(function, *args)
 
     def close(self) -> None:
-        """Let threads that wait go on."""
+        """Release waiting threads and end the step threads."""
         with self._lock:
             self._closed = True
             asked = list(self._asked)

@@ -1,4 +1,4 @@
-"""The steps of one message: what is done of them, and how one is called."""
+"""Runs the steps of one message, and knows which of them are done."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from consumerkit.steps.lane_steps import LaneSteps
 
 _SOON: Final = 1.0
-"""Seconds after which a message is tried again whose step another worker has begun."""
+"""Seconds until the next try of a message whose step another worker has begun."""
 _OURS: Final = (Fenced, StepChanged, StepInDoubt, StepUnderWay, Unavailable)
 
 
@@ -40,9 +40,9 @@ class _Call(NamedTuple):
 
     Attributes:
         declared: The step.
-        key: The key for the other side; that of the first generation, before the step is begun.
-        args, kwargs: What it is called with besides.
-        arguments: What stands for these.
+        key: The key for the other side; the first generation's until the step has begun.
+        args, kwargs: The other arguments.
+        arguments: Bytes that identify these arguments.
     """
 
     declared: DeclaredStep
@@ -62,7 +62,7 @@ class MessageSteps:
 
     Attributes:
         prepared: Whether `prepare` has run for it, or there is none.
-        failure: The error that a step raised; `prepare` or `handle` must not go on in spite of it.
+        failure: The error that a step raised; `prepare` or `handle` must not go on after it.
     """
 
     def __init__(self, lane: LaneSteps, subject: Subject, memo: Mapping[str, FoundStep]) -> None:
@@ -76,10 +76,10 @@ class MessageSteps:
         self._at_work = 0
         self.failure: Exception | None = None
 
-    # What a handler calls.
+    # Called by a handler.
 
     def run(self, step: BoundStep[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, inside: bool) -> Any:
-        """Return the result, or the coroutine that does; see `StepCalls.run`."""
+        """Return the result, or a coroutine for it; see `StepCalls.run`."""
         declared = self._declared(step)
         if inside:
             self._lane.refuse_inside(declared.name)
@@ -102,7 +102,7 @@ class MessageSteps:
         return _read(declared, found.result)
 
     def alive(self) -> Any:
-        """Extend the deadlines of what runs, or return the coroutine that does."""
+        """Extend the deadlines of running steps, or return a coroutine that does so."""
         return self._alive() if self._lane.shared.is_async else self._lane.from_thread(self._alive())
 
     async def _alive(self) -> None:
@@ -118,14 +118,14 @@ class MessageSteps:
 
     @property
     def at_work(self) -> bool:
-        """Whether a step is run for the message now, or waits for its turn."""
+        """Whether a step of the message runs or waits for its turn."""
         return self._at_work > 0
 
     def check_prepared(self) -> None:
-        """Refuse to handle a message that the ledger knew when the others were prepared, and does not know any more.
+        """Refuse an unprepared message: the ledger knew it at the preparation, and no longer knows it.
 
         Raises:
-            LedgerMoved: It is one.
+            LedgerMoved: The message is unprepared.
         """
         if not self.prepared:
             raise LedgerMoved(f"the ledger row of message ID {self.subject.message_id!r} is gone")
@@ -153,7 +153,7 @@ class MessageSteps:
     def _name(self, step: str) -> Name:
         return self.subject.digest, step
 
-    # The two ways in which one is called.
+    # The two ways to call a step.
 
     async def _run(self, call: _Call) -> Any:
         await self._enter(call)
@@ -180,7 +180,7 @@ class MessageSteps:
             return done.result
         except Exception as error:
             if limit.expired() and isinstance(error, TimeoutError):
-                # What was cut off may have been done: the record says so, and the next run settles it.
+                # The interrupted effect may have happened. The record shows that, and the next run settles it.
                 raise TimeoutError(_too_long(call)) from error
             await self._failed(call)
             raise
@@ -218,10 +218,10 @@ class MessageSteps:
             self._running.pop(call.name, None)
             self._lane.ends.pop(mark, None)
 
-    # What both ways share; always in the event loop.
+    # Shared by both ways; runs in the event loop.
 
     async def _enter(self, call: _Call) -> None:
-        """Wait until no other run of this step is under way, and for a place among all calls of the handler."""
+        """Wait until no other run of this step is under way, then for a slot among the handler's calls."""
         self._at_work += 1
         if self._patience is not None:
             self._patience.reschedule(None)
@@ -249,7 +249,7 @@ class MessageSteps:
         return found
 
     async def _begin(self, call: _Call) -> FoundStep:
-        """Begin a step, or return what it came to before."""
+        """Begin a step, or return its earlier outcome."""
         step = call.declared
         settles = step.asks is not None or step.in_doubt == "retry" or self.subject.redriven
         given = None if step.undo is None else kept_arguments(step, call.args, call.kwargs)
@@ -282,7 +282,7 @@ class MessageSteps:
         return found
 
     async def _keep(self, call: _Call, result: object) -> FoundStep:
-        """Write down what a call returned."""
+        """Record a call's result."""
         reach("step_called")
         try:
             text = call.declared.result.dump_json(result, warnings=False).decode()
@@ -302,15 +302,15 @@ class MessageSteps:
         return found
 
     async def _failed(self, call: _Call) -> None:
-        """Write down that a call raised: the handler's `retry` says what becomes of it, and not its deadline."""
+        """Record that a call raised; the handler's `retry` then decides, not the step's deadline."""
         self._lane.failed += 1
-        # What the step raised says more. The journal writes this before the step is begun again; and a partition that
-        # is not ours is found by the next writing.
+        # The step's own error says more than a failure here. The journal writes this record before the step begins
+        # again, and the next write finds a partition that is no longer ours.
         with suppress(Fenced, Unavailable):
             await self._lane.journal.end(End(*self._name(call.name), StepState.FAILED))
 
     def _check_undone(self, call: _Call, found: FoundStep) -> None:
-        """Refuse to begin a step that is to be undone first, since its message was dead."""
+        """Refuse to begin a step that must be undone first because its message was dead."""
         if found.state is StepState.UNDOING:
             self._tell_wait(call, found, undoing=True)
             raise StepUnderWay(
@@ -332,7 +332,7 @@ class MessageSteps:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Keep the error that the handler gets: it cannot go on as if the step had succeeded."""
+        """Keep the error that the handler gets, so that it cannot go on as if the step had succeeded."""
         try:
             yield
         except _OURS as error:
@@ -341,7 +341,7 @@ class MessageSteps:
 
     @contextmanager
     def bounded(self, limit: asyncio.Timeout) -> Iterator[None]:
-        """Have a time limit count only while no step is under way."""
+        """Let a time limit count only while no step is under way."""
         self._patience = limit
         try:
             yield

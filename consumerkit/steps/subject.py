@@ -1,4 +1,4 @@
-"""A message whose steps are run, and what that came to."""
+"""A message whose steps run, and the result of its preparation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Subject(NamedTuple):
     """A message that may run, as its steps see it.
 
     Attributes:
-        event: What `prepare` is given.
+        event: The event that `prepare` gets.
         digest: The message's key in the ledger.
         message_id: The ID as text.
-        place: Where it stands.
-        order: What it has its order in: messages with the same one follow one another. None where it has none.
-        waits: Its row in the parking lot, where its ID was claimed when it was parked; else None.
-        redriven: Whether a person has had it run again: who has looked what became of a step in doubt.
+        place: Where it stands in the log.
+        order: The scope of its order: messages with an equal scope run one after another. None if it has no order.
+        waits: Its row in the parking lot, if its ID was claimed at its parking; else None.
+        redriven: Whether a person redrove it; that person has checked what became of a step in doubt.
     """
 
     event: Any
@@ -43,7 +43,7 @@ class Subject(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What became of a subject: the results of its steps, and the error that ended `prepare`, where there was one."""
+    """The result of preparing a subject: its steps, and the error that ended `prepare` or None."""
 
     calls: MessageSteps
     error: BaseException | None = None

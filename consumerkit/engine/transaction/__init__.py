@@ -1,1 +1,1 @@
-"""One transaction: claim, handle, write, COMMIT, and the receipt of what that made durable."""
+"""One transaction: claim, handle, write, COMMIT, and the receipt of its durable results."""

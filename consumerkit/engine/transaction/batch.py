@@ -40,44 +40,44 @@ class Flush(Enum):
 
     AT_END = "at the end"
     EACH = "after each message"
-    """Since the handler would lose or pass on another message's changes."""
+    """The handler would otherwise lose or pass on another message's changes."""
     PROBE = "after each message, and the transaction is probed"
-    """To find the message whose failure it is."""
+    """This finds the message at fault."""
 
 
 class Batch:
     """The items of one transaction, and how far it has come.
 
     Attributes:
-        items: In the order of the log; cut short where `batch_time` ran out, or where each is to run alone.
-        owners: By which token we own each of the items' partitions.
-        clears: Those of them that this batch gets further than owners that died before.
-        lane: The lane that runs it, as it stands.
-        knows: Tells whether we know of a parked message.
+        items: In the order of the log; cut short if `batch_time` ran out or if each item runs alone.
+        owners: The tokens by which we own the items' partitions.
+        clears: The partitions, with their tokens, that this batch advances beyond owners that died.
+        lane: The present count of the lane that runs it.
+        knows: Tells whether we know a parked message.
         flush: When the session is flushed.
         current: The index of the item whose code runs, else None.
         handled: Handler calls made.
-        handling: Whether the user's code runs, or was running when something failed.
-        theirs: Whether the transaction's statements are the user's: the handler's, or what its session flushes.
-        limits: How long its transaction may take on the server; None until it is opened.
+        handling: Whether the user's code runs, or ran when something failed.
+        theirs: Whether the transaction's statements are the user's: the handler's own or its session's flush.
+        limits: The server's time limits for its transaction; None until it is opened.
         reused: Whether the connection has served a transaction before.
         item_began: When the last item's code began, by the monotonic clock.
-        slowest: Seconds that the code of the slowest item took, of those that returned.
+        slowest: Seconds that the slowest item's code took, among those that returned.
         guard: Watches over the session while the user's code holds it.
         stages: How long each stage of its transaction has taken.
         spans: Its own, and those of its messages.
         begun_at: When its transaction began, by the monotonic clock; None while it waits for its turn.
-        proof: What proves that a row of the ledger is this transaction's; see `Dialect.proof`.
+        proof: Proves that a row of the ledger is this transaction's; see `Dialect.proof`.
         dead: The dead letters, known after `Transaction.close`.
-        clashes: Messages that were parked beside another one that names the same place, known then, too.
-        preparing: What runs the steps of its messages, until that is done.
-        unprepared: Whether `prepare` has failed for the message at `current`, so that no transaction began.
-        sound: Whether the transaction was found in order after the user's code had failed.
-        misused: Items that became dead letters since a handler committed their claims by itself.
-        recalled: What the handler returned, as JSON, for messages before this batch that items of it repeat.
+        clashes: Messages parked beside another one that names the same place; known after `Transaction.close`.
+        preparing: Runs the steps of its messages; None when they are done.
+        unprepared: Whether `prepare` failed for the message at `current`, so that no transaction began.
+        sound: Whether the transaction was found in order after the user's code failed.
+        misused: Items that became dead letters because a handler committed their claims by itself.
+        recalled: The handler's results, as JSON, for earlier messages that items of this batch repeat.
         left: Items that were cut off.
         sharing: The handler's declarations, and whether its messages may share a transaction.
-        funded: How many of the dead letters are paid by what succeeds in this transaction, instead of by tokens.
+        funded: How many dead letters the successes of this transaction pay for, instead of tokens.
     """
 
     def __init__(
@@ -130,11 +130,11 @@ class Batch:
         self.slowest = 0.0
 
     def running(self) -> list[Item]:
-        """Return the items that the handler is to see."""
+        """Return the items that the handler gets."""
         return [item for item in self.items if item.disposition is Disposition.RUN]
 
     def each(self) -> Iterator[Item]:
-        """Yield the items to handle, as long as `batch_time` lasts and they may share a transaction; at least one."""
+        """Yield at least one item to handle; more while `batch_time` lasts and they may share a transaction."""
         began = time.monotonic()
         limit = began + self._declared.batch_time
         for index, item in enumerate(self.items):
@@ -162,7 +162,7 @@ class Batch:
 
     @contextmanager
     def whole(self, running: list[Item]) -> Iterator[None]:
-        """Run a batch handler's one call: its failure is a single message's only where it is alone."""
+        """Run a batch handler's one call; its failure is a message's own only if that message is alone."""
         began = time.monotonic()
         self.handled = len(running)
         self.current = self.items.index(running[0]) if len(running) == 1 else None
@@ -173,7 +173,7 @@ class Batch:
         self.seconds = time.monotonic() - began
 
     def context(self, item: Item, session: Any) -> Context[Any]:
-        """Return what the handler gets besides the item's event."""
+        """Return the context that the handler gets besides the item's event."""
         steps: StepCalls = NO_STEPS
         if item.steps is not None and not item.repeats:
             item.steps.check_prepared()
@@ -182,7 +182,7 @@ class Batch:
         return made
 
     def batch_context(self, session: Any) -> BatchContext[Any]:
-        """Return what a batch handler gets besides the events."""
+        """Return the context that a batch handler gets besides the events."""
         self._context = made = BatchContext(session, self._publisher)
         return made
 
@@ -191,16 +191,16 @@ class Batch:
         return [Received(i.event, i.message, i.message_id, i.attempt) for i in running]
 
     def first_result(self, item: Item) -> Any:
-        """Return what `handle` returned for the message that an item repeats: in this batch, or before."""
+        """Return the result of `handle` for the message that an item repeats, in this batch or before."""
         digest = item.digest or b""
         found = self.results.get(digest) or self.recalled.get(digest)
         return None if found is None else from_json(found)
 
     def handled_one(self, item: Item, result: object) -> None:
-        """Take what a handler returned and published.
+        """Take a handler's result and publications.
 
         Raises:
-            Unsatisfied: The handler's `retry` takes the result for a failure.
+            Unsatisfied: The handler's `retry` counts the result as a failure.
         """
         self.handled += 1
         if item.steps is not None:
@@ -219,7 +219,7 @@ class Batch:
             self._context = None
 
     def end(self) -> None:
-        """Refuse what the user's code left behind: it would change or publish nothing."""
+        """Refuse late use of the context and the session, which would change or publish nothing."""
         self._close_context()
         self.guard.end(self._declared.name)
 
@@ -233,11 +233,11 @@ class Batch:
         made.clear()
 
     def receipt(self) -> Receipt:
-        """Return what this transaction has made durable, once it is."""
+        """Return the receipt of this transaction, once it is durable."""
         return self._receipt(self.items)
 
     def receipt_of_misused(self) -> Receipt:
-        """Return what the transaction has made durable that dead-lettered `misused`."""
+        """Return the receipt of the transaction that dead-lettered `misused`."""
         return self._receipt(self.misused)
 
     def _receipt(self, items: Sequence[Item]) -> Receipt:
@@ -280,7 +280,7 @@ def storable_json(value: object, handler: object = None) -> str:
     """Return a handler's result as JSON.
 
     Raises:
-        ResultNotKept: The handler returned something that JSON has no word for.
+        ResultNotKept: The handler returned a value that JSON cannot hold.
     """
     try:
         return to_json(value).decode()

@@ -1,4 +1,4 @@
-"""Message IDs that are dead, and run again all the same: resends where that is declared, and redriven messages."""
+"""Runs dead message IDs again: resends if that is declared, and redriven messages."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Revival:
         self._declared = declared
 
     def revive(self, connection: Connection, items: Sequence[Item]) -> bool:
-        """Have dead IDs run that may; each ledger row is locked, and looked at again under the lock.
+        """Let dead IDs run that may; lock each ledger row and check it again under the lock.
 
-        A message that has a dead letter of its own was only delivered again, and is skipped.
+        A message with a dead letter of its own was only delivered again and is skipped.
 
         Returns:
-            False where the ledger has changed since the claim: to be claimed again.
+            False if the ledger has changed since the claim; the caller must claim again.
         """
         asked = [item for item in items if item.disposition is Disposition.DUPLICATE_OF_DEAD and self._may_run(item)]
         if not asked:
@@ -57,7 +57,7 @@ class Revival:
         return redriven or self._declared.runs_resends
 
     def settle(self, connection: Connection, items: Sequence[Item]) -> None:
-        """Mark the dead letters as resolved whose ID was processed by a resend."""
+        """Resolve the dead letters of IDs that a resend processed."""
         processed = [
             item.digest for item in items if item.revived and item.disposition is Disposition.RUN and item.digest
         ]
@@ -76,5 +76,5 @@ def _run(item: Item, letter: int | None) -> None:
     item.revived = item.claimed = True
     item.disposition = item.wanted
     if item.parking is not None and item.parked is None:
-        # Once it has succeeded, the letter is resolved, too.
+        # Its success then resolves the letter, too.
         item.parking = replace(item.parking, dead_letter=letter)

@@ -1,4 +1,4 @@
-"""Keeps a transaction's end in hand, whatever the session, the driver or the user's code raises or leaves open."""
+"""Controls a transaction's end, whatever the session, the driver or the user's code raises or leaves open."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _LET_GO: Final = 5.0
 
 @asynccontextmanager
 async def closing(session: AsyncSession, handler: str) -> AsyncIterator[AsyncSession]:
-    """Close a session at the end; what happened before says more than a session that cannot be closed.
+    """Close a session at the end; a failure to close it is logged and hides no earlier error.
 
-    A connection that could not be closed is given up, so that no later transaction meets what it holds.
+    A connection that cannot be closed is given up, so that no later transaction meets its open transaction.
     """
     try:
         yield session
@@ -52,9 +52,9 @@ def closing_in_thread(session: Session, handler: str) -> Iterator[Session]:
 
 @contextmanager
 def keeping(session: Session, held: list[object]) -> Iterator[None]:
-    """Collect in `held` what is loaded: the session refers to it only weakly, and it is to last until it is handled.
+    """Keep loaded objects in `held` until the messages are handled; a session refers to them only weakly.
 
-    The recipe is SQLAlchemy's, for strong references.
+    The recipe for strong references is SQLAlchemy's.
     """
 
     def keep(_session: Session, loaded: object) -> None:
@@ -68,21 +68,22 @@ def keeping(session: Session, held: list[object]) -> Iterator[None]:
 
 
 def being_cancelled() -> bool:
-    """Tell whether the task that asks is being cancelled."""
+    """Tell whether the current task is being cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def raise_contained(error: BaseException, *, cancelled: bool) -> NoReturn:
-    """Raise an error again; SystemExit and a stray CancelledError, which would end the lane, as the handler's failure.
+    """Raise an error again; turn errors that would end the lane into failures of the handler.
 
-    A handler that calls `sys.exit`, or lets a cancellation of its own escape, must not take its process along. Nor can
-    a StopIteration out of a thread be set on a future: the task that awaits it would wait for ever.
+    These are SystemExit and a stray CancelledError: a handler that calls `sys.exit`, or lets its own cancellation
+    escape, must not end the process. A StopIteration from a thread cannot be set on a future: the task that awaits it
+    would wait for ever.
     """
     if (isinstance(error, Exception | KeyboardInterrupt) and not isinstance(error, StopIteration)) or cancelled:
         raise error
     if isinstance(error, BaseExceptionGroup):
-        # What each task of a task group has raised still decides.
+        # The error of each task in a task group still decides.
         raise ExceptionGroup("of the handler", [_contained(leaf) for leaf in leaves(error)]) from error
     raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 

@@ -1,7 +1,7 @@
-"""What is known of a COMMIT: whether it was sent, refused or answered, whatever came out of `session.commit()`.
+"""Finds whether a COMMIT was sent, refused or answered, whatever `session.commit()` raised.
 
-A session's class, its listeners and those of its engine run code of their own before and after COMMIT. What they raise
-tells nothing about the transaction, so that its end is seen where it happens.
+A session's class, its listeners and its engine's listeners run code before and after COMMIT. Their errors tell nothing
+about the transaction, so its end is observed where it happens.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _log = logging.getLogger(__name__)
 
 
 class CommitEvidence:
-    """What was seen of one transaction's COMMIT.
+    """The observations of one transaction's COMMIT.
 
     Attributes:
-        sealed: Whether all was checked, so that nothing but COMMIT is to come.
+        sealed: Whether all checks are done, so that only COMMIT may follow.
         rolled_back: Whether the transaction was rolled back.
-        in_hook: Whether code of the user's failed on the way to COMMIT.
+        in_hook: Whether the user's code failed on the way to COMMIT.
     """
 
     __slots__ = ("_connection", "_durable", "_late", "_refusal", "_transaction", "in_hook", "rolled_back", "sealed")
@@ -39,14 +39,14 @@ class CommitEvidence:
         self._durable = False
 
     def executed(self) -> None:
-        """A statement is sent; one that comes after the checks has them made again."""
+        """Record a statement; one after the checks requires another check."""
         self._late = self.sealed
 
     def begin(self, connection: Connection) -> None:
-        """COMMIT is to be sent.
+        """Record that COMMIT is about to be sent.
 
         Raises:
-            DBAPIError: A statement after the checks has failed, and its error was swallowed: COMMIT would be answered
+            DBAPIError: A statement after the checks failed, and its error was swallowed. The server would answer COMMIT
                 with a rollback that no driver reports.
         """
         if self._late:
@@ -54,39 +54,39 @@ class CommitEvidence:
         self._connection, self._transaction = connection, connection.get_transaction()
 
     def failed(self, error: BaseException) -> None:
-        """The driver raised an error that no statement of the user's caused."""
+        """Record a driver's error that no statement of the user caused."""
         if self._connection is not None and not self._durable and not self.rolled_back and self._refusal is None:
             self._refusal = error
 
     def answered(self) -> None:
-        """The session's transaction is committed."""
+        """Record that the session's transaction is committed."""
         self._durable = self._connection is not None and self._refusal is None and not self.rolled_back
 
     @property
     def durable(self) -> bool | None:
-        """Whether the transaction is durable; None if that is not known."""
+        """Whether the transaction is durable; None if that is unknown."""
         if self._durable:
             return True
         if self._connection is None or self.rolled_back:
             return False
         if self._refusal is not None:
             return False if is_refusal(self._refusal) else None
-        # A listener raised: one of the connection before COMMIT was sent, or one of the session after it was answered.
+        # A listener raised: the connection's before COMMIT was sent, or the session's after its answer.
         if self._connection.get_transaction() is self._transaction:
             return False
         return None if self._connection.closed else True
 
     def conclude(self, handler: str, error: BaseException | None) -> None:
-        """Return if the transaction is durable, whatever came out of `session.commit()`.
+        """Return if the transaction is durable, whatever `session.commit()` raised.
 
         Args:
             handler: The handler's name, for the log.
-            error: What came out of it.
+            error: The error of `session.commit()`, or None.
 
         Raises:
             CommitUnknown: COMMIT was sent, and its outcome is unknown.
-            SessionUnfit: `commit()` has returned and not committed.
-            BaseException: What kept COMMIT from being sent, or the server's refusal.
+            SessionUnfit: `commit()` returned without a commit.
+            BaseException: The error that prevented COMMIT, or the server's refusal.
         """
         durable = self.durable
         if durable:
@@ -103,7 +103,7 @@ class CommitEvidence:
         raise cause
 
     def tell(self, handler: str, error: BaseException) -> None:
-        """Log what the user's code raised after the transaction was durable."""
+        """Log an error of the user's code that came after the transaction was durable."""
         _log.error(
             "handler %r: code of the session's class or a listener failed after COMMIT; the transaction is durable, "
             "so nothing is run again: %s",

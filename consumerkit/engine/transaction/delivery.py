@@ -1,4 +1,4 @@
-"""A delivered message, and the intent with it. Both are fixed before BEGIN and never change."""
+"""A delivered message and the intent for it; both are fixed before BEGIN and never change."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from consumerkit.storage.parking.parked import ParkedMessage
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message that was decoded and identified; made again for each attempt, since handlers may change events.
+    """A decoded and identified message; made for each attempt, since handlers may change events.
 
     Attributes:
         message: The record.
-        event: What it was decoded to.
-        digest: The ledger's key; None where no ID was found.
+        event: The decoded event.
+        digest: The ledger's key; None if no ID was found.
         message_id: The ID as text.
-        fingerprint: What tells a resend from a conflict.
+        fingerprint: Distinguishes a resend from a conflict.
         fallback: Whether the ID came from a fallback source.
         attempt: The number of this attempt.
-        fingerprint_version: In which `fingerprint` was made; see `Fingerprint`.
-        retry_of: The row of the parking lot that it comes from, where it is tried again.
+        fingerprint_version: The version of `fingerprint`; see `Fingerprint`.
+        retry_of: Its row in the parking lot, if this is a retry.
         repeats: Whether it is known to be a duplicate of a processed message, so that `on_duplicate` runs.
-        aged: Whether it is older than what the ledger remembers, by its event.
-        untimed: Whether it has no readable time, where one is declared.
+        aged: Whether its event is older than the ledger remembers.
+        untimed: Whether it lacks a readable time although one is declared.
     """
 
     message: Message
@@ -57,7 +57,7 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Give the message up, with this letter; `token` tells whether a token of the brake is reserved for it."""
+    """Give the message up with this letter; `token` is set if a token of the brake is reserved for it."""
 
     letter: DeadMessage
     token: bool = False
@@ -67,11 +67,11 @@ Intent = Handle | Park | DeadLetter
 
 
 class Decided(NamedTuple):
-    """A delivery, and the intent with it if its ID is free.
+    """A delivery, and the intent for it if its ID is free.
 
     Attributes:
         delivery: The delivery.
-        intent: What is to become of it.
+        intent: Whether to run, park or give up the message.
         reduced: How often its row was reduced because the database refused it.
     """
 
@@ -86,5 +86,5 @@ class Decided(NamedTuple):
 
     @property
     def letter(self) -> DeadMessage | None:
-        """The dead letter, where the message is to be given up."""
+        """The dead letter, if the message is to be given up."""
         return self.intent.letter if isinstance(self.intent, DeadLetter) else None

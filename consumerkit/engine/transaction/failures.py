@@ -1,4 +1,4 @@
-"""What is written about failures and publications: rows of dead and of parked messages, and errors in words."""
+"""Makes the rows of dead, parked and published messages, and describes errors in words."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ __all__ = [
 ]
 
 STALE: Final = "Stale"
-# Their texts are consumerkit's own, and say nothing of what a message holds.
+# Their texts are consumerkit's own and show nothing of a message's content.
 _OUR_WORDS: Final = (Reason.CONFLICT, Reason.KILLED_PROCESS, Reason.OVERSIZED, Reason.STALE, Reason.UNIDENTIFIED)
 
 
 def published(
     publication: Publication, consumer: str, digest: bytes | None, ordinal: int, trace: Headers = ()
 ) -> OutboxMessage:
-    """Return what a handler published, with a message ID that is the same whenever the message is handled again.
+    """Return a publication's row, with a message ID that is the same whenever the message is handled again.
 
-    `trace` are headers that carry the message's trace on, unless the handler gave them itself.
+    `trace` holds headers that carry the message's trace on, unless the handler gave them itself.
     """
     name = publication.id
     if name is None:
@@ -78,9 +78,9 @@ def published(
 
 
 def source_of(item: Item) -> bytes | None:
-    """Return what the IDs of an item's publications are derived from: its own ID; with its place, where it repeats one.
+    """Return the source of the IDs of an item's publications: its own ID, with its place if it is a duplicate.
 
-    So what is announced again has another ID than at first, and the same one however often this copy is delivered.
+    So a duplicate's publications have other IDs than the first message's, and the same ones at each delivery.
     """
     if not item.repeats:
         return item.digest
@@ -106,7 +106,7 @@ def conflict(delivery: Delivery) -> DeadMessage:
 def from_error(
     delivery: Delivery, reason: Reason, error: BaseException, *, attempts: int, first_failed_at: datetime | None
 ) -> DeadMessage:
-    """Return the dead letter of a message that its handler would not take."""
+    """Return the dead letter of a message that its handler refused."""
     return DeadMessage(
         message=delivery.message,
         digest=delivery.digest,
@@ -141,7 +141,7 @@ def poison(delivery: Delivery, crashes: int) -> DeadMessage:
 
 
 def stale(delivery: Delivery) -> DeadMessage:
-    """Return the dead letter of a message that may have been processed: its ID is older than what the ledger keeps."""
+    """Return the dead letter of a message that may have been processed: its ID is older than the ledger keeps."""
     return DeadMessage(
         message=delivery.message,
         digest=delivery.digest,
@@ -155,12 +155,12 @@ def stale(delivery: Delivery) -> DeadMessage:
 
 
 def is_held(item: Item) -> bool:
-    """Tell whether an item is stale, and to be parked since the brake allows no dead letter."""
+    """Tell whether an item is stale and is parked because the brake allows no dead letter."""
     return item.parking is not None and item.parking.error_type == STALE
 
 
 def undeclared(parked: ParkedMessage) -> DeadMessage:
-    """Return the dead letter of a parked message whose event type the handler does not declare any more."""
+    """Return the dead letter of a parked message whose event type the handler no longer declares."""
     return DeadMessage(
         message=parked.message,
         digest=parked.digest,
@@ -179,7 +179,7 @@ def undeclared(parked: ParkedMessage) -> DeadMessage:
 def parked(
     delivery: Delivery, error: BaseException, *, attempts: int, wait: float, first_failed_at: datetime | None
 ) -> ParkedMessage:
-    """Return what to park of a message whose handler failed, or deferred it."""
+    """Return the parking row of a message that its handler failed on or deferred."""
     return ParkedMessage(
         id=delivery.retry_of.id if delivery.retry_of is not None else 0,
         message=delivery.message,
@@ -198,7 +198,7 @@ def parked(
 
 
 def held(delivery: Delivery, dead: DeadMessage, wait: float) -> ParkedMessage:
-    """Return what to park of a dead message for which the brake allows no dead letter now."""
+    """Return the parking row of a dead message for which the brake now allows no dead letter."""
     return ParkedMessage(
         id=delivery.retry_of.id if delivery.retry_of is not None else 0,
         message=delivery.message,
@@ -219,7 +219,7 @@ def _kind(delivery: Delivery) -> Kind:
 
 
 def behind(delivery: Delivery) -> ParkedMessage:
-    """Return what to park of a message that must wait behind another one of its key."""
+    """Return the parking row of a message that must wait behind another one of its key."""
     return ParkedMessage(
         message=delivery.message,
         digest=delivery.digest,
@@ -230,12 +230,12 @@ def behind(delivery: Delivery) -> ParkedMessage:
 
 
 def told(dead: DeadMessage) -> str:
-    """Return a dead letter's error for logs: its class, and the words of a `Reject`, which are written for people."""
+    """Return a dead letter's error for logs: its class, or the text of a `Reject`, which is for people."""
     return cut(f"Reject: {dead.error}", 300) if dead.reason is Reason.REJECTED else dead.error_type
 
 
 def summary(dead: DeadMessage) -> str:
-    """Return the part of a dead letter's error that a log may show: what failed and where, and no payload."""
+    """Return the part of a dead letter's error that a log may show: what failed and where, but no payload."""
     if dead.reason in _OUR_WORDS:
         return cut(dead.error, 300)
     return dead.summary or told(dead)

@@ -1,7 +1,7 @@
-"""Runs the user's code in a context of its own: what one attempt sets, no other sees.
+"""Runs the user's code in a fresh context, so that no attempt sees what another one set.
 
-A lane runs one message after another in one task or thread. A context variable, a decimal precision or a bound log
-field that a handler sets for one message would otherwise stay for all later ones.
+A lane runs one message after another in one task or thread. Without fresh contexts, a context variable, a decimal
+precision or a bound log field that a handler sets for one message would stay for all later ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ P = ParamSpec("P")
 
 
 class FreshContexts:
-    """Makes contexts that are as this one is now, with a decimal context of their own."""
+    """Makes copies of the present context, each with its own decimal context."""
 
     __slots__ = ("_base", "_decimal")
 
@@ -32,7 +32,7 @@ class FreshContexts:
     def new(self) -> Context:
         """Return another context."""
         made = self._base.copy()
-        # A copied context has the same decimal context, not a copy of it.
+        # A copied context shares the decimal context instead of copying it.
         made.run(decimal.setcontext, self._decimal.copy())
         return made
 
@@ -47,8 +47,8 @@ def in_context(
 ) -> Generator[Any, Any, T]:
     """Call a coroutine function in a context, and await it there, step by step, in the caller's own task.
 
-    A task of its own would cost more than all the rest of a message, and be another one to be cancelled. So what it
-    waits for, and what it is sent or thrown, is passed on: timeouts and cancellations reach it as they would without.
+    A separate task would cost more than the rest of a message, and would need its own cancellation. So this passes on
+    each awaited object and each value or error sent in. Timeouts and cancellations reach the coroutine as usual.
 
     `watch` is called at each wait for a future; a coroutine that yields None, as `sleep(0)` does, waits for nothing.
     """

@@ -1,9 +1,9 @@
 """Watches over a transaction while the user's code holds its session.
 
-Claims and effects are one transaction only as long as no other code ends it. A session that a handler committed would
-make effects durable without the rest of the batch, and one it rolled back would go on without claims; so both are
-refused where they are tried, and `finalise` looks again at the end. A session that holds a second connection would
-commit twice, one after the other; so the second one is refused as it begins.
+Claims and effects are one transaction only as long as no other code ends it. A handler's commit would make effects
+durable without the rest of the batch, and its rollback would let it go on without claims. Both are refused when they
+are tried, and `finalise` checks again at the end. A session with a second connection would commit twice, one after the
+other, so the second connection is refused as it begins.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["OPTION", "Crowded", "Guard", "give_up", "guard"]
 _KEY: Final = "consumerkit.guard"
 OPTION: Final = "consumerkit_guarded"
 
-# What makes a session forget changes that it has not flushed.
+# Methods that make a session forget unflushed changes.
 _FORGET: Final = ("expire", "expire_all", "expunge", "expunge_all")
 
 
@@ -42,7 +42,7 @@ def guard(session: Session, engine: Engine | None = None) -> Guard:
 
 
 def give_up(session: Session) -> None:
-    """Close the connection of a session that cannot be closed: it may hold a transaction that is still open."""
+    """Close the connection of a session that cannot be closed; its transaction may still be open."""
     with suppress(Exception):
         Session.invalidate(session)
     made: Guard | None = session.info.get(_KEY)
@@ -72,7 +72,7 @@ def _of(connection: Connection) -> Guard | None:
     return made if isinstance(made, Guard) else None
 
 
-# Of sessions. The user's own listeners may raise; ours come first.
+# Session listeners. The user's own listeners may raise, so ours come first.
 
 
 @event.listens_for(Session, "after_transaction_create", insert=True)
@@ -82,7 +82,7 @@ def _after_create(session: Session, transaction: SessionTransaction) -> None:
         try:
             made.check_time()
         except SessionOver:
-            # Else the session would believe from now on that it has begun.
+            # Otherwise the session would go on as if it had begun.
             transaction.close()
             raise
 
@@ -118,19 +118,19 @@ def _after_rollback(session: Session, previous: SessionTransaction) -> None:
 
 @event.listens_for(Session, "after_transaction_end", insert=True)
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
-    # Also called on `close` and `reset`, which the session does not count as a rollback.
+    # Also runs on `close` and `reset`, which the session does not count as a rollback.
     if transaction.parent is None:
         _after_rollback(session, transaction)
 
 
-# Of connections.
+# Connection listeners.
 
 
 @event.listens_for(Engine, "commit", insert=True)
 def _before_connection_commit(connection: Connection) -> None:
     if (found := _of(connection)) is None:
         return
-    # Of the connection itself, past its session. A handler that fails afterwards would hide it from `finalise`.
+    # The connection commits, past its session. A later failure of the handler would hide that from `finalise`.
     if found.open:
         found.misused = "the handler committed its session's connection; consumerkit commits it with the claims"
         raise TransactionMisused(found.misused)

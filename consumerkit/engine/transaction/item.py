@@ -1,4 +1,4 @@
-"""A message on its way through one transaction."""
+"""A message within one transaction."""
 
 from __future__ import annotations
 
@@ -13,40 +13,42 @@ from consumerkit.storage.parking.parked import Kind, ParkedMessage
 
 
 class Disposition(Enum):
-    """What a transaction does about a message, known once the claims have been answered."""
+    """What a transaction does with a message; known after the claims."""
 
     RUN = "run"
     PARK = "park"
     DEAD_LETTER = "dead letter"
     DUPLICATE = "duplicate"
     REPEAT = "repeat"
-    """A duplicate of a processed message for the handler's `on_duplicate`."""
+    """A duplicate of a processed message; it goes to the handler's `on_duplicate`."""
     DUPLICATE_OF_DEAD = "duplicate of dead"
     RELEASE = "release"
-    """A parked row that only held its key, and is to do so no longer."""
+    """A parked row that only held its key and no longer should."""
     LEAVE = "leave"
-    """A parked message that is not as it was read any more: it was tried in between."""
+    """A parked message whose row has changed since it was read, because it was tried in between."""
 
 
 class Item:
-    """A delivery within one transaction, and what that finds and decides; it is used in no other transaction.
+    """A delivery within one transaction, with that transaction's findings and decisions.
+
+    An item belongs to one transaction only.
 
     Attributes:
-        delivery: What was delivered; its values are repeated here.
+        delivery: The delivery; its values are repeated here.
         claimed: Whether this item inserted the claim on its ID.
-        dead: Set where the message is not to be run, but to be a dead letter.
-        parked: The row in the parking lot that this item comes from, where it is tried again.
-        repeats: Whether it is a duplicate of a processed message for the handler's `on_duplicate`.
+        dead: The dead letter, if the message becomes one instead of running.
+        parked: Its row in the parking lot, if this is a retry.
+        repeats: Whether it is a duplicate of a processed message, for the handler's `on_duplicate`.
         number: Its number in the parking lot, once it is there.
-        parking: Set where the message is not to be run now, but to be parked, or to be parked for longer.
-        hold: The row that keeps the later messages of its key waiting, where its dead letter holds the key.
-        revived: Whether its ID was dead, and it runs all the same.
-        steps: The steps of a message that may run; None where its handler has none.
+        parking: The row to park, if the message is parked or stays parked instead of running.
+        hold: The row that makes later messages of its key wait, if its dead letter holds the key.
+        revived: Whether it runs although its ID was dead.
+        steps: The steps of a message that may run; None if its handler has none.
         token: Whether a token of the brake is reserved for its dead letter.
-        verdict: See `Disposition`.
-        age: How many seconds before it the first message of its ID got its outcome, where it is a duplicate.
-        taken_at: When its partition was taken over, by the monotonic clock, where an owner before may have read it.
-        outdated: Whether it is older than what the ledger remembers, by its event or by its place in the log.
+        disposition: See `Disposition`.
+        age: For a duplicate, how many seconds ago the first message of its ID got its outcome.
+        taken_at: When its partition was taken over, by the monotonic clock, if an earlier owner may have read it.
+        outdated: Whether it is older than the ledger remembers, by its event or by its place in the log.
     """
 
     __slots__ = (
@@ -106,37 +108,37 @@ class Item:
 
     @property
     def is_redelivered(self) -> bool:
-        """Whether the first message of its ID had its outcome before this owner began, and the log reached here then.
+        """Whether it may be the first message of its ID, read again.
 
-        It may be that message, read again.
+        True if that message had its outcome before this owner began, and the log already reached this place.
         """
         return self.taken_at is not None and self.age > time.monotonic() - self.taken_at
 
     @property
     def is_stale(self) -> bool:
-        """Whether it cannot be proven new, so that it becomes a dead letter without a claim."""
+        """Whether it cannot be proven new and becomes a dead letter without a claim."""
         return self.dead is not None and self.dead.reason is Reason.STALE
 
     @property
     def only_postponed(self) -> bool:
-        """Whether nothing is to become of it but to be parked for longer: its row is locked by writing that down."""
+        """Whether it only stays parked for longer; the write that records this locks its row."""
         if self.parked is None or self.parked.kind is not Kind.MESSAGE:
             return False
         return self.wanted is Disposition.PARK and (self.parked.digest is not None or self.digest is None)
 
     @property
     def wanted(self) -> Disposition:
-        """What is to become of it, if its ID is free."""
+        """The disposition that it gets if its ID is free."""
         return Disposition.DEAD_LETTER if self.dead else Disposition.PARK if self.parking else Disposition.RUN
 
     @property
     def outcome(self) -> Outcome:
-        """What the ledger is to hold for its ID."""
+        """The outcome that the ledger records for its ID."""
         if self.dead is not None and self.dead.reason is not Reason.CONFLICT:
             return Outcome.DEAD
         return Outcome.PROCESSED if self.parking is None else Outcome.PARKED
 
     @property
     def stays_parked(self) -> bool:
-        """Whether a row of it is in the parking lot when its transaction is durable."""
+        """Whether it has a row in the parking lot once its transaction is durable."""
         return self.disposition in (Disposition.PARK, Disposition.LEAVE) or self.hold is not None

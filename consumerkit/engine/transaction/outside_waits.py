@@ -1,9 +1,9 @@
-"""Notices where a coroutine handler waits for something else than its session.
+"""Notices where a coroutine handler waits for something other than its session.
 
-Such a wait may have an effect outside the database, and a neighbour's failure in the same transaction would repeat it.
-At each future that the coroutine waits for, the driver of the session's connection is asked whether anything is under
-way there. Where nothing is, the wait is looked at again one turn of the event loop later, after the first step of each
-task that the handler has started by then: one that uses the session is at it.
+Such a wait may have an effect outside the database, which a neighbour's failure in the same transaction would repeat.
+At each future that the coroutine awaits, this module asks the driver of the session's connection whether it is busy.
+If it is idle, the wait is checked again one turn of the event loop later. By then each task that the handler has
+started has run its first step, so a task that uses the session has made the driver busy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Watch:
     """Watches the handler's calls in one transaction.
 
     Attributes:
-        steps: Those of the message whose code runs: what they wait for is done once, whatever becomes of the batch.
+        steps: The steps of the message whose code runs. Their waits do not count: a step runs once, even if the batch
+            fails.
     """
 
     __slots__ = ("_statements", "driver", "function", "sharing", "steps")
@@ -41,7 +42,7 @@ class Watch:
         self._statements = guard.statements
 
     def suspended(self, running: Any, awaited: object) -> OutsideWait | None:
-        """Return the wait of a coroutine that begins here, for a future; None where the session is waited for."""
+        """Return a coroutine's wait for a future, which begins now; None for a wait for the session."""
         if self.driver.under_way() or not self.sharing.notices:
             return None
         return OutsideWait(self, running, awaited)
@@ -52,14 +53,14 @@ class Watch:
         return self._statements.asked
 
     def is_idle(self, asked: int) -> bool:
-        """Tell whether nothing of ours is under way, nor was since the session had sent so many statements."""
+        """Tell whether neither the session nor a step is busy, and no statement was sent since `asked` of them."""
         if self.asked != asked or self.driver.under_way():
             return False
         return self.steps is None or not self.steps.at_work
 
 
 class OutsideWait:
-    """One wait of a handler, from when it begins."""
+    """One wait of a handler, from its beginning."""
 
     __slots__ = ("_asked", "_awaited", "_began", "_over", "_place", "_running", "_watch")
 
@@ -84,14 +85,14 @@ class OutsideWait:
             self._place = _place(frames) or place_of_function(self._watch.function)
 
     def over(self) -> None:
-        """Record it if it was certainly no wait for the session."""
+        """End the wait; record it if it was certainly not for the session."""
         self._over = True
         if self._place is not None and self._watch.is_idle(self._asked):
             self._watch.sharing.notice(self._place, time.monotonic() - self._began)
 
 
 def watch(sharing: Sharing, guard: Guard, function: object) -> Watch | None:
-    """Return what watches the calls of a handler's function; None where nothing is to be noticed, or nothing can be."""
+    """Return the watch of a handler's calls; None if there is nothing to notice or no way to notice it."""
     if not sharing.notices or guard.connection is None:
         return None
     driver = driver_state(guard.connection)
@@ -99,7 +100,7 @@ def watch(sharing: Sharing, guard: Guard, function: object) -> Watch | None:
 
 
 def _frames(running: Any) -> Iterator[FrameType]:
-    """Yield the frames of a suspended coroutine and of those that it waits for, the innermost last."""
+    """Yield the frames of a suspended coroutine and of those that it awaits, the innermost last."""
     while running is not None:
         frame = next((found for name in _FRAMES if (found := getattr(running, name, None)) is not None), None)
         if frame is not None:
@@ -108,9 +109,9 @@ def _frames(running: Any) -> Iterator[FrameType]:
 
 
 def _tasks(awaited: Any, frames: list[FrameType]) -> Iterable[asyncio.Future[Any]] | None:
-    """Return the tasks that are waited for by asyncio's own means; None where it is no task.
+    """Return the tasks that asyncio's own functions wait for; None if the wait is not for tasks.
 
-    Those that ended in their first step never waited for anything: `wait_for` makes one of whatever it is given.
+    Tasks that ended in their first step never waited: `wait_for` makes a task of any coroutine.
     """
     if isinstance(awaited, asyncio.Task):
         return [awaited]

@@ -1,4 +1,4 @@
-"""From a record to a delivery: size, decoding, identity, fingerprint; what fails here is dead whatever is tried."""
+"""Turns a record into a delivery: size, decoding, identity, fingerprint. A failure here is final."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from consumerkit.outcome import Reason
 from consumerkit.redaction.text import redact
 from consumerkit.storage.dead_letters.letters import DeadMessage
 
-# A number above each of these is one of milliseconds, microseconds, nanoseconds: as seconds it is the year 5138 or
-# later, and as the next smaller unit March 1973 or earlier.
+# A number above 1e11 is in milliseconds, above 1e14 in microseconds, above 1e17 in nanoseconds. In the next larger unit
+# it would be the year 5138 or later. A number below a bound would be March 1973 or earlier in the smaller unit.
 _UNITS: Final = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 _TOO_LARGE: Final = 1e20
 FAR_FUTURE: Final = 86_400.0
-"""Seconds ahead of the database's clock after which a moment is not believed to be when something happened."""
+"""Seconds ahead of the database's clock beyond which an event's time is not believed."""
 
 
 class Preparer:
-    """Prepares messages as one handler's declarations say; `clock` is the database's, None where it is not known."""
+    """Prepares messages by one handler's declarations.
+
+    `clock` returns the database's time, or None while that is unknown.
+    """
 
     def __init__(self, declaration: Declaration, clock: Callable[[], float | None] = time.time) -> None:
         self._declaration = declaration
@@ -41,10 +44,10 @@ class Preparer:
         self._scopes = {topic: topic_scope(topic) if by_topic else b"" for topic in declaration.topics}
 
     def prepare(self, message: Message, attempt: int = 1) -> Decided | None:
-        """Return the delivery, which may be dead already, or None for a message that is to be skipped.
+        """Return the delivery, which may already be dead, or None for a message to skip.
 
         Raises:
-            Unavailable: Something that decoding needs is down.
+            Unavailable: A service that decoding needs is down.
         """
         return self._contexts.run(self._prepare, message, attempt)
 
@@ -103,10 +106,10 @@ class Preparer:
         return Decided(delivery)
 
     def _age(self, event_time: Identity, message: Message, event: Any) -> float | None:
-        """Return how many seconds ago an event happened, by the database's clock; None where that cannot be read.
+        """Return an event's age in seconds, by the database's clock; None if its time is unreadable.
 
         Raises:
-            Unavailable: The database's clock is not known yet.
+            Unavailable: The database's clock is unknown yet.
         """
         now = self._clock()
         if now is None:
@@ -118,16 +121,16 @@ class Preparer:
         return None if happened is None or happened - now > FAR_FUTURE else now - happened
 
     def _hint(self, message: Message) -> str | None:
-        """Return the ID of an undecodable message, where it is to be had without the event; for people only."""
+        """Return an undecodable message's ID if it is readable without the event; only for people."""
         found: MessageId | None = self._declaration.identity.find(message, None)
         return None if found is None else str(found)
 
 
 def moment_of(found: MessageId | None) -> float | None:
-    """Return a time that was read from a message, in seconds since the epoch; None where there is none.
+    """Return a time found in a message, in seconds since the epoch; None if there is none.
 
-    ISO 8601, in UTC where it has no zone, or a number: of seconds, or, where it is too large for that, of milliseconds,
-    microseconds or nanoseconds.
+    The time is in ISO 8601, in UTC if it has no zone, or is a number of seconds. A number that is too large for seconds
+    is in milliseconds, microseconds or nanoseconds.
     """
     if found is None or len(found.parts) != 1:
         return None
@@ -137,7 +140,7 @@ def moment_of(found: MessageId | None) -> float | None:
     except ValueError:
         pass
     else:
-        # Neither is NaN below it.
+        # The negation also refuses NaN.
         if not abs(number) < _TOO_LARGE:
             return None
         return number / next((per_second for least, per_second in _UNITS if abs(number) > least), 1)

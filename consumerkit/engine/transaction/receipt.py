@@ -1,4 +1,4 @@
-"""What one COMMIT made durable, as a value."""
+"""The durable results of one COMMIT, as a value."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What one COMMIT made durable; nothing else comes back from a transaction.
+    """The durable results of one COMMIT; a transaction returns nothing else.
 
     Attributes:
-        finished: Fresh messages that need not be read again: each has its outcome, or a row in the parking lot.
-        parked: Rows that the parking lot has since.
-        unparked: Rows that it has no longer.
+        finished: Fresh messages that need no second read: each has its outcome, or a row in the parking lot.
+        parked: Rows that were added to the parking lot.
+        unparked: Rows that were removed from it.
         processed: Messages that the handler processed, without duplicates.
-        dead: Dead letters that were written, without those that were there before.
-        unpaid: Those of `dead` for which no token of the brake was reserved.
-        funded: How many of `unpaid` the messages processed beside them pay for, at most.
+        dead: Dead letters that were written; excludes those that existed before.
+        unpaid: Dead letters of `dead` without a reserved token of the brake.
+        funded: The most dead letters of `unpaid` that the messages processed beside them pay for.
         clashes: Messages that name the same place as another one.
         cleared: Partitions in which this owner got further than those that died before it.
         published: Whether the outbox has new messages.
-        left: Messages that were taken out of the transaction, since `batch_time` ran out: they are to run next.
-        duplicates, duplicates_of_dead, postponed: Messages that were found to be duplicates, or were parked or left in
-            the lot.
+        left: Messages taken out of the transaction because `batch_time` ran out or each runs alone; they run next.
+        duplicates, duplicates_of_dead, postponed: How many messages were duplicates, were duplicates of a dead ID, or
+            were parked or stay parked.
         redelivered: Duplicates that may be the first message itself, read again after the partition changed its owner.
-        ages: For each fresh duplicate, how many seconds before it the first message got its outcome.
+        ages: For each fresh duplicate, how many seconds ago the first message got its outcome.
         stages: How long each stage of the transaction took.
         fallback_ids: Messages whose ID came from a fallback source.
-        unreadable_times: Messages without a readable event time, where one is declared.
+        unreadable_times: Messages without a readable event time although one is declared.
         handled: Calls of the handler.
-        seconds: How long these took.
+        seconds: Seconds that these calls took.
     """
 
     finished: tuple[Message, ...] = ()

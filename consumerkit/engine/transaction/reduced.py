@@ -1,6 +1,6 @@
-"""Dead letters and parked messages in a form that any database stores, where it refuses the whole one.
+"""Reduces rows of dead and parked messages that the database refuses to a form that any database stores.
 
-A message must not wait for ever since an error's words do not fit the database. Payload and place stay as they are.
+A message must not wait for ever because the database refuses an error's text. Payload and place stay unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ UNSTORABLE: Final = "the database refused this text"
 def reduced(decided: Decided) -> Decided | None:
     """Return a reduced form of a message's row; None if nothing is left to reduce.
 
-    The first time nothing but printable ASCII is left, the second time no words of an error.
+    The first reduction keeps only printable ASCII; the second one also drops the error's text.
     """
     if decided.reduced > 1:
         return None

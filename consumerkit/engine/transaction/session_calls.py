@@ -1,4 +1,4 @@
-"""Notices calls on a session that were never awaited: their changes are missing, so the message is not done."""
+"""Notices session calls that were never awaited: their changes are missing, so the message is not done."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _WATCHED: Final = tuple(name for name, method in vars(AsyncSession).items() if i
 
 
 class SessionCalls:
-    """The calls on one session that nothing has awaited yet."""
+    """The calls on one session that are not awaited yet."""
 
     def __init__(self) -> None:
         self._open: dict[int, str] = {}
         self._numbers = count()
 
     def check(self, where: str) -> None:
-        """Refuse what was called and never awaited.
+        """Refuse calls that were never awaited.
 
         Args:
-            where: The method that called, for the message.
+            where: The calling method, for the error's text.
 
         Raises:
             AwaitForgotten: There is such a call.
@@ -37,7 +37,7 @@ class SessionCalls:
             raise AwaitForgotten(f"{where} called {names} without await, so nothing was done; await each call")
 
     def watched(self, name: str, method: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-        """Return a method that does the same, and is known to be awaited or not."""
+        """Return a method that does the same, and records whether it is awaited."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             number = next(self._numbers)
@@ -57,13 +57,13 @@ class SessionCalls:
 def watching(session: AsyncSession) -> Iterator[SessionCalls]:
     """Watch a session's calls until the end of the block."""
     calls, own = SessionCalls(), vars(session)
-    # What the instance has itself is somebody else's, as in a test.
+    # An attribute of the instance itself is not ours; a test may have set it.
     names = [name for name in _WATCHED if name not in own]
     for name in names:
         own[name] = calls.watched(name, getattr(session, name))
     try:
         yield calls
     finally:
-        # Each refers to the session, which would then wait for the garbage collector.
+        # Each refers to the session, which only the garbage collector could then free.
         for name in names:
             own.pop(name, None)

@@ -1,4 +1,4 @@
-"""What is known of one transaction while the user's code holds its session."""
+"""Watches one transaction while the user's code holds its session."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ _SETS = re.compile(
 
 
 class Crowded(Exception):
-    """One message's code meets changes of the messages before it that are not flushed: flush after each message."""
+    """One message's code meets unflushed changes of earlier messages: flush after each message."""
 
 
 class Guard:
     """One transaction's guard.
 
-    It also keeps the messages of a batch apart where a session would let one lose the changes of another: what is not
-    flushed can be forgotten, and is not seen by what goes past the session's autoflush.
+    It also separates the messages of a batch. A message could make the session forget another one's unflushed changes,
+    and statements past the session's autoflush do not see these changes.
 
     Args:
         session: The session to watch.
-        engine: The engine that the session was made for; None does not look at it.
+        engine: The engine that the session was made for; None skips that check.
 
     Attributes:
         open: Whether the user's code may not end the transaction now.
-        misused: What it did all the same, or None.
+        misused: How it did so all the same, or None.
         engine: The engine that the session was made for, or None.
         unfit: Why the session cannot hold one transaction, or None.
         crowded: Whether the batch must be run again, with a flush after each message.
         set_local: Whether SET LOCAL was seen.
-        set_session: Whether a SET was seen that outlasts the transaction, or may.
+        set_session: Whether a SET was seen that may outlast the transaction.
         connection: The session's connection, once it has begun.
-        statements: How long the database has been asked.
-        commit: What is known of the transaction's COMMIT.
+        statements: Times the statements.
+        commit: The evidence of the transaction's COMMIT.
     """
 
     __slots__ = (
@@ -80,12 +80,12 @@ class Guard:
         self._before: tuple[int, int] | None = None
 
     def check(self) -> None:
-        """Raise what the user's code must not go on after, even if it caught it.
+        """Raise the errors that must stop the user's code, even if it caught them.
 
         Raises:
             SessionUnfit: The session cannot hold one transaction.
             TransactionMisused: The transaction was ended.
-            Crowded: The batch is to be run with a flush after each message.
+            Crowded: The batch must run again with a flush after each message.
         """
         if self.unfit is not None:
             raise SessionUnfit(self.unfit)
@@ -96,24 +96,24 @@ class Guard:
 
     @property
     def ended(self) -> bool:
-        """Whether the transaction cannot be asked about itself any more."""
+        """Whether the transaction can no longer be asked about itself."""
         return self.misused is not None or self.unfit is not None
 
     @property
     def broken(self) -> bool:
-        """Whether the connection may still be in a transaction that SQLAlchemy does not know any more.
+        """Whether the connection may still be in a transaction that SQLAlchemy no longer knows.
 
-        It takes a transaction for ended when a listener fails before COMMIT is sent.
+        SQLAlchemy considers a transaction ended when a listener fails before COMMIT is sent.
         """
         return self.misused is not None or self.commit.in_hook
 
     def seal(self) -> None:
-        """All is checked: from now on the transaction may be committed."""
+        """Allow the commit: all checks are done."""
         self.open = False
         self.commit.sealed = True
 
     def begun(self, connection: Connection) -> None:
-        """Take the session's first connection, and refuse a second one.
+        """Accept the session's first connection, and refuse a second one.
 
         Raises:
             SessionUnfit: It is the second one, or the first one belongs to another engine.
@@ -138,7 +138,7 @@ class Guard:
         raise SessionUnfit(self.unfit)
 
     def end(self, handler: str) -> None:
-        """Refuse whatever is still tried through the session."""
+        """Refuse any further use of the session."""
         self.open = False
         self._over = handler
 
@@ -151,10 +151,10 @@ class Guard:
             )
 
     def note_settings(self, statement: str) -> None:
-        """Record the settings that a statement makes, as far as its text tells.
+        """Record the settings that a statement makes, as far as its text shows.
 
         Raises:
-            TransactionMisused: It makes the transaction read-only, so that nothing of the batch could be written.
+            TransactionMisused: It makes the transaction read-only, so the batch could write nothing.
         """
         if ";" in statement or "set_config" in statement or statement.lstrip()[:5].lower().startswith(("set", "reset")):
             for found in _SETS.finditer(statement):
@@ -166,14 +166,14 @@ class Guard:
                     self.set_session = True
 
     def next_message(self) -> None:
-        """Record that the changes so far belong to other messages than those to come."""
+        """Record that the changes so far belong to earlier messages."""
         self._before = self._changes()
 
     def keep_apart(self) -> None:
-        """Flush what earlier messages have changed, before this one's code could lose or pass it.
+        """Flush earlier messages' changes before this one's code could lose or miss them.
 
         Raises:
-            Crowded: This one has changes of its own already, which it may mean to forget.
+            Crowded: This message already has changes of its own, which it may want the session to forget.
         """
         if not self.open or self._before is None or self._before == (0, 0):
             return
@@ -191,7 +191,7 @@ class Guard:
             raise Crowded
 
     def _changes(self) -> tuple[int, int]:
-        # Of `Session.new`, `dirty` and `deleted`, without going through them.
+        # Counts `Session.new`, `dirty` and `deleted` without iterating over them.
         session = self._session
         if session is None:
             return (0, 0)
@@ -200,5 +200,5 @@ class Guard:
 
 
 def _named(engine: Engine) -> str:
-    # Without the query, which may hold a password too.
+    # Leaves out the query, which may also hold a password.
     return engine.url.set(query={}).render_as_string(hide_password=True)

@@ -1,4 +1,4 @@
-"""Whether the messages of one handler may share a transaction, in this process."""
+"""Decides whether one handler's messages may share a transaction in this process."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from consumerkit.handlers.declaration import Declaration
 
 
 class Sharing:
-    """What is declared, and noticed, of one handler's transactions; all of its lanes look here.
+    """The declarations of one handler, and whether its messages share transactions; all its lanes use it.
 
-    Where a message fails, its neighbours in the transaction run again, and what they did outside the database is done
-    again with them. So a handler that was seen to wait for something outside gets a transaction for each message.
+    If a message fails, its neighbours in the transaction run again and repeat their effects outside the database. So a
+    handler that was seen to wait for something outside gets a transaction for each message.
 
     Attributes:
         declared: The handler's declarations.
-        alone: Whether each message has a transaction of its own from now on.
+        alone: Whether each message now has a transaction of its own.
     """
 
     __slots__ = ("_announce", "_notices", "alone", "declared")
@@ -32,15 +32,15 @@ class Sharing:
 
     @property
     def notices(self) -> bool:
-        """Whether a wait outside of the session would still change anything."""
+        """Whether a wait outside the session would still make a difference."""
         return self._notices and not self.alone
 
     def notice(self, place: str, seconds: float) -> None:
-        """Record that the handler waited for something else than its session, and announce the first such wait.
+        """Record that the handler waited for something other than its session; announce the first such wait.
 
         Args:
             place: Where the user's code waited.
-            seconds: How long.
+            seconds: How long it waited.
         """
         if self.notices:
             self.alone = True

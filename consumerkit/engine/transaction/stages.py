@@ -8,7 +8,7 @@ from consumerkit.events import Stages
 
 
 class Stopwatch:
-    """Adds up the seconds of each stage; one for each transaction.
+    """Adds up the seconds of each stage; each transaction has its own stopwatch.
 
     Example:
         >>> watch = Stopwatch()
@@ -29,7 +29,7 @@ class Stopwatch:
         return self._last
 
     def over(self, stage: str) -> float:
-        """End a stage now, with which the next one begins; return the moment."""
+        """End a stage and begin the next one now; return the moment."""
         now = time.monotonic()
         self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
         self._last = now

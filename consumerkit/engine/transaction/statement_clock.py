@@ -1,4 +1,4 @@
-"""Measures how long the database has not answered: a silent database is not a slow handler."""
+"""Measures how long the database has not answered, to distinguish a silent database from a slow handler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from consumerkit.errors import Unavailable
 
 
 class DatabaseSilent(Unavailable):
-    """A statement had no answer when our deadline came."""
+    """A statement had no answer when our deadline passed."""
 
 
 class StatementClock:
@@ -18,8 +18,8 @@ class StatementClock:
     Attributes:
         lost: Whether the connection was lost under a statement.
         cut: Whether the user's code cancelled a statement, which costs the connection.
-        took: How many seconds the last statement that failed took.
-        limit: The deadline of ours that runs, in a coroutine.
+        took: Seconds that the last failed statement took.
+        limit: Our running deadline, in a coroutine.
         asked: How many statements were sent.
     """
 
@@ -35,19 +35,19 @@ class StatementClock:
         self._waited = 0.0
 
     def ask(self) -> None:
-        """A statement is sent."""
+        """Record that a statement is sent."""
         self._asked = time.monotonic()
         self.asked += 1
 
     def answered(self) -> None:
-        """The statement was answered."""
+        """Record that the statement was answered."""
         self._asked = None
 
     def failed(self, error: BaseException, *, lost: bool) -> float:
-        """A statement failed: on the client's side, on the server's, or since the connection was lost.
+        """Record that a statement failed: on the client, on the server, or because the connection was lost.
 
         Returns:
-            How many seconds the statement took.
+            The seconds that the statement took.
         """
         if isinstance(error, Exception):
             self.lost = self.lost or lost
@@ -60,5 +60,5 @@ class StatementClock:
         return waited
 
     def waited(self) -> float:
-        """Return how many seconds a statement has been, or was when its connection went, without an answer."""
+        """Return the seconds that a statement has waited for an answer, or had when its connection was lost."""
         return self._waited if self._asked is None else time.monotonic() - self._asked

@@ -1,8 +1,8 @@
-"""Reads SQL as far as it must be read to find a statement that ends the transaction.
+"""Reads SQL as far as needed to find a statement that ends the transaction.
 
-A driver may send several statements in one text, so that each of them is looked at. Quotes, dollar quotes and comments
-hide what is in them. What a procedure or a DO block does cannot be seen: PostgreSQL lets none of them end a transaction
-that was begun outside.
+A driver may send several statements in one text, so each of them is checked. Quotes, dollar quotes and comments hide
+their content. The effect of a procedure or a DO block is not visible, but PostgreSQL lets none of them end a
+transaction that was begun outside.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
-# Almost no statement has one of these words and a semicolon, or begins with one of these words.
+# A text without any of these words ends no transaction.
 _WORDS: Final = re.compile(r"\b(?:commit|end|abort|begin|start|prepare|rollback)\b", re.IGNORECASE)
 _TOKEN: Final = re.compile(
     r"""
@@ -31,13 +31,13 @@ _EDGE: Final = re.compile(r"/\*|\*/")
 _ENDS: Final = frozenset({"commit", "end", "abort", "begin"})
 _MAY_END: Final = frozenset({"start", "prepare", "rollback"})
 _REMEMBERED: Final = 10_000
-"""Characters of a text whose answer is remembered."""
+"""The most characters of a text whose result is cached."""
 _LONGEST: Final = 3  # ROLLBACK TRANSACTION TO
 _WITH_BODY: Final = frozenset({"function", "procedure", "trigger"})
 
 
 def ending(sql: str, *, nested: bool = True) -> str | None:
-    """Return the word by which one of the statements in a text ends the transaction or begins another, or None.
+    """Return the word with which a statement in a text ends the transaction or begins another, or None.
 
     Args:
         sql: The text.
@@ -59,7 +59,7 @@ def _read(sql: str, nested: bool) -> str | None:
     return None
 
 
-# The same few statements come again with each transaction. Ours are long, and have the END of a CASE.
+# The same few statements recur in each transaction. Ours are long, and contain the END of a CASE.
 _known: Final = lru_cache(maxsize=256)(_read)
 
 
@@ -87,7 +87,7 @@ def _statements(sql: str, *, nested: bool) -> Iterator[list[str]]:
 
 
 class _Statement:
-    """One statement, as far as it was read."""
+    """One statement, as far as it has been read."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -97,11 +97,11 @@ class _Statement:
 
     @property
     def complete(self) -> bool:
-        """Whether a semicolon ends it; one between parentheses or within the body of a routine does not."""
+        """Whether a semicolon ends it; a semicolon in parentheses or in a routine's body does not."""
         return self._parentheses <= 0 and not self._bodies
 
     def add(self, mark: str) -> None:
-        """Add what was read."""
+        """Add a word or a mark."""
         if mark in "(;)":
             self._parentheses += {"(": 1, ")": -1}.get(mark, 0)
         elif self.words[:1] == ["create"]:
@@ -119,7 +119,7 @@ class _Statement:
 
 
 def _tokens(sql: str, *, nested: bool) -> Iterator[str]:
-    """Yield words, in lower case, and the marks that matter; nothing of quotes and comments."""
+    """Yield words in lower case and the relevant marks; skip quotes and comments."""
     at = 0
     while (found := _TOKEN.search(sql, at)) is not None:
         at = found.end()

@@ -1,4 +1,4 @@
-"""Before a batch's transaction, the steps of its messages; see `consumerkit.steps`."""
+"""Runs the steps of a batch's messages before its transaction; see `consumerkit.steps`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from consumerkit.steps import LaneSteps, Subject
 
 
 class WithSteps:
-    """A unit of work that first runs the steps of a batch's messages, outside of any transaction."""
+    """A unit of work that first runs the steps of a batch's messages, outside any transaction."""
 
     def __init__(self, work: UnitOfWork, steps: LaneSteps) -> None:
         self._work = work
@@ -29,9 +29,9 @@ class WithSteps:
         """See `UnitOfWork.run`.
 
         Raises:
-            Fenced: A partition is not ours any more.
+            Fenced: A partition is no longer ours.
             Unavailable: The database is in trouble.
-            BaseException: What `prepare` raised for the first message that failed; `batch.current` is its index.
+            BaseException: The error of `prepare` for the first message that failed; `batch.current` is its index.
         """
         batch.preparing = self._steps
         try:
@@ -86,7 +86,7 @@ class WithSteps:
 def _may_run(item: Item) -> bool:
     if item.wanted is not Disposition.RUN or item.repeats:
         return False
-    # What may be too old for the ledger is decided on in the transaction; what is parked was claimed before.
+    # The transaction decides on a message that may be too old for the ledger; a parked one was claimed before.
     return item.parked is not None or not item.outdated
 
 
@@ -105,7 +105,7 @@ def _subject(item: Item, ordering: Ordering) -> Subject:
 
 
 def _order(message: Message, ordering: Ordering) -> Hashable:
-    """Return what a message has its order in; None where it has none."""
+    """Return the scope in which a message keeps its order; None if it has no order."""
     if ordering is Ordering.PARTITION:
         return message.topic, message.partition
     if ordering is Ordering.NONE or message.key is None:

@@ -1,4 +1,4 @@
-"""The steps of a transaction that do not depend on how the user's code is called; synchronous, and never committing."""
+"""The parts of a transaction that coroutines and threads share; they are synchronous and never commit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Transaction:
         self._undo = UndoRows(ledger.tables, ledger.dialect, ledger.consumer) if declared.steps else None
 
     def open(self, session: Session, batch: Batch) -> None:
-        """Begin under the fence, claim, and decide what becomes of each item."""
+        """Begin under the fence, claim, and decide on each item."""
         reach("before_begin")
         connection = connection_of(session, self._ledger.dialect, **{OPTION: batch.guard})
         ledger = self._ledger
@@ -69,11 +69,11 @@ class Transaction:
             repeated = [item.digest for item in batch.items if item.disposition is Disposition.REPEAT and item.digest]
             batch.recalled = ledger.results(connection, repeated)
         batch.stages.over("claim")
-        batch.guard.set_local = batch.guard.set_session = False  # what was seen until now is ours
+        batch.guard.set_local = batch.guard.set_session = False  # settings seen so far are ours
         batch.theirs = True
 
     def _resume(self, connection: Connection, item: Item, parked: ParkedMessage) -> None:
-        """Lock a parked message; its ID was claimed when it was parked, unless it had none then."""
+        """Lock a parked message; its ID was claimed at its parking, unless it had none."""
         if item.only_postponed:
             item.disposition = Disposition.PARK
             return
@@ -126,10 +126,10 @@ class Transaction:
             raise LedgerMoved("the ledger row of a dead message ID changed while it was claimed")
 
     def _quarantine(self, connection: Connection, batch: Batch) -> None:
-        """Dead-letter what the ledger does not know and may have forgotten: whether it was processed is unknown.
+        """Dead-letter messages that the ledger may have forgotten, since they may have been processed.
 
         Raises:
-            StaleFound: Some are so by the time of their event, and the brake was not asked: a clock may be wrong.
+            StaleFound: Some are stale by their event's time, and the brake was not asked; a clock may be wrong.
         """
         asked = [item for item in batch.items if item.outdated and item.digest is not None]
         digests = [item.digest for item in asked if item.digest is not None]
@@ -143,9 +143,9 @@ class Transaction:
                 item.parking = None
 
     def _lost(self, item: Item, ahead: Item, kept: Kept | None) -> None:
-        """Decide on an item whose ID was claimed before: by another transaction, or by an earlier item of this one."""
+        """Decide on an item whose ID another transaction or an earlier item has claimed."""
         if kept is None and ahead is item:
-            # The row was there and is gone: a retention run took it between the two statements. Claim again.
+            # A retention run removed the row between the two statements. Claim again.
             raise LedgerMoved(f"the ledger row of message ID {item.message_id!r} vanished while it was claimed")
         outcome = kept.outcome if kept is not None else ahead.outcome
         item.age = kept.age if kept is not None else 0.0
@@ -160,7 +160,7 @@ class Transaction:
             item.disposition = Disposition.DUPLICATE
 
     def _is_same(self, item: Item, kept: Kept | None, ahead: Item) -> bool:
-        """Distinguish a resend from a conflict: compare fingerprints in the version of the first message's."""
+        """Distinguish a resend from a conflict; compare fingerprints in the first message's version."""
         known = (kept.fingerprint, kept.version) if kept else (ahead.fingerprint, ahead.fingerprint_version)
         if item.fingerprint_version == known[1]:
             return item.fingerprint == known[0]
@@ -169,8 +169,8 @@ class Transaction:
     def _repeat(self, item: Item) -> None:
         """Mark a duplicate of a processed message for the handler's `on_duplicate`, if it has one.
 
-        Where it failed to take it, the duplicate is parked or given up; where its key is blocked, it waits.
-        The ledger row of its ID belongs to the first message.
+        If `on_duplicate` failed, the duplicate is parked or given up; if its key is blocked, it waits. The ledger row
+        of its ID belongs to the first message.
         """
         if self._declared.on_duplicate is None:
             item.disposition = Disposition.DUPLICATE
@@ -181,10 +181,10 @@ class Transaction:
         item.disposition = Disposition.REPEAT if item.wanted is Disposition.RUN else item.wanted
 
     def _look_for_parked(self, connection: Connection, batch: Batch, claimed: Claimed) -> None:
-        """Make sure that what is parked of our partitions is what we know of: the fence's second net.
+        """Check that we know all parked messages of our partitions; this backs the fence up.
 
-        A message that somebody else parked blocks its key. Had we not known, the later messages of the key would
-        overtake it; so the batch is given up, and what is parked is loaded again.
+        A message that another worker parked blocks its key. If we do not know it, later messages of the key would
+        overtake it. So the batch is given up, and the parked messages are loaded again.
         """
         if self._declared.ordering is Ordering.NONE:
             return
@@ -195,21 +195,21 @@ class Transaction:
                 raise Overtaken(f"a message of {place.partition} was parked by another worker")
 
     def probe(self, session: Session) -> None:
-        """Flush, and fail if the transaction is broken already."""
+        """Flush, and fail if the transaction is already broken."""
         session.flush()
         self._ledger.dialect.probe(session.connection())
 
     def close(self, session: Session, batch: Batch) -> None:
-        """Flush, write dead letters, parked messages, results and outbox, and check that all will be committed.
+        """Flush, write dead letters, parked messages, results and outbox, and check that all can commit.
 
-        The user's flush and deferred constraints run under what a handler has set; our own statements do not.
+        The user's flush and deferred constraints run under the handler's settings; our own statements do not.
         """
         reach("after_handler")
         batch.stages.over("handle")
         connection = session.connection()
         ledger = self._ledger
         if not ledger.dialect.is_open(connection):
-            # Behind a driver that was told to roll back, each change that is flushed could be durable by itself.
+            # After a rollback through the driver, each flushed change could become durable by itself.
             raise TransactionEnded("the handler ended the transaction behind its session's back")
         session.flush()
         self._end_handling(connection, batch)
@@ -233,7 +233,7 @@ class Transaction:
             reach("before_dead_letter_commit")
 
     def _end_handling(self, connection: Connection, batch: Batch) -> None:
-        # Where none of the handler's code ran, no code can have ended the transaction or swallowed an error in it.
+        # If none of the handler's code ran, none can have ended the transaction or swallowed an error in it.
         if not batch.handled:
             return
         location.untranslated(connection, self._ledger.tables)
@@ -249,16 +249,16 @@ class Transaction:
         self._move_on(connection, batch)
 
     def _move_on(self, connection: Connection, batch: Batch) -> None:
-        """Count this transaction in its lane: the mark rests on that."""
+        """Count this transaction in its lane; the mark relies on the count."""
         ledger = self._ledger
         if batch.lane is not None and not progress.move_on(connection, ledger, batch.lane):
             raise CommitsLost("the database has lost transactions that it had acknowledged")
 
     def check(self, session: Session, batch: Batch) -> None:
-        """Raise `TransactionEnded` if a failed handler had ended the transaction before, as far as that is known.
+        """Raise `TransactionEnded` if a failed handler is known to have ended the transaction before.
 
-        Its failure would otherwise be met by running the batch again, and claims that it made durable be taken for
-        those of messages that were processed. Otherwise `batch.sound` tells whether the transaction could go on.
+        Without this check the batch would run again, and claims that the handler made durable would pass for those of
+        processed messages. Sets `batch.sound` if the transaction could go on.
         """
         try:
             with session.no_autoflush:
@@ -303,7 +303,7 @@ class Transaction:
             one.number = number
 
     def _leave_lot(self, connection: Connection, items: Sequence[Item]) -> None:
-        """Settle the claims, take the rows out, and make the next of their key due in the same stroke."""
+        """Settle the claims, remove the rows, and make the next row of their key due."""
         for item in items:
             if item.parked is not None and (parking := _parking(item)) is not None:
                 self._postpone(connection, item, item.parked, parking)
@@ -317,17 +317,17 @@ class Transaction:
         if gone:
             removed = self._lot.remove(connection, [parked.id for _, parked in gone])
             self._settle_letters(connection, [one for one in gone if one[1].id in removed])
-            # Without order, too: there may be messages that were parked behind others while there was one.
+            # Also without an order: messages may have been parked behind others while there was one.
             self._lot.promote(connection, gone[-1][1], any_key=self._declared.ordering is Ordering.PARTITION)
 
     def _postpone(self, connection: Connection, item: Item, read: ParkedMessage, parking: ParkedMessage) -> None:
-        """Write down an attempt that failed, unless another worker has tried the message since, or taken it out."""
+        """Record a failed attempt, unless another worker has since tried the message or removed it."""
         if not self._lot.postpone(connection, read, parking):
             gone = self._lot.lock(connection, read) is None
             item.disposition = Disposition.DUPLICATE if gone else Disposition.LEAVE
 
     def _settle_letters(self, connection: Connection, gone: Sequence[tuple[Disposition, ParkedMessage]]) -> None:
-        """Mark the dead letters as resolved whose message was redriven, and is processed now."""
+        """Resolve the dead letters of redriven messages that are now processed."""
         ledger, by = self._ledger, self._declared.name
         for disposition, note in _SETTLED.items():
             numbers = [one.dead_letter for each, one in gone if each is disposition and one.dead_letter is not None]
@@ -335,12 +335,12 @@ class Transaction:
                 resolving.settle(connection, ledger, numbers, by, note)
 
     def dead_letter_misuse(self, session: Session, batch: Batch, error: TransactionEnded) -> None:
-        """Dead-letter what a handler made durable by a COMMIT of its own, in a separate transaction.
+        """Dead-letter messages whose claims a handler committed by itself, in a separate transaction.
 
-        The claims of such messages are there, while it is unknown which of their effects are: to run them again
-        could double, and to take them for processed could lose. This is independent of their partitions' owner, so
-        that the fence is not asked. The lane moves on as with any transaction: the mark passes these messages then,
-        and were their dead letters lost with the database's last commits, only the lane would tell.
+        Their claims are durable, but it is unknown which of their effects are. Another run could double effects, and
+        counting them as processed could lose effects. The owner of their partitions does not matter here, so the fence
+        is not checked. The lane counts this transaction like any other, because the mark then passes these messages: if
+        the database lost their dead letters with its last commits, only the lane's count would show it.
 
         Raises:
             CommitsLost: The database has lost transactions of this lane.
@@ -348,7 +348,7 @@ class Transaction:
         connection = session.connection()
         claimed = {item.digest: item for item in batch.items if item.claimed and item.digest is not None}
         durable = self._ledger.kill(connection, list(claimed), batch.proof) if claimed else set()
-        # A parked message's claim was durable before, so nothing tells whether its effects are.
+        # A parked message's claim was durable before, so it does not show whether its effects are.
         waiting = self._waiting(connection, batch)
         batch.misused = [item for item in batch.items if item in waiting or item.digest in durable]
         for item in batch.misused:
@@ -358,16 +358,16 @@ class Transaction:
                 item.delivery, Reason.EXHAUSTED, error, attempts=item.attempt, first_failed_at=since
             )
         batch.publications = []
-        # What its handler has made durable by itself may need what its steps did: that is for a person to decide.
+        # The handler's durable changes may need the effects of its steps, so a person decides whether to undo them.
         self._dead_letter(connection, batch, batch.misused, undoes=False)
         self._park(connection, batch, batch.misused)
         outbox.append(connection, self._ledger.tables, batch.publications)
         self._move_on(connection, batch)
 
     def _waiting(self, connection: Connection, batch: Batch) -> list[Item]:
-        """Return the parked messages of a batch that are in the lot as they were.
+        """Return the parked messages of a batch whose rows in the lot are unchanged.
 
-        Others became dead letters before, by a COMMIT whose answer got lost, or somebody else decides on them.
+        Others became dead letters by a COMMIT whose answer was lost, or another worker decides on them.
         """
         parked = {origins.origin(item.message): item for item in batch.items if item.parked is not None}
         there = redriven.standing(self._lot, connection, list(parked))
@@ -385,20 +385,20 @@ _SETTLED = {
 
 
 class TransactionEnded(TransactionMisused):
-    """The transaction that held the claims is over, and not by us: whether the claims are durable must be looked up."""
+    """Other code ended the transaction with the claims; a lookup must show whether the claims are durable."""
 
 
 class StaleFound(Exception):
-    """Messages are stale by the time of their event: decide on them, and run the transaction again."""
+    """Messages are stale by their event's time: decide on them, and run the transaction again."""
 
     @property
     def places(self) -> Sequence[origins.Origin]:
-        """Where they stand in the log."""
+        """Their places in the log."""
         return self.args
 
 
 class Overtaken(Fenced):
-    """Something is parked that this worker does not know."""
+    """A message is parked that this worker does not know."""
 
 
 def _parking(item: Item) -> ParkedMessage | None:
@@ -406,9 +406,9 @@ def _parking(item: Item) -> ParkedMessage | None:
 
 
 def _check_first(item: Item) -> None:
-    """Refuse to take a message for the first of its ID that was decided on as a repetition of another.
+    """Refuse the first claim of an ID for a message that was decided on as a duplicate.
 
-    The ledger has lost that one; the message is read again, and handled as what it is now.
+    The ledger has lost the row of the first message. This message is read again and decided on afresh.
     """
     if item.repeats:
         raise Overtaken(f"the ledger row of message ID {item.message_id!r}, which this message repeats, is gone")

@@ -1,7 +1,7 @@
-"""One transaction: claim, handle, flush, outbox, finalise, COMMIT. Its two forms, for coroutines and for threads.
+"""Runs one transaction from claim to COMMIT, in one form for coroutines and one for threads.
 
-What both share is in `engine.transaction`; this file holds the twins side by side, so that a change to one is seen
-missing from the other.
+The order is claim, handle, flush, outbox, finalise, COMMIT. Shared code is in `engine.transaction`. This file holds
+both forms side by side, so that a change that is missing in one of them shows.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from consumerkit.storage.faults import Fault, fault_of
 
 
 class UnitOfWork(Protocol):
-    """Runs a batch in one transaction; returns when it is durable, raises when it is not or may not be."""
+    """Runs a batch in one transaction; returns if it is durable, raises if it is not or may not be."""
 
     async def run(self, batch: Batch) -> Receipt:
-        """Run the batch; return what is durable.
+        """Run the batch; return its receipt.
 
         Raises:
-            CommitUnknown: COMMIT was sent, and its answer did not come.
-            BaseException: Whatever failed; everything is rolled back, and `batch.current` tells which item's code ran.
+            CommitUnknown: COMMIT was sent, but its answer did not come.
+            BaseException: The failure; everything is rolled back, and `batch.current` tells which item's code ran.
         """
 
     async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
-        """Dead-letter, in a transaction of its own, what a handler committed by itself: see `Batch.misused`."""
+        """Dead-letter, in a separate transaction, what a handler committed by itself; see `Batch.misused`."""
         ...
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class UnitOfWork(Protocol):
 
 
 class AsyncUnitOfWork:
-    """For coroutine handlers."""
+    """Runs coroutine handlers."""
 
     def __init__(
         self, sessions: AsyncSessions, transaction: Transaction, declared: Declaration, deadline: float
@@ -106,15 +106,15 @@ class AsyncUnitOfWork:
         return batch.receipt()
 
     def _is_silent(self, batch: Batch) -> bool:
-        """Tell a database that stands still or is overloaded from a handler that took too long by itself.
+        """Distinguish a stalled or overloaded database from a handler that itself took too long.
 
-        Our deadline comes before the server's for the statement, which began later.
+        Our deadline passes before the server's limit for the statement, which began later.
         """
         return batch.guard.statements.waited() > self._deadline / 2
 
     async def _run(self, session: AsyncSession, batch: Batch) -> None:
         batch.guard = guard(session.sync_session, self._engine)
-        # A server may be silent whatever it was asked, and its own limits are of no use then.
+        # A server may fall silent at any request; its own limits do not help then.
         async with asyncio.timeout(self._deadline):
             await session.run_sync(self._transaction.open, batch)
         batch.handling = True
@@ -184,14 +184,14 @@ class AsyncUnitOfWork:
         """Commit, shielded from cancellation, and wait no longer than the deadline for the answer."""
         name, seen = self._declared.name, batch.guard.commit
         commit = asyncio.ensure_future(_committed(session))
-        # One turn of the loop puts COMMIT on its way.
+        # One turn of the loop sends COMMIT.
         await asyncio.sleep(0)
         reach("commit_sent")
         if await wait_uncancelled(commit, self._deadline):
             seen.conclude(name, commit.result())
             return
         commit.cancel()
-        # psycopg asks the server to cancel, for 5 s, before it lets go; until then the session cannot be closed.
+        # psycopg tries for 5 s to cancel on the server; until that ends the session cannot be closed.
         await wait_uncancelled(commit, 10.0)
         late = f"commit() did not return within {self._deadline:g} s"
         if seen.durable:
@@ -203,7 +203,7 @@ class AsyncUnitOfWork:
 
     async def dead_letter_misuse(self, batch: Batch, error: TransactionEnded) -> Receipt:
         """See `UnitOfWork.dead_letter_misuse`."""
-        # Not a session of the user's class: its hooks belong to what handlers do.
+        # Not a session of the user's class, whose hooks are only for handlers.
         async with plain_sessions.for_coroutines(self._bind)() as session:
             await session.run_sync(self._transaction.dead_letter_misuse, batch, error)
             await session.run_sync(plain_sessions.commit)
@@ -214,7 +214,7 @@ class AsyncUnitOfWork:
 
 
 class SyncUnitOfWork:
-    """For plain handlers: a batch runs in one thread from BEGIN to COMMIT, each lane in a thread of its own."""
+    """Runs plain handlers: each lane has its own thread, in which a batch runs from BEGIN to COMMIT."""
 
     def __init__(
         self, sessions: SyncSessions, transaction: Transaction, declared: Declaration, deadline: float
@@ -233,7 +233,7 @@ class SyncUnitOfWork:
         """See `UnitOfWork.run`."""
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._threads, self._run, batch)
-        # A thread cannot be cancelled; a cancelled lane waits for it, and the watchdog ends a process that is stuck.
+        # A thread cannot be cancelled. A cancelled lane waits for it, and the watchdog ends a stuck process.
         await wait_uncancelled(work, None)
         work.result()
         batch.stages.over("commit")
@@ -266,11 +266,11 @@ class SyncUnitOfWork:
                 batch.end()
 
     def _refuse_slow(self, batch: Batch) -> None:
-        """Tell a connection that the server ended, since the handler took too long, from one that was lost."""
+        """Raise `TimeoutError` if the server ended the connection because the handler took too long."""
         if (batch.handled or batch.handling) and batch.guard.statements.waited() <= self._deadline / 2:
             took = max(batch.slowest, time.monotonic() - batch.item_began)
             if took >= self._deadline:
-                batch.handling = True  # whatever met the end of the connection afterwards
+                batch.handling = True  # even if our own code met the closed connection
                 raise TimeoutError(f"the handler took {took:.0f} s, and has {self._deadline:g} s") from None
 
     def _handle(self, session: Session, batch: Batch) -> None:
@@ -350,7 +350,7 @@ def _is_lost(error: BaseException, batch: Batch) -> bool:
 
 
 def _is_littered(error: BaseException, batch: Batch) -> bool:
-    """Tell whether a connection may keep an object that a message before has left there."""
+    """Tell whether a connection may keep an object that an earlier message left there."""
     return batch.reused and fault_of(error, in_handler=batch.handling) is Fault.PRESENT
 
 

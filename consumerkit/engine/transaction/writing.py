@@ -1,4 +1,4 @@
-"""What a transaction writes besides the dead letter of a message that it writes off."""
+"""Makes the rows that a transaction writes for messages that become dead letters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from consumerkit.storage.undoing import KEEPS_STEPS, UndoRows
 
 
 def to_enter(dead_lettered: Sequence[Item]) -> list[DeadMessage]:
-    """Return the dead letters of items; those of redriven messages refer to the letter they came from."""
+    """Return the dead letters of items; a redriven message's letter refers to its earlier letter."""
     for item in dead_lettered:
         if item.dead is not None and item.parked is not None and item.parked.dead_letter is not None:
             item.dead = replace(item.dead, letter=item.parked.dead_letter)
@@ -25,7 +25,7 @@ def to_enter(dead_lettered: Sequence[Item]) -> list[DeadMessage]:
 
 
 def entered(dead_lettered: Sequence[Item], found: Mapping[Origin, Entered]) -> list[DeadMessage]:
-    """Return the dead letters that were entered, with what is known of them since."""
+    """Return the dead letters that were entered, completed from their rows."""
     made = []
     for item in dead_lettered:
         if item.dead is not None and (letter := found.get(origin(item.message))) is not None:
@@ -36,7 +36,7 @@ def entered(dead_lettered: Sequence[Item], found: Mapping[Origin, Entered]) -> l
 
 
 def tell_doubt(connection: Connection, rows: UndoRows, handler: str, dead_lettered: Sequence[Item]) -> None:
-    """Have the letters of messages say which of their steps may have happened, where nothing settles that."""
+    """Add to the letters which steps may have happened, if nothing settles that."""
     found = rows.doubtful(
         connection, [item.digest for item in dead_lettered if item.digest is not None and _ends_steps(item)]
     )
@@ -51,7 +51,7 @@ def tell_doubt(connection: Connection, rows: UndoRows, handler: str, dead_letter
 
 
 def with_steps(dead_lettered: Sequence[Item], found: Mapping[Origin, Entered]) -> dict[bytes, int]:
-    """Return the IDs whose steps are over with these letters, and the letters' numbers."""
+    """Return the IDs whose steps end with these letters, and the letters' numbers."""
     return {
         item.digest: letter.id
         for item in dead_lettered
@@ -64,9 +64,9 @@ def _ends_steps(item: Item) -> bool:
 
 
 def hold(dead_lettered: Sequence[Item], found: Mapping[Origin, Entered]) -> None:
-    """Have items keep the later messages of their keys waiting whose dead letters were entered.
+    """Make later messages of their keys wait behind items whose dead letters were entered.
 
-    Their rows refer to the letters, which have the whole message.
+    The rows refer to the letters, which have the whole message.
     """
     for item in dead_lettered:
         message, letter = item.message, found.get(origin(item.message))
