@@ -17,7 +17,8 @@ from consumerkit.failpoints import reach
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Position
 
-# Used twice, for the marks and for giving back. Both are less than the five seconds that transports allow after a drain.
+# Used twice, for the marks and for giving back: together less than the five seconds that transports allow after a
+# drain.
 GIVE_BACK_TIMEOUT: Final = 2.0
 
 

@@ -1,4 +1,4 @@
-"""Finds due parked messages in the database, whoever put them there."""
+"""Finds due parked messages in the database, so that messages of other writers are found, too."""
 
 from __future__ import annotations
 
