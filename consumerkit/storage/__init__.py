@@ -1,1 +1,1 @@
-"""What consumerkit keeps in the user's database: synchronous functions over a session that never commit."""
+"""What consumerkit keeps in the user's database: synchronous functions that take a session and never commit it."""

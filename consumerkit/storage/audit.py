@@ -23,7 +23,7 @@ def record(
     consumer: int | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write down an action in the caller's transaction, so that it is there if, and only if, the action is."""
+    """Record an action in the caller's transaction: the record exists exactly if the action does."""
     connection.execute(
         insert(tables.operator_actions).values(
             actor=storable(actor), action=action, consumer=consumer, details=json.dumps(dict(details or {}))
@@ -32,7 +32,7 @@ def record(
 
 
 def current_user() -> str:
-    """Return the name under which an action is recorded where none is given: the operating system's user."""
+    """Return the default name for recorded actions: the operating system's user."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name

@@ -1,4 +1,4 @@
-"""A filter for a user's own Alembic, so that its autogenerate leaves our tables alone."""
+"""A filter for a user's own Alembic: its autogenerate ignores consumerkit's tables."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def alembic_filter(
 ) -> Callable[[str | None, str, Mapping[Any, str | None]], bool]:
     """Return an `include_name` for the `env.py` of your Alembic project.
 
-    With it, `alembic revision --autogenerate` does not see consumerkit's tables, which have migrations and a version
-    table of their own, and so does not write a revision that drops them.
+    With it, `alembic revision --autogenerate` does not see consumerkit's tables and writes no
+    revision that drops them. They have their own migrations and their own version table.
 
     Args:
-        tables: The definitions that the worker uses, where prefix or schema are not the defaults.
+        tables: The definitions that the worker uses, if its prefix or schema is not the default.
 
     Example:
         >>> include_name = alembic_filter()
@@ -27,7 +27,7 @@ def alembic_filter(
         True
 
     In `env.py`: `context.configure(connection=connection, target_metadata=metadata, include_name=alembic_filter())`.
-    An `include_name` of your own is combined by `and`.
+    Combine it with an `include_name` of your own by `and`.
     """
     ours = {table.name for table in tables.metadata.tables.values()} | {tables.version_table}
 

@@ -1,4 +1,4 @@
-"""How far a backfill has come: a key in the ledger, whose result is the position as text."""
+"""How far a backfill is: the position is stored as text, as the result of a key in the ledger."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _DIGEST: Final = possible_digests(CHECKPOINT)[0]
 
 
 def lock(keys: KeyLedger, connection: Connection, owner: str, first: str) -> str:
-    """Return the position, or `first` where there is none yet; others wait until this transaction ends."""
+    """Return the position, or `first` if there is none yet; other callers wait until this transaction ends."""
     table = keys.tables.message_results
     c = table.c
     keys.claim(connection, Key(owner, _DIGEST, CHECKPOINT))
     here = {"consumer": keys.number(connection, owner), "digest": _DIGEST}
     mine = and_(*(c[name] == value for name, value in here.items()))
-    # An update that changes nothing: it waits, and then reads what the one before has committed.
+    # This update changes nothing. It waits for the lock and then reads what the previous holder
+    # committed.
     found = connection.execute(
         update(table).where(mine).values(result=c.result).returning(c.result)
     ).scalar_one_or_none()
@@ -31,7 +32,7 @@ def lock(keys: KeyLedger, connection: Connection, owner: str, first: str) -> str
 
 
 def move(keys: KeyLedger, connection: Connection, owner: str, position: str) -> None:
-    """Write the position, and when it moved; `lock` has been called in this transaction."""
+    """Write the position and the time of the move; the caller has called `lock` in this transaction."""
     results, ledger = keys.tables.message_results, keys.tables.processed_messages
     number = keys.number(connection, owner)
     for table, values in ((results, {"result": position}), (ledger, {"processed_at": keys.now()})):

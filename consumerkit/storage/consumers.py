@@ -17,11 +17,11 @@ from consumerkit.errors import StartError
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.tables import Tables
 
-_LOCK_SPACE: Final = 0x636B  # "ck", as of the dialect's other locks
+_LOCK_SPACE: Final = 0x636B  # "ck", like the dialect's other locks
 NO_GROUP: Final = ""
-"""The group of a name whose group another one has adopted."""
+"""The group of a name after another name has taken its group over."""
 NO_TOPICS: Final = "[]"
-"""The topics of a name whose keys no message brings: those of jobs, backfills and requests."""
+"""The topics of a name whose keys come from jobs, backfills or requests, not from messages."""
 
 
 def bind(
@@ -34,11 +34,12 @@ def bind(
     ordering: str | None = None,
     adopt: bool = False,
 ) -> int:
-    """Return the consumer's number, entering it on its first start.
+    """Return the consumer's number; the first start enters it.
 
-    Two services that use one name by mistake would take each other's messages for duplicates, so a name stays bound to
-    the group and topics of its first start. Two names that use one group would each get a part of the messages, so a
-    group stays with its name. The ordering may change at any start, and is kept for who redrives.
+    A name stays bound to the group and topics of its first start: two services that use one name by
+    mistake would take each other's messages for duplicates. A group stays with its name: two names
+    that use one group would each get a part of the messages. The ordering may change at any start;
+    redrives read the stored one.
 
     Args:
         session: An open transaction; the caller commits.
@@ -46,8 +47,9 @@ def bind(
         name: The handler's name.
         group: Its consumer group.
         topics: Its topics.
-        ordering: Its ordering's value; what is kept stays where None.
-        adopt: Bind the name again where it is bound to something else, and take the group from a name that has it.
+        ordering: Its ordering's value; None leaves the stored value unchanged.
+        adopt: Binds the name again if it is bound to something else, and takes the group from a
+            name that has it.
 
     Raises:
         StartError: The name is bound to another group or other topics, or another name has the group.
@@ -84,14 +86,14 @@ def bind(
 
 
 def sharing(session: Session, tables: Tables, name: str, group: str) -> list[str]:
-    """Return the other handlers' names that are bound to a group, in order."""
+    """Return the names of the other handlers that are bound to a group, in order."""
     c = tables.consumers.c
     others = (c.group_name == group, c.name != name, c.topics != NO_TOPICS)
     return list(session.execute(select(c.name).where(*others).order_by(c.name)).scalars())
 
 
 def _take_group(session: Session, tables: Tables, name: str, group: str, *, adopt: bool) -> None:
-    """Refuse a group that another name has, or take it from that name where that is meant."""
+    """Refuse a group that another name has, or take it from that name if `adopt` is set."""
     _wait_for_others(session, tables)
     others = sharing(session, tables, name, group)
     if others and not adopt:
@@ -107,7 +109,7 @@ def _take_group(session: Session, tables: Tables, name: str, group: str, *, adop
 
 
 def _wait_for_others(session: Session, tables: Tables) -> None:
-    """Have one process at a time take a group: two that enter their names at once would not see each other's."""
+    """Let one process at a time take a group: two that enter their names at once would not see each other's."""
     connection = session.connection()
     if connection.dialect.name == "postgresql":
         number = crc32(f"{tables.identity(tables.consumers)} groups".encode()) & 0x7FFFFFFF
@@ -128,7 +130,8 @@ def _keep_ordering(session: Session, tables: Tables, number: int, ordering: str 
 def home(session: Session, tables: Tables) -> str:
     """Return 16 hexadecimal digits that tell these tables from others.
 
-    The digits come from when the first handler was entered, so a restored database keeps them, and so does a copy.
+    The digits derive from the time when the first handler was entered. A restored database and a
+    copy keep them.
     """
     connection, c = session.connection(), tables.consumers.c
     first = connection.execute(select(c.created_at).where(c.id > 0).order_by(c.id).limit(1)).scalar_one()
@@ -138,7 +141,7 @@ def home(session: Session, tables: Tables) -> str:
 
 
 def number_of(connection: Connection, tables: Tables, name: str) -> int | None:
-    """Return the number of a consumer, or None where no handler of this name has started on this database."""
+    """Return the number of a consumer, or None if no handler of this name has started on this database."""
     c = tables.consumers.c
     return connection.execute(select(c.id).where(c.name == name)).scalar_one_or_none()
 
@@ -150,7 +153,7 @@ def names(connection: Connection, tables: Tables) -> list[str]:
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """Return the error's text where no handler of a name has started: most often the name is mistyped."""
+    """Return the error's text for a name under which no handler has started; usually the name is mistyped."""
     those = ", ".join(sorted(map(repr, known))) or "none"
     return f"no handler {shown_word(name)} has started on this database; these have: {those}"
 

@@ -1,4 +1,4 @@
-"""Ways into the user's database: a URL, an engine or a sessionmaker, for coroutines and for threads."""
+"""Access to the user's database by URL, engine or sessionmaker, for coroutines and for threads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SyncSessions = sessionmaker[Session]
 Run = Callable[[Callable[[Session], Any]], Awaitable[Any]]
 Given = str | URL | Engine | AsyncEngine | SyncSessions | AsyncSessions
 
-# The drivers for coroutines and for threads, for what may stand in a URL.
+# For each name that a URL may have: the driver for coroutines and the driver for threads.
 _DRIVERS: dict[str, tuple[str | None, str | None]] = {
     "postgresql": ("postgresql+psycopg", "postgresql+psycopg"),
     "postgresql+psycopg": ("postgresql+psycopg", "postgresql+psycopg"),
@@ -48,9 +48,9 @@ class Database:
     """Makes sessions on the user's database.
 
     Args:
-        given: A URL, an engine or a sessionmaker. From a URL consumerkit makes its own engines; anything else stays
-            the user's to configure and to dispose.
-        connections: How many connections may be open at once, where consumerkit makes the engine.
+        given: A URL, an engine or a sessionmaker. From a URL, consumerkit makes its own engines.
+            The user configures and disposes of anything else.
+        connections: How many connections may be open at once, if consumerkit makes the engine.
 
     Raises:
         ConfigurationError: The URL cannot be read, names an unsupported database, or its driver is not installed.
@@ -103,7 +103,7 @@ class Database:
             self._owned.append(engine)
             self.sync_sessions = sessionmaker(engine, expire_on_commit=False)
 
-    # What consumerkit does for itself runs no code of the user's session class.
+    # consumerkit's own transactions run no code of the user's session class.
 
     @cached_property
     def _plain_async(self) -> AsyncSessions | None:
@@ -131,15 +131,15 @@ class Database:
 
     @property
     def pooled(self) -> int | None:
-        """How many connections the pool gives at once; None where it sets no limit."""
+        """How many connections the pool gives at once; None if it sets no limit."""
         return min((most for engine in self._engines() if (most := _most(engine.pool)) is not None), default=None)
 
     def __repr__(self) -> str:
-        # Without the query, which may hold a password too; and without a port where there is no user, since
+        # Without the query, since it may hold a password too. Without a port if there is no user:
         # `app:54321/shop` may be a user and a password whose @ was forgotten.
         url = self._engine().url.set(query={})
         if self._unsaid is not None:
-            url = url._replace(port=None)  # `set` takes None for what stays as it is
+            url = url._replace(port=None)  # `set` reads None as "unchanged"
         return f"Database({url.render_as_string(hide_password=True)})"
 
     @property
@@ -148,12 +148,12 @@ class Database:
         return None if url.username is not None or url.port in _USUAL_PORTS else str(url.port)
 
     def told(self, words: str) -> str:
-        """Return a driver's words without what the representation leaves out."""
+        """Return a driver's words without the parts that the representation leaves out."""
         return words if self._unsaid is None else re.sub(rf"\b{self._unsaid}\b", HIDDEN, words)
 
     @property
     def location(self) -> str:
-        """The database's name; on SQLite its file, by the one path to which all links lead."""
+        """The database's name; on SQLite the path of its file with all links resolved."""
         name = self._engine().url.database or ""
         if self.dialect_name != "sqlite" or name in ("", ":memory:"):
             return name
@@ -170,11 +170,11 @@ class Database:
     async def run(self, work: Callable[[Session], T], *, within: float | None = None) -> T:
         """Run synchronous work in a transaction of its own, from a coroutine; commit unless it raises.
 
-        PostgreSQL ends the transaction once nothing of it is heard for `within` seconds, a minute where None: so a
-        process that is frozen keeps its locks no longer.
+        PostgreSQL ends the transaction after `within` seconds without activity, a minute if None. A
+        frozen process keeps its locks no longer than that.
 
         Raises:
-            TimeoutError: It took longer than `within` seconds; the connection is given up.
+            TimeoutError: The work took longer than `within` seconds; the connection is discarded.
         """
         if self._plain_async is None:
             async with asyncio.timeout(within):
@@ -188,11 +188,12 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self, *, within: float | None = None) -> AsyncIterator[Run]:
-        """Hold one transaction open for several pieces of synchronous work; commit unless something raises.
+        """Keep one transaction open for several pieces of synchronous work; commit unless something raises.
 
         Raises:
-            TimeoutError: With a driver for coroutines, one of them or the commit took longer than `within` seconds; the
-                connection is given up. A thread cannot be left.
+            TimeoutError: With a driver for coroutines, a piece of work or the commit took longer
+                than `within` seconds; the connection is discarded. With a driver for threads
+                nothing is cut short.
         """
         if self._plain_async is not None:
             async with self._left_if_silent() as session:
@@ -212,13 +213,14 @@ class Database:
 
     @asynccontextmanager
     async def _left_if_silent(self) -> AsyncIterator[AsyncSession]:
-        """Close a session at the end, with its connection given up where it was not waited for any longer."""
+        """Close a session at the end; discard its connection if the wait for it was given up."""
         assert self._plain_async is not None
         session = self._plain_async()
         try:
             yield session
         except (TimeoutError, asyncio.CancelledError):
-            # A server that is silent does not answer ROLLBACK either, and nothing would end the wait for it.
+            # A silent server does not answer ROLLBACK either, and nothing would end the wait for
+            # it.
             with suppress(Exception):
                 await asyncio.wait_for(session.invalidate(), _LET_GO)
             raise
@@ -228,8 +230,9 @@ class Database:
     def run_blocking(self, work: Callable[[Session], T], *, idle: float | None = None) -> T:
         """Run synchronous work in a transaction of its own, from a thread; commit unless it raises.
 
-        Without a driver for threads (asyncpg), it borrows an event loop: not for use within one. The server ends the
-        transaction once nothing of it is heard for `idle` seconds; a minute where None.
+        Without a driver for threads (asyncpg) it starts an event loop, so do not call it within
+        one. The server ends the transaction after `idle` seconds without activity; a minute if
+        None.
         """
         if self._plain_sync is None:
             return asyncio.run(self._run_and_dispose(work))
@@ -255,7 +258,7 @@ class Database:
 
 
 def _most(pool: Pool) -> int | None:
-    """Return how many connections a pool gives at once; SQLAlchemy has no public name for what may overflow."""
+    """Return how many connections a pool gives at once; SQLAlchemy has no public name for the allowed overflow."""
     if not isinstance(pool, QueuePool):
         return None
     size, overflow = pool.size(), pool._max_overflow  # noqa: SLF001
@@ -273,7 +276,7 @@ def _set_up(engine: Engine, *, unprepared: bool) -> None:
 
 
 def _failed(context: ExceptionContext) -> None:
-    """Keep what the database said, so that it can be cut from texts in which a handler repeats it."""
+    """Keep the database's error text, to cut it from texts in which a handler repeats it."""
     remember(context.original_exception)
 
 
@@ -281,7 +284,7 @@ def _options(url: URL, connections: int) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"hide_parameters": True, "connect_args": {"timeout": sqlite_engine.BUSY_MILLISECONDS / 1000}}
     options: dict[str, Any] = {
-        "hide_parameters": True,  # they are payloads, and would stand in SQLAlchemy's errors and its own log
+        "hide_parameters": True,  # parameters are payloads, and would appear in SQLAlchemy's errors and its own log
         "pool_size": connections,
         "max_overflow": 2,
         "pool_timeout": 30,
@@ -304,7 +307,7 @@ def _made(make: Callable[..., T], url: URL, options: dict[str, Any]) -> T:
     try:
         return make(url, **options)
     except (ArgumentError, ValueError):
-        # What SQLAlchemy says quotes the part that it cannot read, which may be one of a password.
+        # SQLAlchemy's text quotes the part that it cannot read, which may be part of a password.
         raise ConfigurationError(
             f"database: {url.drivername} does not know a part of the URL; check its port, its path and its parameters"
         ) from None
@@ -317,7 +320,7 @@ def _made(make: Callable[..., T], url: URL, options: dict[str, Any]) -> T:
 
 @contextmanager
 def _cancelled_as_such() -> Iterator[None]:
-    """Raise `CancelledError` where a cancellation broke the connection, and the error of that hides it."""
+    """Raise `CancelledError` if a cancellation broke the connection and the resulting error hides it."""
     try:
         yield
     except Exception as error:
@@ -328,10 +331,11 @@ def _cancelled_as_such() -> Iterator[None]:
 
 
 async def _closed(session: AsyncSession) -> None:
-    """Close a session, for a limited time.
+    """Close a session, with a time limit.
 
-    `asyncio.wait_for` would not do: on Python 3.11 it swallows a cancellation that comes just when the session is
-    closed (python/cpython#86296), and a task that works in a loop would go on after its end.
+    `asyncio.wait_for` does not serve here: on Python 3.11 it swallows a cancellation that comes at
+    the moment the session is closed (python/cpython#86296), and a task that works in a loop would
+    go on.
     """
     closing = asyncio.ensure_future(session.close())
     try:

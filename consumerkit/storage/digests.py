@@ -1,7 +1,8 @@
-"""The digests that the database makes of an outbox row's topic and key, for the index on them.
+"""The digests of an outbox row's topic and key, computed by the database for an index.
 
-An index on the key itself would refuse a key of 3 kB on PostgreSQL, and with it the user's INSERT. SQLite has no such
-limit, and no function that makes a digest: there topic and key stand for themselves.
+On PostgreSQL, an index on the key itself would refuse a key of 3 kB, and so the user's INSERT.
+SQLite has no such limit, and no function that makes a digest: there the index has topic and key
+themselves.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ class TopicDigest(ColumnElement[bytes]):
 
 
 class KeyDigest(ColumnElement[bytes]):
-    """Of the column `key`; empty for a row without a key, and not for one with an empty key."""
+    """Of the column `key`; empty for a row without a key, but not for a row with an empty key."""
 
     inherit_cache = True
     type = LargeBinary()
 
 
-# As PostgreSQL writes them in its catalogue, with which Alembic compares them. `decode` gives the bytes of a text in
-# the database's encoding; so does `convert_to`, which is not immutable.
+# Written as PostgreSQL's catalogue shows them, since Alembic compares them with it. `decode` gives
+# a text's bytes in the database's encoding; `convert_to` does too, but is not immutable.
 _POSTGRESQL = {
     TopicDigest: r"""substring(sha256(decode(replace(topic, '\'::text, '\\'::text), 'escape'::text)), 1, 16)""",
     KeyDigest: r"""COALESCE(substring(sha256(key), 1, 16), '\x'::bytea)""",

@@ -1,4 +1,4 @@
-"""PostgreSQL's variables and service files, read before a driver does: drivers quote what they cannot read."""
+"""Checks PostgreSQL's variables and service files before a driver reads them: drivers quote unreadable values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from consumerkit.redaction.file_path import shown_path
 from consumerkit.redaction.text import HIDDEN
 from consumerkit.storage.url_parameters import FORMS, is_address, is_host, is_port, is_secret
 
-# By libpq's names; each other parameter's variable is its name in capitals behind PG.
+# By libpq's names; every other parameter's variable is PG and its name in capitals.
 _VARIABLES: Final[Mapping[str, str]] = {
     "PGHOST": "host",
     "PGHOSTADDR": "hostaddr",
@@ -72,14 +72,16 @@ _NAMES: Final = frozenset(("dbname", "user", "application_name"))
 
 
 def check_environment(url: URL, service: Mapping[str, str]) -> None:
-    """Refuse variables, and entries of a service, that PostgreSQL's drivers could not read.
+    """Refuse variables and service entries that PostgreSQL's drivers could not read.
 
     Args:
-        url: What it says goes before what they say, which is not read then.
-        service: The entries of the service that is asked for; empty where none is.
+        url: Its parameters take precedence: the variables and entries that they override are not
+            checked.
+        service: The entries of the requested service; empty if none is requested.
 
     Raises:
-        ConfigurationError: One has no value that it may have; it is named, and its value is not.
+        ConfigurationError: A value is invalid. The error names the variable or entry, and never its
+            value.
     """
     said = _said_by(url)
     for name, value in service.items():
@@ -120,5 +122,5 @@ def _is_server(host: str) -> bool:
 
 
 def _looks_like_path(value: str) -> bool:
-    """Tell whether each part of a path is a plain name, as of a file that is not there yet."""
+    """Return whether each part of a path is a plain name; the file need not exist yet."""
     return all(re.fullmatch(r"[\w.~ +-]{0,64}", part) for part in value.split("/"))

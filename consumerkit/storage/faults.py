@@ -1,7 +1,7 @@
-"""Whose fault a database error is: by SQLSTATE and connection state, never by class or text.
+"""Classifies a database error by SQLSTATE and connection state, never by class or text.
 
-Drivers disagree on classes: the same lost connection or read-only server comes as an OperationalError, an
-InternalError or a DBAPIError, so classes tell nothing.
+Drivers disagree on classes: the same lost connection or read-only server is an OperationalError, an
+InternalError or a DBAPIError.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ class Fault(Enum):
 
 
 _BY_CLASS = {
-    "08": Fault.CONNECTION,  # connection_exception; asyncpg tells 08003 for whatever ended a session
-    # invalid_authorization_specification: what connected once will again, when the password was changed on both sides.
+    "08": Fault.CONNECTION,  # connection_exception; asyncpg reports 08003 whatever ended the session
+    # invalid_authorization_specification: a login that worked once will work again, as after a
+    # password change.
     "28": Fault.CONNECTION,
     "40": Fault.CONFLICT,  # serialization_failure, deadlock_detected
-    "42": Fault.DEPLOY,  # a table, column, function or right that is missing
+    "42": Fault.DEPLOY,  # a missing table, column, function or right
     "53": Fault.CAPACITY,  # disk_full, out_of_memory, configuration_limit_exceeded
     "57": Fault.CONNECTION,  # admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout
     "58": Fault.CAPACITY,  # system_error, io_error
 }
 _BY_STATE = {
-    "25006": Fault.CONNECTION,  # read_only_sql_transaction: not the primary any more
+    "25006": Fault.CONNECTION,  # read_only_sql_transaction: this server is no longer the primary
     "25P03": Fault.CONNECTION,  # idle_in_transaction_session_timeout
-    "26000": Fault.CONNECTION,  # invalid_sql_statement_name: a pooler gave us another session, without what we prepared
-    "3D000": Fault.CONNECTION,  # invalid_catalog_name: found at the start, so it is just being restored
+    "26000": Fault.CONNECTION,  # invalid_sql_statement_name: a pooler gave us a session without our prepared statements
+    "3D000": Fault.CONNECTION,  # invalid_catalog_name: it existed at the start, so a restore is probably running
     "3F000": Fault.DEPLOY,  # invalid_schema_name
     "53300": Fault.CONNECTION,  # too_many_connections, of the server, the database or the role
     "55P03": Fault.CONFLICT,  # lock_not_available
     "57014": Fault.CAPACITY,  # query_canceled: statement_timeout
     "XX001": Fault.CAPACITY,  # data_corrupted
     "XX002": Fault.CAPACITY,  # index_corrupted
-    # What a statement with bad data raises within class 42 is the handler's: a cast or an operator that does not fit.
+    # Within class 42, an unfit cast or operator comes from bad data, so it is the handler's.
     "42804": Fault.HANDLER,  # datatype_mismatch
     "42846": Fault.HANDLER,  # cannot_coerce
-    # What another message of the transaction, or one before on the connection, has made.
+    # Another message of the transaction, or an earlier one on the connection, made these objects.
     "42P03": Fault.PRESENT,  # duplicate_cursor
     "42P05": Fault.PRESENT,  # duplicate_prepared_statement
     "42P06": Fault.PRESENT,  # duplicate_schema
@@ -63,7 +64,7 @@ _BY_STATE = {
     "42710": Fault.PRESENT,  # duplicate_object
     "42723": Fault.PRESENT,  # duplicate_function
 }
-# Where PL/pgSQL, PL/Python, PL/Perl and PL/Tcl raise what their code tells them to.
+# The places where PL/pgSQL, PL/Python, PL/Perl and PL/Tcl raise errors that their code asks for.
 _RAISERS = frozenset({"exec_stmt_raise", "PLy_output", "do_util_elog", "plperl_util_elog", "pltcl_elog"})
 _BY_SQLITE_CODE = {
     sqlite3.SQLITE_BUSY: Fault.CONFLICT,
@@ -84,12 +85,13 @@ _SQLITE_PRESENT = re.compile(
 
 
 def fault_of(error: BaseException, *, in_handler: bool, alone: bool = False) -> Fault:
-    """Return whose fault an error is, its causes and the members of a group included.
+    """Return whose fault an error is, including its causes and the members of an exception group.
 
     Args:
         error: What was raised.
-        in_handler: Whether the user's code ran. Outside of it a failing socket can only be the database's.
-        alone: Whether to leave its causes and members out.
+        in_handler: Whether the user's code ran. Outside it, a failing socket can only be the
+            database's.
+        alone: Whether to ignore its causes and members.
     """
     if alone:
         return _fault(error, in_handler)
@@ -101,7 +103,8 @@ def _fault(error: BaseException, in_handler: bool) -> Fault:
     if is_a(error, PoolTimeout):
         return Fault.CAPACITY
     if is_a(error, PendingRollbackError):
-        # What a session says after the handler has swallowed an error; the code is that of a lost connection.
+        # The session raises this after the handler swallowed an error. The code is that of a lost
+        # connection.
         return Fault.CONNECTION if error.code == "8s2b" else Fault.HANDLER
     if is_a(error, DBAPIError):
         return _database_fault(error)
@@ -116,27 +119,28 @@ def _database_fault(error: DBAPIError) -> Fault:
         return Fault.CONNECTION
     if (state := sqlstate(error)) is not None:
         return _by_state(state, error)
-    # What the driver raised by itself has no more than a class. libpq hands on no SQLSTATE while it connects, so a
-    # server that is down, a wrong password and a full server look alike with psycopg: all are waited for.
+    # An error that the driver itself raised has only a class. libpq passes on no SQLSTATE while it
+    # connects, so with psycopg a server that is down, a wrong password and a full server look
+    # alike: we wait for all of them.
     return Fault.CONNECTION if isinstance(error, OperationalError) else Fault.HANDLER
 
 
 def _by_state(state: str, error: DBAPIError) -> Fault:
     if was_raised_by_code(error):
-        return Fault.HANDLER  # whatever code in the database calls its error, it is about what it was given
+        return Fault.HANDLER  # whatever code in the database calls its error, it is about the data it was given
     if state == "42501" and _told(error, "source_function") == "ExecWithCheckOptions":
-        return Fault.HANDLER  # a row that a policy refuses
+        return Fault.HANDLER  # a policy refuses the row
     if state == "42601" and _told(error, "position") is None:
-        return Fault.HANDLER  # a syntax error without a place in the statement: bad text for a tsquery or a jsonpath
+        return Fault.HANDLER  # a syntax error without a position in the statement: bad text for a tsquery or a jsonpath
     if state == "42883" and _told(error, "source_function") == "op_error":
-        return Fault.HANDLER  # no such operator for these types: what was bound has another type than the column
+        return Fault.HANDLER  # no such operator for these types: the bound value has another type than the column
     if state == "0A000" and _told(error, "source_function") == "RevalidateCachedQuery":
         return Fault.CONNECTION  # a table was altered under a prepared statement of this connection
     return _BY_STATE.get(state) or _BY_CLASS.get(state[:2]) or Fault.HANDLER
 
 
 def was_raised_by_code(error: DBAPIError) -> bool:
-    """Tell whether a function or trigger in the database raised an error, in words of its own."""
+    """Return whether a function or trigger in the database raised an error, in its own words."""
     return _told(error, "source_function") in _RAISERS
 
 
@@ -154,7 +158,7 @@ _ENGINE = "_consumerkit_engine"
 
 
 def note_engine(error: BaseException, engine: Engine) -> None:
-    """Note the engine that an error came from; see `engine_of`."""
+    """Store on an error the engine that it came from; see `engine_of`."""
     with suppress(Exception):  # an error may be of any class
         setattr(error, _ENGINE, engine)
 
@@ -166,7 +170,7 @@ def engine_of(error: BaseException) -> Engine | None:
 
 
 def mistake_of(error: DBAPIError) -> str | None:
-    """Return what SQLite says that a statement lacks, as far as it is the same for any name: it has no code for it."""
+    """Return SQLite's text for a missing object, without the object's name: SQLite has no code for it."""
     found = _SQLITE_MISTAKE.match(str(error.orig)) if isinstance(error.orig, sqlite3.Error) else None
     return None if found is None else found[1] or "a statement that SQLite does not read"
 
@@ -175,7 +179,7 @@ def _sqlite_fault(error: sqlite3.Error) -> Fault:
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return Fault.HANDLER
-    # SQLite has no code of its own for what is missing, or for a statement that it cannot read.
+    # SQLite has no separate code for a missing object, or for a statement that it cannot read.
     if code == sqlite3.SQLITE_ERROR and _SQLITE_MISTAKE.match(str(error)):
         return Fault.DEPLOY
     if code == sqlite3.SQLITE_ERROR and _SQLITE_PRESENT.match(str(error)):
@@ -183,12 +187,12 @@ def _sqlite_fault(error: sqlite3.Error) -> Fault:
     return _BY_SQLITE_CODE.get(code & 0xFF, Fault.HANDLER)
 
 
-# SQLite answers these and leaves the transaction open or takes it back.
+# After these errors SQLite leaves the transaction open or rolls it back.
 _SQLITE_REFUSALS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CONSTRAINT}
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tell whether an error that COMMIT was answered with says that nothing of the transaction is durable."""
+    """Return whether an error that answered COMMIT shows that nothing of the transaction is durable."""
     if not isinstance(error, DBAPIError) or _database_fault(error) is Fault.CONNECTION:
         return False
     if isinstance(error.orig, sqlite3.Error):
@@ -198,7 +202,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def sqlstate(error: DBAPIError) -> str | None:
-    """Return the five characters by which the SQL standard names an error, where the driver tells them."""
+    """Return the five characters by which the SQL standard names an error, if the driver reports them."""
     for source in (error.orig, getattr(error.orig, "__cause__", None)):
         for name in ("sqlstate", "pgcode"):
             found = getattr(source, name, None)

@@ -1,9 +1,10 @@
 """The fence: one worker at a time acts for a partition, whatever Kafka's members believe.
 
-Every transaction that handles messages of a partition holds the partition's advisory lock, shared, and checks at its
-end that the owner token is still the one its worker wrote. Taking a partition over takes the lock exclusively, and so
-waits until the transactions of the owner before have ended; it writes a new token, and only then loads what is parked.
-So a paused owner that wakes finds either the lock or the token in its way.
+Every transaction that handles a partition's messages holds the partition's advisory lock, shared.
+At its end it checks that the owner token is still the one its worker wrote. A take-over needs the
+lock exclusively, so it waits until the previous owner's transactions end. Then it writes a new
+token, and only then loads the parked messages. A paused owner that wakes up meets either the lock
+or the new token.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ def number(tables: Tables, consumer: int, partition: TopicPartition) -> int:
 
 
 class Taken(NamedTuple):
-    """What a take-over found.
+    """The result of a take-over.
 
     Attributes:
         owner: The new token.
-        crashes: Owners in a row before us that neither gave the partition back nor got any further.
-        suspect_offsets: The offsets that began to run alone and left no trace, with how often.
-        standing: How far its owners before have come.
-        ours: Whether the owner before was this process, so that no other has owned it since.
+        crashes: Previous owners in a row that neither gave the partition back nor got any further.
+        suspect_offsets: The offsets that began to run alone and left no trace, and how often each
+            did.
+        standing: The progress of the previous owners.
+        ours: Whether this process was the previous owner, and no other owned it since.
         new: Whether it never had an owner.
     """
 
@@ -59,17 +61,18 @@ def take(
     wait: float,
     own: bytes | None = None,
 ) -> Taken | None:
-    """Take one partition over, in the caller's transaction; what is parked must be read in it, too.
+    """Take one partition over in the caller's transaction, which must also read its parked messages.
 
     Args:
         connection: The caller's; it commits.
         store: Where the handler's rows are.
         partition: What to take.
-        wait: Seconds to wait for transactions of the owner before.
-        own: The token that this process itself wrote last: to take a partition from oneself is no death.
+        wait: Seconds to wait for the previous owner's transactions.
+        own: The last token that this process wrote: taking a partition from oneself does not count
+            as a crash.
 
     Returns:
-        None when the wait was too short.
+        None if the wait was too short.
     """
     held = hold(connection, store, [partition], wait=wait)
     tokens = {} if own is None else {partition: own}
@@ -85,9 +88,10 @@ def hold(
     *,
     wait: float,
 ) -> list[TopicPartition]:
-    """Hold the fences of partitions until the caller's transaction ends; return those that are held.
+    """Hold the fences of partitions until the caller's transaction ends; return the partitions that are held.
 
-    Wait for one partition only: a holder of one fence that waits for another keeps all others out of the first.
+    Wait for one partition only: a transaction that holds one fence and waits for another blocks all
+    others on the first.
     """
     if wait <= 0:
         names = {number(store.tables, store.consumer, partition): partition for partition in partitions}
@@ -105,13 +109,14 @@ def look(
     *,
     wait: bool,
 ) -> dict[TopicPartition, Taken]:
-    """Find out how partitions stand whose fences this transaction holds, and lock their rows; nothing is written yet.
+    """Read and lock the rows of partitions whose fences this transaction holds; write nothing yet.
 
-    A partition whose row another transaction has locked is waited for, or left out.
+    If another transaction has locked a partition's row, the call waits for it or leaves the
+    partition out.
     """
     if not partitions:
-        return {}  # and no statement: a wait that was too short has ended the transaction
-    # Locked, since the owner before may be about to write its mark, for which it needs no fence.
+        return {}  # no statement either: a wait that was too short has ended the transaction
+    # Locked, since the previous owner may be about to write its mark, for which it needs no fence.
     before = _rows(connection, store, partitions, locking=True, wait=wait)
     missing = [partition for partition in partitions if partition not in before]
     locked = _rows(connection, store, missing, locking=False, wait=wait) if missing and not wait else {}
@@ -120,7 +125,7 @@ def look(
 
 
 def write(connection: Connection, store: Store, taken: Mapping[TopicPartition, Taken]) -> None:
-    """Write the new tokens of partitions that `look` has found, in its transaction."""
+    """Write the new tokens of the partitions that `look` found, in its transaction."""
     table = store.tables.partition_progress
     new = [
         {"consumer": store.consumer, "topic": partition.topic, "partition": partition.partition, "owner": one.owner}
@@ -169,19 +174,19 @@ def _found(before: Row[Any] | None, own: bytes | None) -> Taken:
 
 
 def give_back(connection: Connection, store: Store, owners: Owners) -> None:
-    """Write down that partitions were given back with nothing under way, those that are still ours."""
+    """Record that partitions were given back with nothing running; skips those that are no longer ours."""
     table = store.tables.partition_progress
     mine = (*anywhere(store), table.c.owner == bindparam("by_owner"))
-    # In one order, as in every transaction that locks several of these rows.
+    # Sorted, as in every transaction that locks several of these rows.
     rows = [{**at(partition), "by_owner": owner} for partition, owner in sorted(owners.items())]
     if rows:
         connection.execute(update(table).where(*mine).values(given_back=True, **_NO_CRASHES), rows)
 
 
 def revoke(connection: Connection, store: Store, partition: TopicPartition) -> None:
-    """Give a partition a token that its owner does not know; that the owner takes it again is no crash.
+    """Give a partition a token that its owner does not know; it is no crash if the owner takes it again.
 
-    The take-over to come adds one to the owners that died, which is subtracted here.
+    The next take-over counts one more crash, so one is subtracted here.
     """
     table = store.tables.partition_progress
     owned = update(table).where(here(store, partition), ~table.c.given_back)
@@ -189,7 +194,7 @@ def revoke(connection: Connection, store: Store, partition: TopicPartition) -> N
 
 
 def clear_crashes(connection: Connection, store: Store, partition: TopicPartition, owner: bytes) -> None:
-    """Write down that this owner got further than those that died before it."""
+    """Record that this owner got further than those that crashed before it."""
     _update(connection, store, partition, owner, **_NO_CRASHES)
 
 
@@ -200,7 +205,7 @@ def suspect(
     owner: bytes,
     suspects: Mapping[int, int],
 ) -> None:
-    """Write down which messages run alone, or began to and were not heard of any more, and how often."""
+    """Record which messages run alone, or began to run alone and left no trace, and how often."""
     _update(connection, store, partition, owner, suspects=json.dumps(suspects))
 
 
@@ -214,7 +219,7 @@ def _update(connection: Connection, store: Store, partition: TopicPartition, own
 
 
 def count_owned(connection: Connection, store: Store, owners: Owners) -> int:
-    """Return for how many of the partitions the token is still ours."""
+    """Return for how many of the partitions our token is still current."""
     c = store.tables.partition_progress.c
     mine = tuple_(c.topic, c.partition, c.owner).in_([(*partition, owner) for partition, owner in owners.items()])
     return int(connection.execute(select(func.count()).where(c.consumer == store.consumer, mine)).scalar_one())

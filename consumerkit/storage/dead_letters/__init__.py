@@ -1,1 +1,1 @@
-"""Messages that were given up: their rows, their history, and how a decision on them is written down."""
+"""Dead letters: their rows, their history, and how a decision on them is stored."""

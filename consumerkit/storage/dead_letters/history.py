@@ -1,4 +1,4 @@
-"""A dead letter's history, as JSON: its earlier errors, and what was done about it, by whom and when."""
+"""A dead letter's history as JSON: its earlier errors, and who did what about it and when."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TEXT_CHARACTERS: Final = 500
 
 
 def entry(what: str, by: str, *, note: str = "", **facts: Any) -> Entry:
-    """Return an entry of this moment; facts that are None or empty are left out.
+    """Return an entry with the present time; facts that are None or empty are left out.
 
     Args:
         what: "redriven", "resolved" or "discarded".
         by: Who did it.
         note: Why.
-        facts: The message's error until then.
+        facts: The message's latest error.
 
     Example:
         >>> entry("redriven", "ann", reason="exhausted", error="")["reason"]
@@ -30,12 +30,12 @@ def entry(what: str, by: str, *, note: str = "", **facts: Any) -> Entry:
 
 
 def extended(history: str, *entries: Entry) -> str:
-    """Return a history with more entries; the oldest are dropped where there are too many."""
+    """Return a history with more entries; the oldest are dropped if there are too many."""
     return json.dumps([*load(history), *entries][-ENTRIES:])
 
 
 def load(history: str) -> list[Entry]:
-    """Return the entries, the oldest first."""
+    """Return the entries, oldest first."""
     found: list[Entry] = json.loads(history)
     return found
 

@@ -1,4 +1,4 @@
-"""The dead letters: whole messages with the reason why they will not be tried again."""
+"""The dead letters: whole messages with the reason why they are not tried again."""
 
 from __future__ import annotations
 
@@ -34,28 +34,30 @@ from consumerkit.storage.tables import Tables
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadMessage:
-    """A message that is given up, with what is known of its failure.
+    """A message that is given up, with its known failure.
 
     Attributes:
         message: The record.
-        digest: The ledger's key, or None where no ID was found.
+        digest: The ledger's key, or None if no ID was found.
         message_id: The ID as text, or None.
-        reason: Why.
+        reason: Why it was given up.
         error_type: The error's class.
         error: The error's text, cut.
         stack: The error's stack, cut, without values.
-        attempts: Invocations that failed alone.
+        attempts: Failed invocations in which it ran alone.
         first_failed_at: When the first of them failed.
-        keep_value: False for an oversized record: its size is kept, and its place in the log refers to it.
-        fingerprint, fingerprint_version: As in the ledger; the first None where it is not known.
-        place: Where the error was raised, as file, line and function; with its type it tells groups of errors apart.
-        letter: The dead letter that was redriven and has died again; None for a message from the log.
-        redrives: How often it was redriven before, and
-        history: its earlier errors; for the dead-letter topic, both known once it is entered.
-        clash: Set once it is entered, where another message's letter stands at its place.
-        id: Its number, known once it is entered.
-        summary: The part of the error that a log may show, and
-        in_full: its text and traceback with `--show-errors`; neither is stored.
+        keep_value: False for an oversized record: only its size and its place in the log are kept.
+        fingerprint, fingerprint_version: As in the ledger; the first is None if it is not known.
+        place: Where the error was raised, as file, line and function. Error type and place define a
+            group of errors.
+        letter: The dead letter that was redriven and died again; None for a message from the log.
+        redrives: How often it was redriven before; set once it is entered, for the dead-letter
+            topic.
+        history: Its earlier errors; set once it is entered, for the dead-letter topic.
+        clash: Set once it is entered, if another message's letter has the same place in the log.
+        id: Its number, set once it is entered.
+        summary: The part of the error that a log may show; not stored.
+        in_full: The error's text and traceback with `--show-errors`; not stored.
     """
 
     message: Message
@@ -81,10 +83,10 @@ class DeadMessage:
 
 
 class State(StrEnum):
-    """What becomes of a dead letter; the names are stored.
+    """The state of a dead letter; the names are stored.
 
-    DEAD: given up. REDRIVEN: parked again, and not decided yet. RESOLVED: processed after all, or taken care of by a
-    person. DISCARDED: a person has decided that nothing will become of it.
+    DEAD: given up. REDRIVEN: parked again, and not decided yet. RESOLVED: processed after all, or
+    taken care of by a person. DISCARDED: a person decided to do nothing more about it.
     """
 
     DEAD = "dead"
@@ -94,14 +96,15 @@ class State(StrEnum):
 
 
 class Entered(NamedTuple):
-    """A dead letter that was entered, or has become dead again.
+    """A dead letter that was entered, or that died again.
 
     Attributes:
         id: Its ID.
         topic_id: The topic ID in its row.
-        redrives: How often it was redriven before, and
-        history: its earlier errors.
-        clash: Set where another message stands at its place, so that its row is beside that one's.
+        redrives: How often it was redriven before.
+        history: Its earlier errors.
+        clash: Set if another message has the same place, and so an origin of its own was made for
+            this row.
     """
 
     id: int
@@ -114,8 +117,9 @@ class Entered(NamedTuple):
 def add(connection: Connection, tables: Tables, consumer: int, dead: Sequence[DeadMessage]) -> dict[Origin, Entered]:
     """Enter dead letters in the caller's transaction; return those that are new, or were redriven and died again.
 
-    A message from the log that has its dead letter already, whatever became of that, was only delivered again. Another
-    message's letter at the same place is not its own: this one gets a letter beside it.
+    A message from the log that already has its dead letter, in whatever state, was only delivered
+    again. Another message's letter at the same place does not count: this message gets its own
+    letter beside it.
     """
     entered: dict[Origin, Entered] = {}
     for one in dead:
@@ -130,10 +134,10 @@ def add(connection: Connection, tables: Tables, consumer: int, dead: Sequence[De
 
 
 def enter(connection: Connection, tables: Tables, values: dict[str, Any], own: MessageIdentity) -> Entered | None:
-    """Insert the row of a dead letter, beside another message's where that stands at its place.
+    """Insert the row of a dead letter, beside another message's row if that has the same place.
 
     Returns:
-        None where the message has a letter already.
+        None if the message has a letter already.
     """
     c = tables.dead_letters.c
     key = (c.consumer, c.topic_id, c.partition, c.offset)
@@ -153,24 +157,24 @@ def enter(connection: Connection, tables: Tables, values: dict[str, Any], own: M
 
 
 def beside(dead: DeadMessage) -> DeadMessage:
-    """Return a dead message under an origin of its own, as `add` gives it where its place is another message's."""
+    """Return a dead message under an origin of its own, as `add` makes it if another message has its place."""
     message = dead.message
     return replace(dead, message=moved(message, home(message.topic_id) + identified(dead).mark))
 
 
 def identified(dead: DeadMessage) -> MessageIdentity:
-    """Return which message this is, as `known` does for one that was entered."""
+    """Return the identity of a dead message, as `known` returns it after the message is entered."""
     return identity(dead.message, dead.digest, dead.fingerprint, dead.fingerprint_version, whole=dead.keep_value)
 
 
 def known(row: Any, tables: Tables) -> MessageIdentity:
-    """Return which message a row of `dead_letters` is about."""
+    """Return the identity of the message that a row of `dead_letters` is about."""
     whole = row.erased_at is None and not (row.reason == Reason.OVERSIZED and row.value is None)
     return identity_of(row, tables.sealer, size=row.size, whole=whole)
 
 
 def _again(connection: Connection, tables: Tables, consumer: int, dead: DeadMessage) -> Entered | None:
-    """Have a redriven letter dead again, as long as it is this message's own; its record stays as it was."""
+    """Mark a redriven letter as dead again if it is this message's own; its record stays unchanged."""
     table = tables.dead_letters
     c, (topic_id, partition, offset) = table.c, origin(dead.message)
     own = (c.consumer == consumer, c.topic_id == topic_id, c.partition == partition, c.offset == offset)
@@ -212,7 +216,7 @@ def _failure(dead: DeadMessage) -> dict[str, Any]:
 
 
 def storable(text: str) -> str:
-    """Return text that every database and every terminal takes: no NUL, no lone surrogate."""
+    """Return text that every database and every terminal accepts: no NUL, no lone surrogate."""
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
@@ -225,7 +229,7 @@ def listed(
     limit: int = 50,
     before: int | None = None,
 ) -> Sequence[Any]:
-    """Return dead letters, the newest first, without their payloads; `before` is an ID to page on from."""
+    """Return dead letters, newest first, without their payloads; `before` is the ID to page on from."""
     c, consumers = tables.dead_letters.c, tables.consumers.c
     about = (c.topic, c.partition, c.offset, c.message_id, c.reason, c.error_type, c.error, c.place, c.attempts, c.size)
     query = (
@@ -241,7 +245,7 @@ def listed(
 
 
 def grouped(session: Session, tables: Tables, selection: Selection) -> Sequence[Any]:
-    """Return (handler, error type, place, letters, one's ID, oldest, newest) of what is dead, the largest first."""
+    """Return (handler, error type, place, letters, one letter's ID, oldest, newest) of dead letters, largest first."""
     c, consumers = tables.dead_letters.c, tables.consumers.c
     group = (consumers.name.label("handler"), c.error_type, c.place)
     count = func.count()
@@ -261,7 +265,7 @@ def grouped(session: Session, tables: Tables, selection: Selection) -> Sequence[
 
 
 def shown(session: Session, tables: Tables, number: int) -> Any | None:
-    """Return one dead letter whole, with its handler's name, or None."""
+    """Return one whole dead letter with its handler's name, or None."""
     c, consumers = tables.dead_letters.c, tables.consumers.c
     return session.execute(
         select(tables.dead_letters, consumers.name.label("handler"))
@@ -273,7 +277,7 @@ def shown(session: Session, tables: Tables, number: int) -> Any | None:
 def keeps_value(
     connection: Connection, tables: Tables, handler: str, place: tuple[str, int, int], message_id: str
 ) -> bool:
-    """Tell whether the whole message of a dead letter is in the table, still; by topic, partition, offset and ID."""
+    """Return whether the table still has the whole message of a dead letter; by topic, partition, offset and ID."""
     topic, partition, offset = place
     c, consumers = tables.dead_letters.c, tables.consumers.c
     query = (
@@ -286,7 +290,7 @@ def keeps_value(
 
 
 def count_by_reason(session: Session, tables: Tables) -> Sequence[Any]:
-    """Return (handler name, reason, rows, when the oldest died) for each handler and reason, of what is undecided."""
+    """Return (handler name, reason, rows, when the oldest died) of undecided letters, by handler and reason."""
     c, consumers = tables.dead_letters.c, tables.consumers.c
     return session.execute(
         select(consumers.name, c.reason, func.count(), func.min(c.dead_at))

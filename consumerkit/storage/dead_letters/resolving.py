@@ -1,4 +1,4 @@
-"""What a success means for the dead letters of its message ID: they are resolved, in the same transaction."""
+"""A success resolves the dead letters of its message ID, in the same transaction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def settle(
     by: str,
     note: str,
 ) -> None:
-    """Mark redriven letters, and the other ones of the same message IDs, as resolved: their message was processed."""
+    """Mark redriven letters, and the other letters of the same message IDs, as resolved: the message was processed."""
     table = store.tables.dead_letters
     c = table.c
     ids = select(c.digest).where(c.id.in_(numbers), c.digest.is_not(None), _own_id(store.tables))
@@ -43,7 +43,7 @@ def settle_ids(
 
 
 def _own_id(tables: Tables) -> ColumnElement[bool]:
-    """Leave conflicts out: they bear the ID of another message, and what becomes of that one says nothing of them."""
+    """Exclude conflicts: they carry another message's ID, and that message's outcome says nothing about them."""
     return tables.dead_letters.c.reason != Reason.CONFLICT.value
 
 
@@ -65,10 +65,11 @@ def _resolve(
 
 
 def _let_go(connection: Connection, store: Store, letter: int) -> None:
-    """Release the key that a letter holds, wherever that is: the letter cannot be decided on any more.
+    """Release the key that a letter holds, in any partition: the letter is decided.
 
-    Another partition's fence is not held here, so its head is not known. The row is due whatever stands before it:
-    its owner only takes it out, and what stands first is next.
+    This transaction does not hold another partition's fence, so it does not know the head there.
+    The row is due whatever stands before it: its owner only takes it out and continues with the row
+    that stands first.
     """
     table = store.tables.parked_messages
     c = table.c
@@ -77,7 +78,7 @@ def _let_go(connection: Connection, store: Store, letter: int) -> None:
 
 
 def origins(connection: Connection, store: Store, digests: Collection[bytes]) -> dict[bytes, dict[Origin, int]]:
-    """Return the letters of message IDs, by where they stood in the log; without conflicts."""
+    """Return the letters of message IDs, by their origin in the log; without conflicts."""
     c = store.tables.dead_letters.c
     own = (c.consumer == store.consumer, c.digest.in_(digests), _own_id(store.tables))
     found: dict[bytes, dict[Origin, int]] = {}

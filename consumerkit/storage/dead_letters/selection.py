@@ -1,4 +1,4 @@
-"""Which dead letters are meant: by ID, handler, reason, group of errors, time."""
+"""Selects dead letters by ID, handler, reason, group of errors or time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from consumerkit.storage.tables import Tables
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Chooses dead letters; what is given must hold all together, and nothing given means all of them.
+    """Chooses dead letters; all given conditions must hold, and no condition means all letters.
 
     Args:
         ids: These IDs; an empty list means none, not all.
-        handler: Of the handler of this name.
-        reason: Of this reason, such as "exhausted".
-        like: Of the same group of errors as the letter of this ID: same handler, error type and place.
-        error_type: Of this error type, as `consumerkit dead-letters list` shows it.
-        place: With an error raised here, as `consumerkit dead-letters groups` shows it.
+        handler: The handler's name.
+        reason: The reason, such as "exhausted".
+        like: The ID of a letter; selects its group of errors: same handler, error type and place.
+        error_type: The error type, as `consumerkit dead-letters list` shows it.
+        place: Where the error was raised, as `consumerkit dead-letters groups` shows it.
         since: Dead at this time or later; a time without a zone is UTC.
         until: Dead before this time.
 
@@ -41,7 +41,7 @@ class Selection:
 
     @property
     def is_everything(self) -> bool:
-        """Whether nothing is given, so that all dead letters are meant."""
+        """Whether no condition is given: all dead letters are selected."""
         return self == Selection()
 
     def where(self, tables: Tables) -> ColumnElement[bool]:

@@ -1,4 +1,4 @@
-"""Dead letters of undos: beside the letter of the message whose step could not be undone."""
+"""Dead letters of undos: each stands beside the letter of the message whose step could not be undone."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from consumerkit.storage.undoing import Undo
 
 
 def of(connection: Connection, tables: Tables, undo: Undo, error: str) -> DeadMessage | None:
-    """Return the letter of an undo that has failed for good; None where the message's own letter is gone.
+    """Return the letter of an undo that has failed for good; None if the message's own letter is gone.
 
-    It has no ID in the ledger: what becomes of it says nothing of its message.
+    It has no ID in the ledger: its outcome says nothing about its message.
     """
     c = tables.dead_letters.c
     row = connection.execute(select(tables.dead_letters).where(c.id == undo.letter)).one_or_none()
@@ -50,7 +50,7 @@ def of(connection: Connection, tables: Tables, undo: Undo, error: str) -> DeadMe
 
 
 def enter(connection: Connection, tables: Tables, consumer: int, dead: DeadMessage) -> DeadMessage:
-    """Write the letter of an undo, or have the one that it had before dead again; return it with its number."""
+    """Write the letter of an undo, or mark its earlier letter as dead again; return it with its number."""
     c = tables.dead_letters.c
     message = dead.message
     at = (c.topic_id == message.topic_id, c.partition == message.partition, c.offset == message.offset)
@@ -61,7 +61,7 @@ def enter(connection: Connection, tables: Tables, consumer: int, dead: DeadMessa
 
 
 def resolve(connection: Connection, tables: Tables, number: int, by: str) -> None:
-    """Mark the letter of an undo as resolved that was tried again, and is done."""
+    """Mark the letter of an undo as resolved: the undo was tried again and is done."""
     table = tables.dead_letters
     c = table.c
     open_states = (State.DEAD.value, State.REDRIVEN.value)

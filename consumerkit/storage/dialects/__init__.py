@@ -1,4 +1,4 @@
-"""What differs between databases; the only place that knows one."""
+"""The statements that differ between databases."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def dialect_for(name: str, tables: Tables) -> Dialect:
     """Return the dialect for SQLAlchemy's name of a database.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: There is no dialect for it.
     """
-    # Imported when it is known which one is used: SQLAlchemy's own dialects take a good part of its import.
+    # Imported only once the database is known: SQLAlchemy's dialects are a large part of its import
+    # time.
     if name == "postgresql":
         from consumerkit.storage.dialects.postgresql import PostgreSQL
 

@@ -1,4 +1,4 @@
-"""The seam between the ledger and a database."""
+"""The interface between the ledger and a database."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from consumerkit.storage.dialects.settings import SessionSettings
 
 
 class Claim(NamedTuple):
-    """One row that a transaction wants to be the first to insert, in its final state.
+    """One row, in its final state, that a transaction tries to be the first to insert.
 
-    Digest and fingerprint have 16 bytes; `message_id` is as `identity.shown` returns it: printable, and not empty.
-    `fingerprint_version` None is the first.
+    Digest and fingerprint have 16 bytes. `message_id` is as `identity.shown` returns it: printable
+    and not empty. `fingerprint_version` None means the first version.
     """
 
     digest: bytes
@@ -31,13 +31,13 @@ class Claim(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the ledger holds for an ID that was taken.
+    """What the ledger holds for an ID that is taken.
 
     Attributes:
         fingerprint: The first message's.
-        outcome: What became of that.
-        version: In which its fingerprint was made.
-        age: Seconds since its outcome was written, on the database's clock; 0 where it was not read.
+        outcome: The first message's outcome.
+        version: The version of its fingerprint.
+        age: Seconds since its outcome was written, on the database's clock; 0 if it was not read.
     """
 
     fingerprint: bytes
@@ -47,7 +47,7 @@ class Kept(NamedTuple):
 
 
 class ClaimHolder(Enum):
-    """Who holds a message ID that the ledger, as this transaction sees it, does not have."""
+    """Who holds a message ID that the ledger, as this transaction sees it, does not contain."""
 
     NOBODY = "nobody"
     OPEN = "a transaction that is not committed"
@@ -71,10 +71,10 @@ class Limits:
 
 
 def check_number(consumer: int, name: str | None, found: int | None) -> None:
-    """Check that the tables which a claim went to give a handler the number that the worker started with.
+    """Check that the tables in which a claim was made give a handler the number that the worker started with.
 
     Raises:
-        TablesReplaced: They do not: they are another set, restored or made again under the running worker.
+        TablesReplaced: They do not: the tables were restored or recreated under the running worker.
     """
     if name is not None and found != consumer:
         raise TablesReplaced(
@@ -84,15 +84,15 @@ def check_number(consumer: int, name: str | None, found: int | None) -> None:
 
 
 RELAY_IDLE: Final = 10.0
-"""Seconds after which a silent relay loses its turn, where the server can see to that."""
+"""Seconds after which a silent relay loses its turn, if the server can enforce that."""
 
 
 class RelayHolder(NamedTuple):
-    """Who has the relay's turn.
+    """Which relay has the turn.
 
     Attributes:
-        name: As a person finds it: the server's process, or the file that is locked.
-        silent: Seconds since its last sign of life; None where that cannot be seen.
+        name: The server's process, or the locked file.
+        silent: Seconds since its last sign of life; None if that is unknown.
     """
 
     name: str
@@ -100,66 +100,70 @@ class RelayHolder(NamedTuple):
 
 
 class Dialect(Protocol):
-    """What the ledger needs of a database, within one transaction on one connection.
+    """What the ledger needs from a database, within one transaction on one connection.
 
-    The order is `begin`, `claim`, then `kept` if a claim was lost, at last `holds`, `finalise`; nothing here commits.
+    The order is `begin`, `claim`, then `kept` if a claim was lost, then `holds` and `finalise`.
+    Nothing here commits.
     """
 
     single_writer: bool
-    """Whether only one transaction at a time can write, so that more lanes than one are of no use."""
+    """Whether only one transaction at a time can write, so that more than one lane is of no use."""
 
     def begin(
         self, connection: Connection, limits: Limits, token: str, fences: Sequence[int] = ()
     ) -> SessionSettings | None:
         """Set the limits and full durability for this transaction, mark it with `token`, and keep take-overs out.
 
-        `fences` are the numbers of the partitions whose messages it handles, sorted: until it ends, `take_over` waits.
+        `fences` are the sorted numbers of the partitions whose messages it handles: `take_over`
+        waits until it ends.
 
         Returns:
-            What a handler may set for the transaction or the session, for `finalise` to set back.
+            The settings that a handler may change for the transaction or the session; `finalise`
+            sets them back.
         """
         ...
 
     def limit(self, connection: Connection, limits: Limits) -> None:
-        """Have the server end this transaction when it takes too long: the process may be frozen, and hold locks."""
+        """Make the server end this transaction if it takes too long: a frozen process would hold its locks."""
 
     def is_open(self, connection: Connection) -> bool:
         """Return whether the driver knows of a transaction; the server is not asked."""
         ...
 
     def proof(self, connection: Connection) -> str:
-        """Return what proves, once this transaction has ended, that it wrote a row of the ledger; see `written_by`.
+        """Return the proof that this transaction, once ended, wrote a row of the ledger; see `written_by`.
 
-        The transaction has written one: else it may get a number of its own for nothing.
+        Call it only after the transaction wrote such a row: otherwise the call may use up a
+        transaction number.
         """
         ...
 
     def written_by(self, proof: str) -> ColumnElement[bool]:
-        """Return the condition that a row of the ledger was written by the transaction with this proof."""
+        """Return the condition that the transaction with this proof wrote a row of the ledger."""
         ...
 
     def claimed_at(self, connection: Connection) -> Any:
-        """Return the moment that this transaction writes as `processed_at`."""
+        """Return the time that this transaction writes as `processed_at`."""
         ...
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
         """Wait until no transaction holds this fence, and keep new ones out until this transaction ends.
 
         Returns:
-            False when it took longer than `wait` seconds; 0 does not wait at all.
+            False if it took longer than `wait` seconds; with 0 it does not wait.
         """
         ...
 
     def take_free(self, connection: Connection, fences: Sequence[int]) -> list[int]:
-        """Do as `take_over` for many fences, without a wait; return those that no other transaction holds."""
+        """Take over many fences without waiting; return those that no other transaction holds."""
         ...
 
     def in_seconds(self, seconds: float) -> ColumnElement[Any]:
-        """Return the moment `seconds` from now, on the database's clock."""
+        """Return the time `seconds` from now, on the database's clock."""
         ...
 
     def seconds_since(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Return how long ago a moment was, in seconds, on the database's clock."""
+        """Return how many seconds ago a time was, on the database's clock."""
         ...
 
     def claim(
@@ -167,8 +171,9 @@ class Dialect(Protocol):
     ) -> set[bytes]:
         """Insert the claims that are free, in the order of their digests; return the digests inserted.
 
-        Waits for a concurrent transaction that inserted one of them, and finds it taken if that one commits.
-        `claims` is sorted by digest, each digest once. `name` is the handler's whose number is `consumer`.
+        It waits for a concurrent transaction that inserted one of them; if that one commits, the
+        claim is taken. `claims` is sorted by digest, each digest once. `name` is the name of the
+        handler with the number `consumer`.
 
         Raises:
             TablesReplaced: The handler `name` has another number in the tables that this transaction sees.
@@ -176,29 +181,30 @@ class Dialect(Protocol):
         ...
 
     def kept(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> dict[bytes, Kept]:
-        """Return what the ledger holds for digests whose claim was lost; in a statement after the claim's."""
+        """Return what the ledger holds for digests whose claim was lost; call it in a statement after the claim's."""
         ...
 
     def holder(self, connection: Connection, consumer: int, digest: bytes) -> ClaimHolder:
-        """Tell who holds an ID that was not found, without waiting; the transaction is as it was before.
+        """Return who holds an ID that was not found, without waiting; the transaction stays as it was.
 
-        It may be any transaction of the caller's, not only one that `begin` began.
+        It may be any transaction of the caller's, not only one that `begin` started.
         """
         ...
 
     def release(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
-        """Take back claims of this transaction, for messages that will run in another."""
+        """Take back claims of this transaction for messages that will run in another transaction."""
 
     def finalise(
         self, connection: Connection, token: str, begun: SessionSettings | None = None, *, local: bool = False
     ) -> bool:
-        """End the handlers' part: check deferred constraints, then set back what they set.
+        """End the handlers' part: check deferred constraints, then set back the settings that they changed.
 
         Args:
-            connection: Of the transaction.
-            token: What `begin` marked it with.
-            begun: What `begin` returned; nothing is set back where None.
-            local: Whether the handlers set by SET LOCAL alone; else the session's own values are set back, too.
+            connection: The transaction's.
+            token: The token that `begin` marked it with.
+            begun: The result of `begin`; None sets nothing back.
+            local: Whether the handlers used SET LOCAL only; otherwise the session's own values are
+                set back too.
 
         Returns:
             Whether this is still the transaction that `begin` marked.
@@ -210,7 +216,7 @@ class Dialect(Protocol):
         ...
 
     def holds(self, connection: Connection, token: str) -> bool:
-        """Return whether this is still the transaction that `begin` marked; changes nothing.
+        """Return whether this is still the transaction that `begin` marked; it changes nothing.
 
         Raises:
             DBAPIError: The transaction is aborted.
@@ -221,27 +227,28 @@ class Dialect(Protocol):
         """Run the cheapest statement that fails in an aborted transaction."""
 
     def relay_guard(self, location: str) -> AbstractContextManager[bool]:
-        """Keep other relays of this database out from outside of it; yields whether it is our turn."""
+        """Keep other relays of this database out by means outside the database; yields whether it is our turn."""
         ...
 
     def lock_relay(self, session: Session, *, wait: float = 0.0) -> bool:
-        """Keep other relays out until this transaction ends, `RELAY_IDLE` after its last statement at the latest.
+        """Keep other relays out until this transaction ends, at most `RELAY_IDLE` after its last statement.
 
         Returns whether it is our turn.
 
-        This is the transaction's first work. If it is not our turn after `wait` seconds, it may be of no further use.
+        Call it first in the transaction. If it is not our turn after `wait` seconds, the
+        transaction may be unusable.
         """
         ...
 
     def relay_lives(self, location: str) -> None:
-        """Leave a sign of life beside a guard from outside of the database."""
+        """Leave a sign of life, for a guard outside the database."""
 
     def relay_holder(self, connection: Connection, location: str) -> RelayHolder | None:
-        """Return who has the relay's turn; None where no process has."""
+        """Return which relay has the turn; None if no process has it."""
         ...
 
     def by_index(self, connection: Connection) -> AbstractContextManager[None]:
-        """Have statements within read by indexes, in their order, whatever the tables' statistics say."""
+        """Make the statements within read by indexes, in index order, whatever the tables' statistics say."""
         ...
 
     def lock_pruning(self, connection: Connection) -> bool:

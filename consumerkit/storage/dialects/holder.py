@@ -1,7 +1,8 @@
-"""Who holds a message ID, on PostgreSQL: a claim that is not committed shows itself only to one who tries to claim.
+"""Who holds a message ID, on PostgreSQL: only an attempt to claim shows a claim that is not committed.
 
-So the claim is tried, within a savepoint that is rolled back and released: nothing of it can be committed, locks and
-settings go with it, and who came to wait for the trial's row goes on at once.
+The trial claim runs within a savepoint that is rolled back and released. Nothing of it can be
+committed, and its locks and settings end with it. A transaction that waits for the trial's row
+continues at once.
 """
 
 from __future__ import annotations
@@ -16,26 +17,27 @@ from consumerkit.outcome import Outcome
 from consumerkit.storage.dialects.base import ClaimHolder
 from consumerkit.storage.faults import sqlstate
 
-# A standby's transactions are read-only. A serializable one could fail others, or itself, by a write.
+# A standby's transactions are read-only. In a serializable transaction a write could fail others,
+# or itself.
 _MAY_TRY = text("""
     SELECT current_setting('transaction_read_only') = 'off'
        AND current_setting('transaction_isolation') <> 'serializable'
 """)
 _SAVEPOINT = text("SAVEPOINT consumerkit_holder")
 _ROLLBACK = text("ROLLBACK TO SAVEPOINT consumerkit_holder")
-# Else the transaction would go on within it, one level deeper each time.
+# Without the release, the transaction would go on within the savepoint, one level deeper each time.
 _RELEASE = text("RELEASE SAVEPOINT consumerkit_holder")
 _PATIENCE = text("SELECT set_config('lock_timeout', '10ms', true)")
 
 _LOCKED: Final = "55P03"
 _TAKEN: Final = "23505"
 _AUTOCOMMIT: Final = "25P01"
-# No right to insert; read-only since it was asked.
+# The right to insert is missing, or the transaction became read-only after the check.
 _MAY_NOT: Final = frozenset({"42501", "25006"})
 
 
 def holder(connection: Connection, ledger: Table, consumer: int, digest: bytes) -> ClaimHolder:
-    """Tell who holds an ID; see `Dialect.holder`."""
+    """Return who holds an ID; see `Dialect.holder`."""
     if not connection.execute(_MAY_TRY).scalar_one():
         return ClaimHolder.UNTOLD
     try:
@@ -47,7 +49,8 @@ def holder(connection: Connection, ledger: Table, consumer: int, digest: bytes) 
     try:
         return _tried(connection, ledger, consumer, digest)
     finally:
-        # One that broke, as by a cancellation, takes the trial with it; asking it for more would hide why it broke.
+        # A connection that broke, as by a cancellation, ends the trial. More statements would hide
+        # why it broke.
         if not connection.invalidated:
             connection.execute(_ROLLBACK)
             connection.execute(_RELEASE)
@@ -63,8 +66,8 @@ def _tried(connection: Connection, ledger: Table, consumer: int, digest: bytes) 
     }
     nothing = select(*(literal(value, ledger.c[name].type) for name, value in row.items())).where(text("false"))
     connection.execute(_PATIENCE)
-    # The table's lock by itself: where that is what another transaction holds, as CREATE INDEX does, it says nothing
-    # of the ID.
+    # Lock the table separately: if another transaction holds that lock, as CREATE INDEX does, it
+    # says nothing about the ID.
     if _state(connection, insert(ledger).from_select(list(row), nothing)) is not None:
         return ClaimHolder.UNTOLD
     state = _state(connection, insert(ledger).values(row))
@@ -76,7 +79,7 @@ def _tried(connection: Connection, ledger: Table, consumer: int, digest: bytes) 
 
 
 def _state(connection: Connection, statement: object) -> str | None:
-    """Execute a statement; return None where it went through, else the state by which it was refused."""
+    """Execute a statement; return None if it succeeded, else the SQLSTATE of the refusal."""
     try:
         connection.execute(statement)  # type: ignore[call-overload]
     except DBAPIError as error:

@@ -1,4 +1,4 @@
-"""Insert a row unless its key is there; each database writes it in its own way."""
+"""Inserts a row unless its key exists; each database has its own syntax for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def insert_if_new(
     connection: Connection, table: Table, values: dict[str, Any], *, key: Sequence[Column[Any]], returning: Column[Any]
 ) -> Any | None:
     """Insert `values` unless a row with the same `key` exists; return `returning` of the new row, or None."""
-    # Imported where it is needed: they take as long to import as all that is ours.
+    # Imported here: they take as long to import as all our own modules.
     from sqlalchemy.dialects import postgresql, sqlite
 
     make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert

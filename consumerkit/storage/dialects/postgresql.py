@@ -32,7 +32,8 @@ from consumerkit.storage.faults import sqlstate
 from consumerkit.storage.tables import Tables
 
 # The token is a setting local to the transaction: it is gone after any COMMIT or ROLLBACK, and costs no transaction ID.
-# synchronous_commit is raised where it would lose acknowledged commits, and left where it promises more than `on`.
+# synchronous_commit is raised if it would lose acknowledged commits, and kept if it promises more
+# than `on`.
 _BEGIN = text(f"""
     SELECT set_config('consumerkit.claim', :token, true),
            {settings.STATE},
@@ -52,16 +53,18 @@ _LIMIT = text("""
 _TRANSACTION_ID = text("SELECT CAST(txid_current() AS text)")
 _PROOF: Final = "consumerkit.proof"
 _TRANSACTION_IDS = 1 << 32  # a row holds the lower half
-# Between message IDs as text, which are printable. One value for each column, cut up by the server: the drivers write
-# arrays an element at a time, which took a tenth of the time that a message takes.
+# Separates message IDs as text, which are printable. Each column travels as one value that the
+# server splits: the drivers write arrays an element at a time, which took a tenth of a message's
+# time.
 _SEPARATOR = "\n"
 _CONSTRAINTS = text("SET CONSTRAINTS ALL IMMEDIATE")
 _TOKEN = text("SELECT current_setting('consumerkit.claim', true)")
 _END = text(f"SELECT current_setting('consumerkit.claim', true), {settings.STATE}")
 _PROBE = text("SELECT 1")
-# A transaction's lock, not a session's: that one would stay with the connection behind a pooler.
-# The broker is waited for within it, longer perhaps than the server or the role lets a transaction last or idle. But
-# a process that is frozen must not keep it. The second setting is PostgreSQL 17's.
+# A lock of the transaction, not of the session: a session's lock would stay with the connection
+# behind a pooler. The relay waits for the broker within this transaction, maybe longer than the
+# server or role allows for it. But a frozen process must not keep the lock. The second setting
+# exists from PostgreSQL 17 on.
 _LOCK_RELAY = text("""
     SELECT pg_try_advisory_xact_lock(:space, :relay),
            set_config('idle_in_transaction_session_timeout', :idle, true),
@@ -158,7 +161,7 @@ class PostgreSQL:
         return bool(driver.info.transaction_status)
 
     def proof(self, connection: Connection) -> str:
-        """See `Dialect.proof`: its ID, which the claim has returned if it inserted anything."""
+        """See `Dialect.proof`: the transaction's ID, which the claim returned if it inserted anything."""
         return str(connection.info.get(_PROOF) or connection.execute(_TRANSACTION_ID).scalar_one())
 
     def written_by(self, proof: str) -> ColumnElement[bool]:
@@ -170,7 +173,7 @@ class PostgreSQL:
         return func.now()
 
     def take_over(self, connection: Connection, fence: int, *, wait: float) -> bool:
-        """See `Dialect.take_over`; lock requests queue fairly, so sharers that come later wait behind it."""
+        """See `Dialect.take_over`; lock requests queue fairly, so later shared requests wait behind it."""
         if wait <= 0:
             return bool(self.take_free(connection, [fence]))
         return _in_time(connection, wait, _TAKE_FENCE, {"fence": fence})
@@ -180,7 +183,7 @@ class PostgreSQL:
         return [fence for fence, free in connection.execute(_TRY_FENCES, {"fences": list(fences)}) if free]
 
     def in_seconds(self, seconds: float) -> ColumnElement[Any]:
-        """See `Dialect.in_seconds`; not `now()`, which stands still in a transaction."""
+        """See `Dialect.in_seconds`; not `now()`, which is constant within a transaction."""
         return func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
     def seconds_since(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -252,8 +255,8 @@ class PostgreSQL:
         return nullcontext(True)
 
     def lock_relay(self, session: Session, *, wait: float = 0.0) -> bool:
-        """See `Dialect.lock_relay`; who waits is next, while one that only looks comes too late again and again."""
-        # Not on an engine's autocommit, which would release the lock at once.
+        """See `Dialect.lock_relay`; one that waits is next, while one that only polls may never get the turn."""
+        # Not with an engine's autocommit, which would release the lock at once.
         connection = session.connection(execution_options={"isolation_level": self.isolation()})
         place = {"space": _LOCK_SPACE, "relay": self._relay}
         if wait > 0 and not _in_time(connection, wait, _AWAIT_RELAY, place):
@@ -261,10 +264,10 @@ class PostgreSQL:
         return bool(connection.scalar(_LOCK_RELAY, {**place, "idle": _milliseconds(RELAY_IDLE)}))
 
     def relay_lives(self, location: str) -> None:
-        """See `Dialect.relay_lives`: each statement is one."""
+        """See `Dialect.relay_lives`: each statement is a sign of life."""
 
     def relay_holder(self, connection: Connection, location: str) -> RelayHolder | None:
-        """See `Dialect.relay_holder`; of another role's session it is not seen whether it lives."""
+        """See `Dialect.relay_holder`; whether another role's session is alive cannot be seen."""
         row = connection.execute(_RELAY_HOLDER, {"space": _LOCK_SPACE, "relay": self._relay}).first()
         if row is None:
             return None
@@ -275,8 +278,8 @@ class PostgreSQL:
     def by_index(self, connection: Connection) -> Iterator[None]:
         """See `Dialect.by_index`.
 
-        What sorts, or scans by another index, reads all there is before it returns the first row. With statistics from
-        when the table was short, that looks cheap.
+        A plan that sorts, or that scans another index, reads everything before it returns the first
+        row. With statistics from when the table was short, such a plan looks cheap.
         """
         connection.execute(_PLANS, {"allowed": "off"})
         yield
@@ -296,7 +299,7 @@ class PostgreSQL:
 
 
 def _in_time(connection: Connection, wait: float, statement: TextClause, place: Mapping[str, int]) -> bool:
-    """Take a lock; return False where that took too long, which ends the transaction."""
+    """Take a lock; return False if that took too long, which ends the transaction."""
     try:
         connection.execute(_LOCK_TIMEOUT, {"lock": _milliseconds(wait)})
         connection.execute(statement, place)
@@ -308,7 +311,7 @@ def _in_time(connection: Connection, wait: float, statement: TextClause, place: 
 
 
 def _quoted(table: Table) -> str:
-    # A schema that was found may have any name; a colon would be a parameter to `text`.
+    # A schema found in the database may have any name; `text` would read a colon as a parameter.
     schema = "" if table.schema is None else '"' + table.schema.replace('"', '""').replace(":", "\\:") + '".'
     return f"{schema}{table.name}"
 

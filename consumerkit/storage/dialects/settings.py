@@ -1,8 +1,8 @@
-"""What a handler may set for its transaction or session on PostgreSQL, and how it is set back before our statements.
+"""The settings that a handler may change on PostgreSQL, and how they are set back before our statements.
 
-The state is read by statements that run anyway, at BEGIN and after the handler, so that every way of changing it is
-seen: SET, set_config, a function's own, a driver's. It is set back to what it was at BEGIN, not to the default, which a
-role or a path set on connect is not.
+Statements that run anyway, at BEGIN and after the handler, read the settings. That shows every kind
+of change: SET, set_config, a function's own SET, a driver's. Each setting gets its value from BEGIN
+back. The default would be wrong for a role, or for a search path set on connect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from sqlalchemy import Connection, text
 
 from consumerkit.errors import TransactionMisused
 
-# In the order in which they are set back: another user resets the role, and the role decides what may be set.
+# In the order in which they are set back: another user resets the role, and the role decides what
+# may be set.
 NAMES: Final = (
     "session_authorization",
     "role",
@@ -49,23 +50,23 @@ STATE: Final = (
 
 
 class SessionSettings(NamedTuple):
-    """The settings at BEGIN, before and after our own were made, each as one text."""
+    """The settings at BEGIN, before and after our own changes, each as one text."""
 
     before: str
     ours: str
 
 
 def put_back(connection: Connection, settings: SessionSettings, found: str, *, local: bool) -> None:
-    """Set what changed back, for the rest of the transaction and for those that the connection has later.
+    """Set changed settings back, for the rest of the transaction and for the connection's later ones.
 
     Args:
-        connection: Of the transaction.
-        settings: What was at BEGIN.
-        found: What is now.
-        local: Whether it was changed by SET LOCAL alone: the session's own value is still there then.
+        connection: The transaction's.
+        settings: The settings at BEGIN.
+        found: The settings now.
+        local: Whether only SET LOCAL changed them: the session's own values are still there.
 
     Raises:
-        TransactionMisused: The transaction is read-only by now, which cannot be undone.
+        TransactionMisused: The transaction has become read-only, which cannot be undone.
     """
     if found == settings.ours:
         return

@@ -24,8 +24,8 @@ from consumerkit.storage.dialects.settings import SessionSettings
 from consumerkit.storage.portions import portions
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 
-# A statement takes 32,766 parameters at most, in older builds 999.
-# As SQLAlchemy writes a DateTime, so that both compare as text.
+# A statement takes 32,766 parameters at most, or 999 in older builds.
+# The form in which SQLAlchemy writes a DateTime: both compare as text.
 _MOMENT = "%Y-%m-%d %H:%M:%f"
 _PROBE = text("SELECT 1")
 _BEGAN: Final = "consumerkit.began"
@@ -50,7 +50,7 @@ class SQLite:
         return None
 
     def limit(self, connection: Connection, limits: Limits) -> None:
-        """See `Dialect.limit`: there is no server that could."""
+        """See `Dialect.limit`: there is no server that could enforce limits."""
 
     def is_open(self, connection: Connection) -> bool:
         """See `Dialect.is_open`."""
@@ -58,7 +58,7 @@ class SQLite:
         return bool(driver.in_transaction)
 
     def proof(self, connection: Connection) -> str:
-        """See `Dialect.proof`: its moment. Writers come one after another, so that no two have the same microsecond."""
+        """See `Dialect.proof`: its time. Only one writer runs at a time, so no two have the same microsecond."""
         moment: datetime = connection.info[_BEGAN]
         return moment.isoformat()
 
@@ -89,7 +89,7 @@ class SQLite:
     def claim(
         self, connection: Connection, consumer: int, claims: Sequence[Claim], *, name: str | None = None
     ) -> set[bytes]:
-        """Insert what is not there: no other connection can write between the read and the insert."""
+        """Insert the missing rows: no other connection can write between the read and the insert."""
         taken = self._taken(connection, consumer, [claim.digest for claim in claims], name)
         moment = connection.info.get(_BEGAN) or datetime.now(UTC)
         rows = [
@@ -102,7 +102,7 @@ class SQLite:
         return {row["digest"] for row in rows}
 
     def _taken(self, connection: Connection, consumer: int, digests: Sequence[bytes], name: str | None) -> set[bytes]:
-        """Return the digests that are in the ledger; the handler's number is read by the same statements."""
+        """Return the digests that are in the ledger; the same statements read the handler's number."""
         ledger, consumers = self._ledger.c, self._consumers.c
         found: set[bytes] = set()
         for some in portions(digests):
@@ -132,7 +132,7 @@ class SQLite:
         return found
 
     def holder(self, connection: Connection, consumer: int, digest: bytes) -> ClaimHolder:
-        """See `Dialect.holder`: what others have not committed cannot be seen, nor can a second writer try."""
+        """See `Dialect.holder`: other connections' open claims are invisible, and a second writer cannot try."""
         return ClaimHolder.UNTOLD
 
     def release(self, connection: Connection, consumer: int, digests: Sequence[bytes]) -> None:
@@ -144,11 +144,11 @@ class SQLite:
     def finalise(
         self, connection: Connection, token: str, begun: SessionSettings | None = None, *, local: bool = False
     ) -> bool:
-        """Release the savepoint: it is gone if the transaction it was set in is."""
+        """Release the savepoint: it is gone if its transaction is."""
         return _found_savepoint(connection, f"RELEASE consumerkit_{token}")
 
     def holds(self, connection: Connection, token: str) -> bool:
-        """Release the savepoint and set it again: it has no other way to be asked for, but a rollback to it."""
+        """Release the savepoint and set it again: the only other way to test for it is a rollback."""
         held = _found_savepoint(connection, f"RELEASE consumerkit_{token}")
         if held:
             connection.execute(text(f"SAVEPOINT consumerkit_{token}"))
@@ -160,7 +160,7 @@ class SQLite:
 
     @contextmanager
     def relay_guard(self, location: str) -> Iterator[bool]:
-        """Lock a file beside the database: a transaction would keep all writers out while the broker is waited for."""
+        """Lock a file beside the database: a transaction would block all writers during the wait for the broker."""
         if location in ("", ":memory:"):
             yield True
             return
@@ -186,12 +186,12 @@ class SQLite:
             os.utime(self._relay_file(location))
 
     def relay_holder(self, connection: Connection, location: str) -> RelayHolder | None:
-        """See `Dialect.relay_holder`; the turn is free where the file is not locked, as the caller has found out."""
+        """See `Dialect.relay_holder`; the turn is free if the file is not locked, as the caller has checked."""
         file = self._relay_file(location)
         return RelayHolder(f"the process that locks {file}", max(0.0, time.time() - file.stat().st_mtime))
 
     def by_index(self, connection: Connection) -> AbstractContextManager[None]:
-        """See `Dialect.by_index`: it plans by rules, not by statistics."""
+        """See `Dialect.by_index`: SQLite plans by rules, not by statistics."""
         return nullcontext()
 
     def lock_pruning(self, connection: Connection) -> bool:
@@ -208,11 +208,11 @@ class SQLite:
 
 
 def _opened(path: Path, database: str) -> int:
-    """Open a lock file of ours, or make it.
+    """Open our lock file, or make it.
 
     Raises:
-        StartError: Somebody else's file, or a link, stands in its place: who may put one there would have us open and
-            lock, or make, a file of his choice.
+        StartError: Another user's file, or a link, stands in its place. Whoever can put one there
+            could make us open, lock or create a file of their choice.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

@@ -1,7 +1,7 @@
-"""Whether a driver waits for the server, as the driver itself knows it.
+"""Whether a driver waits for the server, according to the driver itself.
 
-The events of SQLAlchemy's cursors would miss the rows of a stream and what a handler asks the driver's own connection,
-and do not end where a statement fails.
+SQLAlchemy's cursor events miss the rows of a stream and the statements that a handler gives the
+driver's own connection, and they do not end if a statement fails.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection
 
-_OPEN: Final = (2, 3)  # libpq's PQTRANS_INTRANS and PQTRANS_INERROR: in a transaction, and nothing under way
+_OPEN: Final = (2, 3)  # libpq's PQTRANS_INTRANS and PQTRANS_INERROR: in a transaction, and nothing is running
 _HOLDERS: Final = ("_connection", "_conn", "connection")
 
 
 class DriverState(NamedTuple):
-    """What one connection's driver does.
+    """What the driver of one connection is doing.
 
     Attributes:
         connection: The driver's own connection.
-        under_way: Tells whether a statement or a COPY is under way on it; also where that cannot be known.
+        under_way: Returns whether a statement or a COPY is running on it; True also if that cannot
+            be known.
     """
 
     connection: object
     under_way: Callable[[], bool]
 
     def runs(self, frame: FrameType) -> bool:
-        """Tell whether a frame is the driver's, at work for this connection."""
+        """Return whether a frame belongs to the driver, at work for this connection."""
         if not frame.f_globals.get("__name__", "").startswith(("asyncpg.", "psycopg.")):
             return False
         found = frame.f_locals.get("self")
@@ -38,9 +39,10 @@ class DriverState(NamedTuple):
 
 
 def driver_state(connection: Connection) -> DriverState | None:
-    """Return what tells what a connection's driver does; None for a driver that cannot be asked.
+    """Return the state of a connection's driver; None for a driver that does not reveal it.
 
-    The driver of SQLite works in a thread, and nothing tells whether that is at work for this connection.
+    SQLite's driver works in a thread, and nothing shows whether that thread works for this
+    connection.
     """
     make = _MADE.get(connection.dialect.driver)
     if make is None or not connection.dialect.is_async:
@@ -55,7 +57,7 @@ def _psycopg(driver: Any) -> Callable[[], bool]:
 
 
 def _asyncpg(driver: Any) -> Callable[[], bool]:
-    # What it waits for is a future that its protocol holds, and shows to the garbage collector alone.
+    # The driver waits for a future that its protocol holds and shows only to the garbage collector.
     protocol, held, future = driver._protocol, gc.get_referents, asyncio.Future  # noqa: SLF001
     return lambda: future in map(type, held(protocol))
 
