@@ -1,7 +1,8 @@
 """Where a handler's first run on a topic begins: decided once, for all partitions that the topic then has.
 
-A partition that is missing from that record was added later, so nothing in it is older than the first run. The record
-is kept by the topic's ID: a topic that was recreated under its name is another topic.
+A partition that is missing from that record was added later, so all its messages are newer than the
+first run. The record is kept by the topic's ID: a topic that was recreated under its name is
+another topic.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class FirstStart(NamedTuple):
 
     Attributes:
         source: What decided it.
-        offset: The first message to read; None where the broker could not tell when it was asked.
+        offset: The first message to read; None if the broker could not tell when it was asked.
         asked_at: When the broker was asked, in milliseconds since 1970.
     """
 
@@ -39,14 +40,14 @@ class FirstStart(NamedTuple):
 
 
 class LatestTopic(NamedTuple):
-    """The topic that a name stood for last, and the partitions that it had when its first run was decided."""
+    """The latest topic of a name, and the partitions that it had when its first run was decided."""
 
     topic_id: str
     partitions: set[int]
 
 
 def recorded(connection: Connection, store: Store, topic: str, topic_id: str) -> dict[int, FirstStart]:
-    """Return what was decided about a topic's partitions; nothing where nothing was."""
+    """Return what was decided about a topic's partitions; empty if nothing was."""
     c = store.tables.first_runs.c
     rows = connection.execute(
         select(c.partition, c.source, c.start, c.asked_at).where(
@@ -63,9 +64,10 @@ def decide(
     topic_id: str,
     wanted: Mapping[int, FirstStart],
 ) -> dict[int, FirstStart]:
-    """Write down where a first run begins, unless another worker was first; return what counts.
+    """Record where a first run begins, unless another worker was first; return the decision that counts.
 
-    The caller's transaction reads what is committed while it waits (READ COMMITTED), and commits.
+    The caller's transaction reads what others commit while it waits (READ COMMITTED), and the
+    caller commits.
     """
     consumers, table = store.tables.consumers, store.tables.first_runs
     connection.execute(select(consumers.c.id).where(consumers.c.id == store.consumer).with_for_update())
@@ -81,9 +83,10 @@ def decide(
 
 
 def latest(connection: Connection, store: Store) -> dict[str, LatestTopic]:
-    """Return, by the names of a handler's topics, the topic that it has met last, with the partitions it then had.
+    """Return, by topic name, the topic that a handler met last, with the partitions that it then had.
 
-    What an upgrade has taken over from an older release is left out: it does not tell which topic was the last.
+    Excludes what an upgrade took over from an older release: it does not say which topic was the
+    last.
     """
     c = store.tables.first_runs.c
     told = select(c.topic, c.topic_id, c.partition).where(c.consumer == store.consumer, c.source != Source.MARK.value)
@@ -97,7 +100,7 @@ def latest(connection: Connection, store: Store) -> dict[str, LatestTopic]:
 
 
 def had_another(connection: Connection, store: Store, topic: str, topic_id: str) -> bool:
-    """Return whether the handler has begun with another topic of this name, which was deleted since."""
+    """Return whether the handler has begun with an earlier topic of this name that is now deleted."""
     c = store.tables.partition_progress.c
     other = (c.consumer == store.consumer, c.topic == topic, c.mark.is_not(None), c.topic_id != topic_id)
     return connection.execute(select(c.partition).where(*other).limit(1)).first() is not None

@@ -14,7 +14,7 @@ _BASE64: Final = 4 / 3
 def dump(headers: Headers) -> str:
     r"""Return headers as JSON: `[name, text]`, `[name, null]`, or `[name, base64, "base64"]` for other bytes.
 
-    Text that would take more room than its base64, since JSON escapes most of it, is written as that.
+    Text is written as base64 too if that is shorter, since JSON escapes most of the text.
 
     Example:
         >>> dump((("id", b"1"), ("raw", b"\xff"), ("none", None)))
@@ -24,7 +24,7 @@ def dump(headers: Headers) -> str:
 
 
 def as_text(headers: Headers) -> str:
-    """Return headers as JSON, text always as text: a form that stays the same, for digests."""
+    """Return headers as JSON with text always as text: a stable form for digests."""
     return json.dumps([_dumped(name, value, short=False) for name, value in headers])
 
 
@@ -35,7 +35,8 @@ def _dumped(name: str, value: bytes | None, *, short: bool) -> list[str | None]:
         text = value.decode()
     except UnicodeDecodeError:
         text = "\x00"
-    # PostgreSQL's text cannot hold NUL, and JSON escapes it, but base64 keeps every reader safe.
+    # PostgreSQL's text type cannot hold NUL. JSON would escape it, but base64 is safe for every
+    # reader.
     if "\x00" in text or (short and _takes_more_room(text, len(value))):
         return [name, base64.b64encode(value).decode(), "base64"]
     return [name, text]

@@ -1,4 +1,4 @@
-"""How a transaction of ours begins: in the isolation level that our statements rely on, and with limits."""
+"""How a transaction of ours begins: with limits, and in the isolation level that our statements rely on."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def connection_of(session: Session, dialect: Dialect, **options: Any) -> Connect
     """Return the session's connection, READ COMMITTED whatever the engine's default is.
 
     Args:
-        session: One that has executed nothing yet.
-        dialect: The database's.
-        options: Further options of the execution.
+        session: A session that has executed nothing yet.
+        dialect: The database's dialect.
+        options: Further execution options.
     """
     level = dialect.isolation()
     isolation = {"isolation_level": level} if level else {}
@@ -27,9 +27,9 @@ def begin(session: Session, dialect: Dialect, limits: Limits, token: str) -> Con
     """Begin a transaction that locks nothing for longer than its limits; return its connection.
 
     Args:
-        session: One that has executed nothing yet.
-        dialect: The database's.
-        limits: How long it may take on the server.
+        session: A session that has executed nothing yet.
+        dialect: The database's dialect.
+        limits: How long the transaction may take on the server.
         token: Marks the transaction; see `Dialect.begin`.
     """
     connection = connection_of(session, dialect)

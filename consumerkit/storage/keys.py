@@ -1,7 +1,7 @@
-"""Keys in the ledger that no message brings: those of jobs, backfills and HTTP requests.
+"""Keys in the ledger that come from jobs, backfills and HTTP requests instead of messages.
 
-They have names of their own in `consumers`, without topics. Such a key is claimed in the caller's
-transaction, whatever engine it came from.
+They have their own names in `consumers`, without topics. A key is claimed in the caller's
+transaction, whatever engine that came from.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _UNLIMIT: Final = text("SELECT set_config('lock_timeout', :limit, true)")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as it is claimed.
+    """A key to claim.
 
     Attributes:
         owner: The name in `consumers`, such as `job:nightly-invoices`.
         digest: 16 bytes: the ledger's key.
         shown: The key as text for people: printable, and not empty.
-        fingerprint: 16 bytes; `UNTOLD` where nothing is compared.
+        fingerprint: 16 bytes; `UNTOLD` if nothing is compared.
     """
 
     owner: str
@@ -58,12 +58,12 @@ class KeyLedger:
     dialect: Dialect
 
     def number(self, connection: Connection, owner: str, retention: int | None = None) -> int:
-        """Return the number of a name, entering it where it is new.
+        """Return the number of a name; enters a new name.
 
         Args:
-            connection: Of the caller's transaction.
+            connection: The caller's.
             owner: The name.
-            retention: For how many seconds its keys are kept, where it is new; for good where None.
+            retention: For how many seconds a new name keeps its keys; None keeps them for good.
 
         Raises:
             ConfigurationError: A handler has this name.
@@ -80,7 +80,7 @@ class KeyLedger:
         return int(row.id)
 
     def keep_for(self, connection: Connection, owner: str, retention: int) -> int:
-        """Have the keys of a name be kept for so many seconds; return the name's number.
+        """Set for how many seconds the keys of a name are kept; return the name's number.
 
         Raises:
             ConfigurationError: A handler has this name.
@@ -91,10 +91,10 @@ class KeyLedger:
         return number
 
     def lock_writer(self, connection: Connection) -> None:
-        """Have SQLite's one writer be this transaction, before it reads: what it has read stays true then.
+        """Make this transaction SQLite's one writer before it reads, so that what it reads stays true.
 
-        SQLite's own driver begins no transaction for a SELECT or a SAVEPOINT, and the release of a savepoint outside
-        of one commits.
+        SQLite's driver begins no transaction for a SELECT or a SAVEPOINT, and releasing a savepoint
+        outside a transaction commits.
         """
         if self.dialect.single_writer:
             connection.execute(delete(self.tables.consumers).where(self.tables.consumers.c.id < 0))
@@ -103,15 +103,15 @@ class KeyLedger:
         """Claim a key; waits for a concurrent transaction that has claimed it.
 
         Args:
-            connection: Of the caller's transaction.
-            key: What to claim.
-            wait: For how many seconds; as long as the connection waits for any lock where None.
+            connection: The caller's.
+            key: The key to claim.
+            wait: For how many seconds; None waits as long as the connection waits for any lock.
 
         Returns:
-            None where the key is ours, else what the ledger holds.
+            None if the key is ours, else what the ledger holds.
 
         Raises:
-            InProgress: The other transaction did not end in time. This one is of no further use.
+            InProgress: The other transaction did not end in time. This transaction is unusable.
             ConfigurationError: The connection is in autocommit; the claim is taken back.
         """
         with self._in_time(connection, key, wait):
@@ -127,7 +127,7 @@ class KeyLedger:
         raise InProgress(f"{key.owner}: the key {key.shown} was inserted and deleted all the time; try again")
 
     def now(self) -> Any:
-        """Return this moment, as `processed_at` holds it."""
+        """Return the present time in the form of `processed_at`."""
         return datetime.now(UTC) if self.dialect.single_writer else func.now()
 
     def _insert(self, connection: Connection, number: int, key: Key) -> bool:
@@ -174,6 +174,6 @@ class KeyLedger:
 
 
 def is_busy(error: DBAPIError) -> bool:
-    """Tell whether a lock was not to be had in time."""
+    """Return whether the error means that a lock was not available in time."""
     state = sqlstate(error)
     return state == "55P03" if state is not None else fault_of(error, in_handler=True, alone=True) is Fault.CONFLICT

@@ -1,4 +1,4 @@
-"""The ledger: who was first with a message ID, and what became of it."""
+"""The ledger: which message was first with an ID, and its outcome."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Ledger(Store):
     """One consumer's part of the ledger.
 
     Attributes:
-        name: The handler's name: each claim then proves that the tables give it this number. None proves nothing.
+        name: The handler's name: each claim then checks that the tables give it this number. None
+            skips the check.
     """
 
     name: str | None = None
@@ -39,8 +40,9 @@ class Ledger(Store):
     def claim(self, connection: Connection, claims: Iterable[Claim]) -> Claimed:
         """Claim message IDs in this transaction, each digest given once.
 
-        Sorted, so that two transactions which claim the same IDs wait for each other instead of deadlocking. What a
-        concurrent winner left is read in a second statement, since the snapshot of the first cannot show it.
+        Sorted: two transactions that claim the same IDs wait for each other instead of deadlocking.
+        A second statement reads what a concurrent winner left, since the first one's snapshot
+        cannot show it.
         """
         ordered = sorted(claims)
         if not ordered:
@@ -52,7 +54,7 @@ class Ledger(Store):
         return Claimed(won, self.dialect.kept(connection, self.consumer, lost))
 
     def keep_results(self, connection: Connection, results: Mapping[bytes, str]) -> None:
-        """Keep what handlers returned, as JSON by digest."""
+        """Store what handlers returned, as JSON by digest."""
         if results:
             rows = [
                 {"consumer": self.consumer, "digest": digest, "result": result} for digest, result in results.items()
@@ -63,7 +65,8 @@ class Ledger(Store):
         """Give parked IDs their outcome.
 
         Raises:
-            RuntimeError: One is not parked: somebody else decided on it, so what this transaction did must not stay.
+            RuntimeError: One is not parked: something else decided on it, so this transaction must
+                not commit.
         """
         if not digests:
             return
@@ -78,9 +81,10 @@ class Ledger(Store):
             raise RuntimeError("a parked message's claim is gone or decided already")
 
     def kill(self, connection: Connection, digests: Sequence[bytes], proof: str) -> set[bytes]:
-        """Turn IDs into dead ones that the transaction with this proof made processed; return these.
+        """Turn IDs that the transaction with this proof marked as processed into dead ones; return them.
 
-        Where it was rolled back, another one may have claimed them since: its rows are not ours to take back.
+        If that transaction was rolled back, another may have claimed the IDs since; its rows stay
+        as they are.
         """
         table = self.tables.processed_messages
         statement = (
@@ -94,7 +98,7 @@ class Ledger(Store):
         return {bytes(digest) for (digest,) in connection.execute(statement)}
 
     def revive(self, connection: Connection, digests: Sequence[bytes], outcome: Outcome) -> set[bytes]:
-        """Give dead IDs another outcome; return those that were dead, which is looked at again under the lock."""
+        """Give dead IDs another outcome; return those that were dead, checked again under the lock."""
         if not digests:
             return set()
         table = self.tables.processed_messages
@@ -115,7 +119,7 @@ class Ledger(Store):
             connection.execute(update(table).where(*mine).values(outcome=int(Outcome.DEAD)))
 
     def results(self, connection: Connection, digests: Sequence[bytes]) -> dict[bytes, str]:
-        """Return the JSON of what the handler returned for these IDs, where it returned something."""
+        """Return the JSON of what the handler returned for these IDs; leaves out IDs without a result."""
         if not digests:
             return {}
         c = self.tables.message_results.c

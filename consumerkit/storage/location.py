@@ -1,8 +1,9 @@
-"""Which tables our statements mean: found once, and named in full from then on.
+"""Which tables our statements use: found once, and named with their schema from then on.
 
-An unqualified name means another table as soon as a search path, a translate map or a temporary table says so, and two
-statements of one transaction could then mean two sets of tables: a message would be claimed in one and settled in the
-other. So the schema is looked up where a connection is still as its owner configured it.
+A search path, a translate map or a temporary table can change which table an unqualified name
+means. Two statements of one transaction could then use two sets of tables, and a message could be
+claimed in one set and settled in the other. So the schema is looked up while a connection is still
+as its owner configured it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from consumerkit.storage.tables import Tables
 
 _KEY: Final = "consumerkit.tables"
 _MAIN: Final = "main"
-# `current_schemas` leaves out what is implicit, such as the session's temporary tables, what does not exist, and what
-# the role may not use. A path without our tables is returned, too: new ones go where it says.
+# `current_schemas` leaves out schemas that are implicit (as of temporary tables), do not exist, or
+# are forbidden to the role. A path without our tables is returned too: new tables go where it says.
 _FIND: Final = text("""
     SELECT CAST(path.nspname AS text) AS schema, CAST(ours.relname AS text) AS name
     FROM unnest(current_schemas(false)) WITH ORDINALITY AS path (nspname, place)
@@ -35,9 +36,10 @@ def located(connection: Connection, tables: Tables, *, must_exist: bool = False)
     """Return the tables under the schema in which this connection finds them, or would make them.
 
     Args:
-        connection: Of a transaction; asked once on PostgreSQL, where no schema is configured, and else not at all.
+        connection: A transaction's; queried once on PostgreSQL if no schema is configured, else not
+            at all.
         tables: As configured.
-        must_exist: Whether a search path without the tables is refused.
+        must_exist: Whether to refuse a search path without the tables.
 
     Raises:
         ConfigurationError: The search path names no schema, or finds the tables in several; or a schema_translate_map
@@ -56,7 +58,7 @@ def located(connection: Connection, tables: Tables, *, must_exist: bool = False)
 
 
 def located_for(session: Session, tables: Tables) -> Tables:
-    """Return the tables for a call from any session: a worker's own where it is the worker's, else `located`."""
+    """Return the tables for a call from any session: in a worker's session the worker's own, else `located`."""
     known: Tables | None = session.info.get(_KEY)
     if known is not None and known.schema is not None and tables in (known.configured, known):
         refuse_translation(session.connection(), known)
@@ -65,12 +67,12 @@ def located_for(session: Session, tables: Tables) -> Tables:
 
 
 def remember(session: Session, tables: Tables) -> None:
-    """Have `located_for` answer by the worker's tables in the worker's sessions, whatever a handler sets there."""
+    """Make `located_for` return the worker's tables in the worker's sessions, whatever a handler sets there."""
     session.info[_KEY] = tables
 
 
 def is_a_workers(session: Session) -> bool:
-    """Tell whether a session is one that a worker gave to a handler."""
+    """Return whether a worker gave this session to a handler."""
     return _KEY in session.info
 
 
@@ -118,7 +120,7 @@ def refuse_translation(connection: Connection, tables: Tables) -> None:
 
 
 def untranslated(connection: Connection, tables: Tables) -> None:
-    """Take what a handler mapped our schema to out of the connection's schema_translate_map."""
+    """Remove a handler's mapping of our schema from the connection's schema_translate_map."""
     given: Any = connection.get_execution_options().get("schema_translate_map") or {}
     if tables.schema in given:
         others = {name: target for name, target in given.items() if name != tables.schema}

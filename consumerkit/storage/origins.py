@@ -1,7 +1,8 @@
-"""Where messages stood in the log: what makes letters and parked messages unique, and tells two of one place apart.
+"""Where messages stood in the log: identifies letters and parked messages, and tells two messages of one place apart.
 
-An origin is topic ID, partition and offset. Two messages may name the same one: a dead-letter topic says whatever its
-producers write. The second of them goes beside the first, under the topic's ID with a digest of the message behind it.
+An origin is topic ID, partition and offset. Two messages may name the same origin: the producers of
+a dead-letter topic may write anything. The second message is stored beside the first, under a topic
+ID with a digest of the message added.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from consumerkit.storage.payload import Sealer, payload
 
 Origin = tuple[str, int, int]
 UNREADABLE: Final = b"unreadable"
-"""Stands for the content of a row that is sealed by means which are not here: it is the same as no other."""
+"""Stands for the content of a row whose sealer is not available: it equals no other content."""
 MARK: Final = "#"
-"""Stands before what tells two messages of one origin apart; no topic's ID and no topic's name has it."""
+"""Precedes the digest that tells two messages of one origin apart; no topic ID or topic name contains it."""
 
 
 def origin(message: Message) -> Origin:
-    """Return what makes a dead letter unique: topic ID, partition, offset."""
+    """Return what identifies a dead letter: topic ID, partition, offset."""
     return (message.topic_id, message.partition, message.offset)
 
 
@@ -47,7 +48,7 @@ def moved(message: Message, topic_id: str) -> Message:
 
 
 def home(topic_id: str) -> str:
-    """Return the topic's ID of an origin, without what tells two messages apart.
+    """Return the topic ID of an origin, without the digest that tells two messages apart.
 
     Example:
         >>> home("pRWzGhbSTDG_pQ0Jc#07c2")
@@ -62,10 +63,13 @@ class MessageIdentity(NamedTuple):
     Attributes:
         digest: The ledger's key; None where it is not known.
         fingerprint: As in the ledger; None where it is not known.
-        content: A digest of key, value and headers; None where the payload was not kept, or cannot be read.
-        facts: Size and timestamp, which are kept where the payload is not; -1 for what is no time, as in a header.
-        version: The fingerprint's; those of two versions cannot be compared.
-        earlier: The facts as releases told them whose size counted a header's characters alone.
+        content: A digest of key, value and headers; None if the payload was not kept or cannot be
+            read.
+        facts: Size and timestamp, which stay when the payload is gone; -1 for a value that is no
+            valid time.
+        version: The fingerprint's version; fingerprints of two versions cannot be compared.
+        earlier: The facts as computed by older releases, which counted only the characters of a
+            header.
     """
 
     digest: bytes | None
@@ -76,7 +80,7 @@ class MessageIdentity(NamedTuple):
     earlier: tuple[int, int] | None = None
 
     def agrees(self, other: MessageIdentity) -> bool:
-        """Tell whether both are the same message: by ID and fingerprint where both are known, else by what they hold.
+        """Return whether both are the same message: by ID and fingerprint if both know them, else by content.
 
         Example:
             >>> known = MessageIdentity(b"id", b"one", b"content", (7, -1))
@@ -97,7 +101,7 @@ class MessageIdentity(NamedTuple):
         return self.content == other.content
 
     def holds_the_same(self, other: MessageIdentity) -> bool:
-        """Tell whether both are known to hold the same payload, whatever their IDs are."""
+        """Return whether both are known to have the same payload, whatever their IDs are."""
         return self.content == other.content and self.content not in (None, UNREADABLE)
 
     @property
@@ -107,7 +111,7 @@ class MessageIdentity(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """Return the same text for the same message each time, to stand behind the ID of its topic."""
+        """Return a suffix for the topic ID that is the same for the same message each time."""
         parts = (self.digest or b"", self.fingerprint or b"", self.content or b"")
         return MARK + blake2b(b"".join(map(_framed, parts)), digest_size=8).hexdigest()
 
@@ -115,7 +119,7 @@ class MessageIdentity(NamedTuple):
 def identity(
     message: Message, digest: bytes | None, fingerprint: bytes | None, version: int | None, *, whole: bool = True
 ) -> MessageIdentity:
-    """Return the identity of a message; without its content where only the facts of it are kept."""
+    """Return the identity of a message; without its content if only its facts are kept."""
     content = _content(message.key, message.value, header_text.as_text(message.headers)) if whole else None
     time = known_time(message.timestamp)
     earlier = len(message.key or b"") + len(message.value or b"")
@@ -124,7 +128,7 @@ def identity(
 
 
 def identity_of(row: Any, sealer: Sealer | None, *, size: int, whole: bool = True) -> MessageIdentity:
-    """Return the identity of what stands in a row of ours; `whole` tells whether its payload is there."""
+    """Return the identity of a stored message; `whole` says whether the row has its payload."""
     digest, fingerprint = (None if value is None else bytes(value) for value in (row.digest, row.fingerprint))
     content: bytes | None = None
     if whole:
@@ -139,14 +143,14 @@ def identity_of(row: Any, sealer: Sealer | None, *, size: int, whole: bool = Tru
 
 
 class Clash(NamedTuple):
-    """Two messages at one place: the second has a row of its own, beside that of the first.
+    """Two messages at one place: the second has its own row beside the first one's.
 
     Attributes:
-        partition: The partition, and
-        offset: the offset, where both stood or are said to have stood.
-        message_id: The second one's ID, as text.
-        table: In which table that is, "dead_letters" or "parked_messages".
-        row: The number of the first one's row.
+        partition: The partition of both.
+        offset: The offset where both stood, or where their records say that they stood.
+        message_id: The second message's ID, as text.
+        table: The table of the rows, "dead_letters" or "parked_messages".
+        row: The number of the first message's row.
     """
 
     partition: TopicPartition

@@ -35,13 +35,14 @@ class OutboxMessage(NamedTuple):
 
 
 class RowIdentity(NamedTuple):
-    """What tells a row from any other that ever had its number.
+    """Distinguishes a row from any other that ever had its number.
 
-    A database that has lost commits, by a failover or a restored backup, hands out the same numbers again.
+    A database that lost commits, by a failover or a restored backup, hands out the same numbers
+    again.
 
     Attributes:
         sequence: The number.
-        created_at: When the row was written, as the driver has it.
+        created_at: When the row was written, as the driver returns it.
         headers: As they are stored; they hold the message's ID.
     """
 
@@ -72,7 +73,7 @@ class Pending(NamedTuple):
 
 
 class Old(NamedTuple):
-    """A message that waits, or waited, for long: where it is for, when it was written, and how many seconds ago."""
+    """A message that waited long: its destination, when it was written, and how many seconds ago."""
 
     sequence: int
     topic: str
@@ -96,17 +97,18 @@ def append(connection: Connection, tables: Tables, messages: Sequence[OutboxMess
 def page(connection: Connection, tables: Tables, rows: int, most_bytes: int) -> list[Pending]:
     """Return the lowest rows, in order, as many as fit, and at least one.
 
-    One snapshot shows them all, so no row is here without every lower row of its queue that was committed before it
-    was inserted.
+    One snapshot shows them all. So if a row is here, so is every lower row of its queue that was
+    committed before this row was inserted.
 
     Args:
         connection: Of the caller's transaction.
         tables: The table definitions.
         rows: The largest number of rows.
-        most_bytes: At most so many bytes of keys, values and headers, unless the first alone has more.
+        most_bytes: The limit for the bytes of keys, values and headers; the first row may exceed it
+            alone.
     """
     c = tables.outbox_messages.c
-    # Sizes first: a database tells a value's length without reading it.
+    # Sizes first: a database returns a value's length without reading the value.
     query = select(c.sequence, _length(tables)).order_by(c.sequence).limit(rows)
     fitting: list[int] = []
     for sequence, length in connection.execute(query):
@@ -118,7 +120,7 @@ def page(connection: Connection, tables: Tables, rows: int, most_bytes: int) -> 
 
 
 def stored_bytes(connection: Connection, tables: Tables, sequences: Sequence[int]) -> dict[int, int]:
-    """Return how many bytes the key, value and headers of rows have, by their sequences."""
+    """Return how many bytes the key, value and headers of rows have, by sequence."""
     c = tables.outbox_messages.c
     sizes: dict[int, int] = {}
     for some in portions(sequences, _AT_ONCE):
@@ -133,7 +135,7 @@ def _length(tables: Tables) -> ColumnElement[int]:
 
 
 def read(connection: Connection, tables: Tables, sequences: Sequence[int]) -> list[Pending]:
-    """Return the messages that have these sequences and are still there, in order."""
+    """Return the messages with these sequences that still exist, in order."""
     if not sequences:
         return []
     c = tables.outbox_messages.c
@@ -151,7 +153,8 @@ def read(connection: Connection, tables: Tables, sequences: Sequence[int]) -> li
 
 
 def _moment(tables: Tables) -> ColumnElement[Any]:
-    # Untyped, so that it is compared as it was read: SQLite's text is not what SQLAlchemy writes for the same moment.
+    # Untyped, so that it is compared as it was read: SQLAlchemy writes the same moment in another
+    # form than SQLite's.
     return type_coerce(tables.outbox_messages.c.created_at, NullType())
 
 
@@ -162,9 +165,10 @@ def size(pending: Pending) -> int:
 
 
 def remove(connection: Connection, tables: Tables, sent: Sequence[RowIdentity]) -> None:
-    """Delete messages that were sent; others that have their numbers by now stay."""
+    """Delete messages that were sent; other messages that have their numbers by now stay."""
     c = tables.outbox_messages.c
-    # Column by column: to compare rows took six times as long, and who was written later has another moment than all.
+    # Column by column: comparing whole rows took six times as long. A later row under a number has
+    # another moment.
     columns = (c.sequence, _moment(tables), c.headers)
     for some in portions(sent, _AT_ONCE):
         known = (column.in_(set(found)) for column, found in zip(columns, zip(*some, strict=True), strict=True))
@@ -179,7 +183,7 @@ def count(connection: Connection, tables: Tables) -> dict[str, int]:
 
 
 def waiting(connection: Connection, tables: Tables) -> Sequence[Any]:
-    """Return (topic, how many messages wait, since when the oldest does) for each topic."""
+    """Return (topic, how many messages wait, since when the oldest waits) for each topic."""
     c = tables.outbox_messages.c
     query = select(c.topic, func.count(), func.min(c.created_at)).group_by(c.topic).order_by(c.topic)
     return connection.execute(query).all()
@@ -188,7 +192,7 @@ def waiting(connection: Connection, tables: Tables) -> Sequence[Any]:
 def listed(
     session: Session, tables: Tables, *, topic: str | None = None, limit: int = 50, after: int = 0
 ) -> Sequence[Any]:
-    """Return what waits, the oldest first, without payloads; `after` is a sequence to page on from."""
+    """Return waiting messages, oldest first, without payloads; `after` is a sequence to page on from."""
     c = tables.outbox_messages.c
     size = func.coalesce(func.length(c.key), 0) + func.coalesce(func.length(c.value), 0) + func.length(c.headers)
     query = select(c.sequence, c.topic, size.label("size"), c.created_at).where(c.sequence > after)
@@ -198,9 +202,10 @@ def listed(
 
 
 def discard(session: Session, tables: Tables, sequence: int, *, actor: str) -> str | None:
-    """Remove a message that was not sent, and record who did; return its topic, or None if it is not there."""
+    """Remove an unsent message and record who did it; return its topic, or None if it does not exist."""
     c = tables.outbox_messages.c
-    # Before the details are read, so that they are of what is removed here, and not of what was sent since.
+    # Removed before its details are read: the details then belong to this row, and not to one sent
+    # since.
     row = session.execute(
         delete(tables.outbox_messages)
         .where(c.sequence == sequence)
@@ -215,10 +220,10 @@ def discard(session: Session, tables: Tables, sequence: int, *, actor: str) -> s
 
 
 def expire(connection: Connection, tables: Tables, before: ColumnElement[Any], limit: int, *, actor: str) -> list[Old]:
-    """Remove the first messages that were written before a moment, and record that; while no relay sends.
+    """Remove the first messages written before a moment, and record it; call it while no relay sends.
 
-    A relay may have died after it had sent one and before it removed it, so what is recorded says that it may have been
-    published.
+    A relay may have died after it sent a message and before it removed the row, so the record says
+    that the message may have been published.
     """
     table = tables.outbox_messages
     c = table.c
@@ -250,7 +255,7 @@ def count_old(connection: Connection, tables: Tables, before: ColumnElement[Any]
 
 
 def oldest(connection: Connection, tables: Tables, dialect: Dialect) -> Old | None:
-    """Return the message that waits first; only transactions that were open together number theirs in another order."""
+    """Return the message that waits first; only concurrent transactions may number theirs in another order."""
     c = tables.outbox_messages.c
     age: ColumnElement[Any] = dialect.seconds_since(c.created_at)
     row = connection.execute(select(c.sequence, c.topic, c.created_at, age).order_by(c.sequence).limit(1)).first()
@@ -258,7 +263,7 @@ def oldest(connection: Connection, tables: Tables, dialect: Dialect) -> Old | No
 
 
 def _named(headers: str) -> str | None:
-    """Return the ID of a message by its headers as they are stored; None where they have none, or are sealed."""
+    """Return a message's ID from its stored headers; None if they have none, or are sealed."""
     try:
         ids = [value for name, value in header_text.load(headers) if name == MESSAGE_ID_HEADER]
     except ValueError:

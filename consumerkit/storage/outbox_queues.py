@@ -1,8 +1,8 @@
-"""The outbox queue by queue: what to send while some of it waits.
+"""The outbox queue by queue: what to send while some queues wait.
 
-A queue is what the outbox has of one topic and key. Each is read from its lowest row on, in one statement, whatever
-was read before: sequences are not committed in order, and a lower row of the queue may have come since. What waits is
-skipped in the index, so a page costs the same beside a million rows that wait.
+A queue is all rows of one topic and key. Each is read from its lowest row, in one statement,
+whatever was read before: sequences are not committed in order, so a lower row of the queue may have
+appeared. The index skips waiting queues, so a page costs the same beside a million rows that wait.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _BEYOND_ALL_ROWS: Final = 2**63 - 1
 
 
 class Waiting(NamedTuple):
-    """What is left out.
+    """What to leave out.
 
     Attributes:
         topics: Digests of topics.
         queues: Queues of other topics.
-        keyless: By a topic's digest, the sequence up to which its rows without a key are left out.
+        keyless: By a topic's digest: its rows without a key are left out up to this sequence.
     """
 
     topics: Collection[bytes] = ()
@@ -59,11 +59,11 @@ NOTHING: Final = Waiting()
 
 
 class OutboxPage(NamedTuple):
-    """What was read.
+    """The result of a read.
 
     Attributes:
         pending: The messages, in order.
-        last: The queue after which to go on; None where no more follow.
+        last: The queue to continue after; None if none follow.
         cut: Queues that may have more rows than were read.
     """
 
@@ -73,7 +73,7 @@ class OutboxPage(NamedTuple):
 
 
 class _Turn(NamedTuple):
-    """A queue's sequences, from the lowest on, at most `share`."""
+    """A queue's sequences, lowest first, at most `share` of them."""
 
     queue: Queue
     rows: list[int]
@@ -96,9 +96,11 @@ def page(
         connection: Of the caller's transaction.
         dialect: Its dialect.
         tables: The table definitions.
-        rows: At most about so many with a key, and as many without; at least one of each queue.
-        most_bytes: At most so many bytes of keys, values and headers, unless the first alone has more.
-        after: The queue to go on from.
+        rows: About the largest number of rows with a key, and of rows without; at least one of each
+            queue.
+        most_bytes: The limit for the bytes of keys, values and headers; the first row may exceed it
+            alone.
+        after: The queue to continue after.
         waiting: What to leave out.
     """
     most_queues = rows + len(waiting.queues) + len(waiting.topics)
@@ -167,8 +169,9 @@ def _laterally(
 ) -> tuple[ColumnElement[int], FromClause]:
     """Join each queue's first rows by an index that is read from the queue's place on.
 
-    The conditions stand below a LIMIT, so no plan reads the whole index and compares afterwards. Where a vacuum has
-    seen the table empty, a plain join looks as cheap as this, and reads each row once for each queue.
+    The conditions are below a LIMIT, so no plan reads the whole index and compares afterwards. If a
+    vacuum saw the table empty, a plain join looks as cheap as this one, but reads each row once for
+    each queue.
     """
     row = tables.outbox_messages.c
     first = select(row.place).where(_of(turn, row, low)).order_by(row.topic_digest, row.key_digest, row.place)
@@ -200,7 +203,7 @@ def _of(turn: CTE, row: ReadOnlyColumnCollection[str, Any], low: ColumnElement[i
 
 
 def _queues(tables: Tables, most: int, after: Queue | None, waiting: Waiting) -> CTE:
-    """Step from queue to queue, and over a topic that waits in one step."""
+    """Step from queue to queue; a step passes over a whole topic that waits."""
     first = None if after is None else [literal(digest, LargeBinary) for digest in after]
     queue = select(literal(1).label("number"), *_following(tables, first)).cte("queue", recursive=True)
     passed = case((queue.c.topic.in_(waiting.topics), _BEYOND_ALL_KEYS), else_=queue.c.key)
@@ -222,7 +225,7 @@ def _following(tables: Tables, place: Sequence[ColumnElement[bytes]] | None) -> 
 
 
 def _share(rows: int, which: ColumnElement[bool]) -> ColumnElement[int]:
-    """Return how many rows each of some queues gets: at least one."""
+    """Return how many rows each of the selected queues gets: at least one."""
     count = func.coalesce(func.sum(case((which, 1), else_=0)), 0)
     return case((count == 0, rows), else_=(literal(rows) + count - 1) // case((count == 0, 1), else_=count))
 

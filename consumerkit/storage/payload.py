@@ -1,6 +1,7 @@
-"""Payloads at rest: sealed before they are written, unsealed when they are read, by means that are the user's.
+"""Payloads at rest: sealed before they are written and unsealed when they are read, by the user's own code.
 
-Sealed are value and headers. The key is not: messages are parked, put in order, redriven and erased by it.
+Value and headers are sealed. The key is not: messages are parked, ordered, redriven and erased by
+it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from consumerkit.storage import headers as header_text
 
 
 class Sealer(Protocol):
-    """Encrypts what stands in the tables; called in transactions and in threads, so it must be quick, and not block.
+    """Encrypts values in the tables; called in transactions and in threads, so it must be fast and must not block.
 
-    Whatever `seal` has ever returned, `unseal` must be able to take, also after keys were changed: an authenticated
-    cipher with the key's number in front.
+    `unseal` must accept everything that `seal` ever returned, also after a change of keys: use an
+    authenticated cipher and put the key's number in front.
 
     Example:
         >>> class Rot:
@@ -39,20 +40,20 @@ class Sealer(Protocol):
         """Return the payload.
 
         Raises:
-            Exception: It was altered, or sealed by other means.
+            Exception: It was altered, or sealed by another sealer.
         """
         ...
 
 
 class Payload(NamedTuple):
-    """What a row holds, in the clear."""
+    """The payload of a row, in the clear."""
 
     value: bytes | None
     headers: Headers
 
 
 def sealed(sealer: Sealer | None, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row to write, its value and headers sealed where there is a sealer."""
+    """Return a row to write, with value and headers sealed if there is a sealer."""
     if sealer is None:
         return dict(row)
     value, headers = row["value"], row["headers"]
@@ -68,7 +69,7 @@ def payload(sealer: Sealer | None, row: Any) -> Payload:
     """Return the payload of a row that was read with `value`, `headers` and `sealed`.
 
     Raises:
-        PayloadSealed: It is sealed, and there is no sealer, or one that cannot unseal it.
+        PayloadSealed: It is sealed, and there is no sealer, or the sealer cannot unseal it.
     """
     value = None if row.value is None else bytes(row.value)
     if not row.sealed:

@@ -1,4 +1,4 @@
-"""Sessions for what consumerkit does for itself: of no class of the user's, and durable whatever their hooks raise."""
+"""Sessions for consumerkit's own work: not of the user's class, and durable whatever the user's hooks raise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 IDLE: Final = 60.0
-"""Seconds for which a transaction of ours may stand idle, where nothing else is asked for."""
+"""Seconds for which a transaction of ours may stay idle by default."""
 _DURABLE: Final = "consumerkit.durable"
 _IDLE: Final = "consumerkit.idle"
 _LIMIT: Final = text("SELECT set_config('idle_in_transaction_session_timeout', :idle, true)")
@@ -28,20 +28,22 @@ def for_threads(engine: Engine) -> sessionmaker[Session]:
 
 
 def limit(session: Session, idle: float | None) -> None:
-    """Have the server end the session's next transaction once nothing of it is heard for so many seconds.
+    """Make the server end the session's next transaction after this many seconds without activity.
 
-    The locks of a process that is frozen would otherwise keep the others waiting for as long as it is.
+    Otherwise a frozen process would keep its locks, and other transactions would wait, for as long
+    as it is frozen.
     """
     session.info[_IDLE] = IDLE if idle is None else idle
 
 
 def commit(session: Session) -> None:
-    """Commit; an error of a listener that comes once the transaction is durable is only logged."""
+    """Commit; a listener's error after the transaction is durable is only logged."""
     try:
         session.commit()
     except Exception as error:
         if not session.info.get(_DURABLE):
-            # A listener failed before COMMIT was sent: the transaction is open, and SQLAlchemy takes it for ended.
+            # A listener failed before COMMIT was sent: the transaction is open, but SQLAlchemy
+            # considers it ended.
             session.invalidate()
             raise
         _log.error("a listener of sessions failed after COMMIT; the transaction is durable: %s", type(error).__name__)

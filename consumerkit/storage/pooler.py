@@ -1,8 +1,8 @@
 """Poolers that give each transaction another session of the server, as pgbouncer does in transaction mode.
 
-What a driver has prepared in one session is not there in the next, or its next name is taken there. So a pooler is
-recognised by how the server refuses a statement that a driver has prepared by itself, and from then on the engine's
-connections prepare nothing that outlasts a transaction.
+A statement that a driver prepared in one session is missing in the next, or its next name is taken
+there. A pooler is recognised by how the server refuses a statement that a driver prepared by
+itself. From then on the engine's connections prepare nothing that outlasts a transaction.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.storage.faults import sqlstate, was_raised_by_code
 
 SWITCH: Final = "prepared_statements"
-_REFUSALS: Final = frozenset(("26000", "42P05"))  # no such prepared statement, and one of that name already
+_REFUSALS: Final = frozenset(("26000", "42P05"))  # no such prepared statement, and a duplicate name
 _USERS_OWN: Final = re.compile(r"\s*(?:PREPARE|EXECUTE|DEALLOCATE)\b", re.IGNORECASE)
 _off: Final[WeakSet[Dialect]] = WeakSet()
 _log = logging.getLogger(__name__)
 
 
 def taken_from(url: URL) -> tuple[URL, bool]:
-    """Return a URL without its `prepared_statements`, and whether that switches them off.
+    """Return a URL without its `prepared_statements`, and whether that switches prepared statements off.
 
     Raises:
         ConfigurationError: It is neither `on` nor `off`.
@@ -44,7 +44,7 @@ def taken_from(url: URL) -> tuple[URL, bool]:
 
 
 def set_up(engine: Engine, *, off: bool = False) -> None:
-    """Have an engine get along with a pooler: from the beginning, or once one is recognised."""
+    """Adapt an engine to a pooler: from the beginning, or once a pooler is recognised."""
     if off:
         _off.add(engine.dialect)
     if not event.contains(engine, "do_connect", _connecting):
@@ -58,7 +58,8 @@ def _connecting(dialect: Dialect, _record: object, _arguments: object, options: 
     if dialect.driver == "asyncpg":
         options["statement_cache_size"] = 0
         options["prepared_statement_cache_size"] = 0
-        # It prepares each statement all the same; under a name of its own it meets no other's.
+        # asyncpg prepares each statement all the same; under unique names, no two statements
+        # collide.
         options["prepared_statement_name_func"] = lambda: f"consumerkit_{uuid4().hex}"
     else:
         options["prepare_threshold"] = None
@@ -70,7 +71,7 @@ def _refused(context: ExceptionContext) -> None:
         return
     if was_raised_by_code(error) or _USERS_OWN.match(context.statement or ""):
         return
-    # The pool's other connections have prepared statements, too.
+    # The pool's other connections have prepared statements too.
     context.is_disconnect = True
     if context.dialect not in _off:
         _off.add(context.dialect)

@@ -1,4 +1,4 @@
-"""Values in portions that fit into one statement."""
+"""Splits values into portions that fit into one statement."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 PARAMETERS: Final = 900
-"""Parameters of a statement; an older SQLite takes 999, and a statement has some beside its values."""
+"""Parameters of a statement; an older SQLite allows 999, and a statement has some besides its values."""
 
 
 def portions(values: Sequence[T], size: int = PARAMETERS) -> Iterator[Sequence[T]]:

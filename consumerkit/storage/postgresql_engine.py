@@ -1,4 +1,4 @@
-"""What PostgreSQL needs of a connection, with either driver: text as we read it, and TLS as the URL says."""
+"""Sets up PostgreSQL connections with either driver: text as we read it, and TLS as the URL says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from consumerkit.storage.environment import check_environment
 from consumerkit.storage.url_parameters import effective
 
 _log = logging.getLogger(__name__)
-# What a libpq URL may say and asyncpg reads from a DSN, but takes by no keyword that a URL could give.
+# Parameters of a libpq URL that asyncpg reads from a DSN, but for which it has no keyword that a
+# URL could give.
 _FROM_DSN: Final = frozenset(
     (
         "sslmode",
@@ -66,7 +67,7 @@ _SYSTEM_SINCE: Final = 160_000
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca")
 _ELSEWHERE: Final = "where service= leads"
 _SECONDS: Final = "connect_timeout"
-# SQLAlchemy's own, or keywords of asyncpg that it converts or that are text.
+# SQLAlchemy's own parameters, or asyncpg's keywords that are text or that it converts.
 _KNOWN: Final = frozenset(
     ("host", "port", "user", "password", "ssl", "prepared_statement_cache_size", "prepared_statement_name_func")
 )
@@ -74,7 +75,7 @@ _warned: Final[set[str]] = set()
 
 
 def set_up(engine: Engine) -> None:
-    """Have dates and text come as psycopg reads them, whatever database, role or environment say."""
+    """Make dates and text arrive as psycopg reads them, whatever database, role or environment say."""
     if engine.dialect.driver == "psycopg" and not event.contains(engine, "connect", _connected):
         event.listen(engine, "connect", _connected)
 
@@ -82,7 +83,8 @@ def set_up(engine: Engine) -> None:
 def _connected(connection: Any, _record: object) -> None:
     driver = getattr(connection, "driver_connection", connection)
     wanted = []
-    # ISO alone keeps the order of day and month in which dates are read.
+    # Only ISO is safe here: the other styles change the order of day and month in which dates are
+    # read.
     if not (driver.info.parameter_status("DateStyle") or "ISO").startswith("ISO"):
         wanted.append("SET datestyle TO ISO")
     if (driver.info.parameter_status("client_encoding") or "UTF8") != "UTF8":
@@ -96,14 +98,14 @@ def _connected(connection: Any, _record: object) -> None:
 
 
 def for_asyncpg(url: URL, secrets: Mapping[str, str]) -> tuple[URL, dict[str, Any]]:
-    """Return a URL without what only libpq takes in it, and the arguments by which asyncpg does the same.
+    """Return a URL without the parameters that only libpq takes, and the arguments that do the same in asyncpg.
 
     Args:
         url: As for psycopg.
-        secrets: What was taken out of its query.
+        secrets: Values that were taken out of its query.
 
     Raises:
-        ConfigurationError: It has a parameter that means nothing with asyncpg.
+        ConfigurationError: It has a parameter that means nothing to asyncpg.
     """
     query: dict[str, Any] = {**url.query, **secrets}
     arguments: dict[str, Any] = {}
@@ -119,10 +121,10 @@ def for_asyncpg(url: URL, secrets: Mapping[str, str]) -> tuple[URL, dict[str, An
     if _SECONDS in query:
         arguments["timeout"] = _number(query.pop(_SECONDS))
     if dsn := {name: str(query.pop(name)) for name in list(query) if name in _FROM_DSN}:
-        # Who, where and which database come as keywords, which go before what is in the DSN.
+        # Host, user and database come as keywords, which take precedence over the DSN.
         arguments["dsn"] = f"postgresql:///?{urlencode(dsn)}"
     if unknown := sorted(set(query) - _KNOWN):
-        # Any other word may be part of a password that was not escaped.
+        # Any other word may be part of an unescaped password.
         named = next((f"no {name!r} in a URL" for name in unknown if name in _LIBPQ), "not every parameter of the URL")
         raise ConfigurationError(f"database: asyncpg knows {named}; leave it out, or use postgresql+psycopg")
     return url.set(query=query), arguments
@@ -136,7 +138,7 @@ def _number(value: object) -> float:
 
 
 def for_psycopg(url: URL) -> None:
-    """Check what psycopg is given.
+    """Check psycopg's parameters.
 
     Raises:
         ConfigurationError: libpq knows no such parameter, or is too old for it.
@@ -154,9 +156,9 @@ def for_psycopg(url: URL) -> None:
 
 
 def check_surroundings(url: URL) -> None:
-    """Check what PostgreSQL's variables and file of services add to a URL, and what comes of all of it.
+    """Check what PostgreSQL's variables and service file add to a URL, and the result of all of them.
 
-    A connection over a network that would not notice another server in its place is warned of, once for each server.
+    Warns once for each server if a network connection would not notice another server in its place.
 
     Raises:
         ConfigurationError: A variable, or an entry of the service, cannot be read.
@@ -193,7 +195,7 @@ def _warn_of_network(url: URL, name: str | None, service: Mapping[str, str]) -> 
 
 
 def _service(name: str) -> Mapping[str, str]:
-    """Return what libpq's file of services says of one; nothing where there is no such service."""
+    """Return the entries of one service in libpq's service file; empty if there is no such service."""
     given = os.environ.get("PGSERVICEFILE")
     directory = Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common"))
     for path in (Path(given) if given else Path("~/.pg_service.conf"), directory / "pg_service.conf"):
@@ -207,10 +209,10 @@ def _service(name: str) -> Mapping[str, str]:
 
 
 def _trusts_system(url: URL) -> bool:
-    """Tell whether the system's authorities are to be trusted, for which libpq asks for whole verification.
+    """Return whether to trust the system's authorities; libpq then requires full verification.
 
     Raises:
-        ConfigurationError: It asks for less.
+        ConfigurationError: The URL asks for less than full verification.
     """
     if effective(url, "sslrootcert", "PGSSLROOTCERT") != "system":
         return False

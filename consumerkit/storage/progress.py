@@ -1,12 +1,14 @@
-"""The mark: the position that the database itself keeps, so that a position and its effects are lost together or not.
+"""The mark: the position that the database itself keeps, so that a position and its effects survive or vanish together.
 
-Kafka's committed offset is the mark's shadow, for tools and for a first run. The mark is written under the owner's
-token just before the offset is committed, and the next owner starts at the mark.
+Kafka's committed offset is a copy of the mark, for tools and for a first run. The mark is written
+under the owner's token just before the offset is committed, and the next owner starts at the mark.
 
-Two things are kept beside it. The *lanes*: each transaction moves its lane's number on by one, so a database that has
-lost commits (a failover to a standby that lagged, a backup restored under a running worker) shows a lower number than
-the lane knows. And the *window*: nothing at or above `window_end` had been processed at `window_at`, so once the mark
-is there, whatever was processed before then lies below the mark, may be forgotten, and `settled_at` says so.
+Two things are kept beside it. The *lanes*: each transaction raises its lane's number by one. If the
+database loses commits (a failover to a standby that lagged, a backup restored under a running
+worker), it shows a lower number than the lane knows. And the *window*: nothing at or above
+`window_end` had been processed at `window_at`. Once the mark reaches `window_end`, everything
+processed before `window_at` lies below the mark and may be forgotten, and `settled_at` takes that
+time.
 """
 
 from __future__ import annotations
@@ -22,14 +24,15 @@ from consumerkit.storage.store import Store
 
 LANE_BYTES: Final = 16
 LANE_KEPT: Final = 7 * 86_400.0
-# A row that changes with each transaction leaves a version behind for each, which an old snapshot keeps. Measured after
-# 11,000 transactions beside one: an update reads 193 buffers, and 6 of a row that has seen some hundred.
+# Each change of a row leaves a version behind, which an old snapshot keeps. Measured beside an old
+# snapshot after 11,000 transactions, an update reads 193 buffers, but 6 for a row that has changed
+# some hundred times.
 LANE_LENGTH: Final = 300
-_MARGIN: Final = 1.0  # beyond the seconds since the log's end was asked for
+_MARGIN: Final = 1.0  # added to the seconds since the log's end was asked for
 
 
 class Standing(NamedTuple):
-    """What a partition's row holds of its progress.
+    """A partition's stored progress.
 
     Attributes:
         topic_id: The topic's ID when the consumer began with it; None before its first run.
@@ -62,17 +65,18 @@ class LaneSequence(NamedTuple):
 
     @property
     def full(self) -> bool:
-        """Whether its row has changed often enough: the next transaction is another lane's first."""
+        """Whether its row has changed often enough: the next transaction is the first of another lane."""
         return self.sequence >= LANE_LENGTH
 
 
 class Mark(NamedTuple):
-    """What an owner writes down.
+    """What an owner records.
 
     Attributes:
         owner: Its token.
         offset: The mark.
-        before: What it is known to have been: a lower one shows that commits were lost.
+        before: The mark as the owner knows it: a lower one in the database shows that commits were
+            lost.
         ahead: Nothing at or above it has been processed yet.
     """
 
@@ -83,12 +87,12 @@ class Mark(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """Where an owner begins that has just taken a partition over.
+    """Where an owner begins after it takes a partition over.
 
     Attributes:
         topic_id: The topic's ID.
         mark: Where this owner begins.
-        start: Where the consumer's first run began; an earlier one stays.
+        start: Where the consumer's first run began; an earlier value stays.
         end: The log's end.
     """
 
@@ -105,7 +109,7 @@ def begin(
     *,
     ago: float,
 ) -> None:
-    """Write down where an owner begins that has just taken partitions over; `ago` seconds ago was asked for their ends.
+    """Record where an owner begins after taking partitions over; their ends were asked for `ago` seconds ago.
 
     The caller commits.
     """
@@ -117,7 +121,7 @@ def begin(
         "start": func.coalesce(c.start, bindparam("to_start", type_=c.start.type)),
         "marked_at": case((c.mark.is_not_distinct_from(mark), c.marked_at), else_=func.now()),
         "mark": mark,
-        # Whatever owners before have processed lies below the end of the log, as it was then.
+        # Everything that previous owners processed lies below the end of the log at that time.
         "window_end": func.coalesce(c.window_end, bindparam("to_end", type_=c.window_end.type)),
         "window_at": func.coalesce(c.window_at, store.dialect.in_seconds(-(ago + _MARGIN))),
     }
@@ -136,9 +140,10 @@ def begin(
 
 
 def advance(connection: Connection, store: Store, marks: Mapping[TopicPartition, Mark]) -> set[TopicPartition]:
-    """Write marks down; return the partitions that are not their owner's any more, or have lost a mark.
+    """Write marks; return the partitions that are no longer their owner's, or that lost a mark.
 
-    `marks` were read once this transaction had begun: what is fetched later cannot have been processed before it.
+    `marks` were read after this transaction began: what is fetched later cannot have been processed
+    before it.
     """
     if not marks:
         return set()
@@ -162,11 +167,12 @@ def advance(connection: Connection, store: Store, marks: Mapping[TopicPartition,
             "to_mark": one.offset,
             "to_end": max(one.offset, one.ahead),
         }
-        # In one order, as in every transaction that locks several of these rows.
+        # Sorted, as in every transaction that locks several of these rows.
         for partition, one in sorted(marks.items())
     ]
     connection.execute(update(table).where(*anywhere(store), *mine).values(values), rows)
-    # Many at once return no count each. A row of ours that was not written has a mark below the one that it had.
+    # Many updates at once return no counts. A row of ours that was not written has a mark below the
+    # one it had.
     topics, numbers = zip(*marks, strict=True)
     written = select(c.topic, c.partition, c.owner, c.mark).where(
         c.consumer == store.consumer, c.topic.in_(set(topics)), c.partition.in_(set(numbers))
@@ -176,7 +182,7 @@ def advance(connection: Connection, store: Store, marks: Mapping[TopicPartition,
 
 
 def locked_mark(connection: Connection, store: Store, partition: TopicPartition, topic_id: str) -> int | None:
-    """Lock a partition's row and return its mark; None where there is none, or where its topic is another."""
+    """Lock a partition's row and return its mark; None if there is none, or if its topic is another."""
     c = store.tables.partition_progress.c
     query = select(c.mark, c.topic_id).where(here(store, partition)).with_for_update()
     row = connection.execute(query).one_or_none()
@@ -194,11 +200,12 @@ def move(
     ago: float,
     run_forgotten: bool,
 ) -> Standing | None:
-    """Move a partition's mark on a person's word, fence its owner, and return what was there before.
+    """Move a partition's mark for a person, fence its owner, and return the previous mark.
 
-    The caller's transaction holds the fence. The owner finds another's token, takes the partition again, and so comes
-    to the new mark. What is above it may have been processed, so nothing is forgotten before the mark has passed the
-    log's end as it was when it was asked for, `ago` seconds ago.
+    The caller's transaction holds the fence. The owner finds another token, takes the partition
+    again, and so reads the new mark. Messages above it may have been processed, so nothing is
+    forgotten before the mark has passed the log's end as it was when it was asked for, `ago`
+    seconds ago.
     """
     table = store.tables.partition_progress
     c = table.c
@@ -213,7 +220,7 @@ def move(
         "mark": mark,
         "marked_at": func.now(),
         "window_end": end,
-        # A worker may have processed what came since then, for which the fence was not asked yet.
+        # A worker may have processed newer messages before the fence was asked for.
         "window_at": store.dialect.in_seconds(-(ago + _MARGIN)),
         "settled_at": None,
     }
@@ -225,7 +232,7 @@ def move(
     if made_anew:
         values |= {"start": mark, "forgotten_below": 0}
     else:
-        # Where the database is lost, what a rewind has read is to be read again, too.
+        # If the database is lost, everything that a rewind has read must be read again too.
         values["start"] = case((c.start > mark, mark), else_=c.start)
         if run_forgotten:
             values["forgotten_below"] = case((c.forgotten_below > mark, mark), else_=c.forgotten_below)
@@ -244,17 +251,17 @@ def marks(connection: Connection, store: Store) -> dict[tuple[str, str], dict[in
 
 
 def drop(connection: Connection, store: Store, partition: TopicPartition) -> None:
-    """Forget a partition that its topic does not have any more; the caller's transaction holds the fence."""
+    """Forget a partition that its topic no longer has; the caller's transaction holds the fence."""
     connection.execute(delete(store.tables.partition_progress).where(here(store, partition)))
 
 
 def standing(row: Any) -> Standing:
-    """Return what a row of `partition_progress` says."""
+    """Return the progress in a row of `partition_progress`."""
     return Standing(row.topic_id, row.start, row.mark, row.forgotten_below)
 
 
 def move_on(connection: Connection, store: Store, lane: LaneSequence) -> bool:
-    """Count one more transaction of a lane, in that transaction; return False where the database has lost one."""
+    """Count one more transaction of a lane, in that transaction; return False if the database lost an earlier one."""
     table = store.tables.lane_progress
     c = table.c
     if lane.sequence == 0:
@@ -266,7 +273,7 @@ def move_on(connection: Connection, store: Store, lane: LaneSequence) -> bool:
 
 
 def are_kept(connection: Connection, store: Store, lanes: Iterable[LaneSequence]) -> bool:
-    """Return whether the database has all that these lanes made durable; a lane may be about to move on."""
+    """Return whether the database has everything that these lanes made durable; a lane may be about to move on."""
     known = {lane.id: lane.sequence for lane in lanes if lane.sequence}
     if not known:
         return True
@@ -277,7 +284,7 @@ def are_kept(connection: Connection, store: Store, lanes: Iterable[LaneSequence]
 
 
 def forget_lanes(connection: Connection, store: Store, lanes: Collection[LaneSequence]) -> None:
-    """Take out the rows of lanes that have ended, and of those that were left behind by a death."""
+    """Delete the rows of lanes that have ended, and of lanes that crashed processes left behind."""
     table = store.tables.lane_progress
     c = table.c
     ended = c.lane.in_([lane.id for lane in lanes])
@@ -286,7 +293,7 @@ def forget_lanes(connection: Connection, store: Store, lanes: Collection[LaneSeq
 
 
 def drop_lanes(connection: Connection, store: Store, lanes: Collection[LaneSequence]) -> None:
-    """Take out the rows of full lanes: the database is known to have their successors' transactions, too."""
+    """Delete the rows of full lanes: the database is known to have their successors' transactions too."""
     if not lanes:
         return
     c = store.tables.lane_progress.c
@@ -297,7 +304,7 @@ def drop_lanes(connection: Connection, store: Store, lanes: Collection[LaneSeque
 
 
 def touch_lanes(connection: Connection, store: Store, lanes: Iterable[LaneSequence]) -> None:
-    """Keep the rows of lanes that have had nothing to do for long from being taken for left behind."""
+    """Renew the rows of lanes that have long been idle, so that they do not count as left behind."""
     table = store.tables.lane_progress
     ids = [lane.id for lane in lanes if lane.sequence]
     if ids:
@@ -306,7 +313,7 @@ def touch_lanes(connection: Connection, store: Store, lanes: Iterable[LaneSequen
 
 
 def anywhere(store: Store) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions of a statement that is executed once for many partitions; `at` gives each one's place."""
+    """Return the conditions of a statement that runs once for many partitions; `at` gives each one's parameters."""
     c = store.tables.partition_progress.c
     return c.consumer == store.consumer, c.topic == bindparam("at_topic"), c.partition == bindparam("at_partition")
 

@@ -1,4 +1,4 @@
-"""Our tables in the user's database: made and brought up to date, and checked before anything relies on them."""
+"""Our tables in the user's database: creates, upgrades and checks them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from consumerkit.storage.database import Database
 from consumerkit.storage.location import located
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 
-if TYPE_CHECKING:  # it takes a third of the time that SQLAlchemy takes to import, and a running worker needs it once
+if TYPE_CHECKING:  # its import takes a third of SQLAlchemy's time, and a running worker needs it once
     from alembic.config import Config
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
@@ -26,15 +26,17 @@ _DIALECTS = ("postgresql", "sqlite")
 
 
 def upgrade(database: Database, tables: Tables = DEFAULT_TABLES) -> list[str]:
-    """Make our tables, or bring them up to date; return the revisions that were applied, oldest first.
+    """Create our tables, or bring them up to date; return the revisions that were applied, oldest first.
 
-    All in one transaction; several processes may do so at once, and all but the first find nothing to do. Not for use
-    within an event loop: there, `await database.run(lambda session: apply(session, tables))`.
+    All in one transaction. Several processes may call it at once; all but the first find nothing to
+    do. Do not call it within an event loop: there, use `await database.run(lambda session:
+    apply(session, tables))`.
 
     Raises:
-        ConfigurationError: A migration of your own Alembic runs, of whose transaction this would not be a part.
+        ConfigurationError: A migration of your own Alembic is running; this would not be part of
+            its transaction.
         StartError: The tables are of a newer consumerkit.
-        DBAPIError: The database is out of reach, or does not let us.
+        DBAPIError: The database is out of reach, or the role lacks a right.
     """
     if _running_migration() is not None:
         raise ConfigurationError(
@@ -45,7 +47,7 @@ def upgrade(database: Database, tables: Tables = DEFAULT_TABLES) -> list[str]:
 
 
 def apply(session: Session, tables: Tables = DEFAULT_TABLES) -> list[str]:
-    """Do as `upgrade`, in the caller's transaction; the caller commits.
+    """Do the work of `upgrade` in the caller's transaction; the caller commits.
 
     On PostgreSQL a transaction that has begun must be `READ COMMITTED`.
 
@@ -55,7 +57,7 @@ def apply(session: Session, tables: Tables = DEFAULT_TABLES) -> list[str]:
 
     Raises:
         StartError: The tables are of a newer consumerkit.
-        DBAPIError: The database does not let us.
+        DBAPIError: The role lacks a right.
     """
     from alembic import command
 
@@ -76,19 +78,20 @@ def apply(session: Session, tables: Tables = DEFAULT_TABLES) -> list[str]:
 
 
 def _running_migration() -> MigrationContext | None:
-    """Return the context of the Alembic migration that runs, if one does."""
+    """Return the context of the running Alembic migration, if there is one."""
     from alembic import op
 
     try:
         found = op.get_context()
-    except (NameError, AttributeError):  # Alembic's ways to say that none has run, and that none runs any more
+    except (NameError, AttributeError):  # Alembic raises these if none has run, and if none runs any more
         return None
-    # Alembic leaves the context of a migration that failed in its place; only the connection tells that it is over.
+    # Alembic keeps the context of a migration that failed; only the connection shows that it is
+    # over.
     return found if found.connection is not None and not found.connection.closed else None
 
 
 def _resume(outer: MigrationContext) -> None:
-    """Have `alembic.context` and `alembic.op` speak of a migration again, since ours took their place."""
+    """Point `alembic.context` and `alembic.op` at a migration again, since ours replaced it."""
     from alembic.operations import Operations
 
     environment = outer.environment_context
@@ -98,7 +101,7 @@ def _resume(outer: MigrationContext) -> None:
 
 
 def upgrade_sql(dialect_name: str, tables: Tables = DEFAULT_TABLES) -> str:
-    """Return the SQL that makes our tables in an empty database, in one transaction, for somebody else to run.
+    """Return the SQL that creates our tables in an empty database, in one transaction, for a person to run.
 
     Args:
         dialect_name: "postgresql" or "sqlite".
@@ -119,7 +122,7 @@ def upgrade_sql(dialect_name: str, tables: Tables = DEFAULT_TABLES) -> str:
 
 
 def check(session: Session, tables: Tables = DEFAULT_TABLES) -> None:
-    """Check that our tables are there and of the version that this consumerkit needs.
+    """Check that our tables exist in the version that this consumerkit needs.
 
     Raises:
         StartError: They are missing, older or newer; one line says what to do.
@@ -150,7 +153,7 @@ def _locked(session: Session, tables: Tables) -> tuple[Connection, Tables]:
     if dialect != "postgresql":
         connection = session.connection()  # SQLite: every transaction of ours begins as the only writer
         return connection, located(connection, tables)
-    # A snapshot taken before the lock was granted would not show what the lock's last holder did.
+    # A snapshot taken before the lock was granted would not show what the previous holder did.
     bind = session.get_bind()
     if isinstance(bind, Connection) and bind.in_transaction():
         connection = session.connection()
@@ -168,7 +171,7 @@ def _locked(session: Session, tables: Tables) -> tuple[Connection, Tables]:
 def _make_schema(connection: Connection, tables: Tables) -> None:
     if tables.schema is None or connection.dialect.name != "postgresql":
         return
-    # Asking first: CREATE SCHEMA IF NOT EXISTS needs the right to create even where the schema is there.
+    # Check first: CREATE SCHEMA IF NOT EXISTS needs the right to create even if the schema exists.
     if not inspect(connection).has_schema(tables.schema):
         connection.execute(CreateSchema(tables.schema))
 

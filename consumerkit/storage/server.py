@@ -1,4 +1,4 @@
-"""What a worker needs of the server and of its role, checked when it starts and printed for who grants it."""
+"""What a worker needs from the server and its role: checked at its start, and printed as grants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from consumerkit.errors import StartError
 from consumerkit.storage.tables import Tables
 
 _ALL: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
-# What people did stays as it was recorded.
+# Records of people's actions are never changed.
 _APPEND: Final = ("SELECT", "INSERT")
 _ENCODING: Final = text("SELECT current_setting('server_encoding')")
 _MISSING: Final = text("""
@@ -26,7 +26,7 @@ _MISSING: Final = text("""
 
 
 def check(connection: Connection, tables: Tables) -> None:
-    """Check the database's encoding and the role's rights on our tables, which are there.
+    """Check the database's encoding and the role's rights on our tables, which must exist.
 
     Raises:
         StartError: The encoding is not UTF8, or a right is missing.
@@ -60,13 +60,13 @@ def check(connection: Connection, tables: Tables) -> None:
 
 
 def grants(tables: Tables, *, worker: str, reader: str, migrator: str) -> list[str]:
-    """Return the statements that give three roles what they need; the tables' owner executes them.
+    """Return the statements that give three roles the rights they need; the tables' owner executes them.
 
     Args:
         tables: The tables, under the schema in which they were found.
         worker: Runs workers, and the commands that change something.
-        reader: Runs the commands that only look.
-        migrator: Runs `consumerkit db upgrade`; where the tables are there already, it must own them, too.
+        reader: Runs the commands that only read.
+        migrator: Runs `consumerkit db upgrade`; if the tables exist already, it must own them too.
     """
     schema = _name(tables.schema or "public")
     version = f"{schema}.{tables.version_table}"

@@ -1,4 +1,4 @@
-"""Whether the sessions of a sessionmaker can hold claims and changes in one transaction, as far as that can be seen."""
+"""Whether a sessionmaker's sessions can hold claims and changes in one transaction, as far as that can be checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from consumerkit.errors import ConfigurationError
 
 Sessions = sessionmaker[Session] | async_sessionmaker[AsyncSession]
 
-# Arguments of a sessionmaker under which claims and effects would not be one transaction, or none would begin.
+# Arguments of a sessionmaker that split claims and effects into several transactions, or that begin
+# none.
 _UNFIT: dict[str, tuple[Any, str]] = {
     "binds": ((None, {}), "one message's changes would be committed to several databases, one after another"),
     "twophase": ((False,), "an interrupted commit would stay prepared and never take effect"),
@@ -22,14 +23,14 @@ _UNFIT: dict[str, tuple[Any, str]] = {
 
 
 def check(sessions: Sessions, engine: Callable[[], Engine]) -> None:
-    """Refuse a sessionmaker whose sessions are seen not to hold claims and changes in one transaction.
+    """Refuse a sessionmaker whose sessions visibly do not hold claims and changes in one transaction.
 
     Args:
-        sessions: What the user gave.
-        engine: Returns the engine that it was given.
+        sessions: The user's sessionmaker.
+        engine: Returns its engine.
 
     Raises:
-        ConfigurationError: See there; the line names what was found and the way out.
+        ConfigurationError: They do not; the line names what was found and the way out.
     """
     _arguments(sessions.kw)
     _routing(sessions, engine())
@@ -42,7 +43,7 @@ def _arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def _routing(sessions: Sessions, engine: Engine) -> None:
-    """Refuse a sessionmaker whose sessions are seen to commit more than one transaction, or one of another engine."""
+    """Refuse a sessionmaker whose sessions visibly commit more than one transaction, or another engine's."""
     made: Any = sessions()
     session: Session = made.sync_session if isinstance(made, AsyncSession) else made
     name = type(session).__name__

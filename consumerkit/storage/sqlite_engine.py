@@ -1,4 +1,4 @@
-"""What SQLite needs of every connection: real transactions, full durability, and an end to those that are given up."""
+"""Sets up every SQLite connection: real transactions, full durability, and an end to abandoned transactions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ _UNDER_WAY: Final[set[asyncio.Task[None]]] = set()
 def set_up(engine: Engine) -> None:
     """Give SQLite real transactions and full durability.
 
-    The driver's own transaction control lets a row inserted under a released savepoint survive a rollback, and a
-    deferred transaction that turns into a writer fails at once when another writer was quicker; so the driver's is
-    off, and every transaction begins as a writer. The recipe is SQLAlchemy's.
+    Under the driver's own transaction control, a row inserted under a released savepoint survives a
+    rollback, and a deferred transaction that becomes a writer fails at once if another writer was
+    quicker. So that control is off, and every transaction begins as a writer. The recipe is
+    SQLAlchemy's.
     """
-    silence_debugging("aiosqlite")  # which shows each statement with its parameters
+    silence_debugging("aiosqlite")  # it shows each statement with its parameters
     if not event.contains(engine, "begin", _begun):
         event.listen(engine, "connect", _connected)
         event.listen(engine, "begin", _begun)
@@ -39,7 +40,8 @@ def set_up(engine: Engine) -> None:
 def _connected(connection: Any, _record: object) -> None:
     connection.isolation_level = None
     if hasattr(connection, "run_async"):
-        # At one go: cancelled between two of them, it would leave one open, and with it the lock of the whole file.
+        # In one call: a cancellation between two calls would leave one open, and so lock the whole
+        # file.
         connection.run_async(lambda driver: driver.executescript(_SETTINGS))
     else:
         connection.executescript(_SETTINGS)
@@ -50,16 +52,18 @@ def _begun(connection: Any) -> None:
 
 
 def _given_up(connection: Any, _record: object, _error: object) -> None:
-    """Have a connection that a cancellation broke roll back before it is closed.
+    """Make a connection that a cancellation broke roll back before it is closed.
 
-    SQLite closes a connection whose last statement somebody still refers to only when that is collected, and until
-    then it keeps the lock of its transaction (https://sqlite.org/c3ref/close.html, on `sqlite3_close_v2`).
+    SQLite closes a connection only when nothing refers to its last statement any more. Until then
+    the connection keeps its transaction's lock (https://sqlite.org/c3ref/close.html, on
+    `sqlite3_close_v2`).
     """
     driver = getattr(connection, "driver_connection", None)
     if driver is None:
         return  # a driver for threads, which nothing cancels
-    with suppress(RuntimeError):  # no event loop runs: the connection was collected
-        # Handed to the driver's thread when this is first awaited, which is before SQLAlchemy hands it the closing.
+    with suppress(RuntimeError):  # no event loop runs: the garbage collector found the connection
+        # The driver's thread gets this when it is first awaited, before SQLAlchemy passes it the
+        # close.
         rolled_back = asyncio.get_running_loop().create_task(_rolled_back(driver))
         _UNDER_WAY.add(rolled_back)
         rolled_back.add_done_callback(_UNDER_WAY.discard)

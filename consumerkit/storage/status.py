@@ -1,4 +1,4 @@
-"""Where a message ID stands: in the ledger, the parking lot, the dead letters, or in a transaction under way."""
+"""The state of a message ID: in the ledger, the parking lot, the dead letters, or an open transaction."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from consumerkit.storage.dialects import ClaimHolder, Dialect
 from consumerkit.storage.parking.parked import Kind
 from consumerkit.storage.tables import Tables
 
-# What was read may change between two statements: a parked message leaves the lot, a claim is committed.
+# Rows may change between two statements: a parked message leaves the lot, a claim is committed.
 _READINGS: Final = 3
-# Letters of messages whose ID belongs to another one: they do not show that one's state.
+# Letters about another message's ID: they do not show that message's state.
 _OF_ANOTHER: Final = frozenset({Reason.CONFLICT, Reason.FAILED_DUPLICATE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStatus:
-    """How one step of a message stands; all times are in UTC.
+    """The state of one step of a message; all times are in UTC.
 
     Attributes:
         step: Its name.
-        state: "started": it was called, or is about to be. "done": its result is kept. "failed": the call raised.
-            "undoing": its message is dead, and it is to be undone, or settled first. "undone": that is over. "not
-            undone": its undo has failed for good, and `undo_letter` is its dead letter.
+        state: "started": it was called, or is about to be. "done": its result is kept. "failed":
+            the call raised. "undoing": its message is dead, and the step is to be undone, or
+            settled first. "undone": the undo is done. "not undone": its undo has failed for good,
+            and `undo_letter` is its dead letter.
         calls: How often it was begun.
         started_at: When it was begun last.
-        deadline_at: Until when a call that has begun is waited for; after it, the call is in doubt.
-        ended_at: When its result was kept, its call had raised, or it was undone; None before.
+        deadline_at: Until when a running call is waited for; after it, the call is in doubt.
+        ended_at: When its result was kept, its call raised, or it was undone; None before.
         generation: How often it was begun again after an undo, plus 1.
-        undo_at: When its undo is tried next; None where there is nothing to undo.
+        undo_at: When its undo is tried next; None if there is nothing to undo.
         undo_attempts: How often its undo has failed.
-        undo_letter: The dead letter of its undo, where that has failed for good once.
+        undo_letter: The dead letter of its undo, if that has failed for good once.
     """
 
     step: str
@@ -55,24 +56,27 @@ class StepStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageStatus:
-    """Where a message ID stands with one handler; all times are in UTC.
+    """The state of a message ID with one handler; all times are in UTC.
 
     Attributes:
         handler: The handler's name.
         message_id: The ID, as text.
-        state: See `MessageState`; what belongs to another state is None.
+        state: See `MessageState`; attributes that belong to another state are None.
         since: When it was processed, parked or given up.
-        result: What `handle` returned the first time, decoded from JSON; None where it returned nothing.
-        attempts: Of a parked or dead message: invocations that failed.
-        due_at: When a parked message is tried next; None where it waits behind another one.
-        held: Whether a dead message keeps the later ones of its key waiting until a person decides on it.
-        error_type: The class of a parked or dead message's last error; empty where it has not run yet.
+        result: What `handle` returned the first time, decoded from JSON; None if it returned
+            nothing.
+        attempts: Failed invocations of a parked or dead message.
+        due_at: When a parked message is tried next; None if it waits behind another one.
+        held: Whether later messages of a dead message's key wait until a person decides on it.
+        error_type: The class of a parked or dead message's last error; empty if it has not run yet.
         reason: Why a message is dead; see `Reason`.
-        letter: The number of its dead letter, as `consumerkit dead-letters show` takes it; None where it is gone.
-        letter_state: What became of that: "dead", "redriven", "resolved" or "discarded".
-        conflicts: The numbers of dead letters that have this ID and another payload. Where there are some, ask which
-            of the payloads is meant before taking "processed" for an answer.
-        may_be_forgotten: Whether an unknown ID may have been handled so long ago that the ledger has forgotten it.
+        letter: The number of its dead letter, as `consumerkit dead-letters show` takes it; None if
+            it is gone.
+        letter_state: The letter's state: "dead", "redriven", "resolved" or "discarded".
+        conflicts: The numbers of dead letters that have this ID and another payload. If there are
+            some, find out which payload is meant before you rely on "processed".
+        may_be_forgotten: Whether an unknown ID may have been handled so long ago that the ledger
+            has forgotten it.
         steps: The steps of the message that have begun, in that order; see `StepStatus`.
         probed: Whether an unknown ID was found not to be in flight; False if that is not known.
     """
@@ -102,7 +106,7 @@ class MessageStatus:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """One message ID looked for: its possible keys, which are never another ID's."""
+    """Looks for one message ID by its possible keys; no other ID has these keys."""
 
     connection: Connection
     tables: Tables
@@ -124,7 +128,7 @@ class Search:
             if status is not None:
                 return replace(status, steps=steps_of(self.connection, self.tables, consumer, self.digests))
             state = MessageState.IN_FLIGHT if found is None else MessageState.PARKED
-        # Committed by others, and beyond what this transaction's snapshot shows.
+        # Committed by others, after this transaction's snapshot.
         return self._told(state)
 
     def _kept(self, consumer: int) -> Any | None:
@@ -138,7 +142,7 @@ class Search:
         return self.connection.execute(query).first()
 
     def _found(self, consumer: int, kept: Any) -> MessageStatus | None:
-        """Return the status of an ID that the ledger has; None where it has changed."""
+        """Return the status of an ID that the ledger has; None if it has changed."""
         if kept.outcome == Outcome.PARKED:
             return self._parked(consumer)
         letters = self._letters(consumer)
@@ -171,7 +175,7 @@ class Search:
         )
 
     def _letters(self, consumer: int) -> Sequence[Any]:
-        """Return the dead letters of the ID, the latest first."""
+        """Return the dead letters of the ID, latest first."""
         c = self.tables.dead_letters.c
         query = (
             select(c.id, c.reason, c.error_type, c.attempts, c.dead_at, c.state)
@@ -202,7 +206,7 @@ class Search:
         return bool(self.connection.execute(select(holding)).scalar_one())
 
     def _missing(self, consumer: int) -> MessageStatus | None:
-        """Return the status of an ID that the ledger does not have; None where it was committed since."""
+        """Return the status of an ID that the ledger does not have; None if it was committed since."""
         letters = self._letters(consumer)
         if any(letter.reason not in _OF_ANOTHER for letter in letters):
             return self._dead(consumer, letters)

@@ -1,8 +1,9 @@
-"""The record of what each message's steps came to.
+"""The record of each message's steps.
 
-A row is written before a step is called, and again when its outcome is known. Each writing checks, under the fences of
-the messages' partitions, that these are ours still; and a result is written only where no other worker has begun it
-since. So a worker that was paused can neither begin a step nor write an old result over a newer one.
+A row is written before a step is called, and again when its outcome is known. Each write checks,
+under the fences of the messages' partitions, that the partitions are still ours. A result is
+written only if no other worker has begun the step since. So a worker that was paused can neither
+begin a step nor replace a newer result by an old one.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ _DIGESTS: Final = 900
 
 
 class StepState(StrEnum):
-    """How a step stands; the names are stored.
+    """The state of a step; the names are stored.
 
-    STARTED: it was called, or is about to be; whether the call was done is unknown once the process has died.
+    STARTED: it was called, or is about to be; after a crash it is unknown whether the call was
+    done.
     DONE: its result is kept, and it is not called again.
     FAILED: the call raised an error.
-    UNDOING: its message is dead, and what it did is to be undone, or to be settled first.
-    UNDONE: that is done; a redrive begins the step again, in its next generation.
+    UNDOING: its message is dead, and its effect is to be undone, or to be settled first.
+    UNDONE: the undo is done; a redrive begins the step again, in its next generation.
     NOT_UNDONE: its undo has failed for good, and has a dead letter of its own.
     """
 
@@ -54,16 +56,16 @@ Name = tuple[bytes, str]
 
 
 class Start(NamedTuple):
-    """A step that is to be called.
+    """A step to call.
 
     Attributes:
         digest: The message's.
         step: Its name.
-        arguments: The fingerprint of what it is called with.
+        arguments: The fingerprint of its arguments.
         deadline: Seconds that the call may take.
-        settles: Whether a call in doubt is taken over; else it is left as it is, and returned.
+        settles: Whether to take over a call in doubt; otherwise it stays as it is, and is returned.
         undo: What its undo can do; see `DeclaredStep.undo`.
-        given: What it is called with, where it has an undo.
+        given: Its arguments, if it has an undo.
     """
 
     digest: bytes
@@ -81,17 +83,18 @@ class Start(NamedTuple):
 
 
 class FoundStep(NamedTuple):
-    """How a step stood when it was to be begun, or read.
+    """The state of a step when it was to be begun, or read.
 
     Attributes:
-        state: See `StepState`; None where it had not been begun.
-        arguments: What it was begun with.
+        state: See `StepState`; None if it had not been begun.
+        arguments: The fingerprint of the arguments that it was begun with.
         result: What it returned, as JSON.
         wait: Seconds until its deadline; 0 or less once that has passed.
-        ours: Whether it is begun by us now, and is to be called.
+        ours: Whether this call began it, so that the caller is to run it.
         calls: How often it was begun, this time included.
-        generation: How often the step was begun again after an undo, plus 1: a part of the key for the other side.
-        undo_letter: The dead letter of its undo, where that has failed for good.
+        generation: How often the step was begun again after an undo, plus 1: part of the key for
+            the other side.
+        undo_letter: The dead letter of its undo, if that has failed for good.
     """
 
     state: StepState | None
@@ -105,7 +108,7 @@ class FoundStep(NamedTuple):
 
 
 class End(NamedTuple):
-    """What a call came to."""
+    """The outcome of a call."""
 
     digest: bytes
     step: str
@@ -119,7 +122,7 @@ class End(NamedTuple):
 
 
 class StoredStep(NamedTuple):
-    """A step as it is shown to people; all times are in UTC, or without a zone where the database has none."""
+    """A step as shown to people; all times are in UTC, or without a zone if the database has none."""
 
     step: str
     state: str
@@ -144,7 +147,7 @@ class StepRows(Store):
     limits: Limits
 
     def unknown(self, connection: Connection, digests: Sequence[bytes], *, revives: bool) -> set[bytes]:
-        """Return which of these IDs the ledger does not know, or, where dead ones run again, has as dead."""
+        """Return the IDs that the ledger does not know; with `revives`, also those that it has as dead."""
         kept = self.dialect.kept(connection, self.consumer, digests) if digests else {}
         return {one for one in digests if one not in kept or (revives and kept[one].outcome is Outcome.DEAD)}
 
@@ -160,13 +163,13 @@ class StepRows(Store):
         """Begin a transaction that writes for messages of these partitions.
 
         Args:
-            connection: Of the transaction.
-            owners: By which token we own each of the partitions.
-            fenced: Whether their fences are held by a transaction of ours already: to wait for one again could be to
-                wait for ourselves, behind a take-over that waits for that transaction.
+            connection: The transaction's.
+            owners: Our token for each of the partitions.
+            fenced: Whether a transaction of ours already holds their fences: another wait for one
+                could be a wait for ourselves, behind a take-over that waits for that transaction.
 
         Raises:
-            Fenced: One of them is not ours any more.
+            Fenced: One of them is no longer ours.
         """
         numbers = () if fenced else fence.numbers(self.tables, self.consumer, owners)
         self.dialect.begin(connection, self.limits, uuid4().hex, numbers)
@@ -175,14 +178,15 @@ class StepRows(Store):
             raise Fenced(f"{len(owners) - owned} of {len(owners)} partitions were taken over")
 
     def start(self, connection: Connection, starts: Iterable[Start], owner: bytes) -> dict[Name, FoundStep]:
-        """Begin steps that no worker has begun, and take over those whose call is known to be over, or to be in doubt.
+        """Begin steps that no worker has begun, and take over those whose call is known to be over, or is in doubt.
 
         Args:
             connection: Of a transaction that `open` began.
             starts: Each step once.
-            owner: Who begins them.
+            owner: The token of the worker that begins them.
         """
-        # Sorted, so that two transactions which begin the same steps wait for each other instead of deadlocking.
+        # Sorted: two transactions that begin the same steps wait for each other instead of
+        # deadlocking.
         wanted = {one.name: one for one in sorted(starts)}
         new: set[Name] = set()
         for some in _portions(list(wanted.values()), _AT_ONCE):
@@ -196,7 +200,7 @@ class StepRows(Store):
         return begun
 
     def _insert(self, connection: Connection, starts: Sequence[Start], owner: bytes) -> set[Name]:
-        # Imported where it is needed: they take as long to import as all that is ours.
+        # Imported here: they take as long to import as all our own modules.
         from sqlalchemy.dialects import postgresql, sqlite
 
         make: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
@@ -225,7 +229,7 @@ class StepRows(Store):
             given = sealer.seal(given)
         place: Any = 0
         if start.undo is not None:
-            # Clocks are too coarse, on SQLite, to tell in which order steps are undone.
+            # On SQLite, clocks are too coarse to give the order in which steps are undone.
             before = self.tables.message_steps.alias("before").c
             begun = select(func.coalesce(func.max(before.place), 0) + 1)
             place = begun.where(before.consumer == self.consumer, before.digest == start.digest).scalar_subquery()
@@ -263,9 +267,10 @@ class StepRows(Store):
         connection.execute(update(table).where(self._is(start.name)).values(**values, **begun))
 
     def end(self, connection: Connection, ends: Sequence[End], owner: bytes) -> set[Name]:
-        """Write down what calls came to; return those that are written.
+        """Record the outcomes of calls; return the steps that are written.
 
-        A step that somebody else has begun since stays as it is. To write the same again changes nothing.
+        A step that another worker has begun since stays unchanged. Writing the same outcome again
+        changes nothing.
         """
         table = self.tables.message_steps
         c = table.c
@@ -284,7 +289,7 @@ class StepRows(Store):
         return written
 
     def extend(self, connection: Connection, name: Name, deadline: float, owner: bytes) -> bool:
-        """Have a deadline count from now; return whether the step is ours still."""
+        """Restart a deadline from now; return whether the step is still ours."""
         table = self.tables.message_steps
         here = and_(self._is(name), table.c.owner == owner, table.c.state == StepState.STARTED.value)
         later = update(table).where(here).values(deadline_at=self.dialect.in_seconds(deadline))
@@ -302,7 +307,7 @@ class StepRows(Store):
 
 
 def _named(rows: Iterable[Row[Any]], owner: bytes | None = None) -> dict[Name, FoundStep]:
-    """Return what was read. A call of ours is over, or we would not begin it again: it is in doubt at once."""
+    """Return the steps that were read. Our own call is over before we begin its step again: it is in doubt at once."""
     found = {}
     for row in rows:
         wait = -float(row.late) if bytes(row.owner) != owner else 0.0
@@ -324,9 +329,9 @@ def told(connection: Connection, tables: Tables, consumer: int, digests: Sequenc
 
 
 def forget(connection: Connection, tables: Tables, consumer: int, digests: Sequence[bytes]) -> None:
-    """Forget the steps of messages, whose rows in the ledger go, or whose payloads are erased.
+    """Forget the steps of messages whose ledger rows are deleted, or whose payloads are erased.
 
-    What is still to be undone stays until it is.
+    Steps that are still to be undone stay until they are.
     """
     c = tables.message_steps.c
     own = (c.consumer == consumer, c.digest.in_(digests), c.state.not_in(TO_UNDO))
@@ -340,7 +345,7 @@ def has_orphans(connection: Connection, tables: Tables, consumer: int, before: d
 
 
 def forget_orphans(connection: Connection, tables: Tables, consumer: int, before: datetime, limit: int) -> None:
-    """Forget steps, begun before a moment, with which no row of the ledger will go.
+    """Forget steps begun before a moment that no row of the ledger belongs to.
 
     Their messages were skipped or discarded before they had a row, or their handler is gone.
     """

@@ -1,4 +1,4 @@
-"""Where one handler's rows are: what the statements on them need to know."""
+"""Identifies one handler's rows: what the statements on them need to know."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Store:
 
     Attributes:
         tables: The table definitions.
-        dialect: The database's.
+        dialect: The database's dialect.
         consumer: The handler's number.
     """
 

@@ -37,13 +37,13 @@ from consumerkit.storage.payload import Sealer
 
 DEFAULT_PREFIX = "consumerkit_"
 
-# SQLite numbers rows by itself only where the key is declared exactly INTEGER.
+# SQLite numbers rows by itself only if the key is declared exactly INTEGER.
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
 _SEALER = ("seal", "unseal")
 _Moment = DateTime(timezone=True)
 _WHOLE = text("erased_at IS NULL")
 _UNDOING = text("undo_at IS NOT NULL")
-_MOST_PLACES: Final = 64  # definitions of all tables each; a service with a schema for each tenant may have thousands
+_MOST_PLACES: Final = 64  # each defines all tables; a service with a schema for each tenant may have thousands
 _defining: Final = threading.RLock()
 
 
@@ -53,9 +53,9 @@ class Tables:
 
     Args:
         prefix: Put before each table's name.
-        schema: The database schema. Where None, it is found once, at the start: on PostgreSQL it is the first one of
-            the search path that has the tables, on SQLite the main file.
-        sealer: Encrypts the values and headers that are stored; they stand in the clear where None.
+        schema: The database schema. If None, it is found once, at the start: on PostgreSQL it is
+            the first schema of the search path that has the tables, on SQLite the main file.
+        sealer: Encrypts the values and headers that are stored; None stores them in the clear.
 
     Raises:
         ConfigurationError: The prefix or schema is not a plain lower-case name.
@@ -92,10 +92,10 @@ class Tables:
         if self.sealer is not None and not all(callable(getattr(self.sealer, name, None)) for name in _SEALER):
             raise ConfigurationError("Tables(sealer=...): give an object with the methods seal(bytes), unseal(bytes)")
 
-    if not TYPE_CHECKING:  # a name that is not there is found by type checkers
+    if not TYPE_CHECKING:  # type checkers report an unknown name
 
         def __getattr__(self, name: str) -> Any:
-            """Define the tables when the first is used: SQLAlchemy imports both databases' dialects for them."""
+            """Define the tables at their first use: SQLAlchemy imports both databases' dialects for them."""
             if name.startswith("__") or name not in _DEFINED:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             with _defining:
@@ -104,9 +104,9 @@ class Tables:
             return vars(self)[name]
 
     def within(self, schema: str) -> Tables:
-        """Return these tables, qualified by the schema in which a database has them; any name will do.
+        """Return these tables, qualified by the schema in which a database has them; any name is accepted.
 
-        `configured` of what is returned are these definitions.
+        The result's `configured` is these definitions.
         """
         self.metadata  # noqa: B018 - defines them
         places: dict[str, Tables] = vars(self)["_places"]
@@ -121,7 +121,7 @@ class Tables:
         return found
 
     def identity(self, table: Table) -> str:
-        """Return `schema.table`, by which locks are numbered: two services in one database differ in it."""
+        """Return `schema.table`, from which lock numbers derive: it differs between two services in one database."""
         return table.name if self.schema is None else f"{self.schema}.{table.name}"
 
     @property
@@ -140,7 +140,7 @@ def _define(tables: Tables) -> None:
     object.__setattr__(tables, "_places", places)
     for table in made:
         object.__setattr__(tables, table.name.removeprefix(tables.prefix), table)
-    # Last: if it exists, the others do, too.
+    # Last: if it exists, the others exist too.
     object.__setattr__(tables, "metadata", metadata)
 
 
@@ -161,7 +161,8 @@ def _consumers(prefix: str, metadata: MetaData) -> Table:
 def _processed_messages(prefix: str, metadata: MetaData) -> Table:
     """One row for each message ID that was processed or given up; 16 bytes of digest over the raw ID bytes.
 
-    `fingerprint_version` is None for the first one; a row's fingerprint is compared with one made in its version.
+    `fingerprint_version` is None for the first version; a row's fingerprint is compared with one of
+    the same version.
     """
     return Table(
         f"{prefix}processed_messages",
@@ -189,12 +190,12 @@ def _message_results(prefix: str, metadata: MetaData) -> Table:
 
 
 def _message_steps(prefix: str, metadata: MetaData) -> Table:
-    """What each message's steps came to, written in short transactions of their own; see `consumerkit.storage.steps`.
+    """The record of each message's steps, written in short transactions of their own; see `consumerkit.storage.steps`.
 
-    `owner` is who called it last; `state` is a `StepState`; `calls` counts how often it was
-    begun, and `place` which of its message's steps it was. `undo` tells what its undo can do, `given` what it was
-    called with, `undo_at` when its undo is tried next; `dead_letter` is the letter of its message, `undo_letter` that
-    of its undo.
+    `owner` is the worker that called the step last; `state` is a `StepState`; `calls` counts how
+    often the step was begun; `place` is its position among its message's steps. `undo` is what its
+    undo can do, `given` its arguments, and `undo_at` when its undo is tried next. `dead_letter` is
+    the letter of its message, `undo_letter` that of its undo.
     """
     return Table(
         f"{prefix}message_steps",
@@ -228,10 +229,11 @@ def _message_steps(prefix: str, metadata: MetaData) -> Table:
 
 
 def _dead_letters(prefix: str, metadata: MetaData) -> Table:
-    """The whole message with the reason; unique by where it stood in the log, so that a crash never doubles one.
+    """The whole message with the reason; unique by its place in the log, so that a crash never doubles a letter.
 
-    `state` is dead, redriven (parked again), resolved or discarded; `history` has its earlier errors, as JSON.
-    `place` is where its error was raised: with the error's type it tells groups of errors apart.
+    `state` is dead, redriven (parked again), resolved or discarded; `history` has its earlier
+    errors, as JSON. `place` is where its error was raised; error type and place define a group of
+    errors.
     """
     return Table(
         f"{prefix}dead_letters",
@@ -269,16 +271,16 @@ def _dead_letters(prefix: str, metadata: MetaData) -> Table:
         Index(f"{prefix}dead_letters_consumer_reason", "consumer", "reason"),
         Index(f"{prefix}dead_letters_dead_at", "dead_at"),
         Index(f"{prefix}dead_letters_digest", "consumer", "digest"),
-        # What has a payload still; the erased ones are soon most of the table.
+        # The rows that still have a payload; erased rows are soon most of the table.
         Index(f"{prefix}dead_letters_payload", "consumer", "id", postgresql_where=_WHOLE, sqlite_where=_WHOLE),
     )
 
 
 def _outbox_messages(prefix: str, metadata: MetaData) -> Table:
-    """Messages to send. The database computes the digests and `place`, so every program's rows have them.
+    """Messages to send. The database computes the digests and `place`, so the rows of every program have them.
 
-    `place` is the sequence under a name that the primary key does not have. A statement on digests and place can only
-    follow the index on them, whatever the statistics say.
+    `place` is the sequence under a name that the primary key does not have. A statement on digests
+    and place can only use the index on them, whatever the statistics say.
     """
     return Table(
         f"{prefix}outbox_messages",
@@ -299,10 +301,11 @@ def _outbox_messages(prefix: str, metadata: MetaData) -> Table:
 
 
 def _parked_messages(prefix: str, metadata: MetaData) -> Table:
-    """Messages that wait: for their next attempt, or, without a due time, behind one of their key that does.
+    """Messages that wait: for their next attempt, or, without a due time, behind another one of their key.
 
-    Their order is that of `id`: a partition's owner parks them in the order of the log. `kind` is `message`, or `held`
-    for a dead one that keeps its key's later ones waiting; `dead_letter` is the letter that a redrive put here.
+    Their order is that of `id`: a partition's owner parks them in the order of the log. `kind` is
+    `message`, or `held` for a dead message whose key's later messages wait. `dead_letter` is the
+    letter that a redrive put here.
     """
     return Table(
         f"{prefix}parked_messages",
@@ -343,11 +346,12 @@ def _parked_messages(prefix: str, metadata: MetaData) -> Table:
 
 
 def _partition_progress(prefix: str, metadata: MetaData) -> Table:
-    """Who owns a partition, and how its owners before have ended.
+    """The owner of a partition, and how its previous owners ended.
 
-    The token is random at each taking, never a counter that a failover could hand out twice. `deaths` counts owners in
-    a row that neither gave the partition back nor got any further; `suspects` are the offsets that began to run alone
-    and left no trace, with how often, as JSON.
+    The token is random at each take-over, never a counter that a failover could hand out twice.
+    `deaths` counts owners in a row that neither gave the partition back nor got any further.
+    `suspects` has, as JSON, the offsets that began to run alone and left no trace, and how often
+    each did.
     """
     return Table(
         f"{prefix}partition_progress",
@@ -374,8 +378,9 @@ def _partition_progress(prefix: str, metadata: MetaData) -> Table:
 def _first_runs(prefix: str, metadata: MetaData) -> Table:
     """Where a handler's first run on a topic begins: one row for each partition that the topic then had.
 
-    `source` is what decided it: `start`, `end`, `committed` (Kafka's offset), or `mark` (an older release had begun).
-    `start` is NULL where the broker could not tell; `asked_at` is when it was asked, in milliseconds since 1970.
+    `source` is what decided it: `start`, `end`, `committed` (Kafka's offset), or `mark` (an older
+    release had begun). `start` is NULL if the broker could not tell; `asked_at` is when it was
+    asked, in milliseconds since 1970.
     """
     return Table(
         f"{prefix}first_runs",
@@ -391,7 +396,7 @@ def _first_runs(prefix: str, metadata: MetaData) -> Table:
 
 
 def _lane_progress(prefix: str, metadata: MetaData) -> Table:
-    """The number of each lane's last transaction: where it is lower than the lane knows, the database lost commits."""
+    """The number of each lane's last transaction: a lower number than the lane knows means that commits were lost."""
     return Table(
         f"{prefix}lane_progress",
         metadata,

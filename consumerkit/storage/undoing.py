@@ -1,8 +1,8 @@
-"""The record's side of undoing: which steps of dead messages are to be undone, and what came of it.
+"""The record's side of undoing: which steps of dead messages are to be undone, and with what result.
 
-A step is marked in the transaction of its message's dead letter. Any worker of the handler may undo it: who does holds
-the message's rows for a while, and extends that while a call is under way. After a crash the next owner of the rows
-calls again with the same key.
+A step is marked in the transaction of its message's dead letter. Any worker of the handler may undo
+it: that worker holds the message's rows for a while, and extends that during a call. After a crash
+the next owner of the rows calls again with the same key.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from consumerkit.storage.steps import StepState
 from consumerkit.storage.tables import Tables
 
 KEEPS_STEPS: Final = frozenset({Reason.CONFLICT, Reason.STALE, Reason.FAILED_DUPLICATE})
-"""Reasons of dead letters whose message ID was, or may have been, processed: its steps are another message's."""
+"""Reasons of dead letters whose message ID was, or may have been, processed: the steps are another message's."""
 
 
 class Undo(NamedTuple):
-    """A step that is to be undone.
+    """A step to undo.
 
     Attributes:
-        digest, step: Which.
-        generation: Of its key.
-        result: What it returned, as JSON; None where it is unknown whether it was done.
+        digest, step: The message's digest and the step's name.
+        generation: The generation in its key.
+        result: What it returned, as JSON; None if it is unknown whether the step was done.
         known: Whether it is known to be done.
-        given: What it was called with; None where it had no undo then.
-        sealed: Whether that is sealed.
+        given: Its arguments; None if it had no undo when it was called.
+        sealed: Whether `given` is sealed.
         attempts: How often its undo has failed.
-        failing_for: Seconds since it failed first.
-        failed_at: When that was.
-        letter: The dead letter of its message, and
-        message_id: that one's ID, as text.
-        undo_letter: The dead letter of its undo, where that had failed for good before.
+        failing_for: Seconds since it first failed.
+        failed_at: When it first failed.
+        letter: The dead letter of its message.
+        message_id: The ID of its message, as text.
+        undo_letter: The dead letter of its undo, if that had failed for good before.
     """
 
     digest: bytes
@@ -62,16 +62,17 @@ class Undo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UndoRows:
-    """One handler's steps that are to be undone; nothing here commits."""
+    """One handler's steps to undo; nothing here commits."""
 
     tables: Tables
     dialect: Dialect
     consumer: int
 
     def mark(self, connection: Connection, letters: Mapping[bytes, int]) -> None:
-        """Have the steps of messages undone that are dead now, by the numbers of their letters.
+        """Mark the steps of dead messages to be undone; `letters` gives each message's dead letter.
 
-        A call that may still be under way is waited for until its deadline; what it comes to is not written any more.
+        A call that may still be running is waited for until its deadline; its outcome is no longer
+        recorded.
         """
         table = self.tables.message_steps
         c = table.c
@@ -100,7 +101,7 @@ class UndoRows:
             connection.execute(waits.values(undo_at=all_over.scalar_subquery()))
 
     def doubtful(self, connection: Connection, digests: Collection[bytes]) -> dict[bytes, list[tuple[str, int]]]:
-        """Return the steps, with their generations, that may have happened, and that nothing settles."""
+        """Return the steps, with their generations, that may have happened and that nothing settles."""
         if not digests:
             return {}
         c = self.tables.message_steps.c
@@ -112,7 +113,7 @@ class UndoRows:
         return found
 
     def claim(self, connection: Connection, owner: bytes, seconds: float, limit: int) -> dict[bytes, list[Undo]]:
-        """Hold what is due for so many seconds; return it by message, in the order in which it is to be undone."""
+        """Hold due steps for this many seconds; return them by message, in the order in which they are to be undone."""
         c = self.tables.message_steps.c
         now = self.dialect.in_seconds(0.0)
         due = select(c.digest).where(self._waits(), c.undo_at <= now).order_by(c.undo_at, c.digest).limit(limit)
@@ -125,7 +126,7 @@ class UndoRows:
         return found
 
     def _held(self, connection: Connection, digest: bytes) -> list[Any]:
-        """Lock the rows of a message; return them, the last step first; nothing where somebody else has locked one."""
+        """Lock and return the rows of a message, last step first; empty if another transaction has locked one."""
         table, letters = self.tables.message_steps, self.tables.dead_letters
         c = table.c
         late: ColumnElement[Any] = self.dialect.seconds_since(c.undo_at)
@@ -138,18 +139,18 @@ class UndoRows:
         return sorted(rows, key=_order, reverse=True) if len(rows) == count else []
 
     def hold(self, connection: Connection, digest: bytes, owner: bytes, seconds: float, *, renew: bool = False) -> bool:
-        """Hold a message's steps for so many seconds from now; return whether they are ours, still."""
+        """Hold a message's steps for this many seconds from now; return whether they are still ours."""
         table = self.tables.message_steps
         own = () if renew else (table.c.owner == owner,)
         statement = update(table).where(self._waits(), table.c.digest == digest, *own)
         return connection.execute(statement.values(owner=owner, undo_at=self.dialect.in_seconds(seconds))).rowcount > 0
 
     def undone(self, connection: Connection, one: Undo, owner: bytes) -> bool:
-        """Write down that a step is undone; return False where somebody else has taken it over."""
+        """Record that a step is undone; return False if another worker has taken it over."""
         return self._settle(connection, one, owner, StepState.UNDONE, given=None, result=None)
 
     def not_undone(self, connection: Connection, one: Undo, owner: bytes, letter: int | None) -> bool:
-        """Write down that a step cannot be undone; return False where somebody else has taken it over."""
+        """Record that a step cannot be undone; return False if another worker has taken it over."""
         return self._settle(connection, one, owner, StepState.NOT_UNDONE, undo_letter=letter)
 
     def _settle(self, connection: Connection, one: Undo, owner: bytes, state: StepState, **values: Any) -> bool:
@@ -161,7 +162,7 @@ class UndoRows:
         return connection.execute(update(table).where(*own).values(**changed)).rowcount == 1
 
     def postpone(self, connection: Connection, one: Undo, owner: bytes, wait: float, *, failed: bool) -> None:
-        """Have a message's undo tried again after so many seconds, and count an attempt where it has failed."""
+        """Schedule a message's undo after this many seconds; with `failed`, count an attempt."""
         table = self.tables.message_steps
         own = (self._waits(), table.c.digest == one.digest, table.c.owner == owner)
         connection.execute(update(table).where(*own).values(undo_at=self.dialect.in_seconds(wait)))
@@ -171,19 +172,19 @@ class UndoRows:
             connection.execute(counted.values(undo_attempts=table.c.undo_attempts + 1, undo_failed_at=first))
 
     def next_due(self, connection: Connection) -> float | None:
-        """Return in how many seconds the next is due."""
+        """Return in how many seconds the next undo is due."""
         c = self.tables.message_steps.c
         late = self.dialect.seconds_since(func.min(c.undo_at))
         found = connection.execute(select(late).where(self._waits())).scalar_one()
         return None if found is None else -float(found)
 
     def again(self, connection: Connection, letters: Collection[int]) -> None:
-        """Have undos tried again that had failed for good, by the numbers of their letters."""
+        """Schedule undos again that had failed for good, by the numbers of their letters."""
         values = {"state": StepState.UNDOING.value, "undo_at": self.dialect.in_seconds(0.0), "undo_attempts": 0}
         self._decide(connection, letters, **values, undo_failed_at=None)
 
     def decide(self, connection: Connection, letters: Collection[int], *, undone: bool) -> None:
-        """Take a person's word about undos that had failed for good: undone by hand, or to be left as they are."""
+        """Record a person's decision on undos that failed for good: undone by hand, or left as they are."""
         c = self.tables.message_steps.c
         stands = case((c.result.is_not(None), StepState.DONE.value), else_=StepState.STARTED.value)
         self._decide(connection, letters, state=StepState.UNDONE.value if undone else stands)
@@ -196,10 +197,10 @@ class UndoRows:
         connection.execute(update(table).where(*own, table.c.state == StepState.NOT_UNDONE.value).values(**values))
 
     def arguments(self, one: Undo) -> bytes | None:
-        """Return what a step was called with, in the clear.
+        """Return a step's arguments, in the clear.
 
         Raises:
-            PayloadSealed: It is sealed by a sealer that is not given here.
+            PayloadSealed: They are sealed, and this sealer cannot unseal them.
         """
         if one.given is None or not one.sealed:
             return one.given
@@ -216,12 +217,12 @@ class UndoRows:
 
 
 def undo_rows(store: ParkingLot) -> UndoRows:
-    """Return the steps to undo of the handler whose parking lot this is."""
+    """Return the steps to undo of the handler that has this parking lot."""
     return UndoRows(store.tables, store.dialect, store.consumer)
 
 
 def _order(row: Any) -> tuple[int, str]:
-    """Sort by which step was begun first; the one that was begun last is undone first."""
+    """Return the sort key: the order in which steps were begun; the last one is undone first."""
     return row.place, row.step
 
 

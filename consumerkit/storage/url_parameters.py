@@ -1,7 +1,7 @@
-"""What a PostgreSQL URL says of servers and of the connection, read as libpq does, before anything of it is shown.
+"""Reads a PostgreSQL URL's servers and parameters as libpq does, before anything of it is shown.
 
-What libpq, asyncpg or the server cannot read they quote, and it may be part of a password: so each parameter is read
-here first, and an error about it does not quote it.
+libpq, asyncpg and the server quote what they cannot read, and it may be part of a password. So each
+parameter is read here first, and an error about it does not quote it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _AUTH: Final = r"!?(?:password|md5|gss|sspi|scram-sha-256|none|oauth)"
 _PORT: Final = 5432
 _LAST_PORT: Final = 65535
 _DIGITS: Final = 5
-# What may stand behind the question mark, and the form of its value.
+# The parameters that may follow the question mark, and the form of each value.
 FORMS: Final[Mapping[str, str]] = {
     "sslmode": _MODES,
     "ssl": _MODES,
@@ -50,7 +50,7 @@ _FILES: Final = ("sslcert", "sslkey", "sslrootcert", "sslcrl", "sslcrldir", "pas
 _TEXTS: Final = ("application_name", "fallback_application_name", "options", "dbname", "user", "krbsrvname", "service")
 _OTHER_TEXTS: Final = ("requirepeer", "oauth_client_id", "oauth_issuer", "oauth_scope")
 KNOWN: Final = frozenset((*FORMS, *_FILES, *_TEXTS, *_OTHER_TEXTS, "host", "hostaddr", "port")) - {"ssl"}
-"""What libpq knows by name, and no secret."""
+"""Names that libpq knows and whose values are no secrets."""
 _HOST: Final = re.compile(r"(?=.{1,253}$)(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?")
 
 
@@ -70,10 +70,11 @@ def is_secret(name: str) -> bool:
 
 
 def checked(url: URL) -> URL:
-    """Return a URL of PostgreSQL with its servers in one form, once everything behind its question mark was read.
+    """Return a PostgreSQL URL with its servers in one form, after reading everything behind its question mark.
 
     Raises:
-        ConfigurationError: Something of it cannot be read; the message names the parameter, and never its value.
+        ConfigurationError: A part cannot be read; the message names the parameter, and never its
+            value.
     """
     for name, value in url.query.items():
         if name not in ("host", "port") and not isinstance(value, str):
@@ -87,7 +88,7 @@ def checked(url: URL) -> URL:
 
 
 def refuse_unknown(url: URL) -> None:
-    """Refuse what libpq does not know; the error does not name it, because it may be part of an unescaped password.
+    """Refuse parameters that libpq does not know; the error omits the name, which may be part of a password.
 
     Raises:
         ConfigurationError: There is such a parameter.
@@ -100,12 +101,12 @@ def refuse_unknown(url: URL) -> None:
 
 
 def effective(url: URL, name: str, variable: str, service: Mapping[str, str] | None = None) -> str | None:
-    """Return a parameter's value as libpq finds it: in the URL, in the service's file, in the environment."""
+    """Return a parameter's value as libpq finds it: in the URL, the service file or the environment."""
     return str(url.query.get(name) or (service or {}).get(name) or os.environ.get(variable) or "") or None
 
 
 def is_address(text: str) -> bool:
-    """Tell whether a text is an IP address."""
+    """Return whether a text is an IP address."""
     try:
         return bool(ipaddress.ip_address(text))
     except ValueError:
@@ -113,12 +114,12 @@ def is_address(text: str) -> bool:
 
 
 def is_host(text: str) -> bool:
-    """Tell whether a text is the name of a host."""
+    """Return whether a text is the name of a host."""
     return _HOST.fullmatch(text) is not None
 
 
 def is_port(text: str) -> bool:
-    """Tell whether a text is the number of a port."""
+    """Return whether a text is the number of a port."""
     return text.isascii() and text.isdigit() and len(text) <= _DIGITS and 0 < int(text) <= _LAST_PORT
 
 
@@ -139,7 +140,7 @@ def _check_file(name: str, value: str) -> None:
 
 
 def _servers(url: URL) -> list[_Server]:
-    """Return the servers that the query names, which go before the one in front of it; none where it names none."""
+    """Return the servers in the query, which replace the one before it; empty if the query names none."""
     for address in str(url.query.get("hostaddr", "")).split(",") if "hostaddr" in url.query else ():
         if address and not is_address(address):
             raise ConfigurationError("database: hostaddr in the URL is no IP address; give a name by host")
@@ -184,7 +185,7 @@ def _number(text: str) -> int | None:
 
 
 def _with_servers(url: URL, servers: list[_Server]) -> URL:
-    """Return a URL with its servers as both drivers take them: several with all their ports, as libpq has them."""
+    """Return a URL with its servers in the form of both drivers: several servers with all their ports, as in libpq."""
     if not servers:
         return url
     usual = os.environ.get("PGPORT", "")

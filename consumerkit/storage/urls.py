@@ -12,11 +12,11 @@ from consumerkit.storage import url_parameters
 
 _EXAMPLE: Final = "postgresql+psycopg://user:password@host:5432/name"
 _KNOWN: Final = ("postgres", "mysql", "mariadb", "oracle", "mssql")
-"""Databases that somebody may want; any other word in front of a URL may be a secret, and is not repeated."""
+"""Databases that a user may want; any other word in front of a URL may be a secret, and is not repeated."""
 
 
 class ParsedUrl(NamedTuple):
-    """A URL that can be shown with its password hidden, and further secrets, as arguments of the driver."""
+    """A URL that can be shown with its password hidden; the other secrets are arguments of the driver."""
 
     url: URL
     secrets: dict[str, str]
@@ -30,7 +30,7 @@ def address(given: str | URL, drivers: Collection[str]) -> ParsedUrl:
 
     Args:
         given: The URL.
-        drivers: What may stand in front of it.
+        drivers: The names that may stand in front of it.
 
     Raises:
         ConfigurationError: It cannot be read, or names another database; no part of it is quoted.
@@ -55,10 +55,11 @@ def address(given: str | URL, drivers: Collection[str]) -> ParsedUrl:
 
 
 def _check_parts(url: URL) -> None:
-    """Refuse a URL whose parts are not where they seem: an unescaped `/` or `@` puts a password into another one."""
+    """Refuse a URL with displaced parts: an unescaped `/` or `@` moves part of a password into another part."""
     said: list[str | None] = [url.host, url.database]
     for name, value in url.query.items():
-        # A password that is escaped may hold one; `?` in one that is not makes the rest of it a parameter.
+        # An escaped password may contain a `?`; in an unescaped one, the rest after it becomes a
+        # parameter.
         said += (
             [name] if url_parameters.is_secret(name) else [name, value if isinstance(value, str) else " ".join(value)]
         )
@@ -69,7 +70,7 @@ def _check_parts(url: URL) -> None:
 
 
 def _hidden(url: URL) -> ParsedUrl:
-    """Take secrets out of the query, which engines show: the password to where it is hidden, others to the driver."""
+    """Take secrets out of the query, which engines show: the password goes where it is hidden, others to the driver."""
     secrets = {name: url.query[name] for name in url.query if url_parameters.is_secret(name)}
     flat = {name: value if isinstance(value, str) else value[-1] for name, value in secrets.items()}
     url = url.difference_update_query(secrets)

@@ -1,4 +1,4 @@
-"""Whether what waits in the tables can be read by the worker that is to handle or to send it."""
+"""Whether the worker that handles or sends waiting rows can read them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from consumerkit.storage.tables import Tables
 
 
 def check_sealer(session: Session, tables: Tables) -> None:
-    """Refuse to start without the sealer with which something that waits was sealed.
+    """Refuse to start without the sealer that sealed a waiting row.
 
     Raises:
         StartError: A parked message or one in the outbox is sealed, and the tables have no sealer.

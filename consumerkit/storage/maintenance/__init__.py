@@ -1,1 +1,1 @@
-"""The statements of what runs on a timer: forgetting, ending what has stood too long, erasing."""
+"""The statements of work on a timer: forgetting, ending what has waited too long, erasing."""

@@ -1,7 +1,7 @@
 """Erasing everything stored of one key.
 
-What is erased loses key, value, headers, message ID and the words of its errors. The facts stay: where it stood, when
-and why it died, what became of it.
+An erased message loses key, value, headers, message ID and error texts. The facts stay: its place
+in the log, when and why it died, and its outcome.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ GONE: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class EraseStatements:
-    """The statements of erasing; each method is the whole work of one transaction, which the caller commits."""
+    """The statements that erase; each method is the whole work of one transaction, which the caller commits."""
 
     tables: Tables
     dialect: Dialect
 
     def handlers(self, session: Session, names: Collection[str] | None) -> list[tuple[str, int]]:
-        """Return names and numbers of all handlers, or of those named."""
+        """Return names and numbers of all handlers, or of the named ones."""
         c = self.tables.consumers.c
         query = select(c.name, c.id).order_by(c.name)
         rows = session.execute(query if names is None else query.where(c.name.in_(names)))
@@ -72,10 +72,11 @@ class EraseStatements:
     def parked(self, session: Session, consumer: int, partition: TopicPartition, key: bytes, by: str) -> int | None:
         """Take the parked messages of a key out of the lot, for good: each leaves a dead letter without a payload.
 
-        Their partition's fence is held until it is done. Its owner then takes the partition again, and so learns of it.
+        The partition's fence is held until it is done. The owner then takes the partition again,
+        and so sees the change.
 
         Returns:
-            How many; None where the owner's transactions did not end in time.
+            How many; None if the owner's transactions did not end in time.
         """
         connection = begin(session, self.dialect, _LIMITS, "erasure")
         lot = ParkingLot(self.tables, self.dialect, consumer)
@@ -111,12 +112,13 @@ class EraseStatements:
         state = {"state": State.DISCARDED.value, "state_at": func.now(), "erased_at": func.now()}
         values = {**place, **facts, **why, **state, "headers": "[]", "size": size, "digest": row.digest}
         there = connection.execute(select(c.id).where(*(c[name] == value for name, value in place.items()))).scalar()
-        # The letter that was redriven is erased by itself; any other one at the place is another message's.
+        # The redriven letter is erased by itself; any other letter at the place is another
+        # message's.
         if there is None or there != row.dead_letter:
             dead_letters.enter(connection, self.tables, values, identity_of(row, self.tables.sealer, size=size))
 
     def in_partition_order(self, connection: Connection, consumer: int) -> bool:
-        """Return whether a handler's messages come in the order of their partition."""
+        """Return whether a handler orders its messages by partition."""
         c = self.tables.consumers.c
         return bool(
             connection.execute(select(c.ordering).where(c.id == consumer)).scalar_one() == Ordering.PARTITION.value
@@ -127,7 +129,7 @@ class EraseStatements:
         return len(self._letters(session.connection(), consumer, key))
 
     def letters(self, session: Session, consumer: int, key: bytes, by: str) -> int:
-        """Erase the dead letters of a key, with what is known of their IDs; return how many."""
+        """Erase the dead letters of a key, and what is stored under their IDs; return how many."""
         table = self.tables.dead_letters
         c = table.c
         connection = begin(session, self.dialect, _LIMITS, "erasure")
@@ -139,7 +141,8 @@ class EraseStatements:
         }
         for some in portions([row.id for row in rows]):
             connection.execute(update(table).where(c.id.in_(some)).values(**GONE, **state))
-            # A letter about an undo is discarded too, so that its step is not kept for a redrive any more.
+            # A letter about an undo is discarded too, so that its step is no longer kept for a
+            # redrive.
             UndoRows(self.tables, self.dialect, consumer).decide(connection, some, undone=False)
         self._blank(connection, consumer, [bytes(row.digest) for row in rows if row.digest is not None], parked=False)
         if rows:
@@ -152,7 +155,7 @@ class EraseStatements:
         return list(connection.execute(query.order_by(c.id).with_for_update()))
 
     def _blank(self, connection: Connection, consumer: int, digests: Sequence[bytes], *, parked: bool) -> None:
-        """Erase the text, results and steps of IDs; those that are parked have become dead."""
+        """Erase the text, results and steps of IDs; parked IDs become dead."""
         ledger, results = self.tables.processed_messages, self.tables.message_results
         c = ledger.c
         for some in portions(digests):
@@ -170,7 +173,7 @@ class EraseStatements:
         return int(session.execute(select(func.count()).where(c.key == key)).scalar_one())
 
     def outbox(self, session: Session, key: bytes, by: str) -> int:
-        """Take the messages of a key out of the outbox, unsent; return how many."""
+        """Remove the messages of a key from the outbox, unsent; return how many."""
         table = self.tables.outbox_messages
         connection = begin(session, self.dialect, _LIMITS, "erasure")
         gone = connection.execute(delete(table).where(table.c.key == key)).rowcount

@@ -1,9 +1,10 @@
-"""Ending what has stood in the tables for too long: the statements.
+"""Ending what has stayed in the tables for too long: the statements.
 
-Payloads of dead letters are erased. A parked message becomes a dead letter, whole, under its partition's fence; its row
-stays for as long as the partition's owner needs it, without a payload. A message in the outbox is given up, while no
-relay sends. Nothing here waits for a row that somebody else has locked, so it is never part of a deadlock: the fence
-and the relay's turn are waited for before anything is locked.
+Payloads of dead letters are erased. A parked message becomes a whole dead letter, under its
+partition's fence; its row stays without a payload for as long as the partition's owner needs it. A
+message in the outbox is given up while no relay sends. Nothing here waits for a row that another
+transaction has locked, so it is never part of a deadlock: it waits for the fence and the relay's
+turn before it locks anything.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ UNSENT: Final = 500
 FENCE_WAIT: Final = 2.0
 RELAY_WAIT: Final = 5.0
 UNCLAIMED: Final = 86_400.0
-"""Seconds after which a row that no owner has taken out is taken for one of a partition without an owner."""
+"""Seconds after which a row that no owner took out counts as one of a partition without an owner."""
 
 ACTOR: Final = "retention"
 _LIMITS: Final = Limits(statement=60.0, lock=5.0, idle=60.0)
@@ -48,12 +49,13 @@ _MESSAGES: Final = (Kind.MESSAGE.value, Kind.REPEAT.value)
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a handler's messages die.
+    """What happens when a handler's messages die.
 
     Attributes:
         name: The handler's name.
-        holds_key: Whether later messages of a dead one's key wait for a decision.
-        copy: Returns what its dead-letter topic gets of a letter; None where there is no such topic.
+        holds_key: Whether later messages of a dead message's key wait for a decision.
+        copy: Returns the record for the dead-letter topic from a letter; None if there is no such
+            topic.
     """
 
     name: str
@@ -62,7 +64,7 @@ class Terms:
 
 
 class EndedBatch(NamedTuple):
-    """The letters that were made, and the number of the last row looked at; None where no more are to be looked at."""
+    """The letters that were made, and the number of the last row checked; None if no rows are left to check."""
 
     made: list[DeadMessage]
     last: int | None
@@ -78,7 +80,7 @@ class ExpireStatements:
     # Dead letters.
 
     def letters(self, session: Session, consumer: int, seconds: float, *, decided: bool, limit: int = LETTERS) -> int:
-        """Erase payloads of dead letters that were decided, or are undecided, for so long; return of how many."""
+        """Erase payloads of dead letters decided, or undecided, for this many seconds; return of how many."""
         table = self.tables.dead_letters
         connection = begin(session, self.dialect, _LIMITS, "expiry")
         old = select(table.c.id).where(self._old_letters(consumer, seconds, decided=decided))
@@ -106,13 +108,13 @@ class ExpireStatements:
     # Parked messages.
 
     def partitions(self, session: Session, consumer: int, seconds: float) -> list[TopicPartition]:
-        """Return the partitions in which something has stood for too long."""
+        """Return the partitions in which a message has been parked for too long."""
         c = self.tables.parked_messages.c
         query = select(c.topic, c.partition).where(or_(self._old(consumer, seconds), self._unclaimed(consumer)))
         return [TopicPartition(*row) for row in session.execute(query.distinct().order_by(c.topic, c.partition))]
 
     def count_parked(self, session: Session, consumer: int, seconds: float) -> int:
-        """Return how many messages have been parked for so long."""
+        """Return how many messages have been parked for this many seconds."""
         table = self.tables.parked_messages
         old = select(func.count()).select_from(table).where(self._old(consumer, seconds))
         return int(session.execute(old).scalar_one())
@@ -120,18 +122,18 @@ class ExpireStatements:
     def parked(
         self, session: Session, consumer: int, terms: Terms, partition: TopicPartition, seconds: float, after: int
     ) -> EndedBatch | None:
-        """Make dead letters of the first messages of a partition that have been parked for so long.
+        """Make dead letters of the first messages of a partition that have been parked for too long.
 
         Args:
             session: The caller's.
             consumer: The handler's number.
             terms: The handler's.
             partition: Where they are parked.
-            seconds: For how long.
-            after: The number of the last row that was looked at before.
+            seconds: The limit.
+            after: The number of the last row that was checked before.
 
         Returns:
-            None where the owner's transactions did not end in time.
+            None if the owner's transactions did not end in time.
         """
         connection = begin(session, self.dialect, _LIMITS, "expiry")
         lot = ParkingLot(self.tables, self.dialect, consumer)
@@ -146,7 +148,7 @@ class ExpireStatements:
     def _locked(
         self, connection: Connection, lot: ParkingLot, partition: TopicPartition, seconds: float, after: int
     ) -> list[ParkedMessage]:
-        """Lock the first ones, as many as may be in memory at once, and at least one."""
+        """Lock the first messages, as many as may be in memory at once, and at least one."""
         c = self.tables.parked_messages.c
         size = func.coalesce(func.length(c.value), 0) + func.length(c.headers)
         old = and_(self._old(lot.consumer, seconds), c.topic == partition.topic, c.partition == partition.partition)
@@ -167,7 +169,7 @@ class ExpireStatements:
         return [row for row in rows if row.digest not in busy and row.dead_letter not in busy]
 
     def _take_out_unclaimed(self, connection: Connection, lot: ParkingLot, partition: TopicPartition) -> None:
-        """Take out what waits for an owner that does not come; one that does after all takes the partition again."""
+        """Take out rows that wait for an owner that does not come; one that comes later takes the partition again."""
         c = self.tables.parked_messages.c
         here = and_(self._unclaimed(lot.consumer), c.topic == partition.topic, c.partition == partition.partition)
         rows = connection.execute(select(c.id, c.key).where(here).with_for_update(skip_locked=True)).all()
@@ -184,7 +186,7 @@ class ExpireStatements:
     # The outbox.
 
     def unsent(self, session: Session, seconds: float) -> list[Old] | None:
-        """Give up messages that were not sent for so long, while no relay sends; None where one does all the time."""
+        """Give up messages that stayed unsent too long, while no relay sends; None if a relay sends all the time."""
         if not self.dialect.lock_relay(session, wait=RELAY_WAIT):
             session.rollback()
             return None
@@ -193,11 +195,11 @@ class ExpireStatements:
         return outbox.expire(connection, self.tables, self._before(seconds), UNSENT, actor=ACTOR)
 
     def count_unsent(self, session: Session, seconds: float) -> int:
-        """Return how many messages were not sent for so long."""
+        """Return how many messages have stayed unsent for this many seconds."""
         return outbox.count_old(session.connection(), self.tables, self._before(seconds))
 
     def oldest_unsent(self, session: Session) -> Old | None:
-        """Return the message in the outbox that waits first."""
+        """Return the first message in the outbox."""
         return outbox.oldest(session.connection(), self.tables, self.dialect)
 
     def _old(self, consumer: int, seconds: float) -> ColumnElement[bool]:
@@ -222,7 +224,7 @@ class _Expiry:
     seconds: float
 
     def dead_letter(self, connection: Connection, row: ParkedMessage) -> DeadMessage | None:
-        """Return the letter; None where the message has one already."""
+        """Return the letter; None if the message has one already."""
         tables, consumer = self.lot.tables, self.lot.consumer
         dead = _expired(row, self.seconds)
         entered = dead_letters.add(connection, tables, consumer, [dead]).get(origins.origin(row.message))
@@ -268,7 +270,7 @@ def _expired(row: ParkedMessage, seconds: float) -> DeadMessage:
 
 
 def _stand_in(row: ParkedMessage, letter: int | None) -> ParkedMessage:
-    """Return what is left of a message in the lot: it holds its key, or goes with the owner's next look."""
+    """Return the row that stays in the lot: it holds the message's key, or the owner takes it out at its next look."""
     at = row.message
     return ParkedMessage(
         id=row.id,
@@ -283,6 +285,6 @@ def _stand_in(row: ParkedMessage, letter: int | None) -> ParkedMessage:
 
 
 def _in_hand(connection: Connection, query: Select[Any]) -> set[Any]:
-    """Lock the rows of a query; return of those that somebody else has locked."""
+    """Lock the rows of a query; return the values of those that another transaction has locked."""
     free = set(connection.execute(query.with_for_update(skip_locked=True)).scalars())
     return set(connection.execute(query).scalars()) - free

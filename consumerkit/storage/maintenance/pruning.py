@@ -1,15 +1,16 @@
-"""What the ledger may forget, and how it does: a bounded batch at a time, and in no transaction's way.
+"""What the ledger may forget, and how: in bounded portions, and without blocking other transactions.
 
-Below a partition's mark everything is finished, and its IDs are needed for resends only. What was processed above the
-mark a restart would deliver again, however old it is: so a handler's ledger forgets nothing that was processed after
-the earliest `settled_at` of its partitions.
+Every message below a partition's mark is finished, and its ID is needed for resends only. A restart
+delivers everything above the mark again, however old it is. So a handler's ledger keeps all that
+was processed after the earliest `settled_at` of its partitions.
 
-Before the first row goes, `forgotten_below` of each partition is raised to its mark: a message below it which the
-ledger does not know cannot be proven to be new any more. A rewind may take that back, or move a mark below what the
-plan rests on; so each batch looks again, and holds the partitions' rows against a rewind until it is committed.
+Before the first row goes, each partition's `forgotten_below` rises to its mark: a message below it
+that the ledger does not know may be old or new. A rewind may take that back, or move a mark below
+the one in the plan. So each portion checks again, and locks the partitions' rows against a rewind
+until it commits.
 
-Nothing here waits for a row that somebody else has locked, so it is never part of a deadlock: a claim may wait until a
-deletion is committed, a deletion never waits for a claim.
+Nothing here waits for a row that another transaction has locked, so it is never part of a deadlock:
+a claim may wait until a deletion commits, a deletion never waits for a claim.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ _NEEDED: Final = (State.DEAD.value, State.REDRIVEN.value)
 
 
 class HoldingPartition(NamedTuple):
-    """A partition that keeps its handler's ledger from forgetting what is old enough.
+    """A partition that stops its handler's ledger from forgetting what is old enough.
 
-    `since` is the moment from which on everything stays; None where no message of it is finished.
+    Everything processed since `since` stays; None if no message of the partition is finished.
     """
 
     partition: TopicPartition
@@ -67,16 +68,17 @@ class HoldingPartition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """What of one handler may be forgotten, as of one moment.
+    """What may be forgotten of one handler at one moment.
 
     Attributes:
         handler: Its name.
         consumer: Its number.
-        before: What was processed before this moment may go; None: nothing may.
-        holders: The partitions that bound it, beyond what retention asks for; the longest first.
-        positioned: Whether a position of this handler is known at all.
-        bounds: Below which offset of each partition message IDs will have been forgotten.
-        topics: What the handler consumed at that moment.
+        before: What was processed before this time may go; None means that nothing may.
+        holders: The partitions that keep more than retention asks for, the one that keeps longest
+            first.
+        positioned: Whether any position of this handler is known.
+        bounds: The offset of each partition below which message IDs will have been forgotten.
+        topics: The topics that the handler consumed at that moment.
     """
 
     handler: str
@@ -89,11 +91,11 @@ class PrunePlan:
 
 
 class OutdatedPlan(Exception):
-    """A position was moved back since, so that the plan may not be carried out any more."""
+    """A position was moved back since, so the plan may no longer be carried out."""
 
 
 class ForgottenBatch(NamedTuple):
-    """How many rows went, and when the last of them had been processed."""
+    """How many rows were forgotten, and when the last of them was processed."""
 
     rows: int
     last: datetime | None
@@ -115,18 +117,18 @@ class PruneStatements:
         requests: bool = False,
         unpositioned: bool = False,
     ) -> list[PrunePlan]:
-        """Return what may be forgotten of each handler, or of those named.
+        """Return what may be forgotten of each handler, or of the named ones.
 
-        Keys that no message brings go by age alone. Those of requests are kept for the retention that stands with
-        their name. Those of jobs and the checkpoints of backfills go only where their name is given: who forgets one
-        runs it again.
+        Keys that do not come from messages go by age alone. Requests' keys stay for the retention
+        stored with their name. The keys of jobs and the checkpoints of backfills go only if their
+        name is given: a job or backfill runs again once they are forgotten.
 
         Args:
             session: The caller's.
             retention: Seconds for which a processed ID is remembered.
-            handlers: Names; all that the database knows, where None.
-            requests: Also the names of requests' keys, whatever `handlers` names.
-            unpositioned: Forget by age alone what handlers processed where no position is known.
+            handlers: Names; None means all that the database knows.
+            requests: Also include the names of requests' keys, whatever `handlers` names.
+            unpositioned: Forget by age alone what handlers without a known position processed.
         """
         c = self.tables.consumers.c
         query = select(c.id, c.name, c.topics, c.retention).order_by(c.name)
@@ -187,10 +189,10 @@ class PruneStatements:
         return steps.has_orphans(session.connection(), self.tables, plan.consumer, plan.before)
 
     def promise(self, session: Session, plan: PrunePlan) -> bool:
-        """Write down below which offsets the ledger will not know everything any more; before the first batch.
+        """Record the offsets below which the ledger will no longer know everything; call it before the first portion.
 
         Returns:
-            False where a partition's row was in use: try again.
+            False if a partition's row was in use: try again.
 
         Raises:
             OutdatedPlan: A mark was moved back since the plan was made.
@@ -216,14 +218,15 @@ class PruneStatements:
         Args:
             session: The caller's.
             plan: What may go; `promise` has been committed.
-            after: `last` of the batch before, so that what stays is passed over once only.
+            after: `last` of the previous portion, so that rows that stay are passed over once only.
             limit: The largest number of rows.
 
         Returns:
-            None where another process is at it, or a partition's row is in use.
+            None if another process is pruning, or a partition's row is in use.
 
         Raises:
-            OutdatedPlan: A mark was moved back since, or the promise was taken back; nothing of this batch went.
+            OutdatedPlan: A mark was moved back, or the promise was taken back; this portion deleted
+                nothing.
         """
         assert plan.before is not None
         connection = begin(session, self.dialect, _LIMITS, "pruning")
@@ -241,13 +244,14 @@ class PruneStatements:
         return ForgottenBatch(len(rows), rows[-1].processed_at if rows else None)
 
     def _hold(self, connection: Connection, plan: PrunePlan) -> bool:
-        """Hold the plan's partitions against a rewind; return False where one of their rows is in use.
+        """Lock the plan's partitions against a rewind; return False if one of their rows is in use.
 
-        The weakest lock will do: it keeps out a rewind and a take-over, which ask for the row whole, and no mark.
+        The weakest lock is enough: it keeps out a rewind and a take-over, which lock the whole row,
+        but not a mark.
         """
         rows = self._rows(plan)
         held = connection.execute(rows.with_for_update(read=True, key_share=True, skip_locked=True)).all()
-        # A row that is gone would be waited for in vain.
+        # Another try would never find a row that is gone.
         found = held if len(held) == len(plan.bounds) else connection.execute(rows).all()
         standing = {_place(row): min(_bound(row, plan.topics), row.forgotten_below) for row in found}
         for place, bound in plan.bounds:
@@ -275,7 +279,7 @@ class PruneStatements:
 
 
 def _is_gone(row: Row[Any], latest: Mapping[str, LatestTopic]) -> bool:
-    """Return whether a partition's topic was recreated with fewer partitions: nothing of it can come again."""
+    """Return whether a partition's topic was recreated with fewer partitions: it gets no more messages."""
     now = latest.get(row.topic)
     return now is not None and row.topic_id != now.topic_id and row.partition not in now.partitions
 
@@ -285,10 +289,10 @@ def _place(row: Row[Any]) -> TopicPartition:
 
 
 def _bound(row: Row[Any], topics: Collection[str]) -> int:
-    """Return below which offset everything that was ever processed of a partition is known to lie.
+    """Return the offset below which everything ever processed of a partition is known to lie.
 
-    A topic that is not consumed any more holds nothing back. What its last owner processed above the mark, if it died,
-    lies below the end of its window.
+    A topic that is no longer consumed holds nothing back. If its last owner died, what that owner
+    processed above the mark lies below the end of its window.
     """
     if row.topic in topics or row.given_back:
         return int(row.mark)

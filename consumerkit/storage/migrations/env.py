@@ -17,7 +17,7 @@ options: dict[str, Any] = {
     "target_metadata": tables.metadata,
     "version_table": tables.version_table,
     "version_table_schema": tables.schema,
-    # SQLite's DDL is transactional in our connections, which begin by themselves.
+    # SQLite's DDL is transactional on our connections, which begin transactions explicitly.
     "transactional_ddl": True,
 }
 

@@ -1,7 +1,7 @@
 """Which parked messages stand first, of their key or of their partition: only these may become due.
 
-Each is found by a look into an index, or by reading the rows once. The lot is never joined with itself: with many
-messages behind one key a database compares each of them with all before it.
+Each is found by an index lookup, or by one reading of the rows. The lot is never joined with
+itself: with many messages of one key, a database would compare each of them with all earlier ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from consumerkit.storage.tables import Tables
 
 
 def first_of_key(tables: Tables) -> ColumnElement[bool]:
-    """Tell whether a row is the first of its key; a row without a key always is."""
+    """Return the condition that a row is the first of its key; a row without a key always is."""
     table = tables.parked_messages
     other = table.alias("other")
     first = select(func.min(other.c.id)).where(
@@ -28,7 +28,7 @@ def first_of_key(tables: Tables) -> ColumnElement[bool]:
 
 
 def first_of_partition(tables: Tables, consumer: int, numbers: Sequence[int]) -> ColumnElement[bool]:
-    """Tell whether a row is the first of its partition; `numbers` are the rows that are asked about."""
+    """Return the condition that a row is the first of its partition; `numbers` are the rows in question."""
     c, other = tables.parked_messages.c, tables.parked_messages.alias("other").c
     places = select(c.topic, c.partition).where(c.id.in_(numbers))
     here = and_(other.consumer == consumer, tuple_(other.topic, other.partition).in_(places))
@@ -38,7 +38,7 @@ def first_of_partition(tables: Tables, consumer: int, numbers: Sequence[int]) ->
 def by_key(
     rows: Iterable[tuple[bytes | None, int, bool]], *, any_key: bool
 ) -> tuple[dict[bytes | None, set[int]], list[int]]:
-    """Sort a partition's rows, given in order as key, number, and whether it could wait for ever.
+    """Sort a partition's rows, given in order as key, number, and whether the row could wait for ever.
 
     Returns:
         The numbers by key, and those of the rows that stand first and could wait for ever.

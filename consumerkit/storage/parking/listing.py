@@ -1,4 +1,4 @@
-"""What is in the parking lot, for people: listed, grouped, shown, and made due."""
+"""Shows people the parking lot: lists messages, groups them, and makes them due."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _HOLDING = (Kind.HELD.value, Kind.RELEASED.value)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedSelection:
-    """Chooses parked messages; what is given must hold all together, and nothing given means all of them.
+    """Chooses parked messages; all given conditions must hold, and no condition means all messages.
 
     Args:
         ids: These IDs, as `consumerkit parked list` shows them; an empty list means none, not all.
-        handler: Of the handler of this name.
-        error_type: Whose last error is of this type, as the list shows it.
+        handler: The handler's name.
+        error_type: The type of the last error, as the list shows it.
 
     Example:
         >>> ParkedSelection(handler="credit-account").is_everything
@@ -38,7 +38,7 @@ class ParkedSelection:
 
     @property
     def is_everything(self) -> bool:
-        """Whether nothing is given, so that all parked messages are meant."""
+        """Whether no condition is given: all parked messages are selected."""
         return self == ParkedSelection()
 
     def where(self, tables: Tables) -> ColumnElement[bool]:
@@ -59,7 +59,7 @@ def listed(
 ) -> Sequence[Any]:
     """Return parked messages in their order, without payloads; `after` is an ID to page on from.
 
-    Each has `due_in`: seconds until its next attempt, None where it waits behind another one.
+    Each has `due_in`: seconds until its next attempt, None if it waits behind another message.
     """
     c = tables.parked_messages.c
     about = (c.id, c.topic, c.partition, c.offset, c.message_id, c.kind, c.attempts, c.error_type, c.error)
@@ -68,13 +68,13 @@ def listed(
 
 
 def shown(session: Session, tables: Tables, number: int) -> Any | None:
-    """Return one parked message whole, with its handler's name and `due_in`, or None."""
+    """Return one whole parked message with its handler's name and `due_in`, or None."""
     query = _joined(session, tables, tables.parked_messages, tables.consumers.c.ordering)
     return session.execute(query.where(tables.parked_messages.c.id == number)).one_or_none()
 
 
 def behind(session: Session, tables: Tables, parked: Any) -> Sequence[int]:
-    """Return the ID of the message that a parked one waits behind; nothing where it waits behind none."""
+    """Return the ID of the message that a parked one waits behind; empty if it waits behind none."""
     c = tables.parked_messages.c
     if parked.due_at is not None or parked.kind == Kind.HELD.value:
         return ()
@@ -108,10 +108,10 @@ def grouped(session: Session, tables: Tables, selection: ParkedSelection) -> Seq
 
 
 def make_due(session: Session, tables: Tables, selection: ParkedSelection, *, actor: str) -> int:
-    """Have the chosen messages tried now, on the record; return how many of them were to be tried later.
+    """Make the chosen messages due now, and record it; return how many of them were due later.
 
-    What waits behind another message keeps its turn. Attempts count as before: a message that fails its last one is
-    dead-lettered.
+    A message that waits behind another keeps its turn. Attempts count as before: a message that
+    fails its last attempt is dead-lettered.
     """
     table = tables.parked_messages
     c, now = table.c, _now(session, tables)

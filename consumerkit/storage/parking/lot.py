@@ -46,15 +46,17 @@ class ParkedPlace(NamedTuple):
 class ParkingLot(Store):
     """One consumer's parked messages; every method works in the caller's transaction.
 
-    The statements of an attempt are put together once, which takes longer than to execute them.
+    The statements of an attempt are built once, since building them takes longer than executing
+    them.
     """
 
     def park(
         self, connection: Connection, parked: Sequence[ParkedMessage], *, any_key: bool = False
     ) -> dict[Origin, int]:
-        """Add messages, in order; return their numbers, by where they stood in the log.
+        """Add messages, in order; return their numbers, by their origin in the log.
 
-        With `any_key` one without a due time waits behind whatever is parked of its partition.
+        With `any_key`, a message without a due time waits behind all parked messages of its
+        partition.
         """
         if not parked:
             return {}
@@ -65,7 +67,7 @@ class ParkingLot(Store):
     def add(
         self, connection: Connection, parked: Sequence[ParkedMessage], found: Mapping[Origin, int], *, any_key: bool
     ) -> list[int]:
-        """Add those of these messages that were not `found` in the lot; return the numbers of all, in order."""
+        """Add the messages that were not `found` in the lot; return the numbers of all, in order."""
         c = self.tables.parked_messages.c
         statement = insert(self.tables.parked_messages).returning(c.id, c.topic_id, c.partition, c.offset)
         numbers = dict(found)
@@ -84,9 +86,9 @@ class ParkingLot(Store):
         return [numbers[origin(one.message)] for one in parked]
 
     def wake_heads(self, connection: Connection, numbers: Sequence[int], *, any_key: bool) -> None:
-        """Make due what was parked to wait behind another, and stands first: the other was gone already.
+        """Make a message due that was parked to wait behind another and now stands first: the other is gone.
 
-        A row without a due time that nothing stands before would never be found.
+        A row without a due time and without a row before it would never be found.
         """
         if numbers:
             partitions = heads.first_of_partition(self.tables, self.consumer, numbers)
@@ -101,14 +103,14 @@ class ParkingLot(Store):
         connection.execute(due.values(due_at=self.dialect.in_seconds(0.0)))
 
     def row(self, one: ParkedMessage) -> dict[str, Any]:
-        """Return the columns of a message without its due time, for a row of its own or in another one's place."""
+        """Return the columns of a message without its due time, to insert a row or to replace another one's."""
         return {"sealed": False, **sealed(self.tables.sealer, {"consumer": self.consumer, **row_of(one)})}
 
     def lock(self, connection: Connection, parked: ParkedMessage) -> bool | None:
         """Lock a parked message for this transaction.
 
         Returns:
-            Whether it is as it was read, and due; None where it is not in the lot any more.
+            Whether the row is unchanged and due; None if it is no longer in the lot.
         """
         found = connection.execute(self._locking[parked.wait is None], _as_read(parked)).one_or_none()
         return None if found is None else bool(found.same)
@@ -120,7 +122,7 @@ class ParkingLot(Store):
         return {waits: select(self._same(waits).label("same")).where(here).with_for_update() for waits in (False, True)}
 
     def _same(self, waits: bool) -> ColumnElement[bool]:
-        """Tell whether a row is as it was read: not tried since, due, and without an ID that it has got since."""
+        """Return the condition that a row is as it was read: not tried since, due, and without a new ID."""
         c = self.tables.parked_messages.c
         return and_(
             c.kind == bindparam("read_kind"),
@@ -130,10 +132,11 @@ class ParkingLot(Store):
         )
 
     def postpone(self, connection: Connection, read: ParkedMessage, parked: ParkedMessage) -> bool:
-        """Write down what became of an attempt, and when the next is due, and lock the row as `lock` does.
+        """Record the outcome of an attempt and the time of the next, and lock the row as `lock` does.
 
         Returns:
-            False where it is not as it was `read` any more: nothing that was written since is overwritten.
+            False if the row changed since it was `read`: nothing that was written since is
+            overwritten.
         """
         values = {name: value for name, value in row_of(parked).items() if name in _CHANGING}
         due = None if parked.wait is None else self.dialect.in_seconds(parked.wait)
@@ -148,18 +151,19 @@ class ParkingLot(Store):
         return {waits: update(table).where(here, self._same(waits)) for waits in (False, True)}
 
     def deliver(self, connection: Connection, parked: ParkedMessage, *, begins: bool) -> None:
-        """Write down that a run begins, unless `lock` will refuse it, or that the process has survived it.
+        """Record that a run begins, unless `lock` will refuse it, or that the process survived the run.
 
-        `postpone` takes it back too, as leaving the lot does.
+        `postpone` takes it back too, as does leaving the lot.
         """
         deliveries = self.tables.parked_messages.c.deliveries
         statement = self._changing[parked.wait is None].values(deliveries=deliveries + (1 if begins else -1))
         connection.execute(statement, _as_read(parked))
 
     def hold(self, connection: Connection, held: ParkedMessage) -> None:
-        """Turn a message that has died into a row that keeps the later ones of its key waiting.
+        """Turn a dead message into a row that makes the later messages of its key wait.
 
-        One with a `wait` is there only until the partition's owner, which has its key blocked in memory, takes it out.
+        A row with a `wait` stays only until the partition's owner, which blocks the key in memory,
+        takes it out.
         """
         table = self.tables.parked_messages
         statement = update(table).where(table.c.id == held.id)
@@ -173,13 +177,13 @@ class ParkingLot(Store):
         return [parked_in(row, self.tables.sealer) for row in rows]
 
     def remove(self, connection: Connection, numbers: Sequence[int]) -> set[int]:
-        """Take messages out: their outcomes are decided; return the numbers of those that were there."""
+        """Remove decided messages; return the numbers of those that were there."""
         table = self.tables.parked_messages
         gone = connection.execute(delete(table).where(table.c.id.in_(numbers)).returning(table.c.id))
         return {number for (number,) in gone}
 
     def promote(self, connection: Connection, gone: ParkedMessage, *, any_key: bool) -> None:
-        """Make the message due that waited behind `gone`; a crash after this leaves it to be found."""
+        """Make the message due that waited behind `gone`; after a crash the next owner finds it."""
         table = self.tables.parked_messages
         message = gone.message
         if not any_key and message.key is None:
@@ -206,10 +210,11 @@ class ParkingLot(Store):
     def load(
         self, connection: Connection, partitions: Collection[TopicPartition], *, any_key: bool = False
     ) -> dict[TopicPartition, dict[bytes | None, set[int]]]:
-        """Get the numbers of partitions' parked messages, by key, under the partitions' fences.
+        """Return the numbers of partitions' parked messages, by key, under the partitions' fences.
 
-        Whatever stands first, in the order of the new owner, is made due: it may have been parked behind others in
-        another order, and no owner would promote it. The rows are read once, so the cost grows with their number.
+        Every message that stands first in the new owner's order is made due: it may have been
+        parked behind others in another order, and no owner would promote it. The rows are read
+        once, so the cost grows with their number.
         """
         if not partitions:
             return {}
@@ -236,9 +241,9 @@ class ParkingLot(Store):
         without: Collection[int],
         after: ParkedMessage | None = None,
     ) -> list[ParkedMessage]:
-        """Return what is due in these partitions, the longest overdue first, leaving out some numbers.
+        """Return due messages of these partitions, the longest overdue first, without the given numbers.
 
-        With `after` only what was due later than that one.
+        With `after`, returns only messages that were due later than that one.
         """
         c = self.tables.parked_messages.c
         query = self._of(self._select(), partitions).where(c.due_at <= self.dialect.in_seconds(0.0))
@@ -254,8 +259,8 @@ class ParkingLot(Store):
     ) -> list[ParkedMessage]:
         """Return the first messages of a key (or of the whole partition), in order, with their `wait`.
 
-        A message that waited behind another has `wait` None, and is due at once when it is the first. What stands
-        behind a dead message that holds the key is left out.
+        A message that waited behind another has `wait` None, and is due at once when it is the
+        first. Excludes messages behind a dead message that holds the key.
         """
         c = self.tables.parked_messages.c
         query = self._of(self._select(), [partition]).order_by(c.id).limit(limit)
@@ -267,7 +272,7 @@ class ParkingLot(Store):
     def next_due(
         self, connection: Connection, partitions: Collection[TopicPartition], *, without: Collection[int]
     ) -> float | None:
-        """Return in how many seconds the next message of these partitions is due, leaving out some numbers."""
+        """Return in how many seconds the next message of these partitions is due, without the given numbers."""
         c = self.tables.parked_messages.c
         query = self._of(select(self.dialect.seconds_since(func.min(c.due_at))), partitions)
         if without:
@@ -291,7 +296,7 @@ class ParkingLot(Store):
 
 
 def _as_read(parked: ParkedMessage) -> dict[str, Any]:
-    """Return the parameters by which a statement finds a message as it was read."""
+    """Return the parameters by which a statement finds a message in the state in which it was read."""
     return {
         "read_id": parked.id,
         "read_kind": parked.kind.value,

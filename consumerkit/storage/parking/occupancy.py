@@ -1,4 +1,4 @@
-"""Who has how much in the parking lot: for people, and for the checks at a worker's start."""
+"""How much each handler has in the parking lot: for people, and for the checks at a worker's start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from consumerkit.storage.tables import Tables
 def count_by_handler(session: Session, tables: Tables) -> Sequence[Any]:
     """Return (handler name, messages parked, how many of them are due, when the oldest was parked, keys held).
 
-    A row that holds a dead message's key, or has released it and waits for the partition's owner, is no message.
+    A row that holds a dead message's key, or has released it and waits for the partition's owner,
+    is not counted.
     """
     c, consumers = tables.parked_messages.c, tables.consumers.c
     now = dialect_for(session.connection().dialect.name, tables).in_seconds(0.0)
@@ -36,7 +37,7 @@ def count_by_handler(session: Session, tables: Tables) -> Sequence[Any]:
 
 
 def oldest_waiting(session: Session, tables: Tables, consumers: Collection[int]) -> dict[int, float]:
-    """Return for how many seconds the oldest parked message of each consumer waits; only of those that have one."""
+    """Return for how many seconds the oldest parked message of each consumer waits; omits consumers without one."""
     c = tables.parked_messages.c
     age = dialect_for(session.connection().dialect.name, tables).seconds_since(func.min(c.parked_at))
     query = (
@@ -48,7 +49,7 @@ def oldest_waiting(session: Session, tables: Tables, consumers: Collection[int])
 
 
 def left_behind(session: Session, tables: Tables, consumer: int, topics: Collection[str]) -> Sequence[Any]:
-    """Return (topic, messages parked) for each topic of a consumer's parked messages that is not among `topics`."""
+    """Return (topic, messages parked) for a consumer's parked messages of topics that are not in `topics`."""
     c = tables.parked_messages.c
     return session.execute(
         select(c.topic, func.count())

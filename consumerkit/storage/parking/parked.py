@@ -1,4 +1,4 @@
-"""A parked message, and how it stands in its row."""
+"""A parked message, and its columns in the database."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from consumerkit.storage.payload import Sealer, payload
 
 
 class Kind(StrEnum):
-    """What a row in the lot is; the names are stored.
+    """The kind of a row in the lot; the names are stored.
 
     MESSAGE: a message that waits for its next attempt, or behind one that does.
-    HELD: stands for a dead message, and keeps the later ones of its key waiting until a person decides. Never due.
-    RELEASED: was held, and a person has decided: the owner takes it out, and what waited behind it is next.
-    REPEAT: a duplicate of a processed message that its handler does not ask for; its ID's claim is the first's.
+    HELD: stands for a dead message; the later messages of its key wait until a person decides.
+    Never due. RELEASED: was held, and a person has decided: the owner takes it out, and the message
+    behind it is next. REPEAT: a duplicate of a processed message that its handler does not ask for;
+    the first message has the ID's claim.
     """
 
     MESSAGE = "message"
@@ -36,18 +37,19 @@ class ParkedMessage:
     Attributes:
         id: Its number, and its place in the order of its key; 0 before it is in the lot.
         message: The record.
-        digest: The ledger's key; None where the message could not be identified.
+        digest: The ledger's key; None if the message could not be identified.
         message_id: The ID as text.
         fingerprint, fingerprint_version: As in the ledger.
-        attempts: Invocations that failed alone.
+        attempts: Failed invocations in which it ran alone.
         deliveries: Runs that began and left no trace: the process died.
-        wait: Seconds until it is due; None where it waits behind another.
-        due_at: When it is due, as it was read; None where it was not.
+        wait: Seconds until it is due; None if it waits behind another.
+        due_at: When it is due, as it was read; None if it was not read.
         first_failed_at: When the first attempt failed; None before.
         failing_for: Seconds since then, on the database's clock.
         error_type, error, stack: The last failure.
         kind: What the row is; see `Kind`.
-        dead_letter: The dead letter that was redriven, or that holds its key; None for any other message.
+        dead_letter: The dead letter that was redriven or that holds its key; None for any other
+            message.
     """
 
     id: int = 0
@@ -75,7 +77,7 @@ class ParkedMessage:
 
 
 def key_digest(key: bytes | None) -> bytes | None:
-    """Return what stands for a key in an index, which cannot hold keys of any length."""
+    """Return the digest of a key for an index, which cannot hold keys of any length."""
     return None if key is None else blake2b(key, digest_size=16).digest()
 
 
@@ -106,7 +108,7 @@ def row_of(parked: ParkedMessage) -> dict[str, Any]:
     }
 
 
-# A message that could not be identified when it was parked may have been since.
+# A message without an ID when it was parked may have got one since.
 IDENTITY = frozenset({"digest", "message_id", "fingerprint", "fingerprint_version"})
 
 
@@ -143,5 +145,5 @@ def parked_in(row: Any, sealer: Sealer | None) -> ParkedMessage:
 
 
 def plain(value: bytes | None) -> bytes | None:
-    """Return bytes as bytes, whatever the driver made of them."""
+    """Return bytes as `bytes`, whatever type the driver returned."""
     return None if value is None else bytes(value)

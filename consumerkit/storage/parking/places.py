@@ -1,4 +1,4 @@
-"""Which messages are in the parking lot already, and which other ones stand at their places."""
+"""Which messages are already in the parking lot, and which other messages have their places."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class ParkedPlaces(NamedTuple):
     """Where messages are to be parked.
 
     Attributes:
-        rows: The messages in the same order, those under an origin of their own whose place is another message's.
-        found: The numbers of those that are in the lot already, by origin.
-        clashes: Those that stand beside another one, and are new.
+        rows: The messages in the same order; those whose place another message has get an origin of
+            their own.
+        found: The numbers of the messages that are in the lot already, by origin.
+        clashes: The new messages that stand beside another one.
     """
 
     rows: list[ParkedMessage]
@@ -44,10 +45,11 @@ class ParkedPlaces(NamedTuple):
 
 
 def places(lot: ParkingLot, connection: Connection, parked: Sequence[ParkedMessage]) -> ParkedPlaces:
-    """Look for messages in the lot: no claim shows that one without an ID was delivered again.
+    """Look for messages in the lot: for a message without an ID, no claim shows that it was delivered again.
 
-    One that has an ID by now, and so a claim, gets it there, too. A row of another message at the same place is left
-    alone: its ID must not be run with this one's payload, nor this one's with its.
+    A message that has an ID by now, and so a claim, gets it in its row too. A row of another
+    message at the same place stays unchanged: neither message may run with the other's payload
+    under its own ID.
     """
     if not parked:
         return ParkedPlaces([], {}, [])
@@ -71,7 +73,7 @@ def places(lot: ParkingLot, connection: Connection, parked: Sequence[ParkedMessa
 
 
 def stands_for(lot: ParkingLot, connection: Connection, row: Any) -> MessageIdentity:
-    """Return which message a row of the lot is about: of one that only holds its key, its dead letter tells."""
+    """Return the identity of a row's message; if the row only holds a key, its dead letter identifies it."""
     if Kind(row.kind) in _WITHOUT_CONTENT:
         c = lot.tables.dead_letters.c
         at = (c.consumer == row.consumer, c.topic_id == row.topic_id, c.partition == row.partition)

@@ -1,4 +1,4 @@
-"""Dead letters on their way back through the parking lot, and out of it; and resends, which come in their stead."""
+"""Redriven dead letters in the parking lot, and resends that replace them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from consumerkit.storage.parking.places import places
 Values = Mapping[str, Any]
 # Where letters of a message ID hold their key: topic, partition, key, digest.
 Spot = tuple[str, int, bytes | None, bytes | None]
-# A dead letter's record goes back as it stands in its row: nothing is decoded, and what is sealed stays so.
+# A dead letter's record is copied as its row has it: nothing is decoded, and sealed values stay
+# sealed.
 COPIED = ("topic", "topic_id", "partition", "offset", "timestamp", "key", "value", "headers", "sealed")
 
 
@@ -28,8 +29,8 @@ class Comeback:
     Attributes:
         letter: Its ID.
         record: The columns of `COPIED`.
-        digest, message_id, fingerprint, fingerprint_version: What it is known by from now on; digest None where that is
-            found out when it runs.
+        digest, message_id, fingerprint, fingerprint_version: Its identity from now on; digest None
+            if the ID is determined when it runs.
     """
 
     letter: int
@@ -41,13 +42,13 @@ class Comeback:
 
     @property
     def spot(self) -> Spot:
-        """Where it may stand in for another one."""
+        """Where it may take the place of a row that holds its key."""
         key = self.record["key"]
         return self.record["topic"], self.record["partition"], None if key is None else bytes(key), self.digest
 
 
 def standing(lot: ParkingLot, connection: Connection, origins: Sequence[Origin]) -> dict[Origin, Any]:
-    """Return the rows of messages from these places in the log that are in the lot."""
+    """Return the rows in the lot of messages from these places in the log."""
     table = lot.tables.parked_messages
     c = table.c
     here = tuple_(c.topic_id, c.partition, c.offset).in_(origins)
@@ -58,16 +59,17 @@ def standing(lot: ParkingLot, connection: Connection, origins: Sequence[Origin])
 def bring_back(
     lot: ParkingLot, connection: Connection, letters: Sequence[Comeback], *, ordered: bool, any_key: bool
 ) -> None:
-    """Park dead letters of one partition, in order, under its fence; one that holds its key runs in its place.
+    """Park dead letters of one partition, in order, under its fence; a letter that holds its key runs in its row.
 
-    So does one whose key is held by another letter of its message ID: behind that it would wait for ever.
+    So does a letter whose key another letter of its message ID holds: behind that one it would wait
+    for ever.
 
     Args:
-        lot: Their consumer's.
-        connection: The caller's; it commits.
+        lot: The consumer's lot.
+        connection: The caller's, who commits.
         letters: In the order of the log.
-        ordered: Whether those of one key run one after another, or, with
-        any_key: those of the partition.
+        ordered: Whether messages run one after another.
+        any_key: Whether that order is the partition's, instead of each key's.
     """
     table = lot.tables.parked_messages
     now = lot.dialect.in_seconds(0.0)
@@ -91,13 +93,14 @@ def bring_back(
 def park(
     lot: ParkingLot, connection: Connection, parked: Sequence[ParkedMessage], *, any_key: bool
 ) -> tuple[list[int], list[Clash]]:
-    """Park messages as `ParkingLot.park` does, but resends of a dead ID in the place where that one holds their key.
+    """Park messages as `ParkingLot.park` does, but put a resend of a dead ID into the row that holds its key.
 
-    Such a resend has come instead of the dead message. Behind it, it would wait for a person, who in turn would have to
-    wait for the resend's outcome.
+    Such a resend replaces the dead message. Behind that row it would wait for a person's decision,
+    and the person would wait for the resend's outcome.
 
     Returns:
-        Their numbers in the lot, in order, and which of them stand beside another message at their place.
+        Their numbers in the lot, in order, and the messages that stand beside another message at
+        their place.
     """
     rows, found, clashes = places(lot, connection, parked)
     fresh = [one for one in rows if origin(one.message) not in found]
@@ -113,7 +116,7 @@ def park(
 
 
 def _stand_in(lot: ParkingLot, connection: Connection, number: int, resend: ParkedMessage) -> bool:
-    """Turn a row that holds its key into a resend; False where another partition's owner has released it."""
+    """Turn a row that holds its key into a resend; False if another partition's owner has released it."""
     table = lot.tables.parked_messages
     statement = update(table).where(table.c.id == number, table.c.kind == Kind.HELD.value)
     values = {"parked_at": lot.dialect.in_seconds(0.0), **lot.row(resend)}
@@ -123,7 +126,7 @@ def _stand_in(lot: ParkingLot, connection: Connection, number: int, resend: Park
 def release(lot: ParkingLot, connection: Connection, letters: Sequence[int], *, any_key: bool) -> None:
     """Release the keys that dead letters hold, under the partition's fence.
 
-    The rows stay until the partition's owner takes them out: it has their keys blocked in its memory.
+    The rows stay until the partition's owner takes them out: it blocks their keys in its memory.
     """
     table = lot.tables.parked_messages
     numbers = list(_holding(lot, connection, letters).values())
@@ -139,7 +142,7 @@ def _holding(lot: ParkingLot, connection: Connection, letters: Sequence[int]) ->
 
 
 def _spots(lot: ParkingLot, connection: Connection, digests: Collection[bytes]) -> dict[Spot, int]:
-    """Return the numbers of the rows by which letters of these message IDs hold their keys, by where that is."""
+    """Return the numbers of the rows by which letters of these message IDs hold their keys, by spot."""
     if not digests:
         return {}
     row, letter = lot.tables.parked_messages.c, lot.tables.dead_letters.c
