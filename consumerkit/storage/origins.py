@@ -66,7 +66,7 @@ class MessageIdentity(NamedTuple):
         content: A digest of key, value and headers; None if the payload was not kept or cannot be
             read.
         facts: Size and timestamp, which stay when the payload is gone; -1 for a value that is no
-            valid time.
+            valid time, as in a header.
         version: The fingerprint's version; fingerprints of two versions cannot be compared.
         earlier: The facts as computed by older releases, which counted only the characters of a
             header.

@@ -83,8 +83,7 @@ def set_up(engine: Engine) -> None:
 def _connected(connection: Any, _record: object) -> None:
     driver = getattr(connection, "driver_connection", connection)
     wanted = []
-    # Only ISO is safe here: the other styles change the order of day and month in which dates are
-    # read.
+    # Setting ISO alone keeps the order of day and month in which the server reads dates.
     if not (driver.info.parameter_status("DateStyle") or "ISO").startswith("ISO"):
         wanted.append("SET datestyle TO ISO")
     if (driver.info.parameter_status("client_encoding") or "UTF8") != "UTF8":

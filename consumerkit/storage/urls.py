@@ -58,8 +58,8 @@ def _check_parts(url: URL) -> None:
     """Refuse a URL with displaced parts: an unescaped `/` or `@` moves part of a password into another part."""
     said: list[str | None] = [url.host, url.database]
     for name, value in url.query.items():
-        # An escaped password may contain a `?`; in an unescaped one, the rest after it becomes a
-        # parameter.
+        # A secret's value may contain an escaped `@`. A `?` in an unescaped password turns the rest
+        # of the password into a parameter.
         said += (
             [name] if url_parameters.is_secret(name) else [name, value if isinstance(value, str) else " ".join(value)]
         )
