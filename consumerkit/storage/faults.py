@@ -33,8 +33,8 @@ class Fault(Enum):
 
 _BY_CLASS = {
     "08": Fault.CONNECTION,  # connection_exception; asyncpg reports 08003 whatever ended the session
-    # invalid_authorization_specification: a login that worked once will work again, as after a
-    # password change.
+    # invalid_authorization_specification: a login that worked once works again when both sides
+    # have the new password.
     "28": Fault.CONNECTION,
     "40": Fault.CONFLICT,  # serialization_failure, deadlock_detected
     "42": Fault.DEPLOY,  # a missing table, column, function or right

@@ -29,14 +29,14 @@ def upgrade(database: Database, tables: Tables = DEFAULT_TABLES) -> list[str]:
     """Create our tables, or bring them up to date; return the revisions that were applied, oldest first.
 
     All in one transaction. Several processes may call it at once; all but the first find nothing to
-    do. Do not call it within an event loop: there, use `await database.run(lambda session:
-    apply(session, tables))`.
+    do. Do not call it within an event loop: there, use
+    `await database.run(lambda session: apply(session, tables))`.
 
     Raises:
         ConfigurationError: A migration of your own Alembic is running; this would not be part of
             its transaction.
         StartError: The tables are of a newer consumerkit.
-        DBAPIError: The database is out of reach, or the role lacks a right.
+        DBAPIError: The database is out of reach, or refuses.
     """
     if _running_migration() is not None:
         raise ConfigurationError(
@@ -57,7 +57,7 @@ def apply(session: Session, tables: Tables = DEFAULT_TABLES) -> list[str]:
 
     Raises:
         StartError: The tables are of a newer consumerkit.
-        DBAPIError: The role lacks a right.
+        DBAPIError: The database refuses.
     """
     from alembic import command
 

@@ -18,10 +18,10 @@ class Kind(StrEnum):
     """The kind of a row in the lot; the names are stored.
 
     MESSAGE: a message that waits for its next attempt, or behind one that does.
-    HELD: stands for a dead message; the later messages of its key wait until a person decides.
-    Never due. RELEASED: was held, and a person has decided: the owner takes it out, and the message
-    behind it is next. REPEAT: a duplicate of a processed message that its handler does not ask for;
-    the first message has the ID's claim.
+    HELD: stands for a dead message; the later messages of its key wait for a person. Never due.
+    RELEASED: was held, and a person has decided: the owner takes it out, and the next message runs.
+    REPEAT: a duplicate of a processed message that its handler does not ask for; the first message
+    has the ID's claim.
     """
 
     MESSAGE = "message"
