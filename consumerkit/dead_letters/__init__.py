@@ -1,1 +1,1 @@
-"""What a dead letter tells: the error in words, and the record's format in a dead-letter topic."""
+"""The content of a dead letter: the error in words, and the record's format in a dead-letter topic."""

@@ -1,4 +1,4 @@
-"""Errors in words: bounded in every part, and without raising anything, whatever the error does when it is asked."""
+"""Errors in words: every part has a size limit, and nothing is raised, whatever the error's own code does."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ CAUSES: Final = 10
 _READ_CHARACTERS: Final = 20 * TEXT_CHARACTERS
 _FRAMES: Final = 100
 _NAME_CHARACTERS: Final = 300
-# Their words say why, on purpose: where they were raised adds nothing.
+# These explain themselves by their text: the place where they were raised adds nothing.
 _ON_PURPOSE: Final = (Defer, Reject, Unavailable, Undecodable)
 
 
 def error_type(error: BaseException) -> str:
-    """Return an error's class, with its module where it is not a builtin; of an exception group, its first leaf's."""
+    """Return an error's class, with its module unless it is a builtin; of an exception group, its first leaf's."""
     return _kind(first_leaf(error))
 
 
 def error_text(error: BaseException) -> str:
-    """Return an error's own words, for the dead letter; those of a database without statement and parameters."""
+    """Return an error's own words, for the dead letter; a database error comes without statement and parameters."""
     return _words(first_leaf(error))
 
 
 def recorded_text(error: BaseException) -> str:
-    """Return an error's words and, of each of its causes, class and words: redacted, and cut."""
+    """Return the class and words of an error and of each of its causes: redacted, and cut."""
     first, *causes = _chain(error)
     text = _words(first)
     for cause in causes:
@@ -48,7 +48,7 @@ def recorded_text(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Return an error for logs: what it is and where it came out of the user's code, and no words of a payload.
+    """Return an error for logs: its kind and its place in the user's code, without words of a payload.
 
     The words are in the dead letter, which is under the database's access control.
     """
@@ -72,23 +72,23 @@ def in_full(error: BaseException) -> str:
 
 
 def stack_of(error: BaseException) -> str:
-    """Return where an error and its causes were raised, as file, line and function; never values; cut at the front."""
+    """Return where an error and its causes were raised, as file, line and function; no values; cut at the front."""
     parts: list[str] = []
     for one in _chain(error):
         frames = "".join(traceback.format_list(_places(one, _FRAMES)))
         parts.append(f"{_kind(one)}\n{frames}")
-    # The end is what is kept, and redacting takes its time: what is far from it is not looked at.
+    # Only the end is kept, and redacting takes time, so the distant front is dropped first.
     text = redact("caused by\n".join(parts)[-4 * STACK_BYTES :]).encode("utf-8", "backslashreplace")
     return text[-STACK_BYTES:].decode("utf-8", "ignore") if len(text) > STACK_BYTES else text.decode()
 
 
 def cut(text: str, length: int) -> str:
-    """Return a text of at most so many characters."""
+    """Return a text cut to at most this many characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _theirs(error: BaseException) -> str:
-    """Return where an error came out of the user's code; empty where it did not."""
+    """Return where an error left the user's code; empty if it did not come from there."""
     frame = users_frame(error)
     return "" if frame is None else f" at {place_of_frame(frame)}"
 
@@ -104,7 +104,7 @@ def _name(error: BaseException) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Return a text as a plain one: of a subclass, past what it overrides, and of anything else nothing."""
+    """Return a text as a plain `str`, without calling a subclass's overrides; empty for any other type."""
     return str.__str__(text) if issubclass(type(text), str) else "?"
 
 
@@ -125,7 +125,7 @@ def _asked(error: BaseException) -> str:
 
 
 def _places(error: BaseException, most: int) -> list[traceback.FrameSummary]:
-    """Return where an error was raised, the innermost last, without columns, for which Python compiles each line."""
+    """Return where an error was raised, innermost last; without columns, since Python compiles each line for them."""
     return [
         traceback.FrameSummary(frame.f_code.co_filename, line, cut(frame.f_code.co_name, _NAME_CHARACTERS))
         for frame, line in deque(traceback.walk_tb(traceback_of(error)), maxlen=most)
@@ -133,9 +133,10 @@ def _places(error: BaseException, most: int) -> list[traceback.FrameSummary]:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Return an error and its causes, as Python would show them, the first few; of each exception group its first leaf.
+    """Return the first few of an error and its causes, in Python's order; for each exception group its first leaf.
 
-    What SQLAlchemy wraps is left out: it is in the error's own words, without the values that the driver quotes.
+    Excludes the error that SQLAlchemy wraps: SQLAlchemy's error repeats it, without the values that
+    the driver quotes.
     """
     chain: list[BaseException] = []
     seen: BaseException | None = error
@@ -149,9 +150,10 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _may_quote(error: DBAPIError) -> bool:
-    """Tell whether the first line of the database's message may hold a value, as in `invalid input syntax ...: "x"`.
+    """Return whether the first line of the database's message may hold a value, as in `invalid input syntax ...: "x"`.
 
-    It does where data is bad or a trigger speaks, whose SQLSTATE may be any; a violated constraint is named alone.
+    It may for bad data, and for errors from triggers, which have any SQLSTATE. A violated
+    constraint shows only its name.
     """
     if was_raised_by_code(error):
         return True
@@ -160,9 +162,9 @@ def _may_quote(error: DBAPIError) -> bool:
 
 
 def _database_text(error: DBAPIError) -> str:
-    """Return the first line of the database's message: the further ones (DETAIL) quote values."""
+    """Return the first line of the database's message: the later lines (DETAIL) quote values."""
     if (words := database_words(error)) is not None:
         return words
     lines = _plain(str(error.orig)).splitlines() or [""]
-    # asyncpg's errors come as "<class '...'>: text".
+    # asyncpg's errors have the form "<class '...'>: text".
     return lines[0].rpartition("'>: ")[2]

@@ -1,8 +1,9 @@
 """Tells poison from an outage: successes earn what dead letters spend.
 
-A few bad messages among good ones are dead-lettered as they come. Where everything fails, as when a provider is down or
-a bad version was deployed, the tokens are soon spent; then nothing more is dead-lettered, and the handler tries one
-message from time to time until one succeeds. A token bucket, filled by work instead of by time.
+A few bad messages among good ones are dead-lettered at once. If everything fails, as when a
+provider is down or a bad version was deployed, the tokens are soon spent. Then nothing more is
+dead-lettered, and the handler tries one message from time to time until one succeeds. It is a token
+bucket that work fills instead of time.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from consumerkit.policies.wait import Wait, exponential
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brake:
-    """How many dead letters a handler may write, in one process, before it stops to look whether anything works.
+    """How many dead letters a handler may write, in one process, before it stops and probes.
 
     Args:
-        allowance: Dead letters without any success between them; also the most that successes can earn.
+        allowance: Dead letters without any success between them; also the limit of what successes
+            can earn.
         earned: What one success earns; 0.25 lets one message in five be dead-lettered for ever.
-        probe: The waits between trying one message and the next, while the brake is on.
-        rejected_keys: `Reject` is a verdict and spends nothing; but Rejects of more keys than this, without any success
-            between them, put the brake on: a bad version may reject everything. A message without a key counts as one.
+        probe: The waits between one probing message and the next while the brake is on.
+        rejected_keys: `Reject` is a verdict and spends nothing; but Rejects of more keys than this,
+            without any success between them, put the brake on: a bad version may reject everything.
+            A message without a key counts as one.
 
     Raises:
         ConfigurationError: A value is out of its range.
@@ -50,7 +53,7 @@ class Brake:
 
 
 class BrakeState:
-    """One handler's brake in one process; time is passed in.
+    """The state of one handler's brake in one process; time is an argument.
 
     Attributes:
         on: Whether the handler only probes.
@@ -68,14 +71,15 @@ class BrakeState:
         self.next_probe = 0.0
 
     def funded(self, dead: int, good: int) -> int:
-        """Return how many of these dead letters are paid by what succeeds in the same transaction, or neither is.
+        """Return how many of these dead letters the successes of the same transaction pay for.
 
-        They take no token, so that a healthy flood leaves the tokens to others while its transaction is under way.
+        They take no token, so a healthy flood leaves the tokens to others while its transaction is
+        running. The letters and the successes commit together or not at all.
         """
         return min(dead, int(good * self._policy.earned))
 
     def spend(self, now: float) -> bool:
-        """Take a token for a dead letter; without one, put the brake on and return False."""
+        """Take a token for a dead letter; if there is none, put the brake on and return False."""
         if self._tokens >= 1:
             self._tokens -= 1
             return True
@@ -83,7 +87,7 @@ class BrakeState:
         return False
 
     def reject(self, key: Hashable, now: float) -> bool:
-        """Count a Reject; return False, with the brake on, where too many keys have had one since a success."""
+        """Count a Reject; if too many keys were rejected since a success, put the brake on and return False."""
         if len(self._rejected) <= self._policy.rejected_keys:
             self._rejected.add(key)
         if len(self._rejected) <= self._policy.rejected_keys:
@@ -99,25 +103,25 @@ class BrakeState:
             self.failed_probe(now)
 
     def refund(self, count: int) -> None:
-        """Take back tokens for dead letters that were not written after all."""
+        """Take back tokens of dead letters that were not written after all."""
         self._tokens = min(float(self._policy.allowance), self._tokens + count)
 
     def failed_probe(self, now: float) -> None:
-        """Set the time of the next probe, after one that did not succeed."""
+        """Set the time of the next probe after a failed one."""
         self._probes += 1
         self._wait = self._policy.probe.after(self._probes)
         self.next_probe = now + self._wait
 
     def wait_again(self, now: float) -> None:
-        """Have the wait for the next probe begin now, as long as it was set."""
+        """Restart the wait for the next probe now, with the same length."""
         self.next_probe = now + self._wait
 
     def succeeded(self, count: int, funded: int = 0) -> bool:
-        """Earn tokens by messages that were processed; duplicates are not. Return whether this took the brake off.
+        """Earn tokens by processed messages, not by duplicates; return whether this took the brake off.
 
         Args:
-            count: Messages that were processed.
-            funded: Dead letters in the same transaction for which no token was taken.
+            count: Processed messages.
+            funded: Dead letters in the same transaction that took no token.
         """
         earned = count * self._policy.earned - funded
         self._tokens = min(float(self._policy.allowance), max(0.0, self._tokens + earned))
@@ -126,6 +130,7 @@ class BrakeState:
         self._rejected.clear()
         was_on, self.on = self.on, False
         if was_on:
-            # What failed under the brake is tried again, and must not put the brake on at its first dead letter.
+            # The messages that failed under the brake run again: the first dead letter must not put
+            # it on again.
             self._tokens = max(self._tokens, 1.0)
         return was_on

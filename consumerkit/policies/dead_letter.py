@@ -1,4 +1,4 @@
-"""Where a message goes that will not succeed."""
+"""The destination of a message that will not succeed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from consumerkit.message import TOPIC_RULE, is_topic_name
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DeadLetter:
-    """The topic to which dead letters of a handler are published, besides their row in `dead_letters`.
+    """The topic to which a handler's dead letters are published, besides their row in `dead_letters`.
 
     Args:
         topic: The dead-letter topic. It must exist, with as many partitions as its source
             (`consumerkit topics create` makes it), and it must not be among the topics the handler consumes.
-        hold_key: With `Ordering.KEY`, keep later messages of a dead message's key waiting behind it, until it is
-            redriven and succeeds, or a person resolves or discards it. A `conflict` holds none: its ID was processed.
-        resend: What becomes of a message whose ID is dead already, sent again: "skip" counts it, "run" runs it; where
-            the dead one holds its key, in its place.
+        hold_key: With `Ordering.KEY`, keep later messages of a dead message's key waiting behind
+            it, until it is redriven and succeeds, or a person resolves or discards it. A `conflict`
+            holds no key: its ID was processed.
+        resend: What happens to another message with the ID of a dead one: "skip" counts it, "run"
+            runs it, in the dead message's place if that holds its key.
 
     Raises:
-        ConfigurationError: The topic is not the name of one.
+        ConfigurationError: The topic's name is invalid.
 
     Example:
         >>> DeadLetter("payments.captured.dlq")

@@ -1,4 +1,4 @@
-"""Spans of time as a user gives them: seconds, a timedelta, or None for ever; and moments as a database does."""
+"""Durations as a user gives them: seconds, a timedelta, or None for ever; and moments as a database returns them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ DAY: Final = 86_400.0
 
 
 def seconds_of(name: str, value: float | timedelta | None, *, of: str = "Worker") -> float | None:
-    """Return a span that a user gave, in seconds; None is for ever.
+    """Return a user's duration in seconds; None means for ever.
 
     Args:
         name: The argument's name.
-        value: What was given.
-        of: What has the argument.
+        value: The user's value.
+        of: The object that has the argument.
 
     Raises:
-        ConfigurationError: It is no span above 0.
+        ConfigurationError: It is no duration above 0.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if seconds is None:

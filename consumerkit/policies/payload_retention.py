@@ -1,4 +1,4 @@
-"""For how long payloads are kept that wait for something, and those of what is decided."""
+"""How long payloads are kept: of messages that wait for something, and of decided ones."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ Span = float | timedelta | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayloadRetention:
-    """For how long consumerkit's tables keep payloads; each is seconds, a timedelta, or None for ever.
+    """How long consumerkit's tables keep payloads; each value is seconds, a timedelta, or None for ever.
 
-    What is decided needs its payload no more. The other three are of messages that somebody still needs to finish the
-    work: they are kept for ever unless you say otherwise, and what then ends is told and recorded.
+    A decided message no longer needs its payload. The other three kinds are unfinished work: they
+    are kept for ever unless you say otherwise, and each message that then ends is reported and
+    recorded.
 
     Args:
         decided: A dead letter, after it was resolved or discarded. The facts stay.
-        dead: An undecided dead letter, after it died. It stays dead without its payload, so it cannot
-            be redriven any more, only resolved or discarded; a key that it holds stays held.
-        parked: A parked message, after it was parked first. It becomes a dead letter of the reason `expired`, with its
-            payload, which can be redriven.
-        outbox: A message to send, after it was written. It is given up unsent, and recorded without its payload.
+        dead: An undecided dead letter, after it died. It stays dead without its payload, so it
+            cannot be redriven any more, only resolved or discarded; a key that it holds stays held.
+        parked: A parked message, after it was first parked. It becomes a dead letter with the
+            reason `expired`, with its payload, and can be redriven.
+        outbox: A message to send, after it was written. It is given up unsent, and recorded without
+            its payload.
 
     Raises:
-        ConfigurationError: One is no span above 0.
+        ConfigurationError: A value is no duration above 0.
 
     Example:
         >>> PayloadRetention(parked=timedelta(days=30)).seconds("parked")
@@ -43,15 +45,15 @@ class PayloadRetention:
             self.seconds(field.name)
 
     def seconds(self, name: str) -> float | None:
-        """Return one of the spans in seconds."""
+        """Return one of the durations in seconds."""
         return seconds_of(name, getattr(self, name), of="PayloadRetention")
 
 
 def payload_retention_of(given: Span | PayloadRetention) -> PayloadRetention:
-    """Return what `Worker(payload_retention=...)` means: a plain span is that of decided dead letters.
+    """Return the meaning of `Worker(payload_retention=...)`: a plain duration is that of decided dead letters.
 
     Raises:
-        ConfigurationError: It is no span above 0.
+        ConfigurationError: It is no duration above 0.
     """
     if isinstance(given, PayloadRetention):
         return given

@@ -1,6 +1,7 @@
 """How often, how long and after which errors a handler is tried again.
 
-Nothing here sleeps: time is an argument, so that the engine decides without waiting, and never for ever.
+Nothing here sleeps: time is an argument, so that the engine decides without waiting, and every
+retry ends.
 """
 
 from __future__ import annotations
@@ -57,27 +58,34 @@ class Retry:
         attempts: Invocations in all, the first one included, whatever errors they ended with.
         deadline: Seconds since the first failure after which no further attempt begins.
         wait: The wait between attempts.
-        on: The errors worth another attempt; any other is dead-lettered at once. `Reject` never is. A tuple of
-            classes; or a predicate, which is given the error (one that raises counts as True); or a mapping from class
-            to policy, where the most specific class of an error decides: a `Wait` in place of `wait`, None for a dead
-            letter at once, or a `Retry`, which then stands for itself, in place of everything here but `in_place`.
-        in_place: How many of the attempts are made at once, one after another, with the lane waiting in between; after
-            them the message is parked in the database, where its attempts outlive the process.
-        on_result: Called with what `handle` returned; True makes it a failure, the error `Unsatisfied`, which is
-            worth another attempt unless `on` maps `Unsatisfied` itself to something else.
-        retry_after: Reads from an error the seconds that it asks to wait: a function, or the name of an attribute.
-            A number, a number as text or a timedelta lengthens the wait; anything else leaves it as it is.
-        retry_after_max: The most seconds that an error may ask for; it is taken to ask for so many if it asks for more.
+        on: The errors worth another attempt; any other error is dead-lettered at once. `Reject`
+            never is worth one. A tuple of classes; or a predicate that gets the error (if it
+            raises, that counts as True); or a mapping from class to policy. In a mapping the most
+            specific class of an error decides: a `Wait` replaces `wait`, None means a dead letter
+            at once, and a `Retry` replaces everything here but `in_place`.
+        in_place: How many of the attempts run at once, one after another, while the lane waits;
+            after them the message is parked in the database, where its attempts outlive the
+            process.
+        on_result: Called with the result of `handle`; True makes it a failure, the error
+            `Unsatisfied`, which is worth another attempt unless `on` maps `Unsatisfied` itself to
+            something else.
+        retry_after: Reads from an error the seconds that it asks to wait: a function, or the name
+            of an attribute. A number, a number as text or a timedelta lengthens the wait; any other
+            value leaves it unchanged.
+        retry_after_max: The most seconds that an error may ask for; a larger value counts as this
+            one.
 
-    Of a group of errors, as `asyncio.TaskGroup` raises it, each error in it is asked: one that is worth no further
-    attempt ends them, and else the longest wait counts. A class of groups may be named in `on`, too.
+    Each error in a group of errors, as `asyncio.TaskGroup` raises it, is checked: one error that is
+    not worth another attempt ends the attempts, otherwise the longest wait counts. `on` may also
+    name a class of groups.
 
-    Only a failure of the message alone counts as an attempt: a failure within a group may be another message's
-    fault, and trouble of the database or the broker is no message's. Attempts are counted over all errors of a message:
-    after two timeouts, a third failure of another kind is the third attempt of that kind's policy.
+    Only a failure of the message alone counts as an attempt: a failure in a batch may be another
+    message's fault, and trouble of the database or the broker is no message's fault. Attempts are
+    counted over all errors of a message: after two timeouts, a third failure of another kind is the
+    third attempt of that kind's policy.
 
     Raises:
-        ConfigurationError: An argument cannot be meant, or nothing would end the attempts.
+        ConfigurationError: An argument is invalid, or nothing would end the attempts.
 
     Example:
         >>> policy = Retry(attempts=3, wait=fixed(2), on=(TimeoutError,))
@@ -127,7 +135,7 @@ class Retry:
         return self._next_wait(error, attempt, elapsed)
 
     def _names(self, error: BaseException) -> bool:
-        """Tell whether `on` names a class of groups to which an error belongs; then it is asked of the whole."""
+        """Return whether `on` names a class of groups that an error belongs to; the group then counts as a whole."""
         kinds: Iterable[type] = () if callable(self.on) else self.on
         return any(issubclass(kind, BaseExceptionGroup) and isinstance(error, kind) for kind in kinds)
 
@@ -143,19 +151,19 @@ class Retry:
         return wait
 
     def check(self, result: object) -> None:
-        """Take a handler's result.
+        """Check a handler's result.
 
         Raises:
-            Unsatisfied: `on_result` takes it for a failure.
+            Unsatisfied: `on_result` makes it a failure.
             Exception: Whatever `on_result` raises.
         """
         if self.on_result is not None and self.on_result(result):
             raise Unsatisfied(f"handle returned {type(result).__qualname__}, and on_result counts it as a failure")
 
     def policies(self) -> tuple[tuple[str, Retry | None], ...]:
-        """Return, for people, which errors meet which policy; None is a dead letter at once.
+        """Return, for people, which errors meet which policy; None means a dead letter at once.
 
-        The policies are complete in themselves, `in_place` included; none of them has a mapping.
+        Each policy is complete, `in_place` included; none of them has a mapping.
         """
         if not isinstance(self.on, Mapping):
             also = "" if self.on_result is None or self.on == (Exception,) else f", {_shown(Unsatisfied)}"
@@ -187,7 +195,7 @@ class Retry:
             return self.wait
 
     def _asked(self, error: BaseException) -> float:
-        """Return the seconds that an error asks to wait; 0 where it asks for nothing that makes sense."""
+        """Return the seconds that an error asks to wait; 0 if it asks for nothing sensible."""
         if self.retry_after is None:
             return 0.0
         try:
@@ -232,7 +240,7 @@ class Retry:
             self._refuse("deadline", "give a number of seconds > 0")
 
     def _is_used(self) -> bool:
-        """Whether any error meets the limits of this policy itself, and not those of a rule."""
+        """Return whether any error meets this policy's own limits instead of a rule's."""
         if not isinstance(self.on, Mapping):
             return True
         unsatisfied = self.on_result is not None and Unsatisfied not in self.on
@@ -274,12 +282,12 @@ def _is_exception(kind: object) -> bool:
 
 
 def _is_plain_function(value: object) -> bool:
-    """Tell whether a value is called for an answer: a class is no predicate, and a coroutine would always be true."""
+    """Return whether a value is a plain function: a class is no predicate, and a coroutine would always be true."""
     return callable(value) and not isinstance(value, type) and not inspect.iscoroutinefunction(value)
 
 
 def _seconds(asked: object) -> float:
-    """Return what an error asks for as seconds, 0 where that is none.
+    """Return the seconds that an error asks for, 0 if it asks for none.
 
     Raises:
         Exception: It is no number.
@@ -300,7 +308,7 @@ def _described(on: tuple[type[BaseException], ...] | Callable[[Any], bool]) -> s
 
 
 def _shown(value: object) -> str:
-    """Return classes and functions by their names, and tuples of them as they are written."""
+    """Return classes and functions by name, and tuples of them as they are written in code."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_shown, value))}{',' if len(value) == 1 else ''})"
     return str(getattr(value, "__qualname__", None) or repr(value))

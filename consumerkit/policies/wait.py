@@ -1,4 +1,4 @@
-"""How long to wait between attempts: tenacity's waits as values that are frozen, comparable and know their bounds."""
+"""How long to wait between attempts: tenacity's waits as frozen, comparable values with known bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _JITTER = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Seconds between one attempt and the next; made by the functions of this module, equal if made alike.
+    """Seconds between one attempt and the next; made by this module's functions, and equal if made alike.
 
     `+` adds two waits.
 
@@ -35,7 +35,7 @@ class Wait:
         return _drawn(self.strategy, attempt)
 
     def bounds(self, attempt: int) -> tuple[float, float]:
-        """Return the shortest and the longest that `after(attempt)` may be."""
+        """Return the shortest and the longest possible result of `after(attempt)`."""
         return _drawn(self.shortest, attempt), _drawn(self.longest, attempt)
 
     def __add__(self, other: Wait) -> Wait:
@@ -44,7 +44,7 @@ class Wait:
         return _combined(tenacity.wait_combine, (self, other), f"{self} + {other}")
 
     def __radd__(self, other: int) -> Wait:
-        """Take the 0 with which `sum` begins."""
+        """Accept the 0 with which `sum` begins."""
         if type(other) is int and other == 0:
             return self
         raise ConfigurationError(f"{_in_short(other)} + {self}: add a wait, such as fixed(...)")
@@ -54,7 +54,7 @@ class Wait:
 
 
 class _Capped(wait_base):
-    """A wait plus jitter that only adds, together never past the cap."""
+    """A wait plus jitter that only adds, together never longer than the cap."""
 
     def __init__(self, wait: wait_base, jitter: float, cap: float) -> None:
         self.wait = wait
@@ -66,12 +66,12 @@ class _Capped(wait_base):
         return float(min(planned + self.added(planned * self.jitter, retry_state), self.cap))
 
     def added(self, most: float, retry_state: tenacity.RetryCallState) -> float:
-        """Return what jitter adds."""
+        """Return the seconds that jitter adds."""
         return tenacity.wait_random(0, most)(retry_state)
 
 
 class _CappedLongest(_Capped):
-    """The longest that `_Capped` may be."""
+    """The longest possible result of `_Capped`."""
 
     def added(self, most: float, retry_state: tenacity.RetryCallState) -> float:
         return most
@@ -87,7 +87,8 @@ def exponential(initial: float, *, max: float, base: float = _BASE, jitter: floa
         jitter: The share of each wait that is added at random; it never shortens a wait.
 
     Raises:
-        ConfigurationError: A value is negative or no number, `max` is below `initial`, or above ten years.
+        ConfigurationError: A value is negative or no number, `max` is below `initial`, or above ten
+            years.
 
     Example:
         >>> [exponential(1, max=10, jitter=0).after(n) for n in (1, 2, 3, 4, 5)]
@@ -124,7 +125,7 @@ def fixed(seconds: float) -> Wait:
 
 
 def uniform(low: float, high: float) -> Wait:
-    """Wait a random number of seconds, any between `low` and `high` as likely as any other.
+    """Wait a random number of seconds, uniformly distributed between `low` and `high`.
 
     Raises:
         ConfigurationError: A value is negative or no number, `high` is below `low`, or above ten years.
@@ -136,7 +137,7 @@ def uniform(low: float, high: float) -> Wait:
     if not all(map(is_number, (low, high))) or not 0 <= low <= high:
         raise ConfigurationError(f"uniform({low!r}, {high!r}): give numbers of seconds with 0 <= low <= high")
     _bound(f"uniform({low!r}, {high!r})", high)
-    # Capped, since rounding may carry the sum past `high`.
+    # Capped, since rounding may push the sum above `high`.
     drawn = _Capped(tenacity.wait_random(low, high), 0, high)
     return Wait(drawn, tenacity.wait_fixed(low), tenacity.wait_fixed(high), f"uniform({low}, {high})")
 
@@ -160,7 +161,7 @@ def chain(*waits: Wait) -> Wait:
 
 
 def is_number(value: object) -> bool:
-    """Tell whether a value is a number to reckon with; True is none, nor is what is not finite."""
+    """Return whether a value is a finite number; True is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

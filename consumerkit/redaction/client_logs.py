@@ -1,4 +1,4 @@
-"""What other libraries' debugging would show of passwords and payloads is kept out of logs."""
+"""Keeps other libraries' DEBUG lines out of logs, since they show passwords and payloads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 
 
 def silence_debugging(*loggers: str) -> None:
-    """Keep DEBUG lines of these loggers out, whatever their level is set to.
+    """Drop the DEBUG lines of these loggers, whatever their level is.
 
-    Called whenever a client connects: a program that sets up its logging again loses filters. A second call adds
-    nothing.
+    Call it whenever a client connects: a program that configures its logging again loses filters. A
+    second call adds nothing.
 
     Example:
         >>> silence_debugging("aiosqlite")

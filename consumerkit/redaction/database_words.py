@@ -1,8 +1,9 @@
-"""What a database's errors say, without values: by the fields of its report, whatever language it speaks.
+"""A database's error text without values, found by the fields of its report, in any language.
 
-PostgreSQL tells an error in fields: the primary message, DETAIL, CONTEXT, and the names of what is meant. Rows and keys
-stand in all but the first, and in that only between quotation marks. A driver's error has the fields, so no words need
-to be known; and where another error repeats the text of one that is in its chain, they tell what to cut.
+PostgreSQL reports an error in fields: the primary message, DETAIL, CONTEXT, and the names of the
+objects. Rows and keys appear in all fields but the first, and in the first only between quotation
+marks. A driver's error has the fields, so no words need to be known. If another error repeats the
+text of one in its chain, the fields show what to cut.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ _DRIVERS: Final = frozenset(("psycopg", "psycopg2", "asyncpg"))
 _QUOTES: Final = '"»«„“”‚‘「『《」』》'
 _QUOTED: Final = re.compile(rf"[{_QUOTES}].*[{_QUOTES}]|[{_QUOTES}].*\Z", re.DOTALL)
 _EACH_QUOTED: Final = re.compile(rf"([{_QUOTES}]\s?)([^{_QUOTES}]*)(\s?(?:[{_QUOTES}]|\Z))")
-# What a driver quotes of an argument or of a column's value, as Python writes it.
+# A driver's quotation of an argument or of a column's value, as Python writes it.
 _SENT: Final = re.compile(r"(?<=: )(?!argument ).*\Z|(?<=[\s(])[\"'].*\Z", re.DOTALL)
-# Bad data, and syntax errors, which quote what they cannot read: a statement's text, a query of words, a path.
+# Bad data and syntax errors quote what they cannot read: a statement's text, a query of words, a
+# path.
 _BAD_DATA: Final = ("22", "42601")
 _VIOLATED: Final = "23"
 _NAMES: Final = ("constraint_name", "table_name", "column_name", "schema_name", "datatype_name", "data_type_name")
 _ADDED: Final = ("message_detail", "detail", "context", "internal_query")
 _SHORTEST: Final = 3
 _SHORTEST_VALUE: Final = 5
-"""Characters of a value that is cut out wherever it stands; a shorter one is a word of many texts."""
+"""Characters of a value that is cut out wherever it appears; shorter values are words of many texts."""
 _REMEMBERED: Final = 64
 _KEY: Final = re.compile(r"\)\s?=\s?\((.*?)\)(?=[\s.«»”\"」']|$)", re.DOTALL)
 _ROW: Final = re.compile(r"[(（](.*)[)）]", re.DOTALL)
@@ -53,7 +55,7 @@ _COMPARED: Final = 200
 
 
 def database_words(error: BaseException) -> str | None:
-    """Return the first line of a driver's error without values, or None for an error of something else.
+    """Return the first line of a driver's error without values, or None for any other error.
 
     Example:
         >>> import asyncpg
@@ -70,11 +72,12 @@ def database_words(error: BaseException) -> str | None:
 
 
 def without_values(text: str, error: BaseException) -> str:
-    """Return a text without what databases added to their messages: the errors are those around the given one.
+    """Return a text without the values that databases added to the messages of the errors in a chain.
 
     Args:
-        text: What may repeat their words: an error's own, or a traceback.
-        error: The error; what it was raised from, and what was being handled then, counts too.
+        text: A text that may repeat their words: an error's own, or a traceback.
+        error: The error; the errors that caused it, or that were being handled when it was raised,
+            count too.
     """
     chain = list(all_in(error, suppressed=True))
     said = [part for one in chain for part in _said(one)] + [value for one in chain for value in _values_said(one)]
@@ -86,13 +89,13 @@ def without_values(text: str, error: BaseException) -> str:
 
 
 def remember(error: BaseException) -> None:
-    """Keep what a database has just said, for texts in which it is repeated and whose error is gone by then."""
+    """Keep a database's latest error, for texts that repeat it after the error is gone."""
     if said := tuple(_said(error)):
         _recent.append(said)
 
 
 class _Said(NamedTuple):
-    """A part of a report, and what may be kept of it."""
+    """A part of a report, and the part of it that may be kept."""
 
     part: str
     safe: str
@@ -102,7 +105,7 @@ _recent: Final[deque[tuple[_Said, ...]]] = deque(maxlen=_REMEMBERED)
 
 
 def _said(error: BaseException) -> Iterator[_Said]:
-    """Yield what a driver's error says, by its fields."""
+    """Yield the parts of a driver's error, by its fields."""
     driver = _driver(error)
     if driver is None:
         return
@@ -114,7 +117,7 @@ def _said(error: BaseException) -> Iterator[_Said]:
 
 
 def _values_said(error: BaseException) -> Iterator[_Said]:
-    """Yield the values in those fields, which a handler may have taken out of them."""
+    """Yield the values in those fields: a handler may have taken them out."""
     driver = _driver(error)
     for part in () if driver is None else _added(driver):
         for value in _values(part):
@@ -136,7 +139,7 @@ def _values(detail: str) -> Iterator[str]:
 def _replaced(text: str, said: _Said) -> str:
     """Replace a part of a report in a text, however it is escaped there."""
     words = _WORD.findall(said.part[:_COMPARED])
-    # A word without anything that is escaped stays as it is, and most texts do not have it.
+    # A word without any escaped character stays unchanged, and most texts do not contain it.
     if words and max(words, key=len) not in text:
         return text
     for form in _escaped_forms(said.part):
@@ -148,14 +151,14 @@ def _replaced(text: str, said: _Said) -> str:
 
 
 def _escaped_forms(part: str) -> Iterator[str]:
-    """Yield a text as it is, in JSON, in HTML, in a URL and in Python's `repr`, and in one of those within another."""
+    """Yield a text as it is, as JSON, HTML, a URL and Python's `repr` write it, and as two of them nested."""
     first = dict.fromkeys(escape(part) for escape in _ESCAPES)
     second = dict.fromkeys(escape(form) for form in first for escape in _ESCAPES)
     yield from dict.fromkeys([part, *first, *second])
 
 
 def _cut_out(text: str, part: str) -> str:
-    """Replace a part wherever it stands, to the text's end where it is cut."""
+    """Replace a part wherever it appears; if the text has only its beginning, replace up to the text's end."""
     begin = part[:_COMPARED]
     at = text.find(begin)
     while at >= 0:
@@ -183,7 +186,7 @@ def _primary(driver: BaseException) -> str | None:
 
 
 def _of_its_own(driver: BaseException) -> str | None:
-    """Return what a driver says by itself of data that it cannot send or read, and quotes."""
+    """Return a driver's own text about data that it cannot send or read, and quotes."""
     is_data = any(kind.__name__ == "DataError" for kind in type(driver).__mro__)
     return _text(driver) if is_data else None
 
@@ -207,7 +210,7 @@ def _without_values(driver: BaseException, primary: str) -> str:
         return primary
     sources = (driver, _asked(driver, "diag"))
     names = {found for source in sources for name in _NAMES if (found := _asked(source, name))}
-    if not names:  # code in the database raised it, which says what it wants to
+    if not names:  # code in the database raised it, in words of its own choice
         return primary
     return _EACH_QUOTED.sub(lambda part: part[0] if part[2].strip() in names else HIDDEN, primary)
 

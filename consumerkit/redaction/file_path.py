@@ -1,4 +1,4 @@
-"""Files that a setting names: what stands in place of a path may be the secret itself, and is then shown nowhere."""
+"""Files that a setting names: the value may be a secret given in place of a path, and is then never shown."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Final
 from consumerkit.errors import ConfigurationError
 
 _LONGEST: Final = 4096
-"""Bytes of a path that an operating system takes."""
+"""Bytes of a path that an operating system accepts."""
 _SUFFIX: Final = re.compile(r"[^\x00-\x1f\x7f]{0,4000}\.(?:pem|crt|cer|cert|der|key|crl|p12|pfx|jks)", re.IGNORECASE)
 
 
 def check_path(place: str, value: object) -> None:
-    """Refuse what cannot be the path of a file.
+    """Refuse a value that cannot be a file's path.
 
     Args:
-        place: The setting, as it stands in the message.
-        value: What it was set to; never part of the message.
+        place: The setting, as the message names it.
+        value: The setting's value; never part of the message.
 
     Raises:
-        ConfigurationError: It is no path: of another type, empty, longer than a path, or with characters of none.
+        ConfigurationError: It is no path: its type is wrong, it is empty or too long, or it has
+            invalid characters.
 
     Example:
         >>> check_path("Tls(ca_file=...)", "ca.pem")
@@ -37,7 +38,7 @@ def check_path(place: str, value: object) -> None:
 
 
 def shown_path(value: object) -> str:
-    """Return a path as it may be shown: quoted where such a file exists or is named as PEM files are, else `***`.
+    """Return a path as it may be shown: quoted if such a file exists or is named like a PEM file, else `***`.
 
     Example:
         >>> shown_path("certificates/ca.pem"), shown_path("correct horse battery staple"), shown_path(None)

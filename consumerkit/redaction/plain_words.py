@@ -1,4 +1,4 @@
-"""Words that people type where a name belongs: a password or a URL may stand there by mistake."""
+"""Words that people type in place of a name: they may be a password or a URL by mistake."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 
 
 def is_plain(word: str) -> bool:
-    """Tell whether a word looks like a name: of a handler, a topic, a module, a command or a number.
+    """Return whether a word looks like a name: of a handler, a topic, a module, a command or a number.
 
     Example:
         >>> is_plain("shop.worker:worker"), is_plain("postgresql://app:hunter2@db/shop")

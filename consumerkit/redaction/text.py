@@ -1,4 +1,4 @@
-"""Secrets in texts that are kept: errors in the tables, in the headers of dead letters, and in logs."""
+"""Secrets in stored texts: errors in the tables, in the headers of dead letters, and in logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 HIDDEN: Final = "***"
 LONGEST: Final = 40_000
-"""Characters that are looked through; what is kept of a text is far shorter."""
+"""Characters of a text that are searched; the kept part of a text is far shorter."""
 
 _QUOTED = r"""(?:\b[bru]{1,2})?(?:\\?"(?:[^"\\]|\\.){0,1000}"|\\?'(?:[^'\\]|\\.){0,1000}')"""
 _NAMES = (
@@ -21,22 +21,25 @@ _NAMES = (
 )
 _AUTHORIZATION = r"authorization\\?[\"']?\s{0,9}[:=,]\s{0,9}+"
 _ONE_WORD = r"(?:bearer|basic|token|negotiate)"
-# What a server adds to its message, and SQLAlchemy to that, holds rows, keys and statements: up to the next paragraph,
-# hint or traceback. The words are PostgreSQL's in English, and those of other languages that are plain capitals, too;
-# `consumerkit.redaction.database_words` needs no words if it has the error itself.
+# The text that a server adds to its message, and SQLAlchemy to that, has rows, keys and statements:
+# up to the next paragraph, hint or traceback. The words are PostgreSQL's in English, and words of
+# other languages in plain capitals. `consumerkit.redaction.database_words` needs no words if it has
+# the error itself.
 _FIELD = (
     r"(?:DETAIL|D[ÉE]TAIL|DETALLE|DETALHE|DETTAGLI|DETALJ|DETAY|CONTEXT|KONTEXT|KONTEKST|CONTEXTE|CONTEXTO|CONTESTO|QUERY"
     r"|ANFRAGE|CONSULTA|ZAPYTANIE)"
 )
-# A row may hold blank lines, so these end it only before what a traceback says next.
+# A row may have blank lines, so a blank line ends the text only before one of a traceback's
+# phrases.
 _NEXT = r"(?:(?:HINT|TIP)S?: |Traceback \(|During handling|The above exc)"
-# The server quotes one line of a statement, and a blank one ends it.
+# The server quotes one line of a statement, and a blank line ends it.
 _LINE = (
     r"((?:LINE|ZEILE|LIGNE|LÍNEA|LINHA|LINIA|RIGA|RAD|СТРОКА|РЯДОК) \d{1,9}:)"
     r"\s.*?(?=\n\s{0,9}\n|\n\s{0,99}(?:HINT|TIP)|; caused by |\Z)"
 )
 _END = rf"(?=\n\s{{0,99}}{_NEXT}|; caused by [A-Za-z_][\w.]{{0,200}}(?:: |\Z)|\Z)"
-# A field of a server's report behind its first line, in letters of any script; see `_without_fields`.
+# A field of a server's report behind its first line, in letters of any script; see
+# `_without_fields`.
 _ANY_FIELD = re.compile(
     r"(?:\A|\n|\\n)([^\W\d_]{2,24}(?:[ \u00a0'’][^\W\d_]{1,24})?[ \u00a0]?[:：])([ \u00a0]{1,3})(?=\S)"
 )
@@ -47,7 +50,8 @@ _ROW = (
     r"|Niepoprawny ciąg wierszy|Misslyckande rad innehåller|失敗した行は|失败[,，] 行包含|실패한 자료:)"
 )
 _OPENS = r"[\"»«„“]"
-# PostgreSQL's words before bad data; a value may hold quotation marks and line breaks, so it is cut to the end.
+# PostgreSQL's words before bad data; a value may have quotation marks and line breaks, so it is cut
+# to the end.
 _BAD = (
     r"(?:(?:invalid input (?:syntax|value) for|ungültige Eingabesyntax für|ungültiger Eingabewert für"
     r"|syntaxe en entrée invalide pour|valeur en entrée invalide pour|sintaxis de entrada no (?:es )?válida para"
@@ -56,7 +60,8 @@ _BAD = (
     r'|\binvalid value for parameter "[^"\n]{1,99}":|\binvalid "?\w{1,40}"? value:?|\bcannot cast [\w ]{1,60}:?'
     r"|\bout of range:|\bmalformed [\w ]{1,40} literal:|\bsyntax error in ts\w{1,20}:)"
 )
-# What was formatted by SQLAlchemy, by asyncpg's adapter or by us tells the error's class or SQLSTATE in front.
+# Text formatted by SQLAlchemy, by asyncpg's adapter or by us has the error's class or SQLSTATE in
+# front.
 _MARKED = re.compile(
     r"(\((?:psycopg2?|asyncpg)\.[\w.]{1,99}\)|<class '(?:psycopg2?|asyncpg)\.[\w.]{1,99}'>:|\b(?:22[0-9A-Z]{3}|42601):)"
     rf"([^\n\"»«„“]{{0,400}}){_OPENS}.*?(?=\n\[|\n[^\W\d_]{{2,24}}[ \u00a0]?[:：]|\n\s{{0,99}}{_NEXT}|; caused by |\Z)",
@@ -78,11 +83,11 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     (re.compile(rf"({_FIELD}\s{{0,3}}:)\s.*?{_END}", re.DOTALL), rf"\g<1> {HIDDEN}"),
     (re.compile(_LINE, re.DOTALL), rf"\g<1> {HIDDEN}"),
     (re.compile(rf"(\[(?:SQL|parameters): ).*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}]"),
-    # `Key (lower(ssn))=(123) already exists` in any language, where its field's name is gone.
+    # `Key (lower(ssn))=(123) already exists` in any language, after its field's name is lost.
     (re.compile(rf"(Key \([^\n]{{1,500}}?\)=)\(.*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
     (re.compile(rf"({_ROW}\s?)[(（].*?{_END}", re.DOTALL), rf"\g<1>({HIDDEN})"),
     (re.compile(rf"({_BAD}[ \u00a0]?){_OPENS}.*?{_END}", re.DOTALL), rf"\g<1>{HIDDEN}"),
-    # What a server puts under CONTEXT, whose word is gone.
+    # A server's CONTEXT, after that word is lost.
     (
         re.compile(rf"(\bCOPY [^\n:]{{1,200}}, line \d{{1,12}}(?:, column [^\n:]{{1,130}})?: ).*?{_END}", re.DOTALL),
         rf"\g<1>{HIDDEN}",
@@ -99,7 +104,7 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
         ),
         HIDDEN,
     ),
-    # A password may hold "@" or "/", where its writer forgot to escape it; a port is none.
+    # A password may contain "@" or "/" that its writer forgot to escape; a port is none.
     (
         re.compile(r"(://[^\s:/@]{0,256}:)(?!\d{1,5}(?:[/?#]|\s|$))(?:[^\s/]{0,256}|[^\s@]{0,256})@"),
         rf"\g<1>{HIDDEN}@",
@@ -109,7 +114,7 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
         re.compile(rf"({_AUTHORIZATION}(?:b?\\?[\"'])?{_ONE_WORD}\s{{1,9}})[^\s,;\"'\\]+", re.IGNORECASE),
         rf"\g<1>{HIDDEN}",
     ),
-    # Other schemes may have any number of words and fields.
+    # URLs of other schemes may have any number of words and fields.
     (
         re.compile(
             rf"({_AUTHORIZATION})(?!(?:b?\\?[\"'])?{_ONE_WORD}\s)(?:{_QUOTED}|(?!b?\\?[\"']|[*]{{3}})[^\r\n]{{1,2000}})",
@@ -127,7 +132,8 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
         ),
         rf"\g<1>{HIDDEN}",
     ),
-    # Short options have no name to find: each belongs to its command. A list of arguments has quotation marks between.
+    # Short options have no name to find: each belongs to its command. A list of arguments has
+    # quotation marks between.
     (re.compile(rf"({_command('mysql[a-z]*|mariadb[a-z-]*')}-p){_ARGUMENT}"), rf"\g<1>{HIDDEN}"),
     (
         re.compile(
@@ -183,7 +189,7 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     ),
 )
 _WRAPPINGS: Final = 3
-"""Escapes within escapes that are looked through."""
+"""Nested escapes that are undone."""
 _BYTES = re.compile(r"(?:\\x[89a-fA-F][0-9a-fA-F]){2,}")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|([\"'\\/nrtbf]))")
 _PERCENT = re.compile(r"%[0-9a-fA-F]{2}")
@@ -193,20 +199,22 @@ _CARD_DIGITS = range(13, 20)
 
 
 def redact(text: str) -> str:
-    """Return a text with what is obviously a secret replaced by `***`.
+    """Return a text with obvious secrets replaced by `***`.
 
-    Those are: passwords in URLs; what follows `password=`, `token:`, `api_key=` and the like; `Authorization` headers,
-    `Bearer ...`, cookies; private keys, JSON web tokens and the tokens of well-known services; and card numbers, which
-    are runs of 13 to 19 digits that begin with 2 to 6 and pass Luhn's check; and what a database adds to its message:
-    DETAIL and CONTEXT, with keys and rows, and statements with their parameters. It is a net with holes, not a wall:
-    keep secrets and payloads out of errors. A text of more than 40,000 characters is cut there.
+    Those are: passwords in URLs; what follows `password=`, `token:`, `api_key=` and the like;
+    `Authorization` headers, `Bearer ...`, cookies; private keys, JSON web tokens and the tokens of
+    well-known services; card numbers (runs of 13 to 19 digits that begin with 2 to 6 and pass
+    Luhn's check); and what a database adds to its message: DETAIL and CONTEXT, with keys and rows,
+    and statements with their parameters. It does not find every secret: keep secrets and payloads
+    out of errors. A text of more than 40,000 characters is cut there.
 
     Example:
         >>> redact("cannot reach postgresql://app:hunter2@db/shop for card 4111 1111 1111 1111")
         'cannot reach postgresql://app:***@db/shop for card ***'
     """
     text = _ruled(text[:LONGEST])
-    # JSON, HTML, URLs and Python's `repr` hide line breaks and quotation marks, by which secrets are found.
+    # JSON, HTML, URLs and Python's `repr` escape line breaks and quotation marks, by which secrets
+    # are found.
     plain = text
     for _ in range(_WRAPPINGS):
         if (unwrapped := _unescaped(plain)) == plain:
@@ -245,9 +253,10 @@ def _character(found: re.Match[str]) -> str:
 
 
 def _without_fields(text: str) -> str:
-    """Cut what a server wrote behind its first line: fields, each under a word in capitals of its language.
+    """Cut the fields behind a server's first line, each of which follows a word in capitals of its language.
 
-    English hints stay. A word of ASCII alone needs the two spaces that libpq writes behind it, unlike a `NOTE: `.
+    English hints stay. A word of ASCII alone needs the two spaces that libpq writes after it,
+    unlike a `NOTE: `.
     """
     at = 0
     while (found := _ANY_FIELD.search(text, at)) is not None:
@@ -261,7 +270,7 @@ def _without_fields(text: str) -> str:
 
 
 def _without_cards(found: re.Match[str]) -> str:
-    """Hide the card numbers among groups of digits, each of whole groups."""
+    """Hide the card numbers among groups of digits; a card number consists of whole groups."""
     run = found[0]
     parts = re.split(r"([ -])", run)
     groups, separators = parts[0::2], [*parts[1::2], ""]
@@ -274,7 +283,7 @@ def _without_cards(found: re.Match[str]) -> str:
 
 
 def _card_at(groups: list[str], at: int) -> int:
-    """Return of how many groups the card number consists that begins here; 0 where none does."""
+    """Return the number of groups in the card number that begins here; 0 if none begins."""
     if groups[at][0] not in "23456":
         return 0
     for count, digits in enumerate(_joined(groups, at), 1):

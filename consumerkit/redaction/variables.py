@@ -1,4 +1,4 @@
-"""PostgreSQL's variables: what they hold is cut from words that a driver says when it cannot read them."""
+"""Cuts the values of PostgreSQL's variables from a driver's words about variables that it cannot read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How dead letters stand in topics: our own convention, Spring's and Kafka Connect's, each a small pure module.
+"""The formats of dead letters in topics: our own, Spring's and Kafka Connect's, each in a small pure module.
 
 Example:
     >>> from consumerkit.message import Message
@@ -22,7 +22,7 @@ __all__ = ["Convention", "LetterRecord", "MalformedRecord", "Origin", "Unrecogni
 
 
 class Convention(StrEnum):
-    """How a dead-letter topic is written; `AUTO` looks at each record."""
+    """The format of a dead-letter topic; `AUTO` checks each record."""
 
     AUTO = "auto"
     CONSUMERKIT = ours.NAME
@@ -31,7 +31,7 @@ class Convention(StrEnum):
 
 
 class Unrecognised(MalformedRecord):
-    """A record has no header of the convention that was asked for, or of any."""
+    """A record has no header of the requested convention, or of any."""
 
 
 _READERS: Final[Mapping[Convention, tuple[Callable[[Message], bool], Callable[[Message], LetterRecord]]]] = {
@@ -47,15 +47,15 @@ def conventions_of(message: Message) -> tuple[Convention, ...]:
 
 
 def read(message: Message, convention: Convention = Convention.AUTO) -> LetterRecord:
-    """Return what a record of a dead-letter topic tells.
+    """Return the content of a dead-letter topic's record.
 
     Args:
         message: The record.
-        convention: How it is written.
+        convention: The format of the topic.
 
     Raises:
         Unrecognised: It has no header of the convention.
-        Malformed: It does not keep to the convention; or it has headers of several, and none was named.
+        Malformed: It breaks the convention; or it has headers of several, and none was named.
     """
     found = conventions_of(message)
     if convention is not Convention.AUTO:

@@ -1,8 +1,9 @@
-"""Our own format: how a dead letter stands in its topic, written, shortened and read in this one file.
+"""Our own format: how a dead letter is written to its topic, shortened and read, all in this one file.
 
-A record has the message's key, value and headers, and behind these the headers `consumerkit-dlq-*` in UTF-8, the reason
-first. Where a handler reads another one's dead-letter topic, the message's own headers contain those of the other
-death: only the ones from the last reason on are this death's.
+A record has the message's key, value and headers. Headers named `consumerkit-dlq-*` follow in
+UTF-8, the reason first. If a handler reads another handler's dead-letter topic, the message's own
+headers include those of the other death: only the headers from the last reason on belong to this
+death.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from consumerkit.storage.outbox import MESSAGE_ID_HEADER, OutboxMessage
 
 NAME: Final = "consumerkit"
 PREFIX: Final = "consumerkit-dlq-"
-"""Begins the names of the headers that a dead letter has in its topic, besides the message's own."""
+"""The prefix of the headers that a dead letter has in its topic, besides the message's own."""
 
 
 class Header:
@@ -59,14 +60,14 @@ class Header:
     REDRIVES: Final = PREFIX + "redrives"
     HISTORY: Final = PREFIX + "history"
     BY_REFERENCE: Final = PREFIX + "by-reference"
-    """Marks a record without the message's value: the message is in the table, and where it stood in the log."""
+    """Marks a record without the message's value: the table and the log have the message."""
 
 
 _REFERENCE: Final[Headers] = ((Header.BY_REFERENCE, b"true"),)
 
 
 def written(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> OutboxMessage:
-    """Return the record of a dead letter: key, value and headers untouched, and ours added.
+    """Return the record of a dead letter: key, value and headers unchanged, and our headers added.
 
     The record of an oversized message has no value and refers to the message's place in the log. The record of a
     message that was redriven and died again also has its earlier errors.
@@ -105,12 +106,12 @@ def written(dead: DeadMessage, topic: str, consumer: str, now: datetime) -> Outb
 
 
 def is_dead_letter(message: OutboxMessage) -> bool:
-    """Tell a dead letter from a handler's own message, which may carry the same headers on, but ends with its ID."""
+    """Return whether it is a dead letter; a handler's own message may carry the same headers, but ends with its ID."""
     return bool(message.headers) and message.headers[-1][0].startswith(PREFIX)
 
 
 def shortened(message: OutboxMessage) -> Iterator[OutboxMessage]:
-    """Return a record without its value and stack, and then, where even that is too large, the facts alone."""
+    """Yield the record without its value and stack, then the facts alone for a record that is still too large."""
     dropped = (Header.STACK, Header.BY_REFERENCE)
     headers = tuple(header for header in message.headers if header[0] not in dropped)
     facts = tuple(header for header in headers if header[0].startswith(PREFIX) and header[0] != Header.HISTORY)
@@ -129,7 +130,7 @@ class Reference(NamedTuple):
 
 
 def reference_of(message: OutboxMessage) -> Reference | None:
-    """Return what a dead letter in the outbox is a copy of; None where its headers do not tell."""
+    """Return the message that a dead letter in the outbox copies; None if its headers do not say."""
     facts = dict(message.headers)
     names = (Header.CONSUMER, Header.TOPIC, Header.PARTITION, Header.OFFSET, Header.MESSAGE_ID)
     try:
@@ -147,10 +148,10 @@ def recognises(message: Message) -> bool:
 
 
 def read(message: Message) -> LetterRecord:
-    """Return what a record tells.
+    """Return the content of a record.
 
     Raises:
-        Malformed: It does not keep to the format.
+        Malformed: It breaks the format.
     """
     headers, death = _parted(message.headers)
     fields = Fields(death)
@@ -189,14 +190,14 @@ def _reason(value: bytes) -> Reason:
 
 
 def _is_whole(message: Message, headers: Headers, death: Fields) -> bool:
-    """Tell a record without its message: it says so, or it has nothing of its own while the message had a size."""
+    """Return whether a record has its message: not if it says so, or if it is empty but the message had a size."""
     size = death.get(Header.SIZE, count(decimal), default=0)
     bare = message.key is None and message.value is None and not headers
     return Header.BY_REFERENCE not in death and not (size and bare)
 
 
 def _parted(headers: Headers) -> tuple[Headers, Headers]:
-    """Return the message's own headers, and those of its last death."""
+    """Return the message's own headers, and the headers of its last death."""
     reasons = [at for at, (name, _) in enumerate(headers) if name == Header.REASON]
     if not reasons:
         raise MalformedRecord(f"header {Header.REASON!r} is missing")

@@ -1,4 +1,4 @@
-"""Reading the headers of a format, strictly: what does not keep to it is a `MalformedRecord`, never guessed."""
+"""Reads the headers of a format strictly: a header that breaks it is a `MalformedRecord`, never guessed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ Read = Callable[[bytes], int]
 Which = Literal["first", "last"]
 MOST_ATTEMPTS: Final = 2**31 - 1
 LONGEST: Final = 1_000
-"""Characters of a name that a record tells: a class, a group, a connector."""
+"""Characters of a name in a record: a class, a group, a connector."""
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(9998, 1, 1, tzinfo=UTC)
-"""Within these a moment has a date in every time zone, in every database and in Python."""
-# The broker's ID of a topic, or its name where the broker has none; or what an import put in its place.
+"""Between these, a moment has a date in every time zone, in every database and in Python."""
+# The broker's ID of a topic, or its name if the broker has no IDs; or a stand-in that an import
+# wrote.
 _TOPIC_ID: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}|(?:origin|dlq):[a-zA-Z0-9._-]{1,249}\[\d{1,10}\]")
 
 
 class Fields:
     """The headers of one record, by name.
 
-    A message that died more than once, in one topic after another, has a convention's headers several times: `which`
-    says whether the first or the last of a name is meant.
+    A message that died several times, in one topic after another, has a convention's headers
+    several times: `which` chooses the first or the last of a name.
     """
 
     def __init__(self, headers: Headers) -> None:
@@ -40,10 +41,10 @@ class Fields:
         return name in self._found
 
     def get(self, name: str, read: Callable[[bytes], T], *, which: Which = "last", default: T | None = None) -> T:
-        """Return a header's value as `read` reads it; `default` where there is none.
+        """Return a header's value as `read` reads it; `default` if there is no such header.
 
         Raises:
-            Malformed: `read` raised ValueError; or there is no value and no default.
+            Malformed: `read` raised ValueError; or there is neither a value nor a default.
         """
         values = self._found.get(name)
         value = None if values is None else values[0 if which == "first" else -1]
@@ -57,23 +58,23 @@ class Fields:
             raise MalformedRecord(f"header {name!r}: {error}") from None
 
     def words(self, name: str) -> str:
-        """Return free text for people, the last of its name, what is no UTF-8 escaped; empty where there is none."""
+        """Return the last free text of this name, with invalid UTF-8 escaped; empty if there is none."""
         return self.get(name, lambda value: value.decode("utf-8", "backslashreplace"), default="")
 
     def origin(
         self, topic: str, partition: str, offset: str, *, numbers: tuple[Read, Read], which: Which = "first"
     ) -> Origin | None:
-        """Return where the message stood, or None where all three headers are absent.
+        """Return where the message stood, or None if all three headers are absent.
 
         Args:
             topic: The name of the header that holds the topic.
-            partition: That of the partition's.
-            offset: That of the offset's.
-            numbers: How the partition and the offset are read.
+            partition: The name of the header that holds the partition.
+            offset: The name of the header that holds the offset.
+            numbers: The readers of partition and offset.
             which: Which occurrence of each.
 
         Raises:
-            Malformed: One is absent and another is not, or one does not hold what it should.
+            Malformed: Some are absent and others not, or one has an invalid value.
         """
         if not any(name in self for name in (topic, partition, offset)):
             return None
@@ -96,7 +97,7 @@ def text(value: bytes) -> str:
 
 
 def label(value: bytes) -> str:
-    """Read a name of something, which can be printed and is not too long."""
+    """Read a name that is printable and not too long."""
     found = text(value)
     if len(found) > LONGEST:
         raise ValueError(f"it has more than {LONGEST} characters")
@@ -106,7 +107,7 @@ def label(value: bytes) -> str:
 
 
 def topic_id(value: bytes) -> str:
-    """Read a topic's ID; empty where its writer knew none."""
+    """Read a topic's ID; empty if its writer knew none."""
     if not value:
         return ""
     found = text(value)
@@ -147,7 +148,7 @@ def _big_endian(value: bytes, size: int) -> int:
 
 
 def count(read: Read) -> Read:
-    """Make a reader of counts, which are not negative; one that no column holds is cut: it may be forged."""
+    """Make a reader of counts, which are not negative; a count too large for the column is cut: it may be forged."""
 
     def counted(value: bytes) -> int:
         found = read(value)
@@ -159,7 +160,7 @@ def count(read: Read) -> Read:
 
 
 def timestamp(read: Read) -> Read:
-    """Make a reader of milliseconds since the epoch, up to the year 9998; -1 stands for none."""
+    """Make a reader of milliseconds since the epoch, up to the year 9998; -1 means none."""
 
     def stamped(value: bytes) -> int:
         found = read(value)
@@ -171,10 +172,10 @@ def timestamp(read: Read) -> Read:
 
 
 def own_timestamp(message: Message) -> int:
-    """Return the timestamp that a record itself has, which stands for its message's where no header tells it.
+    """Return the record's own timestamp, which is the message's if no header gives another.
 
     Raises:
-        Malformed: It is no time.
+        Malformed: It is no valid time.
     """
     if message.timestamp >= 0 and known_time(message.timestamp) < 0:
         raise MalformedRecord("the record's own timestamp is not a time")
@@ -189,7 +190,8 @@ def moment(value: bytes) -> datetime:
         raise ValueError("it is not a time in ISO 8601") from None
     if found.tzinfo is None:
         raise ValueError("it has no time zone")
-    # Compared before it is converted: at the ends of the calendar a time has no date in another zone.
+    # Compared before the conversion: at the ends of the calendar a time has no date in another
+    # zone.
     if not _EARLIEST <= found < _LATEST:
         raise ValueError("it is not between 1970 and 9998")
     return found.astimezone(UTC)

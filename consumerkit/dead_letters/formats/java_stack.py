@@ -1,4 +1,4 @@
-"""What the conventions of Java programs share: exceptions' classes and stacks."""
+"""What the formats of Java programs share: exception classes and stacks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _UNREADABLE: Final = frozenset(
         "DataException",
     }
 )
-# `at module/package.Class.method(File.java:12)`, the module only in some.
+# `at module/package.Class.method(File.java:12)`; only some have the module.
 _FRAME: Final = re.compile(r"^\s+at (?:[\w.@$-]{1,200}/{1,2}){0,2}([\w.$<>]{1,400})\(([^()\n]{1,200})\)", re.MULTILINE)
 _LIBRARIES: Final = ("java.", "javax.", "jdk.", "sun.", "kotlin.", "org.springframework.", "org.apache.kafka.")
 _LOOKED_AT: Final = 64 * 1024
 
 
 def place_in(stack: str) -> str | None:
-    r"""Return where the innermost cause of a printed stack was raised: its first frame outside of Java's libraries.
+    r"""Return where the innermost cause of a printed stack was raised: its first frame outside Java's libraries.
 
     Example:
         >>> place_in("Boom: no\n\tat java.util.Map.of(Map.java:7)\n\tat com.shop.Payments.on(Payments.java:12)\n")
@@ -36,7 +36,7 @@ def place_in(stack: str) -> str | None:
 
 
 def says_undecodable(*classes: str) -> bool:
-    """Whether one of these exception classes says that a record could not be read.
+    """Return whether one of these exception classes means that a record could not be read.
 
     Example:
         >>> says_undecodable("org.apache.kafka.common.errors.SerializationException")

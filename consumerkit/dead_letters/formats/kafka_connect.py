@@ -1,10 +1,11 @@
 """The convention of Kafka Connect, as its `DeadLetterQueueReporter` writes it for sink connectors.
 
-Its headers are named `__connect.errors.*`; without `errors.deadletterqueue.context.headers.enable=true` there are none.
-All values are UTF-8 text, numbers in decimal. A connector that reads another's dead letters adds them once more (older
-workers leave those that are there): the first tells where the message stood first, the last how it failed last. An
-origin that an older worker did not know is an empty topic at -1; newer ones leave it out. The record has the message's
-own timestamp.
+Its headers are named `__connect.errors.*`; without
+`errors.deadletterqueue.context.headers.enable=true` there are none. All values are UTF-8 text, with
+numbers in decimal. A connector that reads another's dead letters adds them once more (older workers
+keep the existing ones): the first gives the message's first place, the last its last failure. An
+older worker writes an unknown origin as an empty topic at -1; newer ones leave it out. The record
+has the message's own timestamp.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def recognises(message: Message) -> bool:
 
 
 def read(message: Message) -> LetterRecord:
-    """Return what a record tells.
+    """Return the content of a record.
 
     Raises:
-        Malformed: It does not keep to the convention.
+        Malformed: It breaks the convention.
     """
     fields = Fields(message.headers)
     stage = fields.get(f"{PREFIX}stage", label)

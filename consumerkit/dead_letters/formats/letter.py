@@ -23,24 +23,26 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LetterRecord:
-    """What a record of a dead-letter topic tells: the message as it was, and why it is dead.
+    """The content of a dead-letter topic's record: the message as it was, and why it is dead.
 
     Attributes:
         convention: The convention's name.
         key, value: As in the record.
         headers: The record's, without the convention's own.
-        origin: Where the message stood; None where the convention says that it is unknown.
-        topic_id: The ID that the origin's topic had; empty where the convention does not tell it.
-        timestamp: The message's, in milliseconds since the epoch; -1 where unknown.
+        origin: Where the message stood; None if the convention says that it is unknown.
+        topic_id: The ID of the origin's topic; empty if the convention does not have it.
+        timestamp: The message's, in milliseconds since the epoch; -1 if unknown.
         reason: Why it is dead, in our words.
-        error_type: The error's class, under its own language's name.
-        error: The error's text, whole.
-        stack: The error's stack, whole.
-        place: Where the error was raised, as far as the stack tells it; it tells groups of errors apart.
-        attempts: How often it failed; 0 where the convention does not tell it.
-        first_failed_at: When it first failed, where known.
-        consumer: Who failed: our handler's name, a consumer group, a connector; empty where unknown.
-        whole: False where the record stands for a message that it does not hold, because of its size.
+        error_type: The error's class, by its name in its own language.
+        error: The error's text, uncut.
+        stack: The error's stack, uncut.
+        place: Where the error was raised, if the stack shows it; part of what defines a group of
+            errors.
+        attempts: How often it failed; 0 if the convention does not say.
+        first_failed_at: When it first failed, if known.
+        consumer: Which consumer failed: our handler's name, a consumer group, a connector; empty if
+            unknown.
+        whole: False if the record lacks its message because of the message's size.
     """
 
     convention: str
@@ -62,4 +64,4 @@ class LetterRecord:
 
 
 class MalformedRecord(ValueError):
-    """A record does not keep to its convention; the text names the header and never its value."""
+    """A record breaks its convention; the text names the header and never its value."""

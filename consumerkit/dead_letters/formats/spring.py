@@ -1,10 +1,11 @@
 """The convention of Spring for Apache Kafka, as its `DeadLetterPublishingRecoverer` writes it.
 
-Its headers are named `kafka_dlt-*`; in retry topics (`@RetryableTopic`) and their dead-letter topic they lack `dlt-`,
-and have `retry_topic-*` beside them. Texts are UTF-8, partitions four bytes, offsets and timestamps eight, big-endian.
-A record that was published again and again has a header several times: the first tells where the message stood first,
-the last how it failed last. The record's value is the original one also where it could not be deserialized.
-`springDeserializerException*` holds a serialized Java object, which is not looked into.
+Its headers are named `kafka_dlt-*`; in retry topics (`@RetryableTopic`) and their dead-letter topic
+they lack `dlt-`, and `retry_topic-*` headers stand beside them. Texts are UTF-8; partitions have
+four bytes, offsets and timestamps eight, big-endian. A record that was published several times has
+a header several times: the first gives the message's first place, the last its last failure. The
+record's value is the original one, even if it could not be deserialized.
+`springDeserializerException*` holds a serialized Java object, which is not read.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ def recognises(message: Message) -> bool:
 
 
 def read(message: Message) -> LetterRecord:
-    """Return what a record tells.
+    """Return the content of a record.
 
     Raises:
-        Malformed: It does not keep to the convention.
+        Malformed: It breaks the convention.
     """
     fields = Fields(message.headers)
     names = [name for name, _ in message.headers]
     stood = _family(names, "original-topic", "original-partition", "original-offset")
     failed = _family(names[::-1], "exception-fqcn", "key-exception-fqcn")
-    # A key that could not be read has headers of its own, beside the value's or instead of them.
+    # An unreadable key has headers of its own, beside the value's or instead of them.
     part = "exception-" if f"{failed}exception-fqcn" in fields else "key-exception-"
     kind = fields.get(f"{failed}{part}fqcn", label)
     cause = fields.get(f"{failed}exception-cause-fqcn", label, default="")
@@ -84,13 +85,13 @@ def read(message: Message) -> LetterRecord:
 
 
 def _family(names: Sequence[str], *suffixes: str) -> str:
-    """Return the prefix of the first header that ends so: a record may have been in retry topics, too."""
+    """Return the prefix of the first header with such an ending: a record may have been in retry topics too."""
     wanted = {f"{prefix}{suffix}": prefix for prefix in (_DLT, _RETRY) for suffix in suffixes}
     return next((wanted[name] for name in names if name in wanted), _DLT)
 
 
 def _attempts(fields: Fields) -> int:
-    """Return how often the message was tried: a retry topic's header counts the attempt to come."""
+    """Return how often the message was tried: a retry topic's header counts the next attempt too."""
     if _ATTEMPTS in fields:
         return max(0, fields.get(_ATTEMPTS, count(_int8_or_int32)) - 1)
     return fields.get(_DELIVERY, count(int32), default=0)
