@@ -29,8 +29,7 @@ _FIELD = (
     r"(?:DETAIL|D[ÉE]TAIL|DETALLE|DETALHE|DETTAGLI|DETALJ|DETAY|CONTEXT|KONTEXT|KONTEKST|CONTEXTE|CONTEXTO|CONTESTO|QUERY"
     r"|ANFRAGE|CONSULTA|ZAPYTANIE)"
 )
-# A row may have blank lines, so a blank line ends the text only before one of a traceback's
-# phrases.
+# A row may have blank lines, so a blank line ends the text only before a traceback's phrase.
 _NEXT = r"(?:(?:HINT|TIP)S?: |Traceback \(|During handling|The above exc)"
 # The server quotes one line of a statement, and a blank line ends it.
 _LINE = (
@@ -38,8 +37,7 @@ _LINE = (
     r"\s.*?(?=\n\s{0,9}\n|\n\s{0,99}(?:HINT|TIP)|; caused by |\Z)"
 )
 _END = rf"(?=\n\s{{0,99}}{_NEXT}|; caused by [A-Za-z_][\w.]{{0,200}}(?:: |\Z)|\Z)"
-# A field of a server's report behind its first line, in letters of any script; see
-# `_without_fields`.
+# A field of a server's report behind its first line, in letters of any script; see `_without_fields`.
 _ANY_FIELD = re.compile(
     r"(?:\A|\n|\\n)([^\W\d_]{2,24}(?:[ \u00a0'’][^\W\d_]{1,24})?[ \u00a0]?[:：])([ \u00a0]{1,3})(?=\S)"
 )
@@ -60,8 +58,7 @@ _BAD = (
     r'|\binvalid value for parameter "[^"\n]{1,99}":|\binvalid "?\w{1,40}"? value:?|\bcannot cast [\w ]{1,60}:?'
     r"|\bout of range:|\bmalformed [\w ]{1,40} literal:|\bsyntax error in ts\w{1,20}:)"
 )
-# Text formatted by SQLAlchemy, by asyncpg's adapter or by us has the error's class or SQLSTATE in
-# front.
+# Text formatted by SQLAlchemy, asyncpg's adapter or us has the error's class or SQLSTATE in front.
 _MARKED = re.compile(
     r"(\((?:psycopg2?|asyncpg)\.[\w.]{1,99}\)|<class '(?:psycopg2?|asyncpg)\.[\w.]{1,99}'>:|\b(?:22[0-9A-Z]{3}|42601):)"
     rf"([^\n\"»«„“]{{0,400}}){_OPENS}.*?(?=\n\[|\n[^\W\d_]{{2,24}}[ \u00a0]?[:：]|\n\s{{0,99}}{_NEXT}|; caused by |\Z)",
@@ -213,8 +210,7 @@ def redact(text: str) -> str:
         'cannot reach postgresql://app:***@db/shop for card ***'
     """
     text = _ruled(text[:LONGEST])
-    # JSON, HTML, URLs and Python's `repr` escape line breaks and quotation marks, by which secrets
-    # are found.
+    # JSON, HTML, URLs and `repr` escape line breaks and quotation marks, by which secrets are found.
     plain = text
     for _ in range(_WRAPPINGS):
         if (unwrapped := _unescaped(plain)) == plain:
@@ -253,7 +249,7 @@ def _character(found: re.Match[str]) -> str:
 
 
 def _without_fields(text: str) -> str:
-    """Cut the fields behind a server's first line, each of which follows a word in capitals of its language.
+    """Cut the fields behind a server's first line; each follows a word in capitals of its language.
 
     English hints stay. A word of ASCII alone needs the two spaces that libpq writes after it,
     unlike a `NOTE: `.

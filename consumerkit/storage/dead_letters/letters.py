@@ -48,8 +48,7 @@ class DeadMessage:
         first_failed_at: When the first of them failed.
         keep_value: False for an oversized record: only its size and its place in the log are kept.
         fingerprint, fingerprint_version: As in the ledger; the first is None if it is not known.
-        place: Where the error was raised, as file, line and function. Error type and place define a
-            group of errors.
+        place: Where the error was raised, as file, line and function; part of its group of errors.
         letter: The dead letter that was redriven and died again; None for a message from the log.
         redrives: How often it was redriven before; set once it is entered, for the dead-letter
             topic.

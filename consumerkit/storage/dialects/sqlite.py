@@ -211,8 +211,8 @@ def _opened(path: Path, database: str) -> int:
     """Open our lock file, or make it.
 
     Raises:
-        StartError: Another user's file, or a link, stands in its place. Whoever can put one there
-            could make us open, lock or create a file of their choice.
+        StartError: Another user's file, or a link, stands in its place. Its owner could make us
+            open, lock or create a file of their choice.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
