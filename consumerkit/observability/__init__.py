@@ -12,7 +12,7 @@ __all__ = ["JsonFormatter", "MessageFields", "TextFormatter", "add_message_field
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is used."""
+    """Import a name when it is first used."""
     if name in ("JsonFormatter", "TextFormatter"):
         from consumerkit.observability import logs
 

@@ -1,6 +1,7 @@
 """Names of spans' attributes, from OpenTelemetry's semantic conventions for messaging and Kafka.
 
-These conventions are not stable yet, and names have changed from release to release: no other module writes one.
+These conventions are not stable, and names have changed from release to release: no other module
+writes such a name.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 VERSION: Final = "1.45.0"
-"""The release of the semantic conventions whose names these are."""
+"""The release of the semantic conventions that these names come from."""
 SCHEMA_URL: Final = f"https://opentelemetry.io/schemas/{VERSION}"
 
 SYSTEM: Final = "messaging.system.name"
@@ -26,7 +27,7 @@ EXCEPTION_TYPE: Final = "exception.type"
 EXCEPTION_MESSAGE: Final = "exception.message"
 EXCEPTION_STACK: Final = "exception.stacktrace"
 
-# Ours, where the conventions have no name.
+# Our own name, since the conventions have none.
 HANDLER: Final = "consumerkit.handler"
 ATTEMPT: Final = "consumerkit.attempt"
 OUTCOME: Final = "consumerkit.outcome"

@@ -1,6 +1,6 @@
-"""The message that is being handled, as fields for whatever logs: plain logging, structlog, and our own lines.
+"""The message that is being handled, as fields for any logging: plain logging, structlog, and our own lines.
 
-The names are OpenTelemetry's, so that a log line is found by the same words as a span.
+The names are OpenTelemetry's, so that a log line and a span are found by the same words.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _current: Final[ContextVar[_Current | None]] = ContextVar("consumerkit_message",
 
 
 def enter(surroundings: Context, handler: str, message: Message, message_id: str, attempt: int) -> None:
-    """Have what runs in `surroundings` know which message it handles."""
+    """Set the message that code in `surroundings` is handling."""
     surroundings.run(_current.set, _Current(handler, message, message_id, attempt))
 
 
 def message_fields() -> dict[str, Any]:
-    """Return what tells the message that is being handled, and the current span; empty outside of a handler.
+    """Return the fields of the message that is being handled, and of the current span; empty outside a handler.
 
     Example:
         >>> message_fields()
@@ -52,7 +52,7 @@ def message_fields() -> dict[str, Any]:
 
 
 def add_message_fields(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add `message_fields` to a line of structlog's; a processor. What the line has itself stays.
+    """Add `message_fields` to one of structlog's lines; a processor. The line's own fields stay.
 
     Example:
         structlog.configure(processors=[add_message_fields, structlog.processors.JSONRenderer()])
@@ -65,7 +65,8 @@ def add_message_fields(logger: object, method: str, event: MutableMapping[str, A
 class MessageFields(logging.Filter):
     """Adds `message_fields` to each record that passes; a filter for a handler of plain logging.
 
-    Names with dots are attributes of the record, which formatters that write all attributes as JSON take as they are.
+    Names with dots become attributes of the record. Formatters that write all attributes as JSON
+    include them.
 
     Example:
         handler.addFilter(MessageFields())

@@ -26,14 +26,15 @@ _FIELDS = "consumerkit_fields"
 
 
 class LoggingObserver:
-    """Tells each event to the standard library's logging, as one line at the level that fits.
+    """Logs each event with the standard library's logging, as one line at the fitting level.
 
-    What goes well and often (transactions, offsets, the outbox) is DEBUG, what happens now and then is INFO, what is
-    tried again by itself is WARNING, and what a person should look at is ERROR or CRITICAL. A record's message is the
-    sentence; the event's fields travel beside it, and `JsonFormatter` writes them out.
+    Frequent successes (transactions, offsets, the outbox) are DEBUG, occasional events are INFO,
+    failures that are retried automatically are WARNING, and events that need a person are ERROR or
+    CRITICAL. A record's message is the sentence; the event's fields are its attributes, and
+    `JsonFormatter` writes them.
 
     Args:
-        logger: Where to; `consumerkit` by default.
+        logger: The target logger; `consumerkit` by default.
 
     Example:
         >>> from consumerkit import events
@@ -52,7 +53,7 @@ class LoggingObserver:
         number = level if isinstance(level, int) else level(event)
         if self._logger.isEnabledFor(number):
             sentence = printable(f"{event.handler}: {tell(event)}" if event.handler else tell(event))
-            # A record's `stack_info` is what every formatter writes on lines of its own.
+            # Every formatter writes a record's `stack_info` on lines of its own.
             in_full = getattr(event, "in_full", "") or None
             fields = {_FIELDS: event_fields(event)}
             logger = self._logger
@@ -62,7 +63,7 @@ class LoggingObserver:
 
 
 def event_fields(event: Event) -> dict[str, Any]:
-    """Return an event's fields as JSON takes them; `topic`, `partition` and `offset` each by themselves.
+    """Return an event's fields as JSON values; `topic`, `partition` and `offset` are separate fields.
 
     Example:
         >>> from consumerkit import events
@@ -81,7 +82,7 @@ def event_fields(event: Event) -> dict[str, Any]:
         elif field.name == "positions":
             told["positions"] = {str(partition): offset for partition, offset in value}
         elif field.name == "in_full":
-            continue  # it goes with the record itself, as its `stack_info`
+            continue  # the record itself has it, as its `stack_info`
         elif field.name != "handler" or value:
             told[field.name] = value
     return told
@@ -98,9 +99,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line, with OpenTelemetry's names: of its log records, and of its attributes.
+    """One JSON object per line, with OpenTelemetry's names for log records and attributes.
 
-    A line has the fields of an event, and of the message that is being handled where somebody logs.
+    A line has the fields of an event, and of the message that is being handled when the line is
+    logged.
 
     Example:
         handler.setFormatter(JsonFormatter())
@@ -174,7 +176,7 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Return a record's sentence; what other libraries say is not known to be without secrets."""
+    """Return a record's sentence, redacted if it comes from another library: it may contain secrets."""
     text = record.getMessage()
     return text if record.name.partition(".")[0] == "consumerkit" else redact(text)
 
@@ -182,8 +184,8 @@ def _message(record: logging.LogRecord) -> str:
 def configure(format: Format = "text", level: str = "INFO") -> None:
     """Send all logging to standard error, as text or as JSON lines; for the command line, never for a library's user.
 
-    Clients that log every step at INFO are shown from WARNING on. A target that configures logging itself, while it
-    is being loaded, has the last word.
+    Clients that log every step at INFO are shown from WARNING on. A target that configures logging
+    while it is loaded takes precedence.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())

@@ -1,4 +1,4 @@
-"""A trace's context in the headers of messages, by OpenTelemetry's global propagator."""
+"""A trace's context in message headers, by OpenTelemetry's global propagator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _carrier(headers: Headers) -> Mapping[str, str]:
 
 
 def current_headers() -> Headers:
-    """Return the headers that carry the caller's trace on, where the process uses OpenTelemetry and a span is current.
+    """Return headers that continue the caller's trace, if the process uses OpenTelemetry and a span is current.
 
     A process that has not imported OpenTelemetry pays nothing.
     """
@@ -39,7 +39,7 @@ def current_headers() -> Headers:
 
 
 def carried_on(headers: Headers, trace: Headers) -> Headers:
-    """Return headers with those of a trace; what is there already stays.
+    """Return headers with a trace's headers added; existing ones stay.
 
     Example:
         >>> carried_on((("traceparent", b"mine"),), (("traceparent", b"theirs"), ("baggage", b"a=1")))

@@ -1,4 +1,4 @@
-"""What the log says of a request at the HTTP edge."""
+"""The log's sentences about requests at the HTTP edge."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def answered(event: RequestAnswered) -> str:
     error = f": {event.error}" if event.error else ""
     waited = f", {event.waited * 1000:.0f} ms of them waiting" if event.waited >= 0.001 else ""
     lasted = f"in {event.seconds * 1000:.1f} ms{waited}"
-    if event.status is None:  # the application answers what was raised
+    if event.status is None:  # the application answers the error
         return f"{event.endpoint}: failed {lasted}; it is rolled back, and its key is free"
     return f"{event.endpoint}: answered with {event.status} {lasted}: {_SAID[event.outcome]}{error}"

@@ -1,4 +1,4 @@
-"""Spans of messages that the relay sends: each below the context in its headers, which is that of who wrote it."""
+"""Spans of messages that the relay sends: each below the context in its headers, which is its writer's."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Outgoing(Protocol):
-    """A message to send, as far as its span needs it."""
+    """The part of a message to send that its span needs."""
 
     @property
     def topic(self) -> str:
-        """Where it is for."""
+        """The topic that it goes to."""
         ...
 
     @property
@@ -32,7 +32,7 @@ class Sends(Protocol):
     """The spans of messages that are sent together."""
 
     def refused(self, place: int, code: str) -> None:
-        """Mark the span of one of them, by its place, as failed: the broker did not take it."""
+        """Mark the span of the message at this place as failed: the broker refused it."""
 
 
 class _NoSends:
@@ -49,10 +49,10 @@ NO_SENDS: Final[Sends] = _NoSends()
 def sending(tracer: Tracer, messages: Sequence[Outgoing], id_header: str) -> Iterator[Sends]:
     """Begin a span for each message, and end them when the block ends.
 
-    The headers are sent as they are: the receiver continues the same trace, below the writer's span.
+    The headers are sent unchanged: the receiver continues the same trace, below the writer's span.
 
     Args:
-        tracer: Makes them.
+        tracer: Makes the spans.
         messages: The messages.
         id_header: The header with the message ID.
     """
@@ -77,7 +77,7 @@ class _Sends:
 
 
 def fail(span: Span, kind: str) -> None:
-    """Mark a span as failed; an error's text may quote a payload, so that only its class or code is told."""
+    """Mark a span as failed with the error's class or code only: its text may quote a payload."""
     from opentelemetry.trace import StatusCode
 
     span.set_attribute(conventions.ERROR_TYPE, kind)

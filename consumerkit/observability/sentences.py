@@ -1,4 +1,4 @@
-"""Events as sentences: each event's level, and what its line in the log says."""
+"""Events as sentences: the level of each event, and its line in the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from consumerkit.outcome import Reason
 
 Level = int | Callable[[Any], int]
 _LONG: Final = 60.0
-"""Seconds without partitions that are longer than a rebalance takes."""
+"""Seconds without partitions that exceed the length of a rebalance."""
 
 
 def _names(partitions: tuple[TopicPartition, ...]) -> str:
@@ -159,7 +159,7 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
     events.WorkerStarted: (logging.INFO, lambda e: f"worker started: {', '.join(e.handlers)}"),
     events.WorkerStopped: (logging.INFO, lambda e: f"worker stopped in {e.seconds:.1f} s"),
     events.PartitionsAssigned: (logging.INFO, _assigned),
-    # A minute is longer than any member takes to be missed by default.
+    # By default, every group gives up a missing member in less than a minute.
     events.PartitionsAwaited: (lambda e: logging.INFO if e.seconds < _LONG else logging.WARNING, _awaited),
     events.HandlerSummary: (logging.INFO, _summary),
     events.PartitionsRevoked: (lambda e: logging.WARNING if e.lost else logging.INFO, _revoked),
@@ -219,7 +219,7 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
             f"kept; it was begun {e.calls} times, and now it is {e.then}"
         ),
     ),
-    # Where it is the last one, the line about the dead letter follows, and says as much.
+    # After the last attempt, the line about the dead letter follows with the same content.
     events.AttemptFailed: (lambda e: logging.DEBUG if e.wait is None else logging.WARNING, _failed),
     events.MessageSuspected: (logging.WARNING, _suspected),
     events.MessageDeadLettered: (logging.ERROR, _dead),

@@ -1,6 +1,6 @@
 """Errors in full, for the developer of a handler: `--show-errors` switches them on in this process.
 
-An error's text may quote a payload, so nothing of it is shown before that is asked for (decision 7).
+An error's text may quote a payload, so it is shown only on request (decision 7).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _are_shown = False
 
 
 def show_errors(wanted: bool) -> None:
-    """Have log lines of failures followed by the error's text and traceback, from now on, or not."""
+    """Switch the errors' text and traceback after log lines of failures on or off, from now on."""
     global _are_shown
     _are_shown = wanted
 
 
 def are_shown() -> bool:
-    """Tell whether errors are shown in full."""
+    """Return whether errors are shown in full."""
     return _are_shown
 
 
 def in_full(error: BaseException, words: str) -> str:
-    """Return an error for people: its text in one line, then its traceback, in which the user's frames are whole.
+    """Return an error for people: its text in one line, then its traceback with the user's frames in full.
 
-    Frames of consumerkit and of libraries are one line for each run of them.
+    Each run of frames of consumerkit and of libraries is one line.
 
     Args:
         error: The error.

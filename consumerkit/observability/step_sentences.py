@@ -1,4 +1,4 @@
-"""The sentences about steps, and about what should be one, that take more than a line."""
+"""The longer sentences about steps, and about calls that should be steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def why_awaited(event: events.StepAwaited) -> str:
 
 
 def undo_failed(event: events.StepUndoFailed) -> str:
-    """Return what becomes of an undo that has failed."""
+    """Return what happens to an undo that has failed."""
     what = f"{event.message_id}: the undo of step {event.step} failed, attempt {event.attempt}"
     if event.wait is not None:
         return f"{what}, next try in {event.wait:.1f} s: {event.error}"
@@ -25,7 +25,7 @@ def undo_failed(event: events.StepUndoFailed) -> str:
 
 
 def waited_outside(event: events.OutsideWaitNoticed) -> str:
-    """Return what follows where a handler waited for something outside its session."""
+    """Return the consequence of a handler's wait for something outside its session."""
     return (
         f"the handler waited {event.seconds:.3f} s for something other than its session at {event.place}; from now on "
         "each message has a transaction of its own, since a failure of another message in the same one would repeat "

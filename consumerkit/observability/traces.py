@@ -1,6 +1,7 @@
 """Traces with OpenTelemetry: one span for each message, linked to the span of the batch that shares its transaction.
 
-Nothing here imports OpenTelemetry before a worker asks for traces; `NO_TRACES` costs a call that does nothing.
+Nothing here imports OpenTelemetry before a worker asks for traces; `NO_TRACES` costs only empty
+calls.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext, TracerProvider
 
 _REMEMBERED: Final = 10_000
-"""Messages whose last attempt a worker remembers, so that the next one's span can be linked to it."""
+"""Messages whose last attempt a worker remembers, to link the next attempt's span to it."""
 
 
 class Spanned(Protocol):
-    """A message within a batch, as far as its span needs it."""
+    """The part of a batch's message that its span needs."""
 
     message: Message
     message_id: str
@@ -34,37 +35,37 @@ class Spanned(Protocol):
 
 
 class BatchSpans(Protocol):
-    """The spans of one batch: its own, and one of each message that is handled."""
+    """The spans of one batch: its own, and one for each message that is handled."""
 
     def enter(self, item: Spanned, surroundings: Context) -> None:
-        """Begin a message's span; what runs in `surroundings` has it as its current span."""
+        """Begin a message's span, as the current span of `surroundings`."""
 
     def follow(self, message: Message, surroundings: Context) -> None:
-        """Have what runs in `surroundings`, before the transaction, go on in the trace of a message's headers."""
+        """Let code in `surroundings`, before the transaction, continue the trace of a message's headers."""
 
     def whole(self, items: Sequence[Spanned], surroundings: Context) -> None:
-        """Link the batch's span to its messages' traces; what runs in `surroundings` has it as its current span."""
+        """Link the batch's span to its messages' traces, and make it the current span of `surroundings`."""
 
     def leave(self, outcome: str) -> None:
         """End the span of the message that was entered last."""
 
     def headers(self) -> Headers:
-        """Return the headers that carry the current message's trace on; the batch's, where no message is current."""
+        """Return the headers that continue the current message's trace; the batch's trace if no message is current."""
         ...
 
     def end(self, error: BaseException | None) -> None:
-        """End the batch's span, and that of the message whose code raised the error."""
+        """End the batch's span, and the span of the message whose code raised the error."""
 
 
 class Traces(Protocol):
-    """Begins the spans of batches, and of what is sent."""
+    """Begins the spans of batches, and of messages that are sent."""
 
     def batch(self, handler: str, group: str, messages: Sequence[Message]) -> BatchSpans:
         """Begin a batch's span."""
         ...
 
     def sending(self, messages: Sequence[Outgoing], id_header: str) -> AbstractContextManager[Sends]:
-        """Have spans of messages that are sent until the block ends; `id_header` names their message IDs."""
+        """Keep spans for sent messages until the block ends; `id_header` names their message IDs."""
         ...
 
 
@@ -101,10 +102,10 @@ NO_TRACES: Final[Traces] = _NoSpans()
 
 
 def traces_of(given: bool | TracerProvider) -> Traces:
-    """Return what makes a worker's spans.
+    """Return the maker of a worker's spans.
 
     Args:
-        given: False for none, True for the global provider's, or a provider.
+        given: False for none, True for the global provider, or a provider.
 
     Raises:
         ConfigurationError: It is none of these, or opentelemetry-api is not installed.
@@ -134,7 +135,7 @@ class OpenTelemetryTraces:
     """Spans by OpenTelemetry's API.
 
     Args:
-        provider: Whose tracer; None takes the global one.
+        provider: The provider of the tracer; None means the global one.
     """
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
@@ -153,14 +154,14 @@ class OpenTelemetryTraces:
         return sending(self.tracer, messages, id_header)
 
     def remember(self, message: Message, attempt: SpanContext) -> None:
-        """Keep a message's last attempt, for the next one's link."""
+        """Store a message's last attempt, for the next one's link."""
         with self._lock:
             self._attempts[_place(message)] = attempt
             while len(self._attempts) > _REMEMBERED:
                 self._attempts.popitem(last=False)
 
     def recalled(self, message: Message) -> SpanContext | None:
-        """Return a message's last attempt, if this worker made it, and forget it."""
+        """Return and forget a message's last attempt, if this worker made it."""
         with self._lock:
             return self._attempts.pop(_place(message), None)
 
@@ -180,7 +181,7 @@ class _Spans:
         from opentelemetry.context import Context as NoParent
 
         attributes: dict[str, Any] = {**self._common, conventions.BATCH_COUNT: count}
-        # A trace of its own: a batch has messages of many traces.
+        # A trace of its own: the messages of a batch belong to many traces.
         self._batch = traces.tracer.start_span(f"batch {handler}", context=NoParent(), attributes=attributes)
         self._open: Span | None = None
         self._messages: list[tuple[Message, Span]] = []

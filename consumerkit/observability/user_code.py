@@ -19,7 +19,7 @@ _FRAMES: Final = 1000
 _NAME_CHARACTERS: Final = 300
 _OURS: Final = str(Path(__file__).parents[1])
 _INNER: Final = re.compile(r"\.<locals>\.<\w+>")
-# Wherever a stack was written: installed packages, Python's own library, and what no file holds.
+# On any machine: installed packages, Python's own library, and code without a file.
 _INSTALLED: Final = re.compile(r"^<|/(?:site|dist)-packages/|/lib(?:64)?/python3\.\d+/|/consumerkit/[\w/]+\.py$")
 _theirs: set[str] = set()
 
@@ -28,10 +28,10 @@ class Frame(NamedTuple):
     """One frame of a traceback.
 
     Attributes:
-        filename: Its file, as Python knows it.
+        filename: The name of its file, as Python knows it.
         line: The line.
-        function: The function's name, and
-        qualified: its name with the classes and functions around it.
+        function: The function's name.
+        qualified: The function's name with the classes and functions around it.
     """
 
     filename: str
@@ -51,7 +51,7 @@ class Frame(NamedTuple):
 
 
 def belongs_to_the_user(kind: type) -> None:
-    """Count the package of a handler's class as the user's code, even where it is installed among others' packages."""
+    """Count the package of a handler's class as the user's code, even if it is among the installed packages."""
     package = sys.modules.get(kind.__module__.partition(".")[0])
     if package is None or package.__name__ in ("consumerkit", "builtins"):
         return
@@ -61,36 +61,36 @@ def belongs_to_the_user(kind: type) -> None:
 
 
 def is_theirs(filename: str) -> bool:
-    """Tell whether a file is the user's: neither consumerkit's, nor an installed package's, nor Python's own."""
+    """Return whether a file is the user's: not consumerkit's, an installed package's, or Python's own."""
     if any(filename == known or (known.endswith("/") and filename.startswith(known)) for known in _theirs):
         return True
     return not filename.startswith("<") and not any(filename.startswith(f"{root}/") for root in _installed())
 
 
 def is_ours(error: BaseException) -> bool:
-    """Tell whether consumerkit itself raised an error, so that its text says nothing of what a message holds."""
+    """Return whether consumerkit itself raised an error: its text then says nothing about a message's content."""
     frames = frames_of(error)
     return bool(frames) and frames[-1].filename.startswith(f"{_OURS}/")
 
 
 def looks_like_theirs(filename: str) -> bool:
-    """Tell the same of a file's name that another machine may have written down."""
+    """Return whether a file is the user's, by its name alone, which may come from another machine."""
     return is_theirs(filename) and not _INSTALLED.search(filename)
 
 
 def frames_of(error: BaseException) -> list[Frame]:
-    """Return where an error came along, the innermost frame last; of a group, where its first error did."""
+    """Return the frames of an error's traceback, innermost last; of a group, those of its first error."""
     walked = deque(traceback.walk_tb(traceback_of(first_leaf(error))), maxlen=_FRAMES)
     return [_frame(frame.f_code, line) for frame, line in walked]
 
 
 def users_frame(error: BaseException) -> Frame | None:
-    """Return the innermost frame of the user's own code; None where there is none."""
+    """Return the innermost frame of the user's own code; None if there is none."""
     return next((frame for frame in reversed(frames_of(error)) if frame.is_theirs), None)
 
 
 def place(error: BaseException) -> str:
-    """Return where an error came out of the user's code, else where it was raised: `file:line in function`.
+    """Return where an error left the user's code, else where it was raised: `file:line in function`.
 
     Empty for an error that was never raised.
     """
@@ -101,13 +101,13 @@ def place(error: BaseException) -> str:
 
 
 def place_of_frame(frame: Frame) -> str:
-    """Return a frame as `file:line in function`; of a comprehension or lambda, in the function around it."""
+    """Return a frame as `file:line in function`; a comprehension or lambda counts as the function around it."""
     name = _INNER.sub("", frame.qualified)[:_NAME_CHARACTERS]
     return f"{frame.file}:{frame.line} in {name.replace('.<locals>', '')}"
 
 
 def place_of_function(function: object) -> str:
-    """Return where a function is written, as `file:line`; empty for what has no code of its own."""
+    """Return where a function is written, as `file:line`; empty if it has no code of its own."""
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     return f"{short(code.co_filename)}:{code.co_firstlineno}" if isinstance(code, CodeType) else ""
 
@@ -127,7 +127,7 @@ def _frame(code: CodeType, line: int | None) -> Frame:
 
 @cache
 def _installed() -> tuple[str, ...]:
-    """Return the directories of what is not the user's: consumerkit, installed packages, and Python's own library."""
+    """Return the directories that are not the user's: consumerkit, installed packages, and Python's own library."""
     paths = sysconfig.get_paths()
     found = {_OURS, paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()}
     return tuple(sorted({*found, site.getusersitepackages()}))

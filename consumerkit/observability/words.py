@@ -14,7 +14,7 @@ def counted(number: int, noun: str, many: str = "") -> str:
 
 
 def lasting(seconds: float) -> str:
-    """Return a span of time for people: seconds, minutes, hours or days, whichever says it shortly.
+    """Return a duration for people: in seconds, minutes, hours or days, whichever is short.
 
     Example:
         >>> lasting(0.24), lasting(59.6), lasting(240.0), lasting(5400.0), lasting(200_000.0)

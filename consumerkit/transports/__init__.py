@@ -1,1 +1,1 @@
-"""Ways to a broker: two Kafka clients and one in memory, behind the protocol in `base`."""
+"""Access to a broker: two Kafka clients and one in memory, behind the protocol in `base`."""

@@ -1,4 +1,4 @@
-"""A token with which a client logs in, and the time for which it holds."""
+"""A token with which a client logs in, and how long it is valid."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Final
 from consumerkit.errors import ConfigurationError
 
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,65536}")
-# Beyond the year 5138 in seconds: it is a number of milliseconds.
+# Beyond the year 5138 in seconds: a larger number is in milliseconds.
 _MILLISECONDS: Final = 1e11
 
 
 @dataclass(frozen=True)
 class AccessToken:
-    """A token for `OAuthBearer`, as the function given there returns it.
+    """A token for `OAuthBearer`, as the user's function returns it.
 
     Args:
         value: The token itself.
         expires_in: Seconds from now after which it expires.
-        expires_at: The moment at which it expires, in seconds since 1970; give this or `expires_in`.
+        expires_at: When it expires, in seconds since 1970; give this or `expires_in`.
 
     Raises:
-        ConfigurationError: The value is no token, or has no time at which it expires; the value is not shown.
+        ConfigurationError: The value is no token, or has no time of expiry; the value is not shown.
 
     Example:
         >>> AccessToken("eyJhbGciOi...", expires_at=4102444800.0)
@@ -50,15 +50,15 @@ class AccessToken:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until it expires; negative once it has."""
+        """Seconds until it expires; negative after that."""
         return self.expires_at - time.time()
 
 
 class NoToken(Exception):
-    """No token was given; the text is one line, and shows neither a token nor a secret.
+    """No token was obtained; the text is one line, and shows neither a token nor a secret.
 
     Attributes:
-        permanent: Whether the same question gets the same answer until a person changes something.
+        permanent: Whether the same request gets the same answer until a person changes something.
     """
 
     def __init__(self, why: str, *, permanent: bool = False) -> None:

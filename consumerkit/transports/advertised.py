@@ -1,7 +1,8 @@
-"""Whether the addresses that a cluster advertises can be reached from here.
+"""Checks whether this machine can reach the addresses that a cluster advertises.
 
-A broker answers the first connection with the addresses of its listeners, and clients connect to those. A name that
-only other containers know is the most frequent mistake, and a client itself says of it only that nothing answers.
+A broker answers the first connection with the addresses of its listeners, and clients connect to
+those. The most frequent mistake is a name that only other containers know; the client itself
+reports only that nothing answers.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 TIMEOUT: Final = 3.0
-"""Seconds after which an address that does not answer counts as one that cannot be reached."""
+"""Seconds after which an address that does not answer counts as unreachable."""
 
 _AT_ONCE: Final = 16
 
 
 class Address(NamedTuple):
-    """Where a broker says that it is."""
+    """The address that a broker advertises."""
 
     host: str
     port: int
@@ -28,7 +29,7 @@ class Address(NamedTuple):
 
 
 class Unreachable(NamedTuple):
-    """An address, and why it cannot be used; the words follow "which this machine"."""
+    """An address, and why it cannot be used; the reason continues a sentence after "which this machine"."""
 
     address: Address
     why: str
@@ -47,12 +48,12 @@ def unreachable(addresses: Collection[Address]) -> list[Unreachable]:
 
 
 def unresolvable(addresses: Iterable[Address]) -> list[Unreachable]:
-    """Return those of the addresses whose names are unknown here; blocks."""
+    """Return the addresses whose names are unknown on this machine; blocks."""
     return [Unreachable(address, why) for address in addresses if (why := _name_failure(address))]
 
 
 def in_words(found: Collection[Unreachable]) -> str:
-    """Say what a cluster advertises that is of no use here, and the way out."""
+    """Return a text about the unusable addresses that a cluster advertises, with the way out."""
     address, why = next(iter(found))
     others = f", nor {len(found) - 1} others" if len(found) > 1 else ""
     return (

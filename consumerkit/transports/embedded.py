@@ -1,12 +1,13 @@
 """A broker that speaks Kafka's protocol without a server: librdkafka's own mock cluster, for demonstrations.
 
-Run as a module it is a broker in a process of its own, which prints its address and lives until its standard input
-closes; `EmbeddedBroker` starts and stops such a process.
+Run as a module, it is a broker in its own process that prints its address and lives until its
+standard input closes; `EmbeddedBroker` starts and stops such a process.
 
-What it is not: a Kafka. Topics are created when they are first asked for, all with the same number of partitions. A
-partition holds 5 MiB or 100,000 messages, and older ones vanish without a word. Nothing survives the process. There is
-no admin API, no TLS, no SASL and no access control; topics have no IDs. Groups of several aiokafka members do not work.
-Joining a group takes three seconds. It is no evidence for anything about rebalances.
+It is not a real Kafka. Topics are created when they are first asked for, all with the same number
+of partitions. A partition holds 5 MiB or 100,000 messages, and drops older ones silently. Nothing
+survives the process. There is no admin API, no TLS, no SASL and no access control; topics have no
+IDs. Groups of several aiokafka members do not work. Joining a group takes three seconds. It proves
+nothing about rebalances.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ class EmbeddedBroker:
         if process is None:
             return
         try:
-            process.communicate(timeout=10)  # closes its standard input, which it takes as the end
+            process.communicate(timeout=10)  # closes its standard input, which ends the broker
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
 
 
 def main() -> None:
-    """Be a broker: print the address, and live until standard input closes, so also when the parent dies."""
+    """Run a broker: print the address, and live until standard input closes, as it does when the parent dies."""
     from confluent_kafka import Producer
 
     broker = Producer({"test.mock.num.brokers": 1, "log_level": 0})

@@ -43,23 +43,23 @@ Option = str | int | float | bool
 
 @dataclass(frozen=True, repr=False)
 class Kafka:
-    """A Kafka cluster, and the client library to reach it with.
+    """A Kafka cluster, and the client library that reaches it.
 
     Args:
         bootstrap: One `host:port`, several separated by commas, or a sequence of them.
-        security: `Sasl(...)`, `OAuthBearer(...)` or `Tls(...)`; None is a plain connection.
+        security: `Sasl(...)`, `OAuthBearer(...)` or `Tls(...)`; None means a plain connection.
         transport: The client library, `"confluent"` or `"aiokafka"`.
         allow_insecure: Allow a connection that is not encrypted, or does not verify the broker, to another machine.
         client_id: Shown in the broker's logs and quotas.
-        options: Settings of the client library under its own names (`fetch.wait.max.ms` for confluent,
-            `fetch_max_wait_ms` for aiokafka). Those on which consumerkit's promise rests are refused, and so are
-            credentials, which belong in `security`.
+        options: Settings of the client library under its own names (`fetch.wait.max.ms` for
+            confluent, `fetch_max_wait_ms` for aiokafka). Settings that consumerkit's promise
+            depends on are refused, and so are credentials, which belong in `security`.
 
     Raises:
         ConfigurationError: A value is wrong; the message names it and the way out, and never a secret.
 
-    Host names and ports are shown in messages and in the representation once they were read as such; options' texts
-    are not.
+    Messages and the representation show host names and ports once they were read as such; they do
+    not show the texts of options.
     """
 
     bootstrap: str | Sequence[str]
@@ -99,7 +99,7 @@ class Kafka:
 
     @property
     def session_timeout(self) -> float:
-        """Seconds after which the group misses a member that has died; its partitions stand still until then."""
+        """Seconds after which the group notices that a member has died; its partitions stand still until then."""
         if self.transport == "aiokafka":
             return milliseconds(self.options, "session_timeout_ms", AIOKAFKA_SESSION_MS) / 1000
         if has_broker_assignment(self.options):
@@ -108,7 +108,7 @@ class Kafka:
 
     @property
     def instance_id(self) -> str | None:
-        """The name of a static member, which one process at a time may have in a group; None without one."""
+        """The name of a static member, which one process at a time may have in a group; None if there is none."""
         found = self.options.get("group_instance_id" if self.transport == "aiokafka" else "group.instance.id")
         return None if found is None else str(found)
 
@@ -126,7 +126,7 @@ class Kafka:
 
     @property
     def principal(self) -> str | None:
-        """The name that the broker's access rules know this client by; None where a certificate decides it."""
+        """The name by which the broker's access rules know this client; None if a certificate decides it."""
         return f"User:{self.security.username}" if isinstance(self.security, Sasl) else None
 
     def connect(self) -> Transport:
@@ -203,7 +203,7 @@ class Kafka:
             config["sasl_plain_username"] = self.security.username
             config["sasl_plain_password"] = self.security.secret()
         if isinstance(self.security, OAuthBearer) and keeper is not None:
-            # It takes a while to import, and the other transport seldom needs it.
+            # Its import takes a while, and the other transport seldom needs it.
             from consumerkit.transports.aiokafka.tokens import TokenProvider
 
             config["sasl_mechanism"] = "OAUTHBEARER"
@@ -225,7 +225,7 @@ class Kafka:
             )
 
 
-# What stands before a port; of anything else a password may be part, so it is not repeated.
+# The text before a port; any other text may be part of a password, so it is not repeated.
 _HOST = re.compile(r"(?=.{1,253}$)(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?")
 
 

@@ -9,14 +9,14 @@ from typing import Final
 from consumerkit.errors import ConfigurationError
 
 SESSION_MS: Final = 8_000
-"""Milliseconds after which the group misses a confluent member that has died, unless an option says otherwise.
+"""Milliseconds after which the group gives up a confluent member that has died, unless an option says otherwise.
 
-librdkafka sends heartbeats from a thread of its own, whatever the handlers do, so this may be short.
+librdkafka sends heartbeats from its own thread, whatever the handlers do, so this may be short.
 """
 AIOKAFKA_SESSION_MS: Final = 45_000
 """The same for an aiokafka member, whose heartbeats stop while a handler blocks the event loop."""
 BROKERS_SESSION_MS: Final = 45_000
-"""The same where the broker's own setting decides it (KIP-848), as it is unless the broker is told otherwise."""
+"""The same if the broker's own setting decides it (KIP-848): the broker's default."""
 _OFFSETS: Final = "consumerkit alone decides what is committed"
 _START: Final = "where reading starts is the handler's start_from"
 _GROUP: Final = "the handler's `group` says it"
@@ -27,7 +27,7 @@ _DRAIN: Final = "consumerkit derives it from the drain's time"
 _ADAPTER: Final = "the transport sets it"
 _CODE: Final = "it would run or load foreign code"
 
-# By librdkafka's names; aiokafka's are the same with underscores, but for those below.
+# By librdkafka's names; aiokafka's are the same with underscores, except those below.
 _RESERVED: Final = {
     "enable.auto.commit": _OFFSETS,
     "auto.commit.interval.ms": _OFFSETS,
@@ -60,7 +60,7 @@ _RESERVED: Final = {
 PROTOCOL: Final = "group.protocol"
 _ASSIGNOR: Final = "group.remote.assignor"
 CLASSIC: Final = "classic"
-# In the new protocol, a group's own settings on the broker say these.
+# In the new protocol, a group's own settings on the broker decide these.
 _BROKERS: Final = {
     "session.timeout.ms": "group.consumer.session.timeout.ms",
     "heartbeat.interval.ms": "group.consumer.heartbeat.interval.ms",
@@ -70,13 +70,13 @@ _BROKERS: Final = {
 _CREDENTIALS: Final = ("sasl.", "ssl.", "security.", "enable.ssl.", "https.ca.", "enable.sasl.")
 
 
-# Words without digits. Only those that are known stand alone: anything else may be a password.
+# Words without digits. Only known words may stand alone: any other may be a password.
 _NAME: Final = re.compile(r"[A-Za-z]{1,40}(?:[._][A-Za-z]{1,40}){1,12}")
 _ALONE: Final = frozenset(("acks", "debug", "linger", "loop", "partitioner", "retries"))
 
 
 def milliseconds(options: Mapping[str, object], name: str, default: int) -> float:
-    """Return an option that is a number, which may be given as text; the default where it is none."""
+    """Return an option that is a number, maybe given as text; the default if it is none."""
     try:
         return float(str(options.get(name, default)))
     except ValueError:
@@ -84,17 +84,17 @@ def milliseconds(options: Mapping[str, object], name: str, default: int) -> floa
 
 
 def has_broker_assignment(options: Mapping[str, object]) -> bool:
-    """Tell whether members use the group protocol of KIP-848, in which the broker assigns partitions."""
+    """Return whether members use the group protocol of KIP-848, in which the broker assigns partitions."""
     return str(options.get(PROTOCOL, CLASSIC)).lower() == "consumer"
 
 
 def unknown_to(options: Mapping[str, object]) -> Mapping[str, str]:
-    """Return the settings that librdkafka refuses beside these, each with who decides it instead."""
+    """Return the settings that librdkafka refuses beside these, each with what decides it instead."""
     return _BROKERS if has_broker_assignment(options) else {}
 
 
 def check_options(client: str, options: object) -> None:
-    """Refuse settings on which the promise rests, credentials, callbacks, and values that are none.
+    """Refuse settings that the promise depends on, credentials, callbacks, and invalid values.
 
     Raises:
         ConfigurationError: Names the option and why it is refused, never its value.
@@ -103,11 +103,11 @@ def check_options(client: str, options: object) -> None:
         raise ConfigurationError(f"Kafka(options=...) takes a mapping, not {type(options).__name__}")
     for number, (name, value) in enumerate(options.items(), 1):
         if not isinstance(name, str) or not (_NAME.fullmatch(name) or name.lower() in _ALONE):
-            # It is not repeated: name and value in the wrong order put a secret here.
+            # The name is not repeated: name and value in the wrong order put a secret here.
             raise ConfigurationError(f"Kafka(options=...): name {number} is not the name of a setting")
         _check_name(client, name)
         if not isinstance(value, str | int | float | bool):
-            # Callbacks and whole objects would reach behind the adapter's back.
+            # Callbacks and whole objects would bypass the adapter.
             wrong = type(value).__name__
             raise ConfigurationError(f"Kafka(options={{{name!r}: ...}}) takes text, a number or a bool, not {wrong}")
     _check_protocol(client, options)
@@ -143,7 +143,7 @@ def _check_name(client: str, name: str) -> None:
         raise ConfigurationError(f"{place} is librdkafka's spelling; aiokafka's is {dotted.replace('.', '_')!r}")
     if client == "confluent" and "_" in name:
         raise ConfigurationError(f"{place} is not librdkafka's spelling, which is {dotted!r}")
-    # librdkafka takes a topic's settings under this prefix too.
+    # librdkafka accepts a topic's settings under this prefix too.
     bare = dotted.removeprefix("default.topic.config.").removeprefix("topic.")
     if bare in _RESERVED:
         raise ConfigurationError(f"{place} is refused: {_RESERVED[bare]}; leave it out")

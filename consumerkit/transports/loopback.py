@@ -1,4 +1,4 @@
-"""What counts as this machine: what is sent there needs no encryption."""
+"""What counts as this machine: messages to it need no encryption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from consumerkit.errors import StartError
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine.
+    """Return whether a host is this machine.
 
     Example:
         >>> is_loopback("[::1]"), is_loopback("broker.example.org")
@@ -25,12 +25,12 @@ def is_loopback(host: str) -> bool:
 
 
 def check_advertised(hosts: Iterable[str]) -> None:
-    """Refuse brokers that are not on this machine, where the connection is not encrypted or not verified.
+    """Refuse brokers on other machines, for a connection that is not encrypted or not verified.
 
-    A broker is asked for the others' addresses, and clients go where it says.
+    A broker returns the other brokers' addresses, and clients connect to them.
 
     Raises:
-        StartError: One is elsewhere.
+        StartError: A broker is on another machine.
     """
     for host in hosts:
         if not is_loopback(host):

@@ -1,7 +1,7 @@
-"""The text that goes with a committed offset, so written that a reader knows where it ends.
+"""The text that is committed with an offset, with an end mark for its reader.
 
-librdkafka returns what a group has committed without the zero byte that ends a text in C, so whatever lies behind it
-in memory comes with it, now and then.
+librdkafka returns a group's committed text without the zero byte that ends a text in C, so
+sometimes the bytes behind it in memory follow it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def closed(note: str) -> str:
 def note_of(committed: Any) -> str:
     """Return the note that was committed with an offset, from librdkafka's `TopicPartition`.
 
-    A text without an end, which another program or an older release has written, comes as it is.
+    A text without an end mark, from another program or an older release, is returned unchanged.
     """
     try:
         text = committed.metadata or ""

@@ -1,4 +1,4 @@
-"""SASL OAUTHBEARER: `OAuthBearer`, a login by tokens, from a token endpoint or from a function of the user's."""
+"""SASL OAUTHBEARER: `OAuthBearer`, a login by tokens from a token endpoint or a function of the user's."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _VALUE: Final = re.compile(r"[\x21-\x7e \t\r\n]{0,4096}")
 class OAuthBearer:
     """A login by access tokens (SASL OAUTHBEARER), over TLS unless told otherwise.
 
-    A token is asked for when a worker connects, and again once three quarters of its life are over. All connections of
-    a process share it. What gives tokens is called in a thread of its own, so it may block.
+    A token is requested when a worker connects, and again once three quarters of its life are over.
+    All connections of a process share it. The token's source runs in a thread of its own, so it may
+    block.
 
     Args:
         token: `TokenEndpoint(...)`, or a function, sync or async, that returns an `AccessToken`.
@@ -66,7 +67,7 @@ class OAuthBearer:
         """Refuse to send the client's secret without encryption to another machine.
 
         Raises:
-            ConfigurationError: The endpoint is one of `http://` elsewhere.
+            ConfigurationError: The endpoint uses `http://` and is on another machine.
         """
         if isinstance(self.token, TokenEndpoint) and not self.token.is_encrypted:
             raise ConfigurationError(
@@ -75,7 +76,7 @@ class OAuthBearer:
             )
 
     def keeper(self) -> TokenKeeper:
-        """Return what keeps a token; it asks for none before one is wanted.
+        """Return the keeper of a token; it requests none before one is needed.
 
         Raises:
             ConfigurationError: The endpoint's authorities cannot be read.
@@ -90,8 +91,8 @@ class TokenCallback:
     """librdkafka's `oauth_cb`, called in a thread of the client's; it never waits.
 
     Args:
-        keeper: Has the token.
-        extensions: What the broker is told beside it.
+        keeper: Keeps the token.
+        extensions: The values that the broker gets besides the token.
     """
 
     def __init__(self, keeper: TokenKeeper, extensions: Mapping[str, str]) -> None:
@@ -101,12 +102,13 @@ class TokenCallback:
     def __call__(self, _: str) -> tuple[str, float, str, dict[str, str]]:
         token = self._keeper.current()
         if token is None:
-            # The client asks again after 10 s, and says only that this raised; the keeper has said why.
+            # The client asks again after 10 s, and reports only that this raised; the keeper has
+            # logged why.
             raise self._keeper.trouble()
         return token.value, token.expires_at, "", self._extensions
 
     def wait(self) -> None:
-        """Wait for a token; a client that is made without one waits itself, without a word.
+        """Wait for a token; a client that is made without one waits itself, silently.
 
         Raises:
             StartError: There is none in time.
@@ -115,7 +117,7 @@ class TokenCallback:
 
 
 def wait_for_token(config: Mapping[str, object]) -> None:
-    """Wait for what librdkafka's settings need before a client is made: a token, where it logs in with one; blocks.
+    """Wait for a token before a client is made, if librdkafka's settings log in with one; blocks.
 
     Raises:
         StartError: There is none in time.

@@ -9,7 +9,7 @@ _M: Final = 0x5BD1E995
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition of a key in a topic of so many partitions.
+    """Return the partition of a key in a topic with this many partitions.
 
     Example:
         >>> partition_of(b"21", 7)
@@ -19,7 +19,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 def murmur2(data: bytes) -> int:
-    """Return the hash of a key, in 32 bits.
+    """Return the hash of a key, as a 32-bit number.
 
     Example:
         >>> murmur2(b"21") & 0x7FFFFFFF

@@ -1,4 +1,4 @@
-"""Who a client says it is: `Sasl`, a frozen value for either client library; and the checks of texts in settings."""
+"""A client's identity: `Sasl`, a frozen value for either client library; and the checks of texts in settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sasl:
     Args:
         mechanism: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`, as the broker is set up.
         username: The user's name.
-        password: The password, or a function that returns it, asked whenever a worker connects.
+        password: The password, or a function that returns it, called whenever a worker connects.
         tls: How the connection is encrypted; None sends the exchange in the clear, which `Kafka` allows to this
             machine only.
 
@@ -49,10 +49,11 @@ class Sasl:
             raise ConfigurationError(f"Sasl(tls=...) takes Tls(...) or None, not {type(self.tls).__name__}")
 
     def secret(self) -> str:
-        """Return the password, asking the function if it is one.
+        """Return the password; calls the function if it is one.
 
         Raises:
-            ConfigurationError: The function failed or returned something else than text; the message does not quote it.
+            ConfigurationError: The function failed or returned no text; the message does not quote
+                it.
         """
         if not callable(self.password):
             return self.password
@@ -67,10 +68,10 @@ class Sasl:
 
 
 def check_choice(place: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse what is none of the choices."""
+    """Refuse a value that is not one of the choices."""
     if isinstance(value, str) and value in choices:
         return
-    # It is never repeated: arguments in the wrong order put a password here.
+    # The value is never repeated: arguments in the wrong order put a password here.
     close = get_close_matches(value[:100], choices, n=1, cutoff=0.5) if isinstance(value, str) else []
     known = ", ".join(map(repr, choices))
     hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -79,7 +80,7 @@ def check_choice(place: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_text(place: str, value: object, way_out: str) -> None:
-    """Refuse what a client cannot send: other than text, empty, or with characters that end or break it."""
+    """Refuse a value that a client cannot send: no text, empty, or with characters that end or break it."""
     if not isinstance(value, str):
         raise ConfigurationError(f"{place} is a value of type {type(value).__name__}; {way_out}")
     if not value:

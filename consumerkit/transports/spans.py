@@ -1,4 +1,4 @@
-"""How far a reader is with each partition of its topic."""
+"""How far a reader is in each partition of its topic."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from consumerkit.transports.base import Span
 
 
 class Spans:
-    """What is to be read of each partition, and how far that is done.
+    """What to read of each partition, and how far that is done.
 
     Args:
         logs: The oldest and the next offset of each partition.
-        offsets: Where to begin, by partition; outside of the log it is the log's nearer end.
+        offsets: Where to begin, by partition; an offset outside the log becomes the log's nearer
+            end.
 
     Attributes:
-        read: What is read of each partition.
-        positions: How far.
+        read: The offsets to read of each partition.
+        positions: The position in each partition.
 
     Example:
         >>> spans = Spans({0: Span(5, 9), 1: Span(0, 0)}, {0: 7})
@@ -37,7 +38,7 @@ class Spans:
         return {number: at for number, at in self.positions.items() if at < self.read[number].end}
 
     def taken(self, messages: Iterable[Message]) -> list[Message]:
-        """Return those of the messages that are to be read, and go on behind them."""
+        """Return the messages that are to be read, and advance past all of them."""
         found: list[Message] = []
         for message in messages:
             if self.positions[message.partition] <= message.offset < self.read[message.partition].end:
@@ -48,5 +49,5 @@ class Spans:
         return found
 
     def close(self, number: int) -> None:
-        """Note that nothing is left of a partition: the last offsets may hold no message."""
+        """Record that nothing is left of a partition: the last offsets may hold no message."""
         self.positions[number] = self.read[number].end

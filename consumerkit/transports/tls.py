@@ -1,4 +1,4 @@
-"""TLS for a connection to a broker, and what either client library makes of it."""
+"""TLS for a connection to a broker, in the form of either client library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.redaction.file_path import check_path, shown_path
 
 _LONGEST_PASSWORD: Final = 1023
-"""Bytes of a key's password that OpenSSL takes."""
+"""Bytes of a key's password that OpenSSL accepts."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,16 +21,18 @@ class Tls:
 
     Args:
         ca_file: PEM file with the authorities to trust; None trusts those of the system.
-        cert_file: PEM file with this client's certificate, where the broker asks for one.
+        cert_file: PEM file with this client's certificate, if the broker asks for one.
         key_file: PEM file with the certificate's private key.
         key_password: The private key's password, or a function that returns it; at most 1,023 bytes of UTF-8.
-        verify: Verify the broker's certificate and host name. Without, anybody on the way may read along.
+        verify: Verify the broker's certificate and host name. Without that, others on the network
+            may read along.
 
     Raises:
-        ConfigurationError: A value is wrong. Whether the files can be read is seen when a worker connects.
+        ConfigurationError: A value is wrong. A worker checks whether the files can be read when it
+            connects.
 
-    The representation shows a path only where such a file exists or its name ends as those of PEM files do: a key that
-    was given in place of its file's path is shown nowhere.
+    The representation shows a path only if such a file exists or its name ends like a PEM file's. A
+    key given in place of its file's path is never shown.
     """
 
     ca_file: str | Path | None = None
@@ -60,7 +62,7 @@ class Tls:
         """Return the context for Python's own TLS.
 
         Raises:
-            ConfigurationError: A file is missing, unreadable or not what it should be.
+            ConfigurationError: A file is missing, unreadable or invalid.
         """
         context = _trusting(self.ca_file)
         if not self.verify:
@@ -83,7 +85,7 @@ class Tls:
         return config
 
     def _load_certificate(self, context: ssl.SSLContext, cert_file: str | Path, key_file: str | Path) -> None:
-        # An empty password rather than None, which would have OpenSSL ask at the terminal.
+        # An empty password instead of None, for which OpenSSL would ask at the terminal.
         password = self._secret() or ""
         place = f"Tls(cert_file={shown_path(cert_file)}, key_file={shown_path(key_file)})"
         try:
@@ -104,7 +106,7 @@ class Tls:
 
 
 def _check_password(place: str, password: object) -> None:
-    """Refuse what no key has as its password: OpenSSL takes so many bytes of it, and no more."""
+    """Refuse a value that cannot be a key's password: OpenSSL accepts a limited number of bytes."""
     if not isinstance(password, str):
         wrong = type(password).__name__
         raise ConfigurationError(f"{place} is a value of type {wrong}; a password is text")

@@ -1,4 +1,4 @@
-"""Calls a function that returns a token, in a thread of its own, which may hang without anything else waiting."""
+"""Calls a function that returns a token in a thread of its own, so that a call that hangs delays nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from consumerkit.transports.access_token import AccessToken, NoToken
 AskToken = Callable[[], AccessToken | Awaitable[AccessToken]]
 
 MOST_HANGING: Final = 4
-"""Calls that may hang at a time before no other one is begun."""
+"""How many calls may hang at a time before no new one is begun."""
 
 _AWAKE: Final = 0.5
 
@@ -25,8 +25,8 @@ class TokenCaller:
     """Calls one function, sync or async, again and again; used by one thread.
 
     Args:
-        ask: The function. An async one runs on an event loop that stays the same from call to call.
-        what: What it is, as messages name it.
+        ask: The function. An async one runs on an event loop that is the same for each call.
+        what: The function's name in messages.
         timeout: Seconds after which a call is given up.
     """
 
@@ -62,7 +62,7 @@ class TokenCaller:
         return token
 
     def stop(self) -> None:
-        """End the thread, once a call that is under way has returned."""
+        """End the thread, after a call that is running has returned."""
         if self._loop is not None:
             self._loop.stop()
 
@@ -90,7 +90,7 @@ class TokenCaller:
 
 
 class _LoopThread:
-    """An event loop in a daemon thread, so that a call that hangs keeps no process from ending."""
+    """An event loop in a daemon thread, so that a call that hangs does not keep the process alive."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -101,7 +101,7 @@ class _LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def answers(self, within: float) -> bool:
-        """Tell whether the loop runs, and does not hang in a call."""
+        """Return whether the loop runs and does not hang in a call."""
         turned = threading.Event()
         self._loop.call_soon_threadsafe(turned.set)
         return turned.wait(within)
@@ -121,6 +121,6 @@ class _LoopThread:
 
 
 def _place(error: BaseException) -> str:
-    """Return where in the function it was raised."""
+    """Return the place in the function where the error was raised."""
     frames = traceback.extract_tb(error.__traceback__)[1:2]
     return f" at {frames[0].filename}:{frames[0].lineno}" if frames else ""

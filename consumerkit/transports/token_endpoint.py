@@ -1,4 +1,4 @@
-"""Where access tokens come from: `TokenEndpoint`, a frozen value."""
+"""The source of access tokens: `TokenEndpoint`, a frozen value."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ _OWN: Final = ("grant_type", "client_id", "client_secret", "scope")
 
 @dataclass(frozen=True, repr=False)
 class TokenEndpoint:
-    """Where an OAuth 2.0 server gives tokens for a client's ID and secret, for `OAuthBearer`.
+    """An OAuth 2.0 server's endpoint that gives tokens for a client's ID and secret, for `OAuthBearer`.
 
     Args:
         url: The token endpoint; `http://` is for this machine only, unless `Kafka(allow_insecure=True)`.
         client_id: The client's ID.
-        client_secret: Its secret, or a function that returns it, asked for each token.
+        client_secret: Its secret, or a function that returns it, called for each token.
         scope: What the token is for; several are separated by spaces.
-        authentication: `"basic"` sends ID and secret as a header, `"post"` among the request's parameters.
-        parameters: What else to send, such as `audience`.
+        authentication: `"basic"` sends ID and secret as a header, `"post"` among the request's
+            parameters.
+        parameters: Further parameters to send, such as `audience`.
         ca_file: PEM file with the authorities to trust for the endpoint; None trusts those of the system.
 
     Raises:
@@ -64,13 +65,13 @@ class TokenEndpoint:
 
     @property
     def place(self) -> str:
-        """The endpoint's address as it is shown: what stands behind a `?` may be secret."""
+        """The endpoint's address as it is shown: the part behind a `?` may be secret."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether a secret is encrypted on its way there, or stays on this machine."""
+        """Whether a secret is encrypted on its way to the endpoint, or stays on this machine."""
         parts = urlsplit(self.url)
         return parts.scheme == "https" or is_loopback(parts.hostname or "")
 
@@ -78,7 +79,7 @@ class TokenEndpoint:
         """Read the authorities' file once.
 
         Raises:
-            ConfigurationError: It is missing, or not what it should be.
+            ConfigurationError: It is missing or invalid.
         """
         if self.ca_file is not None:
             Tls(ca_file=self.ca_file).context()
@@ -87,7 +88,7 @@ class TokenEndpoint:
         """Ask for a token; blocks.
 
         Raises:
-            NoToken: The endpoint did not give one; the text says why, and what to do.
+            NoToken: The endpoint gave none; the text says why, and what to do.
         """
         # Python's HTTP takes a while to import.
         from consumerkit.transports.token_request import request_token

@@ -1,4 +1,4 @@
-"""Keeps an access token that holds, for all clients of one transport: renewed before it expires, asked for once."""
+"""Keeps a valid access token for all clients of one transport: renewed before it expires, requested once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RENEWED_AFTER: Final = 0.75
 """The part of its life after which a token is renewed; librdkafka asks for the next one at 0.8 of it."""
 
 LONGEST_WAIT: Final = 30.0
-"""Seconds between two tries, at most, while no token is given."""
+"""Maximal seconds between two tries while no token is given."""
 
 START_TIMEOUT: Final = 15.0
 """Seconds that a client waits for a first token."""
@@ -30,22 +30,22 @@ _LONGEST_LIFE: Final = 86_400.0
 
 
 class TokenKeeper:
-    """Asks for tokens in a thread, from the first time that one is wanted until the keeper is not used any more.
+    """Requests tokens in a thread, from the first need of one until the keeper is no longer used.
 
     Args:
         ask: Returns a token; sync or async.
-        what: What that is, as messages name it.
+        what: The name of that function in messages.
         timeout: Seconds after which a call of it is given up.
     """
 
     def __init__(self, ask: AskToken, what: str, timeout: float) -> None:
-        # The thread holds this and not the keeper, or no keeper would ever be collected.
+        # The thread refers to this and not to the keeper, or no keeper would ever be collected.
         self._renewal = _Renewal(TokenCaller(ask, what, timeout), what)
         self._begun = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def current(self) -> AccessToken | None:
-        """Return the token, None where there is none that holds; never waits."""
+        """Return the token, None if there is no valid one; never waits."""
         self._begin()
         return self._renewal.current()
 
@@ -54,10 +54,10 @@ class TokenKeeper:
         return self._renewal.trouble or NoToken(f"{self._renewal.what} has not returned yet")
 
     def wait(self, within: float = START_TIMEOUT) -> AccessToken:
-        """Return the token, and wait for it where there is none; blocks.
+        """Return the token, and wait for it if there is none; blocks.
 
         Raises:
-            StartError: There is none in time, or the one who gives them refuses.
+            StartError: There is none in time, or the token's source refuses.
         """
         self._begin()
         return self._renewal.wait(within)
@@ -71,7 +71,7 @@ class TokenKeeper:
 
 
 class _Renewal:
-    """What the thread does."""
+    """The work of the thread."""
 
     def __init__(self, caller: TokenCaller, what: str) -> None:
         self.what = what

@@ -1,4 +1,4 @@
-"""Asks a token endpoint for an access token, by OAuth 2.0's client credentials (RFC 6749, section 4.4)."""
+"""Requests an access token from an endpoint by OAuth 2.0's client credentials (RFC 6749, section 4.4)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def request_token(endpoint: TokenEndpoint, secret: str) -> AccessToken:
     """Ask for a token; blocks.
 
     Raises:
-        NoToken: The endpoint did not give one; the text says why, and what to do.
+        NoToken: The endpoint gave none; the text says why, and what to do.
     """
     where = f"the token endpoint {endpoint.place}"
     handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
@@ -50,7 +50,7 @@ def request_token(endpoint: TokenEndpoint, secret: str) -> AccessToken:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: it would be followed without the parameters, to whatever it names."""
+    """Follows no redirect: the request would go without its parameters to any address that the redirect names."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
         return None
@@ -64,7 +64,7 @@ def _request(endpoint: TokenEndpoint, secret: str) -> urllib.request.Request:
     if endpoint.authentication == "post":
         fields |= {"client_id": endpoint.client_id, "client_secret": secret}
     else:
-        # RFC 6749 has both encoded as in a form before they are joined.
+        # RFC 6749 requires both to be encoded as in a form before they are joined.
         both = f"{quote_plus(endpoint.client_id)}:{quote_plus(secret)}"
         headers["Authorization"] = f"Basic {base64.b64encode(both.encode()).decode()}"
     # The scheme was checked.
@@ -89,7 +89,7 @@ def _token(where: str, answer: bytes) -> AccessToken:
 
 
 def _lifetime(value: str, expires_in: object) -> dict[str, float]:
-    """Return when a token expires, as the answer says, else as the token itself does, where it is a JWT."""
+    """Return a token's expiry from the answer, or from the token itself if it is a JWT."""
     if isinstance(expires_in, str | int | float) and not isinstance(expires_in, bool):
         return {"expires_in": float(expires_in)}
     payload = value.split(".")[1] if value.count(".") == 2 else ""
@@ -108,7 +108,7 @@ def _refusal(where: str, status: int, error: str) -> NoToken:
 
 
 def _error_in(answer: HTTPError) -> str:
-    """Return the standard's own word for what went wrong; other text of the answer may quote what was sent."""
+    """Return the standard's own word for the error; other text of the answer may quote what was sent."""
     try:
         error = json.loads(answer.read(_LARGEST))["error"]
     except (OSError, HTTPException, ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
-"""What the consumer and the producer on aiokafka share: starting, stopping, and what its public face does not show.
+"""What the consumer and the producer on aiokafka share: starting, stopping, and access to aiokafka's internals.
 
-Whatever reaches behind aiokafka's public face is here, in `Insight` and in `aiokafka_records`, so that a new version of
-the library is checked in two places.
+All access to aiokafka's internals is here, in `Insight`, and in `aiokafka_records`, so that a new
+version of the library needs a check in two places.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from consumerkit.redaction.client_logs import silence_debugging
 from consumerkit.transports.aiokafka.tokens import TokenProvider
 
 START_TIMEOUT: Final = 20.0
-"""Seconds after which a broker that does not answer is given up at start."""
+"""Seconds after which a broker that does not answer is given up at the start."""
 
 STOP_TIMEOUT: Final = 10.0
-"""Seconds that the client gets to leave its group and to disconnect."""
+"""Seconds that the client may take to leave its group and to disconnect."""
 
 C = TypeVar("C", bound="Client")
 
@@ -42,12 +42,12 @@ _REFUSALS: Final = (
     errors.ClusterAuthorizationFailedError,
     ssl.SSLError,
 )
-# These print requests when they debug: payloads, and the exchange in which a password is sent.
+# At DEBUG these print requests: payloads, and the exchange that sends a password.
 _TALKATIVE: Final = ("aiokafka.conn", "aiokafka.producer.producer")
 
 
 class Client(Protocol):
-    """What a consumer and a producer of aiokafka have in common."""
+    """The methods that a consumer and a producer of aiokafka share."""
 
     async def start(self) -> None:
         """Connect."""
@@ -57,7 +57,7 @@ class Client(Protocol):
 
 
 async def connect(make: Callable[[], C], settings: Mapping[str, Any]) -> C:
-    """Make a client and connect it; broker trouble that may pass is waited out for `START_TIMEOUT` seconds.
+    """Make a client and connect it; trouble of the broker that may pass is waited out for `START_TIMEOUT` seconds.
 
     Raises:
         StartError: The broker refused, or could not be reached in time.
@@ -75,7 +75,8 @@ async def connect(make: Callable[[], C], settings: Mapping[str, Any]) -> C:
             return client
         except (errors.KafkaError, OSError) as error:  # TimeoutError is an OSError
             await stop(client)
-            # aiokafka logs the reason and raises only that it could not bootstrap; so ask one broker once more.
+            # aiokafka logs the reason and raises only that it could not bootstrap, so ask one
+            # broker again.
             reason = await _reason(settings) or error
             if isinstance(reason, _REFUSALS) or time.monotonic() + _PAUSE > end:
                 place = ",".join(settings["bootstrap_servers"])
@@ -89,7 +90,7 @@ async def connect(make: Callable[[], C], settings: Mapping[str, Any]) -> C:
 def _made(make: Callable[[], C]) -> C:
     try:
         return make()
-    except (TypeError, ValueError, AssertionError) as error:  # in whose words an option's value may stand
+    except (TypeError, ValueError, AssertionError) as error:  # their text may contain an option's value
         wrong = type(error).__name__
         raise StartError(
             f"Kafka(options=...): aiokafka refused its settings ({wrong}); correct their values, or leave them out"
@@ -103,7 +104,8 @@ def _way_out(reason: Exception) -> str:
 
 
 def _require_brokers(client: Any) -> None:
-    # A broker that has just come back may answer that it knows of none, itself included; aiokafka then trips over it.
+    # A broker that has just restarted may answer that it knows no broker, not even itself; aiokafka
+    # then fails.
     connections = client.client if isinstance(client, AIOKafkaProducer) else client._client  # noqa: SLF001
     if not connections.cluster.brokers():
         raise errors.KafkaConnectionError("the cluster names no broker yet")
@@ -117,7 +119,7 @@ async def stop(client: Client) -> None:
 
 
 async def end(task: asyncio.Future[None]) -> None:
-    """End a client's `stop`, whether it is over or not."""
+    """Finish a client's `stop`, whether it is done or not."""
     if not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=1.0)
@@ -126,8 +128,8 @@ async def end(task: asyncio.Future[None]) -> None:
 
 
 async def abandon(producer: AIOKafkaProducer) -> None:
-    """Disconnect a producer without delivering what it still holds: those records were answered as failed."""
-    producer._closed = True  # noqa: SLF001 - else it complains when it is collected
+    """Disconnect a producer without sending the records that it still has: they were already answered as failed."""
+    producer._closed = True  # noqa: SLF001 - otherwise it logs an error when it is collected
     if producer._sender.sender_task is not None:  # noqa: SLF001
         await producer._sender.close()  # noqa: SLF001
     await producer.client.close()
@@ -140,15 +142,15 @@ def words(error: BaseException) -> str:
 
 
 def suited(make: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the options that a client of this kind takes."""
+    """Return the options that a client of this kind accepts."""
     known = inspect.signature(make).parameters
     return {name: value for name, value in options.items() if name in known}
 
 
 def keep_secrets_out_of_logs() -> None:
-    """Silence aiokafka's debugging of requests, which shows passwords and payloads.
+    """Silence aiokafka's DEBUG lines of requests, which show passwords and payloads.
 
-    Called whenever a client connects: a program that sets up its logging again loses filters.
+    Call it whenever a client connects: a program that configures its logging again loses filters.
     """
     silence_debugging(*_TALKATIVE)
 
@@ -160,14 +162,14 @@ async def _reason(settings: Mapping[str, Any]) -> Exception | None:
     try:
         connecting: Awaitable[Any] = create_conn(host.strip("[]"), int(port), request_timeout_ms=5_000, **known)
         connection = await asyncio.wait_for(connecting, 5.0)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason that was asked for
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the requested reason
         return error
     connection.close()
     return None
 
 
 class Insight:
-    """What aiokafka knows of a consumer and does not show."""
+    """A consumer's internal state in aiokafka."""
 
     def __init__(self, client: AIOKafkaConsumer) -> None:
         self._client = client
@@ -175,19 +177,19 @@ class Insight:
     def fenced(self) -> bool:
         """Whether the broker has put this member out of the group.
 
-        The same callback announces that partitions are revoked and that they are lost. aiokafka forgets its generation
-        in the second case only, before it calls.
+        The same callback announces revoked and lost partitions. aiokafka forgets its generation
+        before the call only if they are lost.
         """
         coordinator = self._client._coordinator  # noqa: SLF001
         return coordinator is not None and coordinator.generation < 0
 
     def member(self) -> str:
-        """Return the ID by which the group knows this member; empty where it knows none."""
+        """Return the ID by which the group knows this member; empty if it knows none."""
         coordinator = self._client._coordinator  # noqa: SLF001
         return "" if coordinator is None else str(coordinator.member_id)
 
     def position(self, partition: ClientPartition) -> int | None:
-        """Return where a partition is read on; the public face waits where that is not known yet."""
+        """Return the offset where reading continues; the public method waits if that is not known yet."""
         subscription = self._client._subscription.subscription  # noqa: SLF001
         if subscription is None or subscription.assignment is None:
             return None
@@ -195,7 +197,7 @@ class Insight:
         return state.position if state is not None and state.has_valid_position else None
 
     def fatal(self) -> str | None:
-        """What ended one of the client's own tasks; nothing is fetched, or no rebalance followed, from then on."""
+        """The error of one of the client's own tasks; from then on nothing is fetched, or no rebalance is followed."""
         coordinator, fetcher = self._client._coordinator, self._client._fetcher  # noqa: SLF001
         if coordinator is None or fetcher is None:
             return None

@@ -25,14 +25,14 @@ from consumerkit.transports.kafka_options import AIOKAFKA_SESSION_MS
 
 _NEVER_MS: Final = 2**31 - 1
 _GRACE: Final = 0.1
-_LATE: Final = 0.5  # seconds after which a stop looks for what keeps it waiting
+_LATE: Final = 0.5  # seconds after which a stop checks what delays it
 
 
 class AiokafkaConsumer:
     """One member of one consumer group; see `consumerkit.transports.base.Consumer`.
 
-    A fetch runs as a task of its own, which outlives a caller that is cancelled or that a rebalance keeps waiting; the
-    next call gets what it brought.
+    Each fetch is a separate task that outlives a cancelled caller, or one that a rebalance delays;
+    the next call gets its messages.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class AiokafkaConsumer:
         self._running.set()
 
     async def start(self, listener: AssignmentListener) -> None:
-        """Connect and subscribe; partitions come afterwards.
+        """Connect and subscribe; partitions are assigned later.
 
         Raises:
             StartError: A topic is missing, or the broker refused or could not be reached in time.
@@ -84,17 +84,18 @@ class AiokafkaConsumer:
         self._client, self._group, self._reader = client, group, Reader(client, group, self._running)
 
     async def fetch(self, limit: int, timeout: float) -> list[Message]:
-        """Return what is there, at most `limit` messages; wait `timeout` seconds for the first."""
+        """Return available messages, at most `limit`; wait `timeout` seconds for the first."""
         assert self._reader is not None, "start comes first"
         self._passed = {}
         if self._ready and not self._running.is_set():
-            # What an earlier call left over waits out the pause, too.
+            # During a pause, the messages left from an earlier call wait too.
             await asyncio.sleep(timeout)
             return []
         if not self._ready:
             if self._reading is None:
                 self._reading = asyncio.create_task(self._reader.read(limit, timeout))
-            # Neither cancels nor is kept waiting by the task: during a rebalance aiokafka returns at its end only.
+            # This neither cancels the task nor waits for it: during a rebalance aiokafka returns
+            # only at its end.
             await asyncio.wait({self._reading}, timeout=timeout + _GRACE)
             if not self._reading.done():
                 self._excuse_rebalance()
@@ -110,11 +111,11 @@ class AiokafkaConsumer:
         return found
 
     def passed(self) -> Mapping[TopicPartition, Position]:
-        """Return where the client reads on, where all that it had was returned."""
+        """Return the offsets where the client continues, for partitions whose messages were all returned."""
         return self._passed
 
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
-        """Commit the positions of epochs that still hold.
+        """Commit the positions whose epochs are still current.
 
         Raises:
             Unavailable: The broker did not confirm.
@@ -141,7 +142,7 @@ class AiokafkaConsumer:
             self._group.hold(partitions, held=False)
 
     def seek(self, partition: TopicPartition, offset: int) -> int:
-        """Have a partition read from `offset`; return the new epoch."""
+        """Read a partition from `offset` from now on; return the new epoch."""
         assert self._group is not None, "start comes first"
         return self._group.seek(partition, offset)
 
@@ -171,11 +172,12 @@ class AiokafkaConsumer:
         return await self._questions.since(partition, milliseconds)
 
     async def stop(self) -> None:
-        """Have the listener finish with all partitions, commit what it returns, and leave the group."""
+        """Let the listener finish with all partitions, commit what it returns, and leave the group."""
         client, group, self._client = self._client, self._group, None
         if client is None or group is None:
             return
-        # Cancelling the wait does not stop the leave: a client that is never stopped keeps its partitions.
+        # Cancelling the wait does not stop the leave: a client that is never stopped keeps its
+        # partitions.
         self._leaving = asyncio.ensure_future(self._leave(client, group))
         await asyncio.shield(self._leaving)
 
@@ -196,14 +198,14 @@ class AiokafkaConsumer:
         await self._questions.stop()
 
     def health(self) -> Health:
-        """Tell how the consumer does; from any thread."""
+        """Return the consumer's health; callable from any thread."""
         client, group, reader = self._client, self._group, self._reader
         if client is None or group is None or reader is None:
             return Health(0.0, None)
         return Health(time.monotonic() - reader.turned, Insight(client).fatal() or group.error)
 
     def member(self) -> str:
-        """Return the ID by which the group knows this consumer; from any thread."""
+        """Return the ID by which the group knows this consumer; callable from any thread."""
         client = self._client
         return "" if client is None else Insight(client).member()
 
@@ -212,13 +214,14 @@ class AiokafkaConsumer:
     def _arguments(self, partitions: int) -> dict[str, Any]:
         subscription = self._subscription
         rebalance = subscription.drain_timeout + DRAIN_MARGIN + 2 * COMMIT_TIMEOUT
-        # aiokafka holds one answer per partition, so this bounds all of them together.
+        # aiokafka stores one answer per partition, so this bounds all of them together.
         share = subscription.fetch_bytes // max(1, partitions)
         arguments = {
             **self._settings,
             "session_timeout_ms": AIOKAFKA_SESSION_MS,
             "max_partition_fetch_bytes": min(max(share, 65_536), 4 * 1024 * 1024),
-            # A broker answers a join when all members have drained, or after the slowest one's time.
+            # A broker answers a join when all members have drained, or when the slowest one's time
+            # is over.
             "request_timeout_ms": int(max(40.0, rebalance + 10.0) * 1000),
             **aiokafka_client.suited(AIOKafkaConsumer, self._options),
             "client_id": subscription.client_id,
@@ -227,7 +230,8 @@ class AiokafkaConsumer:
             "auto_offset_reset": "none",
             "isolation_level": "read_committed",
             "rebalance_timeout_ms": int(rebalance * 1000),
-            # By it aiokafka would leave the group of a busy handler. Our watchdog ends a process that stands still.
+            # After this time aiokafka would leave the group of a busy handler. Our watchdog ends a
+            # stuck process.
             "max_poll_interval_ms": _NEVER_MS,
             "fetch_max_bytes": subscription.fetch_bytes,
             "check_crcs": True,
@@ -261,7 +265,8 @@ class AiokafkaConsumer:
         ]
 
     def _excuse_rebalance(self) -> None:
-        # While others drain nothing is wrong here, but not for longer than the broker would wait for them.
+        # A rebalance that waits for other members is no fault, but only for as long as the broker
+        # waits for them.
         assert self._group is not None
         assert self._reader is not None
         allowed = 2 * (self._subscription.drain_timeout + DRAIN_MARGIN + 2 * COMMIT_TIMEOUT)

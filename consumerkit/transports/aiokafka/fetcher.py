@@ -1,7 +1,8 @@
-"""Reading on aiokafka: one `getmany` after the other, and what is done about errors of the client.
+"""Reading on aiokafka: one `getmany` after the other, and the handling of the client's errors.
 
-An error out of `getmany` may take with it what the same call had taken of other partitions, while their positions have
-moved on. So after each one, all partitions go back to where this module knows they are.
+An error from `getmany` may lose messages that the same call took from other partitions, though
+their positions have advanced. So after each error, all partitions go back to the positions that
+this module knows.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ from consumerkit.transports.base import Position
 
 _TROUBLE_PAUSE: Final = 0.1
 _CAREFUL_SECONDS: Final = 15.0
-# An empty selection means every partition to aiokafka, so a partition that does not exist stands for none.
+# aiokafka reads an empty selection as every partition, so a partition that does not exist stands
+# for none.
 _NONE_OF_THEM: Final = ClientPartition("", 0)
 
 _log = logging.getLogger(__name__)
 
 
 class Reader:
-    """Reads for one consumer; `read` must not be called while another call is under way.
+    """Reads for one consumer; `read` must not be called while another call is running.
 
     Attributes:
-        running: Cleared while the consumer is paused. aiokafka does not know of it: it would throw away what it has
-            fetched, and forget the pause at the next rebalance.
+        running: Cleared while the consumer is paused. aiokafka does not know of this pause: it
+            would drop fetched messages, and forget the pause at the next rebalance.
         turned: When the client was last seen to run, by the monotonic clock.
-        passed: Where the client reads on, behind what was returned last.
+        passed: Where the client continues, after the messages returned last.
     """
 
     def __init__(self, client: AIOKafkaConsumer, group: Membership, running: asyncio.Event) -> None:
@@ -52,7 +54,7 @@ class Reader:
         self._suspected: tuple[TopicPartition, int, int] | None = None
 
     async def read(self, limit: int, timeout: float) -> list[Message]:
-        """Return what is there, at most `limit` messages; wait `timeout` seconds for the first, or a rebalance out."""
+        """Return available messages, at most `limit`; wait `timeout` seconds for the first, or out a rebalance."""
         end = time.monotonic() + timeout
         while True:
             remaining = end - time.monotonic()
@@ -60,7 +62,7 @@ class Reader:
                 messages = await self._poll(limit, remaining)
             except asyncio.CancelledError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, the contract has fetch survive it
+            except Exception as error:  # noqa: BLE001 - the contract requires that fetch survives any error
                 messages, self.passed = [], {}
                 await self._recover(error)
             else:
@@ -72,7 +74,7 @@ class Reader:
                 return messages
 
     def _note_positions(self) -> None:
-        """Note what the client has passed over without a message; all that it had is taken from it."""
+        """Record the offsets that the client passed without a message, after all its messages were taken."""
         self.passed = {}
         for partition, mine in self._group.held.items():
             position = self._insight.position(ClientPartition(*partition))
@@ -92,7 +94,7 @@ class Reader:
         return self._convert(await client.getmany(timeout_ms=waited, max_records=limit))
 
     async def _poll_carefully(self, limit: int, timeout: float) -> list[Message]:
-        """Read one record of one partition at a time: what comes before a broken batch, and then whose it is."""
+        """Read one record of one partition at a time: returns what precedes a broken batch, and finds its partition."""
         messages: list[Message] = []
         group = self._group
         readable = [partition for partition, mine in group.held.items() if mine.readable]
@@ -119,7 +121,7 @@ class Reader:
             self._careful_until = 0.0
             await self._group.fail(partition, f"the batch cannot be read: {words(error)}")
             return
-        # Once more from the broker, before a partition is given up.
+        # Read it from the broker again before the partition is given up.
         self._suspected = (partition, mine.epoch, mine.next)
         self._client.seek(ClientPartition(*partition), mine.next)
 
@@ -143,7 +145,8 @@ class Reader:
         if isinstance(error, errors.KafkaError) and await self._fail_by_name(error):
             return
         if isinstance(error, errors.NoOffsetForPartitionError | errors.ConsumerStoppedError):
-            # The first while a partition is being taken over: its position is about to be set.
+            # The first error occurs during a take-over: the partition's position is about to be
+            # set.
             await asyncio.sleep(_TROUBLE_PAUSE)
             return
         if words(error) != self._trouble:
@@ -165,7 +168,8 @@ class Reader:
         return False
 
     def _rewind(self) -> None:
-        # What the failed call had taken of other partitions is gone, and the client's positions are past it.
+        # The failed call lost what it took from other partitions, and the client's positions are
+        # past it.
         assigned = self._client.assignment()
         for partition, mine in self._group.held.items():
             if mine.readable and partition in assigned:
@@ -173,7 +177,8 @@ class Reader:
 
 
 def _is_broken_batch(error: Exception) -> bool:
-    # Whatever is not aiokafka's own comes from taking a batch apart: from a decompressor, or from decoding.
+    # An error that is not aiokafka's own comes from parsing a batch: from a decompressor, or from
+    # decoding.
     if isinstance(error, errors.CorruptRecordException | errors.UnsupportedCodecError):
         return True
     return not isinstance(error, errors.KafkaError)

@@ -1,7 +1,7 @@
 """One member of a consumer group on aiokafka: its listener, and its commits.
 
-aiokafka speaks the eager protocol: each rebalance takes all partitions away and deals them again. It rebalances in a
-task of its own, beside all fetching, and waits there for `on_partitions_revoked`.
+aiokafka uses the eager protocol: each rebalance takes all partitions away and assigns them again.
+It rebalances in a task beside all fetching, and that task waits for `on_partitions_revoked`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from consumerkit.transports.base import AssignmentListener, PartitionInfo, Posit
 from consumerkit.transports.notes import closed
 
 COMMIT_TIMEOUT: Final = 5.0
-"""Seconds after which a commit without an answer is given up; aiokafka itself would try for ever."""
+"""Seconds after which a commit without an answer is given up; aiokafka itself would retry for ever."""
 
 DRAIN_MARGIN: Final = 5.0
 """Seconds beyond `Subscription.drain_timeout` after which a listener that has not returned is given up."""
@@ -46,9 +46,9 @@ class Held:
         epoch: The assignment's number.
         topic_id: The topic's ID at assignment.
         next: The offset after the last record that was fetched.
-        failed: It is not read any further.
-        leaving: The listener is about to finish with it.
-        on_hold: The engine wants nothing of it for now.
+        failed: Whether it is no longer read.
+        leaving: Whether the listener is about to finish with it.
+        on_hold: Whether the engine wants none of its messages for now.
     """
 
     epoch: int
@@ -65,13 +65,13 @@ class Held:
 
 
 class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Keeps the book of assignments, and tells the engine's listener of each change, one call at a time.
+    """Tracks assignments, and calls the engine's listener for each change, one call at a time.
 
     Attributes:
         name: The group's name.
-        held: The partitions that the listener knows and still has.
+        held: The partitions that the listener has.
         version: Grows with every change that ends the delivery of a partition.
-        error: What went wrong that `health` must tell, or None.
+        error: The error that `health` must report, or None.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         self._closed = False
 
     def rebalancing(self) -> float:
-        """Seconds since the partitions were taken away; 0 when they have been dealt."""
+        """Seconds since the partitions were taken away; 0 once they are assigned again."""
         return 0.0 if self._revoked_at is None else time.monotonic() - self._revoked_at
 
-    # -- what aiokafka calls
+    # -- called by aiokafka
 
     async def on_partitions_revoked(self, revoked: Collection[ClientPartition]) -> None:
         """Give everything back; aiokafka does not rejoin before this returns."""
@@ -109,8 +109,9 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         await self.give_back()
 
     async def on_partitions_assigned(self, assigned: Collection[ClientPartition]) -> None:
-        """Begin to take the new partitions over; returns at once, since no heartbeat is sent before."""
-        # No message of them may be read before the listener knows them. No position is known yet, so none has been.
+        """Begin to take over the new partitions; returns at once, since no heartbeat is sent until then."""
+        # The listener must know them before any message is read. No position is set yet, so none
+        # has been read.
         self._client.pause(*assigned)
         self._revoked_at = None
         if not self._closed:
@@ -121,7 +122,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     # -- taking over
 
     async def _take(self, partitions: list[TopicPartition], turn: int) -> None:
-        """Tell the listener of the partitions that the broker describes; ask again about the others."""
+        """Pass the partitions that the broker describes to the listener; ask again about the others."""
         waiting = set(partitions)
         if not waiting:
             async with self._telling:
@@ -130,7 +131,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         while waiting:
             try:
                 told = await self._told(waiting)
-            except Exception as error:  # noqa: BLE001 - given up, the partitions would stand still in silence
+            except Exception as error:  # noqa: BLE001 - otherwise the partitions would stop in silence
                 if turn != self._round:
                     return
                 _log.warning("%s: looking up where to start: %s", self.name, words(error))
@@ -158,7 +159,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         self._client.resume(*(ClientPartition(*partition) for partition, mine in held.items() if not mine.on_hold))
 
     async def _told(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
-        """Ask at each assignment, because a topic may have been recreated: an earlier answer does not count.
+        """Ask at each assignment: a topic may have been recreated, so an earlier answer does not count.
 
         Raises:
             Unavailable: The broker did not answer.
@@ -172,13 +173,14 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             return info.committed
         if self._subscription.start_from == "earliest":
             return info.start
-        # "latest" is decided once: decided again after each rebalance, it would skip what came in between.
+        # "latest" is decided once: decided after each rebalance, it would skip the messages in
+        # between.
         return self._first_positions.setdefault(partition, info.end)
 
     # -- giving back
 
     async def close(self) -> None:
-        """Give everything back and take nothing any more."""
+        """Give everything back and accept nothing more."""
         self._closed = True
         self._round += 1
         taking = self._taking
@@ -187,10 +189,10 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             await asyncio.wait({taking})
 
     async def give_back(self) -> None:
-        """Have the listener finish with all partitions, and commit what it returns; or tell it that they are lost."""
+        """Let the listener finish with all partitions and commit what it returns, or report them to it as lost."""
         async with self._telling:
             if self._taking is not None:
-                # Not while it tells the listener: that it does under the lock.
+                # Not during a call of the listener, which runs under the lock.
                 self._taking.cancel()
                 self._taking = None
             leaving = dict(self.held)
@@ -225,7 +227,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             await self.commit(positions)
         except Unavailable as error:
-            # Not a loss: the next owner starts from what was committed before, and reads the rest again.
+            # No loss: the next owner starts from the last commit, and reads the rest again.
             _log.warning("%s: the last commit before a rebalance failed: %s", self.name, error)
 
     def _end(self, partitions: Iterable[TopicPartition]) -> None:
@@ -236,12 +238,13 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     # -- committing
 
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
-        """Commit the positions of epochs that still hold.
+        """Commit the positions whose epochs are still current.
 
         Raises:
             Unavailable: The broker did not confirm in time.
         """
-        # One at a time, and `give_back` waits its turn: a commit that lingered would get the next generation's number.
+        # One at a time, and `give_back` waits: a commit that lingered would get the next
+        # generation's number.
         async with self._committing:
             current = {at: position for at, position in positions.items() if self._is_current(at, position)}
             offsets = {
@@ -266,13 +269,13 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     # -- holding
 
     def hold(self, partitions: Collection[TopicPartition], *, held: bool) -> None:
-        """Have aiokafka return nothing of these partitions, or return it again; a new assignment begins without."""
+        """Make aiokafka return nothing of these partitions, or return it again; an assignment begins without holds."""
         for partition in partitions:
             mine = self.held.get(partition)
             if mine is None:
                 continue
             mine.on_hold = held
-            # One that has failed stays paused; once it is read again, this decides.
+            # A failed partition stays paused; `on_hold` decides once it is read again.
             if mine.readable:
                 (self._client.pause if held else self._client.resume)(ClientPartition(*partition))
 
@@ -285,9 +288,9 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         if mine is not None and not mine.leaving:
             failed, mine.failed = mine.failed, False
             mine.epoch, mine.next = epoch, offset
-            # A topic may have been recreated while it was assigned.
+            # The topic may have been recreated since the assignment.
             mine.topic_id = self._topic_ids.get(partition.topic, mine.topic_id)
-            # What was read before is of the old epoch.
+            # Messages read before belong to the old epoch.
             self.version += 1
             self._client.seek(ClientPartition(*partition), offset)
             if failed and not mine.on_hold:
@@ -306,7 +309,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     # -- failing
 
     async def fail(self, partition: TopicPartition, why: str) -> None:
-        """Read the partition no further and tell the listener; nothing where it is over or has failed already."""
+        """Stop reading the partition and tell the listener; does nothing if it is over or has already failed."""
         mine = self.held.get(partition)
         if mine is None or not mine.readable:
             return

@@ -1,9 +1,10 @@
-"""Leaves a consumer group for a member that cannot do so itself: its process has died, or its connection is busy.
+"""Leaves a consumer group for a member that cannot: its process has died, or its connection is busy.
 
-A broker waits for a member that does not answer until its session has run out. Any client that may use the group can
-tell it sooner that the member has left. librdkafka offers no such request, so both Kafka transports send it here, on a
-connection of its own: a broker answers the requests of one connection in their order, and a member's own may wait
-behind a join that the broker answers only once the whole group has joined.
+A broker waits for a silent member until its session expires. Any client that may use the group can
+report sooner that
+the member has left. librdkafka offers no such request, so both Kafka transports send it here, on a
+separate connection: a broker answers the requests of one connection in their order, and a member's
+own request may wait behind a join that the broker answers only after the whole group has joined.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ TIMEOUT: Final = 5.0
 _PAUSE: Final = 0.1
 _LATE: Final = 0.5
 _ANSWER: Final = 2.0
-# A broker answers what a member has asked in these states once all members have joined, or their leader has spoken.
+# In these states a broker answers a member only after all members have joined, or after their
+# leader has spoken.
 _WAITING: Final = frozenset(("PreparingRebalance", "CompletingRebalance"))
 _GONE: Final = (errors.UnknownMemberIdError, errors.GroupIdNotFound)
 _MOVED: Final = (
@@ -53,7 +55,7 @@ class Leaving:
         self._local_only = local_only
 
     async def leave(self, group: str, members: Collection[str], *, within: float = TIMEOUT) -> None:
-        """Leave a group for members; those that the group does not know any more are passed over.
+        """Leave a group for members; ignores members that the group no longer knows.
 
         Raises:
             Unavailable: The broker refused, or did not answer in time.
@@ -65,13 +67,13 @@ class Leaving:
     async def help_out(
         self, stopped: asyncio.Future[Any], group: str, member: Callable[[], str], *, is_at_work: Callable[[], bool]
     ) -> None:
-        """Wait until a consumer has left its group, and leave for it where the group keeps it waiting.
+        """Wait until a consumer has left its group, and leave for it if the group makes it wait.
 
         Args:
             stopped: Done when the consumer has left.
             group: The group.
-            member: Returns the consumer's ID, empty where it has none.
-            is_at_work: Returns whether the consumer itself has something to finish before it leaves.
+            member: Returns the consumer's ID, empty if it has none.
+            is_at_work: Returns whether the consumer itself must finish something before it leaves.
         """
         while not stopped.done():
             if not is_at_work() and (name := member()):
@@ -102,7 +104,8 @@ class Leaving:
 async def _keeps_waiting(client: AIOKafkaClient, group: str) -> bool:
     node = await client.coordinator_lookup(CoordinationType.GROUP, group)
     answer = await client.send(node, DescribeGroupsRequest([group]), group=ConnectionGroup.COORDINATION)
-    # aiokafka gives the members of an array as tuples: error, group, state, and what else the version has.
+    # aiokafka returns the members of an array as tuples: error, group, state, and the version's
+    # other fields.
     return any(described[2] in _WAITING for described in answer.groups)
 
 

@@ -1,4 +1,4 @@
-"""aiokafka's consumer as a reader outside of any group."""
+"""aiokafka's consumer as a reader outside any group."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class AiokafkaLogReader:
         return self._spans.read
 
     async def fetch(self, limit: int, timeout: float) -> list[Message]:
-        """Return what is there, at most `limit` messages; wait `timeout` seconds for the first.
+        """Return available messages, at most `limit`; wait `timeout` seconds for the first.
 
         Raises:
             PartitionUnusable: A partition cannot be read from its position.
@@ -84,7 +84,8 @@ class AiokafkaLogReader:
         except (errors.CorruptRecordException, errors.UnsupportedCodecError, errors.RecordTooLargeError) as error:
             raise PartitionUnusable(f"{self._topic}: a batch cannot be read: {words(error)}") from error
         except errors.KafkaError as error:
-            # With it may go what the call had taken of other partitions, while their positions have moved on.
+            # The error may lose what the call took from other partitions, though their positions
+            # have advanced.
             _log.warning("reading %s: %s", self._topic, words(error))
             self._seek()
             await asyncio.sleep(_TROUBLE_PAUSE)
@@ -127,7 +128,7 @@ class AiokafkaLogReader:
         )
 
     async def _close_what_is_read(self) -> None:
-        """Close partitions where the client has passed the rest, which holds no committed message."""
+        """Close partitions whose remaining offsets the client passed: they hold no committed message."""
         assert self._client is not None
         for number in self._spans.open():
             at = ClientPartition(self._topic, number)

@@ -1,9 +1,10 @@
-"""The producer on aiokafka: idempotent, every record answered, and started afresh after a failure.
+"""The producer on aiokafka: idempotent, with an answer for every record, and a new client after a failure.
 
-An idempotent producer numbers its batches, and aiokafka goes on numbering after one was refused: the broker then
-refuses all that follows as out of order. It also tries a batch again for ever. So each `send` has a deadline, and after
-any failure the next round goes through a new client. A topic has a client of its own, so that one which does not
-answer, or is refused, costs no other topic anything.
+An idempotent producer numbers its batches, and aiokafka continues the numbers after a refused
+batch: the broker then refuses all later batches as out of order. aiokafka also retries a batch for
+ever. So each `send` has a deadline, and after any failure the next round uses a new client. Each
+topic has its own client, so that a topic that is refused, or does not answer, delays no other
+topic.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SEND_TIMEOUT: Final = 30.0
 """Seconds after which records without an acknowledgement have failed."""
 
 MOST_CLIENTS: Final = 32
-"""Topics that keep a client of their own while nothing is sent to them."""
+"""Idle topics that keep their own client."""
 
 _BATCH_BYTES: Final = 128 * 1024
 _REQUEST_BYTES: Final = 100 * 1024 * 1024
@@ -36,7 +37,7 @@ _FORBIDDEN: Final = (
     errors.InvalidTopicError,
 )
 _FINAL: Final = (*_FORBIDDEN, TimeoutError, errors.KafkaTimeoutError, StartError)
-# The broker's word on a batch's order or on our identity, not on its records.
+# The broker's verdict on a batch's order or on our identity, not on its records.
 _OUT_OF_ORDER: Final = (
     errors.OutOfOrderSequenceNumber,
     errors.UnknownProducerId,
@@ -53,7 +54,7 @@ class AiokafkaProducer:
         self._arguments = {
             **settings,
             "max_batch_size": _BATCH_BYTES,
-            # How large a record may be is the topic's to say.
+            # The topic decides how large a record may be.
             "max_request_size": _REQUEST_BYTES,
             **aiokafka_client.suited(AIOKafkaProducer, options),
             "enable_idempotence": True,
@@ -61,7 +62,7 @@ class AiokafkaProducer:
         }
         self._describe = describe
         self._spare: AIOKafkaProducer | None = None
-        # The one used last comes last.
+        # In the order of use: the latest is last.
         self._topics: dict[str, _TopicProducer] = {}
 
     async def start(self) -> None:
@@ -77,7 +78,7 @@ class AiokafkaProducer:
         return [failure_in(answer) for answer in await self.place(records)]
 
     async def place(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
-        """Send all records; return where each one went, or why it did not."""
+        """Send all records; return each one's place in the log, or why it has none."""
         places: dict[str, list[int]] = {}
         for at, record in enumerate(records):
             places.setdefault(record.topic, []).append(at)
@@ -89,7 +90,7 @@ class AiokafkaProducer:
         return [answers[at] for at in range(len(records))]
 
     async def stop(self) -> None:
-        """Let what is under way finish, and disconnect."""
+        """Finish the sends that are running, and disconnect."""
         spare, self._spare = self._spare, None
         if spare is not None:
             await aiokafka_client.stop(spare)
@@ -105,7 +106,7 @@ class AiokafkaProducer:
         return found
 
     async def _retire(self) -> None:
-        """Disconnect from the topics that were used least recently, where there are too many."""
+        """Disconnect from the least recently used topics if there are too many."""
         idle = [name for name, topic in self._topics.items() if not topic.sending]
         for name in idle[: max(0, len(self._topics) - MOST_CLIENTS)]:
             await self._topics.pop(name).stop()
@@ -129,7 +130,7 @@ class _TopicProducer:
 
     @property
     def sending(self) -> bool:
-        """Whether a `send` is under way, or waits for its turn."""
+        """Whether a `send` is running, or waits for its turn."""
         return self._users > 0
 
     async def send(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
@@ -142,7 +143,7 @@ class _TopicProducer:
             self._users -= 1
 
     async def stop(self) -> None:
-        """Let what is under way finish, and disconnect."""
+        """Finish the sends that are running, and disconnect."""
         async with self._lock:
             client, self._client = self._client, None
             if client is not None:
@@ -153,7 +154,8 @@ class _TopicProducer:
         if not self._known and (missing := await self._missing(records[0].topic)) is not None:
             return [missing] * len(records)
         answers: list[Acknowledged | SendFailure] = []
-        # A refusal of one record is a refusal of its batch, and of what followed in its partition: so one by one.
+        # A refused record fails its batch and what followed in its partition, so the failed records
+        # are sent one by one.
         for at, outcome in enumerate(await self._send_together(records, end)):
             if isinstance(outcome, Acknowledged):
                 answers.append(outcome)
@@ -166,7 +168,7 @@ class _TopicProducer:
         return answers
 
     async def _missing(self, topic: str) -> SendFailure | None:
-        # Asked before: aiokafka would have the broker create a topic that it asks for, and wait for it.
+        # Asked first: aiokafka would make the broker create an unknown topic, and wait for it.
         try:
             self._known = topic in await self._describe({topic})
         except StartError as error:
@@ -176,7 +178,7 @@ class _TopicProducer:
         return SendFailure("UNKNOWN_TOPIC_OR_PARTITION", f"no such topic: {topic}", permanent=True)
 
     async def _send_together(self, records: Sequence[Record], end: float) -> list[Acknowledged | Exception]:
-        """Send records in order; return what became of each. After a failure the client is not used again."""
+        """Send records in order; return the outcome of each. After a failure the client is not used again."""
         outcomes = await self._send_all(records, end)
         if self._client is not None and any(isinstance(outcome, Exception) for outcome in outcomes.values()):
             client, self._client = self._client, None
@@ -190,7 +192,7 @@ class _TopicProducer:
             try:
                 async with asyncio.timeout(max(0.0, end - time.monotonic())):
                     sent[at] = await self._hand_over(record)
-            except Exception as error:  # noqa: BLE001 - a record's failure is an answer, whatever it is
+            except Exception as error:  # noqa: BLE001 - any failure of a record is an answer
                 outcomes[at] = error
         if sent:
             await asyncio.wait(sent.values(), timeout=max(0.0, end - time.monotonic()))
@@ -217,7 +219,7 @@ class _TopicProducer:
                 record.topic, record.value, key=record.key, partition=record.partition, headers=headers
             )
             return await sending  # type: ignore[no-any-return]
-        # aiokafka's `send` refuses a tombstone without a key; its batches do not.
+        # aiokafka's `send` refuses a tombstone without a key; its batches accept it.
         batch = client.create_batch()
         batch.append(timestamp=None, key=None, value=None, headers=headers)
         partition = record.partition
@@ -234,9 +236,11 @@ def _look_at(future: asyncio.Future[Any]) -> None:
 def _failure(error: Exception, *, alone: bool = False) -> SendFailure:
     code = error.message if isinstance(error, errors.BrokerResponseError) else type(error).__name__
     if isinstance(error, errors.BrokerResponseError):
-        # Sent alone and refused in a way that the client would not try again, it is the record itself.
+        # Sent alone and refused in a way that the client would not retry: the record itself is at
+        # fault.
         unfit = not error.retriable and not isinstance(error, _OUT_OF_ORDER)
     else:
-        # What is neither the client's own error nor the network's comes from building the record.
+        # An error that is neither the client's own nor the network's comes from building the
+        # record.
         unfit = not isinstance(error, errors.KafkaError | OSError | StartError)
     return SendFailure(code, words(error), permanent=isinstance(error, _FORBIDDEN) or (alone and unfit))

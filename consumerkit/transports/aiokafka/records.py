@@ -1,9 +1,10 @@
-"""Header names that are not UTF-8: aiokafka raises for them, and its consumer then never gets past the record.
+"""Header names that are not UTF-8: aiokafka raises for them, and its consumer never gets past such a record.
 
-Its decoder in C decodes names strictly and takes no other. So the fetcher is given a `MemoryRecords` of ours that reads
-with the decoder in C, and only where that meets such a name, reads the batch again with the library's decoder in
-Python, names escaped. There is no seam for it, hence `install` replaces a name in aiokafka's module, for all its
-consumers in this process; the only difference to them is that such records can be read.
+aiokafka's decoder in C decodes names strictly and offers no other way. So the fetcher gets a
+`MemoryRecords` of ours. It reads with the decoder in C. Only if that meets such a name, it reads
+the batch again with the library's decoder in Python and escapes the names. aiokafka has no hook for
+this, so `install` replaces a name in its module, for all its consumers in this process. The only
+difference for them is that such records can be read.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ _LOG_HEADER: Final = Struct(">qi")
 
 
 def install() -> None:
-    """Have aiokafka's consumers read such records; may be called again."""
+    """Let aiokafka's consumers read such records; may be called again."""
     fetcher.MemoryRecords = ForgivingRecords
 
 
 class ForgivingRecords:
-    """The batches of one partition in one answer, as aiokafka's `MemoryRecords` gives them."""
+    """The batches of one partition in one answer, with the interface of aiokafka's `MemoryRecords`."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -36,13 +37,14 @@ class ForgivingRecords:
         return bool(self._records.has_next())
 
     def size_in_bytes(self) -> int:
-        """Bytes of all batches together, a cut last one included."""
+        """Bytes of all batches together, including a cut last batch."""
         return int(self._records.size_in_bytes())
 
     def next_batch(self) -> Any:
         """Return the next batch."""
         batch = self._records.next_batch()
-        # Control batches are iterated by their one record, and those before Kafka 0.11 have no headers.
+        # Control batches are iterated by their one record, and batches before Kafka 0.11 have no
+        # headers.
         if batch is None or batch.producer_id is None or batch.is_control_batch:
             return batch
         return _Batch(batch, self._data)
@@ -70,7 +72,7 @@ class _Batch:
 
 
 class _ForgivingBytes(bytearray):
-    """Decodes whatever it holds; the batch's decoder calls `decode` for header names only."""
+    """Decodes any bytes; the batch's decoder calls `decode` for header names only."""
 
     @override
     def __getitem__(self, key: Any) -> Any:
@@ -89,6 +91,6 @@ def _read_forgivingly(data: bytes, base_offset: int) -> Iterator[Any]:
         at += _LOG_HEADER.size + _LOG_HEADER.unpack_from(data, at)[1]
     end = at + _LOG_HEADER.size + _LOG_HEADER.unpack_from(data, at)[1]
     batch: Any = default_records._DefaultRecordBatchPy(data[at:end])  # noqa: SLF001
-    records = iter(batch)  # which decompresses
+    records = iter(batch)  # this decompresses
     batch._buffer = _ForgivingBytes(batch._buffer)  # noqa: SLF001
     return cast("Iterator[Any]", records)

@@ -1,8 +1,9 @@
-"""Gives aiokafka the access token with which it logs in, and has it notice that a broker refuses it.
+"""Gives aiokafka its access token, and makes it notice a broker's refusal.
 
-A broker refuses a token by an answer that tells why (RFC 7628, section 3.2.3), and then waits for a last word of the
-client's. aiokafka takes the answer for a welcome, and each request on the connection then fails without a reason. There
-is no seam for it, hence `install` replaces a name in aiokafka's module.
+A broker refuses a token by an answer that says why (RFC 7628, section 3.2.3), and then waits for a
+last message from the client. aiokafka reads the answer as a success, and each request on the
+connection then fails without a reason. aiokafka has no hook for this, so `install` replaces a name
+in its module.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _STATUS: Final = re.compile(r"[a-z_]{1,60}")
 
 
 def install() -> None:
-    """Have aiokafka's clients notice a refused token; may be called again."""
+    """Make aiokafka's clients notice a refused token; may be called again."""
     conn.OAuthAuthenticator = CheckingAuthenticator
 
 
@@ -33,7 +34,7 @@ class CheckingAuthenticator(conn.OAuthAuthenticator):  # type: ignore[misc]
     """One login by token."""
 
     async def step(self, payload: bytes | None) -> Any:
-        """Return what to send next, None where the broker has let us in.
+        """Return what to send next, None once the broker has accepted the login.
 
         Raises:
             SaslAuthenticationFailed: It has refused the token.
@@ -44,11 +45,11 @@ class CheckingAuthenticator(conn.OAuthAuthenticator):  # type: ignore[misc]
 
 
 class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
-    """What aiokafka asks whenever it connects.
+    """The token source that aiokafka calls whenever it connects.
 
     Args:
-        keeper: Has the token.
-        extensions: What the broker is told beside it.
+        keeper: Keeps the token.
+        extensions: The values that the broker gets besides the token.
     """
 
     def __init__(self, keeper: TokenKeeper, extensions: Mapping[str, str]) -> None:
@@ -57,10 +58,11 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
         self._extensions = dict(extensions)
 
     async def token(self) -> str:
-        """Return the token; wait a little where there is none yet.
+        """Return the token; wait briefly if there is none yet.
 
         Raises:
-            KafkaConnectionError: There is none, which counts as a connection that failed: aiokafka tries again.
+            KafkaConnectionError: There is none. It counts as a failed connection: aiokafka tries
+                again.
         """
         end = asyncio.get_running_loop().time() + _LONGEST
         while (token := self._keeper.current()) is None:
@@ -70,11 +72,11 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
         return token.value
 
     def extensions(self) -> dict[str, str]:
-        """Return what the broker is told beside the token."""
+        """Return the values that the broker gets besides the token."""
         return self._extensions
 
     async def wait(self) -> None:
-        """Wait for a first token.
+        """Wait for the first token.
 
         Raises:
             StartError: There is none in time.

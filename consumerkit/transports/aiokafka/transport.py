@@ -1,12 +1,12 @@
 """The transport on aiokafka, which runs in the event loop and speaks the eager protocol of consumer groups.
 
-Differences that may matter when choosing: every rebalance takes all partitions of all members away and deals them
-out again, and heartbeats stop while the event loop is blocked. That a partition is lost rather than revoked is known
-where the broker has answered so (`lost` is called); where it has not yet, `revoked` is called and its commit is
-refused.
+Differences that may matter for a choice: every rebalance takes all partitions of all members away
+and assigns them again, and heartbeats stop while the event loop is blocked. `lost` is called only
+if the broker has already said that the partitions are lost. Otherwise `revoked` is called, and its
+commit is refused.
 
-Topics are described and created, and questions about partitions asked, through confluent-kafka: aiokafka does not know
-topic IDs, and asks on the connections by which it fetches.
+confluent-kafka describes and creates topics, and asks about partitions: aiokafka does not know
+topic IDs, and asks on the connections that it fetches by.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class AiokafkaTransport:
 
     Args:
         settings: How to reach the cluster, in aiokafka's keyword arguments.
-        options: More of them, each given to those clients that take it.
+        options: More keyword arguments; each client gets those that it accepts.
         admin: How to reach the cluster, in librdkafka's settings.
         local_only: Refuse brokers that are not on this machine.
 
@@ -66,11 +66,11 @@ class AiokafkaTransport:
         return AiokafkaProducer(self._settings, self._options, self.topics)
 
     def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> LogReader:
-        """Make a reader outside of any group."""
+        """Make a reader outside any group."""
         return AiokafkaLogReader(self._settings, self._options, topic, offsets or {}, self.topics)
 
     async def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
-        """Describe those of the topics that exist.
+        """Describe the topics that exist.
 
         Raises:
             StartError: The broker refused, or could not be reached in time.
@@ -78,7 +78,7 @@ class AiokafkaTransport:
         return await self._admin.topics(names)
 
     async def keeps(self, names: Collection[str]) -> dict[str, float]:
-        """Return for how many seconds the broker keeps a topic's records, as far as it tells.
+        """Return for how many seconds the broker keeps each topic's records, if it says so.
 
         Raises:
             StartError: The broker refused the connection, or could not be reached in time.
@@ -86,7 +86,7 @@ class AiokafkaTransport:
         return await self._admin.keeps(names)
 
     async def create_topics(self, partitions: Mapping[str, int]) -> None:
-        """Create those of the topics that do not exist.
+        """Create the topics that do not exist.
 
         Raises:
             StartError: The broker refused; the message names the topic.

@@ -28,7 +28,7 @@ from consumerkit.transports.oauth import wait_for_token
 T = TypeVar("T")
 _log: Final = logging.getLogger(__name__)
 
-# What will not pass by waiting: the answer is a StartError at once, not after the timeout.
+# Waiting does not cure these: they raise a StartError at once, not after the timeout.
 _REFUSALS = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED})  # noqa: SLF001
 _TRY = 2.0
 _PAUSE = 0.5
@@ -51,7 +51,7 @@ class TopicAdmin:
         self._reached = False
 
     async def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
-        """Describe those of the topics that exist; never creates one.
+        """Describe the topics that exist; never creates one.
 
         Raises:
             StartError: The broker refused, or could not be reached in time.
@@ -59,7 +59,7 @@ class TopicAdmin:
         return await asyncio.to_thread(self.describe, names)
 
     async def keeps(self, names: Collection[str]) -> dict[str, float]:
-        """Return for how many seconds the broker keeps a topic's records, as far as it tells.
+        """Return for how many seconds the broker keeps each topic's records, if it says so.
 
         Raises:
             StartError: The broker refused the connection, or could not be reached in time.
@@ -67,7 +67,7 @@ class TopicAdmin:
         return await asyncio.to_thread(self._keeps, names)
 
     async def create_topics(self, partitions: Mapping[str, int]) -> None:
-        """Create those of the topics that do not exist.
+        """Create the topics that do not exist.
 
         Raises:
             StartError: The broker refused; the message names the topic.
@@ -75,7 +75,7 @@ class TopicAdmin:
         await asyncio.to_thread(self._create, partitions)
 
     def questions(self, group: str, topics: AskTopics) -> Questions:
-        """Return who asks about partitions, for a group; `topics` describes topics as ours does."""
+        """Return a `Questions` about partitions for a group; `topics` describes topics as our method does."""
         return Questions(self._config, group, topics)
 
     def describe(self, names: Collection[str]) -> dict[str, TopicInfo]:
@@ -94,7 +94,7 @@ class TopicAdmin:
         return {name: info for name, info in found.items() if info is not None}
 
     def _metadata(self, session: _Session) -> ClusterMetadata:
-        """Ask about the cluster, and refuse brokers where none of them may be."""
+        """Ask about the cluster, and refuse brokers elsewhere if none may be there."""
         metadata = session.metadata()
         if self._local_only:
             elsewhere = [at for at in _advertised(metadata) if not is_loopback(at.host)]
@@ -107,10 +107,10 @@ class TopicAdmin:
         return metadata
 
     def _reach(self, session: _Session, metadata: ClusterMetadata) -> None:
-        """See once that brokers can be reached where they say they are; of a cluster some may be down.
+        """Check once that the advertised addresses of brokers can be reached; some brokers of a cluster may be down.
 
         Raises:
-            StartError: None can.
+            StartError: None can be reached.
         """
         known = str(self._config.get("bootstrap.servers")).split(",")
         while True:
@@ -152,7 +152,7 @@ class TopicAdmin:
                 for name in partitions:
                     session.admin.list_topics(name, timeout=self._timeout)  # asking for it creates it
                 return
-            # Both timeouts: the second makes the answer wait until the topics can be used.
+            # Both timeouts: the second delays the answer until the topics can be used.
             asked = session.admin.create_topics(topics, request_timeout=self._timeout, operation_timeout=self._timeout)
             for name, answer in asked.items():
                 try:
@@ -171,7 +171,7 @@ class TopicAdmin:
 
 
 class _Session:
-    """An admin client that is held until its futures have answered: collected earlier, it would destroy them."""
+    """Keeps an admin client until its futures have answered: collected earlier, it would destroy them."""
 
     def __init__(self, config: Mapping[str, object], timeout: float) -> None:
         self._refusal: KafkaError | None = None
@@ -192,10 +192,10 @@ class _Session:
 
     def __exit__(self, *_: object) -> None:
         self.admin.poll(0)
-        del self.admin  # the client holds `_note`, which holds us: without this only a garbage collection would end it
+        del self.admin  # the client refers to `_note`, and so to us: otherwise only the garbage collector would end it
 
     def metadata(self) -> ClusterMetadata:
-        """Ask for all topics there are, which creates none."""
+        """Ask for all existing topics, which creates none."""
         while True:
             try:
                 return self.admin.list_topics(timeout=_TRY)
@@ -205,7 +205,7 @@ class _Session:
                 self._tell_once(self.words("no answer yet", error.args[0]))
 
     def wait(self, answer: Future[T]) -> T:
-        """Wait for an answer, looking out for a refusal that would otherwise only show as a timeout."""
+        """Wait for an answer, and check for a refusal that would otherwise appear only as a timeout."""
         self._end = time.monotonic() + self._timeout + _TRY  # the client's own timeout comes first, and names a cause
         while not answer.done():
             self.admin.poll(0.05)
@@ -213,7 +213,7 @@ class _Session:
         return answer.result()
 
     def words(self, what: str, reason: KafkaError | None) -> str:
-        """Say what went wrong, with the client's own last trouble, which is often the cause of a timeout."""
+        """Return what went wrong, with the client's own latest trouble, which is often the cause of a timeout."""
         parts = [what, *(error.str() for error in (reason, self._last) if error is not None)]
         return ": ".join(dict.fromkeys(parts))
 
@@ -225,17 +225,17 @@ class _Session:
             raise StartError(f"{self.place}: {why}; check that the broker runs and that bootstrap= is right")
 
     def check_reached(self, why: str) -> None:
-        """Wait on for brokers that cannot be reached where they say they are, which is told once.
+        """Keep waiting for brokers that are unreachable at their advertised addresses; that is logged once.
 
         Raises:
-            StartError: It is given up.
+            StartError: The wait is over.
         """
         if time.monotonic() > self._end:
             raise StartError(f"{self.place}: {why}")
         self._tell_once(why)
 
     def _tell_once(self, why: str) -> None:
-        """Say that the address may be wrong long before it is given up: a broker may just be starting."""
+        """Log that the address may be wrong long before giving up: a broker may just be starting."""
         if not self._told:
             self._told = True
             left = max(0.0, self._end - time.monotonic())
@@ -248,7 +248,7 @@ class _Session:
 
 
 def refused_settings(error: Exception) -> str:
-    """Say that librdkafka takes no such settings: everything but `options` was checked or made by us."""
+    """Return a text about refused settings: all but `options` were checked or made by us."""
     reason = error.args[0].str() if isinstance(error, KafkaException) else type(error).__name__
     told = without_values(reason)
     return f"Kafka(options=...): the Kafka client refused its settings: {told}; correct it, or leave it out"
@@ -268,12 +268,12 @@ def _advertised(metadata: ClusterMetadata) -> list[Address]:
 
 
 def _is_embedded(metadata: ClusterMetadata) -> bool:
-    """Tell librdkafka's own mock cluster, which has no admin API and no topic IDs, and creates topics when asked."""
+    """Return whether it is librdkafka's mock cluster: it has no admin API or topic IDs, and asking creates topics."""
     return str(metadata.cluster_id).startswith("mockCluster")
 
 
 def _topic_id(uuid: Any) -> str:
-    """Return Kafka's own notation, which its tools print (URL-safe base64); empty where the broker has none."""
+    """Return Kafka's own notation, which its tools print (URL-safe base64); empty if the broker has no ID."""
     text = str(uuid).rstrip("=").replace("+", "-").replace("/", "_") if uuid is not None else ""
     return "" if text == _NO_ID else text
 

@@ -1,7 +1,7 @@
 """Which partitions a librdkafka consumer holds: rebalance callbacks, where reading starts, what may be committed.
 
-Everything here runs on the poll thread. Nothing raised here may reach the client: an exception out of a callback makes
-it destroy messages that it counts as delivered.
+Everything here runs on the poll thread. No exception may reach the client: after an exception from a callback it
+destroys messages that it counts as delivered.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ Told = Mapping[TopicPartition, PartitionInfo]
 Ask = Callable[[Collection[TopicPartition]], Coroutine[Any, Any, Told]]
 
 _ASK_AGAIN_AFTER = 0.5
-_MARGIN = 5.0  # beyond the drain timeout, which the listener itself keeps
+_MARGIN = 5.0  # beyond the drain timeout, which the listener itself observes
 _CALL = 30.0  # for calls of the listener that only record something
 
 
 class Host(Protocol):
-    """What the callbacks need of the poll thread."""
+    """What the callbacks need from the poll thread."""
 
     def tell(self, work: Coroutine[Any, Any, T], timeout: float) -> T | None:
-        """Run a call of the listener on its event loop; None when it raised or took too long."""
+        """Run a call of the listener on its event loop; None if it raised or took too long."""
         ...
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin something on the event loop, without waiting for it."""
+        """Start work on the event loop without waiting for it."""
         ...
 
     def settle(self, *, confirm: bool) -> None:
-        """Answer all commits under way: by a synchronous commit, or as unconfirmed."""
+        """Answer all pending commits: by a synchronous commit, or as unconfirmed."""
 
     def report(self, error: str) -> None:
         """Make an error show in `health`."""
@@ -59,15 +59,15 @@ class Host(Protocol):
 class Assignment:
     """The partitions of one consumer.
 
-    One that is assigned is taken on in two steps. The callback answers the group, and gives the client no partition.
-    The listener is called, and the client gets the partition, once the broker has answered where it begins. A topic may
-    have been recreated, so that is asked each time, and never on this thread, which must go on polling.
+    A new partition is taken on in two steps. First the callback answers the group and gives the client no partition.
+    Once the broker has said where the partition begins, the listener is called and the client gets the partition. The
+    topic may have been recreated, so the broker is asked each time, never on this thread, which must go on polling.
 
     Attributes:
-        readings: What is known of each assigned partition.
-        places: Has the client read each of them from its own offset.
+        readings: The state of each assigned partition.
+        places: Makes the client read each of them from its own offset.
         changes: Counts the callbacks, so that a caller sees whether one ran while it waited.
-        rejoin: Set when partitions could not be taken on, so that the group must be joined again.
+        rejoin: Set if partitions could not be taken on: the group must be joined again.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Assignment:
         self._listener = listener
         self._ask = ask
         self._epochs = itertools.count(1)
-        # Partitions that are assigned and not taken on, and the question that they wait for.
+        # The assigned partitions that are not taken on, and the question that they wait for.
         self._waiting: set[TopicPartition] = set()
         self._asked: Future[Told] | None = None
         self._ask_at = 0.0
@@ -100,7 +100,7 @@ class Assignment:
         consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def take_on(self, consumer: Consumer) -> None:
-        """Take on the partitions that the broker has described; ask it again about the others."""
+        """Take on the partitions that the broker has described; ask again about the others."""
         self._tell_of_none()
         if not self._waiting:
             return
@@ -122,14 +122,14 @@ class Assignment:
             self._begin(consumer, known)
 
     def _tell_of_none(self) -> None:
-        """Tell the listener that the group has no partition for this member, once no other one gives any up for it."""
+        """Tell the listener that this member has no partition, once no other member gives one up for it."""
         if self._waiting or self.readings:
             self._without.over()
         elif self._without.is_certain():
             self._host.tell(self._listener.assigned({}), _CALL)
 
     def current(self, positions: Mapping[TopicPartition, Position]) -> Partitions:
-        """Return what to commit: positions of epochs that still hold."""
+        """Return what to commit: the positions whose epochs are still current."""
         found = []
         for partition, (offset, epoch, note) in positions.items():
             reading = self.readings.get(partition)
@@ -138,7 +138,7 @@ class Assignment:
         return found
 
     def fail(self, consumer: Consumer, partition: TopicPartition, error: KafkaError) -> None:
-        """Read a partition no further, and tell the listener; others go on."""
+        """Stop reading a partition, and tell the listener; others go on."""
         reading = self.readings[partition]
         if reading.next == reading.began and not reading.doubted and self._tried_again(consumer, partition, reading):
             return
@@ -147,27 +147,27 @@ class Assignment:
         self._host.tell(self._listener.failed(partition, PartitionUnusable(words)), _CALL)
 
     def next_epoch(self) -> int:
-        """Return a number greater than all before; from any thread."""
+        """Return a number greater than all before; callable from any thread."""
         return next(self._epochs)
 
     def restart(
         self, consumer: Consumer, partition: TopicPartition, offset: int, epoch: int, topic_id: str | None
     ) -> None:
-        """Read a partition from another offset, unless it was given up or assigned again since that was asked for."""
+        """Read a partition from another offset, unless it was given up or assigned again since the request."""
         reading = self.readings.get(partition)
         if reading is None or reading.epoch > epoch:
             return
-        # What was made ready before is of the old epoch.
+        # Messages that are ready belong to the old epoch.
         self.changes += 1
         reading.restart(epoch, offset, topic_id, by_seek=not reading.failed)
         if not reading.lost_place:
-            # The client has given up on it, and refuses to seek.
+            # The client has given up on the partition, and refuses to seek.
             self.places.assign_again(consumer, partition, reading)
 
     def _tried_again(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> bool:
-        """Have a partition read again where nothing was read yet; return whether the client takes it.
+        """Read a partition again from which nothing was read yet; return whether the client takes it.
 
-        Its error may be of the position before, which the client had given up on when the partition was sent elsewhere.
+        The error may concern the previous position, given up by the client when the partition was sent elsewhere.
         """
         try:
             self.places.assign_again(consumer, partition, reading)
@@ -211,7 +211,7 @@ class Assignment:
             self._take_back(consumer, partitions)
 
     def _take_back(self, consumer: Consumer, partitions: Partitions) -> None:
-        """Answer the group that partitions are given up; the client has those that were taken on."""
+        """Answer the group that partitions are given up; the client has only those that were taken on."""
         try:
             consumer.incremental_unassign(of_client(consumer, partitions))
         except BaseException as error:  # noqa: BLE001 - see the module's docstring
@@ -223,11 +223,11 @@ class Assignment:
             self._without.told()
         else:
             self._waiting |= {TopicPartition(at.topic, at.partition) for at in partitions}
-            # An answer to an earlier question may be older than this assignment.
+            # The answer to an earlier question may be older than this assignment.
             self._asked = self._host.begin(self._ask(tuple(self._waiting)))
 
     def _begin(self, consumer: Consumer, told: Told) -> None:
-        """Tell the listener of partitions, and have them read."""
+        """Pass partitions to the listener, and read them."""
         self.changes += 1
         fresh: dict[TopicPartition, Reading] = {}
         for at, info in told.items():
@@ -235,7 +235,7 @@ class Assignment:
             fresh[at] = Reading(self.next_epoch(), info.topic_id, self._start(info), self.changes)
             fresh[at].lost_place = True
         begun = {at: Position(reading.next, reading.epoch) for at, reading in fresh.items()}
-        # Known before the listener is: a commit from within `assigned` is one of this epoch.
+        # Recorded before the listener is called: a commit from within `assigned` belongs to this epoch.
         for at, reading in fresh.items():
             self.readings[at] = reading
         if self._host.tell(_true(self._listener.assigned(begun)), _CALL) is None:
@@ -244,7 +244,7 @@ class Assignment:
         try:
             self.places.give(consumer, fresh)
         except KafkaException as error:
-            # Each of them has no place, is refused a seek for that, and is then assigned by itself.
+            # None of them has a place, so a seek is refused, and each is then assigned separately.
             log.warning("the Kafka client did not take %d partitions; they wait: %s", len(fresh), error)
 
     def _revoke(self, consumer: Consumer, partitions: Partitions) -> None:
@@ -295,6 +295,6 @@ def _answer(asked: Future[Told]) -> Told:
     except (Unavailable, CancelledError) as error:
         log.warning("the broker could not be asked about partitions: %s", error)
     except Exception:
-        # It would end the thread. The partitions wait, and are asked about again.
+        # An exception would end the thread. The partitions wait, and are asked about again.
         log.exception("the broker could not be asked about partitions")
     return {}

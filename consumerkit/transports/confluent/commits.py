@@ -1,4 +1,4 @@
-"""Commits that are under way: librdkafka answers each by a callback, or never."""
+"""Pending commits: librdkafka answers each by a callback, or never."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Commit(NamedTuple):
 
 
 class Commits:
-    """Matches the client's answers to those who wait; used by the poll thread only.
+    """Matches the client's answers to the waiting callers; used by the poll thread only.
 
     Args:
         loop: Where the waiting futures live.
@@ -40,7 +40,7 @@ class Commits:
     def begin(
         self, consumer: Consumer, offsets: list[TopicPartition], answer: asyncio.Future[None], *, wait: bool
     ) -> None:
-        """Send a commit; `answer` is resolved when the broker has it, before the return if `wait`."""
+        """Send a commit; `answer` is resolved when the broker has it; with `wait`, before this returns."""
         commit = _Commit(offsets, answer, time.monotonic() + PATIENCE)
         if wait:
             self._finish(consumer, commit)
@@ -53,7 +53,7 @@ class Commits:
         self._under_way.setdefault(_key(offsets), []).append(commit)
 
     def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
-        """Take the client's answer; must not raise, or messages would be lost."""
+        """Handle the client's answer; must not raise, or messages would be lost."""
         try:
             waiting = self._under_way.get(_key(offsets))
             if not waiting:
@@ -70,17 +70,17 @@ class Commits:
             log.exception("the answer to a commit was lost")
 
     def confirm(self, consumer: Consumer) -> None:
-        """Commit again, synchronously, whatever is under way: its own answer cannot be received now."""
+        """Commit all pending positions again, synchronously: their own answers cannot be received now."""
         for commit in self._take_all():
             self._finish(consumer, commit)
 
     def give_up(self) -> None:
-        """Answer all that is under way as unconfirmed."""
+        """Answer all pending commits as unconfirmed."""
         for commit in self._take_all():
             self._refuse(commit.answer, "the partitions were revoked before the answer")
 
     def expire(self, now: float) -> None:
-        """Answer what has waited for too long as unconfirmed."""
+        """Answer commits that have waited too long as unconfirmed."""
         if not self._under_way:
             return
         for key, waiting in list(self._under_way.items()):

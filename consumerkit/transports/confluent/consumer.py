@@ -28,23 +28,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LATE = 0.5  # seconds after which a stop looks for what keeps it waiting
+_LATE = 0.5  # seconds after which a stop checks what delays it
 _LEAVE = 30.0  # seconds beyond the drain timeout that leaving the group may take
 _SMALLEST_FETCH = 1024 * 1024
 
-# What a user may tune.
+# The settings that a user may change.
 _DEFAULTS: dict[str, object] = {
     "session.timeout.ms": SESSION_MS,
-    # Members learn of a rebalance by a heartbeat's answer: at librdkafka's own 3,000 ms each step takes as long.
+    # Members learn of a rebalance from a heartbeat's answer: librdkafka's 3,000 ms would delay each
+    # step by as much.
     "heartbeat.interval.ms": 1_000,
     # A joining member takes partitions from others without stopping those that stay.
     "partition.assignment.strategy": "cooperative-sticky",
-    # How long a partition rests once enough is held ready; librdkafka's own 1,000 ms starves a small buffer.
+    # How long a partition rests once enough is buffered; librdkafka's own 1,000 ms starves a small
+    # buffer.
     "fetch.queue.backoff.ms": 10,
     "socket.keepalive.enable": True,
     "log.connection.close": False,
 }
-# What the contract rests on.
+# The settings that the contract depends on.
 CONTRACT: dict[str, object] = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
@@ -96,7 +98,7 @@ class ConfluentConsumer:
         self._thread = thread
 
     async def fetch(self, limit: int, timeout: float) -> list[Message]:
-        """Return what is there, at most `limit` messages; wait `timeout` seconds for the first."""
+        """Return available messages, at most `limit`; wait `timeout` seconds for the first."""
         self._passed = {}
         if self._running.over:
             await asyncio.sleep(timeout)  # `health` says why; a caller that goes on asking must not spin
@@ -106,11 +108,11 @@ class ConfluentConsumer:
         return fetched.messages
 
     def passed(self) -> Mapping[TopicPartition, Position]:
-        """Return where the client reads on, where all that it had was returned."""
+        """Return the offsets where the client continues, for partitions whose messages were all returned."""
         return self._passed
 
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
-        """Commit the positions of epochs that still hold; return when the broker has them.
+        """Commit the positions whose epochs are still current; return when the broker has them.
 
         Raises:
             Unavailable: The broker did not confirm.
@@ -135,7 +137,7 @@ class ConfluentConsumer:
         self._running.hold(partitions, held=False)
 
     def seek(self, partition: TopicPartition, offset: int) -> int:
-        """Have a partition read from `offset`; return the new epoch."""
+        """Read a partition from `offset` from now on; return the new epoch."""
         return self._running.seek(partition, offset, self._topic_ids.get(partition.topic))
 
     async def describe(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
@@ -164,7 +166,7 @@ class ConfluentConsumer:
         return await self._questions.since(partition, milliseconds)
 
     async def stop(self) -> None:
-        """Have the listener finish with all partitions, commit what it returns, and leave the group."""
+        """Let the listener finish with all partitions, commit what it returns, and leave the group."""
         if self._thread is None:
             return
         thread = self._thread
@@ -184,11 +186,11 @@ class ConfluentConsumer:
         await self._questions.stop()
 
     def health(self) -> Health:
-        """Tell how the consumer does; from any thread."""
+        """Return the consumer's health; callable from any thread."""
         return Health(0.0, None) if self._thread is None else self._thread.health()
 
     def member(self) -> str:
-        """Return the ID by which the group knows this consumer; from any thread."""
+        """Return the ID by which the group knows this consumer; callable from any thread."""
         return "" if self._thread is None else self._thread.member()
 
     @property
@@ -215,8 +217,8 @@ def _sized(subscription: Subscription, config: Mapping[str, object]) -> dict[str
     return {
         "queued.max.messages.kbytes": size // 1024,
         "fetch.max.bytes": size,
-        # How long the broker waits in a rebalance for members to give partitions up; the thread never stops polling.
-        # The client refuses one below the session's timeout.
+        # How long the broker waits in a rebalance for members to give partitions up; the thread
+        # never stops polling. The client refuses a value below the session's timeout.
         "max.poll.interval.ms": int(
             max(
                 60_000,

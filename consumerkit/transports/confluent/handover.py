@@ -1,4 +1,4 @@
-"""Messages on their way from the poll thread to the fetch that waits for them."""
+"""Passes messages from the poll thread to the fetch that waits for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNCHECKED = -1
 
 
 class Fetched(NamedTuple):
-    """The answer to a fetch: messages, and how far their partitions and others are read behind them."""
+    """The answer to a fetch: messages, and how far partitions are read after them."""
 
     messages: list[Message]
     passed: Mapping[TopicPartition, Position]
@@ -30,12 +30,12 @@ class Fetch(NamedTuple):
 
 
 class Handover:
-    """Holds at most one fetch, and the messages that wait for one; used by the poll thread only.
+    """Stores at most one fetch, and the messages that wait for one; used by the poll thread only.
 
     Args:
         loop: Where the fetches wait.
         call: Runs a function on the poll thread, soon; callable from the event loop.
-        passed: Returns how far partitions are read, where all that was polled is handed over.
+        passed: Returns how far partitions are read if all polled messages are handed over.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Handover:
         self._passed = passed
 
     def ask(self, fetch: Fetch) -> None:
-        """Take on a fetch."""
+        """Store a new fetch."""
         self.fetch = fetch
 
     def add(self, messages: list[Message], changes: int) -> None:
@@ -63,10 +63,11 @@ class Handover:
         self._valid_at = changes
 
     def give(self, readings: Mapping[tuple[str, int], Reading], changes: int) -> None:
-        """Answer with what is ready, but for partitions that have been given up since; wait on without any.
+        """Answer with the ready messages, except of partitions given up since; if there are none, keep waiting.
 
-        The present fetch is answered, never an earlier one: while a poll runs callbacks, a fetch may expire and
-        another take its place. Messages given to the one that has gone would come back after later ones were given.
+        The present fetch is answered, never an earlier one: while a poll runs callbacks, a fetch
+        may expire and another take its place. Messages given to the expired fetch would return
+        after later messages were given.
         """
         fetch = self.fetch
         if fetch is None:
@@ -80,17 +81,17 @@ class Handover:
             self._answer(fetch, found)
 
     def expire(self, now: float) -> None:
-        """Answer a fetch whose time is up with nothing."""
+        """Answer an expired fetch with nothing."""
         if self.fetch is not None and now >= self.fetch.deadline:
             self._answer(self.fetch, [])
 
     def end(self) -> None:
-        """Answer a fetch that waits with nothing."""
+        """Answer a waiting fetch with nothing."""
         self.expire(float("inf"))
 
     def _answer(self, fetch: Fetch, messages: list[Message]) -> None:
         self.fetch = None
-        # Behind what waits still, nothing is passed yet.
+        # While messages still wait, no offset after them is passed.
         fetched = Fetched(messages, {} if self.ready else self._passed())
 
         def hand_over() -> None:

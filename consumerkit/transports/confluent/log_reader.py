@@ -1,4 +1,4 @@
-"""librdkafka's consumer as a reader outside of any group, in a thread of its own."""
+"""librdkafka's consumer as a reader outside any group, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from consumerkit.transports.spans import Spans
 
 T = TypeVar("T")
 _ANSWER = 15.0
-# The client wants a group's name, and never joins: partitions are assigned by hand, and nothing is committed.
+# The client needs a group's name but never joins: partitions are assigned by hand, and nothing is
+# committed.
 _OWN: dict[str, object] = {
     "group.id": "consumerkit-reader",
     "enable.partition.eof": True,
     "log_level": 0,
-    # Ready beyond what was asked for: the client's own default is eight times as much.
+    # Buffered beyond the request: the client's own default is eight times as much.
     "queued.max.messages.kbytes": 8 * 1024,
 }
 
@@ -59,7 +60,7 @@ class ConfluentReader:
         return self._spans.read
 
     async def fetch(self, limit: int, timeout: float) -> list[Message]:
-        """Return what is there, at most `limit` messages; wait `timeout` seconds for the first.
+        """Return available messages, at most `limit`; wait `timeout` seconds for the first.
 
         Raises:
             PartitionUnusable: A partition cannot be read from its position.
@@ -82,7 +83,7 @@ class ConfluentReader:
         self._thread.shutdown(wait=False)
 
     async def _do(self, work: Callable[[], T]) -> T:
-        """Run in the reader's thread; a caller that is cancelled does not cancel the call."""
+        """Run work in the reader's thread; cancelling the caller does not cancel the work."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
 
     def _open(self, partitions: int) -> None:
@@ -110,7 +111,8 @@ class ConfluentReader:
         first = self._consumer.poll(timeout)
         if first is None:
             return []
-        # `consume` would wait for as many as were asked for; what is ready is taken without waiting.
+        # `consume` would wait for the full number; messages that are ready are taken without
+        # waiting.
         rest = self._consumer.consume(limit - 1, 0) if limit > 1 else []
         return self._spans.taken(self._message(item) for item in (first, *rest) if self._is_message(item))
 

@@ -1,4 +1,4 @@
-"""From librdkafka's messages to ours, with what each partition's reader must know."""
+"""Converts librdkafka's messages to ours, and tracks each partition's reading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError
 
 from consumerkit.message import Headers, Message, TopicPartition
 
-# The position is outside the log, the log was cut off under it, or a batch cannot be read.
+# The position is outside the log, the log was truncated below it, or a batch cannot be read.
 UNUSABLE = frozenset(
     {
         KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001 - librdkafka spells its own codes so
@@ -24,7 +24,7 @@ UNUSABLE = frozenset(
         KafkaError.INVALID_MSG,
     }
 )
-# The group or a topic is closed to us, and asking again does not open it: a matter for `health`.
+# The group or a topic is closed to us, and asking again does not help: `health` reports it.
 HOPELESS = frozenset(
     {
         KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -35,27 +35,29 @@ HOPELESS = frozenset(
         KafkaError._FATAL,  # noqa: SLF001
     }
 )
-# Called as `item.headers()`, a specialised interpreter would not check for the error that the client sets beside its
-# result, and it would surface in some later, innocent call.
+# Called as `item.headers()`, a specialised interpreter would not check for the error that the
+# client sets beside its result, and the error would appear in some later, unrelated call.
 _headers = operator.methodcaller("headers")
 _VALUE = re.compile(r' ".*" (?=for configuration property )', re.DOTALL)
 _UNKNOWN_NAME = "\N{REPLACEMENT CHARACTER}"
 
 
 class Reading:
-    """One assigned partition: its epoch, the next offset expected, and whether it may be read.
+    """The state of one assigned partition.
 
     Attributes:
         born: The count of assignment changes at which it was assigned.
         epoch: The assignment's epoch.
         topic_id: The topic's ID at assignment.
-        next: The offset after the last message that was handed out; where to seek after an error.
+        next: The offset after the last returned message; where to seek after an error.
         failed: Whether the partition cannot be read any further.
-        held: Whether the engine wants nothing of it for now.
-        lost_place: Whether the client's position is unknown, so that nothing may be taken until a seek succeeded.
-        refused: Since when the client has refused to seek, on the monotonic clock; None where it has not.
+        held: Whether the engine wants none of its messages for now.
+        lost_place: Whether the client's position is unknown: nothing may be taken until a seek
+            succeeds.
+        refused: Since when the client has refused to seek, on the monotonic clock; None if it has
+            not.
         began: The offset at which the epoch began.
-        doubted: Whether an error of this epoch was not believed, so that the next one is.
+        doubted: Whether an error of this epoch was not trusted, so that the next one is.
     """
 
     __slots__ = (
@@ -84,10 +86,10 @@ class Reading:
         self.leader_epochs: list[tuple[int, int]] = []
 
     def restart(self, epoch: int, offset: int, topic_id: str | None, *, by_seek: bool) -> None:
-        """Begin again at another offset, under a new epoch; once a seek has succeeded, where it needs one."""
+        """Begin again at another offset, under a new epoch; with `by_seek`, after a seek has succeeded."""
         self.epoch = epoch
         self.next = self.began = offset
-        # A topic may have been recreated while it was assigned.
+        # The topic may have been recreated since the assignment.
         self.topic_id = topic_id or self.topic_id
         self.failed = self.doubted = False
         self.lost_place = by_seek
@@ -97,13 +99,14 @@ class Reading:
     def position(self, partition: TopicPartition, offset: int, note: str = "") -> confluent_kafka.TopicPartition:
         """Return what to commit for `offset`, with the leader epoch under which the record before it was written.
 
-        The broker gives the epoch back with the committed offset, by which a client may tell a truncated log from the
-        one that was read. librdkafka 2.16 does so in a plain consumer, and not where the assignment begins paused.
+        The broker returns that epoch with the committed offset, so that a client can tell a
+        truncated log from the one it read. librdkafka 2.16 does so in a plain consumer, but not if
+        the assignment begins paused.
         """
         at = bisect.bisect_left(self.leader_epochs, (offset, -1)) - 1
         if at < 0:
             return confluent_kafka.TopicPartition(partition.topic, partition.partition, offset, note)
-        # Older runs are never asked for again: commits only go forward.
+        # Older entries are never needed again: commits only go forward.
         del self.leader_epochs[:at]
         epoch = self.leader_epochs[0][1]
         return confluent_kafka.TopicPartition(partition.topic, partition.partition, offset, note, leader_epoch=epoch)
@@ -114,8 +117,9 @@ def convert(
 ) -> tuple[list[Message], list[confluent_kafka.Message]]:
     """Return the messages of partitions that are being read, and the client's error events.
 
-    A message that does not belong to its partition's present assignment, or comes from before its position, is dropped.
-    One function, since it runs once for each message: 1.5 microseconds without the garbage collector's share.
+    Drops a message that does not belong to its partition's present assignment, or that precedes its
+    position. One function, since it runs once for each message: 1.5 microseconds without the
+    garbage collector's share.
     """
     messages: list[Message] = []
     events: list[confluent_kafka.Message] = []
@@ -154,7 +158,7 @@ def convert(
 
 
 def _note_failure(event: confluent_kafka.Message, readings: dict[tuple[str, int], Reading]) -> None:
-    """Take nothing more from a partition that cannot be read: the client may have skipped what it could not read."""
+    """Take nothing more from an unreadable partition: the client may have skipped what it could not read."""
     error, topic, partition = event.error(), event.topic(), event.partition()
     if error is not None and topic is not None and partition is not None and error.code() in UNUSABLE:
         reading = readings.get((topic, partition))
@@ -163,7 +167,7 @@ def _note_failure(event: confluent_kafka.Message, readings: dict[tuple[str, int]
 
 
 def without_values(words: str) -> str:
-    """Return the client's words about a setting without the value, which may be a secret in the wrong place.
+    """Return the client's words about a setting without the value, which may be a misplaced secret.
 
     Example:
         >>> without_values('Invalid value "x" for configuration property "acks"')
@@ -182,11 +186,12 @@ def headers_of(item: confluent_kafka.Message) -> Headers:
 
 
 def _odd_headers(item: confluent_kafka.Message, error: BaseException) -> Headers:
-    """Read headers where at least one name is not UTF-8.
+    """Read headers if at least one name is not UTF-8.
 
-    The client then raises SystemError, once, whose deepest cause is the decoding error of the *first* such name. Asked
-    again, it returns the list with null pointers for all such names, which must not be touched: reading one ends the
-    process. Only the representation tells them apart safely. So the first odd name is known, and later ones are not.
+    The client then raises SystemError, once; its deepest cause is the decoding error of the *first*
+    such name. A second call returns the list with null pointers for all such names, which must not
+    be touched: reading one ends the process. Only the representation tells them apart safely. So
+    the first odd name is known, and later ones are not.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UnicodeDecodeError):

@@ -1,8 +1,8 @@
-"""Where a librdkafka consumer reads each partition: given with its offset, sought where that was lost, and asked for.
+"""Where a librdkafka consumer reads each partition: assigned with an offset, and sought after a loss of position.
 
-The client gets each partition with an offset, never with "at the end" or "as committed". It would ask the broker for
-such a place by itself, and ask again when a pause or a seek came in between. That late answer undoes our seek, and the
-messages before it are never read.
+The client gets each partition with an offset, never with "at the end" or "as committed". It would
+ask the broker for such a place by itself, and ask again after a pause or a seek in between. That
+late answer undoes our seek, and the messages before it are never read.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from consumerkit.transports.confluent.messages import Reading
 log = logging.getLogger(__name__)
 Partitions = list[confluent_kafka.TopicPartition]
 
-_REFUSED = 1.0  # for so long the client may refuse to seek because an assignment has only begun
+_REFUSED = 1.0  # for this many seconds the client may refuse to seek because an assignment has only begun
 
 
 class ReadPlaces:
-    """Has the client read partitions from the offsets that our own count has; used by the poll thread only.
+    """Makes the client read partitions from our own offsets; used by the poll thread only.
 
     Args:
-        readings: What is known of each assigned partition.
-        parked: Tells whether partitions are paused in the client.
+        readings: The state of each assigned partition.
+        parked: Returns whether partitions are paused in the client.
     """
 
     def __init__(self, readings: Mapping[tuple[str, int], Reading], parked: Callable[[], bool]) -> None:
@@ -43,19 +43,21 @@ class ReadPlaces:
             KafkaException: The client did not take them.
         """
         given = [confluent_kafka.TopicPartition(*at, reading.next) for at, reading in readings.items()]
-        # The client ends an assignment a little later; until then it tells the position of before, which a seek clears.
+        # The client ends an assignment a little later; until then it returns the previous position,
+        # which a seek clears.
         old = {(at.topic, at.partition) for at in consumer.position(given) if at.offset >= 0}
         consumer.incremental_assign(given)
         for at, reading in readings.items():
             reading.lost_place, reading.refused = at in old, None
-        # The client keeps a pause beyond the assignment: a partition that went while paused would never be read again.
+        # The client keeps a pause beyond the assignment: a partition given up while paused would
+        # never be read again.
         parked = self._parked()
         for held, change in ((True, consumer.pause), (False, consumer.resume)):
             if some := [at for at in given if (parked or self._readings[at.topic, at.partition].held) is held]:
                 change(some)
 
     def assign_again(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> None:
-        """Have a partition read from its offset that the client has given up on.
+        """Read a partition that the client has given up on again, from its offset.
 
         Raises:
             KafkaException: The client did not take it.
@@ -65,7 +67,7 @@ class ReadPlaces:
         self.give(consumer, {partition: reading})
 
     def find_place(self, consumer: Consumer) -> None:
-        """Seek partitions that lost their place to the offset that is next by our own count."""
+        """Seek partitions with a lost position to our own next offset."""
         for (topic, number), reading in self._readings.items():
             if reading.lost_place and not reading.failed:
                 try:
@@ -77,16 +79,16 @@ class ReadPlaces:
                     self._after_refusal(consumer, TopicPartition(topic, number), reading)
 
     def lose_place(self, since: int = -1) -> None:
-        """Trust the client's positions no more, in partitions assigned after change `since`."""
+        """Distrust the client's positions, in partitions assigned after change `since`."""
         for reading in self._readings.values():
             if reading.born > since:
                 reading.lost_place = True
 
     def _after_refusal(self, consumer: Consumer, partition: TopicPartition, reading: Reading) -> None:
-        """Assign a partition again that the client will not seek: it refuses for ever once it gave up reading it.
+        """Assign a partition again that the client will not seek: once it gave up reading it, it refuses for ever.
 
-        It does so where the offset is outside the log, and what it says of that is lost with whatever a failing poll
-        had dequeued. Assigned again it says so once more.
+        It gives up if the offset is outside the log, and a failing poll loses that error with the
+        other dequeued events. After a new assignment it reports the error again.
         """
         now = time.monotonic()
         if reading.refused is None:
@@ -99,7 +101,7 @@ class ReadPlaces:
                 log.debug("cannot assign %s again yet: %s", partition, error)
 
     def passed(self, consumer: Consumer) -> dict[TopicPartition, Position]:
-        """Return where the client reads on, where that is behind the last message and nothing is in the way."""
+        """Return where the client continues, if that is beyond the last message and nothing prevents it."""
         asked = [
             confluent_kafka.TopicPartition(*at)
             for at, reading in self._readings.items()
@@ -114,6 +116,6 @@ class ReadPlaces:
 
 
 def of_client(consumer: Consumer, partitions: Partitions) -> Partitions:
-    """Return those of the partitions that the client has; it refuses to give up any other one, and all with it."""
+    """Return the partitions that the client has; asked to give up any other one, it gives up none."""
     there = {(at.topic, at.partition) for at in consumer.assignment()}
     return [at for at in partitions if (at.topic, at.partition) in there]

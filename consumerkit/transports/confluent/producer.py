@@ -21,14 +21,16 @@ log = logging.getLogger(__name__)
 
 _DEFAULTS: dict[str, object] = {
     "delivery.timeout.ms": 30_000,
-    # How long an unknown topic is given to appear; librdkafka's own 30 s would end in a timeout that names no cause.
+    # How long to wait for an unknown topic; librdkafka's own 30 s would end in a timeout that names
+    # no cause.
     "topic.metadata.propagation.max.ms": 5_000,
-    # How large a record may be is the topic's to say: what could be consumed must be fit for a dead-letter topic.
+    # The topic decides how large a record may be: what could be consumed must fit into a
+    # dead-letter topic.
     "message.max.bytes": 100 * 1024 * 1024,
 }
 _FIXED: dict[str, object] = {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"}
 _FULL_QUEUE_PATIENCE = 30.0
-_ANY = -1  # librdkafka's word for a partition or an offset that is not named
+_ANY = -1  # librdkafka's value for an unnamed partition or offset
 _PERMANENT = frozenset(
     {
         "UNKNOWN_TOPIC_OR_PART",
@@ -48,7 +50,7 @@ _OF_A_BATCH = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID
 
 
 class _Answers:
-    """What became of the records of one `send`; filled in by the poll thread."""
+    """The outcomes of the records of one `send`; the poll thread fills them in."""
 
     def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
         self._answers: dict[int, Acknowledged | SendFailure] = {}
@@ -63,7 +65,7 @@ class _Answers:
         return [self._answers[at] for at in range(len(self._answers))]
 
     def put(self, at: int, answer: Acknowledged | SendFailure) -> None:
-        """Note one record's answer, from any thread."""
+        """Store one record's answer; callable from any thread."""
         self._answers[at] = answer
         with self._lock:
             self._open -= 1
@@ -77,7 +79,7 @@ class _Answers:
 
 
 class ConfluentProducer:
-    """Sends records; delivery reports are collected by a thread of its own."""
+    """Sends records; a thread of its own collects the delivery reports."""
 
     def __init__(self, config: Mapping[str, object]) -> None:
         self._config: dict[str, Any] = {**_DEFAULTS, **config, **_FIXED, "logger": log}
@@ -102,15 +104,17 @@ class ConfluentProducer:
         return [failure_in(answer) for answer in await self.place(records)]
 
     async def place(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
-        """Send all records; return where each one went, or why it did not."""
+        """Send all records; return each one's place in the log, or why it has none."""
         if not records:
             return []
         if self._broken:
-            # A fatal error of an idempotent producer cannot be mended, only replaced.
+            # A fatal error of an idempotent producer cannot be repaired; the producer must be
+            # replaced.
             await self._replace()
         answers = await self._send(records)
         if len(records) > 1:
-            # A refusal of one record, or of too many together, is a refusal of their batch: so one by one.
+            # A refused record, or too many together, means a refused batch: so the records are sent
+            # one by one.
             for at, answer in enumerate(answers):
                 if isinstance(answer, SendFailure) and answer.code in _OF_A_BATCH:
                     (answers[at],) = await self._send([records[at]])
@@ -124,7 +128,7 @@ class ConfluentProducer:
         return answers.answers
 
     async def stop(self) -> None:
-        """Let what is under way finish, and disconnect."""
+        """Finish the sends that are running, and disconnect."""
         if self._producer is not None:
             await asyncio.to_thread(self._producer.flush, _FULL_QUEUE_PATIENCE)
         self._running = False
@@ -154,7 +158,8 @@ class ConfluentProducer:
             except KafkaException as error:
                 answers.put(at, self._failure(error.args[0]))
             except (TypeError, ValueError) as error:
-                # The client cannot write such a record, now or ever; the words could quote it, so they stay out.
+                # The client can never write such a record; the error's words could quote it, so
+                # they are left out.
                 words = "the client cannot encode the record"
                 answers.put(at, SendFailure(type(error).__name__, words, permanent=True))
             return
@@ -163,10 +168,10 @@ class ConfluentProducer:
         new = await asyncio.to_thread(self._connect)
         old, self._producer, self._broken = self._producer, new, False
         if old is not None:
-            await asyncio.to_thread(old.flush, 5.0)  # fails what it held, so that no caller waits for it
+            await asyncio.to_thread(old.flush, 5.0)  # fails what it held, so that no caller waits
 
     def _connect(self) -> Producer:
-        # In a thread: a client that logs in with tokens waits for its first one, for a second or more.
+        # In a thread: a client that logs in with tokens waits for its first one, a second or more.
         wait_for_token(self._config)
         try:
             return Producer(self._config)
@@ -174,7 +179,7 @@ class ConfluentProducer:
             raise StartError(refused_settings(error)) from None
 
     def _delivered(self, answers: _Answers, at: int, error: KafkaError | None, message: Message) -> None:
-        # An exception from here would surface from poll() and hide the reports behind it.
+        # An exception here would surface from poll() and hide the reports behind it.
         try:
             answers.put(at, _acknowledged(message) if error is None else self._failure(error))
         except Exception:
@@ -203,7 +208,7 @@ def _acknowledged(message: Message) -> Acknowledged:
 
 
 def _check(record: Record) -> None:
-    """Raise for text that is not Unicode, such as a lone surrogate: the client itself would crash the process."""
+    """Raise for text that is not Unicode, such as a lone surrogate: in the client it would crash the process."""
     record.topic.encode()
     for name, _ in record.headers:
         name.encode()

@@ -1,8 +1,8 @@
-"""What a broker is asked about partitions: many at a time, on connections that fetch nothing.
+"""Questions to a broker about partitions: many at a time, on connections that fetch nothing.
 
-A broker answers the requests of one connection in their order, so a question that shares one with a fetch waits until
+A broker answers the requests of one connection in their order, so a question on a connection with a fetch waits until
 that fetch is answered. Both Kafka transports ask here. One client describes the logs, partition by partition; another
-one reads the group's offsets, and never joins the group.
+client reads the group's offsets, and never joins the group.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TURN: Final = 0.005
 
 
 class Committed(NamedTuple):
-    """What a group has committed for one partition: None and no text where it has committed nothing."""
+    """A group's committed offset and text for one partition: None and empty if it has committed nothing."""
 
     offset: int | None = None
     note: str = ""
@@ -55,7 +55,7 @@ class Questions:
 
     Args:
         config: librdkafka's settings for reaching the cluster.
-        group: Whose committed offsets are read.
+        group: The group whose committed offsets are read.
         topics: Describes topics.
     """
 
@@ -75,7 +75,7 @@ class Questions:
         self._over = False
 
     async def describe(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
-        """Describe partitions; leaves out those that have no leader now.
+        """Describe partitions; leaves out partitions without a leader.
 
         Raises:
             Unavailable: The broker answered about none of them.
@@ -83,7 +83,7 @@ class Questions:
         if not partitions:
             return {}
         spans, committed = await self._ask(partitions)
-        # Asked for last: with an earlier ID, a log that was recreated would pass for the old one.
+        # Asked last: with an earlier ID, a recreated log would pass for the old one.
         infos = await self._topic_infos({at.topic for at in partitions})
         return {
             at: PartitionInfo(infos[at.topic].topic_id, *span, *committed[at])
@@ -106,7 +106,7 @@ class Questions:
         return Survey(info.topic_id, found)
 
     async def since(self, partition: TopicPartition, milliseconds: int) -> int:
-        """Return the first offset with this timestamp or a later one; the log's end where there is none.
+        """Return the first offset with this timestamp or a later one; the log's end if there is none.
 
         Raises:
             Unavailable: The broker did not answer.
@@ -118,7 +118,7 @@ class Questions:
         raise self._no_answer([partition])
 
     async def has_none(self, member: str) -> bool:
-        """Tell whether the group is settled and has assigned nothing to a member; False where that is not known."""
+        """Return whether the group is settled and has assigned nothing to a member; False if that is not known."""
         try:
             return await self._run(lambda: has_none(self._client().admin, self._group, member))
         except (KafkaException, Unavailable):
@@ -160,7 +160,7 @@ class Questions:
         return {at: Span(starts[at], max(starts[at], end)) for at, end in ends.items()}
 
     def _led(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
-        """Return those that have a leader: for the others the client would wait, and keep all waiting with them."""
+        """Return the partitions with a leader: the client would wait for the others, and delay all."""
         asked: dict[str, list[TopicPartition]] = {}
         for at in partitions:
             asked.setdefault(at.topic, []).append(at)
@@ -179,7 +179,7 @@ class Questions:
         """
         found: dict[TopicPartition, int] = {}
         answers: dict[TopicPartition, Future[Any]] = {}
-        # Another question may have the client renewed. One that nothing holds any more never answers what it was asked.
+        # Another question may renew the client. A client without a reference to it never answers.
         held: list[AdminClient] = []
         graced, pause = False, _PAUSE
         end = time.monotonic() + PATIENCE
@@ -188,7 +188,7 @@ class Questions:
                 held.append(self._client().admin)
                 answers |= _request(held[-1], missing, which)
             if not self._take(answers, found):
-                # What it knows of the leaders is out of date, and it would not ask before minutes have passed.
+                # Its knowledge of the leaders is outdated, and it would not ask again for minutes.
                 self._renew()
                 answers.clear()
                 time.sleep(pause)
@@ -204,7 +204,7 @@ class Questions:
         return found
 
     def _take(self, answers: dict[TopicPartition, Future[Any]], found: dict[TopicPartition, int]) -> bool:
-        """Take what is answered; return whether nothing of it was refused."""
+        """Take the available answers; return whether none was a refusal."""
         refused = False
         for at in [at for at, answer in answers.items() if answer.done()]:
             try:
@@ -219,7 +219,7 @@ class Questions:
         return {TopicPartition(one.topic, one.partition): _committed(one) for one in answers}
 
     def _until(self, work: Callable[[], T], partitions: Collection[TopicPartition]) -> T:
-        """Ask the broker; again while it does not answer, up to `PATIENCE` seconds.
+        """Ask the broker; repeat while it does not answer, up to `PATIENCE` seconds.
 
         Raises:
             Unavailable: It did not answer.
@@ -272,7 +272,7 @@ class Questions:
 
 
 class Clients:
-    """The two clients; the second is of the group only in name, since it subscribes to nothing."""
+    """The two clients; the second uses the group's name only, since it subscribes to nothing."""
 
     def __init__(self, config: Mapping[str, Any], group: str) -> None:
         self.admin = AdminClient(dict(config))

@@ -1,8 +1,9 @@
-"""The thread that owns a librdkafka consumer: it polls, always, and does what the event loop asks for in between.
+"""The thread that owns a librdkafka consumer: it always polls, and runs the event loop's commands in between.
 
-The client may be used by one thread only, a poll must never be cancelled, and a group member must be polled whatever
-the handlers do; so one thread does nothing else. It hands messages over when a fetch asks for them. While none asks it
-leaves them in the client, and after `PARK_AFTER` seconds it pauses the partitions there and polls for callbacks only.
+Only one thread may use the client, a poll must never be cancelled, and a group member must be
+polled whatever the handlers do; so one thread does nothing else. It hands messages over when a
+fetch asks for them. Without a fetch it leaves them in the client. After `PARK_AFTER` seconds it
+pauses the partitions there and polls for callbacks only.
 """
 
 from __future__ import annotations
@@ -35,20 +36,21 @@ T = TypeVar("T")
 
 SLICE = 0.02  # seconds that a command waits at most while the thread polls
 PARK_AFTER = 0.5
-LOOK_AFTER = 0.25  # seconds between two looks at the client's positions
-NAME_AFTER = 0.1  # seconds between two looks at the ID by which the group knows this member
-LEAVE = 3.0  # seconds for telling the group, once everything is given up
+LOOK_AFTER = 0.25  # seconds between two checks of the client's positions
+NAME_AFTER = 0.1  # seconds between two checks of the ID by which the group knows this member
+LEAVE = 3.0  # seconds for the leave request to the group, once everything is given up
 
 
 class PollThread:
     """Runs one consumer.
 
     Args:
-        config: The client's whole configuration, but for its callbacks.
+        config: The client's whole configuration, without its callbacks.
         subscription: What to read.
         listener: Called at each assignment, on `loop`.
         ask: Asks the broker about partitions, on `loop`.
-        has_none: Asks the broker whether it has assigned nothing to a member; None where the client itself is told.
+        has_none: Asks the broker whether it has assigned nothing to a member; None if the client
+            itself learns that.
         loop: Where futures are resolved and the listener runs.
     """
 
@@ -88,19 +90,19 @@ class PollThread:
     # -- called on the event loop
 
     def start(self) -> None:
-        """Connect and subscribe; `started` tells when."""
+        """Connect and subscribe; `started` reports the result."""
         self._thread.start()
 
     def fetch(self, limit: int, timeout: float) -> asyncio.Future[Fetched]:
         """Ask for messages."""
         fetch = Fetch(limit, time.monotonic() + timeout, self._loop.create_future())
         self._commands.put(lambda: self._handover.ask(fetch))
-        if self.over:  # perhaps no thread takes it on any more
+        if self.over:  # perhaps no thread would take it
             resolve(self._loop, fetch.answer, Fetched([], {}))
         return fetch.answer
 
     def commit(self, positions: Mapping[TopicPartition, Position]) -> asyncio.Future[None]:
-        """Ask for a commit of those positions whose epochs hold when its turn comes."""
+        """Ask for a commit of the positions whose epochs are current when the commit runs."""
         answer: asyncio.Future[None] = self._loop.create_future()
         self._commands.put(lambda: self._commit(positions, answer))
         if self.over:
@@ -108,45 +110,45 @@ class PollThread:
         return answer
 
     def hold(self, partitions: Collection[TopicPartition], *, held: bool) -> None:
-        """Ask that nothing of these partitions be read, or that they be read again."""
+        """Ask the thread to read nothing of these partitions, or to read them again."""
         self._commands.put(lambda: self._hold(partitions, held=held))
 
     def seek(self, partition: TopicPartition, offset: int, topic_id: str | None) -> int:
-        """Ask that a partition be read from elsewhere; return its new epoch."""
+        """Ask the thread to read a partition from another offset; return its new epoch."""
         epoch = self._assignment.next_epoch()
         self._commands.put(lambda: self._seek(partition, offset, epoch, topic_id))
         return epoch
 
     def holds(self, partition: TopicPartition) -> bool:
-        """Return whether a partition is assigned; from any thread."""
+        """Return whether a partition is assigned; callable from any thread."""
         return partition in self._assignment.readings
 
     def stop(self) -> None:
-        """Ask for the end; `finished` tells when."""
+        """Ask for the end; `finished` reports it."""
         self._stopping = True
 
     def health(self) -> Health:
-        """Tell how long ago the thread last did something; from any thread."""
+        """Return how long ago the thread last did something; callable from any thread."""
         return Health(time.monotonic() - self._ran, self._error)
 
     def member(self) -> str:
-        """Return the ID by which the group knows this member; from any thread."""
+        """Return the ID by which the group knows this member; callable from any thread."""
         return "" if self.over else self._member
 
     def is_at_work(self) -> bool:
-        """Return whether a call of the listener is under way; from any thread."""
+        """Return whether a call of the listener is running; callable from any thread."""
         return self._telling
 
     # -- called by the assignment, on the thread
 
     def tell(self, work: Coroutine[Any, Any, T], timeout: float) -> T | None:
-        """Run a call of the listener on its event loop; None when it raised or took too long."""
+        """Run a call of the listener on its event loop; None if it raised or took too long."""
         end = time.monotonic() + timeout
         call = asyncio.run_coroutine_threadsafe(work, self._loop)
         self._telling = True
         try:
             while not call.done() and time.monotonic() < end:
-                # The event loop may itself be waiting for a commit or a fetch.
+                # The event loop itself may be waiting for a commit or a fetch.
                 self._serve_waiting()
                 with contextlib.suppress(TimeoutError):
                     call.result(SLICE)
@@ -159,11 +161,11 @@ class PollThread:
             self._telling = False
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin something on the event loop, without waiting for it."""
+        """Start work on the event loop without waiting for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def settle(self, *, confirm: bool) -> None:
-        """Answer all commits under way: by a synchronous commit, or as unconfirmed."""
+        """Answer all pending commits: by a synchronous commit, or as unconfirmed."""
         if confirm and self._consumer is not None:
             self._commits.confirm(self._consumer)
         else:
@@ -229,7 +231,7 @@ class PollThread:
             self._named, self._member = now, consumer.memberid() or ""
 
     def _serve_waiting(self) -> None:
-        """Do all commands, and answer whatever has waited for too long."""
+        """Run all commands, and answer fetches and commits that have waited too long."""
         now = self._ran = time.monotonic()
         with contextlib.suppress(queue.Empty):
             while True:
@@ -238,7 +240,7 @@ class PollThread:
         self._commits.expire(now)
 
     def _poll(self, consumer: Consumer, limit: int) -> None:
-        """Poll once: callbacks run in here, and what was there is handed over."""
+        """Poll once: callbacks run in here, and the available messages are handed over."""
         try:
             first = consumer.poll(SLICE)
             before = self._assignment.changes
@@ -246,10 +248,10 @@ class PollThread:
             if raw and limit > 1:
                 raw += consumer.consume(limit - 1, 0)
             if self._assignment.changes != before:
-                # Assigned within consume(): it is not known whether a message belongs to the new assignment. Read it
-                # again.
+                # Assigned within consume(): a message may or may not belong to the new assignment.
+                # Read it again.
                 self._assignment.places.lose_place(since=before)
-        except Exception as error:  # noqa: BLE001 - whatever it is, what the client had dequeued is gone
+        except Exception as error:  # noqa: BLE001 - after any error, the messages that the client had dequeued are gone
             log.warning("the Kafka client failed in a poll; reading again from the last positions: %r", error)
             self._assignment.places.lose_place()
             raw = []
@@ -261,7 +263,7 @@ class PollThread:
         self._assignment.places.find_place(consumer)
 
     def _passed(self) -> dict[TopicPartition, Position]:
-        """Return what the client has passed over without a message, now and then; it forgets that at a seek."""
+        """Return the offsets that the client passed without a message, now and then; a seek makes it forget them."""
         now, consumer = time.monotonic(), self._consumer
         if self._telling or consumer is None or now - self._passed_at < LOOK_AFTER:
             return {}
@@ -281,7 +283,7 @@ class PollThread:
         changed = [at for at in partitions if at in readings and readings[at].held != held]
         for at in changed:
             readings[at].held = held
-        # One that has failed stays paused; once it is read again, this decides.
+        # A failed partition stays paused; `held` decides once it is read again.
         changed = [at for at in changed if not readings[at].failed]
         if changed and consumer is not None and not self._parked:
             (consumer.pause if held else consumer.resume)([RawPartition(*at) for at in changed])
@@ -316,9 +318,10 @@ class PollThread:
             log.info("the Kafka client reports: %s: %s", error.name(), error.str())
 
     def _leave(self, consumer: Consumer) -> None:
-        """Give all partitions up, which has the listener finish, and tell the group.
+        """Give all partitions up, so that the listener finishes, and tell the group.
 
-        `close` alone would leave silently where nothing is assigned, and the others would wait for a rebalance timeout.
+        With no partition assigned, `close` alone would leave silently, and others would wait for a
+        rebalance timeout.
         """
         consumer.unsubscribe()
         seen, end = -1, 0.0

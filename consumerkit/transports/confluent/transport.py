@@ -1,9 +1,9 @@
 """Kafka through librdkafka (confluent-kafka): the transport that `Kafka(transport="confluent")` makes.
 
-* Cooperative rebalances: a joining member takes partitions away from others without stopping those that stay. All
-  members of a group must use the same client library, therefore.
-* A header name that is not UTF-8 comes escaped; where one record has several such names, the client tells only the
-  first one, and the others come as U+FFFD, their values and their order kept.
+* Cooperative rebalances: a joining member takes partitions from others without stopping those that stay.
+  Therefore all members of a group must use the same client library.
+* A header name that is not UTF-8 comes escaped. If one record has several such names, the client shows only the first
+  one; the others come as U+FFFD, with their values and their order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Aside = Callable[[], Mapping[str, Any]]
 
-# Settings of one kind of client, which the other kinds would complain about.
+# Settings of consumers, which the other kinds of client would complain about.
 _CONSUMER_ONLY = ("fetch.", "queued.m", "session.", "heartbeat.", "group.", "partition.", "max.poll.", "check.crcs")
 
 
@@ -30,11 +30,11 @@ class ConfluentTransport:
     """Makes consumers and producers for one cluster.
 
     Args:
-        config: librdkafka's settings: how to reach the cluster, and what a user tuned. What the contract of
-            `consumerkit.transports.base` rests on is set here whatever it says.
+        config: librdkafka's settings: how to reach the cluster, and the user's own. Settings that
+            the contract of `consumerkit.transports.base` depends on are overwritten here.
         local_only: Refuse brokers that are not on this machine.
-        aside: Returns how to reach the cluster, in aiokafka's keyword arguments, for what librdkafka cannot send; a
-            plain connection where it is left out.
+        aside: Returns how to reach the cluster, in aiokafka's keyword arguments, for requests that
+            librdkafka lacks; a plain connection if it is left out.
     """
 
     def __init__(self, config: Mapping[str, object], *, local_only: bool = False, aside: Aside | None = None) -> None:
@@ -54,11 +54,11 @@ class ConfluentTransport:
         return ConfluentProducer(self._shared)
 
     def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> LogReader:
-        """Make a reader outside of any group; nothing happens before its `start`."""
+        """Make a reader outside any group; nothing happens before its `start`."""
         return ConfluentReader(self._config, topic, offsets or {}, self._admin)
 
     async def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
-        """Describe those of the topics that exist; never creates one.
+        """Describe the topics that exist; never creates one.
 
         Raises:
             StartError: The broker refused, or could not be reached in time.
@@ -66,7 +66,7 @@ class ConfluentTransport:
         return await self._admin.topics(names)
 
     async def keeps(self, names: Collection[str]) -> dict[str, float]:
-        """Return for how many seconds the broker keeps a topic's records, as far as it tells.
+        """Return for how many seconds the broker keeps each topic's records, if it says so.
 
         Raises:
             StartError: The broker refused the connection, or could not be reached in time.
@@ -74,7 +74,7 @@ class ConfluentTransport:
         return await self._admin.keeps(names)
 
     async def create_topics(self, partitions: Mapping[str, int]) -> None:
-        """Create those of the topics that do not exist, with the broker's defaults.
+        """Create the topics that do not exist, with the broker's defaults.
 
         Raises:
             StartError: The broker refused; the message names the topic.

@@ -1,4 +1,4 @@
-"""Notices that the group has no partition for its member, which then knows that it stands still for no fault."""
+"""Notices that the group has no partition for its member, so that standing still is no fault."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _ANSWER: Final = 2.0
 
 
 class WithoutPartitions:
-    """Tells once that there is none, some seconds after the last one has gone; used by the poll thread only.
+    """Reports once that there is no partition, some seconds after the last one has gone; for the poll thread only.
 
-    In the classic protocol the client gets an assignment of nothing. In that of KIP-848 it gets nothing at
-    all, so the broker is asked.
+    In the classic protocol the client gets an empty assignment. In the protocol of KIP-848 it gets
+    nothing, so the broker is asked.
 
     Args:
-        begin: Begins something on the event loop.
-        confirm: Asks the broker whether it has assigned nothing to this member; None where the client is told so.
+        begin: Starts work on the event loop.
+        confirm: Asks the broker whether it has assigned nothing to this member; None if the client
+            learns it itself.
     """
 
     def __init__(self, begin: Begin, confirm: Confirm | None) -> None:
@@ -36,21 +37,21 @@ class WithoutPartitions:
         self._asked: Future[bool] | None = None
 
     def joined(self) -> None:
-        """Record that the member has asked to be let in."""
+        """Record that the member has asked to join."""
         if self._confirm is not None:
             self._since = time.monotonic()
 
     def told(self) -> None:
-        """Record that the client got an assignment of nothing."""
+        """Record that the client got an empty assignment."""
         self._since = time.monotonic()
 
     def over(self) -> None:
-        """Record that there are partitions; once the last of them has gone, it may tell again."""
+        """Record that there are partitions; once the last of them has gone, it may report again."""
         self._since = math.inf if self._confirm is None else time.monotonic()
         self._asked = None
 
     def is_certain(self) -> bool:
-        """Return True, once, where there has been none for some seconds and the broker means it."""
+        """Return True, once, if there has been none for some seconds and the broker confirms it."""
         if time.monotonic() - self._since <= _AFTER:
             return False
         if self._confirm is None or self._is_confirmed():
@@ -73,7 +74,7 @@ class WithoutPartitions:
 
 
 def has_none(admin: AdminClient, group: str, member: str) -> bool:
-    """Tell whether a group is settled and has assigned nothing to a member.
+    """Return whether a group is settled and has assigned nothing to a member.
 
     Raises:
         KafkaException: The broker did not answer.

@@ -1,8 +1,8 @@
 """A broker in memory: topics, partitions and consumer groups without a server, for tests.
 
-`MemoryBroker` behaves as Kafka does in all that the contract in `consumerkit.transports.base` speaks of, rebalances and
-outages included, so a worker under test runs unchanged. It belongs to one event loop; only `append` may be called from
-other threads. Nothing survives the process.
+`MemoryBroker` behaves like Kafka in everything that the contract in `consumerkit.transports.base` covers, including
+rebalances and outages, so a worker under test runs unchanged. It belongs to one event loop; only `append` may be called
+from other threads. Nothing survives the process.
 
 Example:
     >>> broker = MemoryBroker(topics={"payments": 4})
@@ -11,9 +11,9 @@ Example:
     >>> [message.value for message in broker.records("payments")]
     [b'{"amount": 5}']
 
-What goes wrong at a broker can be made to happen, so that a test does not wait for it: `outage`, `leaderless`,
-`acknowledging` (late answers and failed ones), `cut_off` (a member that the group has given up), `expire`; and so can
-what a log is like that lives: `add_partitions`, `append_control_records`, `delete_before`, `truncate`.
+A test can cause a broker's faults instead of waiting for them: `outage`, `leaderless`, `acknowledging` (late and failed
+answers), `cut_off` (a member that the group has given up), `expire`. It can also change a log as real ones change:
+`add_partitions`, `append_control_records`, `delete_before`, `truncate`.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ class MemoryBroker:
         self.logs.create(name, partitions)
 
     def add_partitions(self, topic: str, partitions: int) -> None:
-        """Have a topic consist of `partitions` partitions from now on.
+        """Raise a topic's number of partitions to `partitions`.
 
-        A group notices at its next rebalance, as with Kafka; see `rebalance`.
+        As with Kafka, a group notices at its next rebalance; see `rebalance`.
 
         Args:
             topic: The name of an existing topic.
-            partitions: The number in all.
+            partitions: The new total.
 
         Raises:
             KeyError: There is no such topic.
-            ValueError: The topic has more partitions already.
+            ValueError: The topic already has more partitions.
         """
         self.logs.topics[topic].grow(partitions)
 
@@ -99,7 +99,7 @@ class MemoryBroker:
             key: Chooses the partition, by the same hash as Kafka's own producers; records without a key take turns.
             headers: The record's headers, in order.
             partition: Overrides the key's choice.
-            timestamp: Milliseconds since the epoch; now, where None.
+            timestamp: Milliseconds since the epoch; None means now.
 
         Raises:
             KeyError: There is no such topic.
@@ -109,9 +109,9 @@ class MemoryBroker:
         return record
 
     def append_control_records(self, topic: str, partition: int, count: int = 1) -> None:
-        """Take up `count` offsets for which no consumer is given anything.
+        """Add `count` offsets without a message for consumers.
 
-        That is what the markers of transactions, aborted records and compacted ones look like to a consumer.
+        Markers of transactions, aborted records and compacted ones look like that to a consumer.
         """
         self._log(topic, partition).append_control_records(count)
         wake_all(self._groups.values())
@@ -134,24 +134,24 @@ class MemoryBroker:
         wake_all(self._groups.values())
 
     def truncate(self, topic: str, partition: int, offset: int) -> None:
-        """Forget the records from `offset` on, as an unclean election of a leader does; readers beyond it fail."""
+        """Forget the records from `offset` on, as an unclean leader election does; readers beyond it fail."""
         self._log(topic, partition).truncate(offset)
         wake_all(self._groups.values())
 
     async def expire(self, group: str) -> None:
-        """End the session of all members of a group: they lose their partitions, then join again."""
+        """End the sessions of all members of a group: they lose their partitions, then join again."""
         await self.group(group).expire()
 
     async def rebalance(self, group: str) -> None:
-        """Take all partitions from the members of a group and deal them out again, added ones among them."""
+        """Take all partitions from the members of a group and assign them again, added ones included."""
         await self.group(group).rebalance()
 
     @contextlib.asynccontextmanager
     async def cut_off(self, group: str, member: int = 0) -> AsyncIterator[None]:
-        """Give a member up within the `async with` block, without a word to it: the others own its partitions.
+        """Give a member up within the `async with` block, without telling it: the others own its partitions.
 
-        It goes on with what it has in hand, as a process does that was paused and wakes. It fetches nothing, its
-        commits fail, and at the block's end it loses its partitions and joins again.
+        It continues its open work, like a process that was paused and wakes. It fetches nothing, its commits fail, and
+        at the block's end it loses its partitions and joins again.
 
         Args:
             group: The name of the group.
@@ -172,8 +172,8 @@ class MemoryBroker:
     def leaderless(self, topic: str, partition: int) -> Iterator[None]:
         """Leave a partition without a leader within the `with` block.
 
-        Fetches return nothing of it, sends to it fail for now, and the ends of its log are not known;
-        `append` still works.
+        Fetches return none of its messages, sends to it fail for now, and the ends of its log are unknown; `append`
+        still works.
         """
         log = self._log(topic, partition)
         log.has_leader = False
@@ -185,9 +185,9 @@ class MemoryBroker:
 
     @contextlib.contextmanager
     def acknowledging(self, answers: Answers) -> Iterator[None]:
-        """Answer producers as `answers` says within the `with` block; it is asked once for each record.
+        """Answer producers as `answers` says within the `with` block; it is called once for each record.
 
-        Records go into the log in the order in which they are sent, whatever their answers wait for.
+        Records enter the log in the order in which they are sent, whenever their answers come.
 
         Example:
             >>> from consumerkit.transports.memory import Acknowledgement, MemoryBroker
@@ -211,7 +211,7 @@ class MemoryBroker:
             self._switch(available=True)
 
     def group(self, name: str) -> MemoryGroup:
-        """Return the group of this name; makes it where there is none."""
+        """Return the group of this name; creates it if there is none."""
         if name not in self._groups:
             self._groups[name] = MemoryGroup(self.logs)
         return self._groups[name]
@@ -253,11 +253,11 @@ class Memory:
         return MemoryProducer(self.broker)
 
     def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> LogReader:
-        """Make a reader outside of any group."""
+        """Make a reader outside any group."""
         return MemoryReader(self.broker.logs, topic, offsets or {})
 
     async def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
-        """Describe those of the topics that exist."""
+        """Describe the topics that exist."""
         self._reach()
         found = {name: self.broker.logs.topics[name] for name in names if name in self.broker.logs.topics}
         return {name: TopicInfo(name, topic.id, len(topic.partitions)) for name, topic in found.items()}
@@ -268,7 +268,7 @@ class Memory:
         return {name: self.broker.logs.topics[name].keeps for name in names if name in self.broker.logs.topics}
 
     async def create_topics(self, partitions: Mapping[str, int]) -> None:
-        """Create those of the topics that do not exist."""
+        """Create the topics that do not exist."""
         self._reach()
         for name, number in partitions.items():
             self.broker.create_topic(name, number)

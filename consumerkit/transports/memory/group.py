@@ -32,7 +32,7 @@ class MemoryConsumer:
 
     Attributes:
         name: The ID by which the group knows it.
-        topics: What it subscribes to.
+        topics: The topics that it subscribes to.
         cut_off: Whether no answer of the broker reaches it, and the group has gone on without it.
         stopped: Whether it has left for good.
     """
@@ -58,7 +58,7 @@ class MemoryConsumer:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self, listener: AssignmentListener) -> None:
-        """Join the group; partitions come afterwards."""
+        """Join the group; partitions are assigned later."""
         missing = [topic for topic in self.topics if topic not in self._group.logs.topics]
         if missing:
             raise StartError(f"no such topic: {', '.join(missing)}")
@@ -67,7 +67,7 @@ class MemoryConsumer:
         self._spawn(self._group.join(self))
 
     async def fetch(self, limit: int, timeout: float) -> list[Message]:
-        """Return what is there, at most `limit` messages; wait `timeout` seconds for the first."""
+        """Return available messages, at most `limit`; wait `timeout` seconds for the first."""
         end = time.monotonic() + timeout
         while True:
             self._awake.clear()
@@ -80,11 +80,11 @@ class MemoryConsumer:
                 return []
 
     def passed(self) -> Mapping[TopicPartition, Position]:
-        """Return where partitions are read on."""
+        """Return where reading continues in each partition."""
         return self._positions({at: offset for at, offset in self._reading.items() if at not in self._held})
 
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
-        """Commit the positions of epochs that still hold."""
+        """Commit the positions whose epochs are still current."""
         self._reach()
         self._commit(positions)
 
@@ -107,7 +107,7 @@ class MemoryConsumer:
         self._awake.set()
 
     def seek(self, partition: TopicPartition, offset: int) -> int:
-        """Have a partition read from `offset`; return the new epoch."""
+        """Read a partition from `offset` from now on; return the new epoch."""
         self._epoch += 1
         if partition in self._epochs:
             self._epochs[partition] = self._epoch
@@ -116,7 +116,7 @@ class MemoryConsumer:
         return self._epoch
 
     async def describe(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, PartitionInfo]:
-        """Tell about assigned partitions.
+        """Describe assigned partitions.
 
         Raises:
             Unavailable: The broker is down.
@@ -131,7 +131,7 @@ class MemoryConsumer:
         return found
 
     async def survey(self, topic: str) -> Survey:
-        """Tell about all partitions of a topic.
+        """Describe all partitions of a topic.
 
         Raises:
             Unavailable: The broker is down, or there is no such topic.
@@ -148,7 +148,7 @@ class MemoryConsumer:
         """Return the first offset since a moment.
 
         Raises:
-            Unavailable: The broker is down, there is no such topic, or nothing leads the partition.
+            Unavailable: The broker is down, there is no such topic, or the partition has no leader.
         """
         log = self._topic(partition.topic).partitions[partition.partition]
         if not log.has_leader:
@@ -157,7 +157,7 @@ class MemoryConsumer:
         return next(later, log.end)
 
     async def stop(self) -> None:
-        """Have the listener finish with all partitions, commit what it returns, and leave the group."""
+        """Let the listener finish with all partitions, commit what it returns, and leave the group."""
         self.stopped = True
         # Cancelling the wait does not stop the leave: the broker finishes its assignment.
         leaving = asyncio.get_running_loop().create_task(self._group.leave(self))
@@ -167,16 +167,16 @@ class MemoryConsumer:
             await asyncio.wait(self._tasks)
 
     def health(self) -> Health:
-        """Tell how the consumer does; from any thread."""
-        # There is no loop of a client's own here that could stand still.
+        """Return the consumer's health; callable from any thread."""
+        # This client has no loop of its own that could stand still.
         return Health(0.0, self._error)
 
     def member(self) -> str:
-        """Return the ID by which the group knows this consumer, once it has joined; from any thread."""
+        """Return the ID by which the group knows this consumer, once it has joined; callable from any thread."""
         return self.name if self in self._group.members else ""
 
     async def assign(self, partitions: Collection[TopicPartition]) -> None:
-        """Tell the listener of new partitions, then read them; those that nothing leads, once they have a leader."""
+        """Pass new partitions to the listener, then read them; those without a leader, once they have one."""
         led = {partition for partition in partitions if self._group.logs.partition(partition).has_leader}
         self._leaderless |= set(partitions) - led
         starts = {partition: self._start(partition) for partition in sorted(led)}
@@ -186,7 +186,7 @@ class MemoryConsumer:
         if starts or not partitions:
             told = self._positions(starts)
             if await self._tell(_true(self._listening.assigned(told)), otherwise=False):
-                # A listener may have gone elsewhere already.
+                # A listener may have called `seek` already.
                 self._reading.update({at: start for at, start in starts.items() if at not in self._reading})
                 self._awake.set()
             else:
@@ -195,7 +195,7 @@ class MemoryConsumer:
                     self._reading.pop(partition, None)
 
     async def assign_led(self) -> None:
-        """Take on partitions that were given earlier and have a leader by now."""
+        """Take on earlier partitions that had no leader then and have one now."""
         waiting, self._leaderless = self._leaderless, set()
         await self.assign(waiting)
 
@@ -219,7 +219,7 @@ class MemoryConsumer:
         if self._group.available:
             self._commit(positions)
         self._epochs.clear()
-        # The listener may have gone elsewhere in a partition while it finished with it.
+        # The listener may have called `seek` in a partition while it finished with it.
         self._reading.clear()
         self._held.clear()
 
@@ -234,7 +234,7 @@ class MemoryConsumer:
             await self._tell(self._listening.lost(gone), otherwise=None)
 
     def wake(self) -> None:
-        """Have a waiting fetch look again; from any thread."""
+        """Make a waiting fetch check again; callable from any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._awake.set)
 
@@ -269,7 +269,7 @@ class MemoryConsumer:
                 self._fail(partition, offset)
                 continue
             records = log.read(offset, limit - len(found))
-            # To the end of the queue, so that a busy partition does not starve the others.
+            # Moved to the end of the queue, so that a busy partition does not starve the others.
             del self._reading[partition]
             self._reading[partition] = log.position_after(records, limit - len(found))
             if records:
@@ -298,7 +298,7 @@ class MemoryConsumer:
         self._spawn(self._tell(self._listening.failed(partition, error), otherwise=None))
 
     async def _tell(self, work: Awaitable[T], *, otherwise: T) -> T:
-        """Call the listener, one call at a time; its exception ends up in `health`."""
+        """Call the listener, one call at a time; `health` reports its exception."""
         async with self._told:
             try:
                 return await work

@@ -15,9 +15,9 @@ class PartitionLog:
     """One partition: the records from `start` up to `end`.
 
     Attributes:
-        start: The first offset that is in the log.
+        start: The first offset in the log.
         end: The offset that the next record will get.
-        has_leader: Whether a broker leads it; without one it is neither read nor written.
+        has_leader: Whether a broker leads it; without one it can be neither read nor written.
     """
 
     __slots__ = ("_offsets", "_records", "end", "has_leader", "start")
@@ -27,7 +27,7 @@ class PartitionLog:
         self.end = 0
         self.has_leader = True
         self._records: list[Message] = []
-        self._offsets: list[int] = []  # of the records, which leave gaps
+        self._offsets: list[int] = []  # of the records; there may be gaps
 
     def append(self, record: Message) -> None:
         """Add a record, which must carry the offset `end`."""
@@ -36,7 +36,7 @@ class PartitionLog:
         self.end = record.offset + 1
 
     def append_control_records(self, count: int) -> None:
-        """Take up offsets for which no reader is given anything."""
+        """Add offsets without a message for readers."""
         self.end += count
 
     def read(self, offset: int, limit: int) -> list[Message]:
@@ -45,7 +45,7 @@ class PartitionLog:
         return self._records[at : at + limit]
 
     def position_after(self, records: Sequence[Message], limit: int) -> int:
-        """Return where to read on after a `read`: at the end where it returned less than `limit`."""
+        """Return where to continue after a `read`: at the end if it returned fewer than `limit`."""
         return records[-1].offset + 1 if len(records) == limit else self.end
 
     def delete_before(self, offset: int) -> None:
@@ -61,16 +61,17 @@ class PartitionLog:
         self.start = max(self.start, offset)
 
     def truncate(self, offset: int) -> None:
-        """Forget the records from `offset` on, as an unclean election of a leader does."""
+        """Forget the records from `offset` on, as an unclean leader election does."""
         at = bisect.bisect_left(self._offsets, offset)
         del self._records[at:], self._offsets[at:]
         self.end = min(self.end, offset)
 
 
 class TopicLog:
-    """One topic: its partitions, and an ID that a topic created again under the same name does not share.
+    """One topic: its partitions, and an ID that a recreated topic of the same name does not share.
 
-    `keeps` is the age in seconds beyond which its records may go; it is only reported, and no record is deleted.
+    `keeps` is the age in seconds beyond which records may be deleted; it is only reported, and no
+    record is deleted.
     """
 
     def __init__(self, name: str, partitions: int) -> None:
@@ -104,7 +105,7 @@ class TopicLog:
         return partition_of(key, len(self.partitions))
 
     def grow(self, partitions: int) -> None:
-        """Have so many partitions from now on.
+        """Raise the number of partitions.
 
         Raises:
             ValueError: There are more already.

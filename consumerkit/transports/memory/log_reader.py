@@ -1,4 +1,4 @@
-"""Reading a topic in memory outside of any group."""
+"""Reads a topic in memory outside any group."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MemoryReader:
         return self._spans.read
 
     async def fetch(self, limit: int, timeout: float) -> list[Message]:
-        """Return what is there, at most `limit` messages."""
+        """Return available messages, at most `limit`."""
         found: list[Message] = []
         if not self._logs.available:
             await asyncio.sleep(timeout)
@@ -47,7 +47,7 @@ class MemoryReader:
             records = log.read(position, room)
             found += self._spans.taken(records)
             if len(records) < room:
-                # Control records may be all that is left.
+                # The remaining offsets may be control records only.
                 self._spans.close(number)
         if not found and not self.finished:
             await asyncio.sleep(timeout)

@@ -1,7 +1,7 @@
 """Consumer groups in memory: members, assignments and committed offsets, by the eager protocol.
 
-Every change of membership takes all partitions from all members, waits until each has finished with its own, and
-deals them out again. That is the harshest rebalance a consumer can meet, which is what a test wants.
+Every change of membership takes all partitions from all members, waits until each has finished with
+its own, and assigns them again. That is the harshest rebalance for a consumer, which suits a test.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from consumerkit.transports.memory.log import Logs
 
 
 class Member(Protocol):
-    """What a group needs of a member.
+    """What a group needs from a member.
 
     Attributes:
         name: The ID by which the group knows it.
-        topics: What it subscribes to.
+        topics: The topics that it subscribes to.
         cut_off: Whether no answer of the broker reaches it, and the group has gone on without it.
         stopped: Whether it has left for good.
     """
@@ -33,7 +33,7 @@ class Member(Protocol):
         """Take on partitions."""
 
     async def assign_led(self) -> None:
-        """Take on partitions that were given earlier and have a leader by now."""
+        """Take on earlier partitions that had no leader then and have one now."""
 
     async def revoke(self) -> None:
         """Finish with all partitions, commit, and give them up."""
@@ -42,11 +42,11 @@ class Member(Protocol):
         """Give up all partitions without a commit."""
 
     def wake(self) -> None:
-        """Have a waiting fetch look again; from any thread."""
+        """Make a waiting fetch check again; callable from any thread."""
 
 
 class MemoryGroup:
-    """One consumer group: who its members are and what they have committed."""
+    """One consumer group: its members and its committed offsets."""
 
     def __init__(self, logs: Logs) -> None:
         self.logs = logs
@@ -66,18 +66,18 @@ class MemoryGroup:
         return tuple(self._members)
 
     async def assign_led(self, member: Member) -> None:
-        """Have a member take on what it was given without a leader."""
+        """Let a member take on its partitions that had no leader."""
         async with self._changing:
             if member in self._members:
                 await member.assign_led()
 
     async def rebalance(self) -> None:
-        """Take all partitions and deal them out again, added ones among them."""
+        """Take all partitions and assign them again, added ones included."""
         async with self._changing:
             await self._deal()
 
     async def remove(self, member: Member) -> None:
-        """Treat a member as one that was not heard of in time: its partitions go to others, and nothing tells it."""
+        """Treat a member as silent for too long: its partitions go to others, and it is not told."""
         async with self._changing:
             if member in self._members:
                 self._members.remove(member)
@@ -94,13 +94,13 @@ class MemoryGroup:
                 await self._deal()
 
     async def join(self, member: Member) -> None:
-        """Let a member in and deal out again."""
+        """Let a member join and assign all partitions again."""
         async with self._changing:
             self._members.append(member)
             await self._deal()
 
     async def leave(self, member: Member) -> None:
-        """Take the member's partitions, once it is done with them, and deal out again."""
+        """Take the member's partitions once it has finished with them, and assign them again."""
         async with self._changing:
             if member in self._members:
                 await member.revoke()
@@ -110,13 +110,13 @@ class MemoryGroup:
                 await member.lose()
 
     async def expire(self) -> None:
-        """Treat every member as one whose session ran out: its partitions are lost, then it joins again."""
+        """Treat every member's session as expired: its partitions are lost, then it joins again."""
         async with self._changing:
             await asyncio.gather(*(member.lose() for member in self._members))
             await self._deal()
 
     def wake(self) -> None:
-        """Have every waiting fetch look again; from any thread."""
+        """Make every waiting fetch check again; callable from any thread."""
         for member in self.members:
             member.wake()
 
@@ -131,6 +131,6 @@ class MemoryGroup:
 
 
 def wake_all(groups: Iterable[MemoryGroup]) -> None:
-    """Have every waiting fetch of every group look again."""
+    """Make every waiting fetch of every group check again."""
     for group in groups:
         group.wake()

@@ -1,4 +1,4 @@
-"""Sending to a broker in memory, and how it answers."""
+"""Sending to a broker in memory, and the broker's answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consumerkit.transports.memory.log import Logs
 
 _HEADER = 2  # at least, for the lengths of a header's name and value
 _NOWHERE = Acknowledged(-1, -1)
-_OVERHEAD = 70  # what Kafka adds to a lone record: batch header and lengths
+_OVERHEAD = 70  # Kafka's overhead for a lone record: batch header and lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,8 @@ class Acknowledgement:
         delay: Seconds after which the answer comes.
         gate: Awaited before the answer, besides the delay.
         failure: The producer's answer; None is success.
-        written: Whether the record is in the log. An answer that is lost is a failure of a record that is written.
+        written: Whether the record is in the log. A lost answer is the failure of a record that is
+            written.
 
     Raises:
         ValueError: Success of a record that is not written.
@@ -53,7 +54,7 @@ def at_once(_: Record) -> Acknowledgement:
 
 
 class Intake:
-    """Where a broker in memory takes records from producers.
+    """Accepts records for a broker in memory.
 
     Args:
         logs: The broker's.
@@ -68,7 +69,7 @@ class Intake:
         self.max_record_bytes = max_record_bytes
 
     def take(self, record: Record) -> tuple[Acknowledgement, Acknowledged]:
-        """Add a record, where nothing is against it; return how to answer, and where it would go or went."""
+        """Add a record unless something prevents it; return the answer, and the record's actual or intended place."""
         if (refusal := self._refusal(record)) is not None:
             return _refused(refusal, _NOWHERE)
         topic = self._logs.topics[record.topic]
@@ -108,11 +109,11 @@ class IntakeProducer:
         """Connect: nothing to do in memory."""
 
     async def send(self, records: Sequence[Record]) -> list[SendFailure | None]:
-        """Add all records, in order, then await their answers; one answer per record."""
+        """Add all records, in order, then wait for their answers; one answer per record."""
         return [failure_in(answer) for answer in await self.place(records)]
 
     async def place(self, records: Sequence[Record]) -> list[Acknowledged | SendFailure]:
-        """Add all records, in order, then await their answers; return where each one went, or why it did not."""
+        """Add all records, in order, then wait for their answers; return each one's place, or why it has none."""
         taken = [self._intake.take(record) for record in records]
         return await asyncio.gather(*(_awaited(answer, placement) for answer, placement in taken))
 
