@@ -7,8 +7,7 @@ commits exactly what the engine gave it, never what it has fetched, and never an
 automatic commits are off.
 
 **Assignments.** `Consumer.start` subscribes. From then on the broker's group protocol gives
-partitions and takes them
-away, and the transport calls the `AssignmentListener`:
+partitions and takes them away, and the transport calls the `AssignmentListener`:
 
 * `assigned` before `fetch` returns the first message of a partition, with the position it is read from, which the
   engine may commit. Each assignment of a partition gets an *epoch*, a number greater than all

@@ -1,7 +1,7 @@
 """What the consumer and the producer on aiokafka share: starting, stopping, and access to aiokafka's internals.
 
-All access to aiokafka's internals is here, in `Insight`, and in `aiokafka_records`, so that a new
-version of the library needs a check in two places.
+All access to aiokafka's internals is in this module, in `records` and in `tokens`, so that a new
+version of the library needs a check in three places.
 """
 
 from __future__ import annotations

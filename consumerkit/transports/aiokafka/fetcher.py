@@ -145,8 +145,8 @@ class Reader:
         if isinstance(error, errors.KafkaError) and await self._fail_by_name(error):
             return
         if isinstance(error, errors.NoOffsetForPartitionError | errors.ConsumerStoppedError):
-            # The first error occurs during a take-over: the partition's position is about to be
-            # set.
+            # The first of these errors occurs during a take-over: the partition's position is
+            # about to be set.
             await asyncio.sleep(_TROUBLE_PAUSE)
             return
         if words(error) != self._trouble:

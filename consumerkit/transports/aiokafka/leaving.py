@@ -1,8 +1,7 @@
 """Leaves a consumer group for a member that cannot: its process has died, or its connection is busy.
 
 A broker waits for a silent member until its session expires. Any client that may use the group can
-report sooner that
-the member has left. librdkafka offers no such request, so both Kafka transports send it here, on a
+report sooner that the member has left. librdkafka offers no such request, so both Kafka transports send it here, on a
 separate connection: a broker answers the requests of one connection in their order, and a member's
 own request may wait behind a join that the broker answers only after the whole group has joined.
 """
