@@ -198,7 +198,7 @@ class Undoer:
         return task.result()
 
     async def _failed(self, one: Undo, error: Exception) -> bool:
-        """Record that an undo failed; return whether to leave the message's other steps alone."""
+        """Record that an undo failed; return whether to stop with the message's other steps."""
         attempt, wait = one.attempts + 1, self._wait(one, error)
         if isinstance(error, Defer):
             attempt -= 1

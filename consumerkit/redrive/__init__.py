@@ -1,12 +1,12 @@
-"""The way back for dead letters: through the handler again, or off the list by a person's word.
+"""Brings dead letters back through the handler, or closes them by a person's decision.
 
     from consumerkit.redrive import Selection, redrive
 
     report = await redrive("postgresql+psycopg://...", Selection(handler="credit-account", reason="exhausted"))
     print(report.redriven, report.counts)
 
-A redriven letter is parked, in one transaction with the ledger, and the worker that owns its partition runs it as it
-runs everything that is parked. Nothing here needs a worker or a broker; `consumerkit dead-letters` calls the same.
+A redriven letter is parked, in one transaction with the ledger. The worker that owns its partition runs it like every
+parked message. Nothing here needs a worker or a broker; `consumerkit dead-letters` calls the same functions.
 """
 
 from consumerkit.dead_letters.formats import Convention

@@ -1,4 +1,4 @@
-"""What can be done about dead letters: redrive them, or close them by a person's word."""
+"""The actions on dead letters: redrive them, or close them by a person's decision."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _log = logging.getLogger(__name__)
 
 
 class LettersMoved(Exception):
-    """The ledger changed between two statements of ours: do the batch again."""
+    """The ledger changed between two of our statements: repeat the transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Redrive:
-    """Parks dead letters again, for their partition's owner to run.
+    """Parks dead letters again; their partition's owner runs them.
 
     Attributes:
         max_redrives: How often a letter may be redriven.
-        new_id: Whether conflicts are redriven, under an ID of their own.
-        note: Why; kept in the letters' history.
+        new_id: Whether to redrive conflicts, under an ID of their own.
+        note: The reason; kept in the letters' history.
     """
 
     max_redrives: int
@@ -67,7 +67,7 @@ class Redrive:
     def carry_out(self, scene: LockedLetters, numbers: Sequence[int], by: str) -> list[LetterResult]:
         """See `Action.carry_out`."""
         connection, tables = scene.connection, scene.lot.tables
-        # The ledger's rows before the letters', as an engine locks them that resolves a letter.
+        # Ledger rows are locked before letters, in the same order as by an engine that resolves a letter.
         kept = self._kept(scene, numbers)
         letters = locked(connection, tables, numbers, dry=scene.dry)
         standing, others = _standing(scene, letters)
@@ -136,10 +136,10 @@ class Redrive:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Takes dead letters off the list by a person's word: resolved outside of consumerkit, or discarded.
+    """Closes dead letters by a person's decision: resolved outside consumerkit, or discarded.
 
-    The message ID of a resolved one counts as processed from then on, so that a resend does not do again what the
-    person did; that of a discarded one stays dead.
+    A resolved letter's message ID then counts as processed, so a resend does not repeat what the person did. A
+    discarded letter's message ID stays dead.
     """
 
     state: State
@@ -147,7 +147,7 @@ class Close:
 
     @property
     def name(self) -> str:
-        """As it is recorded."""
+        """The name in the audit record."""
         return "resolve" if self.state is State.RESOLVED else "discard"
 
     def check(self, log: PartitionLetters) -> None:
@@ -181,19 +181,19 @@ class Close:
 
 
 def locked(connection: Connection, tables: Tables, numbers: Sequence[int], *, dry: bool) -> list[Any]:
-    """Return the letters that are still dead, locked in the order of their IDs unless in a dry run."""
+    """Return the letters that are still dead; locks them in the order of their IDs, except in a dry run."""
     table = tables.dead_letters
     query = select(table).where(table.c.id.in_(numbers), table.c.state == State.DEAD.value).order_by(table.c.id)
     return list(connection.execute(query if dry else query.with_for_update()))
 
 
 def origin(letter: Any) -> Origin:
-    """Return where a letter's message stood in the log."""
+    """Return the place of a letter's message in the log."""
     return (letter.topic_id, letter.partition, letter.offset)
 
 
 def _standing(scene: LockedLetters, letters: Sequence[Any]) -> tuple[dict[Origin, Kind], set[int]]:
-    """Return what is in the lot of these letters' messages, and which letters have another message at their place."""
+    """Return the parked rows of these letters' messages, and the letters whose place another message has."""
     lot, connection = scene.lot, scene.connection
     rows = redriven.standing(lot, connection, [origin(one) for one in letters])
     mine: dict[Origin, Kind] = {}
@@ -210,7 +210,7 @@ def _standing(scene: LockedLetters, letters: Sequence[Any]) -> tuple[dict[Origin
 
 
 def _beside(scene: LockedLetters, told: LetterResult, others: Collection[int]) -> LetterResult:
-    """Give a letter an origin of its own that is to be parked where another message stands."""
+    """Give a letter an origin of its own if another message is parked at its place."""
     letter = told.letter
     if told.fate is not Fate.REDRIVEN or letter.id not in others:
         return told
@@ -234,7 +234,7 @@ def _locked_ledger(scene: LockedLetters, digests: Sequence[bytes]) -> dict[bytes
 
 
 def _completed(tables: Tables, letter: Any, identity: Identified, kept: Kept | None) -> Identified:
-    """Return an identity with its fingerprint; letters of older versions have none."""
+    """Return an identity with a fingerprint, which letters of older versions lack."""
     if identity.fingerprint is not None or identity.digest is None:
         return identity
     if kept is not None:
@@ -243,12 +243,12 @@ def _completed(tables: Tables, letter: Any, identity: Identified, kept: Kept | N
         value = payload(tables.sealer, letter).value
         message = Message(letter.topic, letter.partition, letter.offset, value=value)
         return Identified(identity.digest, identity.message_id, WHOLE_VALUE.of(message, None))
-    # Neither here nor in the ledger: ID and fingerprint are read from the message when it runs.
+    # The fingerprint is unknown here and in the ledger: ID and fingerprint are read from the message when it runs.
     return Identified(None, identity.message_id, None)
 
 
 def _claim(scene: LockedLetters, going: Sequence[Identified], kept: Mapping[bytes, Kept]) -> None:
-    """Have the ledger hold the IDs as parked: dead ones, and those that it does not know."""
+    """Mark the IDs as parked in the ledger: dead ones, and those that it does not know."""
     ledger = Ledger(scene.lot.tables, scene.lot.dialect, scene.lot.consumer)
     digests = [one.digest for one in going if one.digest is not None]
     dead = [digest for digest in digests if digest in kept]

@@ -1,4 +1,4 @@
-"""What a program calls."""
+"""The functions that a program calls."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ async def redrive(
 ) -> Report:
     """Run dead letters' messages again.
 
-    Each is parked again, in the order of the log, and its partition's owner runs it, within some seconds. A letter
-    whose message ID was processed since is not: it becomes resolved. This may be interrupted at any point and called
-    again, or run twice at once: each batch is one transaction, under the fence of its partition.
+    Each message is parked again, in the order of the log, and its partition's owner runs it within seconds. A letter
+    whose message ID was processed since becomes resolved instead. The call may be interrupted at any point and
+    repeated, or run twice at once: each batch is one transaction, under the fence of its partition.
 
     Args:
         database: A URL, an engine, a sessionmaker, or a `Worker`'s `database`.
         selection: Which letters; `Selection()` means all of them.
         tables: The table definitions.
-        by: Who does it, for the record; the operating system's user by default.
+        by: Who redrives, for the record; the operating system's user by default.
         note: The reason, for the audit record.
-        rate: How many letters a second at most.
-        max_redrives: Letters that were redriven so often already are left.
-        new_id: Redrive conflicts too, each under a message ID of its own: `<old ID>#redrive-<letter's ID>`.
-        dry_run: Change nothing; the report tells what would become of each letter.
+        rate: The most letters a second.
+        max_redrives: Leaves letters that were already redriven so often.
+        new_id: Whether to redrive conflicts too, each under a message ID of its own: `<old ID>#redrive-<letter's ID>`.
+        dry_run: Whether to change nothing; the report then shows the result that each letter would have.
         watch: Called after each batch.
 
     Raises:
-        StartError: The tables are missing or of another version, or a handler is not known.
+        StartError: The tables are missing or of another version, or a handler is unknown.
         ConfigurationError: A number is out of range.
 
     Example:
@@ -85,18 +85,18 @@ async def resolve(
     dry_run: bool = False,
     watch: Watch | None = None,
 ) -> Report:
-    """Mark dead letters as taken care of: a person did what they ask for, outside of consumerkit.
+    """Mark dead letters as resolved: a person has done their work outside consumerkit.
 
-    Their message IDs count as processed from then on, so that a resend does not do it again.
+    Their message IDs then count as processed, so a resend does not repeat the work.
 
     Args:
-        database: As in `redrive`, and so are the others.
+        database: As in `redrive`.
         selection: Which letters.
         tables: The table definitions.
-        by: Who does it.
-        dry_run: Change nothing.
+        by: Who resolves them.
+        dry_run: Whether to change nothing.
         watch: Called after each batch.
-        note: What was done; required, since the next one to look will ask.
+        note: What was done; required, because later readers need it.
 
     Example:
         >>> async def by_hand(database: str) -> None:
@@ -115,18 +115,18 @@ async def discard(
     dry_run: bool = False,
     watch: Watch | None = None,
 ) -> Report:
-    """Give dead letters up for good: nothing will become of them, and that is right.
+    """Give dead letters up for good: their messages need no work.
 
-    Their message IDs stay dead, so a resend of one is treated as before.
+    Their message IDs stay dead, so a resend is treated as before.
 
     Args:
-        database: As in `redrive`, and so are the others.
+        database: As in `redrive`.
         selection: Which letters.
         tables: The table definitions.
-        by: Who does it.
-        dry_run: Change nothing.
+        by: Who discards them.
+        dry_run: Whether to change nothing.
         watch: Called after each batch.
-        note: Why; required.
+        note: The reason; required.
 
     Example:
         >>> async def test_data(database: str) -> None:
@@ -142,18 +142,18 @@ async def export(
     tables: Tables = DEFAULT_TABLES,
     states: Collection[State] = (State.DEAD,),
 ) -> AsyncIterator[dict[str, Any]]:
-    """Yield dead letters whole, as JSON has words for them, in the order of their IDs.
+    """Yield complete dead letters as JSON values, in the order of their IDs.
 
-    Bytes are text where they are UTF-8, else `{"base64": "..."}`.
+    Bytes become text if they are UTF-8, else `{"base64": "..."}`.
 
     Args:
         database: As in `redrive`.
         selection: Which letters.
         tables: The table definitions.
-        states: In which states.
+        states: The states of the letters to yield.
 
     Raises:
-        StartError: There is no handler of the name, or no letter of the ID `like`, that was given.
+        StartError: No handler has the given name, or no letter has the given ID `like`.
 
     Example:
         >>> async def to_file(database: str) -> None:
@@ -205,7 +205,7 @@ async def _over(
 
 @asynccontextmanager
 async def opened(database: Target) -> AsyncIterator[Database]:
-    """Open a database, and close what was opened here."""
+    """Open a database, and close it if it was opened here."""
     found = database if isinstance(database, Database) else Database(database, connections=1)
     try:
         yield found

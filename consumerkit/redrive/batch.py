@@ -1,4 +1,4 @@
-"""One transaction of a run: dead letters of one partition, in the order of the log, under the partition's fence."""
+"""One transaction of a run handles dead letters of one partition, in log order, under the partition's fence."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ FENCE_WAIT: Final = 10.0
 
 
 class LetterResult(NamedTuple):
-    """What became of one letter."""
+    """The result of one letter."""
 
     letter: Any
     fate: Fate
 
 
 class LockedLetters(NamedTuple):
-    """Where an action works: one transaction on one partition.
+    """The scope of an action: one transaction on one partition.
 
     Attributes:
-        connection: The transaction's.
+        connection: The transaction's connection.
         lot: The handler's parking lot.
         log: The partition.
-        dry: Whether nothing is to be changed.
+        dry: Whether to change nothing.
     """
 
     connection: Connection
@@ -49,53 +49,53 @@ class LockedLetters(NamedTuple):
 
 
 class Action(Protocol):
-    """What is done about dead letters."""
+    """An action on dead letters."""
 
     @property
     def name(self) -> str:
-        """As it is recorded."""
+        """The name in the audit record."""
         ...
 
     def check(self, log: PartitionLetters) -> None:
         """Refuse a partition before anything is done.
 
         Raises:
-            StartError: Something is missing.
+            StartError: The action lacks something that it needs.
         """
 
     def carry_out(self, scene: LockedLetters, numbers: Sequence[int], by: str) -> list[LetterResult]:
-        """Lock these letters, decide on those that are still dead, and change what that takes."""
+        """Lock these letters, decide on those that are still dead, and carry the decisions out."""
         ...
 
     def details(self) -> dict[str, Any]:
-        """Return what is recorded besides the letters."""
+        """Return the details that the audit records besides the letters."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a batch came to; `after` is the offset of the last letter, None where no letter is left."""
+    """The result of a batch; `after` is the offset of the last letter, None if no letter is left."""
 
     told: list[LetterResult]
     after: int | None
 
 
 class Busy(Exception):
-    """A transaction of the partition did not end in time."""
+    """Another transaction of the partition did not end in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class LetterBatches:
-    """Takes a run's letters a batch at a time.
+    """Handles a run's letters one batch at a time.
 
     Attributes:
         tables: The table definitions.
         selection: Which letters.
         ceiling: The highest ID.
-        action: What to do.
-        by: Who does it.
-        run: Names the run in the records.
-        dry: Whether nothing is to be changed.
+        action: The action.
+        by: Who carries it out.
+        run: The run's name in the records.
+        dry: Whether to change nothing.
     """
 
     tables: Tables
@@ -107,10 +107,10 @@ class LetterBatches:
     dry: bool
 
     def next(self, session: Session, log: PartitionLetters, after: int, limit: int) -> Done:
-        """Do the letters of a partition that come after an offset, in the caller's transaction.
+        """Handle a partition's letters after an offset, in the caller's transaction.
 
-        Two runs at once do not meet here: the fence is held until the transaction ends, and letters that the other one
-        has done are not dead any more. It also keeps the partition's owner out, for these few milliseconds.
+        Two runs at once do not collide. This transaction holds the fence until its end, and letters that the other run
+        handled are no longer dead. The fence also keeps the partition's owner out for a few milliseconds.
 
         Raises:
             Busy: The owner's transactions took too long.
@@ -130,7 +130,7 @@ class LetterBatches:
         return Done(told, chosen[-1].offset)
 
     def _chosen(self, connection: Connection, log: PartitionLetters, after: int, limit: int) -> list[Any]:
-        """Return the next letters' IDs and offsets; as many as may be in memory at once, and at least one."""
+        """Return the next letters' IDs and offsets: at least one, and as many as memory allows at once."""
         c = self.tables.dead_letters.c
         selection = self.selection if log.ids is None else replace(self.selection, ids=log.ids)
         rows = connection.execute(

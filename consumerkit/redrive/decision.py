@@ -1,4 +1,4 @@
-"""What becomes of a dead letter that is to be redriven: decided from what is known of it, without asking anybody."""
+"""Decides on a dead letter to redrive, only from the given values and without any request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_REDRIVES: Final = 10
 
 
 class Fate(StrEnum):
-    """What became of a dead letter, or in a dry run would become."""
+    """The result of an action on a dead letter; in a dry run, the result that it would have."""
 
     REDRIVEN = "redriven"
     SUCCEEDED = "succeeded since"
@@ -38,7 +38,7 @@ class Fate(StrEnum):
 
     @property
     def way_out(self) -> str:
-        """What to do about a letter that was left; empty for one that was not."""
+        """The remedy for a letter that was left; empty for others."""
         return _WAYS_OUT.get(self, "")
 
 
@@ -56,13 +56,13 @@ _WAYS_OUT = {
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """By what ID a letter is redriven.
+    """The ID under which a letter is redriven.
 
     Attributes:
-        digest: The ledger's key; None where the message has none, or it is found out when it runs.
-        message_id: For people.
-        fingerprint: As in the ledger; None where it is not known.
-        version: The fingerprint's.
+        digest: The ledger's key; None if the message has none, or if it is read when the message runs.
+        message_id: The ID as text, for people.
+        fingerprint: The fingerprint as in the ledger; None if it is unknown.
+        version: The fingerprint's version.
     """
 
     digest: bytes | None
@@ -72,9 +72,9 @@ class Identified:
 
 
 def identified(letter: Any, *, new_id: bool) -> Identified:
-    """Return the ID under which a letter is redriven: its own, or for a conflict, with `new_id`, one derived from it.
+    """Return the ID under which a letter is redriven: its own, or with `new_id` a derived one for a conflict.
 
-    The derived one is the same each time: a digest over the old digest and the letter's ID.
+    The derived ID is the same each time: a digest over the old digest and the letter's ID.
     """
     digest = None if letter.digest is None else bytes(letter.digest)
     fingerprint = None if letter.fingerprint is None else bytes(letter.fingerprint)
@@ -100,23 +100,23 @@ def fate(
 
     Args:
         letter: Its row.
-        identity: Under which ID it is to be redriven.
-        kept: What the ledger holds for that ID.
-        standing: What is in the parking lot from its place in the log.
+        identity: The ID under which to redrive it.
+        kept: The ledger's row of that ID.
+        standing: The kind of the parked row from its place in the log.
         taken: The IDs that are redriven before it in the same transaction.
         new_id: Whether conflicts get a new ID.
         max_redrives: How often a letter may be redriven.
     """
     outcome = None if kept is None else kept.outcome
-    # Fingerprints of another version cannot be compared: such a letter became a conflict, if it is one, when its
-    # message ran.
+    # Fingerprints of different versions cannot be compared here. If such a letter is a conflict, it became one when
+    # its message ran.
     known = kept is not None and identity.fingerprint is not None and identity.version == kept.version
     other = known and kept is not None and identity.fingerprint != kept.fingerprint
     waits = outcome is Outcome.PARKED or identity.digest in taken or standing in (Kind.MESSAGE, Kind.RELEASED)
-    # In this order: what says most about a letter comes first.
+    # In this order: the most informative result comes first.
     answers = (
         (Fate.CONFLICT, other or (letter.reason == Reason.CONFLICT and not new_id)),
-        # Of a failed duplicate the message itself was processed, even if the ledger has forgotten that.
+        # The first message of a failed duplicate was processed, even if the ledger has forgotten that.
         (Fate.SUCCEEDED, outcome is Outcome.PROCESSED or letter.reason == Reason.FAILED_DUPLICATE),
         (Fate.ERASED, letter.erased_at is not None),
         (Fate.OVERSIZED, letter.reason == Reason.OVERSIZED),

@@ -1,4 +1,4 @@
-"""Dead letters as JSON has words for them."""
+"""Exports dead letters as JSON values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE: Final = 50
 def page(
     session: Session, tables: Tables, selection: Selection, states: Collection[State], after: int
 ) -> list[dict[str, Any]]:
-    """Return the next letters beyond an ID, `PAGE` at most."""
+    """Return the next letters after an ID, `PAGE` at most."""
     c, consumers = tables.dead_letters.c, tables.consumers.c
     rows = session.execute(
         select(tables.dead_letters, consumers.name.label("handler"))
@@ -37,7 +37,7 @@ def page(
 
 
 def exported(row: Any, sealer: Sealer | None) -> dict[str, Any]:
-    """Return one letter, whole; what cannot be unsealed here is None, and `sealed` stays true."""
+    """Return one complete letter; a payload that cannot be unsealed here is None, and `sealed` stays true."""
     told = {name: _plain(value) for name, value in row._mapping.items()}  # noqa: SLF001 - SQLAlchemy's public name
     for name in ("digest", "fingerprint"):
         told[name] = None if told[name] is None else bytes(getattr(row, name)).hex()
@@ -52,7 +52,7 @@ def exported(row: Any, sealer: Sealer | None) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    r"""Return a value as JSON has it.
+    r"""Return a value in a form that JSON can hold.
 
     Example:
         >>> _plain(b"caf\xc3\xa9"), _plain(b"\xff")

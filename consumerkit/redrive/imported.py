@@ -1,4 +1,4 @@
-"""Redriving what was imported, however much it is, in the order of the log."""
+"""Redrives imported letters, in any number and in the order of the log."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ AT_ONCE: Final = 1_000
 
 
 async def redrive_imported(database: Database, imported: ImportReport, **options: Any) -> Report:
-    """Redrive the letters of an imported topic, those included that an earlier import left there.
+    """Redrive the letters of an imported topic, including those of an earlier import.
 
     Args:
-        database: Where they are.
-        imported: What the import came to.
-        options: As `redrive` takes them.
+        database: The letters' database.
+        imported: The import's report.
+        options: The options of `redrive`.
 
     Example:
         >>> async def take_over(worker: Worker) -> None:

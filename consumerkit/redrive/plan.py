@@ -1,4 +1,4 @@
-"""What there is to do: which partitions have dead letters of a selection, and how many."""
+"""Plans a run: which partitions have dead letters of a selection, and how many."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from consumerkit.storage.tables import Tables
 
 @dataclass(frozen=True, slots=True)
 class PartitionLetters:
-    """One partition of one topic, with a handler's dead letters; a topic that was recreated is another one.
+    """One partition of one topic, with a handler's dead letters; a recreated topic counts as another one.
 
     Attributes:
         consumer, handler: The handler's number and name.
-        ordering: Its ordering at its last start; None where it is not known.
+        ordering: Its ordering at its last start; None if it is unknown.
         name: Topic and partition.
         topic_id: The topic's ID.
         letters: How many are chosen.
-        ids: Which, where the selection names letters; None where it does not.
+        ids: The chosen letters, if the selection names letters; else None.
     """
 
     consumer: int
@@ -55,9 +55,9 @@ class RedrivePlan:
     """The work of one run.
 
     Attributes:
-        logs: One after another; of a recreated topic, the older first.
-        ceiling: The highest ID; what dies later is for another run.
-        left: IDs that were asked for and are not dead letters now.
+        logs: In the order of the run; for a recreated topic, the older one comes first.
+        ceiling: The highest ID; later dead letters belong to another run.
+        left: Requested IDs that are not dead letters now.
     """
 
     logs: tuple[PartitionLetters, ...]
@@ -66,15 +66,15 @@ class RedrivePlan:
 
     @property
     def letters(self) -> int:
-        """How many letters there are to look at."""
+        """How many letters the run looks at."""
         return sum(log.letters for log in self.logs)
 
 
 def planned(session: Session, tables: Tables, selection: Selection) -> RedrivePlan:
-    """Read what there is to do.
+    """Return the plan of a run.
 
     Raises:
-        StartError: There is no handler of the name, or no letter of the ID, that was given.
+        StartError: No handler has the given name, or no letter has the given ID `like`.
     """
     c, names = tables.dead_letters.c, tables.consumers.c
     check(session, tables, selection)
@@ -95,7 +95,7 @@ Place = tuple[int, str, str, int]
 
 
 def _ids_by_log(session: Session, tables: Tables, selection: Selection) -> dict[Place, list[int]] | None:
-    """Return the letters that are named by where they stood, so that no partition is asked about all the others'."""
+    """Return the selection's letters by their places, so that each partition's query names only its own letters."""
     if selection.ids is None:
         return None
     c = tables.dead_letters.c
@@ -124,10 +124,10 @@ def _left(session: Session, tables: Tables, selection: Selection) -> dict[int, F
 
 
 def check(session: Session, tables: Tables, selection: Selection) -> None:
-    """Tell a name or an ID that is mistyped from one with nothing to do.
+    """Refuse a mistyped name or ID, which would look like a selection without letters.
 
     Raises:
-        StartError: There is no handler of the name, or no letter of the ID `like`, that was given.
+        StartError: No handler has the given name, or no letter has the given ID `like`.
     """
     known = consumers.names(session.connection(), tables)
     if selection.handler is not None and selection.handler not in known:

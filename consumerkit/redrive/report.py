@@ -1,4 +1,4 @@
-"""What a run came to."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Letter:
 
     Attributes:
         id: Its ID.
-        handler: The handler's name; empty where there is no such letter.
-        partition: Where its message stood in the log; None where there is no such letter, or it was not dead.
-        offset: And at which offset.
+        handler: The handler's name; empty if there is no such letter.
+        partition: The partition of its message; None if there is no such letter or it was not dead.
+        offset: The offset of its message; None as for `partition`.
         message_id: The message ID, for people.
         reason: Why it was dead.
-        fate: What became of it, or in a dry run would become.
+        fate: The result; in a dry run, the result that it would have.
     """
 
     id: int
@@ -35,12 +35,12 @@ class Letter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        letters: Every letter that was looked at, in the order in which that was done.
+        letters: All letters of the run, in the order in which it looked at them.
         dry_run: Whether nothing was changed.
-        busy: The partitions that were left, since a transaction of their owner did not end in time.
+        busy: The partitions that were left because a transaction of their owner did not end in time.
     """
 
     letters: tuple[Letter, ...] = ()
@@ -63,13 +63,13 @@ class Report:
 
     @property
     def left(self) -> tuple[Letter, ...]:
-        """The letters that were left as they are; `fate.way_out` tells what to do about each."""
+        """The letters that were left unchanged; `fate.way_out` tells the remedy for each."""
         return tuple(letter for letter in self.letters if not letter.fate.is_done)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come: `looked_at` letters of about `total`."""
+    """The progress of a run: `looked_at` letters of about `total`."""
 
     looked_at: int
     total: int

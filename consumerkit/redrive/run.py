@@ -1,4 +1,4 @@
-"""A run over a selection: batch after batch, at the pace that was asked for; to be interrupted and run again freely."""
+"""A run handles a selection batch by batch at a requested rate; it may be interrupted and repeated freely."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Run:
     Attributes:
         runs: The database.
         tables: The table definitions.
-        action: What to do.
-        by: Who does it.
-        rate: Letters a second, or None for as fast as it goes.
-        dry: Whether nothing is to be changed.
+        action: The action.
+        by: Who carries it out.
+        rate: The most letters a second; None sets no limit.
+        dry: Whether to change nothing.
         watch: Called with the progress after each batch.
     """
 
@@ -57,10 +57,10 @@ class Run:
     watch: Watch | None = None
 
     async def over(self, selection: Selection) -> Report:
-        """Do all letters of a selection, each at most once.
+        """Handle all letters of a selection, each at most once.
 
         Raises:
-            StartError: There is no such handler, or nothing is known of its order.
+            StartError: There is no such handler, or its ordering is unknown.
         """
         plan = await self.runs(lambda session: planned(session, self.tables, selection))
         for log in plan.logs:
@@ -74,7 +74,7 @@ class Run:
     async def _log(
         self, batches: LetterBatches, log: PartitionLetters, total: int, pace: RedrivePace, letters: list[Letter]
     ) -> bool:
-        """Do a partition's letters; return False where its owner kept it for too long."""
+        """Handle a partition's letters; return False if its owner held it for too long."""
         after, limit = -1, pace.batch
         while True:
             try:
@@ -90,7 +90,7 @@ class Run:
             await pace.kept(0 if self.dry else sum(told.fate is Fate.REDRIVEN for told in done.told))
 
     async def _insisted(self, batches: LetterBatches, log: PartitionLetters, after: int, limit: int) -> Done:
-        """Do one batch, again where another transaction was in the way."""
+        """Handle one batch; repeat that if another transaction was in the way."""
         for attempt in range(TRIES):
             try:
                 return await self.runs(lambda session: batches.next(session, log, after, limit))
@@ -102,7 +102,7 @@ class Run:
 
 
 class RedrivePace:
-    """Keeps a run to so many letters a second."""
+    """Limits a run to a rate of letters."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
@@ -111,11 +111,11 @@ class RedrivePace:
 
     @property
     def batch(self) -> int:
-        """How many letters to take at once: no more than go in a second."""
+        """How many letters to take at once: no more than one second's."""
         return LETTERS if self._rate is None else max(1, min(LETTERS, int(self._rate)))
 
     async def kept(self, moved: int) -> None:
-        """Wait until more may follow; also where others get their turn, and an interruption is seen."""
+        """Wait until more letters may follow; this also lets other tasks run and an interruption take effect."""
         self._moved += moved
         ahead = 0.0 if self._rate is None else self._moved / self._rate - (time.monotonic() - self._began)
         await asyncio.sleep(max(0.0, ahead))

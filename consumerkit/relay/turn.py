@@ -83,7 +83,7 @@ class Turn:
         return self._lost is None
 
     async def end(self) -> None:
-        """End our turn, and wait briefly for a request under way."""
+        """End our turn: ask the database nothing more, and wait briefly for a request under way."""
         self._over = True
         with suppress(TimeoutError):
             async with asyncio.timeout(_END), self._one_at_a_time:

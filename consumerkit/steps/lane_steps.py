@@ -104,7 +104,7 @@ class LaneSteps:
     ) -> list[Prepared]:
         """Run `prepare` for messages that the ledger does not know.
 
-        A message whose `prepare` raised gets the same error without another call the next time.
+        A message whose `prepare` raised gets the same error again, without another call, until it comes alone.
 
         Args:
             subjects: In the order of the log, each message ID once.

@@ -13,7 +13,7 @@ from typing import Final
 # What a COMMIT costs, in handler calls: measured between 20 (a handler of several statements) and 300 (one ORM add).
 COMMIT_COST: Final = 200.0
 _MEMORY: Final = 500.0
-# Handled messages after which a found limit grows by one. Only a failed batch finds the limit again, so it is slow.
+# Handled messages after which a found limit grows by one. Only a failed batch finds the limit again, so growth is slow.
 _PATIENCE: Final = 32.0
 
 

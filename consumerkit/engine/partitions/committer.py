@@ -23,8 +23,8 @@ LONGEST_WAIT: Final = 10.0
 # Seconds after which an idle owner asks the database whether it still is the owner and nothing was lost.
 CHECKED_EVERY: Final = 5.0
 TOUCHED_EVERY: Final = 86_400.0
-# Seconds after which known offsets are committed again. A client may send a commit of an earlier assignment late,
-# under the new one. That takes an idle partition's offset back until it is committed again.
+# Seconds after which offsets are committed again although the broker should have them. A client may send a commit of
+# an earlier assignment late, under the new one. That takes an idle partition's offset back until the next commit.
 REPEATED_EVERY: Final = 30.0
 
 

@@ -1,1 +1,1 @@
-"""From the records of a dead-letter topic to rows of the table: read, routed, and inserted."""
+"""Imports a dead-letter topic: reads its records, routes them and inserts rows into the table."""

@@ -1,4 +1,4 @@
-"""What a program calls to import a dead-letter topic."""
+"""The function that a program calls to import a dead-letter topic."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NO_CONSUMER = -1
 
 
 class Surroundings(Protocol):
-    """What an import needs of a `Worker`, which is one; it need not have been started."""
+    """The parts of a `Worker` that an import needs; the worker need not be started."""
 
     @property
     def database(self) -> Database:
@@ -68,31 +68,31 @@ async def import_letters(
     keep: int = 50,
     watch: Watch | None = None,
 ) -> ImportReport:
-    """Make the records of a dead-letter topic dead letters of a handler, to be redriven from there.
+    """Make the records of a dead-letter topic dead letters of a handler, which can then be redriven.
 
-    It reads what the topic holds when it begins, outside of any group, and leaves the topic as it is. A record whose
-    letter is there already, or whose message was processed since, adds nothing, so this may be interrupted and called
-    again, or run twice at once. A record that does not keep to its convention is reported, and left alone.
+    The call reads the records that the topic holds at its start, outside any group, and does not change the topic. A
+    record whose letter exists already, or whose message was processed since, adds nothing. So the call may be
+    interrupted and repeated, or run twice at once. A record that breaks its convention is reported and left alone.
 
     Args:
         worker: The `Worker` that has the handler; it need not run.
         handler: The handler's name. Its codec and its `message_id` read the messages.
         topic: The dead-letter topic.
-        convention: Who wrote it; `AUTO` looks at each record.
-        as_topic: Which of the handler's topics takes the letters whose message stood in another one, or that do not
-            tell where it stood. None leaves those alone.
+        convention: The convention of the records' writer; `AUTO` looks at each record.
+        as_topic: The handler's topic that takes letters whose message stood in another topic or has no known place.
+            None leaves those alone.
         offsets: Where to begin, by partition; the others begin with the oldest record.
-        by: Who does it, for the record; the operating system's user by default.
+        by: Who imports, for the record; the operating system's user by default.
         note: The reason, for the audit record.
-        dry_run: Write nothing; the report tells what would become of each record.
+        dry_run: Whether to write nothing; the report then shows the result that each record would have.
         keep: How many records the report shows one by one.
         watch: Called after each batch.
 
     Raises:
         ConfigurationError: There is no such handler, or a topic does not fit it.
         StartError: A topic or a table is missing, a server cannot be reached, or the handler's name is bound elsewhere.
-        PartitionUnusable: The topic cannot be read on.
-        Unavailable: Something that decoding needs is down.
+        PartitionUnusable: The topic can be read no further.
+        Unavailable: A service that decoding needs is down.
 
     Example:
         >>> async def take_over(worker: Worker) -> None:
@@ -143,14 +143,14 @@ async def _topics(
 
 
 async def _settled(worker: Surroundings, ledger: Ledger, topics: Mapping[str, TopicInfo]) -> Settled:
-    """Return below which offset each partition is settled: below the handler's mark, and within the log as it is."""
+    """Return the offset below which each partition is settled: the handler's mark, or the log's end if that is lower."""
     marks = await worker.database.run(lambda session: progress.marks(session.connection(), ledger))
     ours = {name: marks.get((name, info.topic_id), {}) for name, info in topics.items()}
     return {name: await _within(worker.transport, name, found) for name, found in ours.items() if found}
 
 
 async def _within(transport: Transport, topic: str, marks: Mapping[int, int]) -> dict[int, int]:
-    """A mark beyond the log's end is of a log that was cut since: what comes there is new."""
+    """Limit marks to the log's end: a mark beyond it is from a log that was truncated since."""
     reader = transport.reader(topic)
     try:
         spans = await reader.start()
@@ -160,7 +160,7 @@ async def _within(transport: Transport, topic: str, marks: Mapping[int, int]) ->
 
 
 def _number(session: Session, tables: Tables, declared: Declaration, *, dry_run: bool) -> int:
-    """Return the handler's number; one that has never started is entered, but not in a dry run."""
+    """Return the handler's number; enters a handler that has never started, except in a dry run."""
     schema.check(session, tables)
     if dry_run:
         known = session.scalar(select(tables.consumers.c.id).where(tables.consumers.c.name == declared.name))

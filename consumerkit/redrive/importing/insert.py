@@ -1,4 +1,4 @@
-"""Entering the letters of a dead-letter topic: in the ledger and among the dead letters, in one transaction."""
+"""Enters the letters of a dead-letter topic in the ledger and the dead-letter table, in one transaction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CONDITIONS: Final = 100
 
 
 class Entry(NamedTuple):
-    """What became of a letter, and its row's ID where it has one."""
+    """The result of a letter, and its row's ID or None."""
 
     fate: ImportResult
     letter: int | None
@@ -35,9 +35,9 @@ class Candidate:
 
     Attributes:
         dead: Its row.
-        place: What makes it unique among the handler's letters; see `consumerkit.redrive.importing.route`.
+        place: Makes it unique among the handler's letters; see `consumerkit.redrive.importing.route`.
         others: Further places at which the same letter may be.
-        first_fingerprint: Its fingerprint in the first version; None where the row's own is.
+        first_fingerprint: Its fingerprint in the first version; None if the row has that already.
     """
 
     dead: DeadMessage
@@ -47,7 +47,7 @@ class Candidate:
 
     @property
     def places(self) -> list[Place]:
-        """Everywhere it may be: also beside another message at each of these places."""
+        """All places where it may be, including those beside another message at the same place."""
         mark = identified(self.dead).mark
         named = (self.place, *self.others)
         return [*named, *((home(topic_id) + mark, partition, offset) for topic_id, partition, offset in named)]
@@ -60,7 +60,7 @@ class Candidate:
 
     @property
     def claim(self) -> Claim | None:
-        """The ledger's row that it needs, if any: a conflict's ID is another message's."""
+        """The ledger's row that it needs, or None; a conflict's ID belongs to another message."""
         dead = self.dead
         if dead.digest is None or dead.fingerprint is None or dead.reason is Reason.CONFLICT:
             return None
@@ -68,10 +68,10 @@ class Candidate:
 
 
 class Register:
-    """Enters letters for one handler; a dry run writes nothing, and remembers what it would have written.
+    """Enters letters for one handler; a dry run writes nothing, but remembers what it would have written.
 
     Args:
-        ledger: The handler's.
+        ledger: The handler's ledger.
         dry_run: Whether to write nothing.
     """
 
@@ -82,14 +82,14 @@ class Register:
         self._claims: dict[bytes, Kept] = {}
 
     def enter(self, connection: Connection, candidates: Sequence[Candidate]) -> list[Entry]:
-        """Enter letters in the caller's transaction, and return what became of each.
+        """Enter letters in the caller's transaction, and return the result of each.
 
-        A letter that is there already, whatever became of it, stays as it is; it is the same one where ID and
-        fingerprint agree. Another one at the same place leaves it its own, beside it. An ID that was processed, or that
-        waits for its next attempt, makes no dead letter; an ID under which another payload is known makes a conflict.
+        A letter that exists already stays unchanged in whatever state; it is the same one if ID and fingerprint agree.
+        If another letter has its place, it is entered beside that one. An ID that was processed or waits for its next
+        attempt makes no dead letter. An ID that is known with another payload makes a conflict.
 
         Raises:
-            LedgerMoved: Roll back, and enter them once more.
+            LedgerMoved: The caller must roll back and enter them again.
         """
         there = self._present(connection, candidates)
         entries: dict[int, Entry] = {}
@@ -108,13 +108,13 @@ class Register:
         for at, fate in fates.items():
             number = added.get(origin(fresh[at].dead.message))
             if fate is ImportResult.IMPORTED and fresh[at] is not candidates[at]:
-                fate = ImportResult.BESIDE  # noqa: PLW2901 - the same one, told more closely
-            # An import that finds its letter there after all: another one was faster.
+                fate = ImportResult.BESIDE  # noqa: PLW2901 - the same result, more precisely
+            # An import without a number: another import has entered the letter first.
             entries[at] = Entry(ImportResult.PRESENT if fate.is_import and number is None else fate, number)
         return [entries[at] for at in range(len(candidates))]
 
     def _present(self, connection: Connection, candidates: Sequence[Candidate]) -> dict[Place, list[_There]]:
-        """Return what stands at their places: of one from elsewhere, the same origin may be in another partition."""
+        """Return the letters at their places; an origin from elsewhere may be in another partition."""
         table = self.ledger.tables.dead_letters
         c = table.c
         asked: dict[tuple[str, int | None], set[int]] = {}
@@ -135,7 +135,7 @@ class Register:
         return found
 
     def _claimed(self, connection: Connection, claims: Sequence[Claim]) -> dict[bytes, Kept]:
-        """Claim the free IDs as dead ones; return what the ledger holds for each now."""
+        """Claim free IDs as dead ones; return the ledger's present row of each ID."""
         first = {claim.digest: claim for claim in reversed(claims)}
         if self.dry_run:
             kept = self.ledger.dialect.kept(connection, self.ledger.consumer, list(first)) if first else {}
@@ -148,7 +148,7 @@ class Register:
         return {**kept, **{digest: _kept(first[digest]) for digest in won}}
 
     def _added(self, connection: Connection, new: Sequence[tuple[Candidate, ImportResult]]) -> dict[Origin, int]:
-        """Add letters, and return the IDs of those that were not there; in a dry run no IDs."""
+        """Add letters, and return the IDs of the new ones; in a dry run each ID is 0."""
         if self.dry_run:
             for candidate, fate in new:
                 self._places.setdefault(candidate.place, []).append(_There(None, identified(candidate.dead)))
@@ -167,16 +167,16 @@ def _kept(claim: Claim) -> Kept:
 
 
 class _There(NamedTuple):
-    """A letter at a place, with its ID where it has a row."""
+    """A letter at a place, with its ID if it has a row."""
 
     letter: int | None
     identity: MessageIdentity
 
 
 def _same(candidate: Candidate, there: dict[Place, list[_There]]) -> _There | None:
-    """Return the letter that is this one: of the same ID and fingerprint, or, named for the same place, whole alike.
+    """Return the same letter: its ID and fingerprint agree, or its ID names the same place and its content is equal.
 
-    An ID that is made of the place may be another one since the handler got further.
+    An ID derived from the place may have changed when the handler got further.
     """
     own = identified(candidate.dead)
     found = (one for place in candidate.places for one in there.get(place, ()))
@@ -184,7 +184,7 @@ def _same(candidate: Candidate, there: dict[Place, list[_There]]) -> _There | No
 
 
 def as_conflict(dead: DeadMessage) -> DeadMessage:
-    """Return a letter whose ID belongs to another payload: never run under that ID."""
+    """Return the letter as a conflict: its ID belongs to another payload, so it never runs under that ID."""
     before = f"{dead.reason.value}: {dead.error_type}: {dead.error}"
     text = f"another payload is known under this message ID; its own error was: {before}"
     return replace(dead, reason=Reason.CONFLICT, error_type="Conflict", error=text)

@@ -1,4 +1,4 @@
-"""From a record of a dead-letter topic to a letter that can be entered: read, placed, and prepared by the handler."""
+"""Turns a record of a dead-letter topic into a letter to enter: reads, places and prepares it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _SHOWN: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Screened:
-    """A record after everything that can be said of it without the database.
+    """A record after all checks that need no database.
 
     Attributes:
-        line: The report's line; its result is not decided yet if there is a candidate.
-        candidate: What to enter; None where the record is left alone.
+        line: The report's line; its result is still open if there is a candidate.
+        candidate: The letter to enter; None if the record is left alone.
     """
 
     line: Line
@@ -41,13 +41,13 @@ class Screened:
 
 
 class Screen:
-    """Looks at the records of a dead-letter topic for one handler.
+    """Checks the records of a dead-letter topic for one handler.
 
     Args:
         declared: The handler.
         topics: The topics that it reads.
         convention: How the records are written.
-        as_topic: Which of the topics takes the letters from elsewhere; None leaves them alone.
+        as_topic: The topic that takes the letters from elsewhere; None leaves them alone.
         settled: Which places in the topics are the handler's own.
     """
 
@@ -67,16 +67,16 @@ class Screen:
         self._preparer = Preparer(declared)
 
     def screen(self, record: Message) -> Screened:
-        """Look at a record; one that cannot be dealt with is left, whatever it raises.
+        """Check a record; leave it alone if that raises an error.
 
         Raises:
-            Unavailable: Something that decoding needs is down.
+            Unavailable: A service that decoding needs is down.
         """
         try:
             return self._screened(record)
         except Unavailable:
             raise
-        except Exception as error:  # noqa: BLE001 - a record may hold anything, and the others are to be imported
+        except Exception as error:  # noqa: BLE001 - a record may hold anything, and the others must be imported
             return _left(record, ImportResult.REFUSED, failures.described(error))
 
     def _screened(self, record: Message) -> Screened:
@@ -116,7 +116,7 @@ class Screen:
 
 
 def _dead(prepared: Decided, letter: LetterRecord) -> DeadMessage:
-    """Return the row: the letter's own failure, and, where the handler cannot read the message either, that too."""
+    """Return the row with the letter's own failure, and our failure if the handler cannot read the message either."""
     delivery, ours = prepared.delivery, prepared.letter
     reason, error, message_id = letter.reason, letter.error, delivery.message_id or None
     if ours is not None:
@@ -157,6 +157,6 @@ def _cut(text: str, length: int) -> str:
 
 
 def _cut_bytes(stack: str) -> str:
-    """Cut a stack at its end: Java's begin with what matters, and ours was cut when it was written."""
+    """Cut a stack at its end: Java's stacks begin with the important part, and ours was cut when it was written."""
     raw = stack.encode("utf-8", "backslashreplace")
     return raw[:STACK_BYTES].decode("utf-8", "ignore")

@@ -1,4 +1,4 @@
-"""What became of the records of a dead-letter topic when it was imported."""
+"""The results of an import of a dead-letter topic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from consumerkit.outcome import Reason
 
 
 class ImportResult(StrEnum):
-    """What became of one record; the values are words for people."""
+    """The result of one record; the values are texts for people."""
 
     IMPORTED = "imported"
     BESIDE = "imported beside another message of its place"
@@ -32,12 +32,12 @@ class ImportResult(StrEnum):
 
     @property
     def is_import(self) -> bool:
-        """Whether the record has become a dead letter of the handler's."""
+        """Whether the record has become a dead letter of the handler."""
         return self in (ImportResult.IMPORTED, ImportResult.BESIDE, ImportResult.CONFLICT)
 
     @property
     def wants_a_look(self) -> bool:
-        """Whether the record was left alone, or put beside another one, for something a person should know of."""
+        """Whether a person should look at the record: it was left alone, or entered beside another one."""
         return self in _TO_LOOK_AT
 
 
@@ -56,15 +56,15 @@ _TO_LOOK_AT = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One record, and what became of it; without its payload.
+    """One record and its result, without the payload.
 
     Attributes:
         record: The record's place in the dead-letter topic.
-        fate: What became of it.
+        fate: The result.
         why: The reason for people: what is malformed, or the message's last error.
-        origin: Where the message stood, as far as that is known.
-        message_id: Its ID, where one was found.
-        reason: Why it is dead, where it tells so.
+        origin: Where the message stood, if it is known.
+        message_id: Its ID, if one was found.
+        reason: Why it is dead, if the record says so.
     """
 
     record: Origin
@@ -81,7 +81,7 @@ def place_of(record: Message) -> Origin:
 
 
 class Placement(NamedTuple):
-    """A letter's ID, and where it is redriven to; sorted, these are in the order of the log."""
+    """A letter's ID and the place to which it is redriven; sorted placements are in the order of the log."""
 
     topic: str
     topic_id: str
@@ -96,10 +96,10 @@ class ImportReport:
 
     Attributes:
         dry_run: Whether nothing was written.
-        letters: The letters of all its records that are among the handler's now, whatever their state.
-        counts: How many records had which fate.
-        lines: The first records: of a dry run of all, else of those that were not imported, or beside another one.
-        untold: How many more there are of those.
+        letters: The letters of all its records that the handler now has, in any state.
+        counts: How many records had each result.
+        lines: The first records: in a dry run all, else those that were not imported or stand beside another one.
+        untold: How many more records belong to `lines`.
     """
 
     dry_run: bool = False
@@ -115,5 +115,5 @@ class ImportReport:
 
     @property
     def wants_a_look(self) -> bool:
-        """Whether any record was left alone, or put beside another one, for something a person should know of."""
+        """Whether a person should look at a record: it was left alone, or entered beside another one."""
         return any(fate.wants_a_look for fate in self.counts)

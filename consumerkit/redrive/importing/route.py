@@ -1,14 +1,14 @@
-"""Where a dead letter of a dead-letter topic belongs: the place in a topic that its handler reads.
+"""Finds the place of an imported dead letter in a topic that its handler reads.
 
-A place in the log that a record names is the handler's own only where the record tells the ID that the topic has now,
-and the place is below the log's end and below the handler's mark: whatever stood there has been dealt with. Then the
-letter has the origin that the handler's own dead letter of it would have.
+A record may name a place in the log. That place is the handler's own if the record has the topic's present ID, and the
+place is below the log's end and below the handler's mark, so that its message has been dealt with. The letter then
+has the same origin as the handler's own dead letter of that message.
 
-All others have an origin of their own, with a text in place of the topic's ID: `origin:TOPIC[PARTITION]`, the same
-whenever the letter is imported; the ID that the record tells, where that is another topic's; or, where it tells no
-place, `dlq:ID[PARTITION]` of the dead-letter topic. A letter from another topic than the handler's goes to a topic that
-the operator names, into the partition that Kafka's own producers choose for its key, so that it keeps its order among
-the key's messages.
+All other letters have an origin of their own, with a text instead of the topic's ID. This is `origin:TOPIC[PARTITION]`,
+the same at each import. If the record has an ID of another topic, it is that ID. If the record names no place, it is
+`dlq:ID[PARTITION]` of the dead-letter topic. A letter from a topic that the handler does not read goes to a topic that
+the operator names. Kafka's own producers would choose the same partition for its key, so it keeps its order among the
+key's messages.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _NOTHING: Final[Mapping[str, Mapping[int, int]]] = MappingProxyType({})
 
 
 class Unplaced(ValueError):
-    """A letter comes from elsewhere, and no topic was named for those."""
+    """A letter comes from elsewhere, and no topic was named for such letters."""
 
 
 Place = tuple[str, int | None, int]
-"""Topic ID, partition, offset; of a letter with an origin of its own the partition changes when the topic grows."""
+"""Topic ID, partition, offset; for a letter with an origin of its own, the partition may change with the topic."""
 
 Settled = Mapping[str, Mapping[int, int]]
-"""Below which offset a place in a topic's partition is the handler's own; a partition that is missing has none."""
+"""The offset below which a place in a topic's partition is the handler's own; a missing partition has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A letter's message, at its place.
+    """A letter's message at its place.
 
     Attributes:
-        message: The message as the handler will see it.
-        at_home: Whether it stands where it stood; else its partition may be another when the topic has grown.
-        others: Further places at which the same letter may be, entered by the handler itself or by an earlier import.
+        message: The message as the handler sees it.
+        at_home: Whether it keeps its former place; else its partition may change when the topic grows.
+        others: Further places where the handler itself or an earlier import may have entered the same letter.
     """
 
     message: Message
@@ -53,7 +53,7 @@ class Placed:
 
     @property
     def place(self) -> Place:
-        """What makes it unique among the handler's letters."""
+        """Makes it unique among the handler's letters."""
         message = self.message
         return message.topic_id, message.partition if self.at_home else None, message.offset
 
@@ -68,10 +68,10 @@ def placed(
     """Return a letter's message at its place.
 
     Args:
-        letter: What the record tells.
+        letter: The content of the record.
         record: The record of the dead-letter topic.
         topics: The topics that the handler reads.
-        as_topic: Which of them takes the letters from elsewhere.
+        as_topic: The topic that takes the letters from elsewhere.
         settled: Which places in them are the handler's own.
 
     Raises:

@@ -1,7 +1,7 @@
-"""From a dead-letter topic into the table of dead letters, from where a redrive takes over.
+"""Imports a dead-letter topic into the dead-letter table, from where letters can be redriven.
 
-Each batch of records is entered in a transaction of its own, and nothing is committed at the broker: an import that was
-interrupted is run again, and passes over what is there.
+Each batch of records has a transaction of its own, and nothing is committed at the broker. An interrupted import is
+repeated and passes over letters that exist already.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LIMITS: Final = Limits()
 
 
 class ImportProgress(NamedTuple):
-    """How far an import is: `read` offsets of `total`."""
+    """The progress of an import: `read` offsets of `total`."""
 
     read: int
     total: int
@@ -46,7 +46,7 @@ Watch = Callable[[ImportProgress], None]
 
 
 class RecordResult(NamedTuple):
-    """What became of a record; `why` where the database would not have it."""
+    """The result of a record; `why` is set if the database refused it."""
 
     entry: Entry
     why: str = ""
@@ -54,14 +54,14 @@ class RecordResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Importer:
-    """Imports what a reader returns, for one handler.
+    """Imports a reader's records for one handler.
 
     Attributes:
         database: The handler's database.
-        screen: Looks at each record.
-        register: Enters what passes.
-        by: Who does it.
-        note: Why.
+        screen: Checks each record.
+        register: Enters the records that pass.
+        by: Who imports.
+        note: The reason.
         keep: How many records the report shows one by one.
     """
 
@@ -75,7 +75,7 @@ class Importer:
     async def read_out(
         self, reader: LogReader, topic: str, spans: Mapping[int, Span], watch: Watch | None
     ) -> ImportReport:
-        """Import everything that a reader returns, which was started."""
+        """Import all records of a started reader."""
         report = ImportReport(dry_run=self.register.dry_run)
         details = {"run": uuid4().hex[:12], "topic": topic} | ({"note": self.note} if self.note else {})
         total = sum(span.end - span.start for span in spans.values())
@@ -88,7 +88,7 @@ class Importer:
         return report
 
     async def _entered(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[RecordResult]:
-        """Enter a batch, and each half by itself where a record is at fault, down to that one, which is left alone."""
+        """Enter a batch; if a record is at fault, enter each half, down to that record, which is left alone."""
         try:
             return [RecordResult(entry) for entry in await self._insisted(screened, details)]
         except Exception as error:
@@ -105,7 +105,7 @@ class Importer:
         ]
 
     async def _insisted(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[Entry]:
-        """Enter a batch, again where another transaction was in the way; return what became of each record."""
+        """Enter a batch; repeat that if another transaction was in the way; return each record's result."""
         for attempt in range(TRIES):
             try:
                 return await self.database.run(lambda session: self._enter(session, screened, details))
