@@ -143,7 +143,7 @@ async def _topics(
 
 
 async def _settled(worker: Surroundings, ledger: Ledger, topics: Mapping[str, TopicInfo]) -> Settled:
-    """Return the offset below which each partition is settled: the handler's mark, or the log's end if that is lower."""
+    """Return the offset below which each partition is settled: the handler's mark, at most the log's end."""
     marks = await worker.database.run(lambda session: progress.marks(session.connection(), ledger))
     ours = {name: marks.get((name, info.topic_id), {}) for name, info in topics.items()}
     return {name: await _within(worker.transport, name, found) for name, found in ours.items() if found}

@@ -99,7 +99,7 @@ class ImportReport:
         letters: The letters of all its records that the handler now has, in any state.
         counts: How many records had each result.
         lines: The first records: in a dry run all, else those that were not imported or stand beside another one.
-        untold: How many more records belong to `lines`.
+        untold: How many more such records there are.
     """
 
     dry_run: bool = False
