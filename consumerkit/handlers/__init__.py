@@ -1,1 +1,1 @@
-"""How a handler is declared: its class, its message ID, what the value becomes, and the checks of all of it."""
+"""Declares handlers: the classes, the message ID, the decoding of values, and the checks of each declaration."""

@@ -1,4 +1,4 @@
-"""Read a handler's attributes one by one; what does not hold is one line with the place, the value and the way out."""
+"""Reads a handler's attributes one by one; each error is one line with the place, the value and the way out."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _ELSEWHERE = {
     "autoretry_for": "retry",
     "default_retry_delay": "retry",
 }
-"""What a declaration is called elsewhere: not like ours to the letter, and without a word it would do nothing."""
+"""Other frameworks' names for declarations: close matching does not find them, and they would silently do nothing."""
 _NOT_HERE = {
     "timeout": "a transaction's time is Worker(transaction_timeout=...)",
     "workers": "the number of processes is consumerkit run --workers",
@@ -66,11 +66,11 @@ _NOT_HERE = {
     "middleware": "there is none; observers of events are Worker(observers=...)",
     "middlewares": "there are none; observers of events are Worker(observers=...)",
 }
-"""What other frameworks let a handler declare, and where its like is."""
+"""What other frameworks let a handler declare, and where consumerkit sets it."""
 _USUAL = frozenset({"publisher", "publishers", "published"})
-"""What a handler's own attribute is often called, and is no slip however like a declaration it is."""
+"""Common names of a handler's own attributes: they resemble a declaration and are no slip."""
 _CLOSE = 0.765
-"""How like a declaration an attribute must be to be taken for a slip: `group_id` is, `message_key` is not."""
+"""How similar to a declaration an attribute must be to count as a slip: `group_id` is, `message_key` is not."""
 
 
 class Attributes:
@@ -92,7 +92,7 @@ class Attributes:
         self.refuse(f"{attribute}={in_short(getattr(self.handler, attribute))} {problem}")
 
     def name(self) -> str:
-        """Return the name, fit for a ledger's key, a metric's label and a command line."""
+        """Return the name, which is fit for a ledger's key, a metric's label and a command line."""
         if not hasattr(self.handler, "name"):
             self.refuse('name is missing; set name = "...", and never reuse it: the ledger knows the handler by it')
         name = self._text("name", NAME_CHARACTERS)
@@ -110,7 +110,7 @@ class Attributes:
         return group
 
     def topics(self) -> tuple[str, ...]:
-        """Return the topics, of `topic` or of `topics`."""
+        """Return the topics that `topic` or `topics` names."""
         has_one, has_several = hasattr(self.handler, "topic"), hasattr(self.handler, "topics")
         if has_one and has_several:
             self.refuse("both topic and topics are set; keep one of them")
@@ -126,13 +126,13 @@ class Attributes:
         return names
 
     def publishes(self) -> tuple[str, ...] | None:
-        """Return the topics that `context.publish` may be given; None where they are not declared."""
+        """Return the topics that `context.publish` accepts; None where they are not declared."""
         if self.handler.publishes is None:
             return None
         return self._topic_names("publishes", self.handler.publishes, 'set publishes = ("...",) or None')
 
     def identity(self) -> Identity:
-        """Return where the message ID is read."""
+        """Return the place where the message ID is read."""
         if not hasattr(self.handler, "message_id"):
             self.refuse('message_id is missing; set header("..."), event_field("...") or coordinates()')
         way_out = "is not an Identity; set header(...), event_field(...) or coordinates()"
@@ -142,14 +142,14 @@ class Attributes:
         return found
 
     def event_time(self) -> Identity | None:
-        """Return where an event's time is read."""
+        """Return the place where an event's time is read; None where there is none."""
         if self.handler.event_time is None:
             return None
         way_out = "is not a place in a message; set header(...), event_field(...), record_timestamp() or None"
         return self.instance("event_time", Identity, way_out)
 
     def dead_letter(self, topics: tuple[str, ...], ordering: Ordering) -> DeadLetter | None:
-        """Return the dead-letter topic, which is a topic and not among `topics`."""
+        """Return the dead-letter topic, which is not among `topics`; None where there is none."""
         if self.handler.dead_letter is None:
             return None
         way_out = 'is not a DeadLetter; set DeadLetter("...") or None'
@@ -179,7 +179,7 @@ class Attributes:
         return codec
 
     def events(self) -> Events | None:
-        """Return the several event types, or None."""
+        """Return the event types where the handler declares several, else None."""
         if self.handler.events is None:
             return None
         events = self.instance("events", Events, "is not an Events; set Events(by=header(...), types={...})")
@@ -236,7 +236,7 @@ class Attributes:
         return value
 
     def shares_transaction(self) -> bool | None:
-        """Return whether messages may share a transaction; None where that is to be noticed."""
+        """Return whether messages may share a transaction; None where the worker finds out."""
         value = self.handler.shares_transaction
         if value is not None and not isinstance(value, bool):
             self.refuse_value("shares_transaction", "is none of True, False and None")
@@ -261,7 +261,7 @@ class Attributes:
         return value
 
     def refuse_near_misses(self) -> None:
-        """Refuse an attribute that looks like a declaration misspelt; attributes of the user's own are left alone."""
+        """Refuse an attribute that looks like a misspelt declaration; leave the user's own attributes alone."""
         for names, taken in _namespaces(self.handler):
             for attribute, value in names.items():
                 known = _METHODS if callable(value) and not isinstance(value, type) else _VALUES
@@ -272,7 +272,7 @@ class Attributes:
                     self.refuse(f"{attribute} is no declaration; did you mean {close}? If not, rename it")
 
     def refuse_what_is_set_elsewhere(self) -> None:
-        """Refuse a class attribute by which another framework sets what is not a handler's here."""
+        """Refuse a class attribute of another framework that consumerkit sets elsewhere than in a handler."""
         for cls in type(self.handler).__mro__:
             for attribute in () if cls in _OURS else vars(cls):
                 if attribute in _NOT_HERE:
@@ -281,7 +281,7 @@ class Attributes:
     def refuse_unknown_fields(self, event_types: Sequence[Any]) -> None:
         """Refuse a message ID or a fingerprint that reads a field that no event type has.
 
-        Such an ID would be found in no message, and such a fingerprint would be the same for all.
+        No message would have such an ID, and all messages would have the same fingerprint.
         """
         known = [field_names(event_type) for event_type in event_types]
         names = frozenset().union(*(some for some in known if some is not None))
@@ -299,7 +299,7 @@ class Attributes:
                 self.refuse_value(attribute, f"reads {field!r}, and no event ({types}) has it; {hint}")
 
     def refuse_unstable_fields(self, event_types: Sequence[Any]) -> None:
-        """Refuse a message ID or a fingerprint that reads a field whose bytes would not be its value."""
+        """Refuse a message ID or a fingerprint that reads a field whose bytes do not represent its value."""
         identities = {"message_id": self.identity(), "event_time": self.event_time()}
         sources = [(name, source) for name, found in identities.items() if found for source in found.sources]
         read = [(name, path, id_problem) for name, source in sources for path in source.fields]
@@ -336,7 +336,7 @@ class Attributes:
 
 
 def in_short(value: object) -> str:
-    """Return a value's representation on one line and not too long."""
+    """Return a value's representation on one line, cut where it is long."""
     short = Repr()
     short.maxstring = short.maxother = 80
     return " ".join(short.repr(value).split())
@@ -347,7 +347,7 @@ def _encodes(name: str) -> bool:
 
 
 def _namespaces(handler: AnyHandler) -> list[tuple[Mapping[str, Any], frozenset[str]]]:
-    """Return each namespace of the user's with the names that it cannot have meant, since it sets them too."""
+    """Return each of the user's namespaces with the names that it sets, which its other names cannot stand for."""
     classes = [cls for cls in type(handler).__mro__ if cls not in _OURS]
     found = [(dict(vars(cls)), frozenset(vars(cls))) for cls in classes]
     own = getattr(handler, "__dict__", {})

@@ -1,4 +1,4 @@
-"""How a record's value becomes an event, and a value becomes bytes."""
+"""Codecs: they decode a record's value to an event, and encode a value to bytes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ Decode = Callable[[Message], Any]
 class Codec(Protocol):
     """Decodes and encodes values.
 
-    `decoder` is called once per handler and event type, when the worker is built; what it returns is called for every
-    message. It raises `Undecodable` where the message is at fault, and `Unavailable` where something that decoding
-    needs is down; an `OSError` counts as the latter, and any other error as the former. Only its class is shown.
-    A tombstone (value None) never reaches it: where the event type admits None it is the event, else it is undecodable.
+    `decoder` is called once per handler and event type, when the worker is built. The function that
+    it returns is called for every message. That function raises `Undecodable` where the message is
+    at fault, and `Unavailable` where something that decoding needs is down. An `OSError` counts as
+    `Unavailable`, and any other error as `Undecodable`; only the class of such an error is shown. A
+    tombstone (value None) never reaches that function: None is the event where the event type
+    admits it, else the tombstone is undecodable.
     """
 
     def decoder(self, event_type: Any) -> Decode:
         """Return the function that decodes a message to `event_type`.
 
         Raises:
-            ConfigurationError: Nothing can be decoded to such a type.
+            ConfigurationError: The codec cannot decode to such a type.
         """
         ...
 
     def encode(self, value: object) -> bytes:
-        """Return `value` as bytes; used for `context.publish`.
+        """Return `value` as bytes, for `context.publish`.
 
         Raises:
             TypeError: The value cannot be encoded.
@@ -41,7 +43,7 @@ class Codec(Protocol):
 
 
 class Json:
-    """JSON by pydantic: any type that a `TypeAdapter` takes; `bytes` is left undecoded.
+    """JSON through pydantic: decodes to any type that a `TypeAdapter` takes, and leaves `bytes` undecoded.
 
     Example:
         >>> decode = Json().decoder(dict[str, int])
@@ -73,7 +75,7 @@ class Json:
         return decode
 
     def encode(self, value: object) -> bytes:
-        """Return `value` as JSON; bytes are passed through."""
+        """Return `value` as JSON; bytes stay as they are."""
         if isinstance(value, bytes):
             return value
         from pydantic_core import PydanticSerializationError, to_json
@@ -94,7 +96,7 @@ def _raw(message: Message) -> bytes:
 
 
 def _described(error: ValidationError, declared: Set[str]) -> str:
-    """Say what does not fit and where, without the input: it is a payload, and so are the keys of a mapping in it."""
+    """Describe what does not fit and where, without the input: values and mapping keys are part of the payload."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     places = []
     for item in found[:3]:
@@ -105,7 +107,7 @@ def _described(error: ValidationError, declared: Set[str]) -> str:
 
 
 def _names_in(schema: object) -> frozenset[str]:
-    """Return every name that a type's schema mentions: those are the program's own."""
+    """Return every name that a type's schema mentions: these come from the program, not from a payload."""
     if isinstance(schema, str):
         return frozenset({schema})
     if isinstance(schema, Mapping):

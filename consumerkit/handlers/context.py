@@ -33,11 +33,11 @@ class Publication(NamedTuple):
 
 
 def check_publication(topic: object, key: object, id: object) -> None:
-    """Refuse what cannot be sent, at the call that says it: in the outbox it would hold up what comes after it.
+    """Refuse a message that cannot be sent: in the outbox it would hold up the messages after it.
 
     Raises:
         TypeError: The key is neither text nor bytes, or the message ID is not text.
-        ValueError: Kafka has no topics of such a name.
+        ValueError: The name is not a valid name of a Kafka topic.
     """
     if not is_topic_name(topic):
         raise ValueError(f"publish: {topic!r} is not the name of a topic; {TOPIC_RULE}")
@@ -48,7 +48,7 @@ def check_publication(topic: object, key: object, id: object) -> None:
 
 
 class Publisher:
-    """Collects what is published within one transaction."""
+    """Collects the messages that one transaction publishes."""
 
     __slots__ = ("_declared", "_encode", "_prefix", "publications")
 
@@ -69,7 +69,7 @@ class Publisher:
         id: str | None = None,
         headers: Mapping[str, str | bytes] | None = None,
     ) -> None:
-        """Have a message sent to `topic` once, after the transaction has committed; see `Context.publish`."""
+        """Add a message for `topic`, which is sent after the transaction has committed; see `Context.publish`."""
         check_publication(self._prefix + topic if isinstance(topic, str) else topic, key, id)
         if self._declared is not None and self._prefix + topic not in self._declared:
             raise ValueError(f"publish: {topic!r} is not in the handler's publishes; add it there, or set none at all")
@@ -85,10 +85,10 @@ class Publisher:
 
 
 def encoded_headers(headers: Mapping[str, str | bytes] | None) -> Headers:
-    """Return headers given by a user as they go into a record."""
+    """Return a user's headers in the form that a record holds."""
     if not headers:
         return ()
-    given: Mapping[Any, Any] = headers  # whatever its type says
+    given: Mapping[Any, Any] = headers  # a user may pass other types than the annotation says
     for name, value in given.items():
         if not isinstance(name, str) or not isinstance(value, str | bytes):
             kinds = f"{type(name).__name__}: {type(value).__name__}"
@@ -97,14 +97,14 @@ def encoded_headers(headers: Mapping[str, str | bytes] | None) -> Headers:
 
 
 class _Publishes:
-    """The part of a context that publishes."""
+    """The part of a context that publishes messages."""
 
     __slots__ = ("_over", "_publisher")
     _publisher: Publisher
     _over: str | None
 
     def close(self, handler: str) -> None:
-        """Refuse what is published from now on; called by consumerkit when the handler has returned."""
+        """Refuse further messages; consumerkit calls this when the handler has returned."""
         self._over = handler
 
     def publish(
@@ -118,20 +118,22 @@ class _Publishes:
     ) -> None:
         """Publish a message in the handler's own transaction.
 
-        The message is written to the outbox table beside the handler's changes, so it exists exactly if they do; the
-        relay sends it to Kafka, at least once, with the same message ID each time, so that a consumer with a ledger
-        handles it once.
+        The message is written to the outbox table together with the handler's changes, so it exists
+        exactly if they do. The relay sends it to Kafka at least once, each time with the same
+        message ID. A consumer with a ledger handles it once.
 
         Args:
-            topic: Where to.
+            topic: The topic to publish to.
             key: The record's key; text is sent as UTF-8.
             value: The record's value, encoded by the handler's codec; bytes are sent as they are, None is a tombstone.
-            id: The message ID, sent as the header `message-id`; derived from this message's own where None.
-            headers: Further headers.
+            id: The message ID, sent as the header `message-id`. Where None, it is derived from the
+                ID of the message that is being handled.
+            headers: Headers besides `message-id`.
 
         Raises:
             TypeError: The value cannot be encoded, or key, ID or a header is neither text nor bytes.
-            ValueError: Kafka has no topics of such a name, or the handler's `publishes` is set and does not name it.
+            ValueError: The name is not a valid name of a Kafka topic, or the handler's `publishes`
+                is set and does not contain it.
             SessionOver: The handler has returned.
         """
         if self._over is not None:
@@ -143,14 +145,14 @@ class _Publishes:
 
 
 class Context(_Publishes, Generic[S]):
-    """One message's surroundings, passed to `Handler.handle`.
+    """What `Handler.handle` gets besides its event.
 
     Attributes:
-        session: The session whose transaction also holds the claim on the message ID. Commit, rollback and close are
-            consumerkit's: a handler that calls them fails.
+        session: The session whose transaction also holds the claim on the message ID. Only
+            consumerkit commits, rolls back and closes it: a handler that does so fails.
         message: The record: key, headers, timestamp and coordinates.
         message_id: The message ID as text for people.
-        attempt: 1 at first; only failures of the message alone count.
+        attempt: The number of this attempt, from 1; only failures of the message alone count.
     """
 
     __slots__ = ("_steps", "attempt", "message", "message_id", "session")
@@ -173,10 +175,10 @@ class Context(_Publishes, Generic[S]):
         self._over = None
 
     def done(self, step: BoundStep[..., T]) -> T:
-        """Return the result of a step that `prepare`, or `run`, has run for this message.
+        """Return the result of a step that `prepare` or `run` has run for this message.
 
         Raises:
-            LookupError: It has not been run.
+            LookupError: The step has not been run.
         """
         result: T = self._steps.done(step)
         return result
@@ -190,10 +192,11 @@ class Context(_Publishes, Generic[S]):
     def run(self: Context[Session], step: BoundStep[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
 
     def run(self: Context[Any], step: BoundStep[P, Any], *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Run a step in the middle of `handle`, for one that needs what `handle` has just read.
+        """Run a step within `handle`, where the step needs what `handle` has read.
 
-        The message's transaction stays open, with its locks, and those of the messages that share it: prefer
-        `prepare`. Not on SQLite, whose one writer is this transaction. With an `AsyncSession` the call must be awaited.
+        Prefer `prepare`: while the step runs, the transaction stays open, with its locks, for this
+        message and for the messages that share it. It does not work on SQLite, since this
+        transaction is its only writer. With an `AsyncSession` the call must be awaited.
 
         Raises:
             SessionOver: The handler has returned.
@@ -205,7 +208,7 @@ class Context(_Publishes, Generic[S]):
 
 
 class BatchContext(_Publishes, Generic[S]):
-    """A batch's surroundings, passed to `BatchHandler.handle_batch`.
+    """What `BatchHandler.handle_batch` gets besides its events.
 
     Attributes:
         session: As in `Context`.

@@ -1,4 +1,4 @@
-"""A handler's declarations, read once, checked, and frozen for the engine."""
+"""A handler's declarations: read once, checked, and frozen for the engine."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ __all__ = ["SKIP", "Declaration", "declare", "declare_all"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """What the engine needs to know of a handler.
+    """What the engine needs to know about a handler.
 
     Attributes:
         handler: The user's object.
         decode: Returns the event, None for a tombstone that the type admits, or `SKIP`.
         is_async: Whether `handle` is a coroutine function.
-        is_batch: Whether it is a `BatchHandler`.
+        is_batch: Whether the handler is a `BatchHandler`.
         prefetch, session_setup, on_duplicate, prepare: The user's methods, or None.
-        steps: What `prepare` and `handle` may run, by name.
-        publishes: As in `Handler`, with the prefix.
-        topic_prefix: Put before the name of each topic that `context.publish` is given; the other topics have it here.
-        remembered: For how many seconds the ledger remembers, as the worker says; None is for ever.
-        others: as in `Handler`.
+        steps: The steps that `prepare` and `handle` may run, by name.
+        publishes: As in `Handler`, with `topic_prefix` before each name.
+        topic_prefix: Put before the name of each topic that `context.publish` is given. The topics
+            in this declaration already have it.
+        remembered: Seconds for which the ledger remembers a message ID, from the worker; None is
+            for ever.
+        others: As in `Handler`.
     """
 
     handler: AnyHandler
@@ -74,12 +76,12 @@ class Declaration:
 
     @property
     def holds_key(self) -> bool:
-        """Whether a dead message keeps the later ones of its key waiting."""
+        """Whether a dead message makes later messages of its key wait."""
         return self.dead_letter is not None and self.dead_letter.hold_key
 
     @property
     def runs_resends(self) -> bool:
-        """Whether a resend of a dead message ID runs again."""
+        """Whether a resend of a dead message runs again."""
         return self.dead_letter is not None and self.dead_letter.resend == "run"
 
 
@@ -87,8 +89,8 @@ def declare(handler: AnyHandler) -> Declaration:
     """Read and check what a handler declares.
 
     Raises:
-        ConfigurationError: Something does not hold; one line names the handler, the attribute, the value and the way
-            out.
+        ConfigurationError: A declaration is wrong; one line names the handler, the attribute, the
+            value and the way out.
     """
     _check_is_handler(handler)
     attributes = Attributes(handler)
@@ -129,11 +131,11 @@ def declare(handler: AnyHandler) -> Declaration:
 
 
 def declare_all(handlers: Sequence[AnyHandler]) -> tuple[Declaration, ...]:
-    """Read and check several handlers that run in one worker, each by itself and all together.
+    """Read and check the handlers of one worker, each by itself and all together.
 
     Raises:
-        ConfigurationError: As in `declare`, or two handlers share a name or a group, or one reads another's dead
-            letters.
+        ConfigurationError: As in `declare`. Also where two handlers share a name or a group, or one
+            reads another's dead letters.
     """
     _check_are_several(handlers)
     declarations = tuple(map(declare, handlers))
@@ -142,10 +144,11 @@ def declare_all(handlers: Sequence[AnyHandler]) -> tuple[Declaration, ...]:
 
 
 def check_together(declarations: Sequence[Declaration]) -> None:
-    """Check what handlers of one worker must not share.
+    """Check that the handlers of one worker do not share what they must not.
 
     Raises:
-        ConfigurationError: Two share a name or a group, or one reads another's dead letters.
+        ConfigurationError: Two handlers share a name or a group, or one reads another's dead
+            letters.
     """
     names: dict[str, Declaration] = {}
     groups: dict[str, Declaration] = {}
@@ -189,7 +192,7 @@ def _decoder(attributes: Attributes, identity: Identity, codec: Codec) -> Decode
     attributes.refuse_unstable_fields(event_types)
     try:
         return decoder_of(codec, event_type) if events is None else decoder_of_several(codec, events)
-    except Exception as error:  # noqa: BLE001 - whatever a codec makes of a type that it cannot decode
+    except Exception as error:  # noqa: BLE001 - a codec may raise anything for a type that it cannot decode
         why = str(error).partition("\n")[0]
         attributes.refuse(f"{in_short(codec)} cannot decode {in_short(event_types)}: {why}")
 

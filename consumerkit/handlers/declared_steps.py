@@ -1,4 +1,4 @@
-"""Read the steps of a handler, each checked when the worker is built."""
+"""Reads a handler's steps and checks each, when the worker is built."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ class DeclaredStep(NamedTuple):
     """One step of a handler.
 
     Attributes:
-        name: Under which its result is kept.
-        source: What the class defines.
+        name: The name under which its result is kept.
+        source: The `Step` that the class defines.
         deadline: Seconds that a call may take.
-        in_doubt: What becomes of a call in doubt, where nothing can be asked.
-        call: Its method, bound.
-        asks: The method that asks the other side, bound; None where there is none.
+        in_doubt: What happens to a call in doubt, where there is no `asks`.
+        call: The step's method, bound.
+        asks: The method that asks the other side whether the call was done, bound; None where there
+            is none.
         signature: What the method takes, without the handler and the key.
-        result: Writes and reads what it returns.
-        undoes: Its method that undoes it, bound; None where there is none.
-        undo_retry: How often that is tried.
-        undo_in_doubt: Whether it takes None where it is unknown whether the call was done.
-        given: Write and read what it is called with, by the names of its parameters; empty where nothing undoes it.
+        result: Writes and reads the result.
+        undoes: The method that undoes the step, bound; None where there is none.
+        undo_retry: How often the undo is tried.
+        undo_in_doubt: Whether the undo takes None as the result, where it is unknown whether the
+            call was done.
+        given: Writes and reads each argument, by the name of its parameter; empty where the step
+            has no undo.
     """
 
     name: str
@@ -53,12 +56,12 @@ class DeclaredStep(NamedTuple):
 
     @property
     def is_async(self) -> bool:
-        """Whether it is a coroutine function."""
+        """Whether the step's method is a coroutine function."""
         return inspect.iscoroutinefunction(self.call)
 
     @property
     def undo(self) -> str | None:
-        """What its undo can do, as it is stored: `done`, or `doubt` where a call in doubt can be settled; else None."""
+        """The undo as stored: "done", or "doubt" if it can settle a call in doubt; None where there is no undo."""
         if self.undoes is None:
             return None
         return "doubt" if self.undo_in_doubt or self.asks is not None else "done"
@@ -68,7 +71,7 @@ def declared_steps(attributes: Attributes, *, is_async: bool) -> dict[str, Decla
     """Return a handler's steps by their names.
 
     Raises:
-        ConfigurationError: One is declared wrongly, or `prepare` has nothing to run.
+        ConfigurationError: A step is declared wrongly, or `prepare` has no step to run.
     """
     handler: Any = attributes.handler
     found = {}
@@ -159,7 +162,7 @@ def _signature(attributes: Attributes, step: Step[Any, Any]) -> inspect.Signatur
 
 
 def _given(attributes: Attributes, step: Step[Any, Any], signature: inspect.Signature) -> dict[str, TypeAdapter[Any]]:
-    """Return what writes and reads the arguments of a step with undo, which is called with them later."""
+    """Return the adapters that write and read a step's arguments, which its undo is called with later."""
     found = {}
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.annotation is (
@@ -186,7 +189,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(kind, config=_BYTES)
     except PydanticUserError:
-        return TypeAdapter(kind)  # a model has a configuration of its own
+        return TypeAdapter(kind)  # a model has its own configuration, and a second one is an error
 
 
 def _result(attributes: Attributes, step: Step[Any, Any]) -> TypeAdapter[Any]:
@@ -204,7 +207,7 @@ def _result(attributes: Attributes, step: Step[Any, Any]) -> TypeAdapter[Any]:
 
 
 def runs_steps_inside(handle: Callable[..., Any]) -> bool:
-    """Tell whether `handle` itself calls `context.run`, as far as its code shows it."""
+    """Tell whether `handle` itself calls `context.run`, as far as its bytecode shows."""
     code = getattr(inspect.unwrap(getattr(handle, "__func__", handle)), "__code__", None)
     if code is None or code.co_argcount < 3:
         return False

@@ -1,4 +1,4 @@
-"""How a handler's messages become events: codec, event type, tombstones, and the choice between several types."""
+"""Decodes a handler's messages to events: codec, event type, tombstones, and the choice between several types."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from consumerkit.handlers.message_id import Identity
 from consumerkit.message import Message
 
 SKIP: Final = object()
-"""What a decoder returns for a message of an unknown type that is to be skipped."""
+"""What a decoder returns for a message of an unknown type that the handler skips."""
 
 
 def decoder_of(codec: Codec, event_type: Any) -> Decode:
     """Return the decoder for one event type.
 
-    What it returns raises `Undecodable` or `Unavailable` and nothing else, and never with the payload in the text.
+    The decoder raises only `Undecodable` and `Unavailable` and `MemoryError`, never with the
+    payload in the text.
     """
     read = codec.decoder(event_type)
     none_is_event = admits_none(event_type)
@@ -36,16 +37,17 @@ def decoder_of(codec: Codec, event_type: Any) -> Decode:
         except (Undecodable, Unavailable, MemoryError):
             raise
         except OSError as error:
-            # A codec that forgot to say so: an outage must not empty the topic into the dead letters.
+            # A codec may raise OSError instead of Unavailable: an outage must not dead-letter the
+            # whole topic.
             raise Unavailable(f"{type(error).__name__} while decoding") from error
-        except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
+        except Exception as error:  # noqa: BLE001 - a user's validator may raise anything
             raise Undecodable(f"{type(error).__name__} while decoding") from None
 
     return decode
 
 
 def decoder_of_several(codec: Codec, events: Events) -> Decode:
-    """Return the decoder that picks the event type by the name it reads from each message."""
+    """Return the decoder that picks the event type by the name in each message."""
     decoders = {name.encode(): decoder_of(codec, event_type) for name, event_type in events.types.items()}
     name_of = _name_reader(events.by)
     skips = events.unknown == "skip"
@@ -81,7 +83,7 @@ def _name_reader(by: Identity) -> Callable[[Message], bytes | None]:
 
 
 def _as_mapping(message: Message) -> Mapping[str, Any]:
-    """Return the value as JSON of no particular type; empty for a tombstone and for what has no fields."""
+    """Return the value decoded from JSON; an empty mapping for a tombstone and for JSON that is not an object."""
     if message.value is None:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Find the event type that a handler class declares: the `X` of `Handler[X]`, also through generic bases."""
+"""Finds the event type that a handler class declares: the `X` of `Handler[X]`, also through generic bases."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.handlers.handler import BatchHandler, Handler
 
 MISSING: Final = object()
-"""What `declared_event_type` returns where no base says the event type."""
+"""What `declared_event_type` returns where no base names the event type."""
 
 
 def declared_event_type(handler_class: type) -> Any:
     """Return the event type of a handler class, or `MISSING`.
 
-    Type variables are filled in from the subclasses' arguments, else from their defaults; forward references are
-    looked up in the module of the class that wrote them.
+    A type variable takes its value from the subclass's arguments, else its default. A forward
+    reference is looked up in the module of the class that contains it.
 
     Raises:
         ConfigurationError: A forward reference names nothing, or a type variable is left open.
@@ -37,7 +37,7 @@ def declared_event_type(handler_class: type) -> Any:
 
 
 def admits_none(event_type: Any) -> bool:
-    """Whether None is an event of this type, so that a tombstone is one.
+    """Whether None, and so a tombstone, is an event of this type.
 
     Example:
         >>> admits_none(dict | None), admits_none(dict)
@@ -50,14 +50,15 @@ def admits_none(event_type: Any) -> bool:
         return any(map(admits_none, get_args(event_type)))
     if origin is Annotated:
         return admits_none(get_args(event_type)[0])
-    # A `type X = ...` alias holds what it stands for.
+    # A `type X = ...` alias holds its value in `__value__`.
     return hasattr(event_type, "__value__") and admits_none(event_type.__value__)
 
 
 def field_names(event_type: Any) -> frozenset[str] | None:
-    """Return the names that events of this type may be asked for; None where any name may be one.
+    """Return the names of the fields that events of this type have; None where an event may have any name.
 
-    Of a union, those of all its members. Properties, methods and class attributes count: a field may be computed.
+    A union has the names of all its members. Properties, methods and class attributes count: a
+    field may be computed.
 
     Example:
         >>> field_names(dict[str, int]) is None
@@ -99,10 +100,10 @@ def _own_names(cls: type, base: type) -> set[str]:
 
 
 def resolved(annotation: Any, namespace: Mapping[str, Any]) -> Any:
-    """Return an annotation with all strings and forward references in it looked up in `namespace`.
+    """Return an annotation with its strings and forward references resolved in `namespace`.
 
     Raises:
-        NameError: A name is not there.
+        NameError: `namespace` has no such name.
     """
 
     def holder() -> None: ...
@@ -112,7 +113,7 @@ def resolved(annotation: Any, namespace: Mapping[str, Any]) -> Any:
 
 
 def _argument(cls: type) -> Any:
-    """Return what `cls` makes of the event type, in terms of its own type variables."""
+    """Return the event type that `cls` declares, in terms of its own type variables."""
     for base in cls.__dict__.get("__orig_bases__", cls.__bases__):
         origin = get_origin(base) or base
         arguments = tuple(_resolved_in(cls, argument) for argument in get_args(base))
@@ -137,10 +138,10 @@ def _resolved_in(cls: type, argument: Any) -> Any:
 
 
 def _variables(tree: Any) -> list[Any]:
-    """Return the type variables that `tree` leaves open; a generic class named without arguments leaves none."""
+    """Return the type variables that `tree` leaves open; a generic class without arguments leaves none open."""
     if isinstance(tree, TypeVar):
         return [tree]
-    # A parametrised pydantic model is a class, not an alias.
+    # A parametrised pydantic model is a class, so `get_origin` does not find its arguments.
     parametrised = get_origin(tree) is not None or getattr(tree, "__pydantic_generic_metadata__", {}).get("origin")
     return _parameters(tree) if parametrised else []
 
@@ -154,6 +155,7 @@ def fill(tree: Any, values: Mapping[Any, Any]) -> Any:
     """Return a type with type variables in it replaced by their values."""
     if isinstance(tree, TypeVar):
         return values.get(tree, tree)
-    # Pydantic makes no difference between `Envelope[T]` and `Envelope`: it is open if T is ours to fill.
+    # Pydantic does not distinguish `Envelope[T]` from `Envelope`: fill it only if `values` has its
+    # T.
     parameters = _parameters(tree) if set(_parameters(tree)) & set(values) else []
     return tree[tuple(values.get(parameter, parameter) for parameter in parameters)] if parameters else tree

@@ -1,4 +1,4 @@
-"""Find the declared type of a field that a path names within an event type."""
+"""Finds the declared type of a field that a path names within an event type."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from consumerkit.handlers.event_type import fill
 
 
 def field_types(event_type: Any, path: str) -> list[Any]:
-    """Return the declared types of what a dotted path names: one for each member of a union that has it.
+    """Return the declared types of the field at a dotted path: one for each member of a union that has it.
 
-    Where a declaration does not tell, as in a mapping of anything, there are none.
+    The list is empty where the declaration does not say, as in a mapping of any values.
 
     Example:
         >>> field_types(dict[str, set[int]], "ids")

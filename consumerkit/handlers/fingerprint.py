@@ -1,4 +1,4 @@
-"""What tells a resend from a conflict, where the same message ID arrives again."""
+"""Fingerprints: they tell a resend from a conflict, when the same message ID arrives again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consumerkit.message import Message
 
 DIGEST_BYTES: Final = 16
 VERSION: Final = 2
-"""In which the fingerprints of fields are made; rows without a version have the first one."""
+"""The version of new fingerprints of fields; a row without a version has the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Fingerprint:
 
     @property
     def version(self) -> int | None:
-        """The version in which new fingerprints are made; None is the first, and the whole value's only one."""
+        """The version of new fingerprints; None is the first version, and the only one of whole values."""
         return VERSION if self.names else None
 
     def of(self, message: Message, event: object, version: int | None = None) -> bytes:
@@ -34,11 +34,11 @@ class Fingerprint:
 
         Args:
             message: The record.
-            event: What it was decoded to.
-            version: In which it is to be made; None is the first.
+            event: The event that the record was decoded to.
+            version: The version of the fingerprint; None is the first.
 
         Raises:
-            NoStableBytes: A field's bytes would not be its value.
+            NoStableBytes: A field has no bytes that represent its value.
         """
         if not self.names:
             return blake2b(message.value or b"", digest_size=DIGEST_BYTES).digest()
@@ -65,15 +65,15 @@ WHOLE_VALUE: Final = Fingerprint(())
 
 
 def is_name(name: object) -> bool:
-    """Whether this can name a field or a header."""
+    """Whether a value can name a field or a header."""
     return isinstance(name, str) and name != ""
 
 
 def event_fields(*names: str) -> Fingerprint:
     """Compare only these fields when the same ID arrives again; the default compares the whole value.
 
-    Use it where a resend differs harmlessly, as in a timestamp. Equal values are the same whatever their form: sets and
-    mappings in any order, 1 and 1.0, an instant in two zones.
+    Use it where a resend differs harmlessly, as in a timestamp. Values that are equal compare equal
+    in any form: sets and mappings in any order, 1 and 1.0, one instant in two time zones.
 
     Example:
         >>> event_fields("payment_id", "amount")

@@ -1,4 +1,4 @@
-"""What users subclass: one class per effect."""
+"""The classes that users subclass, one subclass per effect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from consumerkit.policies.dead_letter import DeadLetter
 from consumerkit.policies.retry import Retry, exponential
 
 SIZE_LIMIT: Final = 1_048_576
-"""Bytes: a broker's own `message.max.bytes` is 1,048,588, for a batch with what belongs to it."""
+"""In bytes. A broker's default `message.max.bytes` is 1,048,588, for a record batch with its overhead."""
 
 E = TypeVar("E")
 
@@ -39,10 +39,10 @@ class Events:
     """Several event types on one topic.
 
     Args:
-        by: Where the name of a message's type is read.
+        by: The place where the name of a message's type is read.
         types: The event type for each name.
-        unknown: What becomes of a message of another type or of none: "skip" counts it, leaves no row and goes on;
-            "dead-letter" keeps it as `undecodable`.
+        unknown: What happens to a message of another type or of none: "skip" counts it and writes
+            no row; "dead-letter" keeps it as `undecodable`.
 
     Example:
         >>> from consumerkit.handlers.message_id import header
@@ -73,44 +73,49 @@ class Received(Generic[E]):
 
 
 class _Declared:
-    """The declarations that both kinds of handler share; plain attributes, read once, when the worker is built.
+    """The declarations that both kinds of handler share: plain attributes, read once, when the worker is built.
 
-    Set them on the class, on a base class of yours, or in `__init__`.
+    Set them on the class, on your own base class, or in `__init__`.
 
     Attributes:
-        name: The name under which the ledger keeps what was handled. Required; never reuse it for something else.
-        topic: The topic to read; or
-        topics: several.
-        publishes: The topics that the handler publishes to, checked when the worker starts and made by
-            `consumerkit topics create`. `context.publish` to any other topic is then an error. None: not declared,
-            and any topic may be published to.
+        name: The name under which the ledger records handled messages. Required; never reuse it for
+            another handler.
+        topic: The topic to read. Set this or `topics`.
+        topics: The topics to read, where there are several.
+        publishes: The topics that the handler publishes to. The worker checks them when it starts,
+            and `consumerkit topics create` creates them. `context.publish` to any other topic is
+            then an error. None: the handler may publish to any topic.
         group: The consumer group; the name by default.
-        message_id: Where the message ID is read. Required.
+        message_id: The place where the message ID is read. Required.
         scope: "consumer" shares IDs across all topics of the handler, "topic" keeps them apart.
         ordering: See `Ordering`.
         retry: See `Retry`.
         brake: See `Brake`.
-        dead_letter: The topic for dead letters; without one they are kept in the table alone.
+        dead_letter: The topic for dead letters. Without one, only the table keeps them.
         codec: See `Codec`.
-        events: Several event types on one topic.
+        events: The event types, where one topic has several.
         fingerprint: What tells a resend from a conflict; the whole value by default.
-        event_time: Where the time is read at which an event happened. A message whose event is older than the worker's
-            `retention`, and which the ledger does not know, is dead-lettered as `stale`. None: any message runs.
-        size_limit: Bytes of key, value and headers, decompressed, above which a message is dead-lettered as
-            `oversized`, by reference: its facts are kept and its payload is not. Each header counts 24 bytes more
-            than its name and value. 1 MiB by default, which no record of less than some thousand headers exceeds
-            that a broker takes uncompressed by its own default. None is no limit.
-        batch_size: The most messages that share a transaction; 1 opts out.
+        event_time: The place where an event's time is read. A message that the ledger does not know
+            is dead-lettered as `stale` if its event is older than the worker's `retention`. None: a
+            message of any age runs.
+        size_limit: Decompressed bytes of key, value and headers, above which a message is
+            dead-lettered as `oversized`, by reference: its facts are kept and its payload is not.
+            Each header counts 24 bytes more than its name and value. 1 MiB by default: an
+            uncompressed record that a broker accepts by its default is smaller, unless it has some
+            thousand headers. None is no limit.
+        batch_size: The most messages that share a transaction; with 1 each has its own.
         batch_time: Seconds of handling after which a transaction takes no further message.
-        shares_transaction: Whether messages may share a transaction although `handle` waits for something else than
-            its session. None: where a coroutine handler is seen to do so, each message has a transaction of its own
-            from then on, in this process. True: the wait is harmless, so they share one all the same. False: each
-            has one of its own from the beginning, as with `batch_size = 1`.
-        concurrency: Lanes in each process: transactions in flight at once.
-        step_concurrency: Calls of steps that are under way at once in each process; see `step`.
+        shares_transaction: Whether messages may share a transaction although `handle` waits for
+            something other than its session. None: once consumerkit sees a coroutine handler do so,
+            each message has its own transaction from then on, in this process. True: the wait is
+            harmless, and messages share a transaction anyway. False: each message has its own from
+            the beginning, as with `batch_size = 1`.
+        concurrency: The number of lanes in each process, which is the most transactions at once.
+        step_concurrency: The most calls of steps at once in each process; see `step`.
         parking_limit: How many messages of one partition may be parked; with more, the partition waits.
-        start_from: Where the first run on a topic begins, in partitions without a committed offset: "earliest" or
-            "latest". It is decided once, for all partitions that the topic then has.
+        start_from: Where the first run on a topic begins in partitions without a committed offset:
+            "earliest" or "latest". It is decided once, for all partitions that the topic has at
+            that time.
     """
 
     name: str
@@ -146,21 +151,24 @@ class Handler(_Declared, Generic[E]):
     `E` is the event type: a pydantic model, a dataclass, a TypedDict, a union of them, or bytes for the undecoded
     value. It is read from `Handler[E]`, also through generic bases.
 
-    `handle` may be a coroutine function with `Context` (an `AsyncSession`), or a plain function with
-    `Context[Session]`, which runs in a thread. What it returns is kept with the message ID, unless it is None.
+    `handle` may be a coroutine function with `Context` (an `AsyncSession`), or a plain function
+    with `Context[Session]`, which runs in a thread. Its result is kept with the message ID, unless
+    it is None.
 
     Optional methods, of the same kind as `handle`:
 
-    * `prefetch(self, events, session)`: load what a group of events needs in one query; the session's identity map then
-      serves each `handle`. Lock rows in key order.
+    * `prefetch(self, events, session)`: loads what a batch of events needs in one query. The
+      session's identity map then serves each `handle`. Lock rows in key order.
     * `session_setup(self, event, session)`: called before each `handle`, for settings such as `SET LOCAL`.
-    * `on_duplicate(self, event, result, context)`: called for a message whose ID was processed before, with what
-      `handle` returned then, decoded from JSON, or None. It may announce that result again: what it publishes has IDs
-      that are the same whenever this very message is delivered. A redelivery is a duplicate too, so changes of its own
-      must be idempotent. Where it raises, `retry` is met as for `handle`; the first message's outcome stays as it is.
-    * `prepare(self, event, effects)`: called before the transaction, for messages that the ledger does not know: it
-      runs the steps of a message, whose effects are outside the database; see `step`. Those of a batch run at once,
-      except that messages of one key, in their `ordering`, follow one another. What it raises meets `retry`.
+    * `on_duplicate(self, event, result, context)`: called for a message whose ID was processed
+      before. `result` is what `handle` returned then, decoded from JSON, or None. The method may
+      publish that result again: the published messages have the same IDs at each delivery of this
+      message. A redelivery is a duplicate too, so the method's own changes must be idempotent. An
+      error meets `retry` as in `handle`; the first message's outcome does not change.
+    * `prepare(self, event, effects)`: called before the transaction, for a message that the ledger
+      does not know. It runs the message's steps, whose effects are outside the database; see
+      `step`. The messages of a batch run it concurrently, except that messages which `ordering`
+      keeps in order follow one another. An error meets `retry`.
 
     Example:
         >>> from consumerkit.handlers.message_id import header
@@ -176,12 +184,12 @@ class Handler(_Declared, Generic[E]):
         """Make the changes for one event through `context.session`.
 
         Raises:
-            Reject: To have the message dead-lettered at once.
+            Reject: Dead-letters the message at once.
             Exception: Any other error meets the handler's `retry`.
         """
         raise NotImplementedError
 
-    if TYPE_CHECKING:  # optional: what is not defined is not called
+    if TYPE_CHECKING:  # optional methods: consumerkit calls only those that a handler defines
 
         def on_duplicate(self, event: E, result: Any, context: Context[Any]) -> object:
             """Handle a copy of a message that was processed before; see the class."""
@@ -193,16 +201,17 @@ class Handler(_Declared, Generic[E]):
 class BatchHandler(_Declared, Generic[E]):
     """Handles a whole batch in one call, for handlers that work in bulk.
 
-    Any error fails the batch; `Reject("why", of=events[3])` blames one of it. A batch that fails without saying whose
-    fault it was is halved until the culprit stands alone.
+    Any error fails the batch; `Reject("why", of=events[3])` blames one event of it. A batch whose
+    error blames no event is halved until the failing event is alone.
     """
 
     def handle_batch(self, events: Sequence[Received[E]], context: BatchContext[Any]) -> object:
         """Make the changes for all events through `context.session`.
 
         Raises:
-            Reject: To have one message dead-lettered at once: `of` names it.
-            Exception: Any other error; alone, it meets the handler's `retry`.
+            Reject: Dead-letters one message at once; `of` names it.
+            Exception: Any other error; it meets the handler's `retry` once the event is alone in
+                its batch.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Where a message's ID is read, and how it becomes the ledger's key."""
+"""Message IDs: where an ID is read, and how it becomes the ledger's key."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ __all__ = [
 MAX_KEY_SIZE = blake2b.MAX_KEY_SIZE
 SHOWN_CHARACTERS = 200
 
-# blake2b keeps hashes of different "persons" apart: an ID of one part, of several, and a position in the log can
-# never be taken for each other, whatever bytes they hold.
+# blake2b keeps hashes of different "persons" apart. So an ID of one part, an ID of several parts
+# and a position in the log never collide, whatever bytes they hold.
 _SINGLE = b"id"
 _COMPOSITE = b"composite"
 _COORDINATES = b"coordinates"
@@ -43,7 +43,7 @@ _TIMESTAMP = b"timestamp"
 
 
 class MessageId(NamedTuple):
-    """A message's ID, found."""
+    """The ID of a message."""
 
     digest: bytes
     parts: tuple[bytes, ...]
@@ -55,13 +55,13 @@ class MessageId(NamedTuple):
 
 
 def shown(raw: bytes) -> str:
-    r"""Return raw ID bytes as text that is safe to store and to print: escaped, and cut where long.
+    r"""Return raw ID bytes as text that is safe to store and print: escaped, and cut where it is long.
 
     Example:
         >>> print(shown(b"pay-1"), shown(b"a\x00\xff"))
         pay-1 a\x00\xff
     """
-    # A character has four bytes at most; one character more than is shown tells whether to cut.
+    # A character has at most four bytes; one character beyond the limit tells whether to cut.
     text = raw[: (SHOWN_CHARACTERS + 1) * 4].decode("utf-8", "backslashreplace")
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -80,12 +80,12 @@ class _Source:
 
     @property
     def needs_event(self) -> bool:
-        """Whether the decoded event is read."""
+        """Whether the source reads the decoded event."""
         return bool(self.fields)
 
     @property
     def names_a_type(self) -> bool:
-        """Whether what is read here can be an event type's name: one part that is not a place in the log."""
+        """Whether the source can name an event type: it has one part, which is not a place in the log."""
         return self.person == _SINGLE
 
     def read(self, message: Message, event: object) -> tuple[bytes, ...] | None:
@@ -120,7 +120,7 @@ class Identity:
 
     @property
     def is_only_a_time(self) -> bool:
-        """Whether a source is no ID of a message."""
+        """Whether a source reads a time, which is not an ID of a message."""
         return any(source.person == _TIMESTAMP for source in self.sources)
 
     def find(self, message: Message, event: object, *, scope: bytes = b"") -> MessageId | None:
@@ -128,8 +128,8 @@ class Identity:
 
         Args:
             message: The record.
-            event: What it was decoded to.
-            scope: Kept apart in the digest: the same ID in another scope is another ID.
+            event: The event that the record was decoded to.
+            scope: Part of the digest: the same ID in another scope is another ID.
         """
         for source in self.sources:
             parts = source.read(message, event)
@@ -138,10 +138,10 @@ class Identity:
         return None
 
     def digests_of(self, *parts: str | bytes, scope: bytes = b"") -> tuple[bytes, ...]:
-        """Return the ledger's keys that an ID given by hand may have: one for each kind of source with so many parts.
+        """Return the possible ledger keys of an ID given by hand: one per kind of source with as many parts.
 
         Raises:
-            ValueError: No source has so many parts.
+            ValueError: No source has as many parts.
         """
         persons = [source.person for source in self.sources if len(source.parts) == len(parts)]
         if not persons:
@@ -151,7 +151,7 @@ class Identity:
 
 
 def possible_digests(*parts: str | bytes, scope: bytes = b"") -> tuple[bytes, ...]:
-    """Return the ledger's keys that an ID may have, where nothing is known of its handler but the name."""
+    """Return the possible ledger keys of an ID, where only the name of its handler is known."""
     if len(parts) > 1:
         return _digests(parts, [_COMPOSITE], scope)
     looks_like_a_place = re.fullmatch(rb".+/\d+/\d+", _raw(parts[0]), re.DOTALL) is not None
@@ -159,7 +159,7 @@ def possible_digests(*parts: str | bytes, scope: bytes = b"") -> tuple[bytes, ..
 
 
 def topic_scope(topic: str) -> bytes:
-    """Return the scope that keeps a topic's IDs apart from other topics'; a digest, since a hash key is short."""
+    """Return the scope that separates a topic's IDs from other topics' IDs; a digest, since a hash key is short."""
     return blake2b(topic.encode(), digest_size=32).digest()
 
 
@@ -173,7 +173,8 @@ def _raw(part: str | bytes) -> bytes:
 
 
 def _digest(parts: tuple[bytes, ...], person: bytes, scope: bytes) -> bytes:
-    # The length before each part keeps ("a", "bc") and ("ab", "c") apart. A key of blake2b has 64 bytes at most.
+    # The length before each part separates ("a", "bc") from ("ab", "c"). A key of blake2b has at
+    # most 64 bytes.
     joined = parts[0] if len(parts) == 1 else b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     key = scope if len(scope) <= MAX_KEY_SIZE else blake2b(scope).digest()
     return blake2b(joined, digest_size=DIGEST_BYTES, person=person, key=key).digest()
@@ -191,7 +192,7 @@ def _source(kind: str, names: tuple[str, ...], make: Callable[[str], Part], *, n
 def header(*names: str) -> Identity:
     """Read the ID from one header, or from several that identify the message together.
 
-    Where a header occurs twice the last one counts, as in Kafka's own `lastHeader`.
+    Where a header occurs twice, the last one counts, as in Kafka's `lastHeader`.
 
     Example:
         >>> header("ce_source", "ce_id")
@@ -205,7 +206,7 @@ def header(*names: str) -> Identity:
 
 
 def event_field(*names: str) -> Identity:
-    """Read the ID from one field of the decoded event, or from several; a dot reaches into a nested one.
+    """Read the ID from one field of the decoded event, or from several; a dot leads into a nested field.
 
     Example:
         >>> event_field("order.id", "version")
@@ -227,9 +228,9 @@ def event_field(*names: str) -> Identity:
 
 
 def coordinates() -> Identity:
-    """Take the message's place in the log as its ID: topic ID, partition, offset.
+    """Use the message's place in the log as its ID: topic ID, partition, offset.
 
-    It catches redelivery, and not a producer that sends the same thing again.
+    This detects a redelivery, but not a producer that sends the same message again.
     """
 
     def part(message: Message, _event: object) -> bytes:
@@ -239,7 +240,7 @@ def coordinates() -> Identity:
 
 
 def record_timestamp() -> Identity:
-    """Take the record's own timestamp, which the producer or the broker has set; for `event_time` alone."""
+    """Use the record's timestamp, which the producer or the broker sets; for `event_time` only."""
 
     def part(message: Message, _event: object) -> bytes | None:
         return b"%d" % message.timestamp if message.timestamp >= 0 else None

@@ -1,4 +1,4 @@
-"""Check the methods of a handler: which are overridden, of what kind they are, what they take."""
+"""Checks a handler's methods: which are overridden, of which kind they are, and which parameters they take."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def checked_methods(attributes: Attributes) -> Methods:
     """Return the methods of a handler.
 
     Raises:
-        ConfigurationError: One is missing, of another kind than `handle`, or takes something else than it is given.
+        ConfigurationError: A method is missing, is of another kind than `handle`, or takes other
+            parameters than consumerkit passes.
     """
     handler = attributes.handler
     is_batch = isinstance(handler, BatchHandler)
@@ -59,10 +60,11 @@ def checked_methods(attributes: Attributes) -> Methods:
 
 
 def method_of(handler: object, name: str) -> Any:
-    """Return a handler's method as it is called, or None where it has none.
+    """Return a handler's method in the form that consumerkit calls, or None where the handler has none.
 
-    A `functools.partial` in a class body is called without the handler, in every Python: 3.13 warns when it is read
-    as an attribute, since a later one will pass the handler first.
+    A `functools.partial` in a class body is called without the handler, in every version of Python.
+    Python 3.13 warns when it is read as an attribute, since a later version will pass the handler
+    first.
     """
     found = inspect.getattr_static(handler, name, None)
     return found if isinstance(found, functools.partial) else getattr(handler, name, None)
@@ -114,17 +116,18 @@ def _check_callable(attributes: Attributes, name: str) -> None:
 
 def _is_async(attributes: Attributes, name: str) -> bool:
     method = method_of(attributes.handler, name)
-    # An object with `async def __call__` is no coroutine function by itself.
+    # `iscoroutinefunction` is false for an object with `async def __call__`.
     if inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(vars(type(method)).get("__call__")):
         return True
     if inspect.iscoroutinefunction(_innermost(method)):
-        # Called in a thread it would return a coroutine that is never awaited, and the effect would be lost.
+        # In a thread it would return a coroutine that is never awaited, and the effect would be
+        # lost.
         attributes.refuse(f"{name} is a plain function around a coroutine function; make the decorator's `async def`")
     return False
 
 
 def _innermost(method: Method) -> Method:
-    """Return the function within partials, bound methods and decorators that use `functools.wraps`."""
+    """Return the function inside partials, bound methods and decorators that use `functools.wraps`."""
     while True:
         if isinstance(method, functools.partial):
             method = method.func
@@ -158,7 +161,7 @@ def _check_context(attributes: Attributes, name: str, *, is_async: bool, kind: t
 
 
 def _context_annotation(method: Method, at: int) -> Any:
-    """Return the annotation of the parameter at a place; None if it has none that can be read."""
+    """Return the annotation of the parameter at an index; None if there is none or it cannot be resolved."""
     try:
         parameter = list(inspect.signature(method).parameters.values())[at]
         return resolved(parameter.annotation, getattr(_innermost(method), "__globals__", {}))

@@ -1,4 +1,4 @@
-"""What stands for the steps of a message where none can be run."""
+"""Stand-ins for the steps of a message, where no step can run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NoSteps:
 
 
 class Undoing(NoSteps):
-    """Stands for the steps of a message whose steps are undone: what is under way is waited for."""
+    """Stands for the steps of a message whose steps are being undone: `alive` does nothing."""
 
     async def _alive(self) -> None: ...
 
@@ -34,7 +34,7 @@ class Undoing(NoSteps):
         self._is_async = is_async
 
     def alive(self) -> Any:
-        """Do nothing: a call that is under way keeps its place by itself."""
+        """Do nothing: an undo that is under way needs no extension of its deadline."""
         return self._alive() if self._is_async else None
 
 

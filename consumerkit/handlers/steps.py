@@ -1,4 +1,4 @@
-"""Steps: methods of a handler whose effect is outside the database, each done once for a message."""
+"""Steps: methods of a handler with an effect outside the database, each done once per message."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ InDoubt = Literal["retry", "dead-letter"]
 _Undo: TypeAlias = Callable[Concatenate[Any, "IdempotencyKey", T, P], Any]
 
 UNDO_RETRY: Final = Retry(attempts=10, wait=exponential(1, max=600))
-"""How often the undo of a step is tried, where it does not say so."""
+"""How often the undo of a step is tried by default."""
 DEADLINE: Final = 60.0
-"""Seconds that a step may take, where it does not say so."""
+"""Seconds that a step may take by default."""
 
 
 class IdempotencyKey(str):
-    """What the other side tells a repetition by: the same for a message and a step, however often the step is called.
+    """Lets the other side recognise a repetition: each call of a step for the same message has the same key.
 
-    It has the form of a UUID, and is made of the handler's name, the message ID, the step's name and its generation.
+    It has the form of a UUID, made from the handler's name, the message ID, the step's name and its
+    generation.
 
     Example:
         >>> IdempotencyKey.of("pay", b"0" * 16, "charge", 1)
@@ -48,12 +49,15 @@ class Step(Generic[P, T]):
     Attributes:
         name: The method's name, under which its result is kept.
         method: The function, as the class defines it.
-        in_doubt: What becomes of a call whose outcome is unknown.
-        deadline: Seconds after which a call is given up, or is in doubt where its process is gone.
-        asks: The function that asks the other side whether it was done; None where there is none.
-        undoes: The function that undoes it; None where there is none.
-        undo_retry: How often that is tried.
-        undo_in_doubt: Whether it takes None where it is unknown whether the call was done.
+        in_doubt: What happens to a call whose outcome is unknown.
+        deadline: Seconds after which a call is given up. Where its process is gone, the call is
+            then in doubt.
+        asks: The function that asks the other side whether the call was done; None where there is
+            none.
+        undoes: The function that undoes the step; None where there is none.
+        undo_retry: How often the undo is tried.
+        undo_in_doubt: Whether the undo takes None as the result, where it is unknown whether the
+            call was done.
     """
 
     def __init__(self, method: Callable[..., Any], in_doubt: InDoubt | None, deadline: float) -> None:
@@ -69,16 +73,17 @@ class Step(Generic[P, T]):
 
     @property
     def in_doubt(self) -> InDoubt:
-        """What becomes of a call in doubt, where nothing can be asked."""
+        """What happens to a call in doubt, where the step has no `confirm`."""
         return self.said_in_doubt or "retry"
 
     def confirm(
         self, method: Callable[Concatenate[Any, IdempotencyKey, P], Any]
     ) -> Callable[Concatenate[Any, IdempotencyKey, P], Any]:
-        """Declare what asks the other side whether a call in doubt was done.
+        """Declare the method that asks the other side whether a call in doubt was done.
 
-        It takes what the step takes, and returns `AlreadyDone(result)`, or None where the step was not done. It is
-        asked before a step is called again: when nothing more was heard of the call, and when the call raised an error.
+        It takes what the step takes, and returns `AlreadyDone(result)`, or None where the step was
+        not done. It is called before the step is called again: after a call without a known
+        outcome, and after a call that raised an error.
 
         Example:
             @charge.confirm
@@ -98,18 +103,19 @@ class Step(Generic[P, T]):
     def undo(self, *, retry: Retry | None = None, in_doubt: bool = False) -> Callable[[_Undo[T, P]], _Undo[T, P]]: ...
 
     def undo(self, method: Any = None, *, retry: Retry | None = None, in_doubt: bool = False) -> Any:
-        """Declare what undoes this step, where its message dies: when it becomes a dead letter.
+        """Declare the method that undoes this step when its message becomes a dead letter.
 
-        It takes the key that the step was called with, what the step returned, and then what the step takes. The undos
-        of a message run in the reverse order of its steps, each with the step's own deadline, and again after a crash:
-        the other side tells a repetition by the key.
+        It takes the key of the step's call, the step's result, and then what the step takes. The
+        undos of a message run in the reverse order of its steps, each with the step's own deadline.
+        After a crash they run again: the other side recognises a repetition by the key.
 
         Args:
             method: The method.
-            retry: How often it is tried; ten times within about half an hour by default. One that fails for good is a
-                dead letter of its own, with the reason `undo_failed`.
-            in_doubt: Whether it can undo a call that may not have been done; what the step returned is
-                None then. Left out where the step has `confirm`, which is asked first.
+            retry: How often the undo is tried; ten times within about half an hour by default. An
+                undo that fails for good becomes a dead letter with the reason `undo_failed`.
+            in_doubt: Whether the undo can undo a call that may not have been done; the step's
+                result is then None. Leave it out where the step has `confirm`, which is called
+                first.
 
         Example:
             @charge.undo
@@ -138,7 +144,7 @@ class Step(Generic[P, T]):
 
 
 class BoundStep(Generic[P, T]):
-    """A step of one handler: what `effects.run`, `context.run` and `context.done` take. It is not called by itself."""
+    """A step of one handler, for `effects.run`, `context.run` and `context.done`; not called directly."""
 
     __slots__ = ("handler", "step")
 
@@ -177,21 +183,25 @@ def step(*, in_doubt: InDoubt | None = None, deadline: float = DEADLINE) -> _Dec
 
 
 def step(method: Any = None, /, *, in_doubt: InDoubt | None = None, deadline: float = DEADLINE) -> Any:
-    """Declare a method as a step: its effect is outside the database, and it is done once for each message.
+    """Declare a method as a step: its effect is outside the database, and it is done once per message.
 
-    The method takes an `IdempotencyKey` and then what it is run with. What it returns is kept as JSON, in the form that
-    its annotation says, and is what every later run of the step for this message returns, without a call. It is run by
-    `effects.run(self.charge, event)` in `prepare`, or by `context.run(self.charge, event)` in `handle`. A message has
-    one run of each step: with other arguments the same step fails with `StepChanged`.
+    The method takes an `IdempotencyKey` and then the arguments of the run. Its result is kept as
+    JSON of the annotated type. Every later run of the step for this message returns that result
+    without a call. Run it with `effects.run(self.charge, event)` in `prepare`, or with
+    `context.run(self.charge, event)` in `handle`. A step runs once per message: a run with other
+    arguments fails with `StepChanged`.
 
-    Where a call has begun and its result was not kept, as after a crash, it is unknown whether it was done. Within the
-    call's deadline the message is parked, without an attempt; after it the call is in doubt.
+    Where a call has begun and its result was not kept, as after a crash, it is unknown whether the
+    call was done. Until the call's deadline the message is parked, without an attempt; after the
+    deadline the call is in doubt.
 
     Args:
         method: The method.
-        in_doubt: "retry" calls it again with the same key, which the other side must tell a repetition by;
-            "dead-letter" has the message dead-lettered. "retry" by default; left out where the step has `confirm`.
-        deadline: Seconds that one call may take. A call of a coroutine is ended then; `effects.alive()` extends it.
+        in_doubt: "retry" calls the step again with the same key, by which the other side must
+            recognise a repetition; "dead-letter" dead-letters the message. "retry" by default.
+            Leave it out where the step has `confirm`.
+        deadline: Seconds that one call may take. A call of a coroutine is then ended;
+            `effects.alive()` extends the deadline.
 
     Example:
         >>> class Charges:
@@ -209,17 +219,17 @@ class StepCalls(Protocol):
     """Runs the steps of one message."""
 
     def run(self, step: BoundStep[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, inside: bool) -> Any:
-        """Return the result, or its coroutine; `inside` is within the message's transaction."""
+        """Return the result or its coroutine; `inside` tells whether it runs within the message's transaction."""
 
     def done(self, step: BoundStep[..., Any]) -> Any:
         """Return the result of a step that is done."""
 
     def alive(self) -> Any:
-        """Extend the deadline of what runs, or return the coroutine that does."""
+        """Extend the deadline of the running step, or return the coroutine that does."""
 
 
 class _Effects:
-    """What `prepare` is given: it runs the steps of one message."""
+    """Runs the steps of one message; `prepare` gets it."""
 
     __slots__ = ("_calls", "message_id")
 
@@ -229,9 +239,9 @@ class _Effects:
 
 
 class Effects(_Effects):
-    """Runs the steps of one message, before its transaction; given to a coroutine `prepare`.
+    """Runs the steps of one message before its transaction; a coroutine `prepare` gets it.
 
-    It may be given to a step as an argument, too: it does not count as one.
+    `prepare` may pass it to a step, where it does not count as an argument.
 
     Attributes:
         message_id: The message ID as text for people.
@@ -240,29 +250,29 @@ class Effects(_Effects):
     __slots__ = ()
 
     async def run(self, step: BoundStep[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return the step's result: of the call that this begins, or of the one that was done before.
+        """Return the step's result, from a new call or from an earlier one.
 
         Raises:
-            StepUnderWay: A call has begun, and may still be under way elsewhere: the message is parked until its
-                deadline, without an attempt.
-            StepInDoubt: Nothing tells whether a call was done, and the step says "dead-letter".
-            StepChanged: It was run for this message with other arguments.
-            Exception: What the step raises; it meets the handler's `retry`.
+            StepUnderWay: An earlier call may still be under way elsewhere: the message is parked
+                until the call's deadline, without an attempt.
+            StepInDoubt: It is unknown whether a call was done, and the step says "dead-letter".
+            StepChanged: The step was run for this message with other arguments.
+            Exception: The step's own error; it meets the handler's `retry`.
         """
         result: T = await self._calls.run(step, args, kwargs, inside=False)
         return result
 
     async def alive(self) -> None:
-        """Have the step that runs go on: its deadline counts from now.
+        """Extend the deadline of the running step: it counts from now.
 
         Raises:
-            StepUnderWay: Its deadline had passed, and somebody else has taken it over.
+            StepUnderWay: The deadline has passed, and another process has taken the step over.
         """
         await self._calls.alive()
 
 
 class PlainEffects(_Effects):
-    """As `Effects`, given to a plain `prepare`, which runs in a thread."""
+    """As `Effects`, for a plain `prepare`, which runs in a thread."""
 
     __slots__ = ()
 
@@ -272,15 +282,15 @@ class PlainEffects(_Effects):
         return result
 
     def alive(self) -> None:
-        """Have the step that runs go on; see `Effects.alive`."""
+        """Extend the deadline of the running step; see `Effects.alive`."""
         self._calls.alive()
 
 
 def outcome(answer: object, step: str) -> AlreadyDone | None:
-    """Return what a `confirm` method has answered.
+    """Return the answer of a `confirm` method.
 
     Raises:
-        TypeError: It is neither None nor an `AlreadyDone`.
+        TypeError: The answer is neither None nor an `AlreadyDone`.
     """
     if answer is None or isinstance(answer, AlreadyDone):
         return answer

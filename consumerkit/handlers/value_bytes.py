@@ -1,8 +1,8 @@
-"""The bytes of a value: of a message ID, whose digest is the ledger's key, and of a fingerprint's field.
+"""The bytes of a value: of a message ID, whose digest is the ledger's key, and of a field in a fingerprint.
 
-Both are the same in every process and lose nothing, and making them changes nothing: a value
-without such bytes is refused. The bytes of an ID never change from release to release; a fingerprint's are kept with
-their version.
+Both are the same in every process, keep the whole value, and are made without a side effect. A
+value without such bytes is refused. The bytes of an ID never change from release to release; a
+fingerprint is kept with its version.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, RootModel
 
 _LARGE = 10**600
-# Of several that are bases of each other the most special one comes first.
+# A subclass stands before its base class.
 _SCALARS = (str, bool, int, float, Decimal, UUID, datetime, date, time, timedelta)
 _KEYS = (str, int, Decimal, UUID, date, time, timedelta, Enum, bytes)
 
 
 class NoStableBytes(Exception):
-    """A value has no bytes that are the same in every process and lose nothing; the text says why, and no value."""
+    """A value has no complete bytes that are the same in every process; the text says why, without the value."""
 
 
 def read_path(event: object, path: tuple[str, ...]) -> object:
-    """Follow names through attributes and mappings; None where one is missing or cannot be read."""
+    """Return the value at a path of attributes and mapping keys; None where a name is missing or unreadable."""
     for name in path:
         try:
             event = event.get(name) if isinstance(event, Mapping) else getattr(event, name, None)
-        except Exception:  # noqa: BLE001 - a property of the user's may raise anything; the field is not there then
+        except Exception:  # noqa: BLE001 - a user's property may raise anything; the field then counts as missing
             return None
         if event is None:
             return None
@@ -45,9 +45,10 @@ def read_path(event: object, path: tuple[str, ...]) -> object:
 
 
 def encode_field(value: object) -> bytes | None:
-    """Return a field's value as a message ID's bytes: text as UTF-8, bytes as they are, numbers, dates, UUIDs as text.
+    """Return a field's value as bytes of a message ID: text as UTF-8, bytes as they are, scalars as text.
 
-    A model, mapping or list becomes its JSON, a mapping in its own order. None where there is no value, or no text.
+    A model, mapping or list becomes its JSON; a mapping keeps its order. None where there is no
+    value, or no text for it.
 
     Raises:
         NoStableBytes: The bytes would not be the value.
@@ -69,13 +70,13 @@ def encode_field(value: object) -> bytes | None:
 
 
 def first_bytes(value: object) -> bytes | None:
-    """Return a field's value as the first release did, whatever it is."""
+    """Return the bytes that the first release made of a field's value; it refused none."""
     if value is None or isinstance(value, bytes):
         return value
     if isinstance(value, Enum):
         return first_bytes(value.value)
     if isinstance(value, int) and abs(value) >= _LARGE:
-        # Python refuses to write very large numbers in decimal.
+        # Python refuses to write very large integers in decimal.
         value = hex(value)
     if isinstance(value, _SCALARS):
         return str(value).encode("utf-8", "surrogatepass")
@@ -89,7 +90,7 @@ def first_bytes(value: object) -> bytes | None:
 
 @cache
 def _model() -> type[BaseModel]:
-    """Return pydantic's `BaseModel`: a program that only publishes need not import it."""
+    """Return pydantic's `BaseModel`, imported here so that a program that only publishes does not import it."""
     from pydantic import BaseModel
 
     return BaseModel
@@ -103,7 +104,7 @@ def _root_model() -> type[RootModel[Any]]:
 
 
 def _check(value: object, *, in_model: bool) -> None:
-    """Refuse a value whose JSON is not the value."""
+    """Refuse a value whose JSON does not represent the value."""
     if (problem := _refusal(value, in_model=in_model)) is not None:
         raise NoStableBytes(problem)
     in_model = in_model or isinstance(value, _model())
@@ -116,7 +117,7 @@ def _refusal(value: object, *, in_model: bool) -> str | None:
         cls: Any = type(value)
         return class_problem(cls)
     if isinstance(value, Mapping):
-        # 1 and "1", None and "None", ("a,b",) and ("a", "b") have one name in JSON.
+        # 1 and "1", None and "None", ("a,b",) and ("a", "b") become the same key in JSON.
         kinds = {type(key) for key in value}
         told_apart = len(kinds) <= 1 and all(issubclass(kind, _KEYS) for kind in kinds)
         return None if told_apart else "is a mapping with keys that JSON does not tell apart"
@@ -144,10 +145,11 @@ def _parts(value: object) -> Iterable[object]:
 
 
 def canonical(value: object) -> bytes:
-    """Return a field's value as a fingerprint's bytes: equal values have equal bytes, and others have other ones.
+    """Return a field's value as bytes of a fingerprint: two values have the same bytes exactly if they are equal.
 
-    Sets and mappings are sorted; Decimal("1.0") is 1, and an instant is the same in every zone; a secret counts with
-    what it hides, a model with all of its fields, whatever its JSON leaves out or adds.
+    Sets and mappings are sorted. Decimal("1.0") equals 1, and an instant is the same in every time
+    zone. A secret counts with its hidden value. A model counts with all its fields, whatever its
+    JSON leaves out or adds.
 
     Raises:
         NoStableBytes: The bytes would not be the value.
@@ -162,7 +164,7 @@ def canonical(value: object) -> bytes:
         raise NoStableBytes("is nested too deeply") from None
 
 
-def _canonical(value: object) -> bytes:  # noqa: PLR0911 - one line for each kind of value
+def _canonical(value: object) -> bytes:  # noqa: PLR0911 - one return for each kind of value
     if value is None:
         return b"-"
     if isinstance(value, Enum):
@@ -218,7 +220,7 @@ def _is_dataclass(value: object) -> bool:
 
 
 def _fields(value: Any) -> list[tuple[object, object]]:
-    """Return the fields of a model, dataclass or attrs class with their values: those that it has, in their order."""
+    """Return the fields that a model, dataclass or attrs object has, with their values and in their order."""
     if isinstance(value, _model()):
         own = vars(value)
         names = [name for name in type(value).model_fields if name in own]
@@ -228,7 +230,7 @@ def _fields(value: Any) -> list[tuple[object, object]]:
 
 
 def _number(value: float | Decimal) -> str:
-    """Return a number as digits and exponent, so that equal numbers are written alike, whatever their precision."""
+    """Return a number as digits and exponent: equal numbers have the same text, whatever their precision."""
     if isinstance(value, int) and abs(value) >= _LARGE:
         return hex(value)
     exact = Decimal(float.__repr__(value)) if isinstance(value, float) else Decimal(value)

@@ -1,4 +1,4 @@
-"""Which types have bytes that are their value: the same in every process, whole, and made without a side effect."""
+"""Tells which types have bytes that are the same in every process, complete, and made without a side effect."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ OWN_TEXT: Final = "writes itself in a way of its own, so its text need not be it
 
 _WRITES_TEXT: Final = ("__str__", "__repr__", "isoformat")
 _PYDANTIC: Final = frozenset({"pydantic", "pydantic_core", "pydantic_extra_types", "operator"})
-"""Whose serialisers lose nothing; patterns are written by an `operator.attrgetter`."""
+"""Modules whose serialisers lose nothing; pydantic serialises a pattern with an `operator.attrgetter`."""
 _EVENTS: Final = frozenset({"model", "dataclass"})
 
 
 @cache
 def secrets() -> tuple[type[SecretStr], type[SecretBytes], type[Secret[Any]]]:
-    """Return pydantic's secret types; it is imported here, since few programs that import consumerkit need them."""
+    """Return pydantic's secret types, imported here since few programs that import consumerkit need them."""
     from pydantic import Secret, SecretBytes, SecretStr
 
     return SecretStr, SecretBytes, Secret
 
 
 def has_own_text(cls: type, base: type) -> bool:
-    """Tell whether a subclass of a builtin type writes its text in another way than that type.
+    """Tell whether a subclass of a builtin type has another text than that type.
 
     Example:
         >>> has_own_text(bool, bool), has_own_text(type("Masked", (str,), {"__str__": lambda _: "***"}), str)
@@ -42,7 +42,7 @@ def has_own_text(cls: type, base: type) -> bool:
 
 
 def id_problem(annotation: Any) -> str | None:
-    """Return why values of a type cannot be a message ID, or None where they can or where only a value can tell."""
+    """Return why values of a type cannot be a message ID; None where they can, or where only a value can tell."""
     return _problem(annotation, for_id=True)
 
 
@@ -53,12 +53,12 @@ def fingerprint_problem(annotation: Any) -> str | None:
 
 @lru_cache(maxsize=1024)
 def class_problem(cls: type) -> str | None:
-    """Return why a model or dataclass cannot be a message ID, as its class says; of its values, those must tell."""
+    """Return why no object of a model or dataclass can be a message ID; None where only its values can tell."""
     return _problem(cls, for_id=True)
 
 
 def _problem(annotation: Any, *, for_id: bool) -> str | None:
-    # What is annotated on a field itself is not asked: the field is read, and not written.
+    # A field's own annotations do not count: consumerkit reads the field and does not serialise it.
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if _mentions(annotation, _is_read_once):
@@ -71,7 +71,7 @@ def _problem(annotation: Any, *, for_id: bool) -> str | None:
 
     try:
         return _found(TypeAdapter(annotation).core_schema, inside=False, for_id=for_id)
-    except Exception:  # noqa: BLE001 - pydantic knows no such type, or not yet; its values are looked at instead
+    except Exception:  # noqa: BLE001 - pydantic does not know the type, or not yet; the values are checked instead
         return None
 
 
@@ -95,7 +95,7 @@ def _is_secret(cls: type) -> bool:
 
 
 def _found(schema: Any, *, inside: bool, for_id: bool) -> str | None:
-    """Look through pydantic's schema of a type; `inside` a model or dataclass its serialisers count."""
+    """Search pydantic's schema of a type for a problem; serialisers count only `inside` a model or dataclass."""
     if isinstance(schema, list | tuple):
         parts: Any = schema
     elif isinstance(schema, Mapping):
