@@ -1,4 +1,4 @@
-"""Settings from outside the code: the environment, a TOML file, and what code says."""
+"""Settings of a worker: from code, the environment and a TOML file."""
 
 from consumerkit.settings.model import HandlerSettings, KafkaSettings, Settings, TableSettings
 

@@ -1,4 +1,4 @@
-"""Settings as what a worker takes: its arguments, and its handlers' declarations."""
+"""Turns settings into what a worker takes: its arguments, and its handlers' declarations."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _SAME_NAME: Final = (
 
 
 def arguments(settings: Settings, without: Collection[str] = ()) -> dict[str, Any]:
-    """Return the arguments of a worker that are set; a value may be None, which is another thing than not set.
+    """Return the arguments of a worker that are set; a value may be None, which differs from not set.
 
     Raises:
-        ConfigurationError: What is set of Kafka does not go together.
+        ConfigurationError: The settings of Kafka do not fit together.
     """
     found = {name: getattr(settings, name) for name in NUMBERS if settings.is_set(name)}
     if settings.database is not None:
@@ -56,10 +56,10 @@ def arguments(settings: Settings, without: Collection[str] = ()) -> dict[str, An
 
 
 def kafka_of(settings: Settings) -> Kafka:
-    """Return how the cluster is reached.
+    """Return the `Kafka` that the settings describe.
 
     Raises:
-        ConfigurationError: The address is missing, or a part of the login.
+        ConfigurationError: The address or a part of the login is missing.
     """
     kafka = settings.kafka
     if kafka.bootstrap is None:
@@ -70,10 +70,10 @@ def kafka_of(settings: Settings) -> Kafka:
 
 
 def declarations(settings: Settings, declared: Sequence[Declaration]) -> tuple[Declaration, ...]:
-    """Return the handlers' declarations with what is set of them, and with the prefix of topics.
+    """Return the handlers' declarations with their settings and the topic prefix applied.
 
     Raises:
-        ConfigurationError: Settings name a handler that there is not, or what does not fit it.
+        ConfigurationError: Settings name an unknown handler, or a value does not fit the handler.
     """
     known: dict[str, Declaration] = {}
     for one in declared:

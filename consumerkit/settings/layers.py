@@ -1,4 +1,4 @@
-"""The places that settings are read from, merged: code, the environment, a file; and where each value stood."""
+"""Reads settings from code, the environment and a file, merges them, and records where each value was set."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from consumerkit.settings.refusals import near, unknown
 
 PREFIX: Final = "CONSUMERKIT_"
 CONFIG: Final = "CONSUMERKIT_CONFIG"
-# Variables of this name that are no settings.
+# Variables with the prefix that are no settings.
 _OTHERS: Final = ("CONSUMERKIT_APP", CONFIG, "CONSUMERKIT_MONITORING", "CONSUMERKIT_POSTGRES_BIN")
 _OTHER_PREFIXES: Final = (
     "CONSUMERKIT_FAILPOINT",
     "CONSUMERKIT_SUPERVISOR",
     "CONSUMERKIT_TEST_",
-    # What Kubernetes puts into every pod beside a Service named consumerkit.
+    # Kubernetes sets these in every pod of a namespace with a Service named consumerkit.
     "CONSUMERKIT_PORT",
     "CONSUMERKIT_SERVICE_",
 )
@@ -35,7 +35,7 @@ _LARGEST: Final = 64 * 1024
 
 
 def handler_key(name: str) -> str:
-    """Return a handler's name as it stands in settings: a variable's name has neither hyphen nor dot.
+    """Return a handler's name as settings write it: the name of a variable has neither hyphen nor dot.
 
     Example:
         >>> handler_key("credit-account")
@@ -47,10 +47,10 @@ def handler_key(name: str) -> str:
 def read_layers(
     kind: type[BaseSettings], values: Mapping[str, Any], file: str | Path | None
 ) -> tuple[dict[str, Any], Origins]:
-    """Return all settings, merged, and where each stood.
+    """Return all settings, merged, and where each was set.
 
     Raises:
-        ConfigurationError: A place cannot be read, or names a setting twice, or one that there is not.
+        ConfigurationError: A source cannot be read, or sets a value twice, or sets an unknown one.
     """
     origins = Origins()
     merged: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def _environment(kind: type[BaseSettings]) -> tuple[dict[str, Any], Any]:
         if (file := names.get(f"{upper}_FILE")) is not None:
             if upper in names:
                 raise ConfigurationError(f"{names[upper]} and {file} are both set; keep one")
-            _take(data, (*path[:-1], f"{path[-1]}_file"))  # pydantic-settings takes it for one of the section's values
+            _take(data, (*path[:-1], f"{path[-1]}_file"))  # pydantic-settings has read it as a value of the section
             _put(data, path, _secret(file, os.environ[file]))
     return data, partial(_variable_of, names)
 
@@ -97,7 +97,7 @@ def _variables(kind: type[BaseSettings]) -> dict[str, Any]:
 
 
 def _variable_of(names: Mapping[str, str], path: Path_) -> str:
-    """Return the variable that has set a value, by itself or as a part of what it holds."""
+    """Return the variable that has set a value, alone or within JSON."""
     for length in range(len(path), 0, -1):
         for ending in ("", "_FILE"):
             if (found := names.get(_variable(path[:length]) + ending)) is not None:
@@ -114,7 +114,7 @@ def _variable(path: Path_) -> str:
 
 
 def _check_variable(kind: type[BaseModel], path: list[str], name: str) -> None:
-    """Refuse a variable that sets nothing: most probably its name has a slip."""
+    """Refuse a variable that sets nothing: its name is probably misspelt."""
     model: type[BaseModel] | None = kind
     at = 0
     while at < len(path):
@@ -183,7 +183,7 @@ def _loaded(file: Path, *, tool: bool, must: bool) -> dict[str, Any]:
 
 
 def _secret(name: str, path: str) -> str:
-    """Return a secret from its file, without the line break at its end; the path is not shown, it may be the secret."""
+    """Return a secret from its file, without the final line break; errors hide the path, which may be the secret."""
     try:
         with Path(path).open(encoding="utf-8") as file:
             text = file.read(_LARGEST).rstrip("\r\n")
@@ -196,7 +196,7 @@ def _secret(name: str, path: str) -> str:
 
 
 def _with_handler_keys(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with each handler's name as variables have it, so that the places can be merged."""
+    """Return settings with each handler's name as variables write it, so that the sources can be merged."""
     handlers = data.get("handlers")
     if not isinstance(handlers, Mapping):
         return dict(data)
@@ -221,7 +221,7 @@ def _put(data: dict[str, Any], path: Path_, value: object) -> None:
     for name in path[:-1]:
         inner = data.setdefault(name, {})
         if not isinstance(inner, dict):
-            return  # the place before has set the whole of it, wrongly, and an error says so
+            return  # an earlier source has set the whole section, wrongly, and an error reports it
         data = inner
     data[path[-1]] = value
 

@@ -1,4 +1,4 @@
-"""Settings of Kafka as the login that they describe: by password, by token, by certificate, or none."""
+"""Turns Kafka's settings into the login that they describe: by password, by token, by certificate, or none."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TOKEN: Final = (
 
 
 def security_of(kafka: KafkaSettings) -> Sasl | OAuthBearer | Tls | None:
-    """Return how a client logs in.
+    """Return the login that the settings describe; None where there is none.
 
     Raises:
-        ConfigurationError: A part is missing, or two do not go together; the message names them.
+        ConfigurationError: A part is missing, or two do not fit together; the message names them.
     """
     files: dict[str, Any] = {name: value for name in _TLS if (value := getattr(kafka, name)) is not None}
     if kafka.key_password is not None:

@@ -1,4 +1,4 @@
-"""What can be set, and the value that holds it."""
+"""The models of all settings."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class _Section(BaseModel):
 class KafkaSettings(_Section):
     """Where the broker is, and how to log in; see `Kafka`, `Sasl`, `TokenEndpoint` and `Tls`.
 
-    A `username` makes it SASL with a password, and `token_endpoint` a login by tokens, over TLS unless `tls` is false;
-    else `tls` or one of its files makes it TLS.
+    A `username` selects SASL with a password, and `token_endpoint` selects a login by tokens; both
+    use TLS unless `tls` is false. Without them, `tls` or one of its files selects TLS.
     """
 
     bootstrap: str | list[str] | None = None
@@ -69,9 +69,9 @@ class TableSettings(_Section):
 
 
 class HandlerSettings(_Section):
-    """What can be set of one handler from outside; see the handler's attributes of these names.
+    """Settings of one handler; see the handler's attributes of these names.
 
-    `dead_letter` is the name of the topic, of a handler that declares `DeadLetter`.
+    `dead_letter` is the name of the topic, for a handler that declares `DeadLetter`.
     """
 
     topic: str | None = Field(default=None, min_length=1)
@@ -91,12 +91,14 @@ class HandlerSettings(_Section):
 class Settings(BaseSettings):
     """Settings of a worker, read from the environment and a TOML file when it is made.
 
-    What is nowhere set stays what the code says. The first of these that sets something decides: what is given here,
-    the environment (`CONSUMERKIT_...`), and the file: `file=`, else the one that `CONSUMERKIT_CONFIG` names, else
-    `consumerkit.toml`, else `[tool.consumerkit]` in `pyproject.toml`, each in the working directory.
+    A value that is not set stays what the code says. The first source that sets a value decides:
+    the arguments here, then the environment (`CONSUMERKIT_...`), then the file. The file is
+    `file=`, else the one that `CONSUMERKIT_CONFIG` names, else `consumerkit.toml`, else
+    `[tool.consumerkit]` in `pyproject.toml`, both in the working directory.
 
     Raises:
-        ConfigurationError: A setting is unknown, wrong, or given twice in one place; one line that names it.
+        ConfigurationError: A setting is unknown, wrong, or given twice in one source; one line
+            names it.
 
     Example:
         worker = Worker(settings=Settings(), handlers=[CreditAccount()])
@@ -137,11 +139,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the one source: `read_layers` has read and merged the others, and knows where each value stood."""
+        """Return one source: `read_layers` has read and merged the others, and knows where each value was set."""
         return (init_settings,)
 
     def origin(self, *path: str) -> str | None:
-        """Return where a value was set: the variable, the file and its key, or "code"; None where it was not.
+        """Return where a value was set: the variable, the file and its key, or "code"; None where it was not set.
 
         Example:
             >>> Settings(grace=5).origin("grace")
@@ -150,9 +152,9 @@ class Settings(BaseSettings):
         return self._origins.of(path)
 
     def is_set(self, *path: str) -> bool:
-        """Tell whether a value was set anywhere, to its default or to another one."""
+        """Tell whether a value was set anywhere, its default included."""
         return self.origin(*path) is not None
 
     def all_origins(self) -> Mapping[tuple[str, ...], str]:
-        """Return where each value that is set was set."""
+        """Return where each value was set, without those that were not."""
         return self._origins.found

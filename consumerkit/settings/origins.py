@@ -12,10 +12,10 @@ class Origins:
         self.found: dict[Path_, str] = {}
 
     def of(self, path: Path_) -> str | None:
-        """Return where a value was set, or the first part of it; None where it was not."""
+        """Return where a value, or the first part of it, was set; None where it was not."""
         parts = (origin for place, origin in self.found.items() if place[: len(path)] == path)
         return self.found.get(path) or next(parts, None)
 
     def add(self, path: Path_, origin: str) -> None:
-        """Record a value, unless a place before has set it."""
+        """Record where a value was set, unless an earlier source has set it."""
         self.found.setdefault(path, origin)

@@ -1,4 +1,4 @@
-"""Settings that are refused, in one line that names the variable or the file, and never the value."""
+"""Errors about settings: one line that names the variable or the file, never the value."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from consumerkit.settings.origins import Origins
 
 
 def unknown(name: str, nearest: str, found: bool) -> ConfigurationError:
-    """Return the refusal of a setting that there is not."""
+    """Return the error for an unknown setting."""
     hint = f"did you mean {nearest}?" if found else "see docs/settings.md, or `consumerkit config show`"
     return ConfigurationError(f"{name} is no setting; {hint}")
 
 
 def near(name: str, model: type[BaseModel]) -> str | None:
-    """Return the setting of a section whose name is nearest."""
+    """Return the setting of a section with the most similar name."""
     known: Iterable[str] = (field.alias or key for key, field in model.model_fields.items())
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def refusal(error: ValidationError, origins: Origins, kind: type[BaseModel]) -> ConfigurationError:
-    """Return the first thing that is wrong as one line; pydantic's own message would quote the value."""
+    """Return the first problem as one line; pydantic's own message would quote the value."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = tuple(str(part) for part in first["loc"])
     origin = next((found for n in range(len(path), 0, -1) if (found := origins.of(path[:n]))), None)

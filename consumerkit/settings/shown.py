@@ -1,4 +1,4 @@
-"""Settings as a table: what is in force, and where each value came from; no secret."""
+"""Settings as a table: the values in force and where each was set, without secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {"kafka": KafkaSettings, "tables": Table
 
 
 class Shown(NamedTuple):
-    """One setting: its name, its value as text, and where it came from."""
+    """One setting: its name, its value as text, and where it was set."""
 
     setting: str
     value: str
@@ -26,7 +26,7 @@ class Shown(NamedTuple):
 
 
 def shown(settings: Settings, declared: tuple[Declaration, ...] = ()) -> list[Shown]:
-    """Return all settings; with handlers' declarations, the values of each handler that can be set.
+    """Return all settings; with handlers' declarations also each handler's value of every setting.
 
     Example:
         >>> [row for row in shown(Settings(grace=5.0)) if row.setting == "grace"][0]
@@ -80,7 +80,7 @@ def _text(name: str, value: object) -> str:
 
 
 def _address(url: str) -> str:
-    """Return a database's URL without what may be secret: password and parameters."""
+    """Return a database's URL without its password and parameters, which may be secret."""
     from sqlalchemy import make_url
 
     try:

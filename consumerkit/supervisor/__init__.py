@@ -1,4 +1,4 @@
-"""Several worker processes on one machine, and what binds them to their supervisor."""
+"""The supervisor: several worker processes on one machine, and their channels to it."""
 
 from consumerkit.supervisor.child import CLEAN, FAILED, GRACE_EXCEEDED, NOT_STARTED, RestartBackoff
 from consumerkit.supervisor.lifeline import Channel, GroupMember, Lifeline

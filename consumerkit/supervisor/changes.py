@@ -1,4 +1,4 @@
-"""Changes of Python files, as they are saved: what `consumerkit run --reload` restarts worker processes for."""
+"""Watches Python files for changes, for which `consumerkit run --reload` restarts worker processes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Final
 from consumerkit.errors import StartError
 
 _SETTLED: Final = 200
-"""Milliseconds without a further change after which a change is told: editors write, rename and format,"""
+"""Milliseconds without a further change after which a change is reported: editors write, rename and format."""
 _AT_MOST: Final = 2_000
-"""and milliseconds for which that is waited for."""
+"""Milliseconds after which a change is reported in any case."""
 _NOT_OURS: Final = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 _log = logging.getLogger(__name__)
 
 
 def check_watchfiles() -> None:
-    """Refuse to promise a restart without the library that sees the changes.
+    """Check that the library that watches files is installed.
 
     Raises:
         StartError: watchfiles is not installed.
@@ -32,17 +32,17 @@ def check_watchfiles() -> None:
 
 
 async def python_changes(directories: Sequence[Path]) -> AsyncIterator[str]:
-    """Yield a few words on what was saved, whenever Python files below these directories have changed.
+    """Yield a short text about each change of Python files below these directories.
 
-    What is saved together is told once. Hidden directories, environments and installed packages below them do not
-    count.
+    Files that are saved together yield one text. Hidden directories, environments and installed
+    packages do not count.
 
     Raises:
         StartError: The directories cannot be watched.
     """
     from watchfiles import Change, awatch
 
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts changes, also those that do not matter
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs the number of changes, ignored ones included
     roots = [path for path in directories if not any(other != path and other in path.parents for other in directories)]
 
     def counts(_change: Change, path: str) -> bool:
@@ -60,7 +60,7 @@ async def python_changes(directories: Sequence[Path]) -> AsyncIterator[str]:
 
 
 def told(paths: Iterable[Path]) -> str:
-    """Return a few words on changed files: the first one's path from here, and how many others.
+    """Return a short text about changed files: the relative path of the first, and the number of others.
 
     Example:
         >>> told([Path("shop/worker.py")]), told([Path("shop/b.py"), Path("shop/a.py")])
@@ -73,7 +73,7 @@ def told(paths: Iterable[Path]) -> str:
 
 
 def _is_ours(path: Path, root: Path) -> bool:
-    """Tell whether a file below a root is the user's own; the path to the root itself may have any names."""
+    """Tell whether a file below a root is the user's own; only the path below the root counts."""
     if root not in path.parents:
         return False
     return not any(part.startswith(".") or part in _NOT_OURS for part in path.relative_to(root).parts)

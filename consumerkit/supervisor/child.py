@@ -1,4 +1,4 @@
-"""One of a supervisor's worker processes: what is known of it, and how its end is judged."""
+"""One of a supervisor's worker processes: its state, and the verdict on its end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RestartBackoff:
 
     Args:
         first: Seconds after the first death.
-        most: Seconds at most; each death in a row doubles the wait.
+        most: The longest wait in seconds; each consecutive death doubles the wait.
         reset: Seconds of life after which the next death counts as the first.
     """
 
@@ -36,7 +36,7 @@ class RestartBackoff:
     reset: float = 60.0
 
     def next(self, last: float | None, lived: float) -> float:
-        """Return the wait after a process has lived for `lived` seconds, and before it waited for `last`.
+        """Return the next wait, for a process that lived `lived` seconds after a wait of `last`.
 
         Example:
             >>> backoff = RestartBackoff()
@@ -53,16 +53,16 @@ DEFAULT_BACKOFF = RestartBackoff()
 
 @dataclass(slots=True)
 class Child:
-    """One of the N places, whichever process fills it at the time.
+    """One of the supervisor's N places, with the process that fills it at the time.
 
     Attributes:
-        leave: Set where its process is to stop.
-        replaced: Whether another process is then to fill the place.
-        changed: Set when its process works, or has ended.
-        works: Whether its process has reported that it works.
-        deaths: How many of its processes have ended unasked.
-        channel: How to talk with its process, while it runs.
-        left: The members that its last process was, which their groups may wait for still.
+        leave: Set when the process is to stop.
+        replaced: Whether another process then fills the place.
+        changed: Set when the process works, or has ended.
+        works: Whether the process has reported that it works.
+        deaths: How many processes of this place have ended without a request to stop.
+        channel: The channel to the process, while it runs.
+        left: The group members of the last process, for which their groups may still wait.
     """
 
     number: int
@@ -80,7 +80,7 @@ class Child:
 
 @contextlib.contextmanager
 def listening(child: Child, channel: Channel, told: Callable[[], None]) -> Iterator[None]:
-    """Read what a process reports; `told` is called once it has reported that it works."""
+    """Read what a process reports, and call `told` once it has reported that it works."""
     loop = asyncio.get_running_loop()
 
     def hear() -> None:
@@ -100,7 +100,7 @@ def listening(child: Child, channel: Channel, told: Callable[[], None]) -> Itera
 
 
 async def ends(process: asyncio.subprocess.Process, event: asyncio.Event, seconds: float | None) -> bool:
-    """Wait until the process has ended, the event is set, or the time is over; return whether the process has ended."""
+    """Wait until the process has ended, the event is set, or the time is over; return whether it has ended."""
     ended = asyncio.ensure_future(process.wait())
     await wait_for_first(ended, event, within=seconds)
     ended.cancel()
@@ -114,17 +114,17 @@ def send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
 
 
 def verdict(child: Child, code: int) -> int:
-    """Return the supervisor's exit code by how a process took the stop."""
+    """Return the supervisor's exit code for how a process stopped."""
     if child.killed:
         return GRACE_EXCEEDED
-    if code in (CLEAN, -signal.SIGTERM):  # killed by SIGTERM: the signal came before its handler was installed
+    if code in (CLEAN, -signal.SIGTERM):  # SIGTERM killed it: the signal came before the process installed its handler
         return CLEAN
     _log.error("worker process %d %s while stopping", child.number, how_it_ended(code))
     return GRACE_EXCEEDED if code == GRACE_EXCEEDED else FAILED
 
 
 def how_it_ended(code: int) -> str:
-    """Tell how a process ended, as the second half of a sentence."""
+    """Return how a process ended, as the second half of a sentence."""
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"

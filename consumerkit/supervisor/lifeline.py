@@ -1,4 +1,4 @@
-"""What a worker process tells its supervisor, and what it does when the supervisor is gone."""
+"""The pipes between a worker process and its supervisor, and the process's end when the supervisor is gone."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class GroupMember(NamedTuple):
 
 
 class Channel:
-    """The supervisor's end: two pipes, on which it and one worker process tell each other a JSON line each time.
+    """The supervisor's end of two pipes, on which it and one worker process exchange lines of JSON.
 
     Attributes:
         read_end: Readable when the process has sent something, and once it has ended.
         works: Whether the process has reported that it works.
-        over: Whether the process tells no more.
-        members: Which members of consumer groups the process is.
+        over: Whether the process sends nothing more.
+        members: The members of consumer groups that the process has reported.
     """
 
     def __init__(self) -> None:
@@ -49,25 +49,25 @@ class Channel:
 
     @property
     def theirs(self) -> tuple[int, int]:
-        """The process's own ends."""
+        """The process's ends of the pipes."""
         return self._their_read_end, self._their_write_end
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What the process needs in its environment."""
+        """The environment variables that the process needs."""
         return {_PARENT: str(os.getpid()), _CHANNEL: ",".join(map(str, self.theirs))}
 
     def close_theirs(self) -> None:
-        """Leave the process's ends to it."""
+        """Close the process's ends in this process."""
         for end in self.theirs:
             self._close(end)
 
     def tell_dead(self, members: frozenset[GroupMember]) -> None:
-        """Tell the process of members whose process has died, so that it leaves their groups for them."""
+        """Report members of dead processes to this process, which leaves their groups for them."""
         _write(self._write_end, {"dead": sorted(members)})
 
     def grace(self, otherwise: float) -> float:
-        """Return the grace that the process sent, if it has got that far."""
+        """Return the grace that the process has sent, or `otherwise` if it has sent none."""
         self.look()
         return otherwise if self._grace is None else self._grace
 
@@ -81,7 +81,7 @@ class Channel:
             self.over = not told
             *lines, self._begun = (self._begun + told).split(b"\n")
             for line in lines:
-                with contextlib.suppress(ValueError):  # cut off in the middle of a line
+                with contextlib.suppress(ValueError):  # an incomplete line
                     self._take(json.loads(line))
 
     def _take(self, told: Mapping[str, Any]) -> None:
@@ -114,7 +114,7 @@ class Lifeline:
     """
 
     def __init__(self, *, grace: float = 30.0, poll: float = 0.5) -> None:
-        # Out of the environment: a process that the worker starts has not our parent.
+        # Removed from the environment: a process that the worker starts has another parent.
         parent, channel = os.environ.pop(_PARENT, None), os.environ.pop(_CHANNEL, None)
         self._parent = None if parent is None else int(parent)
         self._ends = None if channel is None else [int(end) for end in channel.split(",")]
@@ -123,13 +123,15 @@ class Lifeline:
         self._poll = poll
 
     def hold(self) -> None:
-        """Have this process stop when its supervisor is gone.
+        """Make this process stop when its supervisor is gone.
 
-        It gets SIGTERM, so it stops as it always does; if it is still there well after its grace, it ends at once.
+        The process gets SIGTERM and stops as usual. If it still runs well after its grace, it ends
+        at once.
         """
         if self._parent is None:
             return
-        # Asked of the kernel first, looked at second: a parent that died in between is seen.
+        # Ask the kernel first and look at the parent second: this notices a parent that died in
+        # between.
         told_by_kernel = _ask_the_kernel() and os.getppid() == self._parent
         threading.Thread(
             target=self._watch, args=(self._parent, told_by_kernel), daemon=True, name="supervisor-watch"
@@ -141,15 +143,15 @@ class Lifeline:
         self._tell({"grace": seconds})
 
     def tell_works(self) -> None:
-        """Report to the supervisor that this process works: in a rolling replacement, the next one's turn has come."""
+        """Report to the supervisor that this process works; a rolling replacement then goes on with the next one."""
         self._tell({"works": True})
 
     def tell_members(self, members: frozenset[GroupMember]) -> None:
-        """Report this process's members of consumer groups to the supervisor; the last report counts."""
+        """Report this process's members of consumer groups to the supervisor; each report replaces the last."""
         self._tell({"members": sorted(members)})
 
     def hear_of_the_dead(self, act: Callable[[frozenset[GroupMember]], None]) -> None:
-        """Call `act`, in a thread, with the members of dead processes that the supervisor reports."""
+        """Call `act` in a thread with each report of the supervisor about members of dead processes."""
         if self._ends is not None:
             threading.Thread(target=self._hear, args=(self._ends[0], act), daemon=True, name="supervisor-ear").start()
 
@@ -178,12 +180,12 @@ class Lifeline:
 
 
 def _write(end: int, what: Mapping[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # the other one is gone, or does not read
+    with contextlib.suppress(OSError):  # the other process is gone, or does not read
         os.write(end, json.dumps(what).encode() + b"\n")
 
 
 def _ask_the_kernel() -> bool:
-    """Have Linux send SIGTERM when the parent dies: it works even while no Python code of ours can run."""
+    """Ask Linux to send SIGTERM when the parent dies: this works even while no Python code can run."""
     if not sys.platform.startswith("linux"):
         return False
     try:

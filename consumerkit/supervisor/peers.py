@@ -1,4 +1,4 @@
-"""What a worker process does for the others of its supervisor: it leaves the consumer groups for one that has died."""
+"""Lets a worker process leave consumer groups for other processes of its supervisor that have died."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _log = logging.getLogger(__name__)
 
 
 class Peers:
-    """Tells the supervisor which members this process is, and leaves groups for those whose process has died.
+    """Reports this process's group members to the supervisor, and leaves groups for members of dead processes.
 
-    Both in threads, which a handler that blocks the event loop does not keep from it.
+    Both run in threads, which a handler that blocks the event loop does not stop.
 
     Args:
-        lifeline: The way to the supervisor.
+        lifeline: The connection to the supervisor.
         worker: The worker of this process.
     """
 

@@ -18,9 +18,9 @@ _log = logging.getLogger(__name__)
 
 
 class Replacement:
-    """Replaces processes: the next one is stopped once the new one works.
+    """Replaces processes one after another: the next one stops once the new one works.
 
-    Where a new one ends instead, the others are left as they are.
+    Where a new process ends instead, the others stay as they are.
 
     Args:
         children: The processes.
@@ -41,8 +41,9 @@ class Replacement:
         """Replace all processes; a replacement that is under way ends, and begins again with the first of them.
 
         Args:
-            why: What it is done for, as a log line tells it.
-            way_out: What to do where a new process does not start; without it nothing is said of that here.
+            why: The reason, for the log.
+            way_out: What to do where a new process does not start, for the log; where empty, the
+                replacement does not log that.
         """
         self.cancel()
         what = counted(len(self._children), "worker process is replaced", "worker processes are replaced")
@@ -50,7 +51,7 @@ class Replacement:
         self._task = asyncio.create_task(self._replace_each(why, way_out))
 
     def cancel(self) -> None:
-        """End a replacement that is under way; processes that have been told to stop are replaced still."""
+        """End a running replacement; a process that was already told to stop is still replaced."""
         if self._task is not None:
             self._task.cancel()
 
@@ -74,7 +75,7 @@ class Replacement:
         _log.info("every worker process is replaced and works")
 
     async def _until_it_works(self, child: Child, deaths: int, why: str) -> None:
-        """Wait until the new process works, or has ended; say so from time to time."""
+        """Wait until the new process works or has ended, and log the wait from time to time."""
         began = time.monotonic()
         while not (child.works or child.deaths > deaths or self._stopping.is_set()):
             child.changed.clear()

@@ -38,31 +38,37 @@ _log = logging.getLogger(__name__)
 class Supervisor:
     """Keeps N worker processes running until a signal stops it.
 
-    Each is started afresh by its command and inherits nothing but the environment. One that ends is started again after
-    a back-off, for ever; only if all of them fail to *start* (exit code 2), and none has ever ended otherwise, it gives
-    up: no restart mends a misdeclaration.
+    Each process is started by the command and inherits only the environment. A process that ends is
+    started again after a back-off, without limit. The supervisor gives up only if all processes
+    fail to *start* (exit code 2) and none has ever ended otherwise: a restart does not correct a
+    wrong declaration.
 
-    SIGTERM or SIGINT to the supervisor becomes SIGTERM to each process. One that has not ended when its grace is over
-    is killed; a second signal kills all at once. If the supervisor itself is killed, its processes stop by themselves.
+    On SIGTERM or SIGINT the supervisor sends SIGTERM to each process. It kills a process that has
+    not ended when its grace is over; a second signal kills all at once. If the supervisor itself is
+    killed, its processes stop by themselves.
 
-    SIGHUP replaces the processes one after another: the next one is stopped once the new one works. Where a new one
-    ends instead, the others are left as they are. At a terminal SIGHUP means that the terminal is gone: it stops all.
+    SIGHUP replaces the processes one after another: the next one stops once the new one works.
+    Where a new process ends instead, the others stay as they are. At a terminal SIGHUP means that
+    the terminal is gone, and stops all processes.
 
-    With `changes` it replaces them in the same way whenever their code has changed; a further change begins that again.
-    One that cannot start is then started again by the next change, and it never gives up.
+    With `changes` the supervisor replaces the processes in the same way whenever their code has
+    changed; a further change starts the replacement again. A process that cannot start is started
+    again at the next change, and the supervisor never gives up.
 
-    A process that is killed leaves no consumer group, and Kafka would wait for it until its session has run out. So
-    each process tells which members it is, and another one leaves the groups for one that has died: one that works,
-    and the one that is started in its place, since either may be unable to.
+    A killed process does not leave its consumer groups, and Kafka would wait for it until its
+    session times out. So each process reports its group members, and other processes leave the
+    groups for a dead one. Both a working process and the one that replaces the dead process do so,
+    since either may fail.
 
     Args:
-        command: What runs one worker process.
-        workers: How many.
+        command: The command that runs one worker process.
+        workers: The number of processes.
         backoff: The waits between restarts.
-        grace: Seconds after which a process is killed that has not sent its own grace.
-        margin: Seconds beyond the grace, for what surrounds a worker: its resources, the interpreter's end.
-        notifier: Notified once every process works, and from then on that this one lives.
-        changes: Tells, each time in a few words, that the processes' code has changed; for development.
+        grace: Seconds after which a stopping process is killed, where it has not sent its own
+            grace.
+        margin: Seconds beyond the grace, for resources and for the interpreter's end.
+        notifier: Tells systemd once every process works, and that the supervisor lives.
+        changes: Yields a short text whenever the processes' code has changed; for development.
     """
 
     def __init__(
@@ -140,18 +146,18 @@ class Supervisor:
         self._replacement.begin("SIGHUP", "Mend it, and send SIGHUP again")
 
     async def _follow(self, changes: AsyncIterator[str]) -> None:
-        """Replace the processes at each change of their code, also while they are being replaced."""
+        """Replace the processes at each change of their code, also during a replacement."""
         try:
             async for change in changes:
                 if not self._stopping.is_set():
                     self._replacement.begin(change)
-        except Exception as error:  # noqa: BLE001 - whatever it was: what is not followed is not to look followed
+        except Exception as error:  # noqa: BLE001 - after any error changes go unnoticed, so the supervisor stops
             _log.critical("changes of Python files cannot be followed; stopping. %s", error)
             self._given_up = True
             self._stop_all()
 
     async def _keep(self, child: Child) -> int:
-        """Start a process again whenever it ends; return how the last one took the stop."""
+        """Start a process again whenever it ends; return the exit code for how the last one stopped."""
         wait = None
         while not self._stopping.is_set():
             child.replaced = False
@@ -186,14 +192,14 @@ class Supervisor:
         return CLEAN
 
     def _hopeless(self) -> bool:
-        """Whether each process has failed to start, none has ever ended otherwise, and none has lasted by now."""
+        """Whether each process has failed to start, none has ever ended otherwise, and none has run for long."""
         settled = time.monotonic() - self._backoff.reset
         return all(
             child.codes == {NOT_STARTED} and (child.since is None or child.since > settled) for child in self._children
         )
 
     async def _run_once(self, child: Child) -> int:
-        """Start a process, and stop it when the time has come; return its exit code."""
+        """Start a process, and stop it once `child.leave` is set; return its exit code."""
         with Channel() as channel:
             try:
                 process = await self._started(channel)
@@ -209,14 +215,14 @@ class Supervisor:
                 if code != CLEAN and not self._stopping.is_set():
                     self._pass_on(child, channel.members)
                 return code
-            except OSError as error:  # no memory, no more processes: as good as a death
+            except OSError as error:  # no memory, or too many processes: it counts as a death
                 _log.error("worker process %d cannot be started: %s", child.number, error)
                 return FAILED
             finally:
                 child.channel = None
 
     def _pass_on(self, dead: Child, members: frozenset[GroupMember]) -> None:
-        """Have the groups left in which a dead process was: at once by another one, and by the one that follows it."""
+        """Let another process leave a dead process's groups at once, and its replacement too."""
         dead.left = members
         others = [child for child in self._children if child is not dead and child.channel is not None]
         if members and others:
@@ -234,7 +240,7 @@ class Supervisor:
             stdin=asyncio.subprocess.DEVNULL,
             env={**os.environ, **channel.environment},
             pass_fds=channel.theirs,
-            # Out of the terminal's process group: Ctrl-C is ours to pass on, once.
+            # Outside the terminal's process group: the supervisor passes Ctrl-C on, once.
             process_group=0,
         )
         channel.close_theirs()

@@ -1,4 +1,4 @@
-"""Tells systemd that the service works, what it waits for, and that it lives: the protocol of `sd_notify`."""
+"""Tells systemd that the service works, stops, and lives, by the protocol of `sd_notify`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _PROCESS: Final = "WATCHDOG_PID"
 class Notifier:
     """The service's end of systemd's socket; without systemd it does nothing.
 
-    It is taken out of the environment: systemd hears the service's main process alone, and another process that wrote
-    there would speak for it.
+    The socket's address is removed from the environment: a child process that writes to the socket
+    would speak for the service.
     """
 
     def __init__(self) -> None:
@@ -38,18 +38,18 @@ class Notifier:
         return self._address is not None
 
     def ready(self) -> None:
-        """Tell, once, that the service works: what is ordered after it may start."""
+        """Tell systemd, once, that the service works: units that are ordered after it may start."""
         if not self._told_ready:
             self._told_ready = True
             self._tell("READY=1\nSTATUS=works")
 
     def stopping(self) -> None:
-        """Tell that the service stops."""
+        """Tell systemd that the service stops."""
         self._tell("STOPPING=1\nSTATUS=stopping")
 
     @contextmanager
     def living(self, lives: Callable[[], bool]) -> Iterator[None]:
-        """Give signs of life until the block ends, from a thread, for as long as `lives` says so."""
+        """Give signs of life from a thread until the block ends, while `lives` returns True."""
         if not self.listens or self.watchdog is None:
             yield
             return

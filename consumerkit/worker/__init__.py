@@ -1,4 +1,4 @@
-"""The worker: one process that consumes for some handlers, relays the outbox, and watches over itself."""
+"""The worker: one process that consumes for its handlers, relays the outbox, and watches over itself."""
 
 from consumerkit.worker.worker import Worker
 

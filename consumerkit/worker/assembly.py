@@ -36,14 +36,14 @@ from consumerkit.transports.base import Subscription, Transport
 
 T = TypeVar("T")
 
-# Forgetting and expiring take their time; a server that is silent for longer than this, in seconds, is left.
+# Seconds within which the server must answer: pruning and expiring may take long.
 _BACKGROUND = 600.0
 
 
 class InTurn:
-    """A unit of work on a database with a single writer: it takes turns, since waiting for SQLite's lock is not fair.
+    """A unit of work that takes turns, for a database with a single writer: SQLite's own lock is not fair.
 
-    Else a busy lane would keep the marks, and whatever else is written beside it, from their turn for long.
+    Without turns, a busy lane would long delay other writers, such as those of the marks.
     """
 
     def __init__(self, work: UnitOfWork, turn: asyncio.Lock) -> None:
@@ -138,15 +138,15 @@ class Assembly:
         )
 
     async def _in_transaction(self, work: Callable[[Connection], T]) -> T:
-        """Run work in a transaction of its own, whatever isolation level the engine's default is."""
-        # A server may be silent, and its own limits are of no use then.
+        """Run work in its own transaction, whatever the engine's default isolation level is."""
+        # A server that does not answer does not apply its own limits either.
         async with self._turns():
             return await self.database.run(
                 lambda session: work(connection_of(session, self.dialect)), within=self.limits.statement
             )
 
     async def run(self, work: Callable[[Session], T]) -> T:
-        """Run work in a transaction of its own, in its turn where there is a single writer."""
+        """Run work in its own transaction; with a single writer it takes its turn."""
         async with self._turns():
             return await self.database.run(work, within=_BACKGROUND)
 

@@ -1,4 +1,4 @@
-"""Checks when a worker is built or starts: each error is found before the first message, and is one line."""
+"""Checks of a worker that is built or starts: each finds an error before the first message, as one line."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _log = logging.getLogger(__name__)
 
 
 def arguments(kafka: object, tables: object, observers: object) -> None:
-    """Check the kind of what a worker is given; what is taken for something else would fail at its first use.
+    """Check the types of a worker's arguments; a wrong one would otherwise fail only at its first use.
 
     Raises:
-        ConfigurationError: One is of another kind; the line names it and the way out.
+        ConfigurationError: An argument has another type; the line names it and the way out.
     """
     if isinstance(kafka, str):
         raise ConfigurationError(f"Worker(kafka={in_short(kafka)}): give kafka=Kafka({in_short(kafka)})")
@@ -55,10 +55,10 @@ def arguments(kafka: object, tables: object, observers: object) -> None:
 
 
 def instance(instance_id: str | None, processes: int) -> None:
-    """Check that several processes do not share one name of a static member: each would put the others out.
+    """Check that several processes do not share one static member ID: the broker would remove all but one.
 
     Raises:
-        ConfigurationError: They do, as far as can be seen: the process's ID is not in the name.
+        ConfigurationError: They seem to: the member ID does not contain the process ID.
     """
     if instance_id is not None and processes > 1 and str(os.getpid()) not in instance_id:
         raise ConfigurationError(
@@ -68,10 +68,11 @@ def instance(instance_id: str | None, processes: int) -> None:
 
 
 def drivers(declarations: Sequence[Declaration], database: Database) -> None:
-    """Check that each handler's kind has a driver.
+    """Check that the database has a driver for each handler's kind.
 
     Raises:
-        ConfigurationError: A coroutine handler meets a database for threads, or the reverse.
+        ConfigurationError: A handler is a coroutine and the database is for threads only, or the
+            reverse.
     """
     for declared in declarations:
         if declared.is_async and database.async_sessions is None:
@@ -90,7 +91,7 @@ def steps(declarations: Sequence[Declaration], database: Database) -> None:
     """Check that no handler runs its steps within a transaction that is the database's only writer.
 
     Raises:
-        ConfigurationError: One does, on SQLite.
+        ConfigurationError: A handler does, on SQLite.
     """
     for declared in declarations if database.dialect_name == "sqlite" else ():
         inside = runs_steps_inside(method_of(declared.handler, "handle")) if declared.steps else False
@@ -106,7 +107,7 @@ async def topics(declarations: Sequence[Declaration], transport: Transport) -> M
     """Check that all topics exist; return them.
 
     Raises:
-        StartError: One does not, or the broker cannot be reached.
+        StartError: A topic does not exist, or the broker cannot be reached.
     """
     wanted = {topic for declared in declarations for topic in declared.topics}
     wanted |= {declared.dead_letter.topic for declared in declarations if declared.dead_letter is not None}
@@ -134,7 +135,7 @@ async def topics(declarations: Sequence[Declaration], transport: Transport) -> M
 
 
 def dead_letter_partitions(declarations: Sequence[Declaration], found: Mapping[str, TopicInfo]) -> None:
-    """Warn of dead-letter topics with fewer partitions than their source: keys would share them differently."""
+    """Warn of a dead-letter topic with fewer partitions than its source: other keys would share a partition."""
     for declared in declarations:
         if declared.dead_letter is None:
             continue
@@ -167,24 +168,25 @@ async def retention(
 
 
 def parked(kept: PayloadRetention, declarations: Sequence[Declaration]) -> None:
-    """Warn where a message may be ended in the parking lot before its retries are."""
+    """Warn where a parked message may expire before its retries end."""
     seconds = kept.seconds("parked")
     for line in () if seconds is None else retention_warnings.parked_warnings(seconds, declarations):
         _log.warning("%s", line)
 
 
 async def located(given: Database, tables: Tables) -> Tables:
-    """Return the tables under the schema in which the database has them.
+    """Return the tables with the schema where the database has them.
 
     Raises:
-        ConfigurationError: The schema is not known, or a schema_translate_map would send our statements elsewhere.
+        ConfigurationError: The schema is not known, or a schema_translate_map would redirect
+            consumerkit's statements.
         StartError: The database cannot be used.
     """
     return await _asked(given, lambda session: find(session.connection(), tables))
 
 
 def connections(lanes: int) -> int:
-    """Return how many connections a process may use at once: its lanes', the relay's, and two for marks and retries."""
+    """Return the most connections of a process: one per lane, one for the relay, and two for marks and retries."""
     return lanes + 3
 
 
@@ -201,7 +203,8 @@ async def database(
     """Check tables and connections, and bind the handlers' names; return each handler's number.
 
     Raises:
-        StartError: A table is missing, a name is bound elsewhere, or the database cannot be used.
+        StartError: A table is missing, a name is bound to something else, or the database cannot be
+            used.
     """
     counted = _counted(declarations)
     _pool(given.pooled, connections(lanes), counted)
@@ -232,7 +235,7 @@ async def database(
 
 
 async def _asked(given: Database, work: Callable[[Session], T]) -> T:
-    """Run work; the database's trouble becomes one line."""
+    """Run work, and turn an error of the database into a `StartError` of one line."""
     try:
         return await given.run(work)
     except (DBAPIError, OSError) as error:
@@ -247,7 +250,7 @@ async def _asked(given: Database, work: Callable[[Session], T]) -> T:
 
 
 def _shared_group(session: Session, tables: Tables, declared: Declaration) -> None:
-    """Warn of a group that two names have had since before that was refused."""
+    """Warn of a group that two names share, from a time when this was not refused."""
     for name in consumers.sharing(session, tables, declared.name, declared.group):
         _log.warning(
             "handler %r: group %r also belongs to handler %r, and each gets a part of the messages; give one a group "
@@ -261,9 +264,10 @@ def _shared_group(session: Session, tables: Tables, declared: Declaration) -> No
 
 
 def _left_behind(session: Session, tables: Tables, declared: Declaration, number: int) -> None:
-    """Warn of parked messages that will not be tried again, because their topic is not consumed any more.
+    """Warn of parked messages that will not be tried again, because the handler no longer consumes their topic.
 
-    Those of other handlers' names are not reported here: another service may own them; `db stats` counts them.
+    Messages of other handlers are not reported: another service may own them. `db stats` counts
+    them.
     """
     for topic, count in occupancy.left_behind(session, tables, number, declared.topics):
         _log.warning(
@@ -276,7 +280,7 @@ def _left_behind(session: Session, tables: Tables, declared: Declaration, number
 
 
 def _counted(declarations: Sequence[Declaration]) -> str:
-    """Return how connections are counted; a lane of a handler with steps writes their record beside its transaction."""
+    """Return how connections are counted; a lane of a handler with steps uses a second one for their record."""
     return "lanes + 3" + (", a lane with steps counts twice" if any(one.steps for one in declarations) else "")
 
 

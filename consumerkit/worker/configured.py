@@ -1,4 +1,4 @@
-"""A worker's settings from outside the code: imported only where there are any."""
+"""A worker's settings from outside the code; `consumerkit.settings` is imported only where there are any."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ S = TypeVar("S")
 
 
 def knowing_what_is_given(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
-    """Have an `__init__` know which arguments were given: one given as its default is not the same as one left out."""
+    """Record in `self._given` which arguments `__init__` got: an explicit default differs from an omitted argument."""
 
     @wraps(init)
     def knowing(self: S, /, *args: P.args, **given: P.kwargs) -> None:
@@ -29,10 +29,10 @@ def knowing_what_is_given(init: Callable[Concatenate[S, P], None]) -> Callable[C
 
 
 def settings_of(settings: Settings | None, database: object, kafka: object) -> Settings | None:
-    """Return the settings that a worker was given; read them where it was given neither these nor all it needs.
+    """Return a worker's settings: those given, or those read from outside where the database or Kafka is missing.
 
     Raises:
-        ConfigurationError: They are something else, or what is read is wrong.
+        ConfigurationError: The given value is no `Settings`, or what is read is wrong.
     """
     if settings is None and database is not None and kafka is not None:
         return None
@@ -46,20 +46,20 @@ def settings_of(settings: Settings | None, database: object, kafka: object) -> S
 
 
 def applied(settings: Settings, given: Collection[str]) -> dict[str, Any]:
-    """Return the arguments that the settings decide: those that were not given in code."""
+    """Return the arguments that the settings decide: those that are not given in code."""
     from consumerkit.settings.applied import arguments
 
     return {name: value for name, value in arguments(settings, without=given).items() if name not in given}
 
 
 def declarations(settings: Settings, declared: Sequence[Declaration]) -> tuple[Declaration, ...]:
-    """Return the handlers' declarations with what is set of them."""
+    """Return the handlers' declarations with the settings applied."""
     from consumerkit.settings.applied import declarations as apply
 
     return apply(settings, declared)
 
 
 def missing(name: str) -> ConfigurationError:
-    """Return the refusal of a worker without a database or a broker."""
+    """Return the error for a worker without a database or a broker."""
     variable = "CONSUMERKIT_DATABASE" if name == "database" else "CONSUMERKIT_KAFKA__BOOTSTRAP"
     return ConfigurationError(f"Worker has no {name}: give {name}=..., or set {variable}")

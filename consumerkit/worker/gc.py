@@ -1,8 +1,9 @@
-"""Python's cyclic garbage collector, in a process that lives for consuming.
+"""Tunes Python's cyclic garbage collector for a process that only consumes.
 
-A batch makes thousands of objects that live until its commit and then go by their reference counts, without a cycle.
-With Python's defaults each batch sets the collector off a dozen times, and every now and then it walks through all
-that was ever imported: up to a fifth of the time that a message takes, measured.
+A batch makes thousands of objects without cycles, which live until its commit and are then freed by
+their reference counts. With Python's defaults each batch starts the collector a dozen times, and
+now and then it traverses everything ever imported. Measured, this takes up to a fifth of a
+message's time.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-# About what one batch makes.
+# About as many objects as one batch makes.
 _NEW_OBJECTS: Final = 10_000
 
 
 @contextmanager
 def seldom_collected() -> Iterator[None]:
-    """Look for cyclic garbage about once a batch, and only in what was made since; afterwards as before.
+    """Collect cyclic garbage about once a batch, only among newer objects; restore the settings at the end.
 
-    A threshold that is higher already, or a collector that is off, is left as it is.
+    A threshold that is already higher stays, and so does a collector that is off.
     """
     new_objects, *older = before = gc.get_threshold()
     gc.collect()

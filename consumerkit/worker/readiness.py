@@ -1,4 +1,4 @@
-"""Readiness: what is wrong now, made out of the events, in sentences that say the way out."""
+"""Readiness: what is wrong now, derived from the events, in sentences that say the way out."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from consumerkit.events import Event
 from consumerkit.message import TopicPartition
 
 DOUBT_PATIENCE: Final = 60.0
-"""Seconds for which a partition may be in doubt before readiness shows it: mostly it is taken again at once."""
+"""Seconds for which a partition may be in doubt before readiness shows it: usually it is taken over again at once."""
 
 SUSPECTED: Final = 60.0
-"""Seconds for which a message may wait without a counted attempt before readiness shows it, and for which it does."""
+"""Seconds for which a message may wait without a counted attempt before readiness shows it, and beyond its wait."""
 
 PARTITIONS_PATIENCE: Final = 5.0
-"""Seconds without a partition after which a handler that had some is reported: a rebalance has such pauses."""
+"""Seconds without a partition after which a handler that had some is reported: a rebalance causes short pauses."""
 
 TROUBLE_OUTLIVES: Final = 60.0
-"""Seconds beyond its wait after which trouble that was not announced again is over."""
+"""Seconds beyond its wait after which trouble counts as over if it is not announced again."""
 
 Clock = Callable[[], float]
 _Place = tuple[object, ...]
@@ -35,7 +35,7 @@ class Finding:
     Attributes:
         handler: The handler's name; empty where the whole worker is concerned.
         what: What is wrong and what to do, in a sentence.
-        seconds: For how long.
+        seconds: How long it has been wrong.
     """
 
     handler: str
@@ -77,7 +77,7 @@ class _State:
 
 
 class States:
-    """Remembers what the events tell to be wrong until they tell that it is over; an observer."""
+    """An observer that remembers what events report as wrong, until they report that it is over."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -219,14 +219,16 @@ class States:
         self._begin(("fence", event.handler, event.partition), event, what)
 
     def _assigned(self, event: events.PartitionsAssigned) -> None:
-        # Where it names none, the other members have them all: this one is there for when they go.
+        # An assignment of none is well too: the other members have all partitions, and this one
+        # stands by.
         self._end("partitions", event.handler)
         self._owned.setdefault(event.handler, set()).update(event.partitions)
         for partition in event.partitions:
             self._end("stopped", event.handler, partition)
 
     def _taken(self, event: events.PartitionTaken) -> None:
-        # The new owner reads it again from its mark; if that fails, another event says that it is stopped.
+        # The new owner reads the partition again from its mark; if that fails, another event stops
+        # it.
         self._end("stopped", event.handler, event.partition)
         self._end("doubt", event.handler, event.partition)
         self._end("fence", event.handler, event.partition)

@@ -1,4 +1,4 @@
-"""What a worker reports from time to time: that it works, what it waits for, and that trouble is over."""
+"""Reports of a worker from time to time: that it works, what it waits for, and that trouble is over."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ _log = logging.getLogger(__name__)
 
 
 class Reports:
-    """Announces summaries, waits for partitions, and the end of trouble; an observer and a task.
+    """An observer and a task that announces summaries, waits for partitions, and the end of trouble.
 
     Args:
         handlers: The handlers' names.
         announce: Announces the reports.
-        oldest: Reads for how many seconds the oldest message of each handler waits in the parking lot.
-        missed_after: Seconds after which the group misses a member that has died; None where that is not known.
+        oldest: Returns how many seconds the oldest parked message of each handler has waited.
+        missed_after: Seconds after which the group removes a dead member; None where that is not
+            known.
         clock: The monotonic clock.
     """
 
@@ -79,7 +80,7 @@ class Reports:
                 await self._summarise()
 
     def stop(self) -> None:
-        """Report what was done since the last summary, and end."""
+        """Announce a last summary, and end `run`."""
         self._stopping.set()
         for event in self.summaries({}):
             self._announce(event)
@@ -91,13 +92,13 @@ class Reports:
         if busy:
             try:
                 oldest = await self._oldest()
-            except Exception as error:  # noqa: BLE001 - the counts are told all the same
+            except Exception as error:  # noqa: BLE001 - the counts are reported anyway
                 _log.debug("the longest wait is not known: %s", type(error).__name__)
         for event in self.summaries(oldest):
             self._announce(event)
 
     def summaries(self, oldest: Mapping[str, float]) -> list[events.HandlerSummary]:
-        """Return the summary of each handler with which something happened, and begin to count again."""
+        """Return the summary of each handler that has counts, and reset the counts."""
         now = self._clock()
         with self._lock:
             done = {name: counts for name, counts in self._done.items() if counts}
@@ -109,7 +110,7 @@ class Reports:
         ]
 
     def awaited(self) -> list[events.PartitionsAwaited]:
-        """Return the events about handlers without partitions: after some seconds, and then every minute."""
+        """Return an event for each handler without partitions: first after some seconds, then every minute."""
         now, told = self._clock(), []
         with self._lock:
             for name, since in self._without_since.items():
@@ -135,7 +136,7 @@ class Reports:
             self._without_since[name] = None
 
     def _recovered(self, event: Event) -> list[tuple[str, float]]:
-        """Record trouble, and return what an event proves to work again; each once."""
+        """Record trouble, and return what the event proves to work again; each only once."""
         name, now = event.handler, self._clock()
         if isinstance(event, events.Trouble):
             self._trouble.setdefault((name, event.where), now)
@@ -145,7 +146,8 @@ class Reports:
         return [(where, now - since) for where, since in found if since is not None]
 
 
-# What works when this happens: who commits offsets has written a mark before, and who takes a partition asked both.
+# What each event proves to work: a mark is written before offsets are committed, and taking a
+# partition over asks both the database and the broker.
 _PROVES: Mapping[type[Event], tuple[str, ...]] = {
     events.GroupCommitted: ("database",),
     events.OffsetsCommitted: ("database", "broker"),

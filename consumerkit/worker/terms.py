@@ -1,4 +1,4 @@
-"""How the messages of declared handlers die, for what ends them without running their handler."""
+"""How messages of declared handlers become dead letters, for code that ends them without running the handler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from consumerkit.storage.outbox import OutboxMessage
 
 
 def terms_of(declarations: Sequence[Declaration]) -> list[Terms]:
-    """Return the terms of handlers."""
+    """Return the terms of each handler."""
     return [_terms(declared) for declared in declarations]
 
 

@@ -1,7 +1,8 @@
-"""The watchdog: a process that stands still ends itself, so that its partitions go to one that works.
+"""The watchdog: it ends a process that stands still, and its partitions then go to a process that works.
 
-It is a thread, since what it watches for is an event loop that does not turn. It never tries to repair: what a
-half-dead process still holds is unknown, while what a dead one held is rolled back and delivered again.
+It is a thread, because it watches for an event loop that is blocked. It never repairs: nobody can
+know what a half-dead process still holds, whereas the work of a dead process is rolled back and
+delivered again.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class Watchdog:
     """Looks for a stopped event loop, a consumer that is not polled, and a transaction that does not end.
 
     Args:
-        engines: What to watch.
-        stall: Seconds without a sign of life.
-        transaction: Seconds that a transaction may take, to which `stall` is added.
+        engines: The engines to watch.
+        stall: Seconds without a sign of life after which the process ends.
+        transaction: Seconds that a transaction may take; `stall` is added to them.
     """
 
     def __init__(self, engines: Sequence[Engine], *, stall: float, transaction: float) -> None:
@@ -38,7 +39,7 @@ class Watchdog:
         self._heart: asyncio.Task[None] | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Watch, until `stop`, or until the loop is closed: there is no worker then that could stand still."""
+        """Watch until `stop`, or until the loop is closed, as then no worker is left."""
         self._heart = loop.create_task(self._beating())
         threading.Thread(target=self._watch, args=(loop,), name="consumerkit-watchdog", daemon=True).start()
 
@@ -52,7 +53,8 @@ class Watchdog:
         last = time.monotonic()
         while not self._stopping.wait(interval) and not loop.is_closed():
             now = time.monotonic()
-            # A process that was itself stopped (SIGSTOP, a suspended machine) gets a fresh start.
+            # The process itself was suspended (SIGSTOP, a suspended machine): start measuring
+            # again.
             if now - last > interval + self._stall / 2:
                 self._beat = now
                 last = now
@@ -87,7 +89,7 @@ class Watchdog:
         return None
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._stopping.set()
         if self._heart is not None:
             self._heart.cancel()

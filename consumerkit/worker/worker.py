@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MEBIBYTE = 1024 * 1024
-_LAST_STEPS: Final = 5.0  # seconds in which a part without messages in hand ends once it must stop
+_LAST_STEPS: Final = 5.0  # seconds within which a part without messages must stop
 
 
 class Worker:
@@ -72,26 +72,31 @@ class Worker:
         database: A URL, an engine or a sessionmaker of the user's database. A URL serves coroutine and plain handlers;
             an engine or a sessionmaker serves those of its kind.
         kafka: Where the broker is, or any `Transport`.
-        settings: Settings from outside the code, such as `Settings()`; an argument that is given here wins over them.
-            Where `database` or `kafka` is left out, too, they are read from the environment and the file.
+        settings: Settings from outside the code, such as `Settings()`; an argument given here
+            overrides them. Where neither these nor both `database` and `kafka` are given, settings
+            are read from the environment and the file.
         handlers: Instances of `Handler` and `BatchHandler`.
         tables: Prefix and schema of consumerkit's tables.
-        observers: Called with every event, besides the one that logs.
-        memory_budget: Bytes of messages in hand, for each handler, above which nothing is fetched.
+        observers: Called with every event, besides the observer that logs.
+        memory_budget: Bytes of fetched messages per handler, above which nothing more is fetched.
         transaction_timeout: Seconds after which a handler call, a statement or a COMMIT is given up.
-        drain_timeout: Seconds in which messages in hand are finished when a partition is taken away.
-        grace: Seconds in which `stop` finishes what is under way and leaves the groups; the rest is rolled back, and
-            delivered again.
+        drain_timeout: Seconds within which running messages are finished when a partition is
+            revoked.
+        grace: Seconds within which `stop` finishes running transactions and leaves the groups.
+            Unfinished ones are rolled back, and their messages delivered again.
         stall_timeout: Seconds without a sign of life from the event loop, a consumer or a transaction (beyond
             `transaction_timeout`) after which the process ends itself, to be restarted.
         retention: For how long the ledger remembers a processed message ID: seconds, a timedelta, or None for ever.
-        payload_retention: For how long a dead letter keeps its payload after it was resolved or discarded, in the same
-            form; or a `PayloadRetention`, which has spans for what is undecided, parked and unsent, too.
-        tracing: Whether each message has a span of OpenTelemetry's global tracer provider; or the provider to use.
-        failpoints: For tests: read `CONSUMERKIT_FAILPOINT` from the environment.
+        payload_retention: For how long a dead letter keeps its payload after it was resolved or
+            discarded, in the same form. A `PayloadRetention` also sets this for undecided, parked
+            and unsent messages.
+        tracing: Whether each message has an OpenTelemetry span of the global tracer provider; or
+            the provider to use.
+        failpoints: Whether to read `CONSUMERKIT_FAILPOINT` from the environment, for tests.
 
     Raises:
-        ConfigurationError: A declaration or an argument is wrong; one line that names it and the way out.
+        ConfigurationError: A declaration or an argument is wrong; one line names it and the way
+            out.
 
     Example:
         worker = Worker(
@@ -184,11 +189,12 @@ class Worker:
 
     @property
     def _lanes(self) -> int:
-        # A lane of a handler with steps writes their record beside its transaction.
+        # A lane of a handler with steps needs a second connection: it records them outside its
+        # transaction.
         return sum(declared.concurrency * (2 if declared.steps else 1) for declared in self.declarations)
 
     def only(self, names: Collection[str]) -> None:
-        """Consume for these handlers alone; before the start.
+        """Consume only for these handlers; call it before `start`.
 
         Raises:
             ConfigurationError: There is no handler of such a name.
@@ -197,7 +203,7 @@ class Worker:
         self.declarations = tuple(declared for declared in self.declarations if declared.name in names)
 
     def adopt(self, names: Collection[str]) -> None:
-        """Bind these names to the groups and topics declared now, whatever they were bound to; before the start.
+        """Rebind these names to the groups and topics that are declared now; call it before `start`.
 
         Raises:
             ConfigurationError: There is no handler of such a name.
@@ -206,7 +212,7 @@ class Worker:
         self._adopted = frozenset(names)
 
     def observe(self, observer: Observer) -> None:
-        """Have one more observer called with every event; before the start."""
+        """Add an observer, which is called with every event; call it before `start`."""
         self._announce.add(observer)
 
     def _known(self, names: Collection[str], option: str) -> None:
@@ -218,7 +224,7 @@ class Worker:
                 raise ConfigurationError(f"{option} {shown_word(name)}: no handler has this name; {hint}")
 
     def use(self, tables: Tables) -> None:
-        """Work on these tables from now on: as configured, or under the schema in which they were found."""
+        """Use these tables from now on: as configured, or with the schema where they were found."""
         self.tables = tables
         self.dialect = dialect_for(self.database.dialect_name, tables)
         self._assembly = Assembly(
@@ -226,10 +232,11 @@ class Worker:
         )
 
     async def start(self) -> None:
-        """Check what is outside the code, join the groups, and consume.
+        """Check the database and the broker, join the groups, and consume.
 
         Raises:
-            StartError: A topic, a table or a right is missing, or a server cannot be reached; one line.
+            StartError: A topic, a table or a right is missing, or a server cannot be reached; one
+                line says so.
         """
         if self._tasks:
             raise StartError("this worker runs already; build another Worker")
@@ -342,7 +349,7 @@ class Worker:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A handler that halts leaves the others running; any other end is a defect, and ends the worker."""
+        """Let the others run on where a handler halts; end the worker after any other error, which is a defect."""
         if task.cancelled() or (error := task.exception()) is None:
             return
         name = self._tasks[task]
@@ -357,7 +364,7 @@ class Worker:
             self._failed.set_exception(error)
 
     def readiness(self) -> Readiness:
-        """Tell what is wrong now, in sentences with the way out; cheap, and from any thread.
+        """Return what is wrong now, in sentences that say the way out; cheap, and callable from any thread.
 
         Example:
             if not worker.readiness().ready: ...
@@ -365,7 +372,7 @@ class Worker:
         return self._states.readiness(time.monotonic())
 
     async def surveys(self, handler: str) -> dict[str, Survey]:
-        """Return what the broker tells now of a handler's topics; of those about which it does not answer, nothing."""
+        """Return the broker's current answers about a handler's topics, without those it does not answer about."""
         found: dict[str, Survey] = {}
         for engine in self._engines:
             if engine.declared.name != handler:
@@ -376,19 +383,19 @@ class Worker:
         return found
 
     def in_flight(self) -> dict[str, int]:
-        """Return how many messages of each handler are fetched and not finished."""
+        """Return how many messages of each handler are fetched and unfinished."""
         return {
             engine.declared.name: sum(partition.offsets.unfinished for partition in engine.partitions)
             for engine in self._engines
         }
 
     def members(self) -> list[tuple[str, str]]:
-        """Return each handler's group and member ID, as far as its consumer has joined; from any thread."""
+        """Return the group and member ID of each handler that has joined its group; callable from any thread."""
         engines = list(self._engines)
         return [(one.declared.group, member) for one in engines if (member := one.consumer.member())]
 
     def stopping(self) -> str:
-        """Return what `stop` waits for, as things stand, in a sentence; from any thread."""
+        """Return what `stop` waits for at present, in a sentence; callable from any thread."""
         running = [(engine.oldest_transaction(), engine.declared.name) for engine in self._engines]
         waits = [f"{name} (its oldest transaction has run for {lasting(age)})" for age, name in running if age > 0]
         if not waits:
@@ -399,10 +406,10 @@ class Worker:
         )
 
     async def stop(self) -> bool:
-        """Finish or roll back what is under way, commit offsets, and leave the groups.
+        """Finish or roll back running transactions, commit offsets, and leave the groups.
 
         Returns:
-            Whether everything under way was finished within `grace`.
+            Whether all of them were finished within `grace`.
         """
         began = time.monotonic()
         end = began + self.grace
@@ -428,16 +435,17 @@ class Worker:
         return all(answers) and not late
 
     async def run(self, stopping: asyncio.Event) -> bool:
-        """Start, consume until `stopping` is set, and stop; for a process that does nothing else.
+        """Start, consume until `stopping` is set, and stop; for a process that only consumes.
 
-        Python's cyclic garbage collector runs less often while it does, which `start` leaves alone.
+        Python's cyclic garbage collector runs less often during this call; `start` does not change
+        it.
 
         Returns:
             What `stop` returned.
 
         Raises:
             StartError: See `start`.
-            Exception: What ended the worker, after everything else was stopped.
+            Exception: The error that ended the worker, raised after everything else has stopped.
         """
         await self.start()
         assert self._failed is not None
