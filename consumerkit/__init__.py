@@ -1,7 +1,8 @@
 """Idempotent message consumers for Kafka.
 
-A handler's database changes are committed exactly once for each message ID, whatever the broker redelivers, the
-producer sends again or the process does; or the message is among the dead letters, with its reason.
+A handler's database changes are committed exactly once per message ID, whatever the broker
+redelivers, the producer sends again or the process does. A message whose changes cannot be
+committed becomes a dead letter with its reason.
 
     class CreditAccount(Handler[PaymentCaptured]):
         name = "credit-account"
@@ -13,7 +14,8 @@ producer sends again or the process does; or the message is among the dead lette
             account = await context.session.get_one(Account, event.account_id, with_for_update=True)
             account.balance += event.amount
 
-Everything that a user writes with is here; the modules behind it are not part of the interface.
+This module has everything that most programs need; the modules behind it are not part of the
+interface.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
 
 
 def __getattr__(name: str) -> object:
-    """Import `Worker` when it is used: a web service that only publishes or asks needs no engine."""
+    """Import `Worker` at its first use: a web service that only publishes or asks does not need the engine."""
     if name == "Worker":
         from consumerkit.worker import Worker
 

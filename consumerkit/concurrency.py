@@ -1,4 +1,4 @@
-"""The three waits: until an event is set, for the first of several things, and for work that is never cancelled."""
+"""Three waits: until an event is set, for the first of several ends, and for work without cancelling it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _LEAST: Final = 1.0
 
 
 async def wait_until_set(event: asyncio.Event, within: float | None) -> bool:
-    """Wait until an event is set; return whether it was, within so many seconds (None: however long it takes).
+    """Wait at most `within` seconds (None: without limit) until an event is set; return whether it was set.
 
-    `asyncio.wait_for` would not do: on Python 3.11 it swallows a cancellation that comes just when the event is set
-    (python/cpython#86296), and who waits in a loop would go on after its end.
+    `asyncio.wait_for` does not fit: on Python 3.11 it swallows a cancellation that comes just when
+    the event is set (python/cpython#86296), and a caller that waits in a loop would continue after
+    its end.
 
     Example:
         >>> asyncio.run(wait_until_set(asyncio.Event(), 0.01))
@@ -28,9 +29,9 @@ async def wait_until_set(event: asyncio.Event, within: float | None) -> bool:
 
 
 async def wait_for_first(*ends: asyncio.Event | asyncio.Future[Any], within: float | None) -> None:
-    """Wait until one of these events is set, one of these futures is done, or so many seconds are over.
+    """Wait until one of the events is set, one of the futures is done, or `within` seconds are over.
 
-    The futures are not cancelled, and their errors are not raised. None waits however long it takes.
+    The futures are not cancelled, and their errors are not raised. None waits without limit.
 
     Example:
         >>> asyncio.run(wait_for_first(asyncio.Event(), asyncio.Event(), within=0.01))
@@ -45,12 +46,13 @@ async def wait_for_first(*ends: asyncio.Event | asyncio.Future[Any], within: flo
 
 
 async def wait_uncancelled(work: asyncio.Future[Any], within: float | None) -> bool:
-    """Wait for `work` without ever cancelling it, and put off a cancellation of our own until then.
+    """Wait for `work` without cancelling it, and delay a cancellation of the caller until then.
 
     Returns:
-        Whether it is done, within so many seconds (None: however long it takes).
+        Whether the work is done within `within` seconds (None: without limit).
     """
-    # Else asyncio would log an error that no caller waits for, in its own words: a handler's, perhaps.
+    # Otherwise asyncio would log an error that no caller waits for, which may quote a handler's
+    # data.
     work.add_done_callback(_look_at)
     loop = asyncio.get_running_loop()
     until = None if within is None else loop.time() + within
@@ -71,7 +73,7 @@ def _look_at(work: asyncio.Future[Any]) -> None:
 
 
 def remaining(end: float) -> float:
-    """Return the seconds until a moment of the monotonic clock; one second where it is nearer or past.
+    """Return the seconds until a time of the monotonic clock, but at least one second.
 
     Example:
         >>> remaining(time.monotonic() - 5.0)

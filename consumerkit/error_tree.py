@@ -1,7 +1,7 @@
-"""Errors that hold errors: the leaves of a group, and what an error was raised from.
+"""Errors within errors: the leaves of an exception group, and the error that an error was raised from.
 
-An error is the user's, and so may be its class: what is read here is read past whatever that class overrides, and
-nothing here goes deeper than it must or calls itself.
+An error and its class may be the user's: this module reads errors without what the class overrides.
+Nothing here is recursive, and all loops are limited.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, TypeGuard, TypeVar
 E = TypeVar("E", bound=BaseException)
 
 MOST: Final = 10_000
-"""Errors that are looked at in one group or chain; what a program raises by itself has a few."""
+"""The most errors that are looked at in one exception group or chain; usual errors have a few."""
 
 _cause: Callable[[BaseException], BaseException | None] = vars(BaseException)["__cause__"].__get__
 _context: Callable[[BaseException], BaseException | None] = vars(BaseException)["__context__"].__get__
@@ -23,12 +23,12 @@ _members: Callable[[BaseException], tuple[BaseException, ...]] = vars(BaseExcept
 
 
 def is_a(error: BaseException, kind: type[E]) -> TypeGuard[E]:
-    """Tell whether an error is of a class, whatever it says itself of its class."""
+    """Tell whether an error is of a class, whatever its `__class__` says."""
     return issubclass(type(error), kind)
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """Return the errors of a group that are no groups, in order, however deep; an error that is none is its own.
+    """Return the errors in an exception group that are no groups, in order, at any depth; else the error itself.
 
     Example:
         >>> leaves(ExceptionGroup("a", [ValueError(1), ExceptionGroup("b", [KeyError(2)])]))
@@ -51,7 +51,7 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 
 def first_leaf(error: BaseException) -> BaseException:
-    """Return the first error of a group that is no group: whose words, stack and place stand for the group's."""
+    """Return the first error in an exception group that is no group; its text, stack and place stand for the group."""
     for _ in range(MOST):
         if not is_a(error, BaseExceptionGroup):
             break
@@ -60,7 +60,7 @@ def first_leaf(error: BaseException) -> BaseException:
 
 
 def deciding(error: Exception, *kinds: type[Exception]) -> Exception:
-    """Return the leaf that decides what becomes of a message: the first of the first class that there is, or the error.
+    """Return the leaf that decides a message's outcome: the first of the first class that occurs, or the error.
 
     Example:
         >>> deciding(ExceptionGroup("", [ValueError(1), KeyError(2)]), KeyError, ValueError)
@@ -75,21 +75,22 @@ def deciding(error: Exception, *kinds: type[Exception]) -> Exception:
 
 
 def raised_from(error: BaseException) -> BaseException | None:
-    """Return what an error was raised from, as Python would show it."""
+    """Return the error that an error was raised from, as Python would show it."""
     return _cause(error) or (None if _suppresses(error) else _context(error))
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:
-    """Return where an error came along."""
+    """Return an error's traceback."""
     return _traceback(error)
 
 
 def all_in(error: BaseException, *, suppressed: bool = False) -> Iterator[BaseException]:
-    """Yield an error, the members of groups, and what each was raised from; each once, and of very many the first.
+    """Yield an error, the members of exception groups, and the causes of each; each once, and at most `MOST`.
 
     Args:
         error: The error.
-        suppressed: Whether also what was being handled then, where `raise ... from` hides it.
+        suppressed: Whether to include the error that was being handled, where `raise ... from`
+            hides it.
     """
     left, seen = [error], {id(error)}
     while left:

@@ -3,27 +3,27 @@
 ConsumerkitError
 ├── ConfigurationError      a misdeclaration, found when the worker is built
 ├── StartError              a missing topic, table or right, found when the worker starts
-├── Reject                  raised by a handler: this message to the dead letters, now
-│   └── StepInDoubt         nothing tells whether a step was done, and it says "dead-letter"
-├── Defer                   raised by a handler: this message again later, without counting an attempt
+├── Reject                  raised by a handler: dead-letters this message at once
+│   └── StepInDoubt         it is unknown whether a step was done, and it says "dead-letter"
+├── Defer                   raised by a handler: runs this message again later, without an attempt
 │   └── StepUnderWay        a step has begun elsewhere, and its deadline has not passed
 ├── AlreadyDone             raised by a step: the other side has done it before, with this result
 ├── StepChanged             a step was run for a message before, with other arguments
-├── Undecodable             raised by a codec: the message's fault
-├── Unavailable             raised by a codec or a transport: the infrastructure's fault, never an attempt
+├── Undecodable             raised by a codec: the message is at fault
+├── Unavailable             raised by a codec or a transport: the infrastructure is at fault; no attempt counts
 ├── Unsatisfied             recorded where a handler's result is a failure by `Retry(on_result=...)`
-├── ResultNotKept           a handler returned what cannot be kept as JSON
-├── TransactionMisused      a handler ended our transaction or swallowed its failure
-├── InProgress              another transaction holds a key, and the time to wait for it is over
-├── KeyReused               a key came again with another fingerprint
+├── ResultNotKept           a handler returned a value that cannot be kept as JSON
+├── TransactionMisused      a handler ended consumerkit's transaction or hid its failure
+├── InProgress              another transaction holds a key and did not end in time
+├── KeyReused               a key was used again with another fingerprint
 ├── AwaitForgotten          a handler called its session without await
 ├── SessionUnfit            the session cannot hold one transaction: it began a second one, or does not commit
 ├── SessionOver             a session or context was used after the handler had returned
-├── CommitUnknown           COMMIT was sent and its answer did not come
-├── TablesReplaced          our tables are not those that the worker started with
-├── PayloadSealed           a stored payload was sealed by a sealer that is not given here
+├── CommitUnknown           COMMIT was sent and not answered in time
+├── TablesReplaced          the tables are not those that the worker started with
+├── PayloadSealed           a stored payload is sealed, and cannot be unsealed here
 ├── Fenced                  another worker has taken a partition over, or may have
-│   └── CommitsLost         the database has lost transactions that it had acknowledged
+│   └── CommitsLost         the database has lost acknowledged transactions
 └── PartitionUnusable       the position is outside the log, or a batch cannot be read
 """
 
@@ -35,14 +35,15 @@ from typing import Any, Final
 
 _log = logging.getLogger(__name__)
 
-LONGEST_WAIT: Final = 315_576_000.0  # ten years; what is more was meant in milliseconds, or computed wrongly
+LONGEST_WAIT: Final = 315_576_000.0  # ten years; a longer wait is a mistake, such as a value in milliseconds
 
 
 class ConsumerkitError(Exception):
-    """The root of all errors that consumerkit raises; each, and each subclass of yours, can be pickled and copied."""
+    """The root of all errors that consumerkit raises; these and your subclasses can be pickled and copied."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default Python calls the class with `args`, which are not always what its `__init__` takes.
+        # By default Python calls the class with `args`, which may differ from the parameters of
+        # `__init__`.
         return _again, (type(self), self.args), self.__dict__ or None
 
 
@@ -87,14 +88,14 @@ def _warn_of_no_reason() -> None:
 
 
 class Defer(ConsumerkitError):
-    """Raised by a handler to have its message run again later, without counting an attempt.
+    """Raised by a handler to run its message again later, without counting an attempt.
 
     Args:
-        seconds: After how long, on the database's clock; ten years at most.
+        seconds: The wait, on the database's clock; ten years at most.
         why: The reason for people to read; it is stored, so keep payloads out of it.
 
     Raises:
-        ValueError: `seconds` is no number above 0, or more than ten years.
+        ValueError: `seconds` is not above 0, or is more than ten years.
 
     Example:
         >>> raise Defer(60, "the shop is closed")
@@ -112,10 +113,10 @@ class Defer(ConsumerkitError):
 
 
 class AlreadyDone(ConsumerkitError):
-    """Raised by a step, or returned by its `confirm`: the other side has done it before, under the same key.
+    """Raised by a step, or returned by its `confirm`: the other side has done the step before, under the same key.
 
     Args:
-        result: What the step returned then; it is kept as the step's result.
+        result: The step's result at that time; it is kept as the result.
 
     Example:
         >>> AlreadyDone("ch_17").result
@@ -128,31 +129,31 @@ class AlreadyDone(ConsumerkitError):
 
 
 class StepInDoubt(Reject):
-    """A step has begun and its result was not kept: it may have happened, and nothing can be asked."""
+    """A step has begun and its result was not kept: it may have been done, and the other side cannot be asked."""
 
 
 class StepUnderWay(Defer):
-    """A step has begun elsewhere, or before a crash, and its deadline has not passed: the message waits until then."""
+    """A step began elsewhere or before a crash, and its deadline has not passed: the message waits until then."""
 
 
 class StepChanged(ConsumerkitError):
-    """A step was run for this message before, with other arguments: its result is not that of this run."""
+    """A step ran for this message before with other arguments: its result does not belong to this run."""
 
 
 class Undecodable(ConsumerkitError):
-    """A codec cannot read this message, now or ever: it is dead-lettered."""
+    """A codec can never read this message: the message is dead-lettered."""
 
 
 class Unavailable(ConsumerkitError):
-    """Something that decoding or sending needs is down: back off and try again, without counting an attempt."""
+    """Something that decoding or sending needs is down: the work is tried again later, and no attempt counts."""
 
 
 class Unsatisfied(ConsumerkitError):
-    """A handler returned a value that its `Retry(on_result=...)` takes for a failure; its changes are rolled back."""
+    """A handler returned a value that its `Retry(on_result=...)` counts as a failure; its changes are rolled back."""
 
 
 class ResultNotKept(ConsumerkitError, TypeError):
-    """A handler returned what JSON has no word for, so that it could not be kept for duplicates: the message fails."""
+    """A handler returned a value that JSON cannot hold, so it cannot be kept for duplicates: the message fails."""
 
 
 class TransactionMisused(ConsumerkitError):
@@ -168,7 +169,7 @@ class KeyReused(ConsumerkitError):
 
 
 class AwaitForgotten(ConsumerkitError):
-    """A handler called its session and never awaited the call: the message fails, since its change is missing."""
+    """A handler called its session without awaiting the call: the message fails, since its change is missing."""
 
 
 class SessionUnfit(ConsumerkitError):
@@ -176,7 +177,7 @@ class SessionUnfit(ConsumerkitError):
 
 
 class SessionOver(ConsumerkitError):
-    """What a handler left behind used its session or context after the handler had returned."""
+    """Code that a handler started used its session or context after the handler had returned."""
 
 
 class CommitUnknown(ConsumerkitError):
@@ -184,7 +185,7 @@ class CommitUnknown(ConsumerkitError):
 
 
 class TablesReplaced(ConsumerkitError):
-    """Our tables are not those that the worker started with: they were restored or made again while it ran."""
+    """consumerkit's tables are not those that the worker started with: they were restored or recreated meantime."""
 
 
 class PayloadSealed(ConsumerkitError):
@@ -192,11 +193,11 @@ class PayloadSealed(ConsumerkitError):
 
 
 class Fenced(ConsumerkitError):
-    """Another worker has taken over a partition of this transaction, which is therefore rolled back."""
+    """Another worker has taken over a partition of this transaction, so the transaction is rolled back."""
 
 
 class CommitsLost(Fenced):
-    """The database has lost commits: a standby took over that lagged, or a backup was restored under us."""
+    """The database has lost commits: a standby that lagged took over, or a backup was restored."""
 
 
 class PartitionUnusable(ConsumerkitError):

@@ -1,6 +1,6 @@
 """Named places where a test may kill, fail or hang the process.
 
-They are compiled into the product at each arrow of a message's way, and do nothing unless a worker is built with
+The product has them at each transition of a message. They do nothing unless a worker is built with
 `failpoints=True`; only then is the environment read:
 
     CONSUMERKIT_FAILPOINT=after_commit:kill            kill -9 at the first visit
@@ -37,7 +37,7 @@ NAMES: Final = frozenset({
 
 
 class FailpointError(Exception):
-    """What a failpoint with the action `raise` raises."""
+    """The error that a failpoint with the action `raise` raises."""
 
 
 @dataclass
@@ -58,10 +58,10 @@ _armed: dict[str, _Armed] = {}
 
 
 def arm(environ: Mapping[str, str] = os.environ) -> None:
-    """Read the failpoints from the environment; called by a worker built with `failpoints=True`.
+    """Read the failpoints from the environment; a worker with `failpoints=True` calls this.
 
     Raises:
-        ConfigurationError: A name or an action is unknown, or a number is not one or out of range.
+        ConfigurationError: A name or an action is unknown, or a number is invalid or out of range.
     """
     _armed.clear()
     armed = dict(map(_parsed, filter(None, environ.get("CONSUMERKIT_FAILPOINT", "").split(","))))
@@ -85,7 +85,7 @@ def _parsed(item: str) -> tuple[str, _Armed]:
 
 
 def reach(name: str) -> None:
-    """Mark that the process passes the place called `name`; fires what is armed there."""
+    """Pass the place called `name`, and fire a failpoint that is armed there."""
     if _armed and (point := _armed.get(name)) and point.due():
         _fire(name, point.action)
 

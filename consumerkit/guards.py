@@ -1,8 +1,8 @@
-"""Guards for a handler's own tables: a state that moves only forward, and a row written whether or not it is there.
+"""Guards for a handler's own tables: a state that only moves forward, and a row that is inserted or changed.
 
-The ledger keeps a message from taking effect twice. It does not put the events of one order in sequence, nor tell two
-messages with different IDs that mean the same thing. These two functions let the database decide that, in one place and
-in the caller's transaction.
+The ledger prevents a message from taking effect twice. It does not put the events of one order in
+sequence, and it does not recognise two messages with different IDs and the same meaning. These two
+functions let the database decide that, in one place and in the caller's transaction.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Excluded = ColumnCollection[str, ColumnElement[Any]]
 
 
 class Transition(StrEnum):
-    """What became of a guarded change of state.
+    """The result of a guarded change of state.
 
     Example:
         >>> Transition.APPLIED.value
@@ -35,13 +35,13 @@ class Transition(StrEnum):
     """
 
     APPLIED = "applied"
-    """The row was in one of the states before, and is in the new one now."""
+    """The row was in one of the states `before`, and is now in the new state."""
     ALREADY = "already"
-    """The row is in the new state, and was before this call."""
+    """The row was already in the new state."""
     REFUSED = "refused"
-    """The row is in a state that does not lead to the new one. It stays as it is."""
+    """The row is in a state that does not lead to the new state, and does not change."""
     MISSING = "missing"
-    """There is no such row: the event that makes it may still be on its way."""
+    """There is no such row: the event that creates it may still be on its way."""
 
 
 @overload
@@ -77,14 +77,15 @@ def transition(
     where: ColumnElement[bool],
     values: Mapping[str, Any] | None = None,
 ) -> Coroutine[Any, Any, Transition] | Transition:
-    """Move one row from one of the states `before` to the state `after`, and tell what happened.
+    """Move one row from one of the states `before` to the state `after`, and return what happened.
 
-    The change is one UPDATE that names the states it may leave, so that two transactions cannot both apply it. Where it
-    does not apply, the row is locked and looked at: the answer holds until the caller's transaction ends.
+    The change is one UPDATE whose condition names the states `before`, so two transactions cannot
+    both apply it. Where it does not apply, the row is locked and read: the answer holds until the
+    caller's transaction ends.
 
     Args:
-        session: Any session; committing stays yours. With an `AsyncSession` the call must be awaited.
-        attribute: The mapped attribute that holds the state.
+        session: Any session; the caller commits. With an `AsyncSession` the call must be awaited.
+            attribute: The mapped attribute that holds the state.
         before: The states that lead to `after`.
         after: The new state.
         where: The condition that names the row, such as `Order.id == event.order_id`.
@@ -95,7 +96,7 @@ def transition(
 
     Raises:
         ValueError: `before` is empty or contains `after`, or `values` names an attribute that does not exist.
-        MultipleResultsFound: The condition names more than one row; nothing of it may be committed then.
+        MultipleResultsFound: The condition names more than one row; the caller must then roll back.
 
     Example:
         done = await transition(
@@ -134,7 +135,7 @@ def _moved(
     guarded = guarded.execution_options(synchronize_session="fetch")
     if _one_row(attribute, _rows(session, guarded)):
         return Transition.APPLIED
-    # Locked, since another transaction may move the row between the two statements.
+    # With a lock, since another transaction may move the row between the two statements.
     states = session.scalars(select(attribute).where(where).with_for_update()).all()
     if not states:
         return Transition.MISSING
@@ -192,19 +193,23 @@ def upsert(
     """Insert a row, or change the one that has the same unique key, in one statement.
 
     Args:
-        session: Any session; committing stays yours. With an `AsyncSession` the call must be awaited.
-        model: The mapped class; its table must be the only one it is mapped to.
+        session: Any session; the caller commits. With an `AsyncSession` the call must be awaited.
+            model: The mapped class, which must have only one table.
         values: The row to insert, by attribute name.
-        on: The attributes of a primary key or unique constraint, whose values decide whether the row is there.
-        change: What to set where it is: given the row that could not be inserted, returns values or SQL expressions by
-            attribute name. All of `values` but the key are set where None.
-        where: When to change it: given the same row, returns a condition. A row that does not meet it stays.
+        on: The attributes of a primary key or unique constraint; their values decide whether the
+            row exists.
+        change: What to set where the row exists: a function that gets the row that could not be
+            inserted, and returns values or SQL expressions by attribute name. None sets all of
+            `values` except the key.
+        where: When to change the row: a function that gets the same row and returns a condition. A
+            row that does not meet the condition stays as it is.
 
     Returns:
-        The row as it stands now, as an object of the session; None where `where` kept it as it was.
+        The row as it is now, as an object of the session; None where `where` prevented the change.
 
     Raises:
-        ValueError: A name is not an attribute of the model, a key's value is missing, or `on` is no unique key.
+        ValueError: A name is not an attribute of the model, a value of the key is missing, or `on`
+            is no unique key.
         ConfigurationError: The database is neither PostgreSQL nor SQLite.
 
     Example:
@@ -232,7 +237,7 @@ def _upserted(
     change: Callable[[Excluded], Mapping[str, Any]] | None,
     where: Callable[[Excluded], ColumnElement[bool]] | None,
 ) -> M | None:
-    session.flush()  # so that what the session has of this row is there to be found
+    session.flush()  # the statement must see the session's own changes to this row
     insert = _insert(session)(mapper.class_).values({mapper.columns[name]: value for name, value in values.items()})
     new = insert.excluded
     if change is None:
@@ -241,7 +246,7 @@ def _upserted(
         changes = _attributes(mapper, change(new))
     if changes:
         changes = {**changes, **_next_version(mapper)}
-    # Where nothing is to change, the key is set to itself: DO NOTHING would return no row.
+    # Where nothing changes, the key is set to itself: DO NOTHING would return no row.
     assigned = {mapper.columns[name]: value for name, value in changes.items()} or {
         mapper.columns[name]: new[mapper.columns[name].name] for name in key
     }
@@ -268,7 +273,7 @@ def _insert(session: Session) -> Any:
 
 
 def _attributes(mapper: Mapper[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values if each is named by a column attribute of the mapper."""
+    """Return the values, after a check that each name is a column attribute of the mapper."""
     for name in values:
         if name not in mapper.columns:
             near = get_close_matches(name, mapper.columns.keys(), n=1)
@@ -278,7 +283,7 @@ def _attributes(mapper: Mapper[Any], values: Mapping[str, Any]) -> dict[str, Any
 
 
 def _next_version(mapper: Mapper[Any]) -> dict[str, Any]:
-    """Return the value of a row's next version, which an UPDATE past the unit of work would leave as it is."""
+    """Return the next version of a row by attribute: an UPDATE outside the unit of work does not count it up."""
     version = mapper.version_id_col
     if version is None or not mapper.version_id_generator:
         return {}

@@ -1,4 +1,4 @@
-"""What came off the log, and where it stood there."""
+"""A record of the log, with its place."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 Headers = tuple[tuple[str, bytes | None], ...]
 
 HEADER_BYTES: Final = 24
-"""What a header takes besides its name and value: more than in a record (2 or more) and in a column (12 to 20)."""
+"""Bytes of a header besides its name and value: more than it takes in a record (2 or more) or a column (12 to 20)."""
 
 
 LATEST: Final = 253_339_228_800_000
-"""Milliseconds since the epoch at which the year 9998 begins: before it a time has a date in every time zone."""
+"""The begin of the year 9998, in milliseconds since the epoch: an earlier time has a date in every time zone."""
 
 
 def known_time(timestamp: int) -> int:
-    """Return a record's timestamp where it is a time from 1970 to 9997, else -1: a producer may set any number.
+    """Return a record's timestamp if it is from 1970 to 9997, else -1: a producer may set any number.
 
     Example:
         >>> known_time(1_700_000_000_000), known_time(2**63 - 1), known_time(-7)
@@ -29,10 +29,10 @@ def known_time(timestamp: int) -> int:
 
 
 def bytes_of(key: bytes | None, value: bytes | None, headers: Headers) -> int:
-    """Return how many bytes a message takes: key, value and, of each header, name, value and `HEADER_BYTES`.
+    """Return a message's size in bytes: key, value and, for each header, name, value and `HEADER_BYTES`.
 
-    A name counts as it is stored, where characters that are escaped take more than in UTF-8. A header without name and
-    value counts, too: a small record may hold very many.
+    A header's name counts in its stored form, where escaped characters take more bytes than in
+    UTF-8. A header without name and value counts too: a small record may hold very many.
 
     Example:
         >>> bytes_of(b"k", b"value", (("id", b"7"), ("", None)))
@@ -113,7 +113,7 @@ class Message:
 
     @property
     def size(self) -> int:
-        """Bytes of key, value and headers together, with 24 for each header; see `bytes_of`."""
+        """Bytes of key, value and headers together, with 24 more for each header; see `bytes_of`."""
         return bytes_of(self.key, self.value, self.headers)
 
     def __repr__(self) -> str:
@@ -121,11 +121,11 @@ class Message:
 
 
 TOPIC_RULE: Final = "a topic's name has 1 to 249 of the characters a-z A-Z 0-9 . _ -"
-"""What `is_topic_name` asks, in a sentence."""
+"""The rule of `is_topic_name`, in a sentence."""
 
 
 def is_topic_name(name: object) -> bool:
-    """Whether Kafka takes this as the name of a topic.
+    """Whether Kafka accepts a value as the name of a topic.
 
     Example:
         >>> is_topic_name("payments.captured"), is_topic_name("payments captured")

@@ -1,4 +1,4 @@
-"""What became of a message: decided once, as a value."""
+"""The outcomes of messages: their states and the reasons of dead letters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Outcome(IntEnum):
 
 
 class MessageState(StrEnum):
-    """Where a message ID stands, as `message_status` tells it.
+    """The state of a message ID, from `message_status`.
 
     PROCESSED: its changes are committed. PARKED: it waits for its next attempt, or behind another message of its key.
     DEAD: it is among the dead letters. IN_FLIGHT: a transaction that is not committed holds it. UNKNOWN: none of these.
@@ -46,14 +46,15 @@ class Reason(StrEnum):
     def has_ledger_row(self) -> bool:
         """Whether a dead letter of this reason holds a claim on its message ID.
 
-        The others cannot: no ID is known, or the ID belongs to another message or cannot be proven new.
+        Dead letters of the other reasons cannot: they have no known ID, the ID belongs to another
+        message, or it cannot be proven new.
         """
         return self in (Reason.REJECTED, Reason.EXHAUSTED, Reason.KILLED_PROCESS, Reason.EXPIRED)
 
     @property
     def holds_key(self) -> bool:
-        """Whether a dead letter of this reason may keep later messages of its key waiting: it is missing before them.
+        """Whether a dead letter of this reason may make later messages of its key wait: its own effect is missing.
 
-        A conflict is not: its message ID was processed.
+        A conflict does not: its message ID was processed.
         """
         return self.has_ledger_row or self in (Reason.UNDECODABLE, Reason.UNIDENTIFIED, Reason.OVERSIZED)

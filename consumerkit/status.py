@@ -1,4 +1,4 @@
-"""Was it done? Where a message ID stands with a handler, asked from any session."""
+"""Tells from any session what state a message ID has with a handler."""
 
 from __future__ import annotations
 
@@ -54,27 +54,31 @@ def message_status(
 ) -> Coroutine[Any, Any, MessageStatus] | MessageStatus:
     """Tell whether a message was processed, is parked, dead, in flight, or unknown.
 
-    It reads in the session's transaction and flushes nothing. Within a handler's own session, the messages of its
-    group already count as processed.
+    It reads in the session's transaction and flushes nothing. Within a handler's own session, the
+    messages of its batch already count as processed.
 
-    A message that a worker is handling at this moment has its claim in a transaction that is not committed. On
-    PostgreSQL it is found by trying the claim in a savepoint that is rolled back, where the ledger has no row: that
-    waits for 10 ms at most, leaves nothing behind, and costs a transaction ID, so give `probe=False` where
-    you ask often for what does not exist. It is not known in a read-only or serializable transaction, in autocommit,
-    without the right to insert, or on SQLite: `MessageStatus.probed` is False then.
+    A message that a worker is handling has its claim in an uncommitted transaction. On PostgreSQL,
+    where the ledger has no row, this call finds the claim by trying it in a savepoint that is
+    rolled back. The probe waits at most 10 ms, leaves nothing behind, and costs a transaction ID:
+    give `probe=False` if you often ask about messages that do not exist. The probe is not possible
+    in a read-only or serializable transaction, in autocommit, without the right to insert, or on
+    SQLite: `MessageStatus.probed` is then False.
 
     Args:
         session: Any session. With an `AsyncSession` the call must be awaited.
-        handler: The handler, its class, or its name. By its name alone, a single part is taken for one header or field
-            (or, where it looks like `topic-id/partition/offset`, for `coordinates()`), several for several together.
-        id: The message ID: each of its parts. Of `coordinates()` it is one: "topic-id/partition/offset".
-        topic: Which topic's message, for a handler of several topics with `scope = "topic"`.
+        handler: The handler, its class, or its name. With only the name, a single part counts as
+            one header or field (or as `coordinates()` if it looks like
+            `topic-id/partition/offset`), and several parts as several headers or fields together.
+        id: The parts of the message ID. An ID of `coordinates()` is one part:
+            "topic-id/partition/offset".
+        topic: The message's topic, for a handler of several topics with `scope = "topic"`.
         probe: Whether to look for a message in flight.
         tables: The table definitions, if they are not the default ones; as for `outbox.publish`.
 
     Raises:
-        ConfigurationError: The handler has no name or identity to look by, or has another number of parts; or the topic
-            is missing or not one of its own; or our tables are not where the session looks.
+        ConfigurationError: The handler has no name or identity, or its ID has another number of
+            parts; the topic is missing or is not the handler's; or the session does not find
+            consumerkit's tables.
 
     Example:
         status = await message_status(session, CreditAccount, "pay-1")
@@ -92,7 +96,7 @@ def message_status(
 
 
 class IdPlace(NamedTuple):
-    """Where an ID is looked for: under which handler's name, and by which of the ledger's keys."""
+    """Where an ID is looked up: the handler's name, and the ledger's possible keys."""
 
     handler: str
     message_id: str
@@ -100,7 +104,7 @@ class IdPlace(NamedTuple):
 
 
 def address_of(handler: Asked, id: tuple[Part, ...], topic: str | None) -> IdPlace:
-    """Return where to look for an ID; see `message_status`.
+    """Return where to look an ID up; see `message_status`.
 
     Raises:
         ConfigurationError: As for `message_status`.

@@ -1,4 +1,4 @@
-"""`consumerkit config`: which settings are in force, and where each came from."""
+"""`consumerkit config`: shows which settings are in force, and where each was set."""
 
 from __future__ import annotations
 

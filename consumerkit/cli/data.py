@@ -1,4 +1,4 @@
-"""`consumerkit data`: what is stored about people."""
+"""`consumerkit data`: erases what is stored about people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which database a command works on: a target's, or the one that `--database` names."""
+"""Finds the database that a command works on: a target's, or the one that `--database` names."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SchemaOption = Annotated[
 
 @dataclass(frozen=True)
 class TablesPlace:
-    """Where a command's tables are: by a target, or by a URL with prefix and schema."""
+    """The place of a command's tables: a target, or a URL with prefix and schema."""
 
     target: str | None
     url: str | None
@@ -55,30 +55,31 @@ class TablesPlace:
 
 @dataclass(frozen=True)
 class Opened:
-    """A database with the definitions of our tables in it, and the worker by which it was found, if one was."""
+    """A database with its table definitions, and the target's worker, if a target was given."""
 
     database: Database
     tables: Tables
     worker: Worker | None = None
 
     async def run(self, work: Callable[[Session, Tables], T]) -> T:
-        """Run work in a transaction of its own; commit unless it raises."""
+        """Run work in its own transaction; commit unless it raises."""
         database, tables = self.database, self.tables
         if database.sync_sessions is None:
             return await database.run(lambda session: work(session, tables))
-        # Nothing else runs in a command's loop, so it may be blocked; a driver for threads leaves no thread behind.
+        # Nothing else runs in a command's loop, so blocking it is harmless, and no thread is left
+        # behind.
         return database.run_blocking(lambda session: work(session, tables))
 
 
 def place(
     target: str | None, url: str | None, prefix: str = DEFAULT_PREFIX, schema_name: str | None = None
 ) -> TablesPlace:
-    """Choose between a target and a URL; each may come from the command line or from its variable.
+    """Choose between a target and a URL, which may each come from the command line or from a variable.
 
-    What was typed wins over what stands in a variable.
+    The command line overrides a variable.
 
     Raises:
-        ConfigurationError: Both were typed, or there is neither.
+        ConfigurationError: Both were typed, or neither is given.
     """
     if target and url:
         typed_target = target != os.environ.get(targets.VARIABLE)
@@ -97,14 +98,14 @@ def place(
 
 @asynccontextmanager
 async def opened(where: TablesPlace, *, connect: bool = True) -> AsyncIterator[Opened]:
-    """Open a place's database; its troubles become one line.
+    """Open a place's database; an error of the database becomes a `StartError` of one line.
 
     Args:
         where: The place.
-        connect: Whether to look up at once where the tables are.
+        connect: Whether to connect and locate the tables at once.
 
     Raises:
-        StartError: The database is out of reach, or refuses.
+        StartError: The database is out of reach, or refuses a statement.
     """
     if where.url is not None:
         found = Opened(Database(where.url), where.tables)
@@ -126,10 +127,11 @@ async def _located(opened: Opened) -> Opened:
 
 
 async def run_checked(where: TablesPlace, work: Callable[[Session, Tables], T]) -> T:
-    """Run work in one transaction on a place's database, once its tables are seen to be there and up to date.
+    """Check that a place's tables exist and are up to date, and run work in the same transaction.
 
     Raises:
-        StartError: The database is out of reach, or refuses, or the tables are missing, older or newer.
+        StartError: The database is out of reach or refuses a statement, or the tables are missing,
+            older or newer.
     """
     async with opened(where) as found:
 
@@ -144,7 +146,7 @@ async def run_checked(where: TablesPlace, work: Callable[[Session, Tables], T]) 
 async def _closing(found: Opened) -> AsyncIterator[None]:
     try:
         yield
-    except BrokenPipeError:  # of standard output: the reader has seen enough
+    except BrokenPipeError:  # standard output is closed: its reader has ended
         raise
     except (SQLAlchemyError, OSError) as error:
         way_out = "; check the user's rights" if _is_refused(error) else ""
@@ -159,7 +161,7 @@ def _is_refused(error: BaseException) -> bool:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return what a driver says, without the statement, its parameters and further lines."""
+    """Return a driver's error as one line, without the statement and its parameters."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     first = database_words(error) or next(iter(str(cause).strip().splitlines()), "")
     return printable(redact(without_variables(first))) or type(cause).__name__

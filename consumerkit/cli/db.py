@@ -1,4 +1,4 @@
-"""`consumerkit db`: our tables in the user's database."""
+"""`consumerkit db`: creates, checks, counts and prunes consumerkit's tables."""
 
 from __future__ import annotations
 

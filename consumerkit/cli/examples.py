@@ -14,16 +14,16 @@ LETTER_ACTIONS: Final = {
     "discard": ('dead-letters discard --like 118 --note "sent by mistake"',),
     "export": ("dead-letters export --reason undecodable > letters.jsonl",),
 }
-"""Those of what can be done about dead letters."""
+"""The examples of the actions on dead letters."""
 
 
 def examples(*lines: str) -> str:
-    """Return the end of a command's help; its lines are printed as they are.
+    """Return the end of a command's help, whose lines are not refilled.
 
     Example:
         >>> print(examples("run shop.worker:worker")[2:])
         For example:
           consumerkit run shop.worker:worker
     """
-    # Without the backspace, the lines would be filled into one paragraph.
+    # The backspace keeps the lines from becoming one paragraph.
     return "\n".join(["\b", "For example:", *(f"  consumerkit {line}" for line in lines)])

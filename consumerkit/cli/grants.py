@@ -1,4 +1,4 @@
-"""`consumerkit grants`: what gives roles of the database, and a principal of Kafka, the rights which they need."""
+"""`consumerkit grants`: prints the commands that give database roles or a Kafka principal their rights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from consumerkit.storage import server
 from consumerkit.storage.tables import DEFAULT_PREFIX
 
 _LONGEST_ROLE: Final = 63
-"""Bytes that PostgreSQL keeps of a name."""
+"""The most bytes of a name that PostgreSQL keeps."""
 
 
 def grants(

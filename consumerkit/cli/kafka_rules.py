@@ -1,4 +1,4 @@
-"""The access rules that Kafka's authorizer needs for a worker: what its handlers read, write and belong to."""
+"""The rules of Kafka's authorizer for a worker: its topics to read and write, and its consumer groups."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from consumerkit.handlers.declaration import Declaration
 
 
 class Rule(NamedTuple):
-    """One rule.
+    """One access rule.
 
     Attributes:
         kind: "topic" or "group".
-        name: Its name.
-        operations: What is allowed, in Kafka's words.
+        name: The topic's or the group's name.
+        operations: The allowed operations, in Kafka's words.
     """
 
     kind: str
@@ -24,17 +24,18 @@ class Rule(NamedTuple):
 
 
 def rules(declarations: Sequence[Declaration], written: Iterable[str] = ()) -> list[Rule]:
-    """Return what a worker with these handlers needs.
+    """Return the rules that a worker with these handlers needs.
 
     Args:
-        declarations: Its handlers.
-        written: The topics that its handlers publish to and do not declare.
+        declarations: The worker's handlers.
+        written: Topics that the handlers publish to and do not declare.
     """
     read = {topic for declared in declarations for topic in declared.topics}
     letters = {declared.dead_letter.topic for declared in declarations if declared.dead_letter is not None}
     wanted: dict[str, list[str]] = {}
     for topic in sorted(read):
-        # DescribeConfigs tells for how long the topic keeps messages, which is compared with `retention`.
+        # DescribeConfigs reads the topic's retention, which the worker compares with its own
+        # `retention`.
         wanted.setdefault(topic, []).extend(["Read", "DescribeConfigs"])
     published = {topic for declared in declarations for topic in declared.publishes or ()}
     for topic in sorted({topic for topic in letters if topic} | published | set(written)):
@@ -47,7 +48,7 @@ def rules(declarations: Sequence[Declaration], written: Iterable[str] = ()) -> l
 
 
 def commands(rules: Sequence[Rule], principal: str) -> list[str]:
-    """Return the commands of Kafka's own tool that allow this to a principal, such as `User:shop`."""
+    """Return the commands of Kafka's own tool that add these rules for a principal, such as `User:shop`."""
     return [
         " ".join(
             [

@@ -1,4 +1,4 @@
-"""A group of commands that imports a command when it is called: the help of the whole takes no room's imports."""
+"""A set of commands that imports a command when it is called: the list of commands needs no imports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from consumerkit.cli import typed
 
 
 class Room(NamedTuple):
-    """Where a command, or a group of them, is defined.
+    """The place where a command, or a set of commands, is defined.
 
     Attributes:
         place: `module:attribute` of a `typer.Typer`, or of a function that is the command.
-        help: Its line in the list of commands. A test compares it with the command's own.
-        epilog: The end of its help, for a function.
+        help: The line in the list of commands. A test compares it with the command's own help.
+        epilog: The end of the help, where the place is a function.
     """
 
     place: str
@@ -26,11 +26,11 @@ class Room(NamedTuple):
     epilog: str | None = None
 
     def load(self, name: str) -> Any:
-        """Import it; return it as a command of this name."""
+        """Import the command and return it under this name."""
         module, _, attribute = self.place.partition(":")
         found = getattr(importlib.import_module(module), attribute)
         outer = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        outer.callback()(_nothing)  # makes a group of it, however many commands it has
+        outer.callback()(_nothing)  # with a callback, typer keeps even a single command as a subcommand
         if isinstance(found, typer.Typer):
             outer.add_typer(found, name=name)
         else:
@@ -40,7 +40,7 @@ class Room(NamedTuple):
 
 
 class Rooms(Mapping[str, Any]):
-    """The commands by name, each imported when it is asked for."""
+    """The commands by name; each is imported at its first use."""
 
     def __init__(self, rooms: Mapping[str, Room]) -> None:
         self._rooms = rooms
@@ -50,11 +50,11 @@ class Rooms(Mapping[str, Any]):
         return self._rooms[name].load(name)
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the names, in the order of the list."""
+        """Yield the names in the order of the list."""
         return iter(self._rooms)
 
     def __len__(self) -> int:
-        """Return how many commands there are."""
+        """Return the number of commands."""
         return len(self._rooms)
 
 
@@ -63,7 +63,7 @@ def _nothing() -> None:
 
 
 def lazy_group(rooms: Mapping[str, Room]) -> type[TyperGroup]:
-    """Return the class of a group that has these commands."""
+    """Return a class of typer group with these commands."""
 
     class LazyGroup(TyperGroup):
         """A group whose commands are imported when they are called."""
@@ -74,13 +74,13 @@ def lazy_group(rooms: Mapping[str, Room]) -> type[TyperGroup]:
             self.commands = commands
 
         def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-            """Read the arguments; an error does not quote them."""
+            """Parse the arguments; an error does not quote them."""
             typed.remember(args)
             with typed.cut_from_errors():
                 return super().make_context(info_name, args, parent, **extra)
 
         def invoke(self, ctx: Any) -> Any:
-            """Call the command, whose arguments are read on the way."""
+            """Call the command; an error in parsing its arguments does not quote them."""
             with typed.cut_from_errors():
                 return super().invoke(ctx)
 
@@ -89,7 +89,7 @@ def lazy_group(rooms: Mapping[str, Room]) -> type[TyperGroup]:
             return list(rooms)
 
         def format_commands(self, ctx: Any, formatter: Any) -> None:
-            """Write the list from the rooms' own lines, which imports none of them."""
+            """Write the list from the rooms' `help`, without importing any command."""
             with formatter.section("Commands"):
                 formatter.write_dl([(name, room.help) for name, room in rooms.items()])
 

@@ -115,7 +115,7 @@ def main(
 
 
 def run() -> None:
-    """Run the command line: an error of consumerkit is one line on standard error and an exit status, no traceback."""
+    """Run the command line; an error of consumerkit becomes one line on standard error and an exit status."""
     try:
         app(take_traceback(sys.argv[1:]))
     except ConsumerkitError as error:
@@ -124,10 +124,11 @@ def run() -> None:
         complain(error)
         sys.exit(exit_code(error))
     except BrokenPipeError:
-        # As other tools do; and nothing is to be flushed into the broken pipe when the interpreter ends.
+        # The interpreter must not flush into the broken pipe at its end; 141 is what other tools
+        # return.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except Exception as error:  # noqa: BLE001 - told in full, as Python would, but without what may be secret
+    except Exception as error:  # noqa: BLE001 - printed in full, as Python would, but without possible secrets
         print(
             without_typed(redact(without_variables("".join(traceback.format_exception(error))))),
             file=sys.stderr,

@@ -1,4 +1,4 @@
-"""`consumerkit message`: what became of one message."""
+"""`consumerkit message`: shows what happened to one message."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def _status(
 
 
 def _handler(there: Opened, name: str) -> Asked:
-    """Return the target's handler of this name; the name itself where another target's, or none, is asked for."""
+    """Return the target's handler of this name, or the name itself where the target has no such handler."""
     declarations = () if there.worker is None else there.worker.declarations
     return next((declared.handler for declared in declarations if declared.name == name), name)
 

@@ -1,4 +1,4 @@
-"""Numbers on the command line: those that a table holds, and no others."""
+"""Numbers on the command line, limited to those that the tables hold."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Number = TypeVar("Number", int, list[int] | None, int | None)
 
 
 def storable(value: Number) -> Number:
-    """Return an option's number; a callback of options.
+    """Return an option's number; used as an option's callback.
 
     Raises:
-        typer.BadParameter: A database could not hold it.
+        typer.BadParameter: The database cannot hold the number.
 
     Example:
         >>> storable(118)
@@ -27,7 +27,7 @@ def storable(value: Number) -> Number:
 
 
 def partition_number(value: Number) -> Number:
-    """Return an option's number of a partition, or of partitions; a callback of options.
+    """Return an option's partition number or number of partitions; used as an option's callback.
 
     Raises:
         typer.BadParameter: Kafka has no such number.
@@ -47,7 +47,7 @@ def _bounded(value: Number, highest: int, who: str) -> Number:
 
 
 def whole(text: str, highest: int = HIGHEST) -> int | None:
-    """Return the number that a text of digits is; None where it is none, or above `highest`.
+    """Return a text of digits as a number; None where it is no such text, or above `highest`.
 
     Example:
         >>> whole("7"), whole("-7"), whole("9" * 5000)

@@ -1,4 +1,4 @@
-"""`consumerkit outbox`: what waits to be sent, and giving one message up."""
+"""`consumerkit outbox`: lists what waits to be sent, and discards one message."""
 
 from __future__ import annotations
 

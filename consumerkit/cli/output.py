@@ -1,4 +1,4 @@
-"""What commands print: tables for people, aligned text for pipes, JSON for programs."""
+"""Prints the output of commands: tables for people, aligned text for pipes, JSON for programs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError
 from consumerkit.observability.printable import printable, printable_lines
 
 _EDGES: Final = 2
-"""Cells that a table's box takes at both ends together, and"""
+"""Character cells that a table's box takes at both ends together."""
 _BETWEEN: Final = 3
-"""between two columns."""
+"""Character cells between two columns."""
 _PROSE: Final = 24
-"""A longer word may be broken, where there are others beside it."""
+"""The longest word that is never broken in a column of prose."""
 _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their columns; escapes control characters, and cuts nothing where the output is no terminal.
+    """Print rows under their columns, with control characters escaped; nothing is cut if the output is no terminal.
 
-    A terminal that is too narrow for the table gets each row as lines of name and value: no word is broken, and no
-    column lost.
+    On a terminal that is too narrow for the table, each row becomes lines of name and value: no
+    word is broken, and no column is lost.
     """
     texts = [[printable(_shown(cell)) for cell in row] for row in rows]
     console = Console(highlight=False)
@@ -53,7 +53,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
-    """Return each column's width; only at spaces may they wrap, and None is returned where that is not enough."""
+    """Return each column's width; cells wrap only at spaces. Return None where the room is too small for that."""
     filled = [[column, *(row[number] for row in rows)] for number, column in enumerate(columns)]
     widths = [max(map(cell_len, cells)) for cells in filled]
     least = [_least(column, cells) for column, *cells in filled]
@@ -67,7 +67,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) ->
 
 
 def _least(column: str, cells: Sequence[str]) -> int:
-    """Return how narrow a column may get: times and IDs stay whole, and of prose only its longest words are broken."""
+    """Return a column's least width: times and IDs stay whole, and only very long words of prose are broken."""
     prose = any(" " in cell and not _MOMENT.fullmatch(cell) for cell in cells)
     if not prose:
         return max(map(cell_len, [*column.split(), *cells]))
@@ -75,7 +75,7 @@ def _least(column: str, cells: Sequence[str]) -> int:
 
 
 def _print_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print each row as `dead-letters show` prints a letter."""
+    """Print each row as lines of name and value, as `dead-letters show` does."""
     width = max(map(cell_len, columns))
     for row in rows:
         for column, cell in zip(columns, row, strict=True):
@@ -92,38 +92,38 @@ def _print_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
 
 
 def print_json(value: object) -> None:
-    """Print JSON: one object, or one line for each of a list's."""
+    """Print JSON: one line for a value, or one line for each item of a list."""
     for item in value if isinstance(value, list) else [value]:
         say(json.dumps(item, default=_plain))
 
 
 def as_object(row: Any) -> dict[str, object]:
-    """Return a database row as what `print_json` takes."""
+    """Return a database row as a dict for `print_json`."""
     mapping: Mapping[str, object] = row._mapping  # noqa: SLF001 - SQLAlchemy's public name
     return dict(mapping)
 
 
 def say(line: str) -> None:
-    """Print one line; what cannot be printed or seen, and what the terminal's encoding lacks, is escaped."""
+    """Print one line; characters that are invisible, or missing in the terminal's encoding, are escaped."""
     line = printable_lines(line)
     encoding = sys.stdout.encoding or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def complain(error: object) -> None:
-    """Print an error on standard error: as one line, and what a target's own code said with its line breaks."""
+    """Print an error on standard error as one line; an error from a target's own code keeps its line breaks."""
     text = without_typed(str(error))
     shown = printable_lines(text) if getattr(error, "has_lines", False) else printable(text)
     print(f"error: {shown}", file=sys.stderr, flush=True)
 
 
 def exit_code(error: ConsumerkitError) -> int:
-    """Return the exit status for an error: 2 where declarations, the call or the surroundings are wrong, else 1."""
+    """Return the exit status for an error: 2 where declarations, arguments or the environment are wrong, else 1."""
     return 2 if isinstance(error, ConfigurationError | StartError) else 1
 
 
 def moment(value: datetime | None) -> str:
-    """Return a time as text, in UTC; databases without time zones hold UTC."""
+    """Return a time as text in UTC; a time without a zone is in UTC."""
     if value is None:
         return ""
     aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -131,7 +131,7 @@ def moment(value: datetime | None) -> str:
 
 
 def escaped(value: bytes | None) -> str:
-    r"""Return a payload for people: text where it is text, all else as escapes.
+    r"""Return a payload as readable text, with all other bytes escaped.
 
     Example:
         >>> print(escaped(b"caf\xc3\xa9 \xff\x1b[2J"))

@@ -1,4 +1,4 @@
-"""`consumerkit parked`: what waits for its next attempt, why, until when, and having it tried now."""
+"""`consumerkit parked`: lists and shows parked messages, and retries them now."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def retry_now(
 
 
 def _check(session: Session, tables: Tables, selection: ParkedSelection) -> None:
-    """Refuse the name of a handler that has never started: most often it is mistyped."""
+    """Refuse the name of a handler that has never started: it is probably misspelt."""
     if selection.handler is None:
         return
     known = consumers.names(session.connection(), tables)
@@ -219,7 +219,7 @@ def _next_attempt(row: Any) -> str:
 
 
 def _span(seconds: float) -> str:
-    """Return a wait for people.
+    """Return a wait in readable units.
 
     Example:
         >>> _span(4.2), _span(61), _span(7_300), _span(200_000)

@@ -1,4 +1,4 @@
-"""`consumerkit rewind` and `consumerkit skip`: move a handler's position, on the record."""
+"""`consumerkit rewind` and `consumerkit skip`: move a handler's position, with an audit record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The progress bar of long commands: on standard error, and only where somebody watches."""
+"""The progress bar of long commands, on standard error and only on a terminal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Show = Callable[[int, int, str | None], None]
-"""Shows how much is done, of how much, and under which words; None leaves the words as they are."""
+"""Shows how much of how much is done, under a text; None keeps the last text."""
 
 
 @contextmanager
 def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Show | None]:
-    """Show a bar until the block ends; None where standard error is no terminal, or `quiet`."""
+    """Show a bar until the block ends; yield None if `quiet`, or if standard error is no terminal."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield None
@@ -26,11 +26,11 @@ def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Show | None]:
 
 
 class Counted:
-    """Adds up what is done, and shows it.
+    """Adds up the work that is done, and shows the sum.
 
     Args:
-        show: Shows it; None shows nothing.
-        total: How much there is to do.
+        show: Shows the sum; None shows nothing.
+        total: The amount of work.
     """
 
     def __init__(self, show: Show | None, total: int) -> None:
@@ -39,7 +39,7 @@ class Counted:
         self._done = 0
 
     def add(self, count: int) -> None:
-        """Add what was done since."""
+        """Add the work that was done since the last call."""
         self._done += count
         if self._show is not None:
             self._show(self._done, self._total, None)

@@ -1,4 +1,4 @@
-"""`consumerkit db prune`: have the ledger forget now, and see what keeps it from that."""
+"""`consumerkit db prune`: makes the ledger forget now, and shows what prevents it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ENDED: Final = {
     "parked": "parked, now dead",
 }
 LONGEST: Final = 100 * 365 * DAY
-"""The longest span that a command takes, in seconds; a moment so long ago can be reckoned with everywhere."""
+"""The longest span that a command takes, in seconds: all databases can compute with a time that long ago."""
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
@@ -85,7 +85,7 @@ def seconds_in(span: str) -> float:
     """Return a span such as 90s, 30m, 12h or 7d in seconds.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: The text is no such span.
 
     Example:
         >>> seconds_in("12h")
@@ -131,7 +131,7 @@ async def _prune(
 
 
 def _expiry(found: Opened, run: Run, handlers: list[str] | None) -> Expiry | None:
-    """Return what ends things by a target's terms; without them it is unknown for how long they may stand."""
+    """Return the expiry with the settings of a target's worker; None without a target, as its terms are unknown."""
     worker = found.worker
     if worker is None:
         return None
@@ -142,7 +142,7 @@ def _expiry(found: Opened, run: Run, handlers: list[str] | None) -> Expiry | Non
 
 
 def _tell(told: list[dict[str, Any]], expired: list[Expired], unsent: Unsent | None) -> None:
-    """Add the ended messages to each handler's row, and the outbox as a row of its own."""
+    """Add the ended messages to each handler's row, and a row for the outbox."""
     by_name = {one["handler"]: one for one in told}
     for one in expired:
         ended = {"decided": one.decided, "dead": one.dead, "parked": one.parked, "skipped": list(one.skipped)}
@@ -162,7 +162,7 @@ def _retention_of(found: Opened) -> float:
 
 
 def runner(found: Opened) -> Run:
-    """Return what runs work in a transaction of its own."""
+    """Return a function that runs work in its own transaction."""
 
     async def run(work: Callable[[Session], Any]) -> Any:
         return await found.run(lambda session, _tables: work(session))

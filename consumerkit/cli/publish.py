@@ -1,4 +1,4 @@
-"""`consumerkit publish`: send messages to a topic by hand, to try things."""
+"""`consumerkit publish`: sends messages to a topic by hand, to try things out."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _headers(given: Sequence[str]) -> Headers:
 
 
 def _values(value: str | None, file: Path | None, *, lines: bool) -> list[bytes]:
-    """Return the values to send, from the one place that was given."""
+    """Return the values to send, from the argument, the file or standard input."""
     if value is not None and file is not None:
         raise ConfigurationError("VALUE and --file are both given; leave one out")
     if value is not None:
@@ -160,7 +160,7 @@ async def _check_place(worker: Worker, record: Record) -> None:
 
 
 async def _sent(producer: PlacingProducer, records: Sequence[Record], *, as_json: bool) -> bool:
-    """Send in portions; after one that has a failure, nothing more is sent."""
+    """Send the records in portions; stop after a portion with a failure."""
     for start in range(0, len(records), _AT_A_TIME):
         portion = records[start : start + _AT_A_TIME]
         answers = await producer.place(portion)

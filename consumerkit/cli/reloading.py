@@ -1,4 +1,4 @@
-"""Which directories `consumerkit run --reload` watches."""
+"""Chooses the directories that `consumerkit run --reload` watches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from consumerkit.supervisor.changes import check_watchfiles
 
 
 def watched(target: str, given: Sequence[str]) -> list[Path]:
-    """Return the directories to watch: those given, or else the working directory and that of the target's package.
+    """Return the directories to watch: those given, else the working directory and that of the target's package.
 
     Args:
-        target: `module:attribute`; nothing of it is imported.
-        given: What `--reload-dir` named.
+        target: `module:attribute`; the module is not imported.
+        given: The directories that `--reload-dir` names.
 
     Raises:
-        ConfigurationError: The target is not of that form, or a directory does not exist.
+        ConfigurationError: The target has another form, or a directory does not exist.
         StartError: watchfiles is not installed.
     """
     check_watchfiles()
@@ -32,7 +32,7 @@ def watched(target: str, given: Sequence[str]) -> list[Path]:
 
 
 def _package_of(target: str) -> list[Path]:
-    """Return the directories of the target's top-level package, or of its module, wherever it is installed."""
+    """Return the directories of the target's top-level package or module, wherever it is installed."""
     targets.search_here()
     try:
         spec = importlib.util.find_spec(target.partition(":")[0].partition(".")[0])

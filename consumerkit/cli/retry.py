@@ -1,4 +1,4 @@
-"""`consumerkit retry`: what a handler's retry policy comes to."""
+"""`consumerkit retry`: shows the attempts that a handler's retry policy makes."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ class RetryStep:
     """One attempt.
 
     Attributes:
-        attempt: Its number, from 1.
+        attempt: The attempt's number, from 1.
         wait: The shortest and the longest wait before it; None before the first.
-        elapsed: The least and the most seconds since the first failure at which it begins; handling takes none.
-        where: "in place" or "parked": how the message waits for it.
-        then: "retry", "dead letter", or "either", where the jitter decides whether the deadline allows another.
+        elapsed: The least and most seconds from the first failure to its begin, if handling takes
+            no time.
+        where: How the message waits for the attempt: "in place" or "parked".
+        then: "retry", "dead letter", or "either" where jitter decides whether the deadline allows
+            another attempt.
     """
 
     attempt: int
@@ -49,14 +51,14 @@ class RetryStep:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The attempts that one policy of a handler gives.
+    """The attempts that one policy of a handler makes.
 
     Attributes:
         handler: The handler's name.
-        errors: Which errors meet the policy, in words.
-        policy: The policy; None is a dead letter at once.
-        steps: The attempts, the first ones.
-        complete: Whether these are all.
+        errors: The errors that meet the policy, in words.
+        policy: The policy; None dead-letters at once.
+        steps: The first attempts.
+        complete: Whether these are all attempts.
     """
 
     handler: str
@@ -113,7 +115,7 @@ def preview(
 
 
 def schedules_of(declared: Declaration, limit: int) -> list[Schedule]:
-    """Return a schedule for each policy of a handler, of at most `limit` attempts each."""
+    """Return a schedule for each policy of a handler, each with at most `limit` attempts."""
     found = []
     for errors, policy in declared.retry.policies():
         if policy is None:
@@ -126,9 +128,9 @@ def schedules_of(declared: Declaration, limit: int) -> list[Schedule]:
 
 
 def steps_of(policy: Retry) -> Iterator[RetryStep]:
-    """Yield the attempts of a policy without a mapping, where no error asks for a wait of its own.
+    """Yield the attempts of a policy without a mapping, if no error asks for its own wait.
 
-    With waits of 0 and no `attempts` there is no end of them.
+    With waits of 0 and without `attempts`, they never end.
     """
     wait: Bounds | None = None
     low = high = 0.0
@@ -140,7 +142,7 @@ def steps_of(policy: Retry) -> Iterator[RetryStep]:
         if then == "dead letter":
             return
         wait = next_wait
-        # An attempt beyond the deadline does not begin.
+        # No attempt begins after the deadline.
         most = policy.deadline if policy.deadline is not None else float("inf")
         low, high = low + wait[0], min(high + wait[1], most)
 
@@ -164,7 +166,7 @@ async def _declarations(target: str) -> Sequence[Declaration]:
 
 
 def _made(kind: type[Any], target: str) -> AnyHandler:
-    """Make a handler of a class that needs no arguments."""
+    """Return an instance of a handler class that needs no arguments."""
     way_out = f"give an instance instead, such as {target.partition(':')[0]}:handler"
     try:
         inspect.signature(kind).bind()

@@ -1,4 +1,4 @@
-"""`consumerkit run`: consume until a signal."""
+"""`consumerkit run`: consumes until a signal."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ from consumerkit.worker import Worker
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# Seconds in which the interpreter may end by itself; a thread of a handler that hangs would hold it up for ever.
+# Seconds in which the interpreter may end by itself: a hanging thread of a handler would delay it
+# for ever.
 _EXIT_WITHIN = 3.0
-# Seconds after which a worker works though the group has given it no partition: there may be none for it.
+# Seconds after which a worker counts as working without a partition: its group may have none for
+# it.
 _WITHOUT_PARTITIONS = 15.0
 
 _log = logging.getLogger(__name__)
@@ -43,10 +45,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Call:
-    """What one worker process is to do.
+    """The task of one worker process.
 
-    `processes` is how many do it, for the budget of database connections; `place` is where it serves its health;
-    `grace` stands for the worker's own.
+    `processes` is the number of processes, for the budget of database connections; `place` is where
+    the process serves its health; `grace` replaces the worker's own grace.
     """
 
     target: str
@@ -155,14 +157,14 @@ def run(
 
 
 class _Works:
-    """Tells supervisors that this process works: each handler has its first partitions, or gets none for a while."""
+    """Reports to supervisors that this process works: each handler has partitions, or has got none for a while."""
 
     def __init__(self, *tell: Callable[[], None]) -> None:
         self._listeners = tell
         self._awaited: set[str] = set()
 
     def __call__(self, event: Event) -> None:
-        """Take in an event."""
+        """Record an event."""
         if isinstance(event, WorkerStarted):
             self._awaited = set(event.handlers)
             asyncio.get_running_loop().call_later(_WITHOUT_PARTITIONS, self._tell)
@@ -177,7 +179,7 @@ class _Works:
 
 
 async def _consume_or_complain(call: _Call, *, as_log: bool) -> int:
-    """Consume, and print an error here, because the interpreter may no longer end by itself."""
+    """Consume, and print an error here, as the interpreter may not end by itself."""
     code = FAILED
     try:
         code = await _consume(call)
@@ -187,7 +189,7 @@ async def _consume_or_complain(call: _Call, *, as_log: bool) -> int:
             _log.critical("%s", without_typed(str(error)))
         else:
             complain(error)
-    except Exception:  # noqa: BLE001 - the process ends here, and says why
+    except Exception:  # noqa: BLE001 - the process ends here, and logs why
         _log.exception("the worker failed")
     finally:
         exit_within(_EXIT_WITHIN, code)
@@ -213,7 +215,7 @@ async def _consume(call: _Call) -> int:
         lifeline.tell_grace(worker.grace)
         Peers(lifeline, worker).start()
         worker.observe(_Works(lifeline.tell_works, notifier.ready))
-        await asyncio.sleep(0)  # lets in a signal that came while the target was being loaded
+        await asyncio.sleep(0)  # handles a signal that came while the target was being loaded
         async with monitored(worker, call.place) as port, living(worker, notifier):
             _say_where(call.place, port)
             clean = stopping.is_set() or await worker.run(stopping)
@@ -227,7 +229,7 @@ def _say_where(place: tuple[str, int] | None, port: int | None) -> None:
 
 @contextlib.asynccontextmanager
 async def living(worker: Worker, notifier: Notifier) -> AsyncIterator[None]:
-    """Give systemd signs of life while the event loop turns, or has not stood still for longer than it may."""
+    """Give systemd signs of life, unless the event loop has been blocked for longer than `stall_timeout`."""
     if notifier.watchdog is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""What a worker process does on SIGTERM and Ctrl-C, and how it is sure to end."""
+"""Handles SIGTERM and Ctrl-C in a worker process, and makes sure that the process ends."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ _log = logging.getLogger(__name__)
 
 
 def say_stopping(loaded: Sequence[Worker], notifier: Notifier) -> None:
-    """Tell what is awaited, from a thread: a handler may block the event loop, and a signal interrupts log lines."""
+    """Log what the stop waits for, from a thread: the event loop may be blocked, and the signal may interrupt logging."""
     notifier.stopping()
     if not loaded:
-        return  # the process ends without a word, as others do
+        return  # the process ends silently, as other programs do
     what = loaded[0].stopping()
     again = "a second SIGTERM or Ctrl-C ends the process at once"
     threading.Thread(target=_log.info, args=("%s; %s", what, again), daemon=True, name="say-stopping").start()
 
 
 def listen(stopping: asyncio.Event, say: Callable[[], None]) -> None:
-    """Have the first signal stop the worker, and a second one end the process.
+    """Make the first signal stop the worker, and a second one end the process.
 
-    Where a whole process group is signalled, as by Ctrl-C or systemd, a worker hears it twice: from there and from its
-    supervisor. What follows at once is therefore the same request.
+    A signal to a whole process group, as from Ctrl-C or systemd, reaches a worker twice: directly
+    and through its supervisor. A second signal shortly after the first therefore counts as the same
+    request.
 
-    Nothing is raised from a handler: an exception could surface between any two steps of a transaction. And they are
-    plain handlers, not the loop's, so that a second signal ends the process even while the loop is blocked.
+    The signal handlers raise nothing: an exception could surface anywhere within a transaction.
+    They are plain handlers, not the loop's: a second signal ends the process even while the loop is
+    blocked.
     """
     loop = asyncio.get_running_loop()
-    # A terminal that is gone sends SIGHUP; who ignores it, as nohup does, wants the process to stay.
+    # A closed terminal sends SIGHUP; a caller that ignores it, such as nohup, wants the process to
+    # stay.
     heard = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if heard else (signal.SIGTERM, signal.SIGINT)
 
@@ -53,7 +56,7 @@ def listen(stopping: asyncio.Event, say: Callable[[], None]) -> None:
         for number in numbers:
             signal.signal(number, second)
         say()
-        with contextlib.suppress(RuntimeError):  # the loop has ended: so does the process
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the process ends too
             loop.call_soon_threadsafe(stopping.set)
 
     for number in numbers:
@@ -61,7 +64,7 @@ def listen(stopping: asyncio.Event, say: Callable[[], None]) -> None:
 
 
 def exit_within(seconds: float, code: int) -> None:
-    """End the process by then, whatever holds up the interpreter's own end."""
+    """End the process after this time, even if the interpreter's own end hangs."""
 
     def wait() -> None:
         time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""A stored stack as commands print it: the user's own frames first, then all of it."""
+"""Prints a stored stack: the user's own frames first, then the whole stack."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _FRAME: Final = re.compile(r'\s*File "(.*)", line \d+, in ')
 
 
 def print_stack(stack: str) -> None:
-    """Print a stack; the frames of the user's code stand above it, the innermost first."""
+    """Print a stack, with the frames of the user's code above it, innermost first."""
     lines = stack.rstrip().splitlines()
     theirs = users_lines(lines)
-    # Where all frames are the user's, the stack says the same.
+    # If all frames are the user's, the stack alone shows the same.
     if theirs and len(theirs) < sum(map(bool, map(_FRAME.match, lines))):
         say("\nin your code, the innermost first:")
         for line in theirs:
@@ -28,7 +28,7 @@ def print_stack(stack: str) -> None:
 
 
 def users_lines(lines: list[str]) -> list[str]:
-    """Return the lines of a stack that are frames of the user's code, the innermost first, each once.
+    """Return the lines of a stack that are frames of the user's code, innermost first, each once.
 
     Example:
         >>> users_lines(['ValueError', '  File "/app/shop.py", line 3, in handle', '  File "<string>", line 1, in f'])

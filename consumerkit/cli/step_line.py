@@ -1,4 +1,4 @@
-"""How a step of a message is shown in a line."""
+"""Shows a step of a message in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from consumerkit.storage.status import StepStatus
 
 
 def step_line(step: StepStatus) -> str:
-    """Return a step's state and times for people."""
+    """Return a step's state and times as readable text."""
     if step.undo_at is not None:
         failed = f", undo failed {step.undo_attempts} times" if step.undo_attempts else ""
         return f"{step.step}: {step.state}, from {moment(step.undo_at)}{failed}"

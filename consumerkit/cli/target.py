@@ -1,4 +1,4 @@
-"""The target of a command: `module:attribute`, which leads to a `Worker`."""
+"""The target of a command: `module:attribute`, from which a `Worker` is loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TargetArgument = Annotated[
     str | None,
     typer.Argument(metavar="TARGET", envvar=VARIABLE, help="The worker, as module:attribute.", show_default=False),
 ]
-# What Python can import and find; a target is repeated only where it is of this form.
+# What Python can import and find; errors quote a target only if it has this form.
 _FORM: Final = re.compile(r"[\w-]{1,100}(?:\.[\w-]{1,100}){0,20}:[\w-]{1,100}(?:\.[\w-]{1,100}){0,20}")
 _PATH: Final = re.compile(r"(?:\.?/)?(?:[\w-]{1,100}/){0,20}[\w-]{1,100}\.py(?::\w{1,100})?")
 _KINDS = "a Worker, a callable that returns one, or an async context manager that yields one"
@@ -42,16 +42,16 @@ class TargetBroken(ConfigurationError):
 
 @asynccontextmanager
 async def opened(target: str) -> AsyncIterator[Worker]:
-    """Load a target and have its worker, not started, until the block ends.
+    """Load a target, and yield its worker, not started, until the block ends.
 
-    The attribute is a `Worker`, or something that is called without arguments, awaited if need be, and is or returns a
-    `Worker` or an async context manager that yields one; its resources are open within the block.
+    The attribute is a `Worker`, an async context manager that yields one, or a callable without
+    arguments, plain or async, that returns one of these. Its resources are open within the block.
 
     Args:
         target: `module:attribute`; the working directory is searched for the module first.
 
     Raises:
-        ConfigurationError: There is nothing of that name, or it leads to no `Worker`.
+        ConfigurationError: The name does not exist, or leads to no `Worker`.
     """
     found = await _called(load(target), target)
     if isinstance(found, AbstractAsyncContextManager) and not isinstance(found, Worker):
@@ -60,7 +60,7 @@ async def opened(target: str) -> AsyncIterator[Worker]:
                 yielded = await stack.enter_async_context(found)
             except ConsumerkitError:
                 raise
-            except Exception as error:  # noqa: BLE001 - as with what is imported
+            except Exception as error:  # noqa: BLE001 - as for an import
                 raise _broken(target, error) from None
             yield _checked(yielded, target)
     else:
@@ -68,10 +68,10 @@ async def opened(target: str) -> AsyncIterator[Worker]:
 
 
 def given(target: str | None) -> str:
-    """Return the target that was given on the command line or in `CONSUMERKIT_APP`.
+    """Return the target from the command line or from `CONSUMERKIT_APP`.
 
     Raises:
-        ConfigurationError: None was.
+        ConfigurationError: No target is given.
     """
     if not target:
         raise ConfigurationError(
@@ -81,24 +81,24 @@ def given(target: str | None) -> str:
 
 
 def check_form(target: str) -> None:
-    """Refuse what cannot name a worker.
+    """Refuse a target that cannot name a worker.
 
     Raises:
-        ConfigurationError: It is not of the form `module:attribute`.
+        ConfigurationError: The target is not of the form `module:attribute`.
     """
     if not _FORM.fullmatch(target) or target.partition(":")[0].endswith(".py"):
         raise ConfigurationError(f"target {shown_word(target)}: write module:attribute, such as {_suggestion(target)}")
 
 
 def search_here() -> None:
-    """Have modules searched for in the working directory first."""
+    """Put the working directory first in the search path of modules."""
     directory = os.getcwd()  # noqa: PTH109 - sys.path holds text
     if directory not in sys.path:
         sys.path.insert(0, directory)
 
 
 def load(target: str) -> Any:
-    """Return what `module:attribute` names.
+    """Return the object that `module:attribute` names.
 
     Raises:
         ConfigurationError: There is no such module or attribute, or importing the module failed.
@@ -135,7 +135,7 @@ def _imported(module_name: str, target: str) -> Any:
 
 
 async def _called(found: Any, target: str) -> Any:
-    """Call a factory and await what it returns, as far as needed."""
+    """Call a factory, and await its result if needed."""
     if isinstance(found, type) and issubclass(found, Worker):
         raise ConfigurationError(f"target {target!r} is the class {found.__name__}; name {_KINDS}")
     if not isinstance(found, Worker | AbstractAsyncContextManager) and callable(found):
@@ -169,7 +169,7 @@ def _broken(target: str, error: BaseException) -> ConfigurationError:
         place = f" ({error.filename}:{error.lineno})"
     what = redact(str(error.msg if isinstance(error, SyntaxError) else error))
     if any(frame.filename.endswith("sqlalchemy/engine/url.py") for frame in frames):
-        # Its error quotes what it takes for a port, which is where an unescaped password ends up.
+        # SQLAlchemy's error quotes the port, where part of an unescaped password ends up.
         what = "it is not a URL of a database"
     first, *more = what.splitlines() or [""]
     lines = [f"target {target!r}: {type(error).__name__}: {first}{place}", *(f"  {line}" for line in more)]
@@ -180,14 +180,14 @@ def _broken(target: str, error: BaseException) -> ConfigurationError:
 
 def _suggestion(target: str) -> str:
     if not is_plain(target) and not _PATH.fullmatch(target):
-        return "shop.worker:worker"  # what was given may be a URL with its password
+        return "shop.worker:worker"  # the target may be a URL with its password
     module, _, attribute = target.partition(":")
     module = module.removesuffix(".py").strip("./").replace("/", ".") or "shop.worker"
     return f"{module}:{attribute or 'worker'}"
 
 
 def _siblings(parent: str) -> Iterable[str]:
-    """Modules that could have been meant: in the working directory, or in the package."""
+    """Return the modules in the working directory or in the package, for a suggestion."""
     try:
         paths = list(importlib.import_module(parent).__path__) if parent else [os.getcwd()]  # noqa: PTH109
     except (ImportError, AttributeError):

@@ -1,4 +1,4 @@
-"""`consumerkit topics`: whether the handlers' topics exist, and making those that do not."""
+"""`consumerkit topics`: checks the handlers' topics, and creates those that are missing."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ class Need:
     """A topic that must exist.
 
     Attributes:
-        topic: Its name.
+        topic: The topic's name.
         use: "read by ...", "published to by ..." or "dead letters of ...".
         sources: For a dead-letter topic, the topics whose partitions it must match; else empty.
-        partitions: What it has; None where it does not exist.
-        wanted: What it must have at least; None where a source does not exist either.
+        partitions: Its number of partitions; None where it does not exist.
+        wanted: The least number of partitions that it needs; None where a source does not exist
+            either.
     """
 
     topic: str
@@ -110,7 +111,7 @@ async def _looked_up(target: str) -> list[Need]:
 
 
 async def _create(target: str, partitions: int | None) -> tuple[dict[str, int], list[Need]]:
-    """Create sources first, since the dead-letter topics are as large as they are."""
+    """Create sources first, since a dead-letter topic gets as many partitions as its source."""
     async with targets.opened(target) as worker:
         transport = worker.transport
         needs = await _needs(worker.declarations, transport)

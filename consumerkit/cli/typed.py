@@ -1,7 +1,8 @@
-"""What was typed is echoed only where it looks like a name: a URL with its password may stand in any place.
+"""Removes typed text from errors unless it looks like a name: any argument may be a URL with its password.
 
-The parser of the command line, and whatever reads an argument later, quote what they cannot use. So every error passes
-here on its way out, and what was typed is cut from it; the message says which argument it was, by its number.
+The command line's parser, and the code that reads an argument later, quote what they cannot use. So
+every error passes through this module, which cuts typed text from it; the message names the
+argument by its number.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TRACEBACK: Final = "--traceback"
 
 
 def take_traceback(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments without `--traceback`, which may stand anywhere and is remembered.
+    """Return the arguments without `--traceback`, which may stand anywhere, and record whether it was there.
 
     Example:
         >>> take_traceback(["run", "shop.worker:worker"])
@@ -35,24 +36,24 @@ def take_traceback(arguments: Sequence[str]) -> list[str]:
 
 
 def want_traceback() -> None:
-    """Have an error of the target's own code followed by its traceback, from now on."""
+    """Print the traceback of an error in the target's own code, from now on."""
     global _traceback
     _traceback = True
 
 
 def wants_traceback() -> bool:
-    """Tell whether an error of the target's own code is followed by its traceback."""
+    """Tell whether the traceback of an error in the target's own code is printed."""
     return _traceback
 
 
 def remember(arguments: Sequence[str]) -> None:
-    """Keep the arguments of this call, for `without_typed`."""
+    """Record the arguments of this call for `without_typed`."""
     global _typed
     _typed = tuple(arguments)
 
 
 def without_typed(text: str) -> str:
-    """Return an error's text without arguments, and values of our variables, that do not look like names.
+    """Return an error's text without the arguments and variables' values that do not look like names.
 
     Example:
         >>> remember(["db", "check", "postgresql://app:hunter2@db/shop"])
@@ -72,7 +73,7 @@ def without_typed(text: str) -> str:
 
 @contextmanager
 def cut_from_errors() -> Iterator[None]:
-    """Cut what was typed from the messages of the parser's errors, whatever release of it raises them."""
+    """Cut typed text from the messages of the parser's errors, whatever release of the parser raises them."""
     try:
         yield
     except Exception as error:
@@ -83,7 +84,7 @@ def cut_from_errors() -> Iterator[None]:
 
 
 def _parts() -> Iterator[tuple[str, str]]:
-    """Yield each word that does not look like a name, with its place; of `--option=value` each side."""
+    """Yield each word that does not look like a name, with its place, and each side of `--option=value`."""
     for number, word in enumerate(_typed, 1):
         sides = (word, *word.split("=", 1)) if word.startswith("-") else (word,)
         for side in sides:

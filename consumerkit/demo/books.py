@@ -1,4 +1,4 @@
-"""Checks the books after the demo: by plain SQL and by the broker's log, not by what consumerkit says of itself."""
+"""Audits the demo with plain SQL and the broker's log, independently of consumerkit's own statements."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Check:
     """One line of the audit.
 
     Attributes:
-        holds: Whether it is as it must be.
-        what: What was looked at.
+        holds: Whether the check succeeded.
+        what: What was checked.
         found: What was found.
     """
 
@@ -28,7 +28,7 @@ class Check:
 
 
 def audit(scene: DemoScene, plan: PaymentPlan, log: DemoLog) -> Iterator[Check]:
-    """Compare what is there with what was planned."""
+    """Compare the result with the plan."""
     yield from _log(plan, log)
     yield _journal(scene, plan)
     yield from _balances(scene, plan)
@@ -100,7 +100,7 @@ def _money(cents: int) -> str:
 
 
 def killed(done: int, wanted: int) -> Check:
-    """Return whether as many processes were killed at work as were to be."""
+    """Return the check that as many processes were killed at work as planned."""
     return Check(done == wanted, "workers were killed in mid-transaction", f"{done} of {wanted}")
 
 

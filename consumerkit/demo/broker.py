@@ -1,4 +1,4 @@
-"""The demo's ways to the embedded broker (`consumerkit.transports.embedded`): as a worker, and as an auditor."""
+"""The demo's clients of the embedded broker (`consumerkit.transports.embedded`): for a worker, and for the audit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from consumerkit.transports.confluent.admin import TopicAdmin
 from consumerkit.transports.confluent.transport import ConfluentTransport
 
 _TIMEOUT = 10.0  # seconds for one question to the broker, which is on this machine
-# A killed process's partitions go to others when its session has run out: soon, for those who watch, and yet later
-# than the embedded broker's first rebalance, which takes 3 s and forgets members whose session is shorter.
+# A killed process's partitions move when its session times out. The timeout is short for those who
+# watch, but longer than the embedded broker's first rebalance, which takes 3 s and forgets members
+# with a shorter session.
 _SHORT_SESSIONS = {"session.timeout.ms": 3_500, "heartbeat.interval.ms": 300}
 
 
@@ -32,7 +33,7 @@ class EmbeddedTransport(ConfluentTransport):
 
 
 class _Metadata(TopicAdmin):
-    """Asks by metadata requests, and the broker makes whatever topic they name."""
+    """Sends metadata requests; the broker creates each topic that they name."""
 
     def describe(self, names: Collection[str]) -> dict[str, TopicInfo]:
         with _consumer(self._config) as client:
@@ -44,7 +45,7 @@ class _Metadata(TopicAdmin):
 
 
 class DemoPartition(NamedTuple):
-    """One partition's log, as a group sees it: the first offset, the one after the last, and the committed one."""
+    """One partition's log as a consumer group sees it: first offset, offset after the last, committed offset."""
 
     first: int
     end: int
@@ -52,11 +53,11 @@ class DemoPartition(NamedTuple):
 
 
 class DemoLog:
-    """Looks at the broker's log from outside.
+    """Reads the broker's log from outside.
 
     Args:
         address: The broker's `host:port`.
-        group: Whose committed offsets to look at.
+        group: The consumer group whose committed offsets to read.
     """
 
     def __init__(self, address: str, group: str) -> None:

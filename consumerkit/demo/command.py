@@ -59,7 +59,7 @@ def demo(
 
 @contextmanager
 def _directory(keep: Path | None) -> Iterator[Path]:
-    """Yield an empty directory, and remove it unless it is wanted, or tells why the demo failed."""
+    """Yield an empty directory; remove it after success or Ctrl-C, unless it is to be kept."""
     if keep is not None:
         if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
             raise ConfigurationError(f"--keep {keep}: this is not an empty directory; name another one")
@@ -80,10 +80,10 @@ def _directory(keep: Path | None) -> Iterator[Path]:
 
 
 async def _until_sigterm(work: Coroutine[Any, Any, bool]) -> bool:
-    """End by SIGTERM as by Ctrl-C, so that no process is left behind.
+    """End by SIGTERM as by Ctrl-C, which leaves no process behind.
 
     Raises:
-        KeyboardInterrupt: One of them came.
+        KeyboardInterrupt: One of the two signals came.
     """
     task = asyncio.ensure_future(work)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -1,4 +1,4 @@
-"""Shows how the demo goes: a live panel in a terminal, plain lines where the output is no terminal."""
+"""Shows the demo's progress: a live panel in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _BAR = 40
 
 @dataclass(frozen=True)
 class Tally:
-    """How far the demo is.
+    """The demo's progress.
 
     Attributes:
         total: Messages to send, copies and poison included.
-        distinct: Those of them that must come to something: a journal entry or a dead letter.
-        produced: Those that the broker has.
+        distinct: Messages that must become a journal entry or a dead letter.
+        produced: Messages that the broker has.
         processed: Payments in the journal.
         skipped: Copies that left no trace.
         dead: Dead letters.
@@ -45,10 +45,10 @@ class Tally:
 
 
 class Display:
-    """Shows a tally again and again, and tells what happens in between.
+    """Shows the current tally, and prints what happens in between.
 
     Args:
-        console: Where to.
+        console: The console to print to.
         tally: The first one.
     """
 
@@ -62,7 +62,7 @@ class Display:
             self._live = Live(self._panel(tally), console=console, refresh_per_second=10)
 
     def update(self, tally: Tally) -> None:
-        """Show this."""
+        """Show a tally."""
         if self._live is not None:
             self._live.update(self._panel(tally))
         elif tally != self._shown and time.monotonic() - self._shown_at >= _EVERY:
@@ -70,7 +70,7 @@ class Display:
         self._shown = tally
 
     def tell(self, line: str) -> None:
-        """Tell something that happened."""
+        """Print a line about something that happened."""
         self._console.print(Text(f"{self._seconds:5.1f} s  {line}"))
 
     @property

@@ -13,19 +13,19 @@ from consumerkit.demo.reports import DemoReports
 from consumerkit.demo.scene import DemoScene
 from consumerkit.demo.workers import COUNT
 
-# A stopped process that holds SQLite's write lock keeps everyone from it for as long as it is stopped; a running one
-# is done with its transaction sooner than this.
+# A stopped process that holds SQLite's write lock keeps it while it is stopped. A running process
+# ends its transaction sooner than this.
 _SURELY = 0.3
-_BETWEEN = 1.0  # seconds in which the survivors are seen at work
-_ENOUGH = 20  # messages that a process must have brought to an end before it is worth killing
+_BETWEEN = 1.0  # seconds in which the surviving processes show that they work
+_ENOUGH = 20  # messages that a process must have finished before it is killed
 
 
 class Killer:
     """Kills worker processes, one after another, each in the middle of its work.
 
     Args:
-        scene: Where they work.
-        reports: What they report.
+        scene: The demo's directory and database.
+        reports: The reports of the worker processes.
         kills: How many to kill.
         told: Called with each process that was killed.
     """
@@ -52,7 +52,7 @@ class Killer:
                     break
 
     async def _kill_at_work(self, process: int) -> bool:
-        """Stop the process where it stands; kill it if that is within a transaction, else let it go on."""
+        """Suspend the process; kill it if it is within a transaction, else let it continue."""
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGSTOP)
             caught = False

@@ -1,4 +1,4 @@
-"""What the demo sends, made from a seed: good payments, resends and poison, and what must become of each."""
+"""The demo's messages, made from a seed: good payments, resends and poison, with the expected result of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from consumerkit.transports.base import Record
 
 ACCOUNTS = tuple(f"account-{number:02}" for number in range(1, 51))
 CLOSED = ("account-closed-1", "account-closed-2")
-FEWEST, MOST = 100, 40_000  # at most well below what the embedded broker holds
+FEWEST, MOST = 100, 40_000  # the most is well below what the embedded broker holds
 
 Dead = tuple[str, bytes]
 Entry = tuple[str, str, int]
@@ -22,13 +22,13 @@ Entry = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class PaymentPlan:
-    """What is sent, in order, and what it must come to.
+    """The messages in order, and their expected result.
 
     Attributes:
-        records: Everything, resends and poison included.
-        resent: How many of them are copies of an earlier one.
+        records: All messages, resends and poison included.
+        resent: How many of them are copies of an earlier message.
         journal: Each good payment: ID, account, cents.
-        dead: The dead letters to come: reason and value.
+        dead: The expected dead letters: reason and value.
     """
 
     records: tuple[Record, ...]
@@ -38,7 +38,7 @@ class PaymentPlan:
 
     @property
     def distinct(self) -> int:
-        """How many messages must come to something: a journal entry or a dead letter."""
+        """How many messages must become a journal entry or a dead letter."""
         return self.journal.total() + self.dead.total()
 
     @property
@@ -51,7 +51,7 @@ class PaymentPlan:
 
 
 def plan(payments: int, seed: int) -> PaymentPlan:
-    """Plan so many payments, one in a hundred of them poison, and a third of them sent again later."""
+    """Plan payments: one in a hundred is poison, and a third is sent again later."""
     return _Planning(payments, random.Random(seed)).plan()
 
 
@@ -59,7 +59,7 @@ class _Planning:
     def __init__(self, payments: int, chance: random.Random) -> None:
         self._payments = payments
         self._chance = chance
-        self._sent: list[tuple[float, Record]] = []  # with the place in the order
+        self._sent: list[tuple[float, Record]] = []  # each with its place in the order
         self._resent = 0
         self._journal: Counter[Entry] = Counter()
         self._dead: Counter[Dead] = Counter()
@@ -84,7 +84,7 @@ class _Planning:
         return account, cents
 
     def _send(self, place: int, record: Record) -> None:
-        """Send it, and in one of three cases again later."""
+        """Send a record, and with a probability of one third send it again later."""
         self._sent.append((place, record))
         if self._chance.random() < 1 / 3:
             self._resent += 1
@@ -97,19 +97,19 @@ class _Planning:
         self._sent.append((place, record))
 
     def _nameless(self, place: int) -> None:
-        """No message ID: nothing tells a copy from a second payment."""
+        """A payment without a message ID: a copy looks like a second payment."""
         record = _record(f"pay-{place}", self._chance.choice(ACCOUNTS), self._cents())._replace(headers=())
         self._expect(Reason.UNIDENTIFIED, record)
         self._sent.append((place, record))
 
     def _closed(self, place: int) -> None:
-        """An account for which the handler rejects."""
+        """A payment to an account that the handler rejects."""
         record = _record(f"pay-{place}", self._chance.choice(CLOSED), self._cents())
         self._expect(Reason.REJECTED, record)
         self._send(place, record)
 
     def _unknown(self, place: int) -> None:
-        """An account for which the handler fails each time."""
+        """A payment to an account for which the handler always fails."""
         record = _record(f"pay-{place}", f"account-unknown-{place}", self._cents())
         self._expect(Reason.EXHAUSTED, record)
         self._send(place, record)

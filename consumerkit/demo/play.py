@@ -18,22 +18,22 @@ from consumerkit.demo.shop import TOPIC
 from consumerkit.errors import ConsumerkitError
 from consumerkit.transports.base import Producer, Record
 
-_A_KILL_TAKES = 5.0  # seconds, with the restart and the rebalance; sending is spread over all of them
-_BURST = 0.05  # seconds between two portions sent
-_TRICKLE = 0.9  # the share that is sent at a steady pace; a kill needs work to interrupt, so the rest is made to last
+_A_KILL_TAKES = 5.0  # seconds, with restart and rebalance; sending is spread over all kills
+_BURST = 0.05  # seconds between two portions that are sent
+_TRICKLE = 0.9  # the share that is sent at a steady pace; the rest is sent more slowly, since a kill needs running work
 _SLOWER = 8
-_QUIET = 30.0  # seconds without any progress after which waiting is pointless
+_QUIET = 30.0  # seconds without progress after which the demo stops waiting
 
 
 class Play:
-    """One performance.
+    """One run of the demo.
 
     Args:
-        scene: Where.
+        scene: The demo's directory and broker.
         plan: What is sent.
         log: The broker's log, seen from outside.
         kills: How many worker processes to kill.
-        display: Where it is shown.
+        display: Shows the progress.
     """
 
     def __init__(self, scene: DemoScene, plan: PaymentPlan, log: DemoLog, kills: int, display: Display) -> None:
@@ -47,7 +47,7 @@ class Play:
         self.killed = 0
 
     async def run(self) -> None:
-        """Send everything, kill workers, and wait until the workers are done with it, or stand still."""
+        """Send everything, kill workers, and wait until the workers have finished or make no progress."""
         watching = asyncio.create_task(self._watch())
         try:
             async with workers.running(self._scene):
@@ -62,7 +62,7 @@ class Play:
             self._show()
 
     async def _produce(self, killing: asyncio.Task[None]) -> None:
-        """Send at a steady pace while there is killing to do, and what is left then at once."""
+        """Send at a steady pace until all kills are done, and then the rest at once."""
         records = self._plan.records
         portion = max(1, int(len(records) * _BURST / (_A_KILL_TAKES * (self._kills + 1))))
         producer = EmbeddedTransport(self._scene.broker).producer()
@@ -83,7 +83,7 @@ class Play:
         self._produced += len(records)
 
     async def _kill(self) -> None:
-        """Kill as often as wanted, if it can be done in time."""
+        """Kill as often as planned, as far as that succeeds in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_A_KILL_TAKES * 3 * (self._kills + 1)):
                 await Killer(self._scene, self._reports, self._kills, self._tell_kill).run()
@@ -97,7 +97,7 @@ class Play:
         seen, since = None, time.monotonic()
         while True:
             partitions = await asyncio.to_thread(self._log.partitions, TOPIC)
-            # What is parked is tried again later, though its offset is committed.
+            # A parked message is tried again later, although its offset is committed.
             waiting = self._scene.number(
                 "SELECT (SELECT count(*) FROM consumerkit_outbox_messages) "
                 "+ (SELECT count(*) FROM consumerkit_parked_messages)"

@@ -1,4 +1,4 @@
-"""What the demo's worker processes report: an observer that writes lines, and their reader."""
+"""Reports of the demo's worker processes: an observer that writes lines, and their reader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 from consumerkit.events import Event, GroupCommitted, WorkerStarted
 
-# A link in its place is not followed: the directory may be one that somebody else writes to.
+# A link in place of the file is not followed: other users may write to the directory.
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -22,7 +22,7 @@ class Reporter:
         self._file: int | None = None
 
     def __call__(self, event: Event) -> None:
-        """Write what the demo wants to know; one write each, so that a kill leaves whole lines only."""
+        """Write the event's facts in one write, so that a kill leaves only whole lines."""
         if isinstance(event, GroupCommitted):
             self._write(skipped=event.duplicates + event.duplicates_of_dead, done=event.processed + event.dead)
         elif isinstance(event, WorkerStarted):
@@ -35,12 +35,13 @@ class Reporter:
 
 
 class DemoReports:
-    """Reads what was reported.
+    """Reads the reports.
 
     Attributes:
-        processes: The worker processes that have started, the newest last.
-        skipped: Duplicates that they skipped; a kill between COMMIT and report loses a group's.
-        done: How many messages each process has brought to an end.
+        processes: The worker processes that have started, newest last.
+        skipped: Duplicates that they skipped; a kill between COMMIT and report loses those of one
+            transaction.
+        done: How many messages each process has finished.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +52,7 @@ class DemoReports:
         self._position = 0
 
     def read(self) -> None:
-        """Take in what was written since the last time."""
+        """Read what was written since the last call."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Where a demo takes place: its directory, its broker, and plain SQL on its database."""
+"""The demo's surroundings: its directory, its broker, and plain SQL on its database."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ class DemoScene:
 
     @property
     def url(self) -> str:
-        """The database as consumerkit's commands take it."""
+        """The database's URL for consumerkit's commands."""
         return f"sqlite:///{self.database}"
 
     @property
     def log(self) -> Path:
-        """What the worker processes wrote."""
+        """The log of the worker processes."""
         return self.directory / "workers.log"
 
     @property
     def reports(self) -> Path:
-        """What they reported; see `consumerkit.demo.reports`."""
+        """The file of their reports; see `consumerkit.demo.reports`."""
         return self.directory / "reports"
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What `consumerkit.demo.shop:worker` needs in its environment."""
+        """The environment variables that `consumerkit.demo.shop:worker` needs."""
         return {"DEMO_BROKER": self.broker, "DEMO_DIRECTORY": str(self.directory)}
 
     async def set_up(self) -> None:
-        """Make consumerkit's tables, as `consumerkit db upgrade` does, and the shop's own with its accounts."""
+        """Create consumerkit's tables, as `consumerkit db upgrade` does, and the shop's tables with its accounts."""
 
         def work(session: Session) -> None:
             schema.apply(session)
@@ -65,7 +65,7 @@ class DemoScene:
             await database.dispose()
 
     def query(self, sql: str) -> list[Any]:
-        """Read by plain SQL, past consumerkit and its engines."""
+        """Return rows read with plain SQL, without consumerkit."""
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)) as connection:
             return connection.execute(sql).fetchall()
 
@@ -74,7 +74,7 @@ class DemoScene:
         return int(self.query(sql)[0][0])
 
     def is_being_written(self) -> bool:
-        """Whether some transaction holds SQLite's write lock right now."""
+        """Whether a transaction holds SQLite's write lock now."""
         with closing(sqlite3.connect(self.database, timeout=0, isolation_level=None)) as connection:
             try:
                 connection.execute("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""What the demo says before and after."""
+"""Prints what the demo says before and after its run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from consumerkit.demo.payments import ACCOUNTS, PaymentPlan
 from consumerkit.demo.scene import DemoScene
 from consumerkit.demo.workers import COUNT, TARGET
 
-_WIDTH = 120  # where the output is no terminal
+_WIDTH = 120  # columns, where the output is no terminal
 
 
 class Show:
@@ -30,7 +30,7 @@ class Show:
             self.console = Console(highlight=False, width=_WIDTH)
 
     def opening(self, scene: DemoScene, plan: PaymentPlan, kills: int, seed: int) -> None:
-        """Say what is going to happen."""
+        """Say what the demo will do."""
         self._say(
             f"{plan.journal.total():,} payments to {len(ACCOUNTS)} accounts, {plan.dead.total():,} poison messages and "
             f"{plan.resent:,} copies of them: {len(plan.records):,} messages (seed {seed})."
@@ -59,7 +59,7 @@ class Show:
         return balanced
 
     def next_steps(self, scene: DemoScene, *, kept: bool, stay: bool) -> None:
-        """Say what to try next; each command works as it stands."""
+        """Say what to try next; each command works unchanged."""
         command = _command()
         if kept or stay:
             at = f"--database {shlex.quote(scene.url)}"
@@ -91,7 +91,7 @@ class Show:
         self.console.print(Text(f"\n{line}", "bold"))
 
     def _command(self, line: str) -> None:
-        # Not wrapped: it is there to be copied.
+        # Not wrapped, so that it can be copied.
         self.console.print(Text(f"  {line}", "cyan"), soft_wrap=True)
 
     def _say(self, line: str) -> None:
@@ -99,7 +99,7 @@ class Show:
 
 
 def _command() -> str:
-    """Return how the consumerkit of this environment is called from here."""
+    """Return the shell command for this environment's consumerkit."""
     ours = Path(sys.executable).with_name("consumerkit")
     found = shutil.which("consumerkit")
     if found is not None and Path(found).resolve() == ours.resolve():

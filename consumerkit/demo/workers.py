@@ -1,4 +1,4 @@
-"""The demo's worker processes, under a supervisor in a process of its own: it starts again what the demo kills."""
+"""The demo's worker processes, under a supervisor in its own process: it restarts what the demo kills."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IMPATIENT = RestartBackoff(first=0.2, most=0.5)
 
 @asynccontextmanager
 async def running(scene: DemoScene) -> AsyncIterator[None]:
-    """Run the worker processes until the block ends, their log in the demo's directory."""
+    """Run the worker processes until the block ends; their log is in the demo's directory."""
     with Channel() as channel, scene.log.open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -31,7 +31,7 @@ async def running(scene: DemoScene) -> AsyncIterator[None]:
             stderr=log,
             env={**os.environ, **scene.environment, **channel.environment},
             pass_fds=channel.theirs,
-            process_group=0,  # Ctrl-C is for the demo, which stops the workers in its own time
+            process_group=0,  # Ctrl-C must reach only the demo, which then stops the workers
         )
         try:
             yield
@@ -42,7 +42,7 @@ async def running(scene: DemoScene) -> AsyncIterator[None]:
 
 
 def main() -> None:
-    """Keep the worker processes running, until SIGTERM or until the demo is gone."""
+    """Keep the worker processes running until SIGTERM, or until the demo is gone."""
     configure("text", "info")
     Lifeline().hold()
     command = [sys.executable, "-m", "consumerkit", "run", TARGET]

@@ -1,7 +1,8 @@
-"""What happened: frozen values, announced to observers after the fact.
+"""Events: frozen values, announced to observers after something has happened.
 
-An observer is any callable that takes an event. It changes no outcome; what it raises is logged and goes no further.
-No event carries a payload: positions, names, counts and error types only, with the error's own text cut.
+An observer is any callable that takes an event. It changes no outcome; its errors are only logged.
+No event carries a payload: events hold positions, names, counts and error types, with the error's
+text cut.
 """
 
 from consumerkit.events.announcer import Announcer, Observer

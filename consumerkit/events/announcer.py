@@ -1,4 +1,4 @@
-"""What tells the observers of events."""
+"""Announces events to observers."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ _log = logging.getLogger(__name__)
 
 
 class Announcer:
-    """Tells observers of events and contains their errors.
+    """Announces events to observers, and only logs the observers' errors.
 
-    Several parts of a worker meet the same trouble: the first one that sees its end announces it, once.
+    Several parts of a worker meet the same trouble: only the first report of its end is announced.
     """
 
     __slots__ = ("_observers", "_trouble")
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = tuple(observers)
-        # None in a handler's, since others may tell this one of the trouble.
+        # None in a handler's announcer: only the worker's one sees the trouble that other parts
+        # report.
         self._trouble: set[tuple[str, str, str]] | None = set()
 
     def add(self, observer: Observer) -> None:
-        """Tell another observer, too, from now on."""
+        """Add an observer, which gets all events from now on."""
         self._observers = (*self._observers, observer)
 
     def for_handler(self, handler: str) -> Announcer:
-        """Return an announcer that puts a handler's name into each event and passes it on to this one."""
+        """Return an announcer that sets a handler's name in each event and passes the event to this one."""
         made = Announcer([lambda event: self(replace(event, handler=handler))])
         made._trouble = None
         return made
 
     def __call__(self, event: Event) -> None:
-        """Tell all observers, in order."""
+        """Pass an event to all observers, in order."""
         if self._trouble is not None and isinstance(event, Trouble | TroubleOver):
             place = (event.handler, event.work, event.where)
             if isinstance(event, Trouble):

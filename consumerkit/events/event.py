@@ -10,7 +10,7 @@ class Event:
     """The root of all events.
 
     Attributes:
-        handler: The handler's name; empty where an event concerns the whole worker.
+        handler: The handler's name; empty for an event of the whole worker.
     """
 
     handler: str = ""

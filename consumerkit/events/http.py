@@ -1,4 +1,4 @@
-"""What becomes of requests at the HTTP edge."""
+"""Events about requests at the HTTP edge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RequestOutcome = Literal[
     "new", "unprotected", "replayed", "conflict", "in_progress", "refused", "erased", "rolled_back", "failed",
     "client_gone", "out_of_reach",
 ]  # fmt: skip
-"""What became of a request at the HTTP edge; see `docs/http.md`."""
+"""The outcome of a request at the HTTP edge; see `docs/http.md`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +20,16 @@ class RequestAnswered(Event):
 
     Attributes:
         endpoint: The endpoint's name.
-        outcome: `new`: it took effect, and its answer is kept. `unprotected`: it took effect, and has no key.
-            `replayed`: it is answered again. `conflict`: its key came with another request. `in_progress`: it waited in
-            vain for another one with its key. `refused`: its key is missing or malformed. `erased`: the kept answer is
-            gone. `rolled_back`: the endpoint answered 4xx or 5xx, and nothing is kept. `failed`: the endpoint raised,
-            or was cut off. `client_gone`: the client hung up before COMMIT. `out_of_reach`: the database failed.
-        status: Of the answer; None where it was left to the application.
+        outcome: `new`: it took effect, and its answer is kept. `unprotected`: it took effect, and
+            has no key. `replayed`: it got the kept answer. `conflict`: its key was used with
+            another request. `in_progress`: another request with its key did not end in time.
+            `refused`: its key is missing or malformed. `erased`: the kept answer is gone.
+            `rolled_back`: the endpoint answered 4xx or 5xx, and nothing is kept. `failed`: the
+            endpoint raised, or was cut off. `client_gone`: the client disconnected before COMMIT.
+            `out_of_reach`: the database failed.
+        status: The status of the answer; None where the application answered.
         seconds: From the request's body to its answer.
-        waited: Seconds of these for which it waited for another request with its key.
+        waited: The part of `seconds` for which it waited for another request with its key.
         error: The type of the database's error, where the outcome is `out_of_reach`.
     """
 

@@ -1,4 +1,4 @@
-"""What becomes of messages: committed, rolled back, tried again, dead-lettered."""
+"""Events about messages: committed, rolled back, tried again, dead-lettered."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ class Stages(NamedTuple):
     """How many seconds each stage of a transaction took.
 
     Attributes:
-        begin: From its turn to the answer of BEGIN and the fence: waiting for a connection and for SQLite's turn, too.
+        begin: Until the answer to BEGIN and the check of the fence, with the wait for a connection
+            and for SQLite's turn.
         claim: The claims on its message IDs.
-        handle: `prefetch`, and the handler's calls with all that they wait for.
-        write: The flush, and what is stored beside the handler's changes.
+        handle: `prefetch` and the handler's calls, with everything they wait for.
+        write: The flush, and the writes of consumerkit's own rows.
         commit: COMMIT.
     """
 
@@ -37,18 +38,20 @@ class GroupCommitted(Event):
 
     Attributes:
         lane: The lane's number.
-        processed: Messages whose handler's changes are in it.
+        processed: Messages whose changes by the handler are committed.
         duplicates: Messages skipped, since their ID had been processed before.
         duplicates_of_dead: Messages skipped, since their ID had been dead-lettered before.
-        redelivered: Those of both that may be the first message, read again by the partition's next owner; the others
-            were sent more than once.
-        duplicate_ages: For each of both, how many seconds before it the first message got its outcome.
-        dead: Messages it dead-lettered.
-        parked: Messages it parked, or parked for longer.
+        redelivered: Of both, those that may be the first message itself, read again by the
+            partition's next owner; the others were sent more than once.
+        duplicate_ages: For each of both, how many seconds earlier the first message got its
+            outcome.
+        dead: Messages that the transaction dead-lettered.
+        parked: Messages that the transaction parked, or parked for longer.
         fallback_ids: Messages whose ID came from a fallback source.
-        unreadable_times: Messages in which `event_time` read no moment, or one far in the future; such run.
-        seconds: From BEGIN to COMMIT's answer, with the wait for a connection.
-        stages: From BEGIN to the answer of COMMIT, by stage.
+        unreadable_times: Messages where `event_time` read no time, or one far in the future; they
+            run anyway.
+        seconds: From BEGIN to the answer to COMMIT, with the wait for a connection.
+        stages: From BEGIN to the answer to COMMIT, by stage.
     """
 
     lane: int
@@ -67,16 +70,16 @@ class GroupCommitted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessagesSkipped(Event):
-    """Messages of an unknown event type were passed over, as declared."""
+    """Messages of an unknown event type were skipped, as declared."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRolledBack(Event):
-    """A transaction failed and was rolled back whole; its messages are run again.
+    """A whole transaction failed and was rolled back; its messages run again.
 
-    `handled` messages had been through their handler and will be again.
+    The handler had handled `handled` of the messages, and handles them again.
     """
 
     size: int
@@ -86,13 +89,13 @@ class GroupRolledBack(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutsideWaitNoticed(Event):
-    """A handler waited for something else than its session, so each of its messages has a transaction from now on.
+    """A handler waited for something other than its session: each of its messages now has its own transaction.
 
-    Told once in each process; see `shares_transaction` of a handler.
+    Announced once per process; see `shares_transaction` of a handler.
 
     Attributes:
-        place: Where its code waited: file, line and function.
-        seconds: How long.
+        place: Where the handler's code waited: file, line and function.
+        seconds: How long it waited.
     """
 
     place: str
@@ -101,10 +104,11 @@ class OutsideWaitNoticed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(Event):
-    """A message failed alone; it is tried again after `wait` seconds, or not at all where that is None.
+    """A message failed alone; it is tried again after `wait` seconds, or never if `wait` is None.
 
-    While the handler is `braking` one message is tried at a time, so that it may take longer. `in_full` is the error's
-    text and traceback with `--show-errors`, and empty otherwise: it may quote a payload.
+    While the handler is `braking`, one message is tried at a time, and the wait may be longer. With
+    `--show-errors`, `in_full` is the error's text and traceback, which may quote a payload;
+    otherwise it is empty.
     """
 
     partition: TopicPartition
@@ -119,10 +123,11 @@ class AttemptFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageSuspected(Event):
-    """A message failed alone in a way that may affect all messages; no attempt is counted, and others run first.
+    """A message failed alone with an error that may affect all messages; no attempt counts, and others run first.
 
-    It is tried again after `wait` seconds. If another message succeeded before, it is an attempt then; if another one
-    failed in the same way, the handler pauses. `in_full` is as in `AttemptFailed`.
+    The message is tried again after `wait` seconds. If another message has succeeded until then,
+    the next failure counts as an attempt. If another message has failed in the same way, the
+    handler pauses. `in_full` is as in `AttemptFailed`.
     """
 
     partition: TopicPartition
@@ -135,17 +140,15 @@ class MessageSuspected(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageDeadLettered(Event):
-    """A message is in the dead letters, durably.
+    """A message is durably among the dead letters.
 
     Attributes:
-        partition: Where the message stood, and
-        offset: at which offset.
-        message_id: Its ID, as text; empty where it has none.
-        reason: Why it was given up.
-        error: The class of the error that its handler raised; of a `Reject`, its words.
+        partition: The message's partition. offset: The message's offset. message_id: Its ID, as
+            text; empty where it has none. reason: Why it was given up. error: The class of the
+            error that its handler raised; for a `Reject`, its text.
         letter: The dead letter's number, by which `consumerkit dead-letters show` finds it.
         attempts: Attempts that failed.
-        summary: What failed, and where in the user's code or in the message; without a payload.
+        summary: What failed, and where in the user's code or in the message, without a payload.
         in_full: As in `AttemptFailed`.
     """
 
@@ -162,15 +165,16 @@ class MessageDeadLettered(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginClash(Event):
-    """Another message's row stands where this message stood in the log: this one has a row of its own beside it.
+    """Another message's row has this message's place in the log: this message has its own row besides.
 
-    A dead-letter topic names the places of its messages, and any program may write wrong ones there.
+    A dead-letter topic names the places of its messages, and any program may write wrong places
+    there.
 
     Attributes:
         partition: Where the message stood, and
         offset: at which offset.
         message_id: The message's ID, as text; empty where it has none.
-        table: In which table that is: "dead_letters" or "parked_messages".
+        table: The table of both rows: "dead_letters" or "parked_messages".
         row: The number of the other message's row.
     """
 
@@ -183,7 +187,7 @@ class OriginClash(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterByReference(Event):
-    """A dead letter was too large for its topic and went without its value; the table holds the whole message."""
+    """A dead letter was too large for its topic and was sent without its value; the table holds the whole message."""
 
     topic: str
     sequence: int

@@ -1,4 +1,4 @@
-"""What the relay does with the outbox."""
+"""Events about the outbox and its relay."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from consumerkit.events.event import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxPublished(Event):
-    """The relay sent messages, and the broker acknowledged them."""
+    """The relay has sent messages, and the broker has acknowledged them."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxHeldBack(Event):
-    """The broker did not take messages of a topic; they stay in the outbox and are tried again, less and less often.
+    """The broker refused messages for a topic; they stay in the outbox and are tried again, less and less often.
 
     Announced once, and again only if the error changes.
 
     Attributes:
         topic: The topic that the messages are for.
-        sequence: The one message that is at fault, which holds back its key alone; None where the topic is.
+        sequence: The one message at fault, which holds back only its key; None where the topic is
+            at fault.
         error: What the broker or the client said.
         wait: Seconds until the next try.
         way_out: What a person can do.
@@ -49,7 +50,8 @@ class OutboxOld(Event):
 class OutboxGivenUp(Event):
     """`count` messages for a topic, the oldest written at `oldest`, were not sent in time and were given up.
 
-    A relay that died may have published one before it could record that. The record is in `operator_actions`.
+    A relay that died may have published one of them without recording that. `operator_actions` has
+    the record.
     """
 
     topic: str
@@ -71,8 +73,8 @@ class OutboxTurnAwaited(Event):
     """Messages wait in the outbox, and another process holds the relay's turn without a sign of life. Announced once.
 
     Attributes:
-        holder: Who has the turn, as a person finds it.
-        seconds: For how long this process has waited for the turn.
+        holder: The process that has the turn, as a person finds it.
+        seconds: How long this process has waited for the turn.
     """
 
     holder: str
@@ -81,6 +83,6 @@ class OutboxTurnAwaited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxTurnCame(Event):
-    """The end of `OutboxTurnAwaited`, after `seconds`: the outbox is sent, or empty."""
+    """The end of `OutboxTurnAwaited`, after `seconds`: the outbox is being sent, or is empty."""
 
     seconds: float

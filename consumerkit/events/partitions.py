@@ -1,4 +1,4 @@
-"""What becomes of partitions, their offsets and their fence."""
+"""Events about partitions, their offsets and their fence."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from consumerkit.message import TopicPartition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionsAssigned(Event):
-    """The broker gave partitions to this consumer."""
+    """The broker has assigned partitions to this consumer."""
 
     partitions: tuple[TopicPartition, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionsRevoked(Event):
-    """The broker takes partitions away; what was in hand was finished or dropped.
+    """The broker revokes partitions; their running messages were finished or dropped.
 
-    `dropped` messages were left for the next owner; `lost` tells that the partitions had gone before we knew.
+    `dropped` messages are left for the next owner; `lost` tells that the partitions were gone
+    before the worker knew.
     """
 
     partitions: tuple[TopicPartition, ...]
@@ -31,11 +32,12 @@ class PartitionsRevoked(Event):
 class PartitionsAwaited(Event):
     """A handler has had no partitions for `seconds`; announced after some seconds, and again every minute.
 
-    It ends with `PartitionsAssigned`, which may name none: then other members of the group have them all.
+    It ends with `PartitionsAssigned`, which may name no partition: other members of the group then
+    have them all.
 
     Attributes:
-        seconds: For how long.
-        missed_after: Seconds after which the group misses a member that has died; None where that is not known.
+        seconds: How long it has had none. missed_after: Seconds after which the group removes a
+            dead member; None where that is not known.
     """
 
     seconds: float
@@ -44,7 +46,7 @@ class PartitionsAwaited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionStopped(Event):
-    """A partition cannot be read any further; a person must decide."""
+    """A partition cannot be read further; a person must decide."""
 
     partition: TopicPartition
     error: str
@@ -52,14 +54,13 @@ class PartitionStopped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionStandsStill(Event):
-    """A partition's mark has not moved for `seconds`, although its log grows; announced once, until `PartitionMoves`.
+    """A partition's mark has not moved for `seconds`, although its log grows; announced once until `PartitionMoves`.
 
     Attributes:
-        partition: Which.
-        offset: Its mark: the first message without an outcome.
-        end: The end of its log; None where the broker does not tell, for want of a leader.
-        seconds: For how long.
-        reason: What is known of the reason, and the way out.
+        partition: The partition. offset: Its mark: the offset of the first message without an
+            outcome. end: The end of its log; None where the broker does not tell, since there is no
+            leader. seconds: How long the mark has not moved. reason: The reason as far as it is
+            known, and the way out.
     """
 
     partition: TopicPartition
@@ -71,20 +72,19 @@ class PartitionStandsStill(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionMoves(Event):
-    """A partition that stood still moves again, is read to its end, or is another worker's."""
+    """A partition that stood still moves again, is read to its end, or belongs to another worker."""
 
     partition: TopicPartition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionPaused(Event):
-    """A partition is not fetched, because it cannot run; it ends with `PartitionResumed` or `PartitionsRevoked`.
+    """A partition is not fetched, because it cannot run; `PartitionResumed` or `PartitionsRevoked` ends this.
 
     A full parking lot is announced at once, and a wait in order behind a parked message after a minute.
 
     Attributes:
-        partition: Which.
-        reason: What keeps it from running, and the way out.
+        partition: The partition. reason: What keeps it from running, and the way out.
     """
 
     partition: TopicPartition
@@ -93,14 +93,14 @@ class PartitionPaused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionResumed(Event):
-    """A partition that was paused has run for some seconds without a pause."""
+    """A paused partition has run again for some seconds without a pause."""
 
     partition: TopicPartition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionTaken(Event):
-    """The database knows this worker as the partition's owner; `parked` messages wait there."""
+    """The database has recorded this worker as the partition's owner; `parked` of its messages wait there."""
 
     partition: TopicPartition
     parked: int
@@ -110,7 +110,7 @@ class PartitionTaken(Event):
 class PositionDiffers(Event):
     """Kafka and the database disagree about where a partition stands; it is read from `offset`, the database's mark.
 
-    `lost` tells that the database has lost something, so that messages are run again whose effects are gone.
+    `lost` tells that the database has lost transactions: messages whose effects are gone run again.
     """
 
     partition: TopicPartition
@@ -121,14 +121,14 @@ class PositionDiffers(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitsLost(Event):
-    """The database has lost transactions that it had acknowledged: all partitions go back to their marks."""
+    """The database has lost acknowledged transactions: all partitions go back to their marks."""
 
     error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionInDoubt(Event):
-    """Another worker has taken a partition over, or may have: nothing of it begins until that is clear."""
+    """Another worker has taken a partition over, or may have: none of its messages runs until that is clear."""
 
     partition: TopicPartition
     error: str
@@ -136,7 +136,7 @@ class PartitionInDoubt(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceAwaited(Event):
-    """A partition cannot be taken over for `seconds` now, since a transaction of its owner before is still open.
+    """A partition could not be taken over for `seconds`, since a transaction of its former owner is still open.
 
     Announced once; it ends with `PartitionTaken` or `PartitionsRevoked`.
     """
@@ -147,6 +147,6 @@ class FenceAwaited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OffsetsCommitted(Event):
-    """The broker has these positions."""
+    """The broker has stored these positions."""
 
     positions: tuple[tuple[TopicPartition, int], ...]

@@ -1,4 +1,4 @@
-"""What retention removes, and what it holds back."""
+"""Events about what retention removes, and what it keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from consumerkit.message import TopicPartition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessagesForgotten(Event):
-    """The ledger forgot `count` message IDs that were processed before `before`: a resend of one would run again."""
+    """The ledger forgot `count` message IDs, processed earlier than `before`: a resend of one would run again."""
 
     count: int
     before: datetime
@@ -19,21 +19,21 @@ class MessagesForgotten(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayloadsErased(Event):
-    """`count` dead letters that were resolved or discarded long ago lost key, value and headers."""
+    """`count` dead letters, resolved or discarded long ago, lost their key, value and headers."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndecidedPayloadsErased(Event):
-    """`count` undecided dead letters lost key, value and headers: they cannot be redriven any more."""
+    """`count` undecided dead letters lost their key, value and headers: they can no longer be redriven."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgettingHeldBack(Event):
-    """A partition's position has not moved: what was processed `since` then stays in the ledger, whatever its age."""
+    """A partition's position has not moved: messages processed `since` then stay in the ledger, at any age."""
 
     partition: TopicPartition
     since: datetime | None

@@ -1,4 +1,4 @@
-"""What becomes of steps and of their undos."""
+"""Events about steps and their undos."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from consumerkit.message import TopicPartition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepsRun(Event):
-    """The steps of a batch, or one in the middle of `handle`, are over; see `consumerkit.step`.
+    """The steps of a batch, or a step within `handle`, have ended; see `consumerkit.step`.
 
     Attributes:
         called: Calls whose results are kept.
-        reused: Steps that had been done before, and were not called again.
+        reused: Steps that were already done, and not called again.
         failed: Calls that raised an error.
-        seconds: How long that took.
+        seconds: How long the steps took.
     """
 
     called: int
@@ -27,9 +27,9 @@ class StepsRun(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepAwaited(Event):
-    """A step has begun elsewhere, or before a crash: its message is parked for `wait` seconds, without an attempt.
+    """A step began elsewhere or before a crash: its message is parked for `wait` seconds, without an attempt.
 
-    With `undoing` the message was dead and runs again, and what the step did is undone first.
+    With `undoing`, the message was dead and runs again, after the step is undone.
     """
 
     partition: TopicPartition
@@ -42,9 +42,10 @@ class StepAwaited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDoubted(Event):
-    """A step has begun, its deadline has passed, and its result was not kept: it is unknown whether it was done.
+    """A step's deadline has passed and its result was not kept: it is unknown whether the step was done.
 
-    `then` is what becomes of it: "called again", "asked" or "dead-lettered". `calls` counts how often it was begun.
+    `then` is what happens next: "called again", "asked" or "dead-lettered". `calls` counts how
+    often the step began.
     """
 
     partition: TopicPartition
@@ -57,13 +58,14 @@ class StepDoubted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepUndone(Event):
-    """What a step did is undone, since its message is dead.
+    """A step is undone, since its message is dead.
 
     Attributes:
         message_id: The message's ID, as text.
         step: The step.
         letter: The message's dead letter.
-        called: Whether its undo was called; False where the other side said that it was never done.
+        called: Whether its undo was called; False where the other side said that the step was never
+            done.
     """
 
     message_id: str
@@ -74,10 +76,10 @@ class StepUndone(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepUndoFailed(Event):
-    """The undo of a step has failed; it is tried again after `wait` seconds, or not at all where that is None.
+    """The undo of a step has failed; it is tried again after `wait` seconds, or never if `wait` is None.
 
-    Then it has a dead letter of its own, `letter`, and `MessageDeadLettered` announces it, too. `in_full` is as in
-    `AttemptFailed`.
+    An undo that is not tried again has a dead letter, `letter`, which `MessageDeadLettered`
+    announces too. `in_full` is as in `AttemptFailed`.
     """
 
     message_id: str

@@ -1,4 +1,4 @@
-"""What the worker and its handlers do: start and stop, pauses, brakes, trouble, a minute's summary."""
+"""Events about the worker and its handlers: start and stop, pauses, brakes, trouble, summaries."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from consumerkit.message import TopicPartition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted(Event):
-    """The worker consumes."""
+    """The worker has started to consume."""
 
     handlers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStopped(Event):
-    """The worker has finished or rolled back everything it had in hand."""
+    """The worker has stopped, and has finished or rolled back all its work."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerSummary(Event):
-    """What a handler did in the last minute, if anything, and when the worker stops.
+    """What a handler did since the last summary; announced every minute with work, and when the worker stops.
 
     Attributes:
-        seconds: The length of the time that it sums up.
-        processed: Messages whose handler's changes are committed.
+        seconds: The length of the summarised time.
+        processed: Messages whose changes by the handler are committed.
         duplicates: Messages skipped, since their ID had been processed or dead-lettered before.
         retries: Failed attempts that are made again.
         dead: Messages that were dead-lettered.
         skipped: Messages of unknown types.
         rolled_back: Transactions of several messages that were rolled back and run again.
-        oldest_waiting: For how many seconds the oldest parked message waits; None where none does, or it was not read.
+        oldest_waiting: Seconds for which the oldest parked message has waited; None where none
+            waits, or where this was not read.
     """
 
     seconds: float
@@ -49,9 +50,9 @@ class HandlerSummary(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerPaused(Event):
-    """A handler cannot do its work before a person acts; it tries one message again in `wait` seconds.
+    """A handler cannot work until a person acts; it tries one message again in `wait` seconds.
 
-    Nothing is counted against a message.
+    No attempt of a message counts.
     """
 
     error: str
@@ -60,7 +61,7 @@ class HandlerPaused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerResumed(Event):
-    """A handler that had paused goes on."""
+    """A paused handler continues."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +73,10 @@ class HandlerStopped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrakeOn(Event):
-    """Everything fails: nothing more is dead-lettered, and one message is tried from time to time, first in `wait`.
+    """All messages fail: no more are dead-lettered, and one is tried from time to time, first in `wait` seconds.
 
-    Where it names a partition, messages of it cannot be read one after another: it is slowed down, and others go on.
+    With a partition: its messages cannot be read, one after another. It is slowed down, and the
+    others continue.
     """
 
     wait: float
@@ -83,16 +85,17 @@ class BrakeOn(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrakeOff(Event):
-    """A message succeeded, and the handler, or the partition that is named, goes on."""
+    """A message succeeded; the handler, or the named partition, continues."""
 
     partition: TopicPartition | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble(Event):
-    """Something that is not a message's fault: the same work is tried again after `wait` seconds.
+    """Work failed for a reason that is no message's fault; the same work is tried again after `wait` seconds.
 
-    `where` is "database", "broker" or "codec"; `work` is "outbox" or "retention" where that is no handler's.
+    `where` is "database", "broker" or "codec"; `work` is "outbox" or "retention" where the work is
+    no handler's.
     """
 
     where: str
@@ -103,7 +106,7 @@ class Trouble(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TroubleOver(Event):
-    """The trouble of `Trouble` is over, `seconds` after it began; announced once for each handler and place."""
+    """The end of `Trouble`, `seconds` after it began; announced once for each handler, `work` and `where`."""
 
     where: str
     seconds: float

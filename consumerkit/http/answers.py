@@ -1,4 +1,4 @@
-"""The answers that the edge gives by itself, and those that it keeps."""
+"""The edge's own answers, and the answers that it keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from consumerkit.errors import ConfigurationError, PayloadSealed
 from consumerkit.storage.payload import Sealer
 
 NEVER_KEPT: Final = frozenset({401, 403, 408, 409, 425, 429})
-"""Answers of 4xx that depend on the moment or the caller, not on the request."""
+"""Statuses of 4xx that depend on the moment or the caller, not on the request."""
 REPLAYED: Final = "Idempotent-Replayed"
 RETENTION: Final = "Idempotency-Retention"
 
@@ -29,10 +29,10 @@ def problem(
 
 
 def rendered_body(response: Response) -> bytes:
-    """Return the body of an answer that is whole.
+    """Return the body of an answer that is not streamed.
 
     Raises:
-        ConfigurationError: It is streamed, so that it could be kept only in part.
+        ConfigurationError: The answer is streamed, and could be kept only in part.
     """
     body = getattr(response, "body", None)
     if not isinstance(body, bytes) or hasattr(response, "body_iterator") or hasattr(response, "path"):
@@ -45,7 +45,7 @@ def rendered_body(response: Response) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as it is kept: status, the headers that are allowed, and the body."""
+    """A kept answer: its status, its allowed headers, and its body."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -56,13 +56,13 @@ class Answer:
         """Return what is kept of a response.
 
         Raises:
-            ConfigurationError: It is streamed.
+            ConfigurationError: The response is streamed.
         """
         headers = tuple((name, value) for name, value in response.headers.items() if name.lower() in allowed)
         return cls(response.status_code, headers, rendered_body(response))
 
     def response(self) -> Response:
-        """Return it as the answer to a repeated request."""
+        """Return the response to a repeated request."""
         response = Response(self.body, self.status)
         for name, value in self.headers:
             response.headers.append(name, value)
@@ -70,7 +70,7 @@ class Answer:
         return response
 
     def text(self, sealer: Sealer | None) -> str:
-        """Return it as it is stored, sealed where there is a sealer."""
+        """Return the answer as stored text, sealed where there is a sealer."""
         plain = {"status": self.status, "headers": self.headers, "body": base64.b64encode(self.body).decode()}
         if sealer is None:
             return json.dumps(plain)
@@ -78,10 +78,10 @@ class Answer:
 
 
 def parsed(text: str, sealer: Sealer | None) -> Answer:
-    """Return what `Answer.text` has written.
+    """Return the answer that `Answer.text` has written.
 
     Raises:
-        PayloadSealed: It is sealed, and there is no sealer, or one that cannot unseal it.
+        PayloadSealed: The text is sealed, and there is no sealer or it cannot unseal the text.
     """
     found = json.loads(text)
     if "sealed" in found:

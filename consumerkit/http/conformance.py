@@ -1,10 +1,10 @@
-"""Checks whether any server keeps what an `Idempotency-Key` promises, over HTTP, whatever it is written in.
+"""Checks over HTTP whether a server keeps what an `Idempotency-Key` promises, in whatever language it is written.
 
     python -m consumerkit.http.conformance https://shop.example/orders --body '{"item": "tea"}' \
         --other-body '{"item": "coffee"}' --header 'Authorization: Bearer ...'
 
-The cases are those of the IETF's draft (-07, expired) and what payment services document, in words of our own. It sends
-requests that take effect: use a test system. It needs nothing but Python's own library.
+The cases come from the IETF's draft (-07, expired) and from the documentation of payment services.
+The requests take effect: use a test system. The check needs only Python's standard library.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ServerAnswer(NamedTuple):
 
     @property
     def is_problem(self) -> bool:
-        """Whether it explains itself by problem details."""
+        """Whether the answer is problem details."""
         return self.headers.get("content-type", "").partition(";")[0] == "application/problem+json"
 
 
@@ -49,11 +49,12 @@ class Server:
     """The server that is checked.
 
     Attributes:
-        url: Of an operation that takes effect once for each key.
-        body: A body that it answers with 2xx.
-        other_body: Another one of that kind.
-        headers: What each request needs, such as the caller's credentials.
-        other_caller: The same of another caller; without it, keys of two callers are not compared.
+        url: The URL of an operation that takes effect once per key.
+        body: A body that the server answers with 2xx.
+        other_body: Another body that it answers with 2xx.
+        headers: Headers that each request needs, such as the caller's credentials.
+        other_caller: The same headers for another caller; without them, keys of two callers are not
+            compared.
         method: POST, or PATCH.
     """
 
@@ -65,7 +66,7 @@ class Server:
     method: str = "POST"
 
     def ask(self, key: str | None, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> ServerAnswer:
-        """Send one request on a connection of its own."""
+        """Send one request on a new connection."""
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.netloc, timeout=_WITHIN)
@@ -178,11 +179,11 @@ CASES: Final[Mapping[str, Callable[[Server], str | None]]] = {
     "copies sent at once get one answer, or 409": _at_once,
     "keys of two callers do not meet": _two_callers,
 }
-"""What is checked, by its name; each returns what was wrong, or None."""
+"""The checks by name; each returns what was wrong, or None."""
 
 
 def check(server: Server) -> dict[str, str | None]:
-    """Return, by case, what the server did wrong; None where it kept the case."""
+    """Return what the server did wrong, by case; None where it did nothing wrong."""
     return {name: case(server) for name, case in CASES.items()}
 
 
@@ -212,7 +213,7 @@ def _arguments(given: Sequence[str]) -> Server:
 
 
 def _headers(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str, str]:
-    """Return headers; a value `$NAME` is read from the environment, where other users do not see it."""
+    """Return the headers; a value `$NAME` comes from the environment, which other users cannot see."""
     found = {}
     for one in given:
         name, colon, value = one.partition(":")
@@ -224,7 +225,7 @@ def _headers(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str,
 
 
 def main(given: Sequence[str] = ()) -> int:
-    """Check a server, print what it kept and what not; return the exit status: 0 where it kept all, 2 unreachable."""
+    """Check a server and print each case; return the exit status: 0 if all hold, 1 if not, 2 if it is unreachable."""
     server = _arguments(given)
     try:
         found = check(server)

@@ -49,12 +49,17 @@ class Idempotency:
     """Idempotent endpoints of one web service, on the ledger of one database.
 
     Args:
-        database: A URL, an engine or a sessionmaker: where the endpoints' changes, our tables and the keys are.
-        name: The name of the keys in the ledger. It is the same in all processes of the service, and stays.
-        retention: For how many seconds an answer is kept and given again; a week by default. Workers and
-            `consumerkit db prune` remove what is older. Each answer states it as `Idempotency-Retention`.
-        largest_answer: The most bytes of an answer's body. A larger one fails, and its key stays free.
-        documentation: A URL of your own that explains the key; it is the `type` of the errors' problem details.
+        database: A URL, an engine or a sessionmaker, for the endpoints' changes and consumerkit's
+            tables.
+        name: The name of the keys in the ledger. It must be the same in all processes of the
+            service, and must not change.
+        retention: Seconds for which an answer is kept and given again; a week by default. Workers
+            and `consumerkit db prune` remove older answers. Each answer states the retention as
+            `Idempotency-Retention`.
+        largest_answer: The most bytes of an answer's body. A request with a larger answer fails,
+            and its key stays free.
+        documentation: The URL of your page that explains the key; errors have it as the `type` of
+            their problem details.
         tables: The table definitions, if they are not the default ones.
         observers: Called with each `RequestAnswered`, after the log; `Metrics()` counts them.
 
@@ -111,24 +116,26 @@ class Idempotency:
         keep_4xx: bool = False,
         headers: Sequence[str] = (),
     ) -> Callable[[F], F]:
-        """Return the decorator of an endpoint that takes effect once for each `Idempotency-Key`.
+        """Return the decorator for an endpoint that takes effect once per `Idempotency-Key`.
 
         Args:
-            scope: Tells who asks, so that the keys of two callers never meet: a function of the request, or with
-                FastAPI a dependency. It returns text, a number, a UUID or a tuple of these, or raises an
-                `HTTPException`. It runs before anything else; the route is added to what it returns.
-            required: Whether a request without a key is refused. Otherwise it runs, in one transaction, unprotected
-                against repetition.
+            scope: Identifies the caller, so that the keys of two callers never collide: a function
+                of the request, or with FastAPI a dependency. It returns text, a number, a UUID or a
+                tuple of these, or raises an `HTTPException`. It runs before anything else. The
+                route is part of the scope too.
+            required: Whether a request without a key is refused. Otherwise the request runs in one
+                transaction, without protection against repetition.
             wait: Seconds for which a request waits for another one with the same key, before it is answered with 409.
-            fields: The fields of a JSON body that tell a repeated request from another one, dots reaching into nested
-                ones; the whole body where None.
+            fields: The fields of a JSON body that tell a repeated request from another one; a dot
+                leads into a nested field. The whole body where None.
             keep_4xx: Whether an answer of 4xx is kept and given again. Its changes are rolled back in any case, and
                 401, 403, 408, 409, 425 and 429 are never kept.
-            headers: Further headers to keep with an answer, besides Content-Type, Content-Language, Location, Link,
-                ETag and Last-Modified.
+            headers: Headers to keep with an answer, besides Content-Type, Content-Language,
+                Location, Link, ETag and Last-Modified.
 
         Raises:
-            ConfigurationError: An argument cannot be used, the endpoint streams, or it has a session of its own.
+            ConfigurationError: An argument cannot be used, the endpoint streams, or it has its own
+                session.
         """
 
         def decorate(endpoint: F) -> F:
@@ -199,17 +206,17 @@ class Idempotency:
         return await exchange.run(caller, call)
 
     def exchange(self, request: Request) -> Exchange:
-        """Return what is kept of a request that is being handled."""
+        """Return the exchange of a request that is being handled."""
         found: Exchange | None = request.scope.get(_EXCHANGE)
         if found is None or found.edge is not self:
             found = request.scope[_EXCHANGE] = Exchange(self, request)
         return found
 
     def session(self, request: Request) -> AsyncSession:
-        """Return the session of this request, whose transaction the edge begins and commits: a FastAPI dependency.
+        """Return this request's session, whose transaction the edge begins and commits: a FastAPI dependency.
 
-        It begins with the endpoint, so dependencies cannot use it: they run before the key is claimed. With Starlette,
-        call it in the endpoint.
+        The transaction begins with the endpoint. Dependencies cannot use the session: they run
+        before the key is claimed. With Starlette, call this method in the endpoint.
 
         Raises:
             ConfigurationError: The database has no driver for coroutines, or the endpoint is a plain function.
@@ -219,7 +226,7 @@ class Idempotency:
         return session
 
     def plain_session(self, request: Request) -> Session:
-        """Return the session of this request for an endpoint that is a plain function; see `session`."""
+        """Return this request's session, for an endpoint that is a plain function; see `session`."""
         session = self.exchange(request).session(Session)
         assert isinstance(session, Session)
         return session
@@ -229,14 +236,14 @@ class Idempotency:
         sessions = self.database.async_sessions if kind is AsyncSession else self.database.sync_sessions
         if sessions is None:
             raise ConfigurationError(f"{self.owner}: the database has no driver that gives a {kind.__name__}")
-        # Nothing begins by itself, so that nothing runs before the claim or after the commit.
+        # Without autobegin, no statement runs before the claim or after the commit.
         return EdgeTransaction(sessions(autobegin=False))
 
     async def found(self) -> EdgeTables:
-        """Return where the keys are, found with the first request.
+        """Return the tables of the keys, located at the first request.
 
         Raises:
-            ConfigurationError: Our tables are not to be found.
+            ConfigurationError: consumerkit's tables are not found.
             DBAPIError: The database is out of reach.
         """
         async with self._finding:

@@ -1,4 +1,4 @@
-"""One request and its answer: claim, run or answer again, commit, and only then send."""
+"""One request and its answer: claim, run or answer again, commit, and then send."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _log = logging.getLogger(__name__)
 
 
 class Exchange:
-    """What the edge keeps of one request while it is handled.
+    """The edge's state of one request while it is handled.
 
     Args:
-        edge: Whose it is.
+        edge: The edge that handles the request.
         request: The request.
     """
 
@@ -56,13 +56,13 @@ class Exchange:
         self._handed_out = False
         self._answered = False
         self._report = RequestReport()
-        self._is_ours = False  # what runs at the moment: the edge's statements, and not the endpoint
+        self._is_ours = False  # whether the edge's own statements run, rather than the endpoint
 
     def session(self, kind: type[AsyncSession] | type[Session]) -> AsyncSession | Session:
-        """Hand the request's session out.
+        """Return the request's session to the endpoint.
 
         Raises:
-            ConfigurationError: It is one of the other kind.
+            ConfigurationError: The request's session is of the other kind.
         """
         self._handed_out = True
         return self._own(kind).session
@@ -78,14 +78,14 @@ class Exchange:
         return self._transaction
 
     def prepare(self, declaration: RouteDeclaration, kind: type[AsyncSession] | type[Session]) -> None:
-        """Take what the endpoint declares, and have a session of its kind."""
+        """Record the endpoint's declaration, and create a session of its kind."""
         self._declaration = declaration
         self._own(kind)
 
     async def routed(self, handle: Callable[[], Awaitable[Response]]) -> Response:
-        """Have a request handled to its rendered answer, and commit that before it is returned for sending."""
+        """Handle a request to its rendered answer, commit, and return the answer for sending."""
         self.is_routed = True
-        await self._request.body()  # a form that is read first would leave nothing to compare
+        await self._request.body()  # once a form is read, the body is no longer there to compare
         response: Response | None = None
         try:
             response = await self._completed(await handle())
@@ -103,7 +103,7 @@ class Exchange:
         """Claim the key and run the endpoint, or return the answer that is kept.
 
         Returns:
-            What the endpoint returned, or a response of the edge's.
+            The endpoint's result, or the edge's own response.
         """
         assert self._declaration is not None
         self._report.endpoint = self._declaration.label
@@ -131,7 +131,7 @@ class Exchange:
         return Key(self.edge.owner, digest, shown(raw), fingerprint(self._request, body, self._declaration.fields))
 
     async def _begun(self) -> Response | None:
-        """Begin the transaction with the claim; return an answer where the endpoint is not to run."""
+        """Begin the transaction with the claim; return an answer where the endpoint must not run."""
         assert self._declaration is not None
         assert self._transaction is not None
         loop = asyncio.get_running_loop()
@@ -147,7 +147,7 @@ class Exchange:
             try:
                 taken = await self._transaction.begin(found, self._key)
             except InProgress:
-                # Another process has it. The connection goes back while this request waits.
+                # Another process has the key. This request waits without a connection.
                 await self._transaction.roll_back()
                 if loop.time() + look > end:
                     return self._in_progress()
@@ -181,7 +181,7 @@ class Exchange:
         except HTTPException as error:
             if not 400 <= error.status_code < 500:
                 raise
-            # Rolled back by `_completed`, which keeps the answer where that is declared.
+            # `_completed` rolls back, and keeps the answer where that is declared.
             if not self._keeps(error.status_code):
                 raise
             return await response_for(self._request, error)
@@ -218,7 +218,7 @@ class Exchange:
         self._report.outcome = "unprotected" if self._key is None else "new"
 
     async def _kept(self, response: Response) -> Response:
-        """Keep an answer of 4xx, in a transaction of its own; another one may have had the key since."""
+        """Keep an answer of 4xx in a new transaction; another request may have used the key since."""
         assert self._transaction is not None
         answer = self._answer(response)
         if (first := await self._begun_again()) is not None:
@@ -238,10 +238,10 @@ class Exchange:
         return self._again(taken)
 
     def _answer(self, response: Response) -> str | None:
-        """Return the answer as it is kept.
+        """Return the answer as stored text; None where the request has no key.
 
         Raises:
-            ConfigurationError: It is streamed, or too large.
+            ConfigurationError: The answer is streamed or too large.
         """
         assert self._declaration is not None
         answer = Answer.of(response, self._declaration.headers)
@@ -263,7 +263,7 @@ class Exchange:
         return problem(status, title, detail, type=self.edge.documentation, retry_after=retry_after)
 
     def _in_progress(self) -> Response:
-        if self._key is None:  # SQLite, whose one writer is another transaction
+        if self._key is None:  # on SQLite another transaction is the one writer
             self._report.outcome, self._report.error = "out_of_reach", "InProgress"
             return self._refusal(503, "The database is busy", "another request writes to it", retry_after=1)
         self._report.outcome = "in_progress"
@@ -271,7 +271,7 @@ class Exchange:
         return self._refusal(409, "Request in progress", detail, retry_after=1)
 
     def _out_of_reach(self, error: Exception) -> Response | None:
-        """Return the answer to a request that the database failed; None where it is not at fault."""
+        """Return the answer to a request that failed because of the database; None for any other error."""
         if self._transaction is None or isinstance(error, HTTPException):
             return None
         if fault_of(error, in_handler=not self._is_ours) not in _OUT_OF_REACH:
@@ -290,7 +290,7 @@ class Exchange:
             )
 
     async def _leave(self) -> None:
-        """End what is still open, and let the next one have the key."""
+        """End the transaction if it is open, and release the key to the next request."""
         try:
             if self._transaction is not None:
                 await self._transaction.end()

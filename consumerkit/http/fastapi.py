@@ -15,16 +15,17 @@ __all__ = ["IdempotentRoute"]
 
 
 class IdempotentRoute(APIRoute):
-    """The route class of routers whose endpoints have `@edge.idempotent`; other endpoints stay as they are.
+    """The route class for routers whose endpoints have `@edge.idempotent`; it does not change other endpoints.
 
-    FastAPI renders the answer, the edge commits it, and then it is sent; background tasks run after that.
+    FastAPI renders the answer, the edge commits it, and FastAPI sends it; background tasks run
+    after that.
 
     Example:
         router = APIRouter(route_class=IdempotentRoute)
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what handles a request."""
+        """Return the function that handles a request."""
         handle = super().get_route_handler()
         if not hasattr(self.endpoint, DECLARATION):
             return handle

@@ -1,4 +1,4 @@
-"""What an application answers to an `HTTPException`, by the handlers that it has declared."""
+"""Finds the application's answer to an `HTTPException` through its exception handlers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keys that are in use in this process: who waits for one of them needs no connection for that."""
+"""The keys that are in use in this process: a request waits for one of them without a connection."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from consumerkit.concurrency import wait_until_set
 
 
 class InFlight:
-    """The digests of keys whose requests are being handled here."""
+    """The digests of keys whose requests this process handles."""
 
     def __init__(self) -> None:
         self._running: dict[bytes, asyncio.Event] = {}
 
     async def enter(self, digest: bytes, within: float) -> float | None:
-        """Wait until a key is not in use here, and take it; return the seconds waited, or None where that was in vain.
+        """Wait until a key is free in this process, and take it; return the seconds waited, or None after a timeout.
 
-        A key that is free is taken at once, after 0 seconds.
+        A free key is taken at once, after 0 seconds.
         """
         if digest not in self._running:
             within = 0.0
@@ -29,6 +29,6 @@ class InFlight:
         return loop.time() - begun if within else 0.0
 
     def leave(self, digest: bytes) -> None:
-        """Let the next one have the key."""
+        """Release the key to the next request."""
         if (ended := self._running.pop(digest, None)) is not None:
             ended.set()

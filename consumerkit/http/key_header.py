@@ -1,4 +1,4 @@
-"""The `Idempotency-Key` header of a request: read, or refused."""
+"""Reads or refuses the `Idempotency-Key` header of a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 
 NAME: Final = "idempotency-key"
 LONGEST: Final = 255
-# A String of structured fields (RFC 9651), as the draft has it; and the bare form that most clients send.
+# The draft defines a String of structured fields (RFC 9651); most clients send the bare form.
 _QUOTED: Final = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"')
 _BARE: Final = re.compile(r"[A-Za-z0-9._~:/+=@-]+")
 
@@ -22,7 +22,7 @@ def read(headers: Headers) -> str | None:
     r"""Return the key; None where there is none.
 
     Raises:
-        Malformed: It is not one key of 1 to 255 characters.
+        MalformedKey: The header is not one key of 1 to 255 characters.
 
     Example:
         >>> read(Headers({"Idempotency-Key": '"8e03978e"'})), read(Headers({"Idempotency-Key": "8e03978e"}))

@@ -1,4 +1,4 @@
-"""What tells a repeated request from another one under the same key."""
+"""Digests of requests: they tell a repeated request from another one under the same key."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ _BOUNDARY: Final = re.compile(r'boundary="?([^";]+)"?', re.IGNORECASE)
 def fingerprint(request: Request, body: bytes, fields: Sequence[str] | None) -> bytes:
     """Return 16 bytes of the request's method, path, query and body.
 
-    A JSON body counts by its value, so that neither spaces nor the order of names matter. The boundary of a form in
-    parts, which a browser chooses for each request, does not count.
+    A JSON body counts by its value: neither spaces nor the order of names matter. The boundary of a
+    multipart form does not count, since a browser chooses it for each request.
 
     Args:
         request: The request.
         body: Its body.
-        fields: The fields of a JSON body that count, dots reaching into nested ones; the whole body where None.
+        fields: The fields of a JSON body that count; a dot leads into a nested field. The whole
+            body where None.
     """
     parts = [
         request.method.encode(),

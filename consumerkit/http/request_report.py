@@ -12,14 +12,14 @@ from consumerkit.events import Announcer, RequestAnswered, RequestOutcome
 
 @dataclass(slots=True)
 class RequestReport:
-    """How a request was answered, told once that is known.
+    """How a request was answered, announced once that is known.
 
     Attributes:
-        endpoint: The endpoint's name; empty until the request comes to the edge: what authentication or validation
-            refuses before is not told.
-        outcome: What became of it: it failed, until something else is known.
-        waited: Seconds for which it waited for another request with its key.
-        error: The type of the database's error, where that is out of reach.
+        endpoint: The endpoint's name; empty until the request reaches the edge. A request that
+            authentication or validation refuses before is not announced.
+        outcome: The request's outcome; "failed" until another one is known.
+        waited: Seconds for which the request waited for another one with its key.
+        error: The type of the database's error, where the database is out of reach.
     """
 
     endpoint: str = ""
@@ -29,11 +29,11 @@ class RequestReport:
     _begun: float = field(default_factory=time.monotonic)
 
     def raised(self, error: Exception) -> None:
-        """Take what the endpoint raised; its changes are rolled back."""
+        """Record the endpoint's error; its changes are rolled back."""
         self.outcome = "rolled_back" if isinstance(error, HTTPException) else "failed"
 
     def tell(self, announce: Announcer, owner: str, status: int | None) -> None:
-        """Announce it, where the request came to the edge."""
+        """Announce the report, if the request has reached the edge."""
         if self.endpoint:
             announce(
                 RequestAnswered(

@@ -1,4 +1,4 @@
-"""What one endpoint declares, and what its signature says."""
+"""What one endpoint declares, by the decorator and by its signature."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ALLOWED: Final = frozenset({"content-type", "content-language", "location", "lin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteDeclaration:
-    """What `Idempotency.idempotent` was given, checked.
+    """The checked arguments of `Idempotency.idempotent`.
 
     Attributes:
         label: The endpoint's name, for errors.
-        scope: Tells who asks.
+        scope: Identifies the caller.
         required: Whether a request without a key is refused.
         wait: Seconds for which to wait for a request with the same key.
         fields: The fields of a JSON body that tell requests apart; the whole body where None.
@@ -58,10 +58,10 @@ def declared(
     keep_4xx: bool,
     headers: Sequence[str],
 ) -> RouteDeclaration:
-    """Return what an endpoint declares.
+    """Return the checked declaration of an endpoint.
 
     Raises:
-        ConfigurationError: It cannot be kept.
+        ConfigurationError: An argument is wrong, or the endpoint streams its answer.
     """
     label = getattr(endpoint, "__qualname__", repr(endpoint))
     if not callable(scope):
@@ -105,10 +105,11 @@ def _check_kept_whole(label: str, endpoint: Callable[..., Any]) -> None:
 
 
 def refuse_other_sessions(label: str, endpoint: Callable[..., Any], ours: Sequence[Callable[..., Any]]) -> None:
-    """Refuse an endpoint that has a session of its own injected.
+    """Refuse an endpoint whose session does not come from the edge.
 
     Raises:
-        ConfigurationError: A parameter is a session, and another dependency than the edge's gives it.
+        ConfigurationError: A parameter is a session, and another dependency than the edge's
+            provides it.
     """
     hints = _hints(endpoint)
     for name, parameter in inspect.signature(endpoint).parameters.items():
@@ -126,7 +127,7 @@ def refuse_other_sessions(label: str, endpoint: Callable[..., Any], ours: Sequen
 def _hints(endpoint: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(endpoint, include_extras=True)
-    except Exception:  # noqa: BLE001 - a name that is there for the type checker alone
+    except Exception:  # noqa: BLE001 - a name may exist only for the type checker
         return {}
 
 
@@ -139,7 +140,7 @@ def _dependency(hint: Any, default: Any) -> Callable[..., Any] | None:
 
 
 def extended_signature(endpoint: Callable[..., Any], scope: Callable[..., Any]) -> inspect.Signature | None:
-    """Return the endpoint's signature with the request and the caller, for FastAPI to inject; None without FastAPI."""
+    """Return the endpoint's signature plus the request and the caller, which FastAPI injects; None without FastAPI."""
     fastapi = sys.modules.get("fastapi")
     signature = inspect.signature(endpoint)
     if fastapi is None:
@@ -148,7 +149,7 @@ def extended_signature(endpoint: Callable[..., Any], scope: Callable[..., Any]) 
     given = [one.replace(annotation=hints.get(one.name, one.annotation)) for one in signature.parameters.values()]
     kind = inspect.Parameter.KEYWORD_ONLY
     added = [inspect.Parameter(CALLER, kind, annotation=Any, default=fastapi.Depends(scope))]
-    if request_parameter(endpoint) == REQUEST:  # FastAPI gives the request to one parameter
+    if request_parameter(endpoint) == REQUEST:  # FastAPI passes the request to only one parameter
         added.append(inspect.Parameter(REQUEST, kind, annotation=Request))
     variable = [one for one in given if one.kind is inspect.Parameter.VAR_KEYWORD]
     plain = [one for one in given if one.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -157,7 +158,7 @@ def extended_signature(endpoint: Callable[..., Any], scope: Callable[..., Any]) 
 
 
 def request_parameter(endpoint: Callable[..., Any]) -> str:
-    """Return the name of the parameter that has the request: the endpoint's own, or ours."""
+    """Return the name of the parameter that gets the request: the endpoint's own, or consumerkit's."""
     for name, hint in _hints(endpoint).items():
         if isinstance(hint, type) and issubclass(hint, Request) and name != "return":
             return name
@@ -168,7 +169,7 @@ def route_of(request: Request) -> str:
     """Return the name of a request's route: its method and its path with the parameters' names."""
     scope = request.scope
     root, declared_path = scope.get("app_root_path", scope.get("root_path", "")), None
-    if "app_root_path" in scope or "route" not in scope:  # mounted, where the prefix is not declared but filled in
+    if "app_root_path" in scope or "route" not in scope:  # mounted: the prefix holds the parameters' values
         routes = getattr(scope.get("router"), "routes", ())
         outer = {**scope, "root_path": root, "path_params": {}}
         declared_path = _declared_path(routes, outer, scope.get("endpoint"))
@@ -180,7 +181,7 @@ def route_of(request: Request) -> str:
 
 
 def _declared_path(routes: Sequence[Any], scope: MutableMapping[str, Any], endpoint: object) -> str | None:
-    """Return the path with the parameters' names by which an endpoint was found."""
+    """Return the path, with the parameters' names, of the route to an endpoint; None where there is none."""
     for route in routes:
         match, child = route.matches(scope)
         if match is not Match.FULL:
@@ -193,15 +194,15 @@ def _declared_path(routes: Sequence[Any], scope: MutableMapping[str, Any], endpo
 
 
 def callers(value: object) -> Sequence[object]:
-    """Return the parts of what a scope has returned: one value, or several."""
+    """Return a scope's result as parts: one value, or several."""
     return value if isinstance(value, tuple | list) else [value]
 
 
 def encoded(label: str, part: object) -> bytes:
-    """Return a part of what a scope has returned as bytes.
+    """Return one part of a scope's result as bytes.
 
     Raises:
-        ConfigurationError: It tells nothing, or is of another type.
+        ConfigurationError: The part is empty or of another type.
     """
     if not isinstance(part, str | bytes | int | UUID | date) or not (raw := encode_field(part)):
         what = type(part).__name__ if part else "nothing"

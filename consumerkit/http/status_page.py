@@ -1,4 +1,4 @@
-"""What became of a click: a status URL on `message_status`, for polling and as server-sent events."""
+"""A status URL that shows `message_status` of a message, for polling and as server-sent events."""
 
 from __future__ import annotations
 
@@ -40,22 +40,26 @@ def status_route(
     longest: float = 60.0,
     tables: Tables = DEFAULT_TABLES,
 ) -> Route:
-    """Return a route that tells what became of a message: append it to an application's `router.routes`.
+    """Return a route that shows the status of a message: append it to an application's `router.routes`.
 
-    A GET answers with JSON: handler, message_id, state, since, attempts, due_at, reason and `final`, which says that
-    the state will stay. While it is not final, `Retry-After` says when to ask again. A client that accepts
-    `text/event-stream` gets an event `status` with each change instead, until the state is final; so `EventSource`
-    in a page needs no more than the URL. No connection is held between two looks.
+    A GET answers with JSON: handler, message_id, state, since, attempts, due_at, reason and
+    `final`, which is true if the state will not change. While it is false, `Retry-After` says when
+    to ask again. A client that accepts `text/event-stream` instead gets an event `status` at each
+    change, until the state is final: `EventSource` in a page needs only the URL. No database
+    connection is held between two looks.
 
     Args:
-        path: With `{handler}` and `{message_id}`; use `{message_id:path}` for IDs with slashes.
+        path: The path, with `{handler}` and `{message_id}`; use `{message_id:path}` for IDs with
+            slashes.
         database: A URL, an engine or a sessionmaker, as for `Idempotency`.
-        handlers: The handlers whose messages it may show: classes, instances or names. Any other name is 404.
-        authorize: Called with the request, the handler's name and the message ID before anything is looked up. It
-            returns True, or False for 404, or raises an `HTTPException`; a coroutine function will do.
-        results: Whether to tell what `handle` returned, too.
+        handlers: The handlers whose messages may be shown: classes, instances or names. Any other
+            name is 404.
+        authorize: Called with the request, the handler's name and the message ID before anything is
+            looked up. It returns True, or False for 404, or raises an `HTTPException`. It may be a
+            coroutine function.
+        results: Whether to show what `handle` returned, too.
         interval: Seconds between two looks, for events and in `Retry-After`.
-        longest: Seconds after which a stream of events ends; the browser then asks again by itself.
+        longest: Seconds after which a stream of events ends; the browser then reconnects by itself.
         tables: The table definitions, if they are not the default ones.
 
     Raises:
@@ -77,7 +81,7 @@ def status_route(
 
 
 def accepted(request: Request, handler: Asked, message_id: str) -> JSONResponse:
-    """Return the answer 202 to a request whose work a handler does: with the status URL, also as `Location`.
+    """Return an answer 202 to a request whose work a handler does, with the status URL, also as `Location`.
 
     Args:
         request: The request; its application has a `status_route`.
@@ -116,14 +120,14 @@ class _Page:
             if name not in self.handlers or not await self._may(request, name, message_id):
                 return problem(404, "Not found", "this message does not exist, or you may not see it")
         except (SQLAlchemyError, OSError):
-            # A browser asks again where a stream ends, and never again after a status of 5xx.
+            # A browser reconnects after a stream ends, but never after a status of 5xx.
             return _stream(_nothing()) if streams else self._out_of_reach()
         status = await self._seen(name, message_id)
         if streams and (status is None or not _was_told(request, status)):
             return _stream(self._events(request, name, message_id, status))
         if status is None:
             return self._out_of_reach()
-        return Response(status_code=204) if streams else self._told(status)  # 204 ends a browser's asking again
+        return Response(status_code=204) if streams else self._told(status)  # after 204 a browser does not reconnect
 
     def _out_of_reach(self) -> Response:
         return problem(503, "The database is out of reach", "ask again later", retry_after=self._again)
@@ -163,7 +167,7 @@ class _Page:
         return {**told, "result": status.result} if self.results else told
 
     async def _seen(self, name: str, message_id: str) -> MessageStatus | None:
-        """Return what is known of a message; None while the database is out of reach."""
+        """Return the status of a message; None while the database is out of reach."""
         try:
             return await self._look(name, message_id)
         except (SQLAlchemyError, OSError):
@@ -176,7 +180,7 @@ class _Page:
         end, sent = loop.time() + self.longest, ""
         while True:
             event = sent if status is None else self._event(status)
-            # A comment where nothing changed: it tells whether the client is there.
+            # A comment where nothing changed: sending it shows whether the client is still there.
             yield _OUT_OF_REACH if status is None else ": no change\n\n" if event == sent else event
             sent = event
             if (status is not None and is_final(status)) or loop.time() >= end or await request.is_disconnected():
@@ -189,7 +193,7 @@ class _Page:
 
 
 def is_final(status: MessageStatus) -> bool:
-    """Tell whether a state will stay: processed, or dead and not on its way again."""
+    """Tell whether a state is final: processed, or dead and not redriven."""
     if status.state is MessageState.DEAD:
         return status.letter_state != "redriven"
     return status.state is MessageState.PROCESSED
@@ -200,7 +204,7 @@ def _was_told(request: Request, status: MessageStatus) -> bool:
 
 
 def _stream(events: AsyncIterator[str]) -> Response:
-    # The header asks nginx and others to pass each event on at once.
+    # The header asks proxies such as nginx to pass each event on at once.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type=_EVENTS, headers=headers)
 

@@ -29,7 +29,7 @@ _LIMITS: Final = Limits(statement=60.0, lock=30.0, idle=60.0)
 
 
 class EdgeTables(NamedTuple):
-    """Where the edge's keys are: found once, with the first request."""
+    """The tables of the edge's keys, located once, at the first request."""
 
     tables: Tables
     dialect: Dialect
@@ -37,7 +37,7 @@ class EdgeTables(NamedTuple):
 
 
 class TakenKey(NamedTuple):
-    """What the ledger holds for a key that came before: its fingerprint, and the answer as text."""
+    """The ledger's record of a key that was used before: its fingerprint, and the answer as text."""
 
     kept: Kept
     answer: str | None
@@ -45,7 +45,7 @@ class TakenKey(NamedTuple):
 
 @dataclass(slots=True)
 class EdgeTransaction:
-    """A session of the edge, and what was begun on it."""
+    """A session of the edge and its transaction."""
 
     session: AsyncSession | Session
     found: EdgeTables | None = None
@@ -55,14 +55,14 @@ class EdgeTransaction:
 
     @property
     def is_open(self) -> bool:
-        """Whether it was begun and has not ended yet."""
+        """Whether the transaction has begun and not ended yet."""
         return self.found is not None
 
     async def begin(self, found: EdgeTables, key: Key | None) -> TakenKey | None:
-        """Begin, and claim the key where there is one; return what the ledger holds where it came before.
+        """Begin, and claim the key if there is one; return the ledger's record of a key that was used before.
 
         Raises:
-            InProgress: Another transaction is at the key.
+            InProgress: Another transaction holds the key.
             DBAPIError: The database is out of reach.
         """
         self.found, self._token = found, secrets.token_hex(8)
@@ -76,7 +76,7 @@ class EdgeTransaction:
             remember(session, found.tables)
             self._begun = found.dialect.begin(connection, _LIMITS, self._token)
         except DBAPIError as error:
-            if is_busy(error):  # SQLite, whose writer is another transaction
+            if is_busy(error):  # on SQLite another transaction is the one writer
                 raise InProgress("another transaction is writing to the database") from error
             raise
         event.listen(session, "before_commit", self._refuse)
@@ -97,7 +97,7 @@ class EdgeTransaction:
 
         Raises:
             TransactionMisused: The endpoint ended the transaction.
-            DBAPIError: A change cannot be written, or the answer to COMMIT did not come.
+            DBAPIError: A change cannot be written, or COMMIT was not answered.
         """
         await self.run(lambda session: self._commit(session, key, answer))
         self.found = None
@@ -116,7 +116,7 @@ class EdgeTransaction:
         session.commit()
 
     async def roll_back(self) -> None:
-        """Take back what was begun; the connection goes back to the pool."""
+        """Roll back the transaction if it is open; the connection returns to the pool."""
         if self.found is not None:
             self.found = None
             await self.run(self._roll_back)
@@ -127,10 +127,10 @@ class EdgeTransaction:
         session.rollback()
 
     async def end(self) -> None:
-        """Take back what is open, and close the session; a connection that is broken is given up."""
+        """Roll back the transaction if it is open, and close the session; a broken connection is given up."""
         try:
             await self.roll_back()
-        except Exception as error:  # noqa: BLE001 - what is not committed is rolled back by the server
+        except Exception as error:  # noqa: BLE001 - the server rolls back what is not committed
             _log.warning("a request's connection is given up: %s", type(error).__name__)
             await self._ended("invalidate")
         await self._ended("close")

@@ -1,4 +1,4 @@
-"""Jobs and backfills on the same ledger: a cron job's effect once for each key, a backfill's once for each row.
+"""Jobs and backfills on the ledger: a job takes effect once per key, and a backfill once per row.
 
 async with once(session, "nightly-invoices", "2026-11-24") as first:
     if first:

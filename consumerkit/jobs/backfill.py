@@ -1,4 +1,4 @@
-"""Backfills: a large query in batches, each with its checkpoint in one transaction."""
+"""Backfills: a large query in batches, each in one transaction with its checkpoint."""
 
 from __future__ import annotations
 
@@ -88,32 +88,39 @@ def checkpoints(
     progress: bool = True,
     tables: Tables = DEFAULT_TABLES,
 ) -> AsyncIterator[Sequence[Any]] | Iterator[Sequence[Any]]:
-    """Go through a query in batches; each batch's changes are committed together with how far the backfill has come.
+    """Go through a query in batches; each batch's changes are committed together with the backfill's position.
 
-    The loop commits a batch when the next one is asked for. What ends the loop early, an error or a `break`, leaves the
-    batch in hand uncommitted, and closing the session rolls it back. A later run goes on behind the last batch that was
-    committed, in this process or another. Two runs at once take turns, and each row is in one committed batch.
+    The loop commits a batch when it asks for the next one. An error or a `break` in the loop leaves
+    the current batch uncommitted, and closing the session rolls it back. A later run, in this
+    process or another, continues after the last committed batch. Two concurrent runs take turns,
+    and each row is in one committed batch.
 
-    Rows that appear behind the position while the backfill runs are met, those before it are not. A backfill that is
-    through goes on where it ended when it is run again; give it another name to begin again.
+    A row that appears beyond the position while the backfill runs is included; one before the
+    position is not. A finished backfill that runs again continues where it ended; give it another
+    name to begin again.
 
     Args:
-        session: Any session, whose transactions are READ COMMITTED, outside of `session.begin()`. Use `async for` with
-            an `AsyncSession`, and `for` with a plain one.
+        session: A session with READ COMMITTED transactions, outside `session.begin()`. Use `async
+            for` with an `AsyncSession`, and `for` with a plain one.
         name: The backfill's name: up to 200 letters, digits and `. _ : -`.
-        query: What to go through, without ORDER BY and LIMIT. It may lock its rows by `with_for_update()`.
-        key: The column or columns to follow: unique, never null, of one table, and indexed in this order.
+        query: The query, without ORDER BY and LIMIT. It may lock its rows with `with_for_update()`.
+        key: The column or columns that order the rows: unique, never null, of one table, and
+            indexed in this order.
         batch_size: Rows in a batch.
-        rate: At most so many rows a second in this process, by waiting between two transactions; None for no limit.
-        progress: Whether to show a bar on standard error, where that is a terminal. The rows are counted first then.
+        rate: The most rows per second in this process; the loop waits between two transactions.
+            None is no limit.
+        progress: Whether to show a bar on standard error, if that is a terminal. The rows are then
+            counted first.
         tables: The table definitions, if they are not the default ones; as for `outbox.publish`.
 
     Returns:
-        An iterator over batches: of entities or values where the query selects one thing, else of rows.
+        An iterator over batches: of entities or values where the query selects one item, else of
+        rows.
 
     Raises:
         TransactionMisused: The loop's body committed or rolled back the session.
-        ConfigurationError: An argument cannot be used, or the session finds none of our tables.
+        ConfigurationError: An argument cannot be used, or the session does not find consumerkit's
+            tables.
 
     Example:
         async for orders in checkpoints(session, "fill-totals", select(Order), key=Order.id, rate=2_000):

@@ -1,4 +1,4 @@
-"""A backfill's loop: a batch and its checkpoint in each transaction."""
+"""A backfill's loop: each transaction holds a batch and its checkpoint."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from consumerkit.storage.tables import Tables
 
 
 class BackfillPace:
-    """How long to wait after a batch, so that no second sees more rows than the rate."""
+    """Tells how long to wait after a batch, to keep to a rate of rows per second."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
         self._began = 0.0
 
     def begin(self) -> None:
-        """Note that a batch begins."""
+        """Record that a batch begins."""
         self._began = time.monotonic()
 
     def wait(self, rows: int) -> float:
-        """Return for how many seconds to wait after a batch of so many rows."""
+        """Return how many seconds to wait after a batch of this many rows."""
         if self._rate is None:
             return 0.0
         return max(0.0, self._began + rows / self._rate - time.monotonic())
@@ -46,7 +46,7 @@ class Batches:
         paging: The query and its key.
         size: Rows in a batch.
         tables: The table definitions.
-        bar: Shows how far it has come; None shows nothing.
+        bar: Shows the progress; None shows nothing.
     """
 
     def __init__(self, label: str, paging: Paging, size: int, tables: Tables, bar: Bar | None) -> None:
@@ -60,7 +60,7 @@ class Batches:
         self._rows = 0
 
     def finish(self, session: Session) -> int:
-        """Commit the batch in hand; return how many rows it had."""
+        """Commit the current batch; return the number of its rows."""
         began, self._began = self._began, None
         if began is None:
             return 0
@@ -76,7 +76,7 @@ class Batches:
         return self._rows
 
     def take(self, session: Session) -> Page | None:
-        """Begin a transaction, move the checkpoint behind the next batch, and return that; None at the end."""
+        """Begin a transaction, move the checkpoint behind the next batch, and return that batch; None at the end."""
         if is_callers(session):
             raise ConfigurationError(
                 f"{self._label}: each batch is a transaction of its own; give a session outside of session.begin()"

@@ -1,4 +1,4 @@
-"""A block that takes effect once for each key: for cron jobs and scripts."""
+"""A block that takes effect once per key, for cron jobs and scripts."""
 
 from __future__ import annotations
 
@@ -56,35 +56,36 @@ def once(
     wait: float | None = None,
     tables: Tables = DEFAULT_TABLES,
 ) -> AbstractAsyncContextManager[bool] | AbstractContextManager[bool]:
-    """Run a block whose changes are committed once for each key, however often and by how many it is run.
+    """Run a block whose changes are committed once per key, however often and in however many processes it runs.
 
-    The key is claimed in the ledger, in the transaction of the block's changes. That transaction is committed when the
-    block ends, and rolled back when it raises, which leaves the key free. Within `session.begin()`, a savepoint or a
-    handler, the block is a part of that transaction: its changes and its key go back together when it raises, and are
-    committed with the rest.
+    The key is claimed in the ledger, in the transaction of the block's changes. That transaction is
+    committed when the block ends, and rolled back when it raises; the key is then free. Within
+    `session.begin()`, a savepoint or a handler, the block is part of that transaction: its changes
+    and its key are committed with the rest, or rolled back together when it raises.
 
-    While another transaction is at the same key, the block waits until that one has ended.
+    While another transaction holds the same key, the block waits until that transaction has ended.
 
     Args:
-        session: Any session, whose transactions are READ COMMITTED. Use `async with` for an `AsyncSession`, and `with`
-            for a plain one.
+        session: A session with READ COMMITTED transactions. Use `async with` for an `AsyncSession`,
+            and `with` for a plain one.
         name: The job's name: up to 200 letters, digits and `. _ : -`. Keys of different names are different keys.
-        key: What the job is run for, such as a date; several parts are one key together.
-        fingerprint: What the job was called with, where a key must not come again with something else: any value that
-            JSON has, a model or a dataclass. Only its digest is stored; nothing is compared where None.
-        wait: Seconds to wait for another run of the same key, 0 for an immediate error; on PostgreSQL only. Where
-            None, it waits as long as the session's connection waits for any lock.
+        key: What the job runs for, such as a date; several parts form one key.
+        fingerprint: The job's input, where the same key with another input is an error: any value
+            that JSON has, a model or a dataclass. Only its digest is stored. None compares nothing.
+        wait: Seconds to wait for another run of the same key, 0 for an immediate error; on
+            PostgreSQL only. None waits as long as the session's connection waits for any lock.
         tables: The table definitions, if they are not the default ones; as for `outbox.publish`.
 
     Returns:
-        A context manager. It yields True in the run that has the key, and False where an earlier one has committed.
+        A context manager. It yields True in the run that has the key, and False after an earlier
+        run has committed.
 
     Raises:
         InProgress: Another run of the same key did not end in time. Nothing was done.
         KeyReused: The key was used before, with another fingerprint.
         TransactionMisused: The block committed or rolled back the session.
-        ConfigurationError: Name, key, fingerprint or wait cannot be used; the session finds none of our tables, or its
-            connection is in autocommit.
+        ConfigurationError: An argument cannot be used, the session does not find consumerkit's
+            tables, or its connection is in autocommit.
 
     Example:
         async with once(session, "nightly-invoices", "2026-11-24") as first:
@@ -101,7 +102,7 @@ def owner_name(kind: str, name: str) -> str:
     """Return a job's name among the handlers.
 
     Raises:
-        ConfigurationError: It is no name.
+        ConfigurationError: The name is not valid.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigurationError(
@@ -137,7 +138,7 @@ def _fingerprint(owner: str, value: object) -> bytes:
 
 
 class _Block:
-    """What happens where the block begins and ends, on the plain session."""
+    """The block's begin and end, on the plain session."""
 
     def __init__(self, key: Key, wait: float | None, tables: Tables) -> None:
         self._key = key

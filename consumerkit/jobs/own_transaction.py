@@ -1,4 +1,4 @@
-"""Whose transaction a session is in, and how one of ours ends."""
+"""Tells who owns a session's transaction, and commits one of consumerkit's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from consumerkit.storage.tables import Tables
 
 
 class SessionTables(NamedTuple):
-    """Where our tables are for a session."""
+    """consumerkit's tables as a session finds them."""
 
     tables: Tables
     dialect: Dialect
@@ -27,10 +27,10 @@ class SessionTables(NamedTuple):
 
 
 def found_for(session: Session, tables: Tables, label: str) -> SessionTables:
-    """Return where the session finds our tables.
+    """Return consumerkit's tables as the session finds them.
 
     Raises:
-        ConfigurationError: It finds none.
+        ConfigurationError: The session does not find them.
         InProgress: On SQLite, another transaction wrote for too long.
     """
     try:
@@ -43,7 +43,7 @@ def found_for(session: Session, tables: Tables, label: str) -> SessionTables:
 
 
 def is_callers(session: Session) -> bool:
-    """Tell whether the caller, or a worker, ends the transaction: by `session.begin()` or a savepoint."""
+    """Tell whether the caller, by `session.begin()` or a savepoint, or a worker ends the transaction."""
     transaction = session.get_transaction()
     if transaction is None:
         return False
@@ -52,7 +52,7 @@ def is_callers(session: Session) -> bool:
 
 
 def is_open(session: Session, savepoint: SessionTransaction) -> bool:
-    """Tell whether a savepoint of ours stands, whatever the block began within it."""
+    """Tell whether a savepoint is open, whatever the block began within it."""
     transaction = session.get_nested_transaction()
     while transaction is not None and transaction is not savepoint:
         transaction = transaction.parent
@@ -60,18 +60,18 @@ def is_open(session: Session, savepoint: SessionTransaction) -> bool:
 
 
 def misused(label: str) -> TransactionMisused:
-    """Return the error of a block that ended our transaction."""
+    """Return the error of a block that ended consumerkit's transaction."""
     return TransactionMisused(
         f"{label}: the block committed or rolled back the session; the end of the block does that"
     )
 
 
 def commit(session: Session, began: SessionTransaction, dialect: Dialect, label: str) -> None:
-    """Commit the transaction that we began.
+    """Commit the transaction that consumerkit began.
 
     Raises:
-        TransactionMisused: It was ended by somebody else; what came after it is rolled back.
-        DBAPIError: A statement failed and its error was swallowed: COMMIT would roll back without a word.
+        TransactionMisused: Other code has ended it; whatever followed it is rolled back.
+        DBAPIError: A statement failed and the block hid its error: COMMIT would silently roll back.
     """
     if session.get_transaction() is not began:
         session.rollback()

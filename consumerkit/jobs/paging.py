@@ -1,4 +1,4 @@
-"""A query in pages by its key: each page begins behind the last row of the one before, whatever came in between."""
+"""Splits a query into pages by its key: each page begins behind the last row of the previous one."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ KeyColumn = InstrumentedAttribute[Any] | Column[Any]
 
 
 class Page(NamedTuple):
-    """Some rows of the query: entities or values where it selects one thing, else rows; and the last one's key."""
+    """Some rows of the query (entities or values where it selects one item), and the key of the last one."""
 
     rows: Sequence[Any]
     last: tuple[Any, ...]
 
 
 class Paging:
-    """A query, and the columns that it is followed by.
+    """A query and the columns that order its pages.
 
     Raises:
-        ConfigurationError: The query has an order or a limit of its own, or the key is not unique or may be null.
+        ConfigurationError: The query has its own order or limit, or the key is not unique or may be
+            null.
     """
 
     def __init__(self, label: str, query: Select[*tuple[Any, ...]], key: Sequence[KeyColumn]) -> None:
@@ -54,7 +55,7 @@ class Paging:
         return Page(_rows(names[:width], [tuple(row[:width]) for row in found]), last)
 
     def count(self, session: Session, after: Sequence[Any] | None) -> int:
-        """Return how many rows there are behind a key."""
+        """Return the number of rows behind a key."""
         rows = self._behind(after).with_only_columns(*self._given, maintain_column_froms=True).subquery()
         return int(session.execute(select(func.count()).select_from(rows)).scalar_one())
 

@@ -1,4 +1,4 @@
-"""How far a backfill has come: the last row's key, as JSON that gives the same values back."""
+"""A backfill's position: the last row's key, stored as JSON that gives the same values back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uuid import UUID
 from consumerkit.errors import ConfigurationError
 
 _KINDS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]] = {
-    # Of two that are bases of each other the more special one comes first.
+    # A subclass stands before its base class.
     "int": (int, int, int),
     "str": (str, str, str),
     "uuid": (UUID, str, UUID),
@@ -26,10 +26,10 @@ _KINDS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]
 
 @dataclass(frozen=True, slots=True)
 class BackfillPosition:
-    """Where a backfill stands.
+    """The position of a backfill.
 
     Attributes:
-        key: The names of the columns that it follows.
+        key: The names of the key's columns.
         after: Their values in the last row that was handled; None before the first.
         rows: How many rows were handled.
         finished: Whether the last look found no more rows.
@@ -41,15 +41,15 @@ class BackfillPosition:
     finished: bool = False
 
     def moved(self, after: Sequence[Any], rows: int) -> BackfillPosition:
-        """Return the position behind so many more rows."""
+        """Return the position behind this many more rows."""
         return BackfillPosition(self.key, tuple(after), self.rows + rows)
 
     def ended(self) -> BackfillPosition:
-        """Return it where no more rows were found."""
+        """Return the position where no more rows were found."""
         return replace(self, finished=True)
 
     def text(self, label: str) -> str:
-        """Return it as JSON.
+        """Return the position as JSON.
 
         Raises:
             ConfigurationError: A value of the key is of a kind that cannot be stored.
@@ -63,7 +63,7 @@ class BackfillPosition:
 
 
 def parsed(text: str) -> BackfillPosition:
-    """Return what `BackfillPosition.text` has written."""
+    """Return the position that `BackfillPosition.text` has written."""
     found = json.loads(text)
     after = found["after"]
     values = None if after is None else tuple(_KINDS[kind][2](value) for kind, value in after)

@@ -1,4 +1,4 @@
-"""The progress bar of a backfill, on standard error where that is a terminal."""
+"""The progress bar of a backfill, on standard error if that is a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """How many rows are done, of how many; nothing is shown where standard error is no terminal."""
+    """Shows how many of how many rows are done; shows nothing if standard error is no terminal."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -24,17 +24,18 @@ class Bar:
         self._progress = _progress()
         self._task = self._progress.add_task(self._name, completed=done, total=total)
         self._progress.start()
-        # Where the loop is left early, the terminal gets its cursor back with the end of the iterator.
+        # After a loop that ends early, the terminal gets its cursor back when the iterator is
+        # freed.
         weakref.finalize(self, self._progress.stop)
 
     def advance(self, rows: int) -> None:
-        """Tell that so many more rows are done."""
+        """Show this many more rows as done."""
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task, rows)
             self._progress.refresh()
 
     def stop(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar where it is."""
         if self._progress is not None:
             self._progress.stop()
 
@@ -47,7 +48,7 @@ def is_watched() -> bool:
 
 
 def _progress() -> Progress:
-    # Imported where it is shown: it takes as long to import as all that is ours.
+    # Imported only when a bar is shown: the import takes as long as that of all consumerkit.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,6 +1,7 @@
-"""What an operator's tools read: metrics, and whether a worker lives and is ready.
+"""Monitoring for operators: metrics, and whether a worker lives and is ready.
 
-`Metrics` needs prometheus-client, which the extra `metrics` brings, and `OpenTelemetryMetrics` opentelemetry-api.
+`Metrics` needs prometheus-client, from the extra `metrics`, and `OpenTelemetryMetrics` needs
+opentelemetry-api.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["Metrics", "OpenTelemetryMetrics", "measured"]
 
 
 def __getattr__(name: str) -> object:
-    """Import what is used: a worker's own health needs no library."""
+    """Import a name at its first use: a worker's health needs neither library."""
     if name in ("Metrics", "OpenTelemetryMetrics"):
         from consumerkit.monitoring import metrics
 

@@ -1,4 +1,4 @@
-"""What waits in the database and in the topics, measured from time to time: no event reports other processes."""
+"""Measures from time to time what waits in the database and in the topics; events report only this process."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from consumerkit.storage.tables import Tables
 from consumerkit.worker import Worker
 
 EVERY: Final = 30.0
-"""Seconds between two measurements: each counts what is parked and dead, which grows with how much there is."""
-_FIRST: Final = 1.0  # a worker that starts checks the tables first
+"""Seconds between two measurements: each takes longer, the more messages are parked and dead."""
+_FIRST: Final = 1.0  # the worker first checks its tables
 _WITHIN: Final = 10.0
 _HOLDING: Final = (Kind.HELD.value, Kind.RELEASED.value)
 _log = logging.getLogger(__name__)
@@ -32,23 +32,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HandlerBacklog:
-    """What waits for one handler; ages in seconds, 0 where nothing waits.
+    """What waits for one handler; ages are in seconds, and 0 where nothing waits.
 
     Attributes:
         handler: Its name.
         parked: Messages that wait for their next attempt, or behind one that does.
-        parked_due: Those of them that are due.
-        parked_oldest_seconds: For how long the oldest of them is parked.
+        parked_due: Parked messages that are due.
+        parked_oldest_seconds: How long the oldest parked message has been parked.
         parked_due_oldest_seconds: How long the first due parked message has been due.
         keys_held: Keys that wait for a decision on a dead letter.
-        keys_held_oldest_seconds: For how long the first of them waits.
-        undos: Steps that are to be undone.
-        undos_due: Those of them that are due.
+        keys_held_oldest_seconds: How long the first held key has waited.
+        undos: Steps that wait to be undone.
+        undos_due: Undos that are due.
         undos_due_oldest_seconds: How long the first due undo has been due.
         dead_undecided: Dead letters that wait for a decision.
-        dead_oldest_seconds: How long the oldest of these has waited.
-        lag: What is in the topics and not processed.
-        lag_oldest_seconds: For how long the first of that is there, as far as this process has seen.
+        dead_oldest_seconds: How long the oldest undecided dead letter has waited.
+        lag: Messages in the topics that are not processed.
+        lag_oldest_seconds: How long the first of these messages has been there, as far as this
+            process has seen.
         marks: The handler's positions.
     """
 
@@ -70,12 +71,12 @@ class HandlerBacklog:
 
     @property
     def work_left(self) -> int:
-        """What is to be done, as one number: the lag, due messages of the parking lot, held keys and due undos."""
+        """All work that is left, as one number: lag, due parked messages, held keys and due undos."""
         return self.lag + self.parked_due + self.keys_held + self.undos_due
 
     @property
     def work_left_oldest_seconds(self) -> float:
-        """How long the oldest of these has waited."""
+        """How long the oldest part of `work_left` has waited."""
         return max(
             self.lag_oldest_seconds,
             self.parked_due_oldest_seconds,
@@ -95,14 +96,14 @@ class TopicBacklog:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits in the database for a worker's handlers, and in the outbox for anybody."""
+    """What waits for a worker's handlers, and what waits in the outbox for any topic."""
 
     handlers: tuple[HandlerBacklog, ...]
     outbox: tuple[TopicBacklog, ...]
 
 
 def measure(session: Session, tables: Tables, names: Sequence[str]) -> Backlog:
-    """Return what waits, in a transaction of the caller's."""
+    """Return what waits in the database, read in the caller's transaction."""
     parked, dead, outbox = tables.parked_messages.c, tables.dead_letters.c, tables.outbox_messages.c
     dialect = dialect_for(session.connection().dialect.name, tables)
     message = parked.kind.not_in(_HOLDING)
@@ -197,7 +198,7 @@ class Measuring:
         self._lags: dict[str, Lag] = {}
 
     async def measure(self) -> Backlog:
-        """Return what waits. Where the broker does not answer, the lag is what it was.
+        """Return what waits. Where the broker does not answer, the lag keeps its last value.
 
         Raises:
             Exception: The database does not answer.
@@ -233,7 +234,7 @@ async def keep_measuring(worker: Worker, tell: Callable[[Backlog], None], over: 
         try:
             tell(await measuring.measure())
             failing = False
-        except Exception as error:  # noqa: BLE001 - the gauges keep their last values, and the worker works on
+        except Exception as error:  # noqa: BLE001 - the gauges keep their last values, and the worker continues
             if not failing:
                 what = type(error).__name__
                 _log.warning(

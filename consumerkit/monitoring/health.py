@@ -1,4 +1,4 @@
-"""Whether a worker process lives and is ready: one value, which a supervisor can read from a file."""
+"""Health of a worker process: whether it lives and is ready, in a value that a supervisor reads from a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from consumerkit.worker import Worker
 BEAT: Final = 1.0
 """Seconds between two signs of life of the event loop, and between two reports to a supervisor."""
 STALE: Final = 10.0
-"""Seconds after which a report no longer says anything about its process."""
+"""Seconds after which a report is too old to count."""
 
 
 Beat = Callable[[float, Mapping[str, int]], None]
@@ -25,12 +25,12 @@ Beat = Callable[[float, Mapping[str, int]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """How a worker, or several, are.
+    """The health of one worker process or of several.
 
     Attributes:
-        live: Whether the process works at all; one that does not is to be restarted.
+        live: Whether the process works at all; otherwise it must be restarted.
         ready: Whether nothing is wrong; see `Worker.readiness`.
-        findings: What is wrong and what to do, a sentence each.
+        findings: Sentences that each say what is wrong and what to do.
 
     Example:
         >>> HealthReport(live=True, ready=False, findings=("credit: the brake is on",)).ready
@@ -43,7 +43,7 @@ class HealthReport:
 
 
 class Pulse:
-    """Tells from any thread how a worker in this process is, also while its event loop is blocked."""
+    """Returns the health of this process's worker to any thread, also while the event loop is blocked."""
 
     def __init__(self, worker: Worker, *, stall_timeout: float, tell: Beat | None = None) -> None:
         """Watch a worker.
@@ -51,7 +51,8 @@ class Pulse:
         Args:
             worker: The worker.
             stall_timeout: Seconds for which the event loop may be silent.
-            tell: Called at each sign of life with its delay in seconds, and with the messages in flight.
+            tell: Called at each sign of life with its delay in seconds and the messages in flight
+                by handler.
         """
         self._tell = tell
         self._worker = worker
@@ -67,7 +68,7 @@ class Pulse:
                 self._tell(max(0.0, time.monotonic() - began - BEAT), self._worker.in_flight())
 
     def health(self) -> HealthReport:
-        """Return how the worker is."""
+        """Return the worker's health."""
         silent = time.monotonic() - self._beat
         readiness = self._worker.readiness()
         findings = list(map(str, readiness.findings))
@@ -81,16 +82,16 @@ class Pulse:
 
 
 def report(directory: Path, health: HealthReport) -> None:
-    """Write this process's health where its supervisor reads it; a reader sees the old report or the new one."""
+    """Write this process's health for its supervisor, which reads either the old or the new report, never a part."""
     written = directory / f"health-{os.getpid()}.new"
     written.write_text(json.dumps(asdict(health)))
     written.replace(directory / f"health-{os.getpid()}.json")
 
 
 def together(directory: Path, workers: int) -> HealthReport:
-    """Return how a supervisor's worker processes are, all together.
+    """Return the joint health of a supervisor's worker processes.
 
-    It lives as long as the supervisor does, which starts a process again that ended. It is ready if all of the
+    It is always live, since the supervisor restarts a process that has ended. It is ready if all
     processes are.
     """
     found = [health for file in sorted(directory.glob("health-*.json")) if (health := _read(file)) is not None]
@@ -116,7 +117,7 @@ def forget_the_dead(directory: Path) -> Iterable[int]:
 
 
 def _read(file: Path) -> HealthReport | None:
-    """Return a report that is fresh, of a process that runs."""
+    """Return a report, or None if it is too old or unreadable."""
     try:
         if time.time() - file.stat().st_mtime > STALE:
             return None

@@ -1,4 +1,4 @@
-"""What a metric is made of, for Prometheus and for OpenTelemetry: counters, gauges and histograms."""
+"""Counters, gauges and histograms for Prometheus and for OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 Among = Literal["livesum", "livemax", "mostrecent"]
-"""What a gauge is over several processes: the sum or the largest of the living, or what was measured last."""
+"""A gauge's value over several processes: the sum or maximum over those that live, or the latest."""
 
 
 class Counts(Protocol):
-    """Goes up."""
+    """A counter: its value goes up."""
 
     def add(self, amount: float, *values: str) -> None:
-        """Add to it; a value for each label."""
+        """Add an amount; `values` has one value per label."""
 
 
 class Shows(Protocol):
-    """Goes up and down."""
+    """A gauge: its value goes up and down."""
 
     def set(self, value: float, *values: str) -> None:
-        """Show a value; a value for each label."""
+        """Set the value; `values` has one value per label."""
 
 
 class Observes(Protocol):
-    """Tells how often which values came."""
+    """A histogram: it counts how often which values occur."""
 
     def observe(self, value: float, *values: str) -> None:
-        """Take in a value; a value for each label."""
+        """Add a value; `values` has one value per label."""
 
 
 class Instruments(Protocol):
-    """Makes what measures; names are without `consumerkit`, and labels are in the order of their values."""
+    """Creates instruments; names are without `consumerkit`, and labels are in the order of their values."""
 
     def counter(self, name: str, text: str, labels: Sequence[str]) -> Counts:
         """Return a counter."""
@@ -77,7 +77,7 @@ class PrometheusInstruments:
 
 
 class _Labelled:
-    """A metric of prometheus-client, which looks each combination of label values up once."""
+    """A metric of prometheus-client that looks up each combination of label values once."""
 
     def __init__(self, metric: Any) -> None:
         self._of = cache(metric.labels)
@@ -96,7 +96,7 @@ class OpenTelemetryInstruments:
     """Instruments of an OpenTelemetry meter, as `consumerkit....`; labels are attributes, and empty ones are left out.
 
     Args:
-        provider: Whose meter; None takes the global one.
+        provider: The provider of the meter; None takes the global one.
     """
 
     def __init__(self, provider: MeterProvider | None = None) -> None:
@@ -109,7 +109,7 @@ class OpenTelemetryInstruments:
         return _Attributed(labels, add=self._meter.create_counter(f"consumerkit.{name}", _unit(name), text).add)
 
     def gauge(self, name: str, text: str, labels: Sequence[str], among: Among) -> Shows:
-        """See `Instruments.gauge`; each process has its own, and the collector may add them up."""
+        """See `Instruments.gauge`; each process has its own value, and the collector may add them up."""
         return _Attributed(labels, set=self._meter.create_gauge(f"consumerkit.{name}", _unit(name), text).set)
 
     def histogram(self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> Observes:

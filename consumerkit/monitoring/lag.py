@@ -1,4 +1,4 @@
-"""How much of the topics is not processed yet, by handler, in partitions of all owners."""
+"""Measures by handler how many messages of the topics are not processed yet, in the partitions of all owners."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _MOST_SAMPLES: Final = 256
 
 
 class Lag(NamedTuple):
-    """What is in the log and not processed.
+    """The messages in the logs that are not processed.
 
     Attributes:
         messages: Offsets between the marks and the ends of the logs.
-        oldest_seconds: For how long the first of them is there, as far as this process has seen.
+        oldest_seconds: How long the first of them has been there, as far as this process has seen.
     """
 
     messages: int = 0
@@ -25,7 +25,7 @@ class Lag(NamedTuple):
 
 
 class Ends:
-    """Remembers the ends of logs and their times, and so knows how long a message has waited behind a mark."""
+    """Remembers the ends of logs with their times, to tell how long a message has waited behind a mark."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, TopicPartition], list[tuple[float, int]]] = {}
@@ -35,10 +35,11 @@ class Ends:
 
         Args:
             handler: Its name.
-            marks: Its positions; a partition without one begins where its group committed, at its start, or at its end.
+            marks: The handler's positions. A partition without a mark begins at its group's
+                committed offset, at its start, or at its end.
             surveys: The broker's answers, by topic.
             from_start: Whether a first run begins at the start.
-            now: The moment, by the monotonic clock.
+            now: The time now, by the monotonic clock.
         """
         messages, oldest = 0, 0.0
         for topic, survey in surveys.items():
@@ -55,7 +56,7 @@ class Ends:
         return Lag(messages, oldest)
 
     def _since(self, at: tuple[str, TopicPartition], mark: int, end: int, now: float) -> float:
-        """Return since when the log is known to end behind a mark."""
+        """Return the time since which the log is known to end behind a mark."""
         kept = [one for one in self._seen.get(at, ()) if one[1] > mark]
         if end > mark and (not kept or kept[-1][1] != end):
             kept.append((now, end))
@@ -71,7 +72,7 @@ def _beginning(told: Surveyed, *, from_start: bool) -> int:
 
 
 def _thinned(samples: list[tuple[float, int]]) -> list[tuple[float, int]]:
-    """Leave out every second sample where there are too many; the first and the last stay."""
+    """Drop every second sample where there are too many; the first and the last stay."""
     if len(samples) <= _MOST_SAMPLES:
         return samples
     return [*samples[:-1:2], samples[-1]]

@@ -1,4 +1,4 @@
-"""Metrics, made out of the events; labels are handlers' names, topics and fixed words, so they are bounded."""
+"""Metrics derived from events; labels are bounded: handlers' names, topics and fixed words."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ _MESSAGES: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 
 
 class Metrics:
-    """An observer that counts and measures; give it to `Worker(observers=[...])` and serve its registry.
+    """An observer that counts and measures; pass it to `Worker(observers=[...])` and serve its registry.
 
-    `consumerkit run --http` does both by itself. Inside a web service, the service's own `/metrics` shows it.
+    `consumerkit run --http` does both by itself. In a web service, the service's own `/metrics`
+    shows the metrics.
 
     Args:
-        registry: prometheus-client's registry, which is its own by default; one `Metrics` for each. Or other
-            instruments.
+        registry: A registry of prometheus-client, by default its global one; each holds one
+            `Metrics`. Or other instruments.
 
     Example:
         worker = Worker(..., observers=[Metrics()])
@@ -250,11 +251,11 @@ class Metrics:
         self._held_back.set(len(self._not_taken), "")
 
     def _braked(self, event: events.BrakeOn | events.BrakeOff, value: int) -> None:
-        # One partition that is slowed down is no brake of its handler.
+        # A partition that is slowed down does not count as the handler's brake.
         if event.partition is None:
             self._brake.set(value, event.handler)
 
-    # How a metric is made: `handler` is its first label always, empty where the whole worker is concerned.
+    # How a metric is made: its first label is always `handler`, empty for the whole worker.
 
     @staticmethod
     def _add(counter: Counts, event: Event, count: float = 1, *labels: str) -> None:
@@ -273,10 +274,11 @@ class Metrics:
 class OpenTelemetryMetrics(Metrics):
     """The same metrics through OpenTelemetry's API: `consumerkit.messages` for `consumerkit_messages_total`.
 
-    It needs opentelemetry-api, and an SDK that sends them. See `measured` for what waits in the database.
+    It needs opentelemetry-api and an SDK that sends the metrics. `measured` adds what waits in the
+    database.
 
     Args:
-        provider: Whose meter; None takes the global one.
+        provider: The provider of the meter; None takes the global one.
 
     Example:
         worker = Worker(..., observers=[OpenTelemetryMetrics()])

@@ -1,4 +1,4 @@
-"""Monitoring of a worker process, and of a supervisor's: what `consumerkit run --http` switches on."""
+"""Monitoring of a worker process and of a supervisor's processes; `consumerkit run --http` switches it on."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from consumerkit.monitoring.metrics import Metrics
 
-_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name
+_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own variable
 _REPORTS: Final = "CONSUMERKIT_MONITORING"
 
 
 def check_installed() -> None:
-    """Refuse to promise metrics without the library that makes them.
+    """Check that the library for metrics is installed.
 
     Raises:
         StartError: prometheus-client is not installed.
@@ -46,7 +46,8 @@ def check_installed() -> None:
 async def monitored(worker: Worker, place: tuple[str, int] | None) -> AsyncIterator[int | None]:
     """Monitor a worker in this process until the block ends.
 
-    Under a supervisor that monitors, it reports there; else it serves on `place`. The port is yielded.
+    Under a supervisor that monitors, the process reports to it; else it serves on `place` and
+    yields the port.
 
     Raises:
         StartError: The port is taken.
@@ -70,11 +71,11 @@ async def monitored(worker: Worker, place: tuple[str, int] | None) -> AsyncItera
 
 @asynccontextmanager
 async def measured(worker: Worker, metrics: Metrics) -> AsyncIterator[Pulse]:
-    """Measure a worker until the block ends: what it does, and every 30 seconds what waits for it.
+    """Measure a worker until the block ends: its work, and every 30 seconds what waits for it.
 
     Args:
-        worker: One that has not started yet.
-        metrics: Where that is shown.
+        worker: A worker that has not started yet.
+        metrics: The metrics that show the measurements.
 
     Example:
         async with measured(worker, OpenTelemetryMetrics()), worker:
@@ -89,7 +90,7 @@ async def measured(worker: Worker, metrics: Metrics) -> AsyncIterator[Pulse]:
 
 @contextmanager
 def supervised(place: tuple[str, int], workers: int) -> Iterator[int]:
-    """Serve what a supervisor's worker processes report, all together, until the block ends; yield the port.
+    """Serve the joint reports of a supervisor's worker processes until the block ends; yield the port.
 
     Raises:
         StartError: The port is taken.
@@ -113,12 +114,12 @@ def supervised(place: tuple[str, int], workers: int) -> Iterator[int]:
 
 
 def registry_of(directory: Path) -> CollectorRegistry:
-    """Return the metrics of the processes that keep theirs in a directory."""
+    """Return the metrics of all processes that write theirs to a directory."""
     from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
     class Written(MultiProcessCollector):
-        """Leaves out files without a byte: a process has just made one, or died as it did, and reading it fails."""
+        """Skips empty files: reading one fails, and a process has just made it, or died while doing so."""
 
         def collect(self) -> Any:
             """Return the metrics of all files."""
@@ -132,7 +133,7 @@ def registry_of(directory: Path) -> CollectorRegistry:
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except FileNotFoundError:  # its process has ended, and another request has tidied up
+    except FileNotFoundError:  # its process has ended, and another request has removed the file
         return 0
 
 
@@ -165,7 +166,7 @@ def _reporting(directory: Path, pulse: Pulse) -> Iterator[None]:
 
 @asynccontextmanager
 async def _beside(over: asyncio.Event, *works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run coroutines beside the block; at its end `over` is set, and they are waited for."""
+    """Run coroutines beside the block; at its end set `over` and wait for them."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Serves `/live`, `/ready` and `/metrics` from a thread, so that they answer while the event loop is blocked."""
+"""Serves `/live`, `/ready` and `/metrics` from a thread, which answers while the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def address(text: str) -> tuple[str, int]:
     """Return host and port of `--http`.
 
     Raises:
-        ConfigurationError: It is not HOST:PORT.
+        ConfigurationError: The text is not HOST:PORT.
 
     Example:
         >>> address("127.0.0.1:8080"), address("[::1]:0")
@@ -45,8 +45,8 @@ def serving(
 
     Args:
         place: Host and port; port 0 takes a free one.
-        health: Asked for each `/live` and `/ready`, in the server's threads.
-        registry: Asked for each `/metrics`.
+        health: Called for each `/live` and `/ready`, in the server's threads.
+        registry: Called for each `/metrics`.
 
     Raises:
         StartError: The port is taken, or there is no such host.
@@ -90,13 +90,13 @@ def _told(health: HealthReport, good: Callable[[HealthReport], bool]) -> Answer:
 
 
 class _Threads(ThreadingMixIn, WSGIServer):
-    """A server that answers several at once, and whose threads hold up no exit."""
+    """A server that answers several requests at once; its threads do not delay the process's exit."""
 
     daemon_threads = True
 
 
 def _server_for(host: str) -> type[_Threads]:
-    """Return the server for a host's family of addresses."""
+    """Return the server class for a host's address family."""
     if ":" not in host:
         return _Threads
     import socket
@@ -105,7 +105,7 @@ def _server_for(host: str) -> type[_Threads]:
 
 
 class _Quiet(WSGIRequestHandler):
-    """Writes no access log: a probe each second would drown the worker's own lines."""
+    """Writes no access log: a probe each second would hide the worker's own lines."""
 
     timeout = 10.0  # seconds for which a connection may be silent
 

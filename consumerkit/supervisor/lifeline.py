@@ -63,7 +63,7 @@ class Channel:
             self._close(end)
 
     def tell_dead(self, members: frozenset[GroupMember]) -> None:
-        """Report members of dead processes to this process, which leaves their groups for them."""
+        """Report members of dead processes to the worker process, which leaves their groups for them."""
         _write(self._write_end, {"dead": sorted(members)})
 
     def grace(self, otherwise: float) -> float:

@@ -1,4 +1,4 @@
-"""`consumerkit dead-letters redrive | resolve | discard | export`: what can be done about dead letters."""
+"""`consumerkit dead-letters redrive | resolve | discard | export`: the actions on dead letters."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ NoteOption = Annotated[
 
 
 def add_actions(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add the commands to an application."""
     for command in (_redrive, _resolve, _discard, _export):
         name = command.__name__.removeprefix("_")
         app.command(name, epilog=examples(*LETTER_ACTIONS[name]))(choosing(command))
@@ -200,7 +200,7 @@ def _carry_out(where: TablesPlace, act: Act, *, as_json: bool) -> None:
 
 
 def _tell(report: Report, *, as_json: bool) -> None:
-    """Print what became of the letters; exit status 1 if some are still dead."""
+    """Print the result for the letters; exit status 1 if some are still dead."""
     if as_json:
         print_json([_as_object(letter) for letter in report.letters])
     else:

@@ -1,4 +1,4 @@
-"""How a command chooses dead letters: the same options for every command."""
+"""The choice of dead letters: the same options for every command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Choice:
 
     Attributes:
         ids: The IDs among its arguments.
-        target: The target among its arguments, or its variable's.
+        target: The target among its arguments, or from its variable.
     """
 
     ids: list[int]
@@ -47,12 +47,12 @@ class Choice:
 
     @property
     def where(self) -> TablesPlace:
-        """Where the letters are."""
+        """The place of the letters' tables."""
         return place(self.target, self.database, self.prefix, self.schema)
 
     @property
     def selection(self) -> Selection:
-        """Which letters are chosen.
+        """The letters that are chosen.
 
         Raises:
             ConfigurationError: A time cannot be read.
@@ -60,10 +60,11 @@ class Choice:
         return selected(self.ids, self.handler, self.reason, self.like, self.since, self.until)
 
     def checked(self, *, everything: bool) -> Selection:
-        """Return which letters are chosen.
+        """Return the selection of the chosen letters.
 
         Raises:
-            ConfigurationError: Nothing was said, and not that all are meant; or a time cannot be read.
+            ConfigurationError: No letters are chosen and `everything` is false, or a time cannot be
+                read.
         """
         if (selection := self.selection).is_everything and not everything:
             raise ConfigurationError(
@@ -102,7 +103,7 @@ _CHOOSING = inspect.signature(_given, eval_str=True).parameters
 
 
 def choosing(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that choose dead letters, in place of its parameter `choice`."""
+    """Replace a command's parameter `choice` with the options that choose dead letters."""
 
     @wraps(command)
     def chosen(**options: Any) -> None:

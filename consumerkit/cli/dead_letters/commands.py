@@ -1,4 +1,4 @@
-"""`consumerkit dead-letters`: what was given up, why, and what to do about it."""
+"""`consumerkit dead-letters`: lists and shows dead letters, and has the actions on them."""
 
 from __future__ import annotations
 

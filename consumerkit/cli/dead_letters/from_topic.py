@@ -1,4 +1,4 @@
-"""`consumerkit dead-letters redrive --from-topic`: import and redrive in one command."""
+"""`consumerkit dead-letters redrive --from-topic`: imports and redrives in one command."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def redrive_topic(
     """Import a topic, print the result, and redrive its letters; return None after a dry run.
 
     Raises:
-        ConfigurationError: No handler is named, or no target.
+        ConfigurationError: No handler or no target is named.
     """
     if handler is None:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""`consumerkit dead-letters import`: from a dead-letter topic, of this or another framework, into the table."""
+"""`consumerkit dead-letters import`: reads a dead-letter topic of any framework into the table."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def import_(
 async def imported(
     target: str, topic: str, from_offset: Sequence[str], call: Callable[..., Awaitable[T]], *, quiet: bool
 ) -> T:
-    """Open a target, and import with it; the database's troubles become one line."""
+    """Open a target and import with it; an error of the database becomes a `StartError` of one line."""
     async with targets.opened(target) as worker:
         try:
             known = (await worker.transport.topics([topic])).get(topic)
@@ -115,10 +115,10 @@ async def imported(
 
 
 def beginnings(given: Sequence[str], partitions: int) -> dict[int, int]:
-    """Return the offsets to begin with, by partition; one without a partition is for all the others.
+    """Return the offsets to begin with, by partition; an offset without a partition applies to all others.
 
     Raises:
-        ConfigurationError: One is not a number, or there is no such partition.
+        ConfigurationError: A value has another form, or there is no such partition.
 
     Example:
         >>> beginnings(["1:7", "40"], 3)
@@ -146,7 +146,7 @@ def _watching(show: Show) -> Watch:
 
 
 def print_report(report: ImportReport, topic: str, *, as_json: bool) -> None:
-    """Print the result of an import: the counts, and the records that are shown one by one."""
+    """Print the result of an import: the counts, and the records to show one by one."""
     if as_json:
         counts = {fate.value: count for fate, count in report.counts.items()}
         lines = [_as_object(line) for line in report.lines]

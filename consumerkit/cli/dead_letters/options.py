@@ -1,4 +1,4 @@
-"""The options by which commands choose dead letters."""
+"""The options that choose dead letters."""
 
 from __future__ import annotations
 
@@ -64,10 +64,11 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def parted(what: list[str] | None) -> tuple[list[int], str | None]:
-    """Return the IDs and the target among a command's arguments; the target may come from its variable.
+    """Return the IDs and the target from a command's arguments; the target may come from its variable.
 
     Raises:
-        ConfigurationError: There is something else, a second target, or more IDs than one command takes.
+        ConfigurationError: An argument is neither, there is a second target, or there are too many
+            IDs.
     """
     ids: list[int] = []
     named: list[str] = []
@@ -110,7 +111,7 @@ def selected(
     since: str | None,
     until: str | None,
 ) -> Selection:
-    """Return what the options choose.
+    """Return the selection that the options describe.
 
     Raises:
         ConfigurationError: A time cannot be read.
@@ -126,7 +127,7 @@ def selected(
 
 
 def states(name: str) -> tuple[State, ...]:
-    """Return the states that a name means.
+    """Return the states that a name stands for.
 
     Raises:
         ConfigurationError: There is no such state.
@@ -140,10 +141,10 @@ def states(name: str) -> tuple[State, ...]:
 
 
 def moment_of(option: str, text: str | None) -> datetime | None:
-    """Return the time that an option names: a date and time, in UTC unless it says otherwise, or so long ago.
+    """Return the time that an option names: a date and time (UTC by default), or a span before now.
 
     Raises:
-        ConfigurationError: It cannot be read.
+        ConfigurationError: The text cannot be read.
 
     Example:
         >>> moment_of("--since", "2026-11-25T10:00")
