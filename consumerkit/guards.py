@@ -85,7 +85,7 @@ def transition(
 
     Args:
         session: Any session; the caller commits. With an `AsyncSession` the call must be awaited.
-            attribute: The mapped attribute that holds the state.
+        attribute: The mapped attribute that holds the state.
         before: The states that lead to `after`.
         after: The new state.
         where: The condition that names the row, such as `Order.id == event.order_id`.
@@ -194,7 +194,7 @@ def upsert(
 
     Args:
         session: Any session; the caller commits. With an `AsyncSession` the call must be awaited.
-            model: The mapped class, which must have only one table.
+        model: The mapped class, which must have only one table.
         values: The row to insert, by attribute name.
         on: The attributes of a primary key or unique constraint; their values decide whether the
             row exists.

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def say_stopping(loaded: Sequence[Worker], notifier: Notifier) -> None:
-    """Log what the stop waits for, from a thread: the event loop may be blocked, and the signal may interrupt logging."""
+    """Log what the stop waits for, from a thread: the loop may be blocked, and the signal may interrupt logging."""
     notifier.stopping()
     if not loaded:
         return  # the process ends silently, as other programs do

@@ -1,4 +1,4 @@
-"""Checks a handler's methods: which are overridden, of which kind they are, and which parameters they take."""
+"""Checks a handler's methods: which are overridden, their kinds, and their parameters."""
 
 from __future__ import annotations
 

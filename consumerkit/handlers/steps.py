@@ -26,8 +26,7 @@ DEADLINE: Final = 60.0
 class IdempotencyKey(str):
     """Lets the other side recognise a repetition: each call of a step for the same message has the same key.
 
-    It has the form of a UUID, made from the handler's name, the message ID, the step's name and its
-    generation.
+    It has the form of a UUID, made from the handler's name, the message ID, the step's name and its generation.
 
     Example:
         >>> IdempotencyKey.of("pay", b"0" * 16, "charge", 1)
@@ -50,10 +49,8 @@ class Step(Generic[P, T]):
         name: The method's name, under which its result is kept.
         method: The function, as the class defines it.
         in_doubt: What happens to a call whose outcome is unknown.
-        deadline: Seconds after which a call is given up. Where its process is gone, the call is
-            then in doubt.
-        asks: The function that asks the other side whether the call was done; None where there is
-            none.
+        deadline: Seconds after which a call is given up, or is in doubt if its process is gone.
+        asks: The function that asks the other side whether the call was done; or None.
         undoes: The function that undoes the step; None where there is none.
         undo_retry: How often the undo is tried.
         undo_in_doubt: Whether the undo takes None as the result, where it is unknown whether the

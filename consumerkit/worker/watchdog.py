@@ -1,7 +1,7 @@
 """The watchdog: it ends a process that stands still, and its partitions then go to a process that works.
 
-It is a thread, because it watches for an event loop that is blocked. It never repairs: nobody can
-know what a half-dead process still holds, whereas the work of a dead process is rolled back and
+It is a thread, because it watches for an event loop that is blocked. It never repairs: what a
+half-dead process still holds is unknown, whereas the work of a dead process is rolled back and
 delivered again.
 """
 
