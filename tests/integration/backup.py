@@ -1,4 +1,4 @@
-"""A backup of a PostgreSQL database, and its restoration, under whoever uses it."""
+"""A backup of a PostgreSQL database, and its restoration while others use it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Backup:
         self._replace(self._copy, by=database)
 
     def restore(self) -> None:
-        """Put the database back to what it was; everything since is lost."""
+        """Restore the database; everything since the backup is lost."""
         self._replace(self._database, by=self._copy)
 
     def drop(self) -> None:
-        """Forget the copy."""
+        """Drop the copy."""
         with self._connection() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(self._copy)))
 
@@ -40,7 +40,7 @@ class Backup:
 
 
 def _insist(connection: psycopg.Connection, statement: sql.Composed) -> None:
-    """Run it until the connections that were ended are gone."""
+    """Run a statement until the ended connections are gone."""
     for _ in range(50):
         try:
             connection.execute(statement)

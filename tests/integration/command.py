@@ -9,7 +9,7 @@ from consumerkit.cli.main import run
 
 
 class Answer(NamedTuple):
-    """What a command left."""
+    """The output and exit status of a command."""
 
     code: int
     out: str

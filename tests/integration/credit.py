@@ -1,4 +1,4 @@
-"""A handler that fails as it is told, and counts how often it is called."""
+"""A handler that fails as the message says, and counts its calls."""
 
 import time
 from collections import Counter
@@ -12,7 +12,7 @@ from tests.integration.kafka_stage import KafkaStage, effect
 
 
 class _Counts:
-    """What both forms of the handler share; declarations may be given anew."""
+    """The part that both forms of the handler share; declarations may be overridden."""
 
     name = "credit"
     message_id: Identity = header("message-id")

@@ -1,4 +1,4 @@
-"""How a test looks at the database and the group while workers run: over connections that are kept."""
+"""Lets a test read the database and the group while workers run, over connections that are kept."""
 
 import threading
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Real workers on the broker in memory and a real database: for what needs control over the broker."""
+"""Real workers on the broker in memory and a real database, for tests that control the broker."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -27,7 +27,7 @@ class Base(DeclarativeBase):
 
 
 class Line(Base):
-    """What a message did."""
+    """The effect of a message."""
 
     __tablename__ = "lines"
 
@@ -44,7 +44,7 @@ def line(context: Context[Any]) -> Line:
 
 
 class Write(Handler[bytes]):
-    """Adds a line for each message, after `before` has let it."""
+    """Adds a line for each message, after `before` has returned."""
 
     name = "write"
     topic = TOPIC
@@ -127,7 +127,7 @@ class MemoryStage(Stage):
         await self.database.run(lambda session: outbox.append(session.connection(), DEFAULT_TABLES, messages))
 
     async def pending(self) -> list[OutboxMessage]:
-        """What waits in the outbox, in order."""
+        """The messages that wait in the outbox, in order."""
         found = await self.database.run(
             lambda session: outbox.page(session.connection(), DEFAULT_TABLES, 30_000, 1 << 30)
         )

@@ -1,4 +1,4 @@
-"""Workers on the broker in memory and a real PostgreSQL: the parking lot under control, without a group's waits."""
+"""Workers on the broker in memory and a real PostgreSQL: the parking lot without the waits of a real group."""
 
 import time
 from collections import defaultdict
@@ -35,7 +35,7 @@ DEAD = "t.dlq"
 
 
 class ProviderDown(Exception):
-    """What the tests' handlers fail with."""
+    """The error that the tests' handlers raise."""
 
 
 class Call(NamedTuple):
@@ -171,7 +171,7 @@ class PaymentStage(PostgresStage):
         return lambda: len(self.parked()) == parked and len(self.dead()) == dead
 
     def forget_offsets(self) -> None:
-        """Lose what was committed, as a process does that dies in between: all is delivered again."""
+        """Lose the committed offsets, as after a death in between: everything is delivered again."""
         self.broker.group("credit").offsets.clear()
         self.execute("UPDATE consumerkit_partition_progress SET mark = 0")
 

@@ -47,7 +47,7 @@ class PostgresStage(Stage):
             return inspector.rows(query)
 
     def execute(self, *statements: str) -> None:
-        """Change the database, behind everybody's back."""
+        """Change the database without the worker's knowledge."""
         with psycopg.connect(self.postgres.dsn(self.database), autocommit=True, connect_timeout=30) as connection:
             for statement in statements:
                 connection.execute(statement.encode())

@@ -1,4 +1,4 @@
-"""A database with all tables and real workers on it: what each stage of the tests shares."""
+"""The base of all stages: a database with all tables, and real workers on it."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ class Run:
         return [event for event in list(self.events) if isinstance(event, kind)]
 
     def groups(self) -> list[int]:
-        """The sizes of the groups in which something was processed."""
+        """The sizes of the batches in which something was processed."""
         return [g.processed + g.duplicates + g.duplicates_of_dead + g.dead for g in self.seen(GroupCommitted)]
 
     async def until(self, condition: Callable[[], bool], what: str, *, within: float = 120.0) -> None:
@@ -64,7 +64,7 @@ class Run:
 
 
 class Stage(ABC):
-    """A database and a broker; a subclass says which, and asks them what a test wants to know."""
+    """A database and a broker; a subclass chooses them, and queries them for the tests."""
 
     tables_of_handlers: ClassVar[MetaData]
     """The tables that the tests' handlers write to."""

@@ -43,7 +43,7 @@ class ProviderDown(Exception):
 
 
 class Provider:
-    """Charges, and writes each charge into a file, one line each: nothing there keeps it from charging twice."""
+    """Charges, and writes each charge as a line into a file; it does not prevent a second charge."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -152,7 +152,7 @@ KINDS = (Charging, PlainCharging)
 
 
 async def begun_elsewhere(stage: MemoryStage, handler: Any, number: int, value: bytes, *, seconds: float) -> str:
-    """Write down that another worker has begun a message's step, which has so many seconds left; return its key."""
+    """Record that another worker has begun a message's step with this many seconds left; return its key."""
     declared = declare(handler)
     found = declared.identity.find(Message(TOPIC, 0, number, None, value, (("id", b"%d" % number),)), value)
     assert found is not None

@@ -16,7 +16,7 @@ from consumerkit.transports.memory.group import MemoryConsumer
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 
 STALL = 1.0
-# For one that works: a busy machine may keep it from its turn for as long as the others are given.
+# For a working one: a busy machine may delay it for as long as the limit of the others.
 SOUND_STALL = 4.0
 
 
@@ -82,7 +82,7 @@ async def main(way: str, file: str) -> None:
     worker = place.make(handler, stall_timeout=stall, transaction_timeout=1.0)
     worker.transport = Transport(Memory(place.broker), KINDS.get(way, MemoryConsumer))
     print("starts", flush=True)
-    # Sound for longer than it would take a watchdog that is too quick.
+    # It works for longer than a hasty watchdog would wait.
     await worker.run(asyncio.Event()) if way != "sound" else await asyncio.wait_for(run_a_while(worker), 120)
 
 

@@ -1,4 +1,4 @@
-"""Handlers that do what handlers are not thought to do; on the broker in memory, a real PostgreSQL."""
+"""Handlers that misbehave, on the broker in memory and a real PostgreSQL."""
 
 import asyncio
 import gc
@@ -197,7 +197,7 @@ async def past_the_session(session: AsyncSession, number: int) -> None:
 
 async def own_change_first(session: AsyncSession, number: int) -> None:
     await add_one(session, number)
-    session.expunge_all()  # this message's own change is forgotten, nobody else's
+    session.expunge_all()  # this drops only this message's own change
     await add_one(session, number)
 
 

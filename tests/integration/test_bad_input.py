@@ -52,7 +52,7 @@ def stage(narrow_stage: KafkaStage) -> KafkaStage:
 
 @pytest.fixture(autouse=True)
 def no_payload_in_any_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Everything is logged at DEBUG, by everybody, and nowhere is the payload."""
+    """Every logger logs at DEBUG, and no line has the payload."""
     caplog.set_level(logging.DEBUG)
     yield
     records = caplog.get_records("call")

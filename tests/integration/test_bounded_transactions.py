@@ -1,4 +1,4 @@
-"""A process that is frozen within a transaction of ours keeps its locks for a limited time: the server ends it."""
+"""A process that is frozen in a transaction keeps its locks only for a limited time: the server ends it."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -77,7 +77,7 @@ async def test_each_transaction_of_ours_is_bounded_on_the_server(postgres: Postg
         await skip(place, "credit", TOPIC, "end")
         await database_again.dispose()
     unbounded = [one for one in meter.transactions if not any(BOUND in each for each in one[:2])]
-    # What only asks the session or the server something, before there is a transaction, holds no lock.
+    # Queries about the session or the server, before a transaction, hold no lock.
     assert [one for one in unbounded if any(_locks(each) for each in one)] == []
     assert len(meter.transactions) > 20
 

@@ -1,4 +1,4 @@
-"""What waits never holds what can run: the budget is for partitions that may run, and what is dropped is read again."""
+"""Waiting messages never block others: the budget is for partitions that may run; dropped messages are read again."""
 
 import asyncio
 from collections import Counter
@@ -39,7 +39,7 @@ LATE = range(25, 30)
 """Messages of another lane, which run while messages of the others are dropped."""
 AGAIN = Retry(attempts=999, wait=fixed(0.2))
 MOST_AGAIN = BUDGET // (FILLER + 500) + FETCHED + len(EARLY) + len(LATE)
-"""There is never more in hand than the budget and a fetch beyond it; what is done or runs beyond it is fetched, too."""
+"""At most the budget and one more fetch are in memory; messages that are done or running are fetched besides."""
 OTHERS = [f"other-{number}" for number in range(10)]
 
 
@@ -254,7 +254,8 @@ async def test_what_was_dropped_is_read_by_who_has_the_partition_next(payments: 
         send_others(payments)
         await first.until(lambda: bool(watch.drops), "room is made")
         async with payments.run(handlers[1], memory_budget=BUDGET) as second:
-            # Whoever has partition 0 now has what is parked of it, and knows nothing of what was dropped.
+            # The new owner of partition 0 has its parked messages, and does not know about dropped
+            # ones.
             await second.until(
                 lambda: len(first.seen(PartitionPaused)) + len(second.seen(PartitionPaused)) == 2, "it is paused again"
             )

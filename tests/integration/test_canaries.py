@@ -1,4 +1,4 @@
-"""No secret and no payload gets out: canaries are looked for wherever a run leaves words.
+"""No secret and no payload leaks: the tests look for canaries wherever a run leaves text.
 
 Each client and each driver is in one of the runs.
 """
@@ -38,7 +38,7 @@ from tests.services.secure import PASSWORD as KAFKA_PASSWORD
 from tests.services.secure import USER, SecureKafka
 
 DATABASE_PASSWORD = "canary-of-the-database"
-# Whatever a handler says, these are kept out by their form or by where they stand.
+# Whatever a handler logs, these are removed by their form or by their place.
 TOLD = "canary-told-by-the-handler"
 ROW = "canary-in-a-row"
 PAYLOAD = "canary-in-the-value"
@@ -217,7 +217,7 @@ async def test_no_secret_and_no_payload_gets_out(
     outputs = await asyncio.to_thread(outputs_of, url)
     seen = "".join(capfd.readouterr())
 
-    # The canaries were there to be told.
+    # The canaries could have leaked.
     assert PAYLOAD in rows["value"]
     assert HEADER in rows["headers"]
     assert {record.error() for record in letters} == {None}

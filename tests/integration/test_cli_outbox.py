@@ -1,4 +1,4 @@
-"""`consumerkit outbox`: what waits, without payloads, and giving one message up on the record."""
+"""`consumerkit outbox` lists without payloads, and discards one message with an audit record."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`consumerkit parked`: what waits and why, without payloads; and having it tried now, on the record."""
+"""`consumerkit parked` lists without payloads, and retries now with an audit record."""
 
 import json
 import re

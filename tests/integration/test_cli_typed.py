@@ -1,4 +1,4 @@
-"""Nothing that was typed is echoed before it was recognised: a URL with its password stands in each place in turn."""
+"""Typed text is not echoed unless it looks like a name: each place in turn gets a URL with a password."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""Code of the user's that runs around COMMIT: what it raises tells nothing about the transaction."""
+"""The user's code around COMMIT: its errors say nothing about the transaction."""
 
 import asyncio
 import sys

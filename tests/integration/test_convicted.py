@@ -1,4 +1,4 @@
-"""Messages that are buried since their handler committed by itself: their dead letters are as durable as any."""
+"""Messages that are dead-lettered because their handler committed: their dead letters are as durable as others."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -160,7 +160,7 @@ async def test_a_message_is_convicted_though_commits_before_it_were_lost(payment
         payments.send(1)
         await all_committed(run, payments, 1)
         with psycopg.connect(payments.postgres.dsn(payments.database)) as connection:
-            # So that it is the conviction which finds out.
+            # The transaction that dead-letters the message must find out.
             connection.execute("SELECT FROM consumerkit_partition_progress FOR UPDATE")
             payments.execute("DELETE FROM consumerkit_lane_progress")
             payments.send(2, "commit")

@@ -1,4 +1,4 @@
-"""Delivery on the real broker: whatever keeps messages from a topic, nothing is lost and the others flow."""
+"""Delivery on the real broker: whatever blocks a topic, nothing is lost and other topics continue."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Erasing what is stored of one key, beside a running worker and by command; and payloads that are old."""
+"""Erasure of one key's stored payloads, beside a running worker and by command; and of old payloads."""
 
 import asyncio
 import json

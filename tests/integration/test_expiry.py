@@ -1,4 +1,4 @@
-"""What has stood for too long: parked messages become dead letters, undecided letters lose their payload."""
+"""Expiry: old parked messages become dead letters, and old undecided letters lose their payload."""
 
 import asyncio
 import json

@@ -35,7 +35,8 @@ async def test_one_failing_message_in_two_hundred_costs_less_than_twice_the_invo
         async with where.run(handler) as run:
             await run.until(where.finished(total - failing, failing), "all outcomes")
         where.check_ledger()
-        # A failing message's own transaction is no group; what was tried as one counts, committed or not.
+        # A failing message's own transaction is no batch; a transaction of several counts,
+        # committed or not.
         tried = [g.processed + g.dead for g in run.seen(GroupCommitted) if g.processed]
         tried += [event.size for event in run.seen(GroupRolledBack)]
         mean = sum(tried) / len(tried)

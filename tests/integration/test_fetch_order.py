@@ -1,4 +1,4 @@
-"""Fetches that run out while partitions change hands: what was fetched comes in order, and nothing is left out."""
+"""Fetches that time out while partitions change owners: messages stay in order, and none is skipped."""
 
 import asyncio
 from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""Where a handler's first run begins: decided once for all partitions of a topic, whatever dies and whatever comes."""
+"""The start of a handler's first run: decided once for all partitions of a topic, whatever crashes or is added."""
 
 import asyncio
 import json

@@ -15,7 +15,7 @@ from tests.integration.memory_stage import MemoryStage, Write
 from tests.integration.stage import Run
 
 pytestmark = [
-    # Python tells of it as well.
+    # Python warns about it as well.
     pytest.mark.filterwarnings("ignore:coroutine .*was never awaited:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:.*was never awaited:pytest.PytestUnraisableExceptionWarning"),
 ]

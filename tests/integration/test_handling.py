@@ -1,4 +1,4 @@
-"""What handlers are promised: order, results, publications, prefetch, batches, threads, drivers."""
+"""The promises to handlers: order, results, publications, prefetch, batches, threads, drivers."""
 
 import asyncio
 import json
@@ -110,7 +110,7 @@ async def test_what_a_handler_publishes_arrives_once_per_id_and_only_with_its_ef
 
 
 class Prefetching(Credit):
-    """Loads what a group needs in one query."""
+    """Loads what a batch needs in one query."""
 
     async def prefetch(self, events: Sequence[Payment], session: AsyncSession) -> None:
         self.sizes: list[int] = [*getattr(self, "sizes", []), len(events)]

@@ -1,4 +1,4 @@
-"""Whatever a dead-letter topic holds: each record is imported, or told; and what is stored, every command can read."""
+"""Whatever a dead-letter topic holds, each record is imported or reported, and every command can read the result."""
 
 import asyncio
 import json

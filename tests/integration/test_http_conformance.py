@@ -1,4 +1,4 @@
-"""The conformance suite: our edge keeps it, and servers that break one promise are told which."""
+"""The conformance suite: the edge passes it, and for other servers it names the broken promise."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -30,7 +30,7 @@ class Base(DeclarativeBase): ...
 
 
 class Effect(Base):
-    """Append-only, and without a unique key: what happens twice is there twice."""
+    """Append-only and without a unique key: a repeated effect shows twice."""
 
     __tablename__ = "job_effects"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -1,4 +1,4 @@
-"""What a handler leaves to a task or a thread and does not wait for: refused once the handler has returned."""
+"""Work that a handler leaves to a task or thread without waiting is refused once the handler has returned."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""A log that ends without a message is read to its end: no lag stays, and retention stops nothing."""
+"""A log that ends without a message is read to its end: no lag remains, and retention continues."""
 
 import asyncio
 from collections.abc import AsyncIterator

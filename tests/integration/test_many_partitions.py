@@ -1,4 +1,4 @@
-"""A worker that is given many partitions at once takes them together, and one that cannot be taken keeps no other."""
+"""A worker takes many partitions over together, and one that fails does not delay the others."""
 
 import pytest
 

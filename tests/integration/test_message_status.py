@@ -1,4 +1,4 @@
-"""`message_status` on every database and driver, and what it leaves of its caller's transaction: nothing."""
+"""`message_status` on every database and driver; it leaves no trace in its caller's transaction."""
 
 import asyncio
 import inspect

@@ -1,4 +1,4 @@
-"""`on_duplicate`: the handler is told of a message whose ID was processed before, with what it returned then."""
+"""`on_duplicate` is called for a message whose ID was processed before, with the first result."""
 
 import asyncio
 from collections import Counter

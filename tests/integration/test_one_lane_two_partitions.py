@@ -1,4 +1,4 @@
-"""Two partitions share a lane, and one of them goes: what is still to be done of the other is done."""
+"""Two partitions share a lane, and one is revoked: the lane finishes the other's messages."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A fault of one message is that message's: it halts no handler, holds up no other message, and has its attempts."""
+"""A fault of one message stays its own: it stops no handler, delays no other message, and has its attempts."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Trouble that is no message's fault: never an attempt, never a dead letter, and over by itself."""
+"""Trouble that is no message's fault costs no attempt, causes no dead letter, and ends by itself."""
 
 import asyncio
 import threading

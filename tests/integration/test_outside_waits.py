@@ -1,4 +1,4 @@
-"""A handler that waits for something outside the database is noticed, and shares no transaction from then on."""
+"""A handler that waits for something outside the database is noticed; its messages then share no transaction."""
 
 import asyncio
 import logging

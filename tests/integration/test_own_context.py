@@ -1,4 +1,4 @@
-"""What the code for one message sets in its context, the code for no other message sees."""
+"""Code for one message does not see what code for another message set in its context."""
 
 import decimal
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""The parking lot: what waits for its next attempt, what waits behind it, and what does not."""
+"""The parking lot: messages that wait for their next attempt, messages behind them, and others."""
 
 import asyncio
 import time

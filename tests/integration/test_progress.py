@@ -1,4 +1,4 @@
-"""Where a partition is read from: at the database's mark, whatever Kafka says, and whatever was lost."""
+"""A partition is read from the database's mark, whatever Kafka says and whatever was lost."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What a database said lately is cut from texts whose error is gone by then."""
+"""Texts of recent database errors are cut from later texts, after the error itself is gone."""
 
 import html
 import json

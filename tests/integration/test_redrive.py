@@ -1,4 +1,4 @@
-"""Dead letters that come back: once, in order, dead again with their history; and those closed by hand."""
+"""Redriven dead letters: once, in order, and dead again with their history; and letters closed by hand."""
 
 import asyncio
 import json

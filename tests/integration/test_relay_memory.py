@@ -1,4 +1,4 @@
-"""The relay: one at a time, in order for each key, holding back no more than what cannot go, and at least once."""
+"""The relay: one at a time, at least once, in order per key; it holds back only messages that cannot be sent."""
 
 import asyncio
 import time

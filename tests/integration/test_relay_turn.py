@@ -1,4 +1,4 @@
-"""The relay's turn: a process that is frozen keeps it for seconds, and who waits for it says so."""
+"""The relay's turn: a frozen process keeps it for seconds, and a process that waits for it reports that."""
 
 import asyncio
 import os

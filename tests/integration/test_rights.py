@@ -1,4 +1,4 @@
-"""What a worker needs of the server and of its role: printed, granted as printed, and missed at the start."""
+"""The rights that a worker needs: printed, granted as printed, and checked at the start."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Settings from outside the code: which wins, what is refused, what a worker makes of them, and what is shown."""
+"""Settings from outside the code: their order, refusals, effects on a worker, and display."""
 
 import json
 import os

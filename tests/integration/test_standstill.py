@@ -1,4 +1,4 @@
-"""Whatever keeps a partition from going on, it is told: a look at nothing but its mark and the end of its log."""
+"""A partition that stands still is reported for any reason: only its mark and its log's end count."""
 
 import asyncio
 from typing import Any
@@ -29,7 +29,7 @@ async def watch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(run: Run, partition: int, reason: str) -> list[PartitionStandsStill]:
-    """What was told of a partition for this reason."""
+    """The events about a partition for this reason."""
     events = run.seen(PartitionStandsStill)
     return [one for one in events if one.partition.partition == partition and reason in one.reason]
 

@@ -1,4 +1,4 @@
-"""What the lot, the fence and the protection from killers cost: statements, counted on a real PostgreSQL."""
+"""The cost in statements of the parking lot, the fence and the crash protection, on a real PostgreSQL."""
 
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ from consumerkit.events import AttemptFailed, GroupCommitted, PartitionTaken
 from tests.integration.payments import PaymentStage, PlainTrial, Trial
 from tests.services import PostgresServer
 
-# Our statements in a group's transaction, whatever its size: begin, claim, and the end's checks.
+# consumerkit's statements in a batch's transaction of any size: begin, claim, and the final checks.
 GROUP = (
     "SELECT set_config",
     "WITH won AS INSERT INTO consumerkit_processed_messages",

@@ -1,4 +1,4 @@
-"""Steps: effects outside the database are done once, whatever becomes of the transaction."""
+"""Steps: effects outside the database are done once, whatever happens to the transaction."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -304,7 +304,7 @@ async def test_a_fenced_worker_writes_nothing(stage: MemoryStage, provider: Prov
         await until_done(stage, run, 1)
         assert not run.seen(AttemptFailed)
     assert refused == ["Fenced", "" if when == "before the start" else "started"]
-    # Whether the call was of any effect nobody could tell then, so it was made again, with its key.
+    # It was unknown whether the call had an effect, so it was made again with the same key.
     assert provider.count("v0") == (1 if when == "before the start" else 2)
     assert len(set(provider.keys)) == 1
 

@@ -1,4 +1,4 @@
-"""Places in the log that a stranger names: his letters never stand for a message of ours, nor ours for his."""
+"""Places in the log that a foreign record names: its letter never counts as one of our messages, nor the reverse."""
 
 import asyncio
 import inspect

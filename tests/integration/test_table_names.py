@@ -1,4 +1,4 @@
-"""Which tables our statements mean: one set of them, whatever a search path, a map or a temporary table says."""
+"""All statements use one set of tables, whatever a search path, a map or a temporary table says."""
 
 import asyncio
 import os

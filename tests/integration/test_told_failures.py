@@ -1,4 +1,4 @@
-"""What failed, in the log: the innermost line of the user's code, the letter's number, and once for each message."""
+"""A failure in the log: the innermost line of the user's code, the letter's number, once per message."""
 
 import asyncio
 import inspect

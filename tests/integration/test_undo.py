@@ -1,4 +1,4 @@
-"""What the steps of a message did is undone once it is dead."""
+"""The steps of a message are undone once the message is dead."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What a coroutine waits for: its session, or something outside. Each case runs on a transaction of a real server."""
+"""A coroutine waits for its session or for something outside; each case runs in a transaction of a real server."""
 
 import asyncio
 import time

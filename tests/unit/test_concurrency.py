@@ -1,4 +1,4 @@
-"""The three waits: for how long they wait, and what a cancellation does to them and to what they wait for."""
+"""The three waits: how long they wait, and how a cancellation affects them and their work."""
 
 import asyncio
 

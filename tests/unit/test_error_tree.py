@@ -1,4 +1,4 @@
-"""Errors that hold errors: their leaves decide, and nothing goes as deep as they do."""
+"""Errors within errors: their leaves decide, and nothing is recursive."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One tree of errors, and a `Reject` that can name its culprit."""
+"""One tree of errors, and a `Reject` that can blame one event."""
 
 import copy
 import importlib

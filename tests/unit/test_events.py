@@ -1,4 +1,4 @@
-"""Observers are told in order, change nothing, and are never in the way."""
+"""Observers get events in order, change nothing, and delay nothing."""
 
 import dataclasses
 import logging

@@ -1,4 +1,4 @@
-"""Failpoints are off unless armed, and fire where and when they were told to."""
+"""Failpoints are off unless armed, and fire at the given place and visit."""
 
 import os
 import subprocess

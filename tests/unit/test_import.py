@@ -1,4 +1,4 @@
-"""What `import consumerkit` and the command line's help bring with them: as little as they use."""
+"""`import consumerkit` and the command line's help import only what they use."""
 
 import subprocess
 import sys

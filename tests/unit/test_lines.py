@@ -1,4 +1,4 @@
-"""What the tests read of a file that another process still writes."""
+"""How the tests read a file that another process still writes."""
 
 from pathlib import Path
 

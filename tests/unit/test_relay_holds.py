@@ -1,4 +1,4 @@
-"""What the relay holds back: a topic, or a key, or one message; and for how long."""
+"""The relay holds back a topic, a key or one message; and for how long."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a refusal means, in either client's words, and what it tells a person to do."""
+"""The meaning of a refusal in either client's words, and the way out for a person."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Where an ID is looked for: by which handler's name, and by which of the ledger's keys."""
+"""Where an ID is looked up: the handler's name, and the ledger's possible keys."""
 
 from typing import Any, Literal
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""What the wheel brings with it: the licence, and a list of all that an installation pulls in."""
+"""The wheel contains the licence, and a list of all that an installation brings."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The shell completes the commands; which shell it is, each test says, so that the machine's does not matter."""
+"""The shell completes the commands; each test names its shell, so the machine's own does not matter."""
 
 import pytest
 from typer.testing import CliRunner

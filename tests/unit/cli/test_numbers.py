@@ -1,4 +1,4 @@
-"""Numbers that no table and no Kafka holds: refused where they are typed, whatever command takes them."""
+"""Every command refuses numbers that neither the tables nor Kafka can hold."""
 
 from collections.abc import Iterator
 from typing import Any

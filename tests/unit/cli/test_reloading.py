@@ -14,7 +14,7 @@ from consumerkit.supervisor.changes import told
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory, and beside it a package that is found all the same; watchfiles need not be installed."""
+    """A working directory, and beside it a package that Python also finds; watchfiles need not be installed."""
     (tmp_path / "here").mkdir()
     (tmp_path / "lib" / "reloadable_shop").mkdir(parents=True)
     (tmp_path / "lib" / "reloadable_shop" / "__init__.py").write_text("raise AssertionError('imported')")

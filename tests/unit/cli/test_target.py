@@ -1,4 +1,4 @@
-"""Targets: what `module:attribute` may lead to, and what is said of what leads nowhere."""
+"""Targets: what `module:attribute` may lead to, and the error where it leads nowhere."""
 
 import asyncio
 import itertools
@@ -91,7 +91,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module of a user's in the working directory; its name is new to each test."""
+    """A user's module in the working directory, with a new name in each test."""
     name = f"shop{next(_numbers)}"
     (tmp_path / f"{name}.py").write_text(SHOP)
     monkeypatch.chdir(tmp_path)

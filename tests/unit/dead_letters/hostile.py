@@ -1,4 +1,4 @@
-"""Records of dead-letter topics as somebody would write them who wants to do harm: all three conventions, bent."""
+"""Malicious records of dead-letter topics, in all three conventions."""
 
 from __future__ import annotations
 

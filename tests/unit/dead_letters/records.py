@@ -1,4 +1,4 @@
-"""Records of dead-letter topics, written by the rules of those who write them."""
+"""Records of dead-letter topics, written by the rules of each framework."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a database says besides its message holds rows: it is cut wherever an error's text is kept or logged."""
+"""A database's error may quote rows besides its message: they are cut wherever an error's text is kept or logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a dead-letter topic holds: it is read, or it is told and left; nothing raises."""
+"""Whatever a dead-letter topic holds, each record is read, or reported and skipped; nothing raises."""
 
 from __future__ import annotations
 

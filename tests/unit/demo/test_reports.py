@@ -1,4 +1,4 @@
-"""What worker processes tell the demo."""
+"""The reports of worker processes to the demo."""
 
 import os
 import subprocess

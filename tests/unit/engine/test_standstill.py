@@ -1,4 +1,4 @@
-"""A partition whose mark does not move, although more is in its log, is told of once, and when that is over."""
+"""A partition whose mark does not move although its log has more is reported once, and so is the end of that."""
 
 import pytest
 
@@ -26,7 +26,7 @@ class Watched:
         )
 
     def look(self, now: float, **ends: int) -> list[Event]:
-        """Look at partitions with these ends of their logs, and return what is told."""
+        """Look at partitions with these ends of their logs, and return the events."""
         before = len(self.told)
         names = {"one": ONE, "two": TWO}
         told = {names[name]: PartitionInfo("id", 0, end) for name, end in ends.items()}

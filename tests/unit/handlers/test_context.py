@@ -1,4 +1,4 @@
-"""What a handler publishes is kept in order until its transaction decides."""
+"""A handler's publications are kept in order until its transaction ends."""
 
 from functools import partial
 from typing import Any

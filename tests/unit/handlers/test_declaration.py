@@ -1,4 +1,4 @@
-"""What a handler declares is read from anywhere a user may set it, and every misdeclaration is one clear line."""
+"""Declarations are read from every place where a user may set them, and every wrong one is one clear line."""
 
 import functools
 import inspect
@@ -333,7 +333,7 @@ def test_a_handle_that_cannot_be_called_as_declared_is_refused(handle: Any, prob
 
 
 async def test_a_partial_in_a_class_body_is_called_without_the_handler(recwarn: pytest.WarningsRecorder) -> None:
-    """In every Python: one of them warns of it, and a later one would pass the handler first."""
+    """In every version of Python: one version warns, and a later one would pass the handler first."""
     seen: list[object] = []
 
     async def keep(given: list[object], event: object, context: object) -> None:

@@ -1,4 +1,4 @@
-"""The event type is found through whatever classes stand between `Handler` and the user's."""
+"""The event type is found through all classes between `Handler` and the user's class."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar

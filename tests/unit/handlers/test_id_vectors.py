@@ -1,4 +1,4 @@
-"""An ID's bytes are the ledger's key: those that the first release made are made for ever."""
+"""An ID's bytes are the ledger's key: they stay as the first release made them."""
 
 import json
 from pathlib import Path

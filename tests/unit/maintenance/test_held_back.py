@@ -1,4 +1,4 @@
-"""When a partition is told that keeps the ledger from forgetting."""
+"""When a partition that keeps the ledger from forgetting is reported."""
 
 from datetime import UTC, datetime
 from typing import Any

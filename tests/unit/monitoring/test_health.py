@@ -1,4 +1,4 @@
-"""What a supervisor's health is made of: reports of processes that live, and how many there should be."""
+"""A supervisor's health comes from the reports of live processes, and from their expected number."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The lag counts what is behind the marks, and remembers since when."""
+"""The lag counts the messages behind the marks, and remembers since when they wait."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def told(*partitions: tuple[int, int] | None, committed: int | None = None) -> d
         ({HERE: 7}, 2, True, 3),  # the mark decides
         ({HERE: 10}, None, True, 0),
         ({HERE: 12}, None, True, 0),  # the log was made again
-        ({HERE: 1}, None, True, 6),  # what is deleted is no work
+        ({HERE: 1}, None, True, 6),  # deleted records are no work
         ({}, 8, True, 2),
         ({}, None, True, 6),
         ({}, None, False, 0),

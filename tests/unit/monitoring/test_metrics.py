@@ -121,7 +121,7 @@ def test_work_left_is_lag_due_held_and_undos_and_its_age_the_oldest() -> None:
 
 
 class Kept:
-    """An instrument that keeps what it is told."""
+    """An instrument that keeps its values."""
 
     def __init__(self) -> None:
         self.told: list[tuple[float, Any]] = []

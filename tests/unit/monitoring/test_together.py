@@ -1,4 +1,4 @@
-"""The metrics of several processes, read while the processes make their files."""
+"""The metrics of several processes, read while the processes create their files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The brake as a value: what successes earn, what dead letters spend, and when it probes."""
+"""The brake as a value: successes earn tokens, dead letters spend them, and probes have their times."""
 
 import pytest
 
@@ -156,7 +156,7 @@ def test_rejects_of_many_keys_without_a_success_put_the_brake_on() -> None:
     assert not state.reject(100, 5.0)
     assert state.on
     assert state.next_probe > 5.0
-    # Those of known keys are held back, too, until one succeeds.
+    # Messages of known keys are held back too, until one succeeds.
     assert not state.reject(3, 6.0)
     assert state.succeeded(1)
     assert all(state.reject(key, 7.0) for key in range(100))

@@ -1,4 +1,4 @@
-"""Waits: what they come to, how far they vary, and that they are values."""
+"""Waits: their lengths, their variation, and that they are values."""
 
 import pickle
 import random

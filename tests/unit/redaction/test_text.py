@@ -1,4 +1,4 @@
-"""Obvious secrets do not survive in texts that are kept, and all else does."""
+"""Obvious secrets are removed from texts that are kept, and everything else stays."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""What becomes of a dead letter that is to be redriven."""
+"""The decision about a dead letter that is to be redriven."""
 
 from types import SimpleNamespace
 from typing import Any

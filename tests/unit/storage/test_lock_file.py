@@ -1,4 +1,4 @@
-"""The relay's lock file is a file of ours, whatever somebody put in its place."""
+"""The relay's lock file is consumerkit's own, whatever other users put in its place."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from consumerkit.storage.tables import DEFAULT_TABLES
 
 
 def lock(path: Path) -> Path:
-    """Where the lock file is: found out by making it once."""
+    """The path of the lock file, found by creating it once."""
     with SQLite(DEFAULT_TABLES).relay_guard(str(path)) as mine:
         assert mine
     (found,) = path.parent.glob("*-relay")

@@ -1,4 +1,4 @@
-"""A connection to SQLite that is given up lets go of the database's lock."""
+"""A connection to SQLite that is given up releases the database's lock."""
 
 import asyncio
 import gc
@@ -76,7 +76,7 @@ async def test_no_moment_of_a_transaction_swallows_a_cancellation(tmp_path: Path
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_first_connection_that_is_cancelled_keeps_no_lock(tmp_path: Path) -> None:
-    """SQLite locks the whole file while the journal's mode is changed; who comes next waits for half a minute."""
+    """SQLite locks the whole file while the journal's mode changes; the next connection waits for half a minute."""
     for number in range(60):
         database = Database(f"sqlite:///{tmp_path}/{number}.db")
         for turns in range(14):

@@ -1,4 +1,4 @@
-"""Names of tables, and ways into a database that cannot work: one line each, before anything is tried."""
+"""Names of tables and database arguments that cannot work are one line each, before anything is tried."""
 
 from typing import Any
 

@@ -88,7 +88,7 @@ def test_what_cannot_be_read_behind_the_name_is_told_without_it(driver: str, res
 
 
 def arguments(url: str) -> dict[str, Any]:
-    """What the driver is told."""
+    """The arguments of the driver."""
     engine = Database(url)._engine()
     _, told = engine.dialect.create_connect_args(engine.url)
     return dict(told)

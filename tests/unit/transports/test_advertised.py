@@ -1,4 +1,4 @@
-"""What a cluster advertises is tried once, and told where it is of no use here."""
+"""A cluster's advertised addresses are tried once, and reported where they are unreachable."""
 
 from __future__ import annotations
 

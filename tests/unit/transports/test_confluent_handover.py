@@ -1,4 +1,4 @@
-"""Messages reach the fetch that waits, in the order of the log, whatever becomes of fetches meanwhile."""
+"""Messages reach the waiting fetch in the order of the log, whatever happens to other fetches."""
 
 import asyncio
 import time

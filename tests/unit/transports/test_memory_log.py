@@ -1,4 +1,4 @@
-"""A partition in memory has gaps, a beginning and an end as a real log has."""
+"""A partition in memory has gaps, a beginning and an end, as a real log has."""
 
 import pytest
 

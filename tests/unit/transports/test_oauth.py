@@ -1,4 +1,4 @@
-"""Tokens to log in with: what an endpoint answers, what a function does, and that neither holds anybody up."""
+"""Tokens for logins: an endpoint's answers, a function's results, and that neither blocks other work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wrong address is told at the first try that fails, long before it is given up."""
+"""A wrong address is reported at the first failed try, long before the client gives up."""
 
 import logging
 

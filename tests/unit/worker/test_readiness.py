@@ -1,4 +1,4 @@
-"""Readiness: what begins is told until it ends, with the way out; and what nobody tells of again is over."""
+"""Readiness: trouble shows with its way out until it ends, or until it is no longer reported."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What looks accepted and would do nothing is refused where it is written, in one line that names the way out."""
+"""A setting that would silently do nothing is refused where it is written, in one line with the way out."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a worker tells of itself: summaries, waits for partitions, and the end of trouble."""
+"""A worker's reports: summaries, waits for partitions, and the end of trouble."""
 
 import pytest
 

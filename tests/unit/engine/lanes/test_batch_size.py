@@ -1,4 +1,4 @@
-"""How large the next group is: never beyond its bounds, smaller where messages fail, as long as handling may take."""
+"""The size of the next batch: within its bounds, smaller where messages fail, and as long as handling may take."""
 
 from math import isclose, sqrt
 
@@ -10,7 +10,7 @@ from consumerkit.engine.lanes.batch_size import COMMIT_COST, BatchSize
 
 
 def failing(pace: BatchSize, share: float, messages: int) -> None:
-    """Have `pace` learn from messages of which every 1/share-th fails; groups are as large as it says."""
+    """Let `pace` learn from messages where a share fails; batches are as large as it says."""
     left, until_failure = messages, round(1 / share)
     while left > 0:
         size = pace.size()

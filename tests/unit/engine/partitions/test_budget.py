@@ -1,4 +1,4 @@
-"""Bytes in hand: full means waiting, lasting means pausing, half empty means going on."""
+"""The budget of bytes: a full one waits, a long full one pauses, and a half empty one continues."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The position that the broker has: kept right though an answer of an earlier assignment takes it back."""
+"""The broker's position: corrected after a late answer of an earlier assignment has moved it back."""
 
 import asyncio
 from pathlib import Path
@@ -64,7 +64,7 @@ async def test_a_cancellation_that_comes_with_a_wake_ends_it() -> None:
     task = asyncio.create_task(keeper.run())
     await asyncio.sleep(0.05)
     nothing.commit_due.set()
-    await asyncio.sleep(0)  # what it waits for is done, and it has not seen that yet
+    await asyncio.sleep(0)  # its wait is over, but it has not run yet
     task.cancel()
     done, _ = await asyncio.wait([task], timeout=60)
     assert done

@@ -1,4 +1,4 @@
-"""The database's clock: a worker's own makes no event older or younger."""
+"""The database's clock decides the age of an event, not the worker's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However often messages are dropped and read again, no position passes one that is not finished."""
+"""However often messages are dropped and read again, no position passes an unfinished message."""
 
 import pytest
 from hypothesis import Phase, settings
@@ -71,7 +71,7 @@ class DroppedAndReadAgain(RuleBasedStateMachine):
     @precondition(lambda self: self.can_fetch)
     @rule(data=st.data())
     def compact(self, data: st.DataObject) -> None:
-        """What lies ahead of the transport is taken out of the log, also where it is in hand."""
+        """Compaction removes records ahead of the transport, also those that are already fetched."""
         gone = data.draw(st.sampled_from([offset for offset in self.log if offset >= self.read_to]))
         self.log.remove(gone)
 
@@ -101,7 +101,7 @@ class DroppedAndReadAgain(RuleBasedStateMachine):
         assert self.tracker.next == self.highest
 
     def teardown(self) -> None:
-        """Once all is read and finished, the position is the log's end: nothing stands still either."""
+        """Once all is read and finished, the position is the log's end, so nothing stands still."""
         if self.tracker.reread_from is not None:
             self.reread()
         while self.can_fetch:
@@ -115,7 +115,7 @@ class DroppedAndReadAgain(RuleBasedStateMachine):
 
 
 class TestDroppedAndReadAgain(DroppedAndReadAgain.TestCase):  # type: ignore[misc,valid-type]
-    # Without shrinking: a failure tells its steps, and to find fewer takes minutes.
+    # No shrinking: a failure shows its steps, and finding fewer takes minutes.
     settings = settings(max_examples=40, stateful_step_count=30, phases=[Phase.generate])
 
 
@@ -128,7 +128,7 @@ def delivered(*offsets: int) -> OffsetTracker:
 
 @pytest.mark.parametrize("again", [[8], [7], [6, 8], [5]])
 def test_dropping_twice_reads_from_the_first_that_is_missing(again: list[int]) -> None:
-    """Another lane keeps what lies beyond the first drop, and drops it later."""
+    """Another lane keeps the messages beyond the first drop, and drops them later."""
     tracker = delivered(3, 4, 5, 6, 7, 8)
     tracker.drop([4])
     tracker.drop(again)
@@ -164,7 +164,7 @@ def test_a_message_that_the_log_has_no_more_is_waited_for() -> None:
 
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_what_is_in_hand_right_behind_a_gap_is_still_known(is_finished: bool) -> None:
-    """Compaction took 3 out: the transport tells that it stands at 4, and delivers 4 again."""
+    """Compaction has removed 3: the transport reports that it is at 4, and delivers 4 again."""
     tracker = delivered(3, 4, 5)
     tracker.drop([3])
     tracker.reread(epoch=2)

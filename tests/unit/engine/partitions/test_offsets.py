@@ -1,4 +1,4 @@
-"""What may be committed never passes what is unfinished, whatever finishes first."""
+"""The committed position never passes an unfinished message, whatever finishes first."""
 
 import threading
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def test_before_anything_is_delivered_the_position_is_where_reading_starts() -> 
 
 
 class _Meddled(set[int]):
-    """Has another thread run while one looks at what is finished."""
+    """Lets another thread run while one reads what is finished."""
 
     meanwhile: Callable[[], object] | None = None
 

@@ -1,4 +1,4 @@
-"""What an engine knows of a partition: when it may begin, what is blocked, what is in its books."""
+"""The engine's state of a partition: when it may begin, what is blocked, and what it counts."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A mark is written only where the database has all that it rests on."""
+"""A mark is written only if the database has all transactions before it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -94,7 +94,7 @@ async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one(engi
 
 
 async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not_written(engine: Engine) -> None:
-    """Its position rests on lanes that begin anew in between, of which the database can tell nothing any more."""
+    """Its position depends on lanes that restart in between, and the database no longer knows about those."""
     dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), LaneSequence(b"l" * 16, 5)
     partition = Partition(AT, Position(0, 1), Ordering.KEY, 100)
     with engine.begin() as connection:
@@ -110,7 +110,7 @@ async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not
             return work(connection)
 
     def lanes() -> list[LaneSequence]:
-        # The engine's thread: it gives the partition up, and then has its lanes begin anew.
+        # The engine's thread: it gives the partition up, and then restarts its lanes.
         partition.fencing_token = None
         return [LaneSequence(lane.id, 0)]
 

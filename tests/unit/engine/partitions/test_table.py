@@ -1,4 +1,4 @@
-"""The table of partitions: what a receipt changes there, and which part of an engine has work after that."""
+"""The table of partitions: what a receipt changes, and which parts of an engine then have work."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MESSAGES = [Message("t", 0, offset, b"k", b"v", (), 0, "id", 1) for offset in (5
 
 
 class Table:
-    """A table with one partition, three messages of which are in hand."""
+    """A table with one partition that has three fetched messages."""
 
     def __init__(self) -> None:
         self.told: list[Event] = []

@@ -1,4 +1,4 @@
-"""What is known of a COMMIT decides, whatever came out of `session.commit()`."""
+"""The evidence about a COMMIT decides, whatever `session.commit()` raised."""
 
 from __future__ import annotations
 

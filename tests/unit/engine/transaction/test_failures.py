@@ -1,4 +1,4 @@
-"""What is written about a failure: headers of a dead letter, errors in words, and nowhere a payload."""
+"""The record of a failure: headers of a dead letter and texts of errors, without any payload."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -185,7 +185,7 @@ def test_a_database_error_is_kept_without_statement_parameters_and_detail() -> N
 def test_a_log_is_told_what_may_be_told(error: Exception, told: str) -> None:
     what, _, place = failures.described(raised(error)).partition(" at ")
     assert what == told
-    # The user's line goes with all but what was said on purpose.
+    # The user's line is there for every error except a deliberate `Reject`.
     assert place.startswith("tests/unit/engine/transaction/test_failures.py:") or isinstance(
         error, Reject | Unavailable
     )

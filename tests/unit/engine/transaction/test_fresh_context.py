@@ -1,4 +1,4 @@
-"""What one attempt sets in its context no other sees, and the coroutine notices nothing of how it is driven."""
+"""No attempt sees what another one set in its context, and the coroutine runs as usual."""
 
 import asyncio
 import decimal

@@ -115,7 +115,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
-    """A session as ours are."""
+    """A session like the worker's."""
     database = Database(engine)
     assert database.sync_sessions is not None
     made = database.sync_sessions()
@@ -125,7 +125,7 @@ def session(engine: Engine) -> Iterator[Session]:
 
 
 def refused(session: Session, statement: str) -> str | None:
-    """Why a statement is refused, or None where it reaches the database, whatever that says."""
+    """Why a statement is refused, or None where it reaches the database."""
     try:
         session.connection().exec_driver_sql(statement)
     except TransactionMisused as error:
@@ -208,7 +208,7 @@ def test_a_savepoint_of_the_handlers_own_is_none_of_our_business(session: Sessio
 
 
 def test_a_second_transaction_of_the_session_is_refused_and_remembered(engine: Engine) -> None:
-    """Also where nothing is written in it; the session's class, a mapper or a bind key may have sent it there."""
+    """Also where it writes nothing; the session's class, a mapper or a bind key may have opened it."""
     other = create_engine("sqlite://")
     try:
         with Session(engine) as session:

@@ -1,4 +1,4 @@
-"""From a record to an item: what fails here is dead whatever is tried, and only an outage is waited for."""
+"""From a record to an item: a failure here is final, and only an outage is waited for."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a database refuses to store is reduced, twice at most, and nothing is changed in place."""
+"""A record that a database refuses to store is reduced, at most twice, and never in place."""
 
 from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Delivery, Handle, Intent, Park
 from consumerkit.engine.transaction.reduced import UNSTORABLE, reduced

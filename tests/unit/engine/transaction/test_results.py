@@ -1,4 +1,4 @@
-"""A result that `on_result` takes for a failure: rolled back, tried again, and dead-lettered like any other failure."""
+"""A result that `on_result` counts as a failure is rolled back, tried again, and dead-lettered like any failure."""
 
 import asyncio
 from pathlib import Path
@@ -31,7 +31,7 @@ def make_tables(session: Session) -> None:
 
 
 async def _run(file: Path) -> tuple[list[int], list[tuple[Any, ...]]]:
-    """Run a worker until it is through; return the effects and the dead letters."""
+    """Run a worker until it has finished; return the effects and the dead letters."""
     broker = MemoryBroker(topics={"payments": 1})
     for number, value in enumerate((b"2", b"9", b"1")):
         broker.append("payments", value, headers=(("message-id", str(number).encode()),))
