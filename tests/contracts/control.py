@@ -44,8 +44,8 @@ class BrokerControl(Protocol):
         """Delete records, as retention does."""
 
     def outage(self) -> AbstractAsyncContextManager[None]:
-        """The broker answers nobody meanwhile; it is there again at the end."""
+        """The broker does not answer until the end of the block."""
         ...
 
     async def expire(self, group: str) -> None:
-        """Have the sessions of all members of the group run out."""
+        """Let the sessions of all members of the group time out."""

@@ -19,7 +19,7 @@ WITHIN = 30.0
 
 
 class DatabaseClient:
-    """One client: what it is given to do is done in order, in one session.
+    """One client: it does all work in order, in one session.
 
     Args:
         given: What `Database` takes.
@@ -41,13 +41,13 @@ class DatabaseClient:
             self._session = self.database.sync_sessions()
 
     def start(self, work: Callable[[Session], T]) -> Future[T]:
-        """Have work done, without waiting for it."""
+        """Start work without waiting for it."""
         if not self._coroutines:
             return self._pool.submit(work, self._session)
         return asyncio.run_coroutine_threadsafe(self._async_session.run_sync(work), self._loop)
 
     def do(self, work: Callable[[Session], T]) -> T:
-        """Have work done."""
+        """Do work, and return its result."""
         return self.start(work).result(WITHIN)
 
     def execute(self, statement: str, **parameters: object) -> None:

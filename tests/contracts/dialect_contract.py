@@ -1,4 +1,4 @@
-"""What every database and driver must keep: the sentences of `Dialect` and of the ledger on it."""
+"""The contract of every database and driver: the sentences of `Dialect` and of the ledger on it."""
 
 import itertools
 import time
@@ -31,7 +31,7 @@ def claims(count: int) -> list[Claim]:
 
 
 def ageless(found: Claimed) -> Claimed:
-    """What was found, without how long ago that was."""
+    """What was found, without its age."""
     return Claimed(found.won, {digest: kept._replace(age=0.0) for digest, kept in found.kept.items()})
 
 

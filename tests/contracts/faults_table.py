@@ -73,7 +73,7 @@ class Refusal(Exception):
 
 
 def said(state: str) -> Provoke:
-    """The server says what it cannot be brought to say without damage."""
+    """An error that the server raises only when something is damaged."""
 
     def provoke(scene: Scene) -> None:
         raise DBAPIError("SELECT 1", None, Refusal(state))
@@ -82,7 +82,7 @@ def said(state: str) -> Provoke:
 
 
 def raised(state: str) -> Provoke:
-    """Code in the database says it: a trigger, a procedure."""
+    """Code in the database raises the error: a trigger or a procedure."""
     return sql(f"DO $$ BEGIN RAISE EXCEPTION 'as asked' USING ERRCODE = '{state}'; END $$")
 
 
@@ -125,7 +125,7 @@ def serialized(scene: Scene) -> None:
 
 def deadlocked(scene: Scene) -> None:
     for client, lock in ((scene.client, 1), (scene.other, 2)):
-        # Who detects it is the victim.
+        # The transaction that detects the deadlock is the victim.
         client.execute(f"SET LOCAL deadlock_timeout = {'50' if client is scene.client else '20000'}")
         client.execute(f"SELECT pg_advisory_xact_lock(7411, {lock})")
     waiting = scene.other.start(lambda session: session.execute(text("SELECT pg_advisory_xact_lock(7411, 1)")))
@@ -216,7 +216,7 @@ ROWS = {
     "I/O error": Row("58030", F, said("58030")),
     "data corrupted": Row("XX001", F, said("XX001")),
     "index corrupted": Row("XX002", F, said("XX002")),
-    # Somebody must act.
+    # A person must act.
     "table missing": Row("42P01", D, sql("SELECT * FROM nowhere")),
     "column missing": Row("42703", D, sql("SELECT absent FROM pg_class")),
     "function missing": Row("42883", D, sql("SELECT absent()")),

@@ -1,4 +1,4 @@
-"""The part of the contract that only a real log can put to the test; both Kafka transports inherit it."""
+"""The part of the contract that only a real log can test; both Kafka transports inherit it."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class KafkaContract(RebalanceContract):
         async with Member(control.transport.consumer(control.subscription(group, topic)), finishes=False) as member:
             await member.holds(2)
             old = {message.topic_id for message in await member.reads(3)}
-            # No fetch may find the topic missing: the client would have the partitions dealt anew.
+            # No fetch may find the topic missing: the client would start a rebalance.
             both = list(member.listener.held)
             await member.consumer.hold(both)
             await asyncio.sleep(1.5)
@@ -311,7 +311,7 @@ class KafkaContract(RebalanceContract):
     async def test_a_stop_that_is_waited_for_no_longer_leaves_all_the_same(
         self, control: KafkaControl, topic: str, group: str
     ) -> None:
-        """Else a client that nobody stops any more would keep its partitions while its process lives."""
+        """Otherwise a client that is no longer stopped would keep its partitions while its process lives."""
         first = Member(control.transport.consumer(control.subscription(group, topic)))
         async with first:
             await first.holds(2)

@@ -1,4 +1,4 @@
-"""What the contract's tests are written in: a listener that takes notes, and a member of a group that reads."""
+"""Tools of the contract's tests: a listener that records calls, and a member of a group that reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the contract of `consumerkit.transports.base` says of reading aside; every transport inherits it."""
+"""The contract of `consumerkit.transports.base` about log readers; every transport inherits it."""
 
 from __future__ import annotations
 

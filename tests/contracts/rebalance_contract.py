@@ -1,4 +1,4 @@
-"""The part of the contract that is about assignments: who is told what, when, and what is committed by whom."""
+"""The contract's part about assignments: who gets which calls and when, and who commits what."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_a_pool_without_a_free_connection_is_full(venue: Venue) -> None:
         client.close(engine)
 
 
-# A server that goes.
+# A server that shuts down.
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What can be made to go wrong at the broker in memory goes wrong as it does at Kafka."""
+"""Faults of the broker in memory behave as those of Kafka."""
 
 from __future__ import annotations
 

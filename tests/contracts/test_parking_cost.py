@@ -1,4 +1,4 @@
-"""What the parking lot reads: rows are counted in PostgreSQL's plans, so the pace of the machine is no matter."""
+"""The rows that the parking lot reads, counted in PostgreSQL's plans, which do not depend on the machine's speed."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The parking lot's and the fence's statements, on every database and driver: what the engine relies on."""
+"""The statements of the parking lot and the fence, as the engine relies on them, on every database and driver."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

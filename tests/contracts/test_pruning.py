@@ -1,4 +1,4 @@
-"""What the ledger forgets and what it never does, on every database; and that it is in nobody's way."""
+"""What the ledger forgets and what it keeps, on every database; and that pruning delays no other work."""
 
 import asyncio
 import random

@@ -28,7 +28,7 @@ from tests.crash.mutants import MUTANTS
 
 @dataclass(frozen=True)
 class Settings:
-    """What one worker process is told."""
+    """The settings of one worker process."""
 
     bootstrap: str
     database: str
@@ -55,7 +55,7 @@ class Settings:
 
     @property
     def options(self) -> dict[str, Option]:
-        """How long a killed member is waited for: in most runs nothing else is waited for as often."""
+        """How long the group waits for a killed member: this is the most frequent wait of most runs."""
         if self.transport == "confluent":
             return {"session.timeout.ms": self.session, "heartbeat.interval.ms": 500}
         return {"session_timeout_ms": self.session, "heartbeat_interval_ms": 500}
@@ -106,7 +106,7 @@ class Credit(Handler[Payment]):
 
 
 class Journal:
-    """Writes down, in the file that the test reads, what the verdict counts; arms the kill when it may fall.
+    """Records what the verdict counts, in the file that the test reads; arms the kill when it may happen.
 
     A process is killed only once it has been given partitions `arm_after` times: with 2, every process of a run has
     seen a rebalance before its end.

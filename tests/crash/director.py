@@ -1,4 +1,4 @@
-"""What happens in a run, and when: slices are fed, members die, join, leave and freeze."""
+"""Directs a run: it feeds slices, and lets members die, join, leave and freeze."""
 
 import random
 import time
@@ -15,7 +15,7 @@ from tests.crash.workload import FAILING, Feeder, Sent, crossed, slices
 from tests.services.process import wait_until
 
 WORKERS = 2
-PATIENCE = 60.0  # seconds for what takes a second or two on a quiet machine
+PATIENCE = 60.0  # seconds for steps that take a second or two on an idle machine
 FREEZE_SECONDS = 4.5  # longer than a session: the group goes on without the frozen member
 
 
@@ -169,7 +169,7 @@ class Director:
             self._pool.start(self._next_failpoint() if armed else "")
 
     def _next_failpoint(self, *, counting: bool = True) -> str:
-        """Return the kill that is missed most, counting those in living members' plans as fallen."""
+        """Return the most wanted kill, where those in living members' plans count as done."""
         missing = self._missing()
         for member in self._pool.loaded() if counting else ():
             missing[member.failpoint.rpartition(":")[0]] -= 1
@@ -191,7 +191,7 @@ class Director:
             self._pool.wait_for_armed(PATIENCE)
 
     def _disturb(self, number: int) -> None:
-        """Let what is due this round happen while the slice is handled."""
+        """Do what is due in this round while the slice is handled."""
         armed = self._pool.armed()
         due = number % 3
         if due == 0 and self._left["joins"] and armed:
@@ -201,7 +201,7 @@ class Director:
             self._pool.leave((self._pool.armed() or armed)[0])
         elif due == 1 and self._left["random"] and armed:
             time.sleep(self._chance.uniform(0.0, 0.4))
-            # It may have died meanwhile, of its own plan: then this was no random kill.
+            # It may already have died of its own plan: then this was no random kill.
             if armed[0].alive:
                 self._pool.kill(armed[0])
                 self._left["random"] -= 1

@@ -40,7 +40,7 @@ class LastWords(Base):
 
 
 def exhaust_memory() -> None:
-    """Take all memory up to a limit, as code does that never asks whether it got any; Python's own would ask."""
+    """Take all memory up to a limit, like code that does not check allocations, as Python's own would."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
     library = ctypes.CDLL(None)

@@ -33,7 +33,7 @@ def without_claim() -> None:
 
 
 def without_finalise() -> None:
-    """Nobody looks whether the transaction still is what it was, nor meets it by asking for the fence."""
+    """The final check of the transaction and the check of the fence are left out."""
     _replace(Transaction, "_end_handling", lambda *_: None)
     _replace(Transaction, "_finalise", lambda *_: None)
     _replace(Transaction, "_end_handling", lambda *_: None)
@@ -64,7 +64,7 @@ def without_contiguity() -> None:
 
 
 def without_publishing() -> None:
-    """The relay takes every message for acknowledged."""
+    """The relay counts every message as acknowledged."""
 
     async def send(self: Relay, page: Sequence[Pending], *_: Any) -> int:
         self._rows.acknowledge(page)

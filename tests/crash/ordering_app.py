@@ -59,7 +59,7 @@ class Settings:
 
 
 class Diary:
-    """Writes down at once, whatever becomes of the handler's transaction, on a connection of its own."""
+    """Records at once on its own connection, whatever happens to the handler's transaction."""
 
     def __init__(self, dsn: str) -> None:
         self._connection = psycopg.connect(dsn, autocommit=True, application_name="tests")

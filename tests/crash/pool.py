@@ -1,4 +1,4 @@
-"""Worker processes that are started, killed, paused and asked to leave; and the journal they write."""
+"""Worker processes that are started, killed, paused and stopped, and their journal."""
 
 import json
 import os

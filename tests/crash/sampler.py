@@ -1,4 +1,4 @@
-"""Watches, while workers run and die, that no committed offset ever passes an unfinished message."""
+"""Checks, while workers run and die, that no committed offset ever passes an unfinished message."""
 
 import threading
 import time
@@ -74,7 +74,7 @@ class Sampler(threading.Thread):
         return self._log.size - sum(self.watch.committed)
 
     def raise_error(self) -> None:
-        """A sampler that has died has proven nothing."""
+        """Raise the sampler's error: a sampler that has failed proves nothing."""
         if self._error is not None:
             raise RuntimeError(f"the sampler ended: {self._error!r}") from self._error
 

@@ -1,4 +1,4 @@
-"""Messages that kill the process: convicted after three deaths alone, and their neighbours never."""
+"""Messages that kill the process are dead-lettered after three deaths alone, and other messages never."""
 
 import asyncio
 import json

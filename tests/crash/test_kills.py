@@ -1,4 +1,4 @@
-"""The promise, under fire: workers that are killed, frozen, and sent to and fro on a real broker and database."""
+"""The promise under faults: workers are killed, frozen and replaced on a real broker and database."""
 
 from pathlib import Path
 from typing import get_args

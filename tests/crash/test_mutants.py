@@ -1,4 +1,4 @@
-"""The verdict fails when a rule is taken out of the product, and does not when none is: `make test-mutants`."""
+"""The verdict fails if a rule is removed from the product, and passes if none is: `make test-mutants`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A partition that goes to and fro between two workers, each of which was frozen with an open transaction in turn."""
+"""A partition moves to and fro between two workers, which are frozen in turn with an open transaction."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""The shop with one kill in the middle of a call to the outside: its books are right all the same."""
+"""The shop with one kill during a call to the outside: its books are still right."""
 
 from pathlib import Path
 

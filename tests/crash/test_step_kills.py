@@ -1,4 +1,4 @@
-"""A process that is killed around the call of a step: what the next one does is what the step declares."""
+"""A process is killed around the call of a step: the next one does what the step declares."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A process that is killed around an undo: the next one goes on, with the same key, in the same order."""
+"""A process is killed around an undo: the next one continues with the same key, in the same order."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether a run kept the promise, and whether it was hard enough to count."""
+"""Judges whether a run kept the promise, and whether it was hard enough to count."""
 
 from collections import Counter
 from dataclasses import dataclass, field

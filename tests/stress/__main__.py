@@ -81,7 +81,7 @@ def command_for(seed: int, mutant: str) -> str:
 
 
 def told(seed: int, verdict: Verdict, mutant: str) -> str:
-    """Say what came of a seed, in full where something is wrong."""
+    """Return the result of a seed, in full where something is wrong."""
     wanted = plan(seed)
     word = "FAILED" if verdict.problems else "void" if verdict.void else "passed"
     line = (
@@ -144,7 +144,7 @@ def _single(stage: Stage, chosen: argparse.Namespace) -> int:
 
 
 class Summary:
-    """Counts what came of seeds."""
+    """Counts the results of seeds."""
 
     def __init__(self) -> None:
         self.failed: list[int] = []

@@ -1,4 +1,4 @@
-"""The workers of a run, and what can be done to them."""
+"""The workers of a run, and the actions on them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Gate:
     committed: int = 0
 
     async def run(self, work: Callable[[], Awaitable[Receipt]]) -> Receipt:
-        """Have a transaction go through."""
+        """Run a transaction through the gate."""
         self.waiting += 1
         while self.closed:  # noqa: ASYNC110 - opened from outside of any loop, too
             await asyncio.sleep(0.005)
@@ -84,7 +84,7 @@ def gated(gates: dict[str, Gate]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counting_drops(journal: Journal) -> Iterator[None]:
-    """Take note of messages that are dropped to make room, and read again."""
+    """Record messages that are dropped to make room, and read again."""
     drop = OffsetTracker.drop
 
     def counted(self: OffsetTracker, offsets: Collection[int]) -> None:
@@ -216,7 +216,7 @@ class Crew:
 
     @contextlib.asynccontextmanager
     async def cut_off(self, mate: Mate) -> AsyncIterator[None]:
-        """Have the group go on without a worker that knows nothing of it."""
+        """Let the group continue without a worker, which does not know this."""
         members = self.broker.group(NAME).members
         consumer = mate.consumer
         assert consumer in members, f"{mate.name} is no member"

@@ -110,13 +110,13 @@ async def expire(run: Run, step: Step) -> None:
 
 
 async def rebalance(run: Run, step: Step) -> None:
-    """All partitions are dealt out again."""
+    """All partitions are assigned again."""
     await run.broker.rebalance(NAME)
     run.journal.fired[step.what] += 1
 
 
 async def outage(run: Run, step: Step) -> None:
-    """The broker answers nobody for some samples."""
+    """The broker does not answer for some samples."""
     with run.broker.outage():
         await _some_samples(run)
     run.journal.fired[step.what] += 1

@@ -1,4 +1,4 @@
-"""The handlers under stress: what each message says is what it does."""
+"""The handlers under stress: each message says what its handler does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Base(DeclarativeBase):
 
 
 class Effect(Base):
-    """What a message did: append-only, and without a unique key of its ID, so that a second one shows."""
+    """The effect of a message: append-only and without a unique key on its ID, so that a second one shows."""
 
     __tablename__ = "stress_effects"
 
@@ -39,7 +39,7 @@ class Effect(Base):
 
 
 class Failure(Exception):
-    """What a message fails with that is told to."""
+    """The error of a message that must fail."""
 
 
 class Stage(Protocol):
@@ -48,7 +48,7 @@ class Stage(Protocol):
     healed: bool
 
     def called(self, worker: str, context: Context[Any], given: Given) -> None:
-        """Take note of a call."""
+        """Record a call."""
 
     def waits(self, worker: str) -> bool:
         """Tell whether this worker is to stand still within its transaction."""
@@ -63,7 +63,7 @@ class Stage(Protocol):
         ...
 
     def fires(self, given: Given) -> None:
-        """Take note that the fault of a message took effect."""
+        """Record that the fault of a message took effect."""
 
     def holds_row(self, number: int) -> AbstractContextManager[None]:
         """Have another session hold a row locked, for the `with` block; blocks."""
@@ -135,7 +135,7 @@ class _Stressed:
 
     @contextmanager
     def firing(self, given: Given) -> Iterator[None]:
-        """Take note of what is refused."""
+        """Record what is refused."""
         try:
             yield
         except DBAPIError:

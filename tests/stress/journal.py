@@ -1,4 +1,4 @@
-"""What happened in a run, as far as the run itself sees it; the database and the broker tell the rest."""
+"""The journal of a run: what the run itself sees; the database and the broker have the rest."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Journal:
     # What the handlers call.
 
     def called(self, worker: str, context: Context[Any], given: Given) -> None:
-        """Take note of a call."""
+        """Record a call."""
         self.calls.append(Call(self.moment(), worker, context.message_id, context.attempt))
 
     def waits(self, worker: str) -> bool:
@@ -112,7 +112,7 @@ class Journal:
             return not self.healed and (not given.times or self.erred[given.id] <= given.times)
 
     def fires(self, given: Given) -> None:
-        """Take note that the fault of a message took effect."""
+        """Record that the fault of a message took effect."""
         with self._lock:
             self.fired[given.kind] += 1
 
@@ -133,7 +133,7 @@ class Journal:
     # What the workers announce.
 
     def observer(self, worker: str) -> Callable[[Event], None]:
-        """Return what takes note of one worker's events."""
+        """Return an observer that records one worker's events."""
 
         def observe(event: Event) -> None:
             self.events.append((worker, event))
@@ -164,7 +164,7 @@ class Journal:
                 pass
 
     def _tell(self, worker: str, event: Event) -> None:
-        """Take note of what `message_oracle` asks for."""
+        """Record what `message_oracle` asks for."""
         match event:
             case MessageDeadLettered() | MessageSuspected() | AttemptFailed():
                 at = event.partition

@@ -1,4 +1,4 @@
-"""Faults that one message brings along, and which messages of a plan do."""
+"""Faults that single messages cause, and the messages of a plan that cause them."""
 
 from __future__ import annotations
 
