@@ -40,7 +40,7 @@ class LastWords(Base):
 
 
 def exhaust_memory() -> None:
-    """Take all memory up to a limit, like code that does not check allocations, as Python's own would."""
+    """Take all memory up to a limit, like code that does not check its allocations; Python's own code would check."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
     library = ctypes.CDLL(None)
