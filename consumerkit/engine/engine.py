@@ -79,7 +79,7 @@ class Engine:
         declared: The handler's declarations.
         consumer: The member of the handler's group.
         works: One unit of work for each lane.
-        partition_store: The database, where partitions are taken over.
+        partition_store: Takes partitions over in the database.
         shared: See `Shared`.
     """
 

@@ -35,7 +35,7 @@ class CrashRecord:
         """Record a run in an isolated partition before it begins; after three crashes, give the message up.
 
         Returns:
-            The decision, and the partition with the record; None where no run was recorded.
+            The decision, and the partition with the record; None if no run was recorded.
         """
         message = decided.message
         partition = self._executor.partitions.of(message)

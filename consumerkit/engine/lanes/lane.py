@@ -71,7 +71,7 @@ class Lane:
         self._stopping = False
 
     def put(self, message: Message) -> None:
-        """Add a message to what is waiting."""
+        """Add a waiting message."""
         self.waiting.append(message)
 
     def put_due(self, parked: ParkedMessage) -> bool:

@@ -44,7 +44,7 @@ class Attempt(NamedTuple):
 
     Attributes:
         delivery: The message, and whether it was found to repeat another one.
-        error: Its failure; None where the transaction is durable.
+        error: Its failure; None if the transaction is durable.
         left_lot: Whether its row has left the parking lot.
     """
 

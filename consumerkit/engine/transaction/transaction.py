@@ -126,7 +126,7 @@ class Transaction:
             raise LedgerMoved("the ledger row of a dead message ID changed while it was claimed")
 
     def _quarantine(self, connection: Connection, batch: Batch) -> None:
-        """Dead-letter messages that the ledger may have forgotten, since they may have been processed.
+        """Dead-letter messages that the ledger does not know and may have forgotten: some may have been processed.
 
         Raises:
             StaleFound: Some are stale by their event's time, and the brake was not asked; a clock may be wrong.

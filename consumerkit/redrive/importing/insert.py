@@ -174,7 +174,7 @@ class _There(NamedTuple):
 
 
 def _same(candidate: Candidate, there: dict[Place, list[_There]]) -> _There | None:
-    """Return the same letter: its ID and fingerprint agree, or its ID names the same place and its content is equal.
+    """Return the letter at one of its places that is the same: ID and fingerprint agree, or the content is equal.
 
     An ID derived from the place may have changed when the handler got further.
     """
