@@ -30,7 +30,7 @@ class LoggingObserver:
 
     Frequent successes (transactions, offsets, the outbox) are DEBUG, occasional events are INFO,
     failures that are retried automatically are WARNING, and events that need a person are ERROR or
-    CRITICAL. A record's message is the sentence; the event's fields are its attributes, and
+    CRITICAL. A record's message is the sentence; the event's fields come with it, and
     `JsonFormatter` writes them.
 
     Args:

@@ -60,7 +60,7 @@ class _Server(NamedTuple):
 
 
 def is_secret(name: str) -> bool:
-    """Tell whether a parameter's value is a secret.
+    """Return whether a parameter's value is a secret.
 
     Example:
         >>> [name for name in ("sslpassword", "scram_client_key", "sslkey") if is_secret(name)]
