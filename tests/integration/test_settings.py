@@ -4,14 +4,28 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from consumerkit import Context, DeadLetter, Handler, Kafka, OAuthBearer, Sasl, Tls, TokenEndpoint, Worker, header
+from consumerkit import (
+    BatchContext,
+    BatchHandler,
+    Context,
+    DeadLetter,
+    Handler,
+    Kafka,
+    OAuthBearer,
+    Received,
+    Sasl,
+    Tls,
+    TokenEndpoint,
+    Worker,
+    header,
+)
 from consumerkit.cli.main import app
 from consumerkit.errors import ConfigurationError
 from consumerkit.events import Event, GroupCommitted
@@ -252,6 +266,24 @@ def test_what_does_not_fit_the_handlers_is_refused_when_the_worker_is_built(
         worker(Settings())
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+class Together(BatchHandler[bytes]):
+    name = "together"
+    topic = "t"
+    message_id = header("id")
+
+    async def handle_batch(self, events: Sequence[Received[bytes]], context: BatchContext) -> None:
+        raise AssertionError("not run")
+
+
+def test_that_a_batch_handler_shares_its_transaction_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(monkeypatch, {"HANDLERS__TOGETHER__SHARES_TRANSACTION": "true"})
+    words = r"TOGETHER__SHARES_TRANSACTION: handler 'together' is a batch handler; set its batch_size to 1$"
+    with pytest.raises(ConfigurationError, match=words):
+        Worker(
+            database="sqlite:///t.db", kafka=Memory(MemoryBroker(topics={})), handlers=[Together()], settings=Settings()
+        )
 
 
 def test_a_worker_is_built_from_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
