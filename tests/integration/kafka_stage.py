@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -110,6 +111,10 @@ class KafkaStage(PostgresStage):
 
     def _made_inspector(self) -> Inspector:
         return Inspector(self.postgres.dsn(self.database), self.kafka.bootstrap)
+
+    def _observed(self) -> AbstractContextManager[object]:
+        # Conditions are asked many times, and the offsets over a connection that takes long to make.
+        return self._inspected(kept=True)
 
     def send(self, records: Sequence[Given], topic: str | None = None) -> None:
         """Send records, in order, each acknowledged."""

@@ -1,7 +1,7 @@
 """A stage whose database is a real PostgreSQL, and how a test looks into it while workers run."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -25,12 +25,9 @@ class PostgresStage(Stage):
     def _made_inspector(self) -> Inspector:
         return Inspector(self.postgres.dsn(self.database), "")
 
-    def _observed(self) -> AbstractContextManager[object]:
-        return self._inspected(kept=True)
-
     @contextmanager
     def _inspected(self, *, kept: bool = False) -> Iterator[Inspector]:
-        """Look over connections that are kept for as long as any worker runs: conditions are asked many times."""
+        """Look over connections that are kept for the block, or for as long as a worker runs where a stage says so."""
         if self._inspector is not None:
             yield self._inspector
             return

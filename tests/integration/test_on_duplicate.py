@@ -214,6 +214,7 @@ async def test_a_duplicate_that_is_given_up_is_a_dead_letter_and_the_first_stays
         await run.until(finished(payments, 3), "all offsets")
         payments.send(1)
         await run.until(finished(payments, 4), "a further copy")
+        await run.until(lambda: len(payments.published()) == 1, "the letter's copy")
     (letter,) = payments.dead()
     assert (letter["reason"], letter["offset"], letter["message_id"]) == ("failed_duplicate", 1, "p-1")
     assert payments.outcome(1) == 1
