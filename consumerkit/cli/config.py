@@ -63,6 +63,7 @@ async def _of_target(target: str) -> list[Shown]:
     async with targets.opened(target) as worker:
         if worker.settings is None:
             raise ConfigurationError(
-                "the worker of this target takes no settings: write Worker(settings=Settings(), ...)"
+                "the worker of this target reads no settings, because its code gives both database and kafka; "
+                "Worker(settings=Settings(), ...) reads them"
             )
         return shown(worker.settings, worker.declarations)

@@ -109,8 +109,8 @@ def main(
 ) -> None:
     """Idempotent message consumers for Kafka.
 
-    TARGET is module:attribute: a Worker, a callable that returns one, or an async context manager that yields one. The
-    variable CONSUMERKIT_APP stands in where it is not given.
+    TARGET is module:attribute: a Worker, a callable that returns one, or an async context manager that yields one. If
+    it is not given, commands read the variable CONSUMERKIT_APP.
     """
 
 

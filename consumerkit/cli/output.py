@@ -75,12 +75,13 @@ def _least(column: str, cells: Sequence[str]) -> int:
 
 
 def _print_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print each row as lines of name and value, as `dead-letters show` does."""
+    """Print each row as lines of name and value, as `dead-letters show` does; a blank line is between two rows."""
     width = max(map(cell_len, columns))
-    for row in rows:
+    for number, row in enumerate(rows):
+        if number:
+            say("")
         for column, cell in zip(columns, row, strict=True):
             say(f"{column}{' ' * (width - cell_len(column))}  {cell}".rstrip())
-        say("")
 
 
 def _print_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -157,7 +157,7 @@ def _facts(row: Any, ahead: list[int]) -> dict[str, object]:
         "origin": f"{row.topic}[{row.partition}]@{row.offset} (topic ID {row.topic_id})",
         "last error": _error(row) or "(it has not run yet)",
         "attempts": row.attempts,
-        "first failed": moment(row.first_failed_at) or "(never)",
+        "first error": moment(row.first_failed_at) or "(never)",
         "parked since": moment(row.parked_at),
         "next attempt": f"behind {ahead[0]}" if ahead else _next_attempt(row),
     }

@@ -210,10 +210,7 @@ def _print(told: list[dict[str, Any]], *, dry_run: bool) -> None:
 def _print_forgotten(told: list[dict[str, Any]], *, dry_run: bool) -> None:
     print_table(
         ("handler", "would be forgotten" if dry_run else "forgotten", "processed before", "held back by"),
-        [
-            (one["handler"], one["forgotten"], one["processed_before"] or "(nothing may go)", _holders(one))
-            for one in told
-        ],
+        [(one["handler"], one["forgotten"], one["processed_before"] or "(nothing yet)", _holders(one)) for one in told],
     )
 
 

@@ -203,7 +203,7 @@ def _print_facts(row: Any) -> None:
         "message ID": row.message_id or "(none)",
         "origin": f"{row.topic}[{row.partition}]@{row.offset} (topic ID {row.topic_id})",
         "attempts": row.attempts,
-        "first failed": moment(row.first_failed_at) or "(never ran)",
+        "first error": moment(row.first_failed_at) or "(never ran)",
         "dead since": moment(row.dead_at),
         "size": f"{row.size} bytes",
         "state": f"{row.state} since {moment(row.state_at)}" if row.state_at else row.state,
