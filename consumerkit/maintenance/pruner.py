@@ -20,6 +20,9 @@ from consumerkit.storage.database import Run
 from consumerkit.storage.maintenance.pruning import BATCH, OutdatedPlan, PrunePlan, PruneStatements
 
 INTERVAL: Final = 300.0
+LONGEST_WAIT: Final = 60.0
+"""The most seconds until the next try after a failed one: it is also what ends the announced trouble."""
+_FIRST_WAIT: Final = 2.0
 PAUSE: Final = 0.05  # between batches, so that the server's other work comes first
 _TRIES: Final = 20
 _AGAIN: Final = 0.25
@@ -129,18 +132,20 @@ class Retention:
         """Forget IDs from time to time until `stop`."""
         # Processes that start together must not all begin at the same moment.
         await self._sleep(random.uniform(0, INTERVAL))
-        since: float | None = None
+        failures, since = 0, 0.0
         while not self._stopping.is_set():
             wait = INTERVAL * random.uniform(0.75, 1.25)
             try:
                 await self.turn()
             except Exception as error:  # noqa: BLE001 - a later turn can forget as well
-                since = since or time.monotonic()
+                since = since if failures else time.monotonic()
+                wait = min(LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(failures, 7)) * random.uniform(0.75, 1.0)
+                failures += 1
                 told = type(error).__name__
                 self._announce(events.Trouble(where="database", error=told, wait=wait, work="retention"))
             else:
-                if since is not None:
-                    seconds, since = time.monotonic() - since, None
+                if failures:
+                    failures, seconds = 0, time.monotonic() - since
                     self._announce(events.TroubleOver(where="database", seconds=seconds, work="retention"))
             await self._sleep(wait)
 

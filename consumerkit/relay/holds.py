@@ -8,10 +8,10 @@ from typing import Final, NamedTuple
 
 from consumerkit.relay.refusals import Cause
 from consumerkit.storage.outbox import Pending, Queue
+from consumerkit.storage.outbox_remaining import Remaining
 
 LONGEST_WAIT: Final = 60.0
 _JITTER: Final = 0.25
-_FORGOTTEN_AFTER: Final = 2 * LONGEST_WAIT
 
 
 class HoldPlace(NamedTuple):
@@ -24,11 +24,24 @@ class HoldPlace(NamedTuple):
 
 @dataclass(slots=True)
 class Hold:
-    """Why a place waits, since when, and at least until when; `sequence` is the message at fault."""
+    """Why a place waits, since when, and at least until when.
+
+    Attributes:
+        cause: Why the broker or the client refused.
+        since: When the place was held first.
+        digest: The topic's digest, as the database stores it.
+        sequence: The message at fault; None where the topic is at fault.
+        latest: The last of the messages that were refused.
+        failures: Tries that failed.
+        wait: Seconds between the last failure and the next try.
+        until: When the next try is due.
+    """
 
     cause: Cause
     since: float
+    digest: bytes
     sequence: int | None = None
+    latest: int = 0
     failures: int = 0
     wait: float = 0.0
     until: float = 0.0
@@ -67,7 +80,8 @@ class Holds:
         hold = self._holds.get(place)
         news = hold is None or hold.cause is not cause
         if hold is None:
-            hold = self._holds[place] = Hold(cause, now, sequence)
+            hold = self._holds[place] = Hold(cause, now, pending.queue.topic, sequence)
+        hold.latest = max(hold.latest, pending.sequence)
         hold.again(cause, now)
         return hold, news
 
@@ -111,7 +125,27 @@ class Holds:
     def _waiting(self, now: float) -> list[HoldPlace]:
         return [place for place, hold in self._holds.items() if hold.until > now]
 
-    def forget(self, now: float) -> list[tuple[str, Hold]]:
-        """Forget holds without a retry after their time: the message was discarded, or another process sent it."""
-        old = [place for place, hold in self._holds.items() if hold.until + _FORGOTTEN_AFTER < now]
-        return [(place.topic, self._holds.pop(place)) for place in old]
+    def refused(self) -> tuple[list[int], list[bytes]]:
+        """Return the last refused message of each hold, and the digests of the topics that are held as a whole."""
+        topics = [hold.digest for hold in self._holds.values() if hold.sequence is None]
+        return [hold.latest for hold in self._holds.values()], topics
+
+    def without_reason(self, remaining: Remaining, now: float, *, sends: bool) -> list[tuple[str, Hold]]:
+        """Forget and return the holds whose messages are gone: another process sent them, or a person discarded them.
+
+        The process that sends keeps a topic's hold while any message for the topic remains, and tries it at once.
+
+        Args:
+            remaining: What the outbox still holds of `refused`.
+            now: The time.
+            sends: Whether this process has the turn to send.
+        """
+        over: list[HoldPlace] = []
+        for place, hold in self._holds.items():
+            if hold.latest in remaining.sequences:
+                continue
+            if sends and hold.sequence is None and hold.digest in remaining.topics:
+                hold.until = min(hold.until, now)
+            else:
+                over.append(place)
+        return [(place.topic, self._holds.pop(place)) for place in over]

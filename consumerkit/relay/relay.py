@@ -8,6 +8,7 @@ topic or key. The wait for a topic that does not answer does not stop the others
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -42,6 +43,8 @@ MOST_QUEUES: Final = 200
 """The most waiting queues that the read of a page leaves out; the others are read and passed over."""
 
 STOP_PATIENCE: Final = 3.0
+REVIEW_INTERVAL: Final = 0.5
+"""Seconds for which the database is not asked again whether held messages still wait."""
 
 
 class Relay:
@@ -81,6 +84,7 @@ class Relay:
         self._announcements = RelayAnnouncements(announce, principal)
         self._written = written
         self._holds = Holds()
+        self._reviewed = -math.inf
         self._stopping = asyncio.Event()
         # Topics that have not answered yet, from any round; nothing more is sent to them before the answer.
         self._shipments: dict[str, Shipment] = {}
@@ -140,6 +144,7 @@ class Relay:
         async with taken(self._database, self._dialect, self._deadline) as turn:
             if turn is None:
                 await self._awaited.note(time.monotonic())
+                await self._review(time.monotonic(), sends=False)
                 return sent
             self._awaited.over(time.monotonic())
             return sent + await self._rounds(turn)
@@ -164,9 +169,7 @@ class Relay:
         Returns:
             How many messages were sent, and whether some were passed over.
         """
-        began = time.monotonic()
-        for topic, hold in self._holds.forget(began):
-            self._announcements.resumed(topic, hold, began)
+        await self._review(time.monotonic(), sends=True)
         sent, pages, passed_over, over = self._harvest(), 0, self._after is not None, False
         self._out = set(self._shipments)
         while pages < PAGES and not over and not self._stopping.is_set():
@@ -183,6 +186,16 @@ class Relay:
         if sent:
             self._announcements.published(sent)
         return sent, bool(self._out) or passed_over or pages == PAGES
+
+    async def _review(self, now: float, *, sends: bool) -> None:
+        """End the holds whose messages are gone from the outbox."""
+        sequences, topics = self._holds.refused()
+        if not sequences or now - self._reviewed < REVIEW_INTERVAL:
+            return
+        self._reviewed = now
+        remaining = await self._rows.remaining(sequences, topics)
+        for topic, hold in self._holds.without_reason(remaining, now, sends=sends):
+            self._announcements.resumed(topic, hold, now)
 
     def _waiting(self, now: float) -> Waiting | None:
         """Return what to leave out; None if nothing waits: the lowest rows are then read, which is fastest."""

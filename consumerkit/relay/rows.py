@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
 from sqlalchemy.orm import Session
 
 from consumerkit.relay import reference
-from consumerkit.storage import outbox, outbox_queues
+from consumerkit.storage import outbox, outbox_queues, outbox_remaining
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import RELAY_IDLE, Dialect, Limits, RelayHolder
 from consumerkit.storage.outbox import OutboxMessage, Pending, Queue, RowIdentity
 from consumerkit.storage.outbox_queues import OutboxPage, Waiting
+from consumerkit.storage.outbox_remaining import Remaining
 from consumerkit.storage.tables import Tables
 
 T = TypeVar("T")
@@ -68,6 +69,14 @@ class Rows:
             )
 
         return await self._removed(read)
+
+    async def remaining(self, sequences: Sequence[int], topics: Sequence[bytes]) -> Remaining:
+        """Return which of these messages still wait, and for which of these topics any message does."""
+
+        def look(session: Session) -> Remaining:
+            return outbox_remaining.remaining(session.connection(), self._dialect, self._tables, sequences, topics)
+
+        return await self._database.run(look, within=self._deadline)
 
     async def keeps(self, message: OutboxMessage) -> bool:
         """Tell whether the dead-letter table holds the whole message of a letter in the outbox."""

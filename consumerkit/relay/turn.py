@@ -150,28 +150,34 @@ class Awaited:
         self._holder = holder
         self._announce = announce
         self._since: float | None = None
-        self._told = False
+        self._told: str | None = None
 
     async def note(self, now: float) -> None:
         """Record that another process has the turn."""
         if self._since is None:
             self._since = now
         waited = now - self._since
-        if self._told or waited < PATIENCE:
+        if waited < PATIENCE:
             return
         holder = await self._holder()
-        if holder is None:
-            return
-        silent = waited >= UNSEEN_PATIENCE if holder.silent is None else holder.silent >= PATIENCE
-        if silent:
-            self._told = True
-            self._announce(events.OutboxTurnAwaited(holder=holder.name, seconds=waited))
+        if holder is not None and self._told in (None, holder.name) and _is_silent(holder, waited):
+            if self._told is None:
+                self._told = holder.name
+                self._announce(events.OutboxTurnAwaited(holder=holder.name, seconds=waited))
+        elif self._told is not None:
+            # A third process may have the turn now: the wait for it begins.
+            self.over(now)
+            self._since = now
 
     def over(self, now: float) -> None:
-        """Record that the turn is ours."""
-        if self._told and self._since is not None:
+        """Record that the turn is ours, or that the silent process no longer has it."""
+        if self._told is not None and self._since is not None:
             self._announce(events.OutboxTurnCame(seconds=now - self._since))
-        self._since, self._told = None, False
+        self._since = self._told = None
+
+
+def _is_silent(holder: RelayHolder, waited: float) -> bool:
+    return waited >= UNSEEN_PATIENCE if holder.silent is None else holder.silent >= PATIENCE
 
 
 def _probe(dialect: Dialect, session: Session) -> None:

@@ -24,6 +24,9 @@ PARTITIONS_PATIENCE: Final = 5.0
 TROUBLE_OUTLIVES: Final = 60.0
 """Seconds beyond its wait after which trouble counts as over if it is not announced again."""
 
+_OF_PARTITION: Final = ("doubt", "suspected", "stopped", "brake", "still", "fence", "paused")
+_OF_HANDLER: Final = ("brake", "paused")
+
 Clock = Callable[[], float]
 _Place = tuple[object, ...]
 
@@ -91,6 +94,7 @@ class States:
             events.HandlerPaused: self._paused,
             events.HandlerResumed: self._handler_resumed,
             events.MessageSuspected: self._suspected,
+            events.MessageDeadLettered: self._dead_lettered,
             events.BrakeOn: self._brake,
             events.BrakeOff: self._brake_off,
             events.PartitionStopped: self._partition_stopped,
@@ -123,9 +127,14 @@ class States:
     def readiness(self, now: float) -> Readiness:
         """Return what is wrong now."""
         with self._lock:
-            states = list(self._states.values())
+            states = [state for place, state in self._states.items() if not self._is_with_others(place)]
         wrong = [state for state in states if state.after <= now and (state.until is None or now < state.until)]
         return Readiness(tuple(Finding(one.handler, one.what, now - one.since) for one in wrong))
+
+    def _is_with_others(self, place: _Place) -> bool:
+        """Tell whether only a message can end the state, and all partitions are with other processes."""
+        what, handler, *partition = (*place, None)
+        return what in _OF_HANDLER and partition == [None] and self._owned.get(str(handler)) == set()
 
     def _begin(
         self, place: _Place, event: Event, what: str, *, patience: float = 0.0, lasting: float | None = None
@@ -139,8 +148,6 @@ class States:
 
     def _end(self, *place: object) -> None:
         self._states.pop(place, None)
-
-    # What each event means.
 
     def _started(self, event: events.WorkerStarted) -> None:
         self._end("worker")
@@ -219,19 +226,16 @@ class States:
         self._begin(("fence", event.handler, event.partition), event, what)
 
     def _assigned(self, event: events.PartitionsAssigned) -> None:
-        # An assignment of none is well too: the other members have all partitions, and this one
-        # stands by.
+        # An assignment of none is well too: the other members have all partitions, and this one stands by.
         self._end("partitions", event.handler)
         self._owned.setdefault(event.handler, set()).update(event.partitions)
         for partition in event.partitions:
             self._end("stopped", event.handler, partition)
 
     def _taken(self, event: events.PartitionTaken) -> None:
-        # The new owner reads the partition again from its mark; if that fails, another event stops
-        # it.
-        self._end("stopped", event.handler, event.partition)
-        self._end("doubt", event.handler, event.partition)
-        self._end("fence", event.handler, event.partition)
+        # The new owner reads the partition again from its mark; if that fails, another event stops it.
+        for what in ("stopped", "doubt", "fence"):
+            self._end(what, event.handler, event.partition)
 
     def _revoked(self, event: events.PartitionsRevoked) -> None:
         owned = self._owned.setdefault(event.handler, set())
@@ -239,12 +243,8 @@ class States:
         if not owned:
             self._without_partitions(event, PARTITIONS_PATIENCE)
         for partition in event.partitions:
-            self._end("doubt", event.handler, partition)
-            self._end("stopped", event.handler, partition)
-            self._end("brake", event.handler, partition)
-            self._end("still", event.handler, partition)
-            self._end("fence", event.handler, partition)
-            self._end("paused", event.handler, partition)
+            for what in _OF_PARTITION:
+                self._end(what, event.handler, partition)
 
     def _stands_still(self, event: events.PartitionStandsStill) -> None:
         end = "" if event.end is None else f", and its log ends at {event.end}"
@@ -270,6 +270,13 @@ class States:
 
     def _committed(self, event: events.GroupCommitted) -> None:
         self._end("trouble", event.handler, "database")
+        if event.processed:
+            # The suspected message itself, or one that lets its next failure count.
+            suspected = ("suspected", event.handler)
+            self._states = {place: state for place, state in self._states.items() if place[:2] != suspected}
+
+    def _dead_lettered(self, event: events.MessageDeadLettered) -> None:
+        self._end("suspected", event.handler, event.partition)
 
     def _offsets(self, event: events.OffsetsCommitted) -> None:
         self._end("trouble", event.handler, "broker")

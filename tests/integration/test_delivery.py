@@ -78,6 +78,30 @@ async def test_a_missing_topic_holds_up_no_other_and_goes_on_when_it_is_there(
     assert [len(stage.read(name, 1)) for name in others] == [5, 5, 5]
 
 
+async def test_who_failed_is_ready_again_once_another_process_has_sent(stage: KafkaStage, transport: Client) -> None:
+    """The topic works again, and the next try of the process that failed is an hour away."""
+    topic = f"{stage.topic}-out"
+    await asyncio.to_thread(stage.kafka.create_topic, topic)
+    async with stage.run(Credit(stage), transport=transport) as run:
+        await run.until(lambda: run.worker.readiness().ready, "readiness")
+        await asyncio.to_thread(stage.kafka.delete_topic, topic)
+        await write(stage, OutboxMessage(topic, None, b"1", ()))
+        await run.until(lambda: bool(run.seen(OutboxHeldBack)), "the message held back")
+        relay = run.worker._relay
+        assert relay is not None
+        (hold,) = relay._holds._holds.values()
+        hold.until += 3600
+        await asyncio.to_thread(stage.kafka.create_topic, topic)
+        async with stage.run(Credit(stage), transport=transport) as other:
+            await other.until(lambda: stage.outbox() == 0, "the message to be sent by the other")
+            await run.until(lambda: run.worker.readiness().ready, "readiness of the one that failed", within=10)
+            for n in range(2, 12):
+                await write(stage, OutboxMessage(topic, None, b"%d" % n, ()))
+            await run.until(lambda: stage.outbox() == 0, "an empty outbox", within=30)
+            assert len(run.seen(OutboxHeldBack)) == len(run.seen(OutboxResumed)) == 1
+    assert sorted(int(one.value or b"") for one in stage.read(topic, 1)) == list(range(1, 12))
+
+
 async def test_a_topic_too_small_gets_what_fits_whole_and_the_rest_by_reference(
     stage: KafkaStage, transport: Client
 ) -> None:

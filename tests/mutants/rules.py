@@ -721,4 +721,52 @@ MUTANTS = (
         f"{UNIT}/transports/test_oauth.py::test_a_token_is_renewed_before_it_expires",
         "the keeper",
     ),
+    Mutant(
+        "relay",
+        "a relay without the turn learns that another process sent what it held back",
+        "consumerkit/relay/relay.py",
+        "                await self._review(time.monotonic(), sends=False)\n",
+        "",
+        f"{INTEGRATION}/test_relay_left_behind.py::test_who_failed_learns_that_another_process_sent[sqlite-False]",
+        "OutboxResumed",
+    ),
+    Mutant(
+        "relay",
+        "a relay with the turn learns that another process sent what it held back",
+        "consumerkit/relay/relay.py",
+        "        await self._review(time.monotonic(), sends=True)\n",
+        "",
+        f"{INTEGRATION}/test_relay_left_behind.py::test_who_failed_learns_that_another_process_sent[sqlite-True]",
+        "OutboxResumed",
+    ),
+    Mutant(
+        "relay",
+        "a process that waits for a silent one learns that a third one has the turn",
+        "consumerkit/relay/turn.py",
+        "self._told in (None, holder.name) and _is_silent(holder, waited)",
+        "(self._told is not None or _is_silent(holder, waited))",
+        f"{INTEGRATION}/test_relay_left_behind.py"
+        "::test_a_silent_process_that_lost_the_turn_to_a_third_one_is_waited_for_no_longer",
+        "OutboxTurnCame",
+    ),
+    Mutant(
+        "readiness",
+        "a suspected message is of no account once it is with another process",
+        "consumerkit/worker/readiness.py",
+        '("doubt", "suspected", "stopped", ',
+        '("doubt", "stopped", ',
+        f"{UNIT}/worker/test_readiness.py"
+        "::test_a_suspected_message_is_told_of_until_a_message_has_run_or_it_is_elsewhere[ends2]",
+        "ready",
+    ),
+    Mutant(
+        "readiness",
+        "a brake is of no account where other processes have all partitions",
+        "consumerkit/worker/readiness.py",
+        "and self._owned.get(str(handler)) == set()",
+        "and self._owned.get(str(handler)) is self",
+        f"{UNIT}/worker/test_readiness.py"
+        "::test_what_only_a_message_can_end_does_not_count_where_other_processes_have_all_partitions[begins0]",
+        "ready",
+    ),
 )

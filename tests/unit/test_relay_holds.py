@@ -1,10 +1,13 @@
 """The relay holds back a topic, a key or one message; and for how long."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from consumerkit.relay.holds import LONGEST_WAIT, Holds
 from consumerkit.relay.refusals import Cause
 from consumerkit.storage.outbox import OutboxMessage, Pending, Queue, RowIdentity
+from consumerkit.storage.outbox_remaining import Remaining
 
 
 def pending(sequence: int = 1, topic: str = "t", key: bytes | None = b"k") -> Pending:
@@ -124,9 +127,40 @@ def test_the_next_one_of_a_key_tells_that_the_one_at_fault_is_gone() -> None:
     assert holds.outlived(pending(2)) is None
 
 
-def test_what_nobody_tried_again_is_forgotten() -> None:
+def rest(*sequences: int, topics: Iterable[bytes] = ()) -> Remaining:
+    return Remaining(frozenset(sequences), frozenset(topics))
+
+
+@pytest.mark.parametrize("sends", [True, False])
+@pytest.mark.parametrize("cause", [Cause.MISSING, Cause.TOO_LARGE])
+def test_a_hold_ends_when_its_messages_are_gone(cause: Cause, sends: bool) -> None:
     holds = Holds()
-    hold, _ = holds.hold(pending(), Cause.MISSING, 100.0)
-    assert holds.forget(hold.until + 119) == []
-    assert holds.forget(hold.until + 121) == [("t", hold)]
+    hold, _ = holds.hold(pending(7), cause, 100.0)
+    assert holds.refused() == ([7], [] if cause.of_record else [b"t"])
+    assert holds.without_reason(rest(7, topics=[b"t"]), 100.5, sends=sends) == []
+    assert holds.held(pending(7), 100.5)
+    assert holds.without_reason(rest(), 100.5, sends=sends) == [("t", hold)]
     assert not holds.ill("t")
+    assert holds.refused() == ([], [])
+
+
+def test_the_last_of_the_refused_messages_counts() -> None:
+    """The oldest ones go first when they have waited for too long; that says nothing about the topic."""
+    holds = Holds()
+    for number in (2, 3, 1):
+        holds.hold(pending(number), Cause.MISSING, 100.0)
+    assert holds.refused() == ([3], [b"t"])
+
+
+def test_who_sends_tries_a_topic_at_once_when_its_refused_messages_are_gone_and_others_wait() -> None:
+    holds = Holds()
+    holds.hold(pending(7), Cause.MISSING, 100.0)
+    assert holds.without_reason(rest(topics=[b"t"]), 100.5, sends=True) == []
+    assert not holds.held(pending(8), 100.5)
+    assert holds.ill("t")
+
+
+def test_who_does_not_send_leaves_a_topic_to_who_does_when_its_refused_messages_are_gone() -> None:
+    holds = Holds()
+    hold, _ = holds.hold(pending(7), Cause.MISSING, 100.0)
+    assert holds.without_reason(rest(topics=[b"t"]), 100.5, sends=False) == [("t", hold)]

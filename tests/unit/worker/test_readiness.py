@@ -8,7 +8,8 @@ import pytest
 from consumerkit import events
 from consumerkit.events import Event
 from consumerkit.message import TopicPartition
-from consumerkit.worker.readiness import DOUBT_PATIENCE, PARTITIONS_PATIENCE, TROUBLE_OUTLIVES, States
+from consumerkit.outcome import Reason
+from consumerkit.worker.readiness import DOUBT_PATIENCE, PARTITIONS_PATIENCE, SUSPECTED, TROUBLE_OUTLIVES, States
 
 PARTITION = TopicPartition("t", 3)
 OTHER = TopicPartition("t", 4)
@@ -222,3 +223,45 @@ def test_a_handler_is_ready_with_partitions_or_where_others_have_them_all(clock:
     assert [one.handler for one in states.readiness(clock.now).findings] == ["credit"]
     states(events.HandlerStopped(handler="credit", error="x"))
     assert [one.what.partition(";")[0] for one in states.readiness(clock.now).findings] == ["stopped"]
+
+
+SUSPECTED_ONE = events.MessageSuspected(
+    handler="credit", partition=PARTITION, offset=5, message_id="p-1", error="gone", wait=30.0
+)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        events.GroupCommitted(handler="credit", lane=0, processed=1),
+        events.MessageDeadLettered(
+            handler="credit", partition=PARTITION, offset=5, message_id="p-1", reason=Reason.REJECTED, error="gone"
+        ),
+        events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=0, lost=False),
+    ],
+)
+def test_a_suspected_message_is_told_of_until_a_message_has_run_or_it_is_elsewhere(
+    states: States, clock: Clock, ends: Event
+) -> None:
+    states(SUSPECTED_ONE)
+    states(events.PartitionsAssigned(handler="credit", partitions=(OTHER,)))
+    states(events.GroupCommitted(handler="credit", lane=0, processed=0, parked=1))
+    states(events.GroupCommitted(handler="mail", lane=0, processed=1))
+    clock.now += SUSPECTED + 1
+    assert "a message of t[3] fails" in told(states, clock)[0]
+    states(ends)
+    assert states.readiness(clock.now).ready
+
+
+@pytest.mark.parametrize(
+    "begins", [events.BrakeOn(handler="credit", wait=1.0), events.HandlerPaused(handler="credit", error="x", wait=1.0)]
+)
+def test_what_only_a_message_can_end_does_not_count_where_other_processes_have_all_partitions(
+    states: States, clock: Clock, begins: Event
+) -> None:
+    states(begins)
+    states(events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=0, lost=False))
+    states(events.PartitionsAssigned(handler="credit", partitions=()))
+    assert states.readiness(clock.now).ready
+    states(events.PartitionsAssigned(handler="credit", partitions=(OTHER,)))
+    assert len(told(states, clock)) == 1  # it is still so here
