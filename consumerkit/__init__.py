@@ -53,7 +53,7 @@ from consumerkit.status import message_status
 from consumerkit.storage.payload import Sealer
 from consumerkit.storage.status import MessageStatus
 from consumerkit.storage.tables import Tables
-from consumerkit.transports.kafka import AccessToken, Kafka, OAuthBearer, Sasl, TokenEndpoint
+from consumerkit.transports.kafka import AccessToken, Kafka, Kerberos, OAuthBearer, Sasl, TokenEndpoint
 from consumerkit.transports.tls import Tls
 
 if TYPE_CHECKING:  # see `__getattr__`
@@ -94,6 +94,7 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
     "Kafka",
     "Sasl",
     "OAuthBearer",
+    "Kerberos",
     "TokenEndpoint",
     "AccessToken",
     "Tls",

@@ -1,4 +1,4 @@
-"""How to reach a Kafka cluster: `Kafka`, `Sasl`, `OAuthBearer` and `Tls`, frozen values for either client library.
+"""How to reach a Kafka cluster: `Kafka`, its logins and `Tls`, frozen values for either client library.
 
 Example:
     >>> shop = Kafka("broker:9093", security=Sasl("SCRAM-SHA-512", "shop", "secret"))
@@ -24,6 +24,7 @@ from consumerkit.transports.kafka_options import (
     has_broker_assignment,
     milliseconds,
 )
+from consumerkit.transports.kerberos import Kerberos
 from consumerkit.transports.loopback import is_loopback
 from consumerkit.transports.oauth import AccessToken, OAuthBearer, TokenCallback, TokenEndpoint
 from consumerkit.transports.sasl import Sasl, check_choice, check_text
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
     from consumerkit.transports.base import Transport
     from consumerkit.transports.token_keeper import TokenKeeper
 
-__all__ = ["AccessToken", "Kafka", "OAuthBearer", "Sasl", "Tls", "TokenEndpoint"]
+__all__ = ["AccessToken", "Kafka", "Kerberos", "OAuthBearer", "Sasl", "Tls", "TokenEndpoint"]
 
 Client = Literal["confluent", "aiokafka"]
 Option = str | int | float | bool
+_LOGINS = (Sasl, OAuthBearer, Kerberos)
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +49,7 @@ class Kafka:
 
     Args:
         bootstrap: One `host:port`, several separated by commas, or a sequence of them.
-        security: `Sasl(...)`, `OAuthBearer(...)` or `Tls(...)`; None means a plain connection.
+        security: `Sasl(...)`, `OAuthBearer(...)`, `Kerberos(...)` or `Tls(...)`; None means a plain connection.
         transport: The client library, `"confluent"` or `"aiokafka"`.
         allow_insecure: Allow a connection that is not encrypted, or does not verify the broker, to another machine.
         client_id: Shown in the broker's logs and quotas.
@@ -63,7 +65,7 @@ class Kafka:
     """
 
     bootstrap: str | Sequence[str]
-    security: Sasl | OAuthBearer | Tls | None = field(default=None, kw_only=True)
+    security: Sasl | OAuthBearer | Kerberos | Tls | None = field(default=None, kw_only=True)
     transport: Client = field(default="confluent", kw_only=True)
     allow_insecure: bool = field(default=False, kw_only=True)
     client_id: str = field(default="consumerkit", kw_only=True)
@@ -71,10 +73,10 @@ class Kafka:
 
     def __post_init__(self) -> None:
         security: object = self.security
-        if security is not None and not isinstance(security, Sasl | OAuthBearer | Tls):
+        if security is not None and not isinstance(security, (*_LOGINS, Tls)):
             wrong = type(security).__name__
             raise ConfigurationError(
-                f"Kafka(security=...) takes Sasl(...), OAuthBearer(...), Tls(...) or None, not {wrong}"
+                f"Kafka(security=...) takes Sasl(...), OAuthBearer(...), Kerberos(...), Tls(...) or None, not {wrong}"
             )
         check_choice("Kafka(transport=...)", self.transport, get_args(Client))
         check_text("Kafka(client_id=...)", self.client_id, "leave it out, or give a name")
@@ -126,7 +128,7 @@ class Kafka:
 
     @property
     def principal(self) -> str | None:
-        """The name by which the broker's access rules know this client; None if a certificate decides it."""
+        """The name by which the broker's access rules know this client; None if a token or a certificate decides it."""
         return f"User:{self.security.username}" if isinstance(self.security, Sasl) else None
 
     def connect(self) -> Transport:
@@ -134,11 +136,13 @@ class Kafka:
 
         Raises:
             ConfigurationError: A certificate cannot be read, the password's function failed, an option is unknown, or
-                the client library is not installed.
+                the client library is not installed or lacks Kerberos.
         """
         context = self._tls.context() if self._tls is not None else None
         keeper = self.security.keeper() if isinstance(self.security, OAuthBearer) else None
         try:
+            if isinstance(self.security, Kerberos):
+                self.security.check_clients()
             if self.transport == "aiokafka":
                 from consumerkit.transports.aiokafka.transport import AiokafkaTransport
 
@@ -162,7 +166,7 @@ class Kafka:
 
     @property
     def _tls(self) -> Tls | None:
-        return self.security.tls if isinstance(self.security, Sasl | OAuthBearer) else self.security
+        return self.security.tls if isinstance(self.security, _LOGINS) else self.security
 
     @property
     def _local_only(self) -> bool:
@@ -172,7 +176,7 @@ class Kafka:
     @property
     def _protocol(self) -> str:
         wire = "PLAINTEXT" if self._tls is None else "SSL"
-        return f"SASL_{wire}" if isinstance(self.security, Sasl | OAuthBearer) else wire
+        return f"SASL_{wire}" if isinstance(self.security, _LOGINS) else wire
 
     def _librdkafka(self, keeper: TokenKeeper | None = None) -> dict[str, object]:
         config: dict[str, object] = {
@@ -186,6 +190,8 @@ class Kafka:
             config["sasl.mechanism"] = self.security.mechanism
             config["sasl.username"] = self.security.username
             config["sasl.password"] = self.security.secret()
+        if isinstance(self.security, Kerberos):
+            config |= self.security.librdkafka()
         if isinstance(self.security, OAuthBearer) and keeper is not None:
             config["sasl.mechanism"] = "OAUTHBEARER"
             config["oauth_cb"] = TokenCallback(keeper, self.security.extensions)
@@ -202,6 +208,8 @@ class Kafka:
             config["sasl_mechanism"] = self.security.mechanism
             config["sasl_plain_username"] = self.security.username
             config["sasl_plain_password"] = self.security.secret()
+        if isinstance(self.security, Kerberos):
+            config |= self.security.aiokafka()
         if isinstance(self.security, OAuthBearer) and keeper is not None:
             # Its import takes a while, and the other transport seldom needs it.
             from consumerkit.transports.aiokafka.tokens import TokenProvider

@@ -14,7 +14,7 @@ Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 _ELSEWHERE: Final[dict[str, str]] = {
     "OAUTHBEARER": "a login by tokens is security=OAuthBearer(...); see docs/kafka-security.md",
-    "GSSAPI": "the wheels of confluent-kafka are built without Kerberos; take PLAIN, SCRAM, OAuthBearer(...) or mTLS",
+    "GSSAPI": "a login by a Kerberos ticket is security=Kerberos(...); see docs/kafka-security.md",
 }
 
 

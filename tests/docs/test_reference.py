@@ -15,6 +15,7 @@ from consumerkit import (
     Events,
     Handler,
     Kafka,
+    Kerberos,
     OAuthBearer,
     PayloadRetention,
     Reason,
@@ -77,7 +78,7 @@ def _arguments(kind: type) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "kind",
-    [Worker, PayloadRetention, Kafka, Sasl, OAuthBearer, TokenEndpoint, Tls, Tables, Retry, Brake, Events],
+    [Worker, PayloadRetention, Kafka, Sasl, OAuthBearer, Kerberos, TokenEndpoint, Tls, Tables, Retry, Brake, Events],
     ids=lambda kind: kind.__name__,
 )
 def test_every_argument_is_described_with_its_default(kind: type) -> None:
