@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,14 +11,10 @@ from typing import NamedTuple
 from rich.console import Console
 
 from benchmarks import report
-from benchmarks.competitors import Course
 from benchmarks.meter import Measured
 from benchmarks.round import PLACES
-from benchmarks.stage import BY_HAND, Stage
+from benchmarks.stage import BY_HAND, ROOT, Stage
 from tests.services import KafkaServer, PostgresServer, ServiceError
-
-ROOT = Path(__file__).parents[1]
-ROUND_TIMEOUT = 240
 
 
 class Size(NamedTuple):
@@ -92,7 +87,7 @@ def _measure(
         for number in range(size.rounds):
             measured: dict[str, Measured] = {}
             for name, place, lanes in entrants:
-                measured[name] = _round(stage, size, name, place, lanes)
+                measured[name] = stage.run(name, place, *size.of(place), lanes)
                 told = measured[name]
                 console.print(f"round {number + 1}: {name:14} {told.messages / told.seconds:9,.0f} messages/s")
             rounds.append(measured)
@@ -109,20 +104,6 @@ def _entrants(options: argparse.Namespace) -> list[tuple[str, str, int]]:
         for place in options.only
         for lanes in ([0] if place in BY_HAND else options.lanes)
     ]
-
-
-def _round(stage: Stage, size: Size, name: str, place: str, lanes: int) -> Measured:
-    warm_up, messages = size.of(place)
-    url = stage.postgres.url(stage.databases[name])
-    course = Course(stage.kafka.bootstrap, url, stage.topic, stage.group(name), lanes)
-    given = json.dumps({"course": course._asdict(), "warm_up": warm_up, "messages": messages})
-    command = [sys.executable, "-m", "benchmarks.round", place]
-    done = subprocess.run(
-        command, input=given, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=ROUND_TIMEOUT, check=False
-    )
-    if done.returncode != 0:
-        raise ServiceError(f"the round of {name} failed with status {done.returncode}; its own output is above")
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":

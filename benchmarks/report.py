@@ -62,8 +62,8 @@ def result(
         },
         "processed_exactly_once": processed,
         "rounds": [{name: told._asdict() for name, told in one.items()} for one in rounds],
-        "versions": _versions(stage),
-        "machine": {**_machine(), "load_before": before, "load_after": load()},
+        "versions": versions(stage),
+        "machine": {**machine(), "load_before": before, "load_after": load()},
     }
 
 
@@ -79,7 +79,8 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _versions(stage: Stage) -> dict[str, str]:
+def versions(stage: Stage) -> dict[str, str]:
+    """Return what runs, with its versions."""
     return {
         "Python": platform.python_version(),
         "Kafka": stage.kafka.version,
@@ -90,7 +91,8 @@ def _versions(stage: Stage) -> dict[str, str]:
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Return what it runs on."""
     models = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = [int(line.split()[1]) // 1024 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     return {
@@ -108,7 +110,7 @@ def _lines(path: str) -> list[str]:
 
 def show(console: Console, told: Result) -> None:
     """Print the tables."""
-    rates = Table(title="Messages per second, one process", caption=_caption(told))
+    rates = Table(title="Messages per second, one process", caption=caption(told))
     for column in ("", "median", "min", "max", "CPU µs/message", "messages/commit"):
         rates.add_column(column, justify="left" if not column else "right")
     for name, rate in told["rates"].items():
@@ -138,7 +140,8 @@ def _label(name: str) -> str:
     return f"{LABELS[place]}, {lanes} lanes" if lanes.isdigit() else LABELS[name]
 
 
-def _caption(told: Result) -> str:
+def caption(told: Result) -> str:
+    """Return the line about versions, machine and load."""
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
     machine = told["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"

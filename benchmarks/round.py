@@ -15,11 +15,18 @@ PLACES = {
     "confluent": ("on_consumerkit", "run_confluent"),
     "aiokafka": ("on_consumerkit", "run_aiokafka"),
 }
+STEP_PLACES = {
+    "one-by-one": ("with_calls", "run_one_by_one"),
+    "gather": ("with_calls", "run_gather"),
+    "steps": ("with_calls", "run_steps"),
+    "steps-at-once": ("with_calls", "run_steps_at_once"),
+    "without-steps": ("with_calls", "run_without_steps"),
+}
 
 
 def main() -> None:
     """Run the round and print what was measured as JSON."""
-    module, name = PLACES[sys.argv[1]]
+    module, name = (PLACES | STEP_PLACES)[sys.argv[1]]
     given = json.load(sys.stdin)
     run: Run = getattr(importlib.import_module(f"benchmarks.competitors.{module}"), name)
     meter = Meter(given["warm_up"], given["messages"])

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
@@ -9,13 +12,17 @@ import psycopg
 from confluent_kafka import Consumer, Producer, TopicPartition
 from sqlalchemy import create_engine
 
+from benchmarks.competitors import Course
+from benchmarks.meter import Measured
 from benchmarks.shop import HANDLER, MESSAGE_ID_HEADER, Base
 from consumerkit.storage import schema
 from consumerkit.storage.database import Database
 from tests.services import KafkaServer, PostgresServer, ServiceError
 
+ROOT = Path(__file__).parents[1]
 PARTITIONS = 4
-BY_HAND = ("faststream", "bare-message", "bare-group")
+BY_HAND = ("faststream", "bare-message", "bare-group", "one-by-one", "gather")
+ROUND_TIMEOUT = 240
 _DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 _PREFILL_INBOX = """
     INSERT INTO inbox SELECT %(consumer)s, gen_random_uuid()::text, now() - n * interval '0.5 seconds'
@@ -136,6 +143,29 @@ class Stage:
     def group(self, name: str) -> str:
         """A competitor's consumer group, which keeps its place between rounds."""
         return f"{self.topic}-{name}"
+
+    def run(self, name: str, place: str, warm_up: int, messages: int, lanes: int = 0) -> Measured:
+        """Run one round of a competitor in a process of its own.
+
+        Raises:
+            ServiceError: The process failed.
+        """
+        course = Course(
+            self.kafka.bootstrap, self.postgres.url(self.databases[name]), self.topic, self.group(name), lanes
+        )
+        given = json.dumps({"course": course._asdict(), "warm_up": warm_up, "messages": messages})
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.round", place],
+            input=given,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            timeout=ROUND_TIMEOUT,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ServiceError(f"the round of {name} failed with status {done.returncode}; its own output is above")
+        return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
     def close(self) -> None:
         """Remove topic and databases."""

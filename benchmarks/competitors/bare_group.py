@@ -27,14 +27,15 @@ async def run(course: Course, meter: Meter) -> None:
             bare.checked(message)
             values.setdefault(bare.message_id(message), bare.value(message))
         async with sessions.begin() as session:
-            await _handle(session, values)
+            await handle(session, values)
         meter.committed(len(messages))
         # Not waited for: whatever is delivered again ends at the ledger.
         consumer.commit(asynchronous=True)
     bare.leave(consumer)
 
 
-async def _handle(session: AsyncSession, values: dict[str, bytes]) -> None:
+async def handle(session: AsyncSession, values: dict[str, bytes]) -> None:
+    """Claim the IDs, and handle the messages that are new."""
     # Sorted, or two processes would deadlock; handled in the order of the log.
     found = await session.scalars(_CLAIM, {"consumer": HANDLER, "message_ids": sorted(values)})
     claimed = set(found)

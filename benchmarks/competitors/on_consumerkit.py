@@ -26,15 +26,16 @@ class RecordPayment(Handler[Payment]):
 
 async def run_confluent(course: Course, meter: Meter) -> None:
     """Consume until the meter has seen enough, on confluent-kafka."""
-    await _run(course, meter, "confluent")
+    await run_handler(RecordPayment(course), course, meter, "confluent")
 
 
 async def run_aiokafka(course: Course, meter: Meter) -> None:
     """Consume until the meter has seen enough, on aiokafka."""
-    await _run(course, meter, "aiokafka")
+    await run_handler(RecordPayment(course), course, meter, "aiokafka")
 
 
-async def _run(course: Course, meter: Meter, transport: Client) -> None:
+async def run_handler(handler: RecordPayment, course: Course, meter: Meter, transport: Client) -> None:
+    """Run a worker with one handler until the meter has seen enough."""
     stopping = asyncio.Event()
 
     def observe(event: Event) -> None:
@@ -46,7 +47,7 @@ async def _run(course: Course, meter: Meter, transport: Client) -> None:
     worker = Worker(
         database=course.database,
         kafka=Kafka(course.bootstrap, transport=transport),
-        handlers=[RecordPayment(course)],
+        handlers=[handler],
         observers=[observe],
     )
     await worker.run(stopping)

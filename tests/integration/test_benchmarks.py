@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.round import PLACES
+from benchmarks.round import PLACES, STEP_PLACES
 from tests.services import KafkaServer, PostgresServer
 
 ROOT = Path(__file__).parents[2]
@@ -23,12 +24,36 @@ PRESENT = [name for name in PLACES if name != "faststream" or importlib.util.fin
 def test_each_competitor_processes_each_id_exactly_once(
     kafka: KafkaServer, postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    output = tmp_path / "result.json"
-    servers = {"CONSUMERKIT_TEST_KAFKA": kafka.bootstrap, "CONSUMERKIT_TEST_POSTGRES": postgres.admin_dsn}
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "2", "--output", str(output)]
+    told = _run(kafka, postgres, tmp_path, "benchmarks", "--rounds", "2", "--only", *PRESENT)
 
+    # `Stage.check` has compared the rows of each with the log; these are how many there were.
+    assert set(told["processed_exactly_once"]) == set(PRESENT)
+    for name, processed in told["processed_exactly_once"].items():
+        assert processed >= sum(one[name]["messages"] for one in told["rounds"])
+
+
+@pytest.mark.matrix
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_each_way_to_call_another_service_processes_each_id_exactly_once(
+    kafka: KafkaServer, postgres: PostgresServer, tmp_path: Path
+) -> None:
+    told = _run(kafka, postgres, tmp_path, "benchmarks.steps")
+
+    assert set(told["processed_exactly_once"]) == set(STEP_PLACES)
+    for name, processed in told["processed_exactly_once"].items():
+        assert processed >= sum(one[name]["messages"] for one in told["rounds"])
+    # 20 calls of 50 ms take a second, one after another.
+    assert told["rates"]["one-by-one"]["max"] < 20
+    assert told["rate_to_one_by_one"]["steps"]["min"] > 2
+
+
+def _run(kafka: KafkaServer, postgres: PostgresServer, directory: Path, module: str, *options: str) -> dict[str, Any]:
+    """Run a benchmark with a few messages, and return what it has measured."""
+    output = directory / "result.json"
+    servers = {"CONSUMERKIT_TEST_KAFKA": kafka.bootstrap, "CONSUMERKIT_TEST_POSTGRES": postgres.admin_dsn}
     done = subprocess.run(
-        [*command, "--only", *PRESENT],
+        [sys.executable, "-m", module, "--quick", "--output", str(output), *options],
         cwd=ROOT,
         env={**os.environ, **servers},
         capture_output=True,
@@ -36,10 +61,6 @@ def test_each_competitor_processes_each_id_exactly_once(
         timeout=280,
         check=False,
     )
-
     assert done.returncode == 0, done.stderr
-    told = json.loads(output.read_text())
-    # `Stage.check` has compared the rows of each with the log; these are how many there were.
-    assert set(told["processed_exactly_once"]) == set(PRESENT)
-    for name, processed in told["processed_exactly_once"].items():
-        assert processed >= sum(one[name]["messages"] for one in told["rounds"])
+    found: dict[str, Any] = json.loads(output.read_text())
+    return found
