@@ -40,9 +40,10 @@ from consumerkit.errors import (
 from consumerkit.guards import Transition, transition, upsert
 from consumerkit.handlers.codecs import Codec, Json
 from consumerkit.handlers.context import BatchContext, Context
+from consumerkit.handlers.effects import Effects, PlainEffects
 from consumerkit.handlers.handler import BatchHandler, Events, Handler, Ordering, Received
 from consumerkit.handlers.message_id import Identity, coordinates, event_field, event_fields, header, record_timestamp
-from consumerkit.handlers.steps import BoundStep, Effects, IdempotencyKey, PlainEffects, Step, step
+from consumerkit.handlers.steps import BoundStep, IdempotencyKey, Step, step
 from consumerkit.message import Message, TopicPartition
 from consumerkit.outcome import MessageState, Outcome, Reason
 from consumerkit.policies.brake import Brake

@@ -7,21 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 
-def contained(method: Callable[..., Any], *args: Any) -> Any:
+def contained(method: Callable[[], Any]) -> Any:
     """Call a function; an exception that would end the process, such as SystemExit, becomes an error."""
     try:
-        return method(*args)
+        return method()
     except Exception:
         raise
     except BaseException as error:
         raise RuntimeError(f"the undo raised {type(error).__name__}") from error
 
 
-async def contained_coroutine(method: Callable[..., Any], *args: Any) -> Any:
+async def contained_coroutine(method: Callable[[], Any]) -> Any:
     """Await a coroutine function; an exception that would end the process becomes an error."""
     # A task that raises SystemExit would end the event loop.
     try:
-        return await method(*args)
+        return await method()
     except Exception:
         raise
     except BaseException as error:

@@ -158,7 +158,7 @@ class Undoer:
             kept = self._rows.arguments(one)
             if kept is None:
                 raise CannotUndo(f"the arguments of step {one.step!r} were not kept: it had no undo then")
-            args = read_arguments(declared, kept, Undoing(is_async=declared.is_async), one.message_id)
+            args, kwargs = read_arguments(declared, kept, Undoing(is_async=declared.is_async), one.message_id)
             done = None if one.result is None else declared.result.validate_json(one.result)
         except (ValidationError, PayloadSealed) as error:
             told = error if isinstance(error, PayloadSealed) else "it is not what the step takes or returns today"
@@ -167,22 +167,22 @@ class Undoer:
         reach("undo_started")
         async with self._shared.slots:
             if not one.known and declared.asks is not None:
-                answer = outcome(await self._call(declared, declared.asks, key, *args), one.step)
+                answer = outcome(await self._call(declared, partial(declared.asks, key, *args, **kwargs)), one.step)
                 if answer is None:
                     return False
                 done = answer.result
-            await self._call(declared, declared.undoes, key, done, *args)
+            await self._call(declared, partial(declared.undoes, key, done, *args, **kwargs))
         reach("undo_called")
         return True
 
-    async def _call(self, declared: DeclaredStep, method: Callable[..., Any], *args: Any) -> Any:
+    async def _call(self, declared: DeclaredStep, method: Callable[[], Any]) -> Any:
         context = self._contexts.new()
         if self._shared.threads is not None:
             return await asyncio.get_running_loop().run_in_executor(
-                self._shared.threads, partial(context.run, contained, method, *args)
+                self._shared.threads, partial(context.run, contained, method)
             )
         async with asyncio.timeout(declared.deadline):
-            return await asyncio.create_task(contained_coroutine(method, *args), context=context)
+            return await asyncio.create_task(contained_coroutine(method), context=context)
 
     async def _held(self, one: Undo, work: Awaitable[T]) -> T:
         """Do work and hold the message until it ends, however long it takes."""

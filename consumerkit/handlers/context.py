@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 from typing_extensions import TypeVar
 
 from consumerkit.errors import SessionOver
+from consumerkit.handlers.effects import StepCalls
 from consumerkit.handlers.no_steps import NO_STEPS
-from consumerkit.handlers.steps import BoundStep, StepCalls
+from consumerkit.handlers.steps import BoundStep
 from consumerkit.message import TOPIC_RULE, Headers, Message, is_topic_name
 
 S = TypeVar("S", default=AsyncSession)

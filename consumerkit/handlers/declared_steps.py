@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
@@ -11,9 +12,19 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.errors import PydanticUserError
 
 from consumerkit.handlers.attributes import Attributes, in_short
+from consumerkit.handlers.effects import Effects, PlainEffects
 from consumerkit.handlers.event_type import resolved
 from consumerkit.handlers.handler import BatchHandler
-from consumerkit.handlers.steps import UNDO_RETRY, Effects, InDoubt, PlainEffects, Step, is_deadline
+from consumerkit.handlers.step_checks import (
+    bound_method,
+    check_arguments,
+    check_key,
+    check_takes,
+    may_run_steps,
+    refuse_lost_steps,
+    refuse_unfinished,
+)
+from consumerkit.handlers.steps import UNDO_RETRY, InDoubt, Step
 from consumerkit.policies.retry import Retry
 
 _NAME_CHARACTERS = 100
@@ -74,6 +85,7 @@ def declared_steps(attributes: Attributes, *, is_async: bool) -> dict[str, Decla
         ConfigurationError: A step is declared wrongly, or `prepare` has no step to run.
     """
     handler: Any = attributes.handler
+    refuse_lost_steps(attributes)
     found = {}
     for name, step in _steps(type(handler)):
         if isinstance(handler, BatchHandler):
@@ -86,6 +98,13 @@ def declared_steps(attributes: Attributes, *, is_async: bool) -> dict[str, Decla
         found[name] = _declared(attributes, step, is_async=is_async)
     if not found and not isinstance(handler, BatchHandler) and getattr(handler, "prepare", None) is not None:
         attributes.refuse("defines prepare, and has no step to run in it; declare one with @step, or rename prepare")
+    prepare = getattr(handler, "prepare", None)
+    if found and not may_run_steps(handler.handle) and (prepare is None or not may_run_steps(prepare)):
+        name = next(iter(found))
+        attributes.refuse(
+            f"has the step {name} and runs it nowhere; define prepare(self, event, effects), and run it there by "
+            f"effects.run(self.{name}, ...)"
+        )
     return found
 
 
@@ -101,27 +120,38 @@ def _declared(attributes: Attributes, step: Step[Any, Any], *, is_async: bool) -
     if len(name) > _NAME_CHARACTERS:
         attributes.refuse(f"step {in_short(name)}: its name has {len(name)} characters; give it at most 100")
     if step.said_in_doubt not in (None, *get_args(InDoubt)):
-        attributes.refuse(f'step {name}: in_doubt={in_short(step.said_in_doubt)} is neither "retry" nor "dead-letter"')
+        attributes.refuse(
+            f'step {name}: in_doubt={in_short(step.said_in_doubt)} is neither "retry" nor "dead-letter"; '
+            f"to ask the other side, leave it out and write @{name}.confirm above the method that asks"
+        )
     if step.said_in_doubt is not None and step.asks is not None:
         attributes.refuse(f"step {name}: in_doubt has no effect beside confirm; leave one of them out")
-    if not is_deadline(step.deadline):
+    if not _is_deadline(step.deadline):
         attributes.refuse(f"step {name}: deadline={in_short(step.deadline)} is not a number of seconds > 0")
+    refuse_unfinished(attributes, step)
     _check_undo(attributes, step)
-    for method, what in ((step.method, name), (step.asks, f"{name}.confirm"), (step.undoes, f"{name}.undo")):
+    asks, undoes = bound_method(handler, step.asks), bound_method(handler, step.undoes)
+    for method, what in ((step.method, name), (asks, f"{name}.confirm"), (undoes, f"{name}.undo")):
         if method is not None and inspect.iscoroutinefunction(method) != is_async:
             kinds = ("`async def`", "plain `def`") if is_async else ("plain `def`", "`async def`")
             attributes.refuse(f"handle is {kinds[0]} and step {what} is {kinds[1]}; make both the same")
-    signature = _signature(attributes, step)
+    check_key(attributes, step)
+    check_arguments(attributes, step)
+    for what, method in (("confirm", asks), ("undo", undoes)):
+        if method is not None:
+            check_takes(attributes, step, what, method)
+    signature = inspect.signature(step.method)
+    signature = signature.replace(parameters=list(signature.parameters.values())[2:])
     return DeclaredStep(
         name,
         step,
         float(step.deadline),
         step.in_doubt,
         step.method.__get__(handler),
-        None if step.asks is None else step.asks.__get__(handler),
+        asks,
         signature,
         _result(attributes, step),
-        None if step.undoes is None else step.undoes.__get__(handler),
+        undoes,
         step.undo_retry,
         step.undo_in_doubt,
         {} if step.undoes is None else _given(attributes, step, signature),
@@ -132,33 +162,14 @@ def _check_undo(attributes: Attributes, step: Step[Any, Any]) -> None:
     name = step.name
     if step.undoes is None:
         return
-    if len(inspect.signature(step.undoes).parameters) != len(inspect.signature(step.method).parameters) + 1:
-        attributes.refuse(
-            f"step {name}: its undo takes other parameters than consumerkit passes; define it with the key, what the "
-            "step "
-            "returned, and then what the step takes"
-        )
     if step.undo_in_doubt and step.asks is not None:
         attributes.refuse(f"step {name}: undo(in_doubt=True) has no effect beside confirm; leave one of them out")
+    if not isinstance(step.undo_in_doubt, bool):
+        attributes.refuse(f"step {name}: undo(in_doubt={in_short(step.undo_in_doubt)}) is neither True nor False")
     if not isinstance(step.undo_retry, Retry):
         attributes.refuse(f"step {name}: undo(retry={in_short(step.undo_retry)}) is not a Retry")
     if step.undo_retry.in_place != 1 or step.undo_retry.on_result is not None:
         attributes.refuse(f"step {name}: the retry of its undo has in_place or on_result, which an undo has not")
-
-
-def _signature(attributes: Attributes, step: Step[Any, Any]) -> inspect.Signature:
-    signature = inspect.signature(step.method)
-    parameters = list(signature.parameters.values())
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if len(parameters) < 2 or any(one.kind not in positional for one in parameters[:2]):
-        attributes.refuse(
-            f"step {step.name} takes no key; define {step.name}(self, key, ...): the key is the first argument"
-        )
-    if step.asks is not None and len(inspect.signature(step.asks).parameters) != len(parameters):
-        attributes.refuse(
-            f"step {step.name}: its confirm takes other parameters than the step; define it with the same"
-        )
-    return signature.replace(parameters=parameters[2:])
 
 
 def _given(attributes: Attributes, step: Step[Any, Any], signature: inspect.Signature) -> dict[str, TypeAdapter[Any]]:
@@ -219,3 +230,7 @@ def runs_steps_inside(handle: Callable[..., Any]) -> bool:
         last = value[-1] if isinstance(value, tuple) and value else value
         loaded = instruction.opname.startswith("LOAD_FAST") and last == context
     return False
+
+
+def _is_deadline(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

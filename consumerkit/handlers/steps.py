@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Coroutine, Sequence
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from hashlib import blake2b
-from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
 from uuid import UUID
 
 from consumerkit.errors import AlreadyDone, ConfigurationError
@@ -15,6 +29,7 @@ from consumerkit.policies.wait import exponential
 P = ParamSpec("P")
 T = TypeVar("T")
 InDoubt = Literal["retry", "dead-letter"]
+_Confirm: TypeAlias = Callable[Concatenate[Any, "IdempotencyKey", P], Any]
 _Undo: TypeAlias = Callable[Concatenate[Any, "IdempotencyKey", T, P], Any]
 
 UNDO_RETRY: Final = Retry(attempts=10, wait=exponential(1, max=600))
@@ -53,8 +68,8 @@ class Step(Generic[P, T]):
         asks: The function that asks the other side whether the call was done; or None.
         undoes: The function that undoes the step; None where there is none.
         undo_retry: How often the undo is tried.
-        undo_in_doubt: Whether the undo takes None as the result, where it is unknown whether the
-            call was done.
+        undo_in_doubt: Whether the undo takes None where it is unknown whether the call was done.
+        unfinished: Which of `confirm` and `undo` were called and decorate no method.
     """
 
     def __init__(self, method: Callable[..., Any], in_doubt: InDoubt | None, deadline: float) -> None:
@@ -66,6 +81,7 @@ class Step(Generic[P, T]):
         self.undo_retry = UNDO_RETRY
         self.undo_in_doubt = False
         self.said_in_doubt = in_doubt
+        self.unfinished: set[str] = set()
         self.__doc__ = method.__doc__
 
     @property
@@ -73,9 +89,13 @@ class Step(Generic[P, T]):
         """What happens to a call in doubt, where the step has no `confirm`."""
         return self.said_in_doubt or "retry"
 
-    def confirm(
-        self, method: Callable[Concatenate[Any, IdempotencyKey, P], Any]
-    ) -> Callable[Concatenate[Any, IdempotencyKey, P], Any]:
+    @overload
+    def confirm(self, method: _Confirm[P], /) -> _Confirm[P]: ...
+
+    @overload
+    def confirm(self) -> Callable[[_Confirm[P]], _Confirm[P]]: ...
+
+    def confirm(self, method: Any = None) -> Any:
         """Declare the method that asks the other side whether a call in doubt was done.
 
         It takes what the step takes, and returns `AlreadyDone(result)`, or None where the step was
@@ -88,6 +108,10 @@ class Step(Generic[P, T]):
                 found = await self.provider.find(key)
                 return None if found is None else AlreadyDone(found)
         """
+        if method is None:
+            self.unfinished.add("confirm")
+            return self.confirm
+        self._check_method("confirm", method)
         if self.asks is not None:
             raise ConfigurationError(f"step {self.name!r} has two methods for confirm; give it one")
         self.asks = method
@@ -120,15 +144,30 @@ class Step(Generic[P, T]):
                 await self.provider.refund(done.number, idempotency_key=key)
         """
         if method is None:
+            self.unfinished.add("undo")
             return lambda given: self._undone_by(given, retry, in_doubt=in_doubt)
         return self._undone_by(method, retry, in_doubt=in_doubt)
 
     def _undone_by(self, method: _Undo[T, P], retry: Retry | None, *, in_doubt: bool) -> _Undo[T, P]:
+        self._check_method("undo", method)
         if self.undoes is not None:
             raise ConfigurationError(f"step {self.name!r} has two methods for undo; give it one")
         self.undoes, self.undo_in_doubt = method, in_doubt
         self.undo_retry = UNDO_RETRY if retry is None else retry
         return method
+
+    def _check_method(self, what: str, method: Any) -> None:
+        self.unfinished.discard(what)
+        if not _is_method(method):
+            raise ConfigurationError(
+                f"step {self.name!r}: {what}={_shown(method)} is not a method; write @{self.name}.{what} above the "
+                "method itself"
+            )
+        if method is not self.method and method.__qualname__ == getattr(self.method, "__qualname__", ""):
+            raise ConfigurationError(
+                f"step {self.name!r}: the method for {what} has the step's own name and replaces the step; give it "
+                "another name"
+            )
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
@@ -157,6 +196,16 @@ class BoundStep(Generic[P, T]):
 
     def __repr__(self) -> str:
         return f"<step {type(self.handler).__name__}.{self.step.name}>"
+
+    if not TYPE_CHECKING:  # type checkers report a direct call
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Refuse a direct call, whose result would not be kept."""
+            name = self.step.name
+            raise TypeError(
+                f"step {name!r} is not called directly, since its result would not be kept; run it by "
+                f"effects.run(self.{name}, ...) in prepare, or by context.run(self.{name}, ...) in handle"
+            )
 
 
 class _Decorator(Protocol):
@@ -207,80 +256,37 @@ def step(method: Any = None, /, *, in_doubt: InDoubt | None = None, deadline: fl
         >>> Charges.charge.name, Charges.charge.in_doubt
         ('charge', 'retry')
     """
-    if method is None:
-        return lambda given: Step(given, in_doubt, deadline)
+    body = sys._getframe(1).f_locals  # noqa: SLF001 - the class body, in which two steps may have one name
+    made = partial(_step, in_doubt=in_doubt, deadline=deadline, body=body)
+    return made if method is None else made(method)
+
+
+def _step(method: Any, in_doubt: InDoubt | None, deadline: float, body: Mapping[str, Any]) -> Step[..., Any]:
+    """Return a step that is declared in a class body with these names."""
+    if not _is_method(method):
+        raise ConfigurationError(
+            f"step({_shown(method)}) is not given a method; write @step, or @step(deadline=...), above the method"
+        )
+    name = getattr(method, "__name__", "")
+    if isinstance(earlier := body.get(name), Step) and "__qualname__" in body and earlier.method is not method:
+        raise ConfigurationError(
+            f"step {name!r} is declared twice in {body['__qualname__']}; give each a name of its own"
+        )
     return Step(method, in_doubt, deadline)
 
 
-class StepCalls(Protocol):
-    """Runs the steps of one message."""
-
-    def run(self, step: BoundStep[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, inside: bool) -> Any:
-        """Return the result or its coroutine; `inside` tells whether it runs within the message's transaction."""
-
-    def done(self, step: BoundStep[..., Any]) -> Any:
-        """Return the result of a step that is done."""
-
-    def alive(self) -> Any:
-        """Extend the deadline of the running step, or return the coroutine that does."""
+def _is_method(value: object) -> bool:
+    return (
+        callable(value) and hasattr(value, "__qualname__") and not isinstance(value, Step | staticmethod | classmethod)
+    )
 
 
-class _Effects:
-    """Runs the steps of one message; `prepare` gets it."""
-
-    __slots__ = ("_calls", "message_id")
-
-    def __init__(self, calls: StepCalls, message_id: str) -> None:
-        self._calls = calls
-        self.message_id = message_id
-
-
-class Effects(_Effects):
-    """Runs the steps of one message before its transaction; a coroutine `prepare` gets it.
-
-    `prepare` may pass it to a step, where it does not count as an argument.
-
-    Attributes:
-        message_id: The message ID as text for people.
-    """
-
-    __slots__ = ()
-
-    async def run(self, step: BoundStep[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return the step's result, from a new call or from an earlier one.
-
-        Raises:
-            StepUnderWay: An earlier call may still be under way elsewhere: the message is parked
-                until the call's deadline, without an attempt.
-            StepInDoubt: It is unknown whether a call was done, and the step says "dead-letter".
-            StepChanged: The step was run for this message with other arguments.
-            Exception: The step's own error; it meets the handler's `retry`.
-        """
-        result: T = await self._calls.run(step, args, kwargs, inside=False)
-        return result
-
-    async def alive(self) -> None:
-        """Extend the deadline of the running step: it counts from now.
-
-        Raises:
-            StepUnderWay: The deadline has passed, and another process has taken the step over.
-        """
-        await self._calls.alive()
-
-
-class PlainEffects(_Effects):
-    """As `Effects`, for a plain `prepare`, which runs in a thread."""
-
-    __slots__ = ()
-
-    def run(self, step: BoundStep[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return the step's result; see `Effects.run`."""
-        result: T = self._calls.run(step, args, kwargs, inside=False)
-        return result
-
-    def alive(self) -> None:
-        """Extend the deadline of the running step; see `Effects.alive`."""
-        self._calls.alive()
+def _shown(value: object) -> str:
+    return (
+        f"a {type(value).__name__.lower()}"
+        if isinstance(value, Step | staticmethod | classmethod)
+        else repr(value)[:80]
+    )
 
 
 def outcome(answer: object, step: str) -> AlreadyDone | None:
@@ -292,8 +298,3 @@ def outcome(answer: object, step: str) -> AlreadyDone | None:
     if answer is None or isinstance(answer, AlreadyDone):
         return answer
     raise TypeError(f"step {step!r}: its confirm returned {type(answer).__name__}; return AlreadyDone(result), or None")
-
-
-def is_deadline(value: object) -> bool:
-    """Tell whether a value is a number of seconds above 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -18,7 +18,7 @@ from consumerkit.monitoring.lag import Ends, Lag, Marks, surveyed
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dialects import Dialect, dialect_for
 from consumerkit.storage.parking.parked import Kind
-from consumerkit.storage.steps import StepState
+from consumerkit.storage.step_values import StepState
 from consumerkit.storage.tables import Tables
 from consumerkit.worker import Worker
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from consumerkit.handlers.context import BatchContext, Context
 from consumerkit.handlers.declared_steps import DeclaredStep
+from consumerkit.handlers.effects import Effects, PlainEffects
 from consumerkit.handlers.no_steps import Undoing
-from consumerkit.handlers.steps import Effects, PlainEffects
 from consumerkit.handlers.value_bytes import NoStableBytes, encode_field
 
 _NOT_COUNTED = (Effects, PlainEffects, Context, BatchContext)
@@ -73,18 +73,29 @@ def kept_arguments(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[
     return json.dumps(kept).encode()
 
 
-def read_arguments(declared: DeclaredStep, kept: bytes, calls: Undoing, message_id: str) -> list[Any]:
-    """Return the arguments that `kept_arguments` wrote, in the order of the step's parameters.
+def read_arguments(
+    declared: DeclaredStep, kept: bytes, calls: Undoing, message_id: str
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Return the arguments that `kept_arguments` wrote, by position and by name.
 
     Raises:
         ValueError: The step no longer takes these arguments.
     """
     texts = json.loads(kept)
     effects = (Effects if declared.is_async else PlainEffects)(calls, message_id)
-    return [
-        declared.given[name].validate_json(texts.get(name, "null")) if name in declared.given else effects
+    given = {
+        name: declared.given[name].validate_json(texts.get(name, "null")) if name in declared.given else effects
         for name in declared.signature.parameters
-    ]
+    }
+    bound = inspect.BoundArguments(declared.signature, given)
+    return bound.args, bound.kwargs
+
+
+def passed(declared: DeclaredStep, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return a call's arguments as its `confirm` gets them: by position, unless the step takes them by name only."""
+    bound = declared.signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args, bound.kwargs
 
 
 def _shown(signature: inspect.Signature) -> str:

@@ -17,7 +17,8 @@ from consumerkit.errors import Fenced, Unavailable
 from consumerkit.redaction.database_words import database_words
 from consumerkit.redaction.text import redact
 from consumerkit.storage.fence import OWNER_BYTES, Owners
-from consumerkit.storage.steps import End, FoundStep, Name, Start, StepRows
+from consumerkit.storage.step_values import End, FoundStep, Name, Start
+from consumerkit.storage.steps import StepRows
 
 InTransaction = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
 _MOST_UNWRITTEN: Final = 10_000

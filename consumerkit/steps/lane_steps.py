@@ -18,13 +18,14 @@ from consumerkit import events
 from consumerkit.errors import ConfigurationError, Fenced, Unavailable
 from consumerkit.events import Announcer
 from consumerkit.handlers.declaration import Declaration
-from consumerkit.handlers.steps import Effects, PlainEffects
+from consumerkit.handlers.effects import Effects, PlainEffects
 from consumerkit.steps.journal import InTransaction, Journal
 from consumerkit.steps.message_steps import MessageSteps
 from consumerkit.steps.subject import Place, Prepared, Subject
 from consumerkit.storage.fence import Owners
 from consumerkit.storage.parking.lot import ParkingLot
-from consumerkit.storage.steps import FoundStep, Name, StepRows
+from consumerkit.storage.step_values import FoundStep, Name
+from consumerkit.storage.steps import StepRows
 
 T = TypeVar("T")
 _MOST_FAILED: Final = 10_000
@@ -185,16 +186,17 @@ class LaneSteps:
         """Run one `prepare` and return its error: a SystemExit raised by a task would end the event loop."""
         prepare: Any = self.shared.declared.prepare
         limit = asyncio.timeout(self.limit)
+        kind = Effects if self.shared.is_async else PlainEffects
+        effects = kind(calls, calls.subject.message_id)
         try:
             if self.shared.threads is not None:
-                effects = PlainEffects(calls, calls.subject.message_id)
                 run = asyncio.get_running_loop().run_in_executor
                 # The task's own context hides the values that this message sets from others.
                 await run(self.shared.threads, copy_context().run, prepare, calls.subject.event, effects)
             else:
                 async with limit:
                     with calls.bounded(limit):
-                        await prepare(calls.subject.event, Effects(calls, calls.subject.message_id))
+                        await prepare(calls.subject.event, effects)
             calls.check()
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -211,6 +213,8 @@ class LaneSteps:
             raise
         except BaseException as error:  # noqa: BLE001 - a handler that calls sys.exit must not take its process along
             return _contained(error)
+        finally:
+            effects.close()
         return None
 
     async def _together(self, chains: Sequence[Coroutine[Any, Any, None]]) -> None:

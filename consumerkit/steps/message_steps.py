@@ -22,10 +22,10 @@ from consumerkit.errors import (
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declared_steps import DeclaredStep
 from consumerkit.handlers.steps import BoundStep, IdempotencyKey, outcome
-from consumerkit.steps.arguments import fingerprint, kept_arguments
+from consumerkit.steps.arguments import fingerprint, kept_arguments, passed
 from consumerkit.steps.subject import Subject
 from consumerkit.storage.ledger import LedgerMoved
-from consumerkit.storage.steps import End, FoundStep, Name, Start, StepState
+from consumerkit.storage.step_values import End, FoundStep, Name, Start, StepState
 
 if TYPE_CHECKING:
     from consumerkit.steps.lane_steps import LaneSteps
@@ -74,6 +74,7 @@ class MessageSteps:
         self._running: dict[str, tuple[DeclaredStep, asyncio.Timeout | None]] = {}
         self._patience: asyncio.Timeout | None = None
         self._at_work = 0
+        self._in_slots: set[str] = set()
         self.failure: Exception | None = None
 
     # Called by a handler.
@@ -150,6 +151,9 @@ class MessageSteps:
     def _key(self, step: str, generation: int) -> IdempotencyKey:
         return IdempotencyKey.of(self._lane.shared.name, self.subject.digest, step, generation)
 
+    def _of_generation(self, call: _Call, generation: int) -> _Call:
+        return call if generation == 1 else call._replace(key=self._key(call.name, generation))
+
     def _name(self, step: str) -> Name:
         return self.subject.digest, step
 
@@ -160,8 +164,10 @@ class MessageSteps:
         try:
             found = self._remembered(call) or await self._begin(call)
             if found.ours:
-                call = call._replace(key=self._key(call.name, found.generation))
-                found = await self._keep(call, await self._called(call, found))
+                call = self._of_generation(call, found.generation)
+                result = await self._called(call, found)
+                self._leave_slot(call)
+                found = await self._keep(call, result)
             return _read(call.declared, found.result)
         finally:
             self._leave(call)
@@ -172,7 +178,8 @@ class MessageSteps:
             async with limit:
                 self._running[call.name] = call.declared, limit
                 if call.declared.asks is not None and found.state is not None:
-                    answer = outcome(await call.declared.asks(call.key, *call.args, **call.kwargs), call.name)
+                    args, kwargs = passed(call.declared, call.args, call.kwargs)
+                    answer = outcome(await call.declared.asks(call.key, *args, **kwargs), call.name)
                     if answer is not None:
                         return answer.result
                 return await call.declared.call(call.key, *call.args, **call.kwargs)
@@ -193,8 +200,10 @@ class MessageSteps:
         try:
             found = self._remembered(call) or ask(self._begin(call))
             if found.ours:
-                call = call._replace(key=self._key(call.name, found.generation))
-                found = ask(self._keep(call, self._called_in_thread(call, found)))
+                call = self._of_generation(call, found.generation)
+                result = self._called_in_thread(call, found)
+                self._lane.tell_loop(self._leave_slot, call)
+                found = ask(self._keep(call, result))
             return _read(call.declared, found.result)
         finally:
             self._lane.tell_loop(self._leave, call)
@@ -205,7 +214,8 @@ class MessageSteps:
         self._running[call.name] = call.declared, None
         try:
             if call.declared.asks is not None and found.state is not None:
-                answer = outcome(call.declared.asks(call.key, *call.args, **call.kwargs), call.name)
+                args, kwargs = passed(call.declared, call.args, call.kwargs)
+                answer = outcome(call.declared.asks(call.key, *args, **kwargs), call.name)
                 if answer is not None:
                     return answer.result
             return call.declared.call(call.key, *call.args, **call.kwargs)
@@ -231,9 +241,16 @@ class MessageSteps:
         except BaseException:
             self._locks[call.name].release()
             raise
+        self._in_slots.add(call.name)
+
+    def _leave_slot(self, call: _Call) -> None:
+        """Let another call begin; the result of this one may still be on its way to the database."""
+        if call.name in self._in_slots:
+            self._in_slots.remove(call.name)
+            self._lane.shared.slots.release()
 
     def _leave(self, call: _Call) -> None:
-        self._lane.shared.slots.release()
+        self._leave_slot(call)
         self._locks[call.name].release()
         self._at_work -= 1
         if self._patience is not None and not self._at_work and not self._patience.expired():
@@ -284,15 +301,7 @@ class MessageSteps:
     async def _keep(self, call: _Call, result: object) -> FoundStep:
         """Record a call's result."""
         reach("step_called")
-        try:
-            text = call.declared.result.dump_json(result, warnings=False).decode()
-            _read(call.declared, text)
-        except ValueError as error:
-            await self._failed(call)
-            raise TypeError(
-                f"step {call.name!r} returned {type(result).__name__}, which cannot be kept as its annotated type: "
-                f"{type(error).__name__}"
-            ) from error
+        text = self._written(call, result)
         with self._told():
             if not await self._lane.journal.end(End(*self._name(call.name), StepState.DONE, text)):
                 raise StepUnderWay(_SOON, f"step {call.name!r} took too long, and another worker has begun it since")
@@ -300,6 +309,25 @@ class MessageSteps:
         self._lane.called += 1
         self._memo[call.name] = found = FoundStep(StepState.DONE, call.arguments, text)
         return found
+
+    def _written(self, call: _Call, result: object) -> str:
+        """Return a call's result as JSON.
+
+        Raises:
+            StepInDoubt: It cannot be kept. The call was made, so another attempt would only repeat its effect.
+        """
+        try:
+            text = call.declared.result.dump_json(result, warnings=False).decode()
+            _read(call.declared, text)
+        except Exception as error:
+            self._lane.failed += 1
+            with self._told():
+                raise StepInDoubt(
+                    f"step {call.name!r} was called and returned {type(result).__name__}, which cannot be kept as its "
+                    f"annotated type: {type(error).__name__}; return what the annotation says, or change it: a redrive "
+                    "calls the step again, with the same key"
+                ) from error
+        return text
 
     async def _failed(self, call: _Call) -> None:
         """Record that a call raised; the handler's `retry` then decides, not the step's deadline."""

@@ -11,11 +11,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, delete, exists, func, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
 from consumerkit.errors import Fenced
 from consumerkit.outcome import Outcome
@@ -23,117 +35,12 @@ from consumerkit.storage import fence
 from consumerkit.storage.dead_letters.letters import State as LetterState
 from consumerkit.storage.dialects import Limits
 from consumerkit.storage.fence import Owners
+from consumerkit.storage.step_values import TO_UNDO, End, FoundStep, Name, Start, StepState, StoredStep
 from consumerkit.storage.store import Store
 from consumerkit.storage.tables import Tables
 
 _AT_ONCE: Final = 80  # a statement of an older SQLite takes 999 parameters
 _DIGESTS: Final = 900
-
-
-class StepState(StrEnum):
-    """The state of a step; the names are stored.
-
-    STARTED: it was called, or is about to be; after a crash it is unknown whether the call was
-    done.
-    DONE: its result is kept, and it is not called again.
-    FAILED: the call raised an error.
-    UNDOING: its message is dead, and its effect is to be undone, or to be settled first.
-    UNDONE: the undo is done; a redrive begins the step again, in its next generation.
-    NOT_UNDONE: its undo has failed for good, and has a dead letter of its own.
-    """
-
-    STARTED = "started"
-    DONE = "done"
-    FAILED = "failed"
-    UNDOING = "undoing"
-    UNDONE = "undone"
-    NOT_UNDONE = "not undone"
-
-
-TO_UNDO: Final = (StepState.UNDOING.value, StepState.NOT_UNDONE.value)
-Name = tuple[bytes, str]
-"""A message's digest, and the step's name."""
-
-
-class Start(NamedTuple):
-    """A step to call.
-
-    Attributes:
-        digest: The message's.
-        step: Its name.
-        arguments: The fingerprint of its arguments.
-        deadline: Seconds that the call may take.
-        settles: Whether to take over a call in doubt; otherwise it stays as it is, and is returned.
-        undo: What its undo can do; see `DeclaredStep.undo`.
-        given: Its arguments, if it has an undo.
-    """
-
-    digest: bytes
-    step: str
-    arguments: bytes
-    deadline: float
-    settles: bool
-    undo: str | None = None
-    given: bytes | None = None
-
-    @property
-    def name(self) -> Name:
-        """The step and its message."""
-        return self.digest, self.step
-
-
-class FoundStep(NamedTuple):
-    """The state of a step when it was to be begun, or read.
-
-    Attributes:
-        state: See `StepState`; None if it had not been begun.
-        arguments: The fingerprint of the arguments that it was begun with.
-        result: What it returned, as JSON.
-        wait: Seconds until its deadline; 0 or less once that has passed.
-        ours: Whether this call began it, so that the caller is to run it.
-        calls: How often it was begun, this time included.
-        generation: How often the step was begun again after an undo, plus 1: part of the key for
-            the other side.
-        undo_letter: The dead letter of its undo, if that has failed for good.
-    """
-
-    state: StepState | None
-    arguments: bytes
-    result: str | None = None
-    wait: float = 0.0
-    ours: bool = False
-    calls: int = 1
-    generation: int = 1
-    undo_letter: int | None = None
-
-
-class End(NamedTuple):
-    """The outcome of a call."""
-
-    digest: bytes
-    step: str
-    state: StepState
-    result: str | None = None
-
-    @property
-    def name(self) -> Name:
-        """The step and its message."""
-        return self.digest, self.step
-
-
-class StoredStep(NamedTuple):
-    """A step as shown to people; all times are in UTC, or without a zone if the database has none."""
-
-    step: str
-    state: str
-    calls: int
-    started_at: datetime
-    deadline_at: datetime
-    ended_at: datetime | None
-    generation: int
-    undo_at: datetime | None
-    undo_attempts: int
-    undo_letter: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +60,11 @@ class StepRows(Store):
 
     def read(self, connection: Connection, digests: Sequence[bytes]) -> dict[Name, FoundStep]:
         """Return how the steps of these messages stand."""
-        c = self.tables.message_steps.c
-        found = {}
+        if not self.dialect.single_writer:
+            # One text for any number of digests, so that it is compiled once.
+            query = self._select().where(text("digest = ANY(CAST(:digests AS bytea[]))"))
+            return _named(connection.execute(query, {"digests": list(digests)}))
+        found, c = {}, self.tables.message_steps.c
         for some in _portions(digests, _DIGESTS):
             found.update(_named(connection.execute(self._select().where(c.digest.in_(some)))))
         return found
@@ -188,22 +98,32 @@ class StepRows(Store):
         # Sorted: two transactions that begin the same steps wait for each other instead of
         # deadlocking.
         wanted = {one.name: one for one in sorted(starts)}
-        new: set[Name] = set()
-        for some in _portions(list(wanted.values()), _AT_ONCE):
-            new |= self._insert(connection, some, owner)
+        new = self._insert(connection, list(wanted.values()), owner)
         begun = {name: FoundStep(None, wanted[name].arguments, ours=True) for name in new}
         for some in _portions([name for name in wanted if name not in new], _AT_ONCE):
             c = self.tables.message_steps.c
-            rows = connection.execute(self._select().where(tuple_(c.digest, c.step).in_(some)).with_for_update())
+            query = self._select().where(tuple_(c.digest, c.step).in_(some)).order_by(c.digest, c.step)
+            rows = connection.execute(query.with_for_update())
             for name, found in _named(rows, owner).items():
                 begun[name] = self._take_over(connection, wanted[name], found, owner)
         return begun
 
     def _insert(self, connection: Connection, starts: Sequence[Start], owner: bytes) -> set[Name]:
-        # Imported here: they take as long to import as all our own modules.
-        from sqlalchemy.dialects import postgresql, sqlite
+        if not self.dialect.single_writer:
+            # Imported here: it takes as long to import as all our own modules.
+            from consumerkit.storage.dialects import many_steps
 
-        make: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+            given = [self._sealed(one.given) for one in starts]
+            return many_steps.begin(connection, self.tables.message_steps, self.consumer, starts, owner, given)
+        new: set[Name] = set()
+        for some in _portions(starts, _AT_ONCE):
+            new |= self._insert_some(connection, some, owner)
+        return new
+
+    def _insert_some(self, connection: Connection, starts: Sequence[Start], owner: bytes) -> set[Name]:
+        # Imported here: it takes as long to import as all our own modules.
+        from sqlalchemy.dialects import sqlite
+
         table = self.tables.message_steps
         rows = [
             {
@@ -219,21 +139,23 @@ class StepRows(Store):
             }
             for one in starts
         ]
-        statement = make(table).values(rows).on_conflict_do_nothing().returning(table.c.digest, table.c.step)
+        statement = sqlite.insert(table).values(rows).on_conflict_do_nothing().returning(table.c.digest, table.c.step)
         return {(bytes(digest), step) for digest, step in connection.execute(statement)}
 
+    def _sealed(self, given: bytes | None) -> tuple[bytes | None, bool]:
+        """Return a step's arguments as they are stored, and whether they are sealed."""
+        sealer = self.tables.sealer
+        return (given, False) if sealer is None or given is None else (sealer.seal(given), True)
+
     def _undone_with(self, start: Start) -> dict[str, Any]:
-        sealer, given = self.tables.sealer, start.given
-        seals = sealer is not None and given is not None
-        if sealer is not None and given is not None:
-            given = sealer.seal(given)
+        given, sealed = self._sealed(start.given)
         place: Any = 0
         if start.undo is not None:
             # On SQLite, clocks are too coarse to give the order in which steps are undone.
             before = self.tables.message_steps.alias("before").c
             begun = select(func.coalesce(func.max(before.place), 0) + 1)
             place = begun.where(before.consumer == self.consumer, before.digest == start.digest).scalar_subquery()
-        return {"undo": start.undo, "given": given, "sealed": seals, "place": place}
+        return {"undo": start.undo, "given": given, "sealed": sealed, "place": place}
 
     def _take_over(self, connection: Connection, start: Start, found: FoundStep, owner: bytes) -> FoundStep:
         if found.state is StepState.UNDONE:
@@ -273,16 +195,18 @@ class StepRows(Store):
         changes nothing.
         """
         table = self.tables.message_steps
+        last = sorted({one.name: one for one in ends}.values())
+        if not self.dialect.single_writer:
+            from consumerkit.storage.dialects import many_steps
+
+            return many_steps.end(connection, table, self.consumer, last, owner)
         c = table.c
         mine = (c.consumer == self.consumer, c.digest == bindparam("of"), c.step == bindparam("name"), c.owner == owner)
         ended: dict[str, Any] = {"state": bindparam("became"), "result": bindparam("returned")}
-        rows = [
-            {"of": one.digest, "name": one.step, "became": one.state.value, "returned": one.result}
-            for one in sorted(ends)
-        ]
+        rows = [{"of": one.digest, "name": one.step, "became": one.state.value, "returned": one.result} for one in last]
         connection.execute(update(table).where(*mine).values(ended_at=func.now(), **ended), rows)
         written: set[Name] = set()
-        for some in _portions([one.name for one in ends], _AT_ONCE):
+        for some in _portions([one.name for one in last], _AT_ONCE):
             here = and_(c.consumer == self.consumer, c.owner == owner, tuple_(c.digest, c.step).in_(some))
             found = connection.execute(select(c.digest, c.step).where(here))
             written |= {(bytes(digest), step) for digest, step in found}

@@ -20,7 +20,7 @@ from consumerkit.outcome import Reason
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.fence import OWNER_BYTES
 from consumerkit.storage.parking.lot import ParkingLot
-from consumerkit.storage.steps import StepState
+from consumerkit.storage.step_values import StepState
 from consumerkit.storage.tables import Tables
 
 KEEPS_STEPS: Final = frozenset({Reason.CONFLICT, Reason.STALE, Reason.FAILED_DUPLICATE})
@@ -105,8 +105,13 @@ class UndoRows:
         if not digests:
             return {}
         c = self.tables.message_steps.c
-        own = (c.consumer == self.consumer, c.digest.in_(digests), c.state == StepState.STARTED.value)
-        query = select(c.digest, c.step, c.generation).where(*own, func.coalesce(c.undo, "") != "doubt")
+        own = (c.consumer == self.consumer, c.digest.in_(digests))
+        # Only for a step with an undo is it of interest that a call which raised may have taken effect.
+        unknown = or_(
+            and_(c.state == StepState.STARTED.value, func.coalesce(c.undo, "") != "doubt"),
+            and_(c.state == StepState.FAILED.value, c.undo == "done"),
+        )
+        query = select(c.digest, c.step, c.generation).where(*own, unknown)
         found: dict[bytes, list[tuple[str, int]]] = {}
         for digest, step, generation in connection.execute(query.order_by(c.digest, c.started_at, c.step)):
             found.setdefault(bytes(digest), []).append((step, generation))

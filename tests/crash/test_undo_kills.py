@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import update
 
-from consumerkit.storage.steps import StepState
+from consumerkit.storage.step_values import StepState
 from tests.crash.steps_app import UNDONE, log, rejected
 from tests.crash.test_step_kills import run_until_killed
 from tests.integration.memory_stage import MemoryStage

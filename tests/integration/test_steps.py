@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, select, update
+from sqlalchemy import create_engine, delete, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -25,6 +25,7 @@ from consumerkit import (
     message_status,
     step,
 )
+from consumerkit.errors import SessionOver
 from consumerkit.events import AttemptFailed, GroupCommitted, StepAwaited, StepDoubted, StepsRun, Trouble
 from consumerkit.redrive import Selection, redrive
 from consumerkit.storage.dialects import dialect_for
@@ -539,3 +540,98 @@ async def test_status_lists_steps_and_retention_forgets_them(stage: MemoryStage,
     assert await stage.database.run(lambda s: pruning.promise(s, plan))
     await stage.database.run(lambda s: pruning.forget(s, plan, None))
     assert await rows(stage) == []
+
+
+async def test_a_result_that_cannot_be_kept_is_in_doubt_after_one_call(
+    stage: MemoryStage, provider: Provider, kind: Kind
+) -> None:
+    """The call was made: another attempt would only make it again."""
+
+    class Wrong(Charging):
+        @step
+        async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+            self.provider.charge(key, value)
+            return object()  # type: ignore[return-value]
+
+    class PlainWrong(PlainCharging):
+        @step
+        def charge(self, key: IdempotencyKey, value: bytes) -> str:
+            self.provider.charge(key, value)
+            return object()  # type: ignore[return-value]
+
+    send(stage, 1)
+    handler: Any = (Wrong if kind is Charging else PlainWrong)(provider)
+    async with stage.run(handler) as run:
+        [letter] = await until(stage, run, LETTERS, lambda found: len(found) == 1)
+    assert provider.count("v0") == 1
+    assert (letter.reason, letter.error_type) == ("rejected", "consumerkit.errors.StepInDoubt")
+    assert "step 'charge' was called and returned object, which cannot be kept as its annotated type" in letter.error
+    assert f"step 'charge' may have happened: look for the key {provider.keys[0]} on the other side" in letter.error
+    assert [row.state for row in await rows(stage)] == ["started"]
+
+
+@pytest.mark.timeout(60)
+async def test_effects_of_prepare_are_refused_after_it(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    """On SQLite the step would wait for the transaction that waits for it."""
+    seen: list[str] = []
+
+    class Late(Charging):
+        async def prepare(self, event: bytes, effects: Effects) -> None:
+            await effects.run(self.charge, event)
+            self.kept = effects
+
+        async def handle(self, event: bytes, context: Context) -> None:
+            try:
+                await self.kept.run(self.charge, event)
+            except SessionOver as error:
+                seen.append(str(error))
+            context.session.add(line(context))
+
+    class PlainLate(PlainCharging):
+        def prepare(self, event: bytes, effects: PlainEffects) -> None:
+            effects.run(self.charge, event)
+            self.kept = effects
+
+        def handle(self, event: bytes, context: Context[Session]) -> None:
+            try:
+                self.kept.run(self.charge, event)
+            except SessionOver as error:
+                seen.append(str(error))
+            context.session.add(line(context))
+
+    send(stage, 1)
+    handler: Any = (Late if kind is Charging else PlainLate)(provider)
+    async with stage.run(handler) as run:
+        await until_done(stage, run, 1)
+    assert len(seen) == 1
+    assert "charge> was run by effects.run after prepare had returned; await in prepare what it starts" in seen[0]
+
+
+async def test_confirm_gets_the_arguments_however_they_were_given(stage: MemoryStage, provider: Provider) -> None:
+    """It need not have the step's names, except for those that the step takes by name only."""
+
+    class Named(Asking):
+        @step
+        async def charge(self, key: IdempotencyKey, value: bytes, *, currency: str = "EUR") -> str:
+            return self.provider.charge(key, value)
+
+        @charge.confirm  # type: ignore[arg-type]
+        async def find(self, key: IdempotencyKey, what: bytes, *, currency: str) -> AlreadyDone | None:
+            self.provider.asked.append(f"{what.decode()} {currency}")
+            return AlreadyDone("found")
+
+        async def prepare(self, event: bytes, effects: Effects) -> None:
+            await effects.run(self.charge, value=event)
+
+    handler = Named(provider)
+    send(stage, 1)
+    async with stage.run(handler) as run:
+        await until_done(stage, run, 1)
+        await stage.database.run(
+            lambda s: s.execute(update(STEPS).values(state="started", owner=b"o" * 16, deadline_at=STEPS.c.started_at))
+        )
+        await stage.database.run(lambda s: s.execute(delete(LEDGER)))
+        stage.append(0, key=None, value=b"v0", partition=1)
+        await stage.until_written(run, 2)
+    assert provider.asked == ["v0 EUR"]
+    assert provider.count("v0") == 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from consumerkit import AlreadyDone, Defer, IdempotencyKey, Reject, Retry, fixed, message_status, step
+from consumerkit import AlreadyDone, Defer, Effects, IdempotencyKey, Reject, Retry, fixed, message_status, step
 from consumerkit.events import MessageDeadLettered, StepAwaited, StepUndoFailed, StepUndone
 from consumerkit.monitoring.backlog import measure
 from consumerkit.operations.erasure import erase
@@ -361,3 +361,40 @@ async def test_what_was_given_up_undoing_goes_with_the_erasure(
         assert (await erase(stage.url, "k", by="ann"))[0].dead_letters == 3
     assert {row.state for row in await rows(stage, LETTERS)} == {"discarded"}
     assert not [row for row in await rows(stage) if row.given or row.result]
+
+
+async def test_a_call_that_raised_may_have_happened(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
+    """Its result is unknown, so its undo is not called, and the dead letter tells the key."""
+
+    def breaks(value: str) -> None:
+        if value == "v0":
+            raise ProviderDown("the connection broke after the charge")
+
+    provider.after = breaks
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, retry=Retry(attempts=1))) as run:
+        [letter] = await until(stage, run, LETTERS, lambda found: len(found) == 1)
+        await until(stage, run, STEPS, lambda found: any(row.state == "undone" for row in found))
+    assert provider.charges() == ["reserved-v0", "v0", "released-v0"]
+    [key] = {line.split()[1] for line in provider.path.read_text().splitlines() if line.startswith("v0")}
+    assert f"step 'charge' may have happened: look for the key {key} on the other side" in letter.error
+    assert letter.error.startswith("the connection broke after the charge")
+
+
+async def test_arguments_by_name_reach_the_undo_by_name(stage: MemoryStage, provider: Provider) -> None:
+    class Named(Refunding):
+        @step
+        async def charge(self, key: IdempotencyKey, value: bytes, *, currency: str = "EUR") -> str:
+            return self.provider.charge(key, value)
+
+        @charge.undo  # type: ignore[arg-type]
+        async def refund(self, key: IdempotencyKey, done: str, value: bytes, *, currency: str) -> None:
+            self.provider.charge(key, b"refunded-" + currency.encode() + b"-" + value)
+
+        async def prepare(self, event: bytes, effects: Effects) -> None:
+            await effects.run(self.charge, value=event, currency="CHF")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(Named(provider, in_handle=rejects)) as run:
+        await until(stage, run, STEPS, states(1, "undone"))
+    assert provider.charges() == ["v0", "refunded-CHF-v0"]

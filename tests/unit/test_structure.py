@@ -25,7 +25,6 @@ TOO_LONG = {
     "storage/dialects/postgresql.py",
     "storage/parking/lot.py",
     "storage/progress.py",
-    "storage/steps.py",
     "storage/tables.py",
     "transports/aiokafka/group.py",
     "transports/base.py",

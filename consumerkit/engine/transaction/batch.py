@@ -19,9 +19,9 @@ from consumerkit.engine.transaction.sharing import Sharing
 from consumerkit.engine.transaction.stages import Stopwatch
 from consumerkit.errors import ResultNotKept
 from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publisher
+from consumerkit.handlers.effects import StepCalls
 from consumerkit.handlers.handler import Received
 from consumerkit.handlers.no_steps import NO_STEPS
-from consumerkit.handlers.steps import StepCalls
 from consumerkit.message import TopicPartition
 from consumerkit.observability.traces import NO_SPANS, BatchSpans
 from consumerkit.observability.user_code import place_of_function

@@ -104,7 +104,7 @@ class PostgreSQL:
 
     def __init__(self, tables: Tables) -> None:
         self._ledger = tables.processed_messages
-        ledger, consumers = _quoted(tables.processed_messages), _quoted(tables.consumers)
+        ledger, consumers = quoted(tables.processed_messages), quoted(tables.consumers)
         self._relay = crc32(tables.identity(tables.outbox_messages).encode()) & 0x7FFFFFFF
         self._pruning = crc32(f"{tables.identity(self._ledger)} pruning".encode()) & 0x7FFFFFFF
         self._claim = text(f"""
@@ -310,7 +310,8 @@ def _in_time(connection: Connection, wait: float, statement: TextClause, place: 
     return True
 
 
-def _quoted(table: Table) -> str:
+def quoted(table: Table) -> str:
+    """Return a table's name for `text`."""
     # A schema found in the database may have any name; `text` would read a colon as a parameter.
     schema = "" if table.schema is None else '"' + table.schema.replace('"', '""').replace(":", "\\:") + '".'
     return f"{schema}{table.name}"
