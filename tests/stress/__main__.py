@@ -81,7 +81,7 @@ def command_for(seed: int, mutant: str) -> str:
 
 
 def told(seed: int, verdict: Verdict, mutant: str) -> str:
-    """Return the result of a seed, in full where something is wrong."""
+    """Return the result of a seed; in full if something is wrong."""
     wanted = plan(seed)
     word = "FAILED" if verdict.problems else "void" if verdict.void else "passed"
     line = (
@@ -102,7 +102,7 @@ def _marks(wanted: Plan) -> set[str]:
 
 
 def first_seed() -> int:
-    """A seed that nobody has had: by the commit and the time."""
+    """Return a new seed, made from the commit and the time."""
     with contextlib.suppress(OSError):
         commit = subprocess.run(["git", "rev-parse", "--short=6", "HEAD"], capture_output=True, text=True, check=False)
         if commit.returncode == 0:
@@ -111,7 +111,7 @@ def first_seed() -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run seeds; return 1 where one failed."""
+    """Run seeds; return 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.stress", description=__doc__)
     parser.add_argument("--seed", type=int, help="run this one alone")
     parser.add_argument("--first", type=int, help="the first of many; by the commit and the time, if not given")

@@ -1,4 +1,4 @@
-"""How the broker answers what the relays send."""
+"""Decides how the broker answers what the relays send."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FAILURES: Final = 3  # a relay waits a while after each
 
 
 class Answers:
-    """Answers as a plan says: late, or at times not at all.
+    """Answers as a plan says: late, or sometimes not at all.
 
     Attributes:
         fired: How often it did so.

@@ -29,7 +29,7 @@ _AWAY = ("terminate", "terminate busy", "outage", "backup", "restore")
 
 @dataclass
 class Gate:
-    """Holds a worker's transactions back before they begin, as a pause of its process does.
+    """Stops a worker's transactions before they begin, as a pause of its process does.
 
     Attributes:
         closed: Whether it does.
@@ -63,7 +63,7 @@ class Gate:
 
 @contextlib.contextmanager
 def gated(gates: dict[str, Gate]) -> Iterator[None]:
-    """Lead the transactions of each worker through its gate."""
+    """Make each worker's transactions pass its gate."""
     kinds: tuple[Any, ...] = (AsyncUnitOfWork, SyncUnitOfWork)
     before = [kind.run for kind in kinds]
 
@@ -84,7 +84,7 @@ def gated(gates: dict[str, Gate]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counting_drops(journal: Journal) -> Iterator[None]:
-    """Record messages that are dropped to make room, and read again."""
+    """Record messages that are dropped to make room, and that are read again."""
     drop = OffsetTracker.drop
 
     def counted(self: OffsetTracker, offsets: Collection[int]) -> None:
@@ -100,7 +100,7 @@ def counting_drops(journal: Journal) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unhurried() -> Iterator[None]:
-    """Have owners that hand over wait for their marks as long as a slow machine takes to write them.
+    """Let owners that give a partition back wait for their marks, for as long as a slow machine needs to write them.
 
     Where a mark is not written, some messages are delivered twice: in a run in which nothing breaks, none may be.
     """
@@ -123,14 +123,14 @@ class Mate:
 
     @property
     def consumer(self) -> MemoryConsumer | None:
-        """Its member of the group, once it has one."""
+        """The worker's member ID in the group, once it has one."""
         engines = self.worker._engines
         consumer = engines[0].consumer if engines else None
         assert consumer is None or isinstance(consumer, MemoryConsumer)
         return consumer
 
     def partitions(self) -> set[int]:
-        """The partitions that it believes to have."""
+        """The partitions that the worker believes it has."""
         return {partition.name.partition for engine in self.worker._engines for partition in engine.partitions}
 
 
@@ -147,7 +147,7 @@ class Crew:
     _count: int = 0
 
     def start(self, at: int | None = None) -> Mate:
-        """Start a worker, in the place of another where `at` says so."""
+        """Start a worker; with `at`, in the place of another one."""
         self._count += 1
         name = f"w{self._count}"
         self.gates[name] = Gate()
@@ -188,7 +188,7 @@ class Crew:
         )
 
     async def stop(self, at: int) -> None:
-        """Stop a worker in good order."""
+        """Stop a worker in an orderly way."""
         mate = self.mates[at]
         mate.stopping.set()
         await asyncio.wait_for(asyncio.shield(mate.task), _PATIENCE)
@@ -201,7 +201,7 @@ class Crew:
             await asyncio.wait_for(asyncio.shield(mate.task), _PATIENCE)
 
     def check(self) -> None:
-        """Raise what ended a worker that was not told to.
+        """Raise the error that ended a worker which nobody stopped.
 
         One that could not start while a fault kept it from a server is started again, as a supervisor does.
         """
@@ -216,7 +216,7 @@ class Crew:
 
     @contextlib.asynccontextmanager
     async def cut_off(self, mate: Mate) -> AsyncIterator[None]:
-        """Let the group continue without a worker, which does not know this."""
+        """Remove a worker from the group without its knowledge."""
         members = self.broker.group(NAME).members
         consumer = mate.consumer
         assert consumer in members, f"{mate.name} is no member"
@@ -224,7 +224,7 @@ class Crew:
             yield
 
     async def stop_all(self) -> None:
-        """Stop whatever runs; what is stuck is left to the end of the process."""
+        """Stop all workers; one that hangs ends with the process."""
         for mate in self.mates:
             mate.stopping.set()
         tasks = [mate.task for mate in self.mates]
@@ -236,6 +236,6 @@ class Crew:
 
 @contextlib.contextmanager
 def staged(crew: Crew) -> Iterator[None]:
-    """Have the product lead through gates, wait and count as a run needs it, for the `with` block."""
+    """Make the product use gates, waits and counters as a run needs them, for the `with` block."""
     with unhurried(), counting_drops(crew.journal), gated(crew.gates):
         yield

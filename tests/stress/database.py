@@ -1,4 +1,4 @@
-"""The run's database, seen from outside of every worker: PostgreSQL, or a file of SQLite."""
+"""The run's database, as no worker sees it: PostgreSQL or a SQLite file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _QUERIES = (
     "SELECT partition, mark FROM consumerkit_partition_progress WHERE mark IS NOT NULL",
     "SELECT count(*) FROM consumerkit_outbox_messages",
 )
-# The rows have their numbers, and some transactions stay open for a while: others that began later overtake them.
+# The rows have their numbers, and some transactions stay open for a while, so later ones commit before them.
 _SLOW_OUTBOX = """
     CREATE FUNCTION stress_wait() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN IF random() < 0.5 THEN PERFORM pg_sleep(0.06); END IF; RETURN NULL; END $$;
@@ -67,7 +67,7 @@ class Store(Protocol):
     dsn: str
 
     def snapshot(self) -> Snapshot:
-        """Return all there is at one moment."""
+        """Return everything in the database at one moment."""
         ...
 
     def terminate(self, *, busy: bool) -> int:
@@ -75,10 +75,10 @@ class Store(Protocol):
         ...
 
     def backup(self) -> None:
-        """Keep what there is now."""
+        """Make a backup."""
 
     def restore(self) -> None:
-        """Go back to the backup."""
+        """Restore the backup."""
 
     def deadlocks(self) -> int:
         """Return how many deadlocks there were."""
@@ -97,7 +97,7 @@ class PostgresStore:
         self._deadlocks = 0
 
     def prepare(self, plan: Plan) -> None:
-        """Have waits in the places that a plan asks for, and what its messages meet; count from here."""
+        """Add the waits and objects that a plan asks for; deadlocks are counted from here on."""
         wants = (
             (plan.slow_outbox, _SLOW_OUTBOX),
             (plan.slow_claims, _SLOW_CLAIMS),
@@ -120,17 +120,17 @@ class PostgresStore:
         """See `Store`."""
         query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
         if busy:
-            # Whoever has not written anything loses nothing.
+            # A transaction that has written nothing loses nothing.
             query += " AND backend_xid IS NOT NULL"
         with self._connection() as connection:
             return len(connection.execute(query.encode(), [self._name]).fetchall())
 
     def backup(self) -> None:
-        """Keep what there is now."""
+        """Make a backup."""
         self._backup = Backup(self._server, self._name)
 
     def restore(self) -> None:
-        """Go back to the backup."""
+        """Restore the backup."""
         assert self._backup is not None
         self._backup.restore()
 
@@ -139,7 +139,7 @@ class PostgresStore:
         return self._counted() - self._deadlocks
 
     def close(self) -> None:
-        """Forget the backup."""
+        """Delete the backup."""
         if self._backup is not None:
             self._backup.drop()
 
@@ -156,7 +156,7 @@ class PostgresStore:
 
 
 class FileStore:
-    """A file of SQLite."""
+    """A SQLite file."""
 
     def __init__(self, file: Path) -> None:
         self.url = f"sqlite:///{file}"
@@ -186,11 +186,11 @@ class FileStore:
         return 0
 
     def close(self) -> None:
-        """Nothing is to be done."""
+        """Do nothing."""
 
 
 async def create_tables(url: str) -> None:
-    """Create our tables and the run's own."""
+    """Create consumerkit's tables and the run's own."""
     database = Database(url)
     try:
         await database.run(make_tables)

@@ -1,4 +1,4 @@
-"""Draws plans: a seed always names the same one."""
+"""Draws plans; the same seed always gives the same plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.stress.plan import SERVER, TWO_WORKERS, Form, Given, Plan, Step
 
 
 def plan(seed: int) -> Plan:
-    """Return what a seed stands for; always the same."""
+    """Return the plan of a seed; always the same one."""
     chance = random.Random(seed)
     profile = chance.choices(list(_PROFILES), [weight for weight, _ in _PROFILES.values()])[0]
     drawn = _PROFILES[profile][1](_drawn(seed, profile, chance), chance)
@@ -69,7 +69,7 @@ def _general(drawn: Plan, chance: random.Random) -> Plan:
 
 
 def _calm(drawn: Plan, chance: random.Random) -> Plan:
-    """Nothing breaks: workers come and go in good order, no message is handled twice, and each duplicate is told of."""
+    """Nothing breaks: workers start and stop, no message is handled twice, and each duplicate is announced."""
     drawn = replace(drawn, database="postgresql", workers=2, grace=20.0, on_duplicate=True, pause=0.01)
     drawn = replace(drawn, partitions=chance.choice([4, 6]), batch_size=chance.choice([1, 5, 50]))
     waves = _waves(drawn, chance, count=3, size=(20, 40), kinds={"ok": 1}, copies=0.0)
@@ -78,7 +78,7 @@ def _calm(drawn: Plan, chance: random.Random) -> Plan:
 
 
 def _crossed(drawn: Plan, chance: random.Random) -> Plan:
-    """The same IDs in two partitions, in opposite order, there before the workers are: claims meet each other."""
+    """The same IDs in two partitions, in opposite order, written before the workers start, so that claims meet."""
     drawn = replace(drawn, database="postgresql", workers=2, slow_claims=True, batch_size=500, partitions=2, lanes=1)
     drawn = replace(drawn, pause=0.0, acks="at once", slow_outbox=False, ordering="partition", on_duplicate=False)
     one = [Given(f"m-{n}", n % 7, 0, "ok", 0, 0, first=True) for n in range(chance.randint(80, 120))]
@@ -152,7 +152,7 @@ def _new(drawn: Plan, chance: random.Random, number: int, keys: int, kinds: dict
 
 
 def _copy(drawn: Plan, chance: random.Random, sent: list[Given]) -> Given | None:
-    """A message that was sent before: to the same or to another partition, now and then with another content."""
+    """Return a message that was sent before, for the same or another partition, and sometimes with another content."""
     recent = sent[-30:] if chance.random() < 0.7 else sent
     one = chance.choice(recent)
     partition = chance.randrange(drawn.partitions) if chance.random() < 0.3 else one.partition
@@ -163,7 +163,7 @@ def _copy(drawn: Plan, chance: random.Random, sent: list[Given]) -> Given | None
 def _mixed(
     chance: random.Random, waves: tuple[tuple[Given, ...], ...], faults: list[str], drawn: Plan
 ) -> tuple[Step, ...]:
-    """Put the faults between the waves, in their order."""
+    """Put the faults between the waves of messages, in order."""
     places = sorted(chance.randrange(len(waves)) for _ in faults)
     steps = []
     for number, wave in enumerate(waves):

@@ -1,4 +1,4 @@
-"""The faults: each waits until it can take effect, counts that it did, and is over when it returns."""
+"""The faults: each waits until it can take effect, counts that it did, and has ended when it returns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def terminate(run: Run, step: Step) -> None:
 
 
 async def terminate_busy(run: Run, step: Step) -> None:
-    """End the connections that have written something which is not committed."""
+    """End the connections with changes that are not committed."""
     while not (ended := await asyncio.to_thread(run.store.terminate, busy=True)):
         run.watch("an open transaction")
         if run.sampler.quiet:
@@ -42,7 +42,7 @@ async def terminate_busy(run: Run, step: Step) -> None:
 
 
 async def restart(run: Run, step: Step) -> None:
-    """Stop a worker in good order, and start another."""
+    """Stop a worker in an orderly way, and start another."""
     await run.crew.stop(step.number)
     run.crew.start(step.number)
     run.journal.fired[step.what] += 1
@@ -56,7 +56,7 @@ async def cancel(run: Run, step: Step) -> None:
 
 
 async def zombie_in_its_transaction(run: Run, step: Step) -> None:
-    """A worker pauses within a transaction, others are given its partitions, and it goes on."""
+    """Pause a worker within a transaction until others have its partitions; then it goes on."""
     mate = await _owner(run, step)
     run.journal.still.add(mate.name)
     before = run.journal.standing[mate.name]
@@ -76,7 +76,7 @@ async def zombie_in_its_transaction(run: Run, step: Step) -> None:
 
 
 async def zombie_between_two(run: Run, step: Step) -> None:
-    """A worker pauses before a transaction, others take its partitions over and go on, and so does it."""
+    """Pause a worker before a transaction until others have taken its partitions over; then it goes on."""
     mate = await _owner(run, step)
     gate = run.crew.gates[mate.name]
     gate.closed = True
@@ -94,7 +94,7 @@ async def zombie_between_two(run: Run, step: Step) -> None:
             return had <= found
 
         await run.until(taken, "the others' taking over")
-        # They get as far as the work that the zombie has in hand.
+        # The others reach the messages that the paused worker has fetched.
         await run.called_more(10)
         gate.late = True
         run.journal.fired[step.what] += gate.waiting > 0
@@ -104,19 +104,19 @@ async def zombie_between_two(run: Run, step: Step) -> None:
 
 
 async def expire(run: Run, step: Step) -> None:
-    """All sessions with the group run out."""
+    """End all sessions with the group."""
     await run.broker.expire(NAME)
     run.journal.fired[step.what] += 1
 
 
 async def rebalance(run: Run, step: Step) -> None:
-    """All partitions are assigned again."""
+    """Assign all partitions again."""
     await run.broker.rebalance(NAME)
     run.journal.fired[step.what] += 1
 
 
 async def outage(run: Run, step: Step) -> None:
-    """The broker does not answer for some samples."""
+    """Let the broker answer nothing for some samples."""
     with run.broker.outage():
         await _some_samples(run)
     run.journal.fired[step.what] += 1
@@ -124,7 +124,7 @@ async def outage(run: Run, step: Step) -> None:
 
 
 async def leaderless(run: Run, step: Step) -> None:
-    """Nothing leads a partition for some samples."""
+    """Let a partition have no leader for some samples."""
     with run.broker.leaderless(TOPIC, step.number):
         await _some_samples(run)
     run.journal.fired[step.what] += 1
@@ -132,7 +132,7 @@ async def leaderless(run: Run, step: Step) -> None:
 
 
 async def add_partitions(run: Run, step: Step) -> None:
-    """The topic grows, messages come to the new partition at once, and the group notices later."""
+    """Add a partition, send messages to it at once, and let the group notice later."""
     number = len(run.broker.logs.topics[TOPIC].partitions)
     run.broker.add_partitions(TOPIC, number + 1)
     run.feed([number], count=8)
@@ -141,14 +141,14 @@ async def add_partitions(run: Run, step: Step) -> None:
 
 
 async def control_records(run: Run, step: Step) -> None:
-    """A transaction ends: its marker takes an offset."""
+    """Write a transaction marker, which takes an offset."""
     run.broker.append_control_records(TOPIC, step.number, 1 + step.after % 3)
     run.journal.fired[step.what] += 1
     run.sampler.stir()
 
 
 async def retention(run: Run, step: Step) -> None:
-    """The log forgets what is below the committed offset of a partition, as soon as one has any."""
+    """Delete the log below a partition's committed offset, as soon as a partition has one."""
     await run.until(lambda: bool(_committed(run)), "an offset that is committed", or_quiet=True)
     if found := _committed(run):
         number, below = found[step.number % len(found)]
@@ -157,7 +157,7 @@ async def retention(run: Run, step: Step) -> None:
 
 
 def _committed(run: Run) -> list[tuple[int, int]]:
-    """Return the partitions that may forget the start of their logs, and up to which offset."""
+    """Return the partitions whose log may be deleted at the start, and up to which offset."""
     found = []
     for number in run.partitions:
         at = TopicPartition(TOPIC, number)
@@ -168,7 +168,7 @@ def _committed(run: Run) -> list[tuple[int, int]]:
 
 
 async def redrive(run: Run, step: Step) -> None:
-    """Every dead letter comes back, those that will die again among them."""
+    """Redrive every dead letter, also those that will die again."""
     if not any(one.state == "dead" for one in run.last.dead):
         run.feed(run.partitions, count=1, kind="reject")
     await run.until(lambda: any(one.state == "dead" for one in run.last.dead), "a dead letter")
@@ -176,7 +176,7 @@ async def redrive(run: Run, step: Step) -> None:
 
 
 async def rewind(run: Run, step: Step) -> None:
-    """A partition is read again from somewhere in its log."""
+    """Rewind a partition to some offset in its log."""
     await run.until(lambda: bool(_behind(run)), "a mark", or_quiet=True)
     found = _behind(run)
     if not found:
@@ -201,13 +201,13 @@ async def rewind(run: Run, step: Step) -> None:
 
 
 def _behind(run: Run) -> list[int]:
-    """The partitions of which something is read and still in the log."""
+    """Return the partitions with messages that were read and are still in the log."""
     logs = run.broker.logs.topics[TOPIC].partitions
     return [number for number in run.partitions if run.last.marks.get(number, 0) > logs[number].start]
 
 
 async def prune(run: Run, step: Step) -> None:
-    """The ledger forgets what was processed; that it did, its event tells."""
+    """Let the ledger forget what was processed; its event shows that it did."""
 
     async def turned() -> None:
         for mate in run.crew.mates:
@@ -224,7 +224,7 @@ async def prune(run: Run, step: Step) -> None:
 
 
 async def backup(run: Run, step: Step) -> None:
-    """Keep a copy of the database, once a worker has begun: one from before would have no handler to go on with."""
+    """Back the database up, once a worker has begun: an older backup would have no handler."""
     await run.until(lambda: bool(run.journal.taken), "a worker that has taken a partition")
     with run.sampler.upheaval():
         await asyncio.to_thread(run.store.backup)
@@ -232,7 +232,7 @@ async def backup(run: Run, step: Step) -> None:
 
 
 async def restore(run: Run, step: Step) -> None:
-    """Go back to the copy: commits are lost."""
+    """Restore the backup: commits are lost."""
     before = len(run.last.effects)
     with run.sampler.upheaval():
         await asyncio.to_thread(run.store.restore)
@@ -241,7 +241,7 @@ async def restore(run: Run, step: Step) -> None:
 
 
 async def _owner(run: Run, step: Step) -> Mate:
-    """Return a worker that has partitions, the one that the step means where it has some."""
+    """Return a worker that has partitions: the one that the step names, if it has some."""
     await run.until(lambda: any(mate.partitions() for mate in run.crew.mates), "an owner")
     owners = [mate for mate in run.crew.mates if mate.partitions()]
     meant = run.crew.mates[step.number]

@@ -1,4 +1,4 @@
-"""The handlers under stress: each message says what its handler does."""
+"""The handlers of the stress: each message says what its handler does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Failure(Exception):
 
 
 class Stage(Protocol):
-    """What the handlers need of the run."""
+    """What the handlers need from the run."""
 
     healed: bool
 
@@ -51,27 +51,27 @@ class Stage(Protocol):
         """Record a call."""
 
     def waits(self, worker: str) -> bool:
-        """Tell whether this worker is to stand still within its transaction."""
+        """Return whether this worker is to pause within its transaction."""
         ...
 
     def defers(self, given: Given) -> bool:
-        """Tell whether this message is to defer once more."""
+        """Return whether this message is to defer once more."""
         ...
 
     def errs(self, given: Given) -> bool:
-        """Tell whether this message is to meet its own fault once more."""
+        """Return whether this message is to meet its own fault once more."""
         ...
 
     def fires(self, given: Given) -> None:
         """Record that the fault of a message took effect."""
 
     def holds_row(self, number: int) -> AbstractContextManager[None]:
-        """Have another session hold a row locked, for the `with` block; blocks."""
+        """Lock a row in another session, for the `with` block; blocks."""
         ...
 
 
 def value_of(given: Given) -> bytes | None:
-    """Return a message's value, by which its handler knows what to do."""
+    """Return a message's value, which tells its handler what to do."""
     if given.kind == "undecodable":
         return None
     value = json.dumps(given._replace(partition=0, first=True)).encode()
@@ -84,7 +84,7 @@ def headers_of(given: Given) -> tuple[tuple[str, bytes], ...]:
 
 
 class _Stressed:
-    """What all forms of the handler share."""
+    """What all kinds of handler share."""
 
     name = NAME
     topic = TOPIC
@@ -129,13 +129,13 @@ class _Stressed:
             raise Reject("as asked")
 
     def statements(self, given: Given, context: Context[Any]) -> tuple[str, ...]:
-        """What the server is asked in vain, or, where that is right alone, what cannot be asked twice."""
+        """Run the statement that fails, or that fails only if it runs twice."""
         found = statements(given, server="sqlite" not in _driver(context))
         return found if found and (given.kind in PRESENT or self.stage.errs(given)) else ()
 
     @contextmanager
     def firing(self, given: Given) -> Iterator[None]:
-        """Record what is refused."""
+        """Record what was refused."""
         try:
             yield
         except DBAPIError:
@@ -145,7 +145,7 @@ class _Stressed:
             raise Unavailable(f"what brings the fault {given.kind!r}: it was not refused")
 
     def errors(self, given: Given) -> list[Exception]:
-        """What a message's tasks raise, all together."""
+        """Raise the errors of a message's tasks as one group."""
         if given.kind not in GROUPS or not self.stage.errs(given):
             return []
         self.stage.fires(given)
@@ -162,7 +162,7 @@ def _driver(context: Context[Any]) -> str:
 
 
 def _unsendable(context: Context[Any]) -> object:
-    """Something that the driver refuses to send as text."""
+    """A value that the driver refuses to send as text."""
     return 7 if _driver(context) == "asyncpg" else "a\x00b"
 
 
@@ -179,7 +179,7 @@ def _place(context: Context[Any], what: str) -> bytes:
 
 
 class Coroutine(_Stressed, Handler[bytes]):
-    """With a coroutine."""
+    """A coroutine handler."""
 
     shares_transaction = True  # its waits have no effect
 
@@ -197,7 +197,7 @@ class Coroutine(_Stressed, Handler[bytes]):
         self.end(given, context)
 
     async def meet(self, given: Given, context: Context) -> None:
-        """Meet the fault that a message brings along."""
+        """Meet the fault that a message carries."""
         if asked := self.statements(given, context):
             holding = self.stage.holds_row(row_of(given)) if given.kind == "locked row" else nullcontext()
             await asyncio.to_thread(holding.__enter__)
@@ -217,7 +217,7 @@ class Coroutine(_Stressed, Handler[bytes]):
 
 
 class Plain(_Stressed, Handler[bytes]):
-    """With a plain function, in a thread."""
+    """A plain handler, in a thread."""
 
     def handle(self, event: bytes, context: Context[Session]) -> None:
         given = self.begin(event, context)
@@ -233,7 +233,7 @@ class Plain(_Stressed, Handler[bytes]):
         self.end(given, context)
 
     def meet(self, given: Given, context: Context[Session]) -> None:
-        """Meet the fault that a message brings along."""
+        """Meet the fault that a message carries."""
         if asked := self.statements(given, context):
             holding = self.stage.holds_row(row_of(given)) if given.kind == "locked row" else nullcontext()
             with holding, self.firing(given):
@@ -247,14 +247,14 @@ class Plain(_Stressed, Handler[bytes]):
 
 
 class TellingCoroutine(Coroutine):
-    """Which announces duplicates."""
+    """A handler that announces duplicates."""
 
     async def on_duplicate(self, event: bytes, result: Any, context: Context) -> None:
         context.publish(OUT, key=context.message.key, value=_place(context, "again"))
 
 
 class TellingPlain(Plain):
-    """Which announces duplicates."""
+    """A handler that announces duplicates."""
 
     def on_duplicate(self, event: bytes, result: Any, context: Context[Session]) -> None:
         context.publish(OUT, key=context.message.key, value=_place(context, "again"))

@@ -1,4 +1,4 @@
-"""The journal of a run: what the run itself sees; the database and the broker have the rest."""
+"""The journal of a run: what only the run itself sees; the rest is in the database and the broker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
 
 class Journal:
-    """Takes notes; from any thread.
+    """Records what happens, from any thread.
 
     Args:
         restored: Whether the database is restored from a backup, so that commits are really lost.
@@ -92,7 +92,7 @@ class Journal:
         self.calls.append(Call(self.moment(), worker, context.message_id, context.attempt))
 
     def waits(self, worker: str) -> bool:
-        """Tell whether this worker is to stand still within its transaction."""
+        """Return whether this worker is to pause within its transaction."""
         if worker not in self.still:
             return False
         with self._lock:
@@ -100,13 +100,13 @@ class Journal:
         return True
 
     def defers(self, given: Given) -> bool:
-        """Tell whether this message is to defer once more."""
+        """Return whether this message is to defer once more."""
         with self._lock:
             self.deferred[given.id] += 1
             return self.deferred[given.id] <= given.times
 
     def errs(self, given: Given) -> bool:
-        """Tell whether this message is to meet its own fault once more."""
+        """Return whether this message is to meet its own fault once more."""
         with self._lock:
             self.erred[given.id] += 1
             return not self.healed and (not given.times or self.erred[given.id] <= given.times)
@@ -118,7 +118,7 @@ class Journal:
 
     @contextmanager
     def holds_row(self, number: int) -> Iterator[None]:
-        """Have another session hold a row locked, for the `with` block; blocks."""
+        """Lock a row in another session, for the `with` block; blocks."""
         try:
             connection = psycopg.connect(self._dsn, connect_timeout=5)
             connection.execute("SELECT n FROM stress_rows WHERE n = %s FOR UPDATE", [number])
@@ -164,7 +164,7 @@ class Journal:
                 pass
 
     def _tell(self, worker: str, event: Event) -> None:
-        """Record what `message_oracle` asks for."""
+        """Record what `message_oracle` needs."""
         match event:
             case MessageDeadLettered() | MessageSuspected() | AttemptFailed():
                 at = event.partition
@@ -179,7 +179,7 @@ class Journal:
                 pass
 
     def last_words(self, count: int = 12) -> list[str]:
-        """Return the last events, for a run that stands still."""
+        """Return the last events, for a run without progress."""
         return [f"{worker}: {event!r}"[:300] for worker, event in self.events[-count:]]
 
 

@@ -1,4 +1,4 @@
-"""Faults that single messages cause, and the messages of a plan that cause them."""
+"""Faults that single messages cause, and the messages that cause them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from tests.stress.plan import TWO_WORKERS, Given, Plan, Step
 
-# What the server says does not tell whether the message or the whole database is wrong.
+# The server's error does not show whether the message or the whole database is at fault.
 _SUSPECTS: Final = {
     "unknown table": ("SELECT * FROM tenant_9.lines",),
     "unknown function": ("SELECT make_interval(days => 3000000000)",),
@@ -21,13 +21,13 @@ _SUSPECTS: Final = {
     ),
     "locked row": ("SELECT n FROM stress_rows WHERE n = {row} FOR UPDATE NOWAIT",),
 }
-# Whatever the SQLSTATE, it is about what the message brought.
+# Whatever the SQLSTATE, the message is at fault.
 _CODES: Final = ("42501", "57014", "55P03", "40001", "53100")
 _OWN: Final = {
     "policy": ("SET LOCAL ROLE pg_monitor", "INSERT INTO stress_guarded VALUES (2)"),
     **{f"trigger {code}": (f"INSERT INTO stress_refused VALUES ('{code}')",) for code in _CODES},
 }
-# Right alone; two of them cannot share a transaction, or a connection.
+# One alone succeeds; two of them cannot share a transaction or a connection.
 _PRESENT: Final = {
     "temporary table": ("CREATE TEMP TABLE scratch (n int) ON COMMIT DROP",),
     "cursor": ("DECLARE rows CURSOR FOR SELECT 1",),
@@ -46,7 +46,7 @@ UNREADABLE: Final = frozenset({"undecodable", "unidentified", "oversized"})
 SLOWED: Final = "slowed partition"
 DROPPED: Final = "dropped and read again"
 NEVER_COUNTED: Final = PRESENT | {"group with a Defer", "group with a lost connection", "refused by the client"}
-"""What becomes of these costs a message none of its attempts."""
+"""These faults count as no attempt of their message."""
 REJECTED: Final = frozenset({"burst of Rejects", "group with a Reject"})
 KINDS: Final = SUSPECTS | OWN | PRESENT | GROUPS | UNREADABLE | NEVER_COUNTED | REJECTED
 
@@ -67,24 +67,24 @@ TABLES: Final = f"""
 
 
 def is_permanent(given: Given) -> bool:
-    """Tell whether a message can only end as a dead letter, before it is healed."""
+    """Return whether a message can only end as a dead letter, before its fault is repaired."""
     always = given.kind in REJECTED | UNREADABLE | {"dead", "reject"}
     return always or (given.kind in SUSPECTS | OWN | {"group of errors"} and not given.times)
 
 
 def statements(given: Given, *, server: bool) -> tuple[str, ...]:
-    """Return what a message has its handler execute."""
+    """Return the statement that a message makes its handler execute."""
     found = STATEMENTS.get(given.kind, ()) if server else _SQLITE.get(given.kind, ())
     return tuple(one.format(row=row_of(given)) for one in found)
 
 
 def row_of(given: Given) -> int:
-    """Return the row that a message wants to lock."""
+    """Return the row that a message locks."""
     return sum(given.id.encode()) % ROWS
 
 
 def with_message_faults(plan: Plan, chance: random.Random) -> Plan:
-    """Return the plan with faults of messages, in a minority of plans; the others as they are."""
+    """Return the plan with faults of messages added; most plans stay as they are."""
     if plan.profile != "general":
         return plan
     drawn = chance.random()
@@ -96,7 +96,7 @@ def with_message_faults(plan: Plan, chance: random.Random) -> Plan:
 
 
 def _faulty(plan: Plan, chance: random.Random) -> Plan:
-    """One or two kinds of fault, with a few messages of each among the others."""
+    """Add one or two kinds of fault, with a few messages of each."""
     possible = _possible(plan)
     names = list(dict.fromkeys(chance.choice(possible) for _ in range(chance.choice([1, 1, 2]))))
     if "burst of Rejects" in names:
@@ -127,7 +127,7 @@ def _possible(plan: Plan) -> list[str]:
 
 
 def _of_little_patience(plan: Plan, chance: random.Random) -> Plan:
-    """Few dead letters are allowed without a success; so there are none but by Rejects, which cost nothing."""
+    """Add Rejects only: few other dead letters are allowed without a success, and Rejects spend nothing."""
     waves = tuple(
         tuple(one._replace(kind="ok") if one.kind in ("dead", "swallow") else one for one in wave)
         for wave in plan.waves
@@ -136,7 +136,7 @@ def _of_little_patience(plan: Plan, chance: random.Random) -> Plan:
 
 
 def _messages(plan: Plan, chance: random.Random, name: str, number: int) -> list[Given]:
-    # Behind a key that is held for good nothing takes effect.
+    # Nothing takes effect behind a key that stays held.
     key = chance.choice([None, 50] if plan.hold_key else [None, 0, 1, 50])
     if name in PRESENT:
         return _row(plan, number, 50 if plan.hold_key else 0, name, chance.randint(3, 6))
@@ -158,7 +158,7 @@ def _row(plan: Plan, number: int, key: int | None, kind: str, count: int) -> lis
 
 def _times(plan: Plan, chance: random.Random, name: str) -> int:
     if name in SUSPECTS:
-        # The first failure alone is none of its attempts.
+        # The first failure alone counts as no attempt.
         return chance.choice([0, chance.randint(1, plan.attempts)])
     if name in OWN or name == "group of errors":
         return chance.choice([0, chance.randint(1, plan.attempts - 1)])
@@ -171,7 +171,7 @@ _AROUND: Final = ("restart", "rebalance", "expire", "terminate", "outage", "canc
 
 
 def _slowed(plan: Plan, chance: random.Random) -> Plan:
-    """Many records of one partition cannot be read: it is slowed down, and no other; its messages keep their order.
+    """Many records of one partition cannot be read: only it is slowed down, and its messages keep their order.
 
     A lane that takes a few messages at a time has those of several partitions in turn, so that it looks at those of the
     slowed one at different moments.
@@ -228,11 +228,11 @@ def _steps(plan: Plan, chance: random.Random, waves: Sequence[Sequence[Given]]) 
             yield Step(what, target, chance.randint(0, len(wave) // 3))
 
 
-# A budget that a partition which cannot run gives up to others.
+# A memory budget, where a partition that cannot run makes room for others.
 
 
 def _narrow(plan: Plan, chance: random.Random) -> Plan:
-    """Little may be in hand, and much waits behind what is parked, or for room in the parking lot."""
+    """The memory budget is small, and many messages wait behind a parked one, or for room in the parking lot."""
     ordering: Literal["key", "partition"] = chance.choice(["key", "partition", "partition"])
     plan = replace(
         plan,

@@ -1,4 +1,4 @@
-"""What must come of messages that bring a fault along: it is theirs, and nobody else's."""
+"""The rules for messages that carry a fault: it affects them, and no other message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VERDICTS: Final = frozenset({"exhausted", "rejected", *UNREADABLE})
 
 
 def judge_messages(history: History) -> list[str]:
-    """Return what is wrong, in words; nothing if all is as it must be."""
+    """Return what is wrong, in words; an empty list if nothing is."""
     rules = (_unreadable, _deaths, _attempts, _first_suspected, _companions, _unsuspected, _standing)
     return [problem for rule in rules for problem in rule(history)]
 
@@ -34,7 +34,7 @@ def _unreadable(history: History) -> Iterator[str]:
 
 
 def _deaths(history: History) -> Iterator[str]:
-    """Who need not die does not, and who does dies with its reason."""
+    """Only messages that must die become dead letters, each with the right reason."""
     given = _given(history)
     for one in () if _overruns(history) else history.told:
         found = given.get(one.id)
@@ -48,7 +48,7 @@ def _deaths(history: History) -> Iterator[str]:
 
 
 def _overruns(history: History) -> bool:
-    """Tell whether a worker stands still within a transaction: on a slow machine for longer than its handlers may."""
+    """Return whether a worker pauses within a transaction: on a slow machine for longer than its handlers may."""
     return history.plan.has("zombie in its transaction")
 
 
@@ -57,7 +57,7 @@ def _need_not_die(given: Given) -> bool:
 
 
 def _attempts(history: History) -> Iterator[str]:
-    """Who succeeded has as many attempts as were counted; the first failure alone of a suspect is not."""
+    """A message that succeeded has as many attempts as failures were counted; a suspect's first failure is not."""
     given = _given(history)
     for done in () if _overruns(history) else history.end.effects:
         found = given.get(done.id)
@@ -77,7 +77,7 @@ def _most_attempts(given: Given) -> int | None:
 
 
 def _first_suspected(history: History) -> Iterator[str]:
-    """What may be everybody's trouble costs no attempt at first, in each process."""
+    """An error that may affect all messages counts as no attempt at first, in each process."""
     for worker, name, told in _suspects(history):
         if told[0][1].what == "attempt":
             yield f"{worker} counted the first failure of {name} alone, which may have been everybody's trouble"
@@ -99,7 +99,7 @@ def _companions(history: History) -> Iterator[str]:
 
 
 def _suspects(history: History) -> Iterator[tuple[str, str, list[tuple[int, Told]]]]:
-    """Yield what each worker told of each suspect, with the moments."""
+    """Yield what each worker announced of each suspect, with the moments."""
     given = _given(history)
     found: defaultdict[tuple[str, str], list[tuple[int, Told]]] = defaultdict(list)
     for moment, one in enumerate(history.told):
@@ -110,7 +110,7 @@ def _suspects(history: History) -> Iterator[tuple[str, str, list[tuple[int, Told
 
 
 def _unsuspected(history: History) -> Iterator[str]:
-    """What code raises, what a policy refuses, and what is in a group of errors, is the message's from the first."""
+    """Errors of database code, of policies and of groups count as attempts from the first failure on."""
     if history.plan.has(*_AWAY):
         return  # a connection that is ended beside it may look like its fault, or like everybody's
     given = _given(history)
@@ -133,7 +133,7 @@ def _standing(history: History) -> Iterator[str]:
 
 
 def _given(history: History) -> dict[str, Given]:
-    """Return what each ID does that all of its copies do alike."""
+    """Return what each ID does, for the IDs whose copies all do the same."""
     found: dict[str, Given] = {}
     odd = {one.given.id for one in history.log if one.given.variant}
     for one in _first(history):

@@ -1,4 +1,4 @@
-"""The product with one of its rules taken out: seeds must fail."""
+"""The product without one of its rules: seeds must fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.crash.mutants import without_claim, without_drain, without_finalise, 
 
 
 def without_token() -> None:
-    """Nobody looks whether the partition's token is still his."""
+    """No transaction checks that it still has the partition's token."""
 
     def count_owned(*given: object) -> int:
         owners = given[-1]
@@ -26,14 +26,14 @@ def without_token() -> None:
 
 
 def without_order() -> None:
-    """The relay goes on after the last row that it read, whatever is committed behind it."""
+    """The relay goes on after the last row that it read, and misses lower rows that are committed later."""
     read = Rows.lowest
     last: dict[Rows, int] = {}
 
     async def lowest(self: Rows) -> OutboxPage:
         page = await read(self)
         pending = [one for one in page.pending if one.sequence > last.get(self, 0)]
-        # Once nothing follows, it begins anew.
+        # Once nothing follows, it begins again.
         last[self] = pending[-1].sequence if pending else 0
         return page._replace(pending=pending)
 
@@ -41,14 +41,14 @@ def without_order() -> None:
 
 
 class _Forgotten(defaultdict[tuple[str, int], deque[Message]]):
-    """What is set aside, and not looked at."""
+    """The set-aside messages, which are not looked at."""
 
     def __contains__(self, _: object) -> bool:
         return False
 
 
 def without_aside() -> None:
-    """A message of a partition that is slowed down runs once it is admitted, whatever of it was set aside before."""
+    """A message of a slowed partition runs once it is admitted, whatever was set aside before it."""
     begin = Lane.__init__
 
     def forgetful(self: Lane, *given: Any) -> None:
@@ -68,7 +68,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "aside": without_aside,
 }
 
-# Plans that are hard on each, one of which must fail, and a word of the problem that must be found.
+# Plans that test each rule hard, and a word of the problem that at least one of them must find.
 SEEDS: dict[str, tuple[tuple[int, ...], str]] = {
     "claim": ((111, 0, 78), " has 2 effects"),
     "finalise": ((14, 13, 27), "commits were said to be lost"),

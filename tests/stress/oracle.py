@@ -1,4 +1,4 @@
-"""What must come of a run, by what it left; no I/O here, so that the oracle itself can be tested."""
+"""The rules for a run's result. No I/O is here, so that the oracle itself can be tested."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OF_COPIES: Final = frozenset({"conflict", "failed_duplicate"})
 
 
 class Logged(NamedTuple):
-    """A message in its place in the log."""
+    """A message with its partition and offset."""
 
     partition: int
     offset: int
@@ -46,7 +46,7 @@ class Dead(NamedTuple):
 
 
 class Parked(NamedTuple):
-    """A parked message; what is not due waits behind another."""
+    """A parked message; one that is not due waits behind another."""
 
     id: str
     partition: int
@@ -93,7 +93,7 @@ class Snapshot:
     outbox: int = 0
 
     def finished(self) -> set[str]:
-        """The IDs whose outcome, or whose waiting, is durable."""
+        """The IDs that have an outcome or are parked."""
         found = {one.id for one in self.effects} | {one.id for one in self.parked} | set(self.ledger)
         return found | {one.id for one in self.dead if one.id is not None}
 
@@ -102,17 +102,17 @@ class Snapshot:
         return {(one.partition, one.offset) for found in (self.parked, self.dead) for one in found}
 
     def open_letters(self) -> Counter[str]:
-        """How many letters of each ID are open that stand for the ID itself, and not for a copy of it."""
+        """How many open dead letters each ID has, without those of its copies."""
         return Counter(one.id for one in self.dead if one.state == OPEN and one.id and one.reason not in OF_COPIES)
 
     def conflicts(self) -> Counter[str]:
-        """How many conflicts of each ID are open."""
+        """How many open conflicts each ID has."""
         return Counter(one.id for one in self.dead if one.state == OPEN and one.id and one.reason == "conflict")
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """All that a run left.
+    """Everything that a run left.
 
     Attributes:
         log: What was sent, in the order of the log of each partition.
@@ -145,13 +145,13 @@ class History:
 
 
 def judge(history: History) -> list[str]:
-    """Return what is wrong, in words; nothing if all is as it must be."""
+    """Return what is wrong, in words; an empty list if nothing is."""
     rules = (_outcomes, _conflicts, _ledger, _attempts, _order, _published, _announced, _quiet, _unbroken)
     return [problem for rule in rules for problem in rule(history)]
 
 
 def unfinished_below(offsets: Mapping[int, int], log: Iterable[Logged], found: Snapshot) -> list[Logged]:
-    """Return the messages below these offsets of which nothing durable is known."""
+    """Return the messages below these offsets without a durable outcome."""
     ids, places = found.finished(), found.places()
 
     def is_open(one: Logged) -> bool:
@@ -172,7 +172,7 @@ def _outcomes(history: History) -> Iterator[str]:
     for name in {one.given.id for one in history.log if one.given.kind not in UNREADABLE}:
         dead = letters[name]
         if effects[name] and plan.has("prune") and plan.has("rewind"):
-            # What a rewind reads again beyond what the ledger remembers cannot be proven new.
+            # A message that a rewind reads again, and that the ledger may have forgotten, cannot be proven new.
             dead -= stale[name]
         # Copies of a dead message run where that is declared, and each may die.
         allowed = dead and not effects[name] and plan.resend_runs
@@ -196,7 +196,7 @@ def _conflicts(history: History) -> Iterator[str]:
 
 
 def _ledger(history: History) -> Iterator[str]:
-    """The ledger says of each ID what became of it; it may have forgotten what was processed."""
+    """The ledger has each ID's outcome; it may have forgotten processed ones."""
     end = history.end
     effects = {one.id for one in end.effects}
     forgotten = history.plan.has("prune")
@@ -214,7 +214,7 @@ def _attempts(history: History) -> Iterator[str]:
 
 
 def _order(history: History) -> Iterator[str]:
-    """Effects stand in the order of the log, of each key or each partition, but for what died in between."""
+    """The effects of each key or partition are in the order of the log, except for dead messages."""
     if history.plan.ordering == "none":
         return
     given = {(one.partition, one.offset): one.given for one in history.log}
@@ -234,7 +234,7 @@ def _order(history: History) -> Iterator[str]:
 
 
 def _first_occurrences(log: Iterable[Logged]) -> set[tuple[int, int]]:
-    """The places at which an ID stands for the first time in its partition."""
+    """Return the offsets at which each ID comes first in its partition."""
     seen: set[tuple[str, int]] = set()
     found = set()
     for one in log:
@@ -245,7 +245,7 @@ def _first_occurrences(log: Iterable[Logged]) -> set[tuple[int, int]]:
 
 
 def _published(history: History) -> Iterator[str]:
-    """What took effect is published, under one ID, and the messages of a key in the order of their effects."""
+    """Each effect is published under one ID, and the messages of a key in the order of their effects."""
     plan, effects = history.plan, history.end.effects
     if not plan.publishing:
         return
@@ -317,7 +317,7 @@ def _unbroken(history: History) -> Iterator[str]:
 
 
 def _nothing_twice(history: History) -> Iterator[str]:
-    """In a run in which nothing breaks, no message is handled twice, and few are delivered twice.
+    """If nothing breaks, no message is handled twice, and few are delivered twice.
 
     A partition is handed over at its lowest unfinished offset. Several lanes finish messages out of order, so one that
     was finished above that offset is delivered to the next owner, who finds it in the ledger. Any other is not.
@@ -332,7 +332,7 @@ def _nothing_twice(history: History) -> Iterator[str]:
 
 
 def _overtaking(effects: Iterable[Done]) -> set[tuple[int, int]]:
-    """The places of effects that came before that of a lower offset of their partition."""
+    """Return the effects that came before one of a lower offset in the same partition."""
     lowest: dict[int, int] = {}
     found = set()
     for one in sorted(effects, reverse=True):

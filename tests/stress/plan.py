@@ -1,4 +1,4 @@
-"""What a seed stands for: a configuration, the messages, and the faults, each in its place between them."""
+"""A plan, made from a seed: a configuration, the messages, and the faults between them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Given(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One thing that the run does.
+    """One action of the run.
 
     Attributes:
         what: "send", "control records", or a fault.
@@ -56,7 +56,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that a seed decides.
+    """Everything that a seed decides.
 
     Attributes:
         profile: Which kind of run it is; see `draw`.
@@ -109,11 +109,11 @@ class Plan:
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """The faults that must have fired, or the run says nothing."""
+        """The faults that must have taken effect; otherwise the run proves nothing."""
         return (*self.faults, *self.message_faults)
 
     def has(self, *faults: str) -> bool:
-        """Tell whether one of these faults is planned."""
+        """Return whether one of these faults is planned."""
         return not set(faults).isdisjoint(self.faults)
 
     @property

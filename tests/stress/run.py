@@ -1,4 +1,4 @@
-"""One run of one plan: send, break, wait until all is quiet, judge."""
+"""One run of one plan: sends messages, causes faults, waits until all is done, and judges."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ BOUND: Final = 3000
 
 
 class SeenEnough(Exception):
-    """Something is wrong already, and the rest of the run would only take time."""
+    """Something is wrong already, so the rest of the run is skipped."""
 
 
 class StoodStill(Exception):
-    """Nothing went on, though something was left to do."""
+    """There was no progress although work was left."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         problems: What is wrong.
@@ -154,7 +154,7 @@ class Run:
         self.sampler.stir()
 
     def feed(self, partitions: Iterable[int], *, count: int = 6, kind: str = "fail") -> None:
-        """Send more, to each of these partitions: a fault needs something that is under way.
+        """Send more to each of these partitions, because a fault needs messages that are being handled.
 
         Every other message is of this kind.
         """
@@ -187,7 +187,7 @@ class Run:
         return self.sampler.last
 
     async def until(self, condition: Callable[[], bool], what: str, *, or_quiet: bool = False) -> bool:
-        """Wait for a condition; return False where all is quiet instead.
+        """Wait for a condition; return False if all work is done before.
 
         Raises:
             StoodStill: Nothing went on for long.
@@ -212,7 +212,7 @@ class Run:
         await self.until(lambda: self.sampler.quiet, "the end of all work")
 
     def watch(self, what: str) -> None:
-        """See that the workers run and get on, while something is waited for."""
+        """Check that the workers run and make progress, while something is waited for."""
         self.crew.check()
         if self.journal.problems:
             raise SeenEnough
@@ -221,7 +221,7 @@ class Run:
         last = self.last
         outcomes = (len(last.ledger), len(last.effects), len(last.dead), last.outbox)
         parked = sorted((one.id, one.attempts, one.due) for one in last.parked)
-        # What is durable: a handler that is called again and again without any outcome is no progress.
+        # Only durable outcomes count: a handler that is called again and again without one makes no progress.
         progress = (committed, len(self.broker.records(OUT)), outcomes, parked, self.journal.deferred.total())
         now = time.monotonic()
         if self._stopped is not None and self.sampler.samples - self._stopped > BOUND:
@@ -235,7 +235,7 @@ class Run:
             )
 
     def _accompany(self) -> None:
-        """Send good messages where nothing but such tells what becomes of the others.
+        """Send good messages, if the others wait for another message's success.
 
         A suspect waits until another message has succeeded, and what cannot be read until its partition has earned it.
         """
@@ -251,7 +251,7 @@ class Run:
     # Judging.
 
     def _judge(self) -> None:
-        # A transaction behind the last sample would not be seen by it, and there is none: all is quiet.
+        # The last sample misses no transaction, because all work is done.
         history = self._history()
         self.journal.problems += judge(history) + judge_messages(history)
 

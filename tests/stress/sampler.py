@@ -1,4 +1,4 @@
-"""Looks at the database and the broker all the time a run lasts."""
+"""Watches the database and the broker during a run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Sampler:
         self._checked = 0
 
     def stir(self) -> None:
-        """Forget that all was quiet: something was done that makes work."""
+        """Forget that all work was done: there may be new work."""
         self._age += 1
         self.quiet = False
         self.lonely = []
