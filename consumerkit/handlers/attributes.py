@@ -13,6 +13,7 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.handlers.codecs import Codec
 from consumerkit.handlers.event_type import field_names
 from consumerkit.handlers.field_types import field_types
+from consumerkit.handlers.foreign_names import MEANT, SET_ELSEWHERE
 from consumerkit.handlers.handler import AnyHandler, BatchHandler, Events, Handler, Ordering
 from consumerkit.handlers.message_id import Fingerprint, Identity
 from consumerkit.handlers.value_types import fingerprint_problem, id_problem
@@ -30,43 +31,6 @@ _DECLARED = Handler.__mro__[1]
 _VALUES = frozenset(_DECLARED.__annotations__) - {"OPTIONAL_METHODS"}
 _METHODS = frozenset({"handle", "handle_batch", *Handler.OPTIONAL_METHODS})
 _OURS = (*Handler.__mro__, *BatchHandler.__mro__)
-_ELSEWHERE = {
-    "retries": "retry",
-    "max_retries": "retry",
-    "max_attempts": "retry",
-    "attempts": "retry",
-    "batch": "batch_size",
-    "max_batch_size": "batch_size",
-    "dlq": "dead_letter",
-    "dlq_topic": "dead_letter",
-    "idempotency_key": "message_id",
-    "consumer_group": "group",
-    "auto_offset_reset": "start_from",
-    "decoder": "codec",
-    "serializer": "codec",
-    "deserializer": "codec",
-    "max_records": "batch_size",
-    "max_workers": "concurrency",
-    "parallelism": "concurrency",
-    "backoff": "retry",
-    "retry_backoff": "retry",
-    "autoretry_for": "retry",
-    "default_retry_delay": "retry",
-}
-"""Other frameworks' names for declarations: close matching does not find them, and they would silently do nothing."""
-_NOT_HERE = {
-    "timeout": "a transaction's time is Worker(transaction_timeout=...)",
-    "workers": "the number of processes is consumerkit run --workers",
-    "time_limit": "a transaction's time is Worker(transaction_timeout=...)",
-    "soft_time_limit": "a transaction's time is Worker(transaction_timeout=...)",
-    "ack_policy": "an offset is committed once the effect, or the dead letter, is durable",
-    "acks_late": "an offset is committed once the effect, or the dead letter, is durable",
-    "auto_commit": "an offset is committed once the effect, or the dead letter, is durable",
-    "rate_limit": "there is none; handle with fewer lanes, concurrency=",
-    "middleware": "there is none; observers of events are Worker(observers=...)",
-    "middlewares": "there are none; observers of events are Worker(observers=...)",
-}
-"""What other frameworks let a handler declare, and where consumerkit sets it."""
 _USUAL = frozenset({"publisher", "publishers", "published"})
 """Common names of a handler's own attributes: they resemble a declaration and are no slip."""
 _CLOSE = 0.765
@@ -265,9 +229,9 @@ class Attributes:
         for names, taken in _namespaces(self.handler):
             for attribute, value in names.items():
                 known = _METHODS if callable(value) and not isinstance(value, type) else _VALUES
-                if attribute.startswith("_") or attribute in _VALUES | _METHODS | _USUAL:
+                if attribute.startswith("_") or attribute in _VALUES | _METHODS | _USUAL or attribute in SET_ELSEWHERE:
                     continue
-                meant = {_ELSEWHERE[attribute]} - taken if attribute in _ELSEWHERE else set()
+                meant = {MEANT[attribute]} - taken if attribute in MEANT else set()
                 for close in meant or get_close_matches(attribute, sorted(known - taken), n=1, cutoff=_CLOSE):
                     self.refuse(f"{attribute} is no declaration; did you mean {close}? If not, rename it")
 
@@ -275,8 +239,8 @@ class Attributes:
         """Refuse a class attribute of another framework that consumerkit sets elsewhere than in a handler."""
         for cls in type(self.handler).__mro__:
             for attribute in () if cls in _OURS else vars(cls):
-                if attribute in _NOT_HERE:
-                    self.refuse(f"{attribute} is no declaration: {_NOT_HERE[attribute]}. If it is yours, rename it")
+                if attribute in SET_ELSEWHERE:
+                    self.refuse(f"{attribute} is no declaration: {SET_ELSEWHERE[attribute]}. If it is yours, rename it")
 
     def refuse_unknown_fields(self, event_types: Sequence[Any]) -> None:
         """Refuse a message ID or a fingerprint that reads a field that no event type has.

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from consumerkit import ConfigurationError, Context, DeadLetter, Handler, Kafka, Tls, Worker, header
-from consumerkit.handlers.attributes import _ELSEWHERE, _NOT_HERE
 from consumerkit.handlers.codecs import Json
 from consumerkit.handlers.context import Publisher
+from consumerkit.handlers.foreign_names import MEANT, SET_ELSEWHERE
 from consumerkit.handlers.handler import AnyHandler
 from consumerkit.transports.memory import Memory, MemoryBroker
 
@@ -41,7 +41,7 @@ DECLARED = [
     "rate_limit", "max_workers", "serializer",
 ]  # fmt: skip
 # `idempotency_key` may be the user's own where `message_id` is declared, as it is here.
-NAMES = sorted({*DECLARED, *_NOT_HERE, *(name for name, meant in _ELSEWHERE.items() if meant != "message_id")})
+NAMES = sorted({*DECLARED, *SET_ELSEWHERE, *(name for name, meant in MEANT.items() if meant != "message_id")})
 
 
 @pytest.mark.parametrize("name", NAMES)
