@@ -35,10 +35,14 @@ from tests.services import KafkaServer
 class TestConfluent(KafkaContract):
     @override
     def transport(self, bootstrap: str, session: float | None = None) -> Transport:
+        return ConfluentTransport(self.config(bootstrap, session))
+
+    def config(self, bootstrap: str, session: float | None = None) -> dict[str, object]:
+        """The client's settings; with this session timeout in seconds, where one is given."""
         config: dict[str, object] = {"bootstrap.servers": bootstrap}
         if session is not None:
             config |= {"session.timeout.ms": int(session * 1000), "heartbeat.interval.ms": 500}
-        return ConfluentTransport(config)
+        return config
 
     async def test_after_an_error_in_the_client_nothing_is_skipped(
         self, kafka: KafkaServer, control: BrokerControl, topic: str, group: str
@@ -53,7 +57,7 @@ class TestConfluent(KafkaContract):
 
         for partition in (0, 1):
             await control.append(topic, numbered(3_000), partition)
-        reach: dict[str, object] = {"bootstrap.servers": kafka.bootstrap}
+        reach = self.config(kafka.bootstrap)
         faulty = {**reach, "stats_cb": raising, "statistics.interval.ms": 20}
         consumer = ConfluentConsumer(faulty, control.subscription(group, topic), TopicAdmin(reach))
         async with Member(consumer) as member:

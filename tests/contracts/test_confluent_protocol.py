@@ -1,18 +1,21 @@
 """The transport through librdkafka keeps the contract with the group protocol of KIP-848, on a real broker.
 
-What has nothing to do with groups is not run again; `test_confluent` has it.
+`make test` runs what is about groups; `make test-crash` runs the whole suite of `test_confluent`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 import pytest
 from typing_extensions import override
 
+from consumerkit.errors import Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import Transport
 from consumerkit.transports.confluent.transport import ConfluentTransport
+from tests.contracts import test_confluent
 from tests.contracts.control import BrokerControl
 from tests.contracts.kafka_control import KafkaControl
 from tests.contracts.member import Member, offsets, until
@@ -44,7 +47,7 @@ class TestConsumerProtocol(RebalanceContract):
     def private_control(self, kafka: KafkaServer) -> KafkaControl:
         return ExpiringControl(kafka, transport(kafka.bootstrap))
 
-    # It wants a broker of its own to stop, and its minute; `test_confluent` has it.
+    # It stops a broker of its own: `TestTheRest` has it.
     test_an_outage_is_survived = None  # type: ignore[assignment]
 
     async def test_the_broker_knows_the_group_as_one_of_the_new_protocol(
@@ -88,3 +91,46 @@ class TestConsumerProtocol(RebalanceContract):
         seen = [(m.partition, m.offset) for one in members for m in one.seen]
         assert len(seen) == len(set(seen)) == 120
         assert await control.committed(group, wide) == {TopicPartition(wide, number): 30 for number in range(4)}
+
+
+@pytest.mark.matrix
+class TestTheRest(test_confluent.TestConfluent):
+    """All tests of `TestConfluent` that `TestConsumerProtocol` does not have."""
+
+    @override
+    def config(self, bootstrap: str, session: float | None = None) -> dict[str, object]:
+        # The broker decides how long a session lasts.
+        return {"bootstrap.servers": bootstrap, "group.protocol": "consumer"}
+
+    @pytest.fixture
+    @override
+    def private_control(self, private_kafka: KafkaServer) -> KafkaControl:
+        return KafkaControl(private_kafka, self.transport(private_kafka.bootstrap), outage=8.0)
+
+    async def test_an_outage_is_survived(self, private_control: BrokerControl, group: str) -> None:
+        """The client reads on before it learns that its session has ended: what it then commits may be dropped."""
+        control, topic = private_control, f"topic-{uuid4().hex[:8]}"
+        await control.create(topic, 2)
+        await control.append(topic, numbered(5))
+        async with Member(control.transport.consumer(control.subscription(group, topic))) as member:
+            await member.reads(5)
+            async with control.outage():
+                with pytest.raises(Unavailable):
+                    await member.commit()
+            await control.append(topic, numbered(5, start=5))
+            await until(lambda: len({message.offset for message in member.seen}) == 10, "all ten messages")
+            async with asyncio.timeout(60):
+                while await control.committed(group, topic) != {TopicPartition(topic, 0): 10}:
+                    await asyncio.sleep(0.5)
+                    await member.commit()
+
+    # A recreated topic is assigned again at once, by its new ID: no member can keep the old assignment.
+    # `test_a_topic_that_is_made_anew_is_assigned_anew` takes its place.
+    test_after_a_seek_messages_carry_the_id_of_a_topic_made_anew = None  # type: ignore[assignment]
+
+    # A dead member holds up no other: no member waits until all have joined.
+    test_a_stop_leaves_a_group_that_waits_for_a_member_that_has_died = None  # type: ignore[assignment]
+
+
+for _name in {name for name in dir(RebalanceContract) if name.startswith("test_")} - {"test_an_outage_is_survived"}:
+    setattr(TestTheRest, _name, None)
