@@ -1,5 +1,6 @@
 """A worker whose handler is killed by some messages: `python -m consumerkit run tests.crash.killers_app:worker`."""
 
+import asyncio
 import ctypes
 import json
 import os
@@ -53,6 +54,7 @@ def exhaust_memory() -> None:
 
 DEATHS = {
     "exit": lambda: os._exit(3),
+    "late": lambda: os._exit(4),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),  # as the kernel does to a process that exhausts the machine
     "segfault": lambda: ctypes.string_at(0),
     "memory": exhaust_memory,
@@ -79,6 +81,8 @@ class Deliver(Handler[bytes]):
         first, _, second = event.decode().partition(":")
         if second and context.attempt == 1:
             raise RuntimeError("parked first")
+        if first == "late":
+            await asyncio.sleep(1.0)  # the other lane commits what it has in hand
         if die := DEATHS.get(second or first):
             self._say(context.message_id)
             die()

@@ -769,4 +769,13 @@ MUTANTS = (
         "::test_what_only_a_message_can_end_does_not_count_where_other_processes_have_all_partitions[begins0]",
         "ready",
     ),
+    Mutant(
+        "L9",
+        "what an owner only repeats is no progress beyond owners that died",
+        "consumerkit/engine/transaction/batch.py",
+        "if item.parked is None and (item.claimed or item.revived or id(item.dead) in written)",
+        "if item.parked is None",
+        f"{INTEGRATION}/test_death_count.py::test_only_a_new_outcome_ends_the_count[only-known]",
+        "assert 0 == 2",
+    ),
 )

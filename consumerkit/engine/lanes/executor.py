@@ -122,8 +122,8 @@ class Executor:
             partition = self.partitions.of(item.message)
             if partition is None:
                 raise Interrupted
-            if partition.advances(item.message):
-                batch.clears[partition.name] = owners[partition.name]
+            if partition.remembers_crashes and partition.name not in batch.reaches:
+                batch.reaches[partition.name] = partition.offsets.advanced_by(_offsets(items, partition.name)) or 0
             if item.message.offset < partition.end:
                 item.taken_at = partition.taken_at
             if item.message.offset < partition.forgotten_below:
@@ -261,3 +261,12 @@ class Executor:
         except Interrupted:
             self.gate.let_go(self)
             raise
+
+
+def _offsets(items: Sequence[Item], name: TopicPartition) -> list[int]:
+    """Return the offsets of a partition's fresh messages in a batch."""
+    return [
+        item.message.offset
+        for item in items
+        if item.parked is None and (item.message.topic, item.message.partition) == name
+    ]

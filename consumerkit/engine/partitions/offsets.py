@@ -138,6 +138,13 @@ class OffsetTracker:
                 done.remove(pending.popleft())
             return pending[0] if pending else following
 
+    def advanced_by(self, offsets: Collection[int]) -> int | None:
+        """Return the position if these were finished as well; None if nothing was delivered."""
+        with self._lock:
+            done = self._done.union(offsets)
+            known = (*self._pending, *self._ahead)
+            return next((offset for offset in known if offset not in done), self._next)
+
     @property
     def next(self) -> int | None:
         """The offset after the last message ever delivered or the last gap passed."""

@@ -53,7 +53,8 @@ class Partition:
             of the messages up to it may have killed that owner, so their runs are recorded before they begin.
         held: Whether the consumer fetches nothing more of it.
         weight: Bytes that its messages in hand count for in the budget.
-        began: The first offset fetched under this assignment.
+        first_new: The lowest offset whose outcome this owner was the first to record. Messages that an owner only finds
+            processed do not count, since every owner that begins at the same mark finds them.
         mark: The position that the database has; None before the takeover.
         start: Where the consumer's first run began.
         end: No earlier owner has processed anything at or above this offset.
@@ -67,11 +68,11 @@ class Partition:
 
     __slots__ = (
         "adrift",
-        "began",
         "crash_watermark",
         "crashes",
         "end",
         "fencing_token",
+        "first_new",
         "forgotten_below",
         "held",
         "mark",
@@ -100,7 +101,7 @@ class Partition:
         self.crashes = 0
         self.suspect_offsets: dict[int, int] = {}
         self.crash_watermark = 0
-        self.began: int | None = None
+        self.first_new: int | None = None
         self.held = False
         self.weight = 0
         self.mark: int | None = None
@@ -116,8 +117,6 @@ class Partition:
 
     def delivered(self, message: Message) -> bool:
         """Record a fetched message; return False if it is already in hand or finished."""
-        if self.began is None:
-            self.began = message.offset
         if not self.offsets.delivered(message.offset):
             return False
         self.weight += cost(message)
@@ -126,7 +125,7 @@ class Partition:
     def restart(self, epoch: int) -> None:
         """Forget messages in hand and finished ones: all is read again from the mark, under a new epoch."""
         self.offsets = OffsetTracker(epoch, self.mark)
-        self.began = None
+        self.first_new = None
         self.adrift = False
         self.weight = 0
 
@@ -194,16 +193,21 @@ class Partition:
     def got_further(self) -> bool:
         """Whether this owner got further than the owners that died here."""
         position = self.offsets.position
-        if not self.crashes or self.began is None or position is None:
+        if not self.crashes or self.first_new is None or position is None or position <= self.first_new:
             return False
         if not self.isolated:
-            return position > self.began
+            return True
         all_done = not self.offsets.unfinished and self.offsets.reread_from is None
-        return position >= self.began + ISOLATED_FOR or all_done
+        return position >= self.first_new + ISOLATED_FOR or all_done
 
-    def advances(self, message: Message) -> bool:
-        """Whether this message advances a partition where an owner died."""
-        return 0 < self.crashes < ISOLATED_AFTER and message.offset == self.offsets.position
+    @property
+    def remembers_crashes(self) -> bool:
+        """Whether the next new outcome ends the count of the owners that died here."""
+        return 0 < self.crashes < ISOLATED_AFTER
+
+    def recorded(self, offset: int) -> None:
+        """Record that this owner was the first to record a message's outcome."""
+        self.first_new = offset if self.first_new is None else min(self.first_new, offset)
 
     def blocked(self, message: Message) -> bool:
         """Whether a message must wait behind a parked one of its key."""

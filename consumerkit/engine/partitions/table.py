@@ -188,6 +188,9 @@ class Partitions:
         for name in receipt.cleared:
             if (partition := self._by_name.get(name)) is not None:
                 partition.crashes = 0
+        for message in receipt.new:
+            if (partition := self.of(message)) is not None:
+                partition.recorded(message.offset)
         self._finish(receipt.finished)
         if receipt.published:
             self._outbox_written.set()

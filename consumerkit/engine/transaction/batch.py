@@ -22,7 +22,7 @@ from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publ
 from consumerkit.handlers.effects import StepCalls
 from consumerkit.handlers.handler import Received
 from consumerkit.handlers.no_steps import NO_STEPS
-from consumerkit.message import TopicPartition
+from consumerkit.message import Message, TopicPartition
 from consumerkit.observability.traces import NO_SPANS, BatchSpans
 from consumerkit.observability.user_code import place_of_function
 from consumerkit.steps import LaneSteps
@@ -51,7 +51,8 @@ class Batch:
     Attributes:
         items: In the order of the log; cut short if `batch_time` ran out or if each item runs alone.
         owners: The tokens by which we own the items' partitions.
-        clears: The partitions, with their tokens, that this batch advances beyond owners that died.
+        reaches: For each partition where owners died: the position that it has once this batch is finished.
+        cleared: Partitions in which this owner got further than those that died; known after `Transaction.close`.
         lane: The present count of the lane that runs it.
         knows: Tells whether we know a parked message.
         flush: When the session is flushed.
@@ -92,7 +93,8 @@ class Batch:
         self.items = items
         self.sharing = sharing
         self.owners: Owners = owners or {}
-        self.clears: dict[TopicPartition, bytes] = {}
+        self.reaches: dict[TopicPartition, int] = {}
+        self.cleared: tuple[TopicPartition, ...] = ()
         self.lane: LaneSequence | None = None
         self.knows = knows
         self.flush = flush
@@ -232,6 +234,33 @@ class Batch:
         ]
         made.clear()
 
+    def _new(self, items: Sequence[Item]) -> list[Message]:
+        """Return the fresh messages whose outcome this transaction is the first to record; known once it is closed.
+
+        A parked message without an ID is not among them: whether its row is new is not known.
+        """
+        written = set(map(id, self.dead))
+        return [
+            item.message
+            for item in items
+            if item.parked is None and (item.claimed or item.revived or id(item.dead) in written)
+        ]
+
+    def got_further(self) -> tuple[TopicPartition, ...]:
+        """Return the partitions in which this owner records something new beyond owners that died.
+
+        A message that the database knows is no progress: every owner that begins at the same mark finds it again, so
+        a message that kills each of them would never be found. Neither is a message behind such a one.
+        """
+        if not self.reaches:
+            return ()
+        names = {
+            name
+            for message in self._new(self.items)
+            if message.offset < self.reaches.get(name := TopicPartition(message.topic, message.partition), 0)
+        }
+        return tuple(sorted(names))  # as in every transaction that locks several of these rows
+
     def receipt(self) -> Receipt:
         """Return the receipt of this transaction, once it is durable."""
         return self._receipt(self.items)
@@ -244,6 +273,7 @@ class Batch:
         written = set(map(id, self.dead))
         return Receipt(
             finished=tuple(item.message for item in items if item.parked is None),
+            new=tuple(self._new(items)),
             parked=tuple(Row(item.message, item.number) for item in items if item.parked is None and item.stays_parked),
             unparked=tuple(
                 Row(item.message, item.parked.id) for item in items if item.parked is not None and not item.stays_parked
@@ -253,7 +283,7 @@ class Batch:
             unpaid=tuple(item.dead for item in items if item.dead and id(item.dead) in written and not item.token),
             funded=self.funded,
             clashes=(*self.clashes, *(dead.clash for dead in self.dead if dead.clash is not None)),
-            cleared=tuple(self.clears),
+            cleared=self.cleared,
             published=bool(self.publications),
             left=tuple(item.message for item in self.left),
             duplicates=_count(items, Disposition.DUPLICATE, Disposition.REPEAT),

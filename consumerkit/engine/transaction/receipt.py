@@ -24,6 +24,7 @@ class Receipt:
 
     Attributes:
         finished: Fresh messages that need no second read: each has its outcome, or a row in the parking lot.
+        new: Those of `finished` whose outcome this transaction was the first to record.
         parked: Rows that were added to the parking lot.
         unparked: Rows that were removed from it.
         processed: Messages that the handler processed, without duplicates.
@@ -46,6 +47,7 @@ class Receipt:
     """
 
     finished: tuple[Message, ...] = ()
+    new: tuple[Message, ...] = ()
     parked: tuple[Row, ...] = ()
     unparked: tuple[Row, ...] = ()
     processed: tuple[Message, ...] = ()

@@ -222,8 +222,9 @@ class Transaction:
         self._revival.settle(connection, batch.items)
         ledger.keep_results(connection, batch.results)
         outbox.append(connection, ledger.tables, batch.publications)
-        for partition, owner in batch.clears.items():
-            fence.clear_crashes(connection, ledger, partition, owner)
+        batch.cleared = batch.got_further()
+        for partition in batch.cleared:
+            fence.clear_crashes(connection, ledger, partition, batch.owners[partition])
         reach("before_finalise")
         self._finalise(connection, batch)
         reach("after_finalise")

@@ -113,3 +113,31 @@ def test_two_threads_that_ask_do_not_pass_what_is_unfinished() -> None:
     tracker.finished(5)
     done.meanwhile = lambda: tracker.position
     assert (tracker.position, tracker.position, tracker.unfinished) == (6, 6, 2)
+
+
+HAND = (3, 4, 6, 7)
+
+
+@pytest.mark.parametrize(
+    "finished, batch, reached",
+    [
+        pytest.param((), (3, 4), 6, id="from-the-position-on"),
+        pytest.param((4,), (3,), 6, id="up-to-what-is-finished"),
+        pytest.param((), (4, 6), 3, id="behind-an-unfinished-one"),
+        pytest.param((), HAND, 8, id="all-in-hand"),
+        pytest.param((3, 4, 6), (), 7, id="nothing"),
+    ],
+)
+def test_the_position_that_a_batch_will_reach(finished: tuple[int, ...], batch: tuple[int, ...], reached: int) -> None:
+    tracker = OffsetTracker(epoch=1)
+    for offset in HAND:
+        tracker.delivered(offset)
+    for offset in finished:
+        tracker.finished(offset)
+    before = tracker.position
+    assert tracker.advanced_by(batch) == reached
+    assert tracker.position == before
+
+
+def test_where_nothing_was_delivered_nothing_is_reached() -> None:
+    assert OffsetTracker(epoch=1).advanced_by(()) is None

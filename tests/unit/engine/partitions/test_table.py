@@ -85,12 +85,26 @@ def test_what_was_parked_blocks_its_key_until_it_has_left() -> None:
 
 def test_an_owner_that_got_further_than_those_before_has_it_written_down() -> None:
     table = Table()
-    table.partitions.apply(Receipt(finished=(MESSAGES[0],)))
+    table.partitions.apply(Receipt(finished=(MESSAGES[0],), new=(MESSAGES[0],)))
     assert table.partitions.to_clear == {NAME}
     assert table.work == {"commit", "progress", "ownership"}
     table.partitions.apply(Receipt(cleared=(NAME,), published=True))
     assert table.partition.crashes == 0
     assert "outbox" in table.work
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [
+        pytest.param(Receipt(finished=tuple(MESSAGES)), id="only-known-messages"),
+        pytest.param(Receipt(finished=(MESSAGES[2],), new=(MESSAGES[2],)), id="a-new-one-behind-an-unfinished-one"),
+    ],
+)
+def test_an_owner_that_repeats_what_those_before_did_got_no_further(receipt: Receipt) -> None:
+    table = Table()
+    table.partitions.apply(receipt)
+    assert not table.partitions.to_clear
+    assert table.partition.crashes
 
 
 def test_a_receipt_that_comes_after_its_partition_has_gone_gives_its_room_back() -> None:
