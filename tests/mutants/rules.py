@@ -772,7 +772,7 @@ MUTANTS = (
     Mutant(
         "L9",
         "what an owner only repeats is no progress beyond owners that died",
-        "consumerkit/engine/transaction/batch.py",
+        "consumerkit/engine/transaction/new_outcomes.py",
         "if item.parked is None and (item.claimed or item.revived or id(item.dead) in written)",
         "if item.parked is None",
         f"{INTEGRATION}/test_death_count.py::test_only_a_new_outcome_ends_the_count[only-known]",

@@ -14,6 +14,7 @@ from pydantic_core import from_json, to_json
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.guard import Guard
 from consumerkit.engine.transaction.item import Disposition, Item
+from consumerkit.engine.transaction.new_outcomes import new_outcomes
 from consumerkit.engine.transaction.receipt import Receipt, Row
 from consumerkit.engine.transaction.sharing import Sharing
 from consumerkit.engine.transaction.stages import Stopwatch
@@ -22,7 +23,7 @@ from consumerkit.handlers.context import AnyContext, BatchContext, Context, Publ
 from consumerkit.handlers.effects import StepCalls
 from consumerkit.handlers.handler import Received
 from consumerkit.handlers.no_steps import NO_STEPS
-from consumerkit.message import Message, TopicPartition
+from consumerkit.message import TopicPartition
 from consumerkit.observability.traces import NO_SPANS, BatchSpans
 from consumerkit.observability.user_code import place_of_function
 from consumerkit.steps import LaneSteps
@@ -234,33 +235,6 @@ class Batch:
         ]
         made.clear()
 
-    def _new(self, items: Sequence[Item]) -> list[Message]:
-        """Return the fresh messages whose outcome this transaction is the first to record; known once it is closed.
-
-        A parked message without an ID is not among them: whether its row is new is not known.
-        """
-        written = set(map(id, self.dead))
-        return [
-            item.message
-            for item in items
-            if item.parked is None and (item.claimed or item.revived or id(item.dead) in written)
-        ]
-
-    def got_further(self) -> tuple[TopicPartition, ...]:
-        """Return the partitions in which this owner records something new beyond owners that died.
-
-        A message that the database knows is no progress: every owner that begins at the same mark finds it again, so
-        a message that kills each of them would never be found. Neither is a message behind such a one.
-        """
-        if not self.reaches:
-            return ()
-        names = {
-            name
-            for message in self._new(self.items)
-            if message.offset < self.reaches.get(name := TopicPartition(message.topic, message.partition), 0)
-        }
-        return tuple(sorted(names))  # as in every transaction that locks several of these rows
-
     def receipt(self) -> Receipt:
         """Return the receipt of this transaction, once it is durable."""
         return self._receipt(self.items)
@@ -273,7 +247,7 @@ class Batch:
         written = set(map(id, self.dead))
         return Receipt(
             finished=tuple(item.message for item in items if item.parked is None),
-            new=tuple(self._new(items)),
+            new=tuple(new_outcomes(items, self.dead)),
             parked=tuple(Row(item.message, item.number) for item in items if item.parked is None and item.stays_parked),
             unparked=tuple(
                 Row(item.message, item.parked.id) for item in items if item.parked is not None and not item.stays_parked

@@ -16,6 +16,7 @@ from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.claiming import Revival
 from consumerkit.engine.transaction.guard import OPTION
 from consumerkit.engine.transaction.item import Disposition, Item
+from consumerkit.engine.transaction.new_outcomes import got_further, new_outcomes
 from consumerkit.errors import CommitsLost, Fenced, TransactionMisused
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
@@ -222,7 +223,7 @@ class Transaction:
         self._revival.settle(connection, batch.items)
         ledger.keep_results(connection, batch.results)
         outbox.append(connection, ledger.tables, batch.publications)
-        batch.cleared = batch.got_further()
+        batch.cleared = got_further(new_outcomes(batch.items, batch.dead), batch.reaches) if batch.reaches else ()
         for partition in batch.cleared:
             fence.clear_crashes(connection, ledger, partition, batch.owners[partition])
         reach("before_finalise")
