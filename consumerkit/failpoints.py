@@ -8,6 +8,8 @@ The product has them at each transition of a message. They do nothing unless a w
     CONSUMERKIT_FAILPOINT=in_handler:kill:~0.001       at each visit with this probability
     CONSUMERKIT_FAILPOINT_LOG=/path                    one line is appended for each that fires
 
+`watched` calls a function at each of them, for tests in the same process (`consumerkit.testing`).
+
 The technique is FreeBSD's fail(9), by way of many databases.
 """
 
@@ -17,7 +19,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal, cast, get_args
 
@@ -55,6 +58,7 @@ class _Armed:
 
 
 _armed: dict[str, _Armed] = {}
+_watcher: Callable[[str], object] | None = None
 
 
 def arm(environ: Mapping[str, str] = os.environ) -> None:
@@ -86,6 +90,8 @@ def _parsed(item: str) -> tuple[str, _Armed]:
 
 def reach(name: str) -> None:
     """Pass the place called `name`, and fire a failpoint that is armed there."""
+    if _watcher is not None:
+        _watcher(name)
     if _armed and (point := _armed.get(name)) and point.due():
         _fire(name, point.action)
 
@@ -103,3 +109,29 @@ def _fire(name: str, action: Action) -> None:
     elif action == "hang":
         time.sleep(3600)
     raise FailpointError(name)
+
+
+@contextmanager
+def watched(watcher: Callable[[str], object]) -> Iterator[None]:
+    """Call `watcher` with the name of each place that this process passes within the `with` block.
+
+    What the watcher raises is raised at that place. Any thread may call it.
+
+    Raises:
+        RuntimeError: Another watcher is there already; workers of one process share the places.
+
+    Example:
+        >>> seen = []
+        >>> with watched(seen.append):
+        ...     reach("before_commit")
+        >>> seen
+        ['before_commit']
+    """
+    global _watcher
+    if _watcher is not None:
+        raise RuntimeError("the failpoints of this process are watched already; run one such test after the other")
+    _watcher = watcher
+    try:
+        yield
+    finally:
+        _watcher = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 from pathlib import Path
@@ -191,6 +192,7 @@ def _config(tables: Tables, written: io.StringIO | None = None) -> Config:
     return config
 
 
+@functools.cache  # a process's migrations do not change, and reading them takes longer than all questions of a start
 def _script() -> ScriptDirectory:
     from alembic.script import ScriptDirectory
 

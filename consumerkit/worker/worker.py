@@ -29,6 +29,7 @@ from consumerkit.handlers.declaration import Declaration, declare_all
 from consumerkit.handlers.handler import AnyHandler
 from consumerkit.maintenance.expirer import Expiry
 from consumerkit.maintenance.pruner import Retention
+from consumerkit.message import TopicPartition
 from consumerkit.observability.logs import LoggingObserver
 from consumerkit.observability.traces import traces_of
 from consumerkit.observability.user_code import belongs_to_the_user
@@ -389,6 +390,11 @@ class Worker:
             for engine in self._engines
         }
 
+    def positions(self) -> dict[TopicPartition, int]:
+        """Return the first unfinished offset of each assigned partition; a parked message counts as finished."""
+        found = [partition for engine in self._engines for partition in engine.partitions]
+        return {one.name: one.offsets.position or 0 for one in found}
+
     def members(self) -> list[tuple[str, str]]:
         """Return the group and member ID of each handler that has joined its group; callable from any thread."""
         engines = list(self._engines)
@@ -448,16 +454,20 @@ class Worker:
             Exception: The error that ended the worker, raised after everything else has stopped.
         """
         await self.start()
-        assert self._failed is not None
         try:
             with seldom_collected():
-                await wait_for_first(stopping, self._failed, within=None)
-            failure = self._failed.exception() if self._failed.done() else None
+                failure = await self.failure(stopping)
         finally:
             finished = await self.stop()
         if failure is not None:
             raise failure
         return finished
+
+    async def failure(self, stopping: asyncio.Event) -> BaseException | None:
+        """Wait until `stopping` is set or the started worker has failed; return the error that ended it."""
+        assert self._failed is not None
+        await wait_for_first(stopping, self._failed, within=None)
+        return self._failed.exception() if self._failed.done() else None
 
     async def __aenter__(self) -> Worker:
         await self.start()

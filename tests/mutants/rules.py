@@ -299,6 +299,26 @@ MUTANTS = (
         "assert Counter(",
     ),
     Mutant(
+        "claim",
+        "a duplicate does not change the tables again, as `assert_idempotent` sees it",
+        "consumerkit/storage/dialects/sqlite.py",
+        "        taken = self._taken(connection, consumer, [claim.digest for claim in claims], name)\n",
+        "        taken = self._taken(connection, consumer, [claim.digest for claim in claims], name)\n"
+        "        connection.execute(self._ledger.delete().where(self._ledger.c.digest.in_(taken)))\n"
+        "        taken.clear()\n",
+        f"{INTEGRATION}/test_assert_idempotent.py::test_what_changes_its_tables_through_the_session_passes[credit]",
+        "is not idempotent",
+    ),
+    Mutant(
+        "testing",
+        "a killed worker goes no further",
+        "consumerkit/testing/boundaries.py",
+        "                if name not in _SPARED:\n                    raise FailpointError(name)\n",
+        "",
+        f"{UNIT}/testing/test_boundaries.py::test_a_worker_is_killed_at_its_visit_and_passes_no_place_afterwards",
+        "DID NOT RAISE",
+    ),
+    Mutant(
         "fence",
         "a transaction fails at its end where another owns its partition",
         "consumerkit/engine/transaction/transaction.py",

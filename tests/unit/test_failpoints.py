@@ -113,3 +113,24 @@ def test_kill_and_exit_end_the_process_at_once(action: str, status: int) -> None
     environment = {**os.environ, "CONSUMERKIT_FAILPOINT": f"in_handler:{action}"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (status, b"")
+
+
+def test_a_watcher_is_called_at_each_place_within_its_block_and_may_raise_there() -> None:
+    seen: list[str] = []
+    with failpoints.watched(seen.append):
+        failpoints.reach("before_commit")
+    failpoints.reach("after_commit")
+    assert seen == ["before_commit"]
+
+    def refuse(name: str) -> None:
+        raise failpoints.FailpointError(name)
+
+    with pytest.raises(failpoints.FailpointError, match="before_mark"), failpoints.watched(refuse):
+        failpoints.reach("before_mark")
+    with (
+        failpoints.watched(seen.append),
+        pytest.raises(RuntimeError, match="watched already"),
+        failpoints.watched(refuse),
+    ):
+        pass
+    failpoints.reach("before_mark")
