@@ -146,7 +146,7 @@ def databases(postgres: PostgresServer) -> Iterator[Databases]:
 
 @pytest.fixture
 def database(databases: Databases) -> Iterator[str]:
-    """The name of an empty PostgreSQL database, which nobody has after the test."""
+    """The name of an empty PostgreSQL database, which is dropped after the test."""
     with databases.lend() as name:
         yield name
 

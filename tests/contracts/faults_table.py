@@ -125,7 +125,7 @@ def serialized(scene: Scene) -> None:
 
 def deadlocked(scene: Scene) -> None:
     for client, lock in ((scene.client, 1), (scene.other, 2)):
-        # The transaction that detects the deadlock is the victim.
+        # The transaction that detects the deadlock is rolled back.
         client.execute(f"SET LOCAL deadlock_timeout = {'50' if client is scene.client else '20000'}")
         client.execute(f"SELECT pg_advisory_xact_lock(7411, {lock})")
     waiting = scene.other.start(lambda session: session.execute(text("SELECT pg_advisory_xact_lock(7411, 1)")))

@@ -144,7 +144,7 @@ class KafkaContract(RebalanceContract):
         assert (before.value, one.value, two.value, after.value) == (b"before", b"odd", b"odd", b"after")
         assert one.headers == (("good-one", b"1"), ("bad\\xff-one", b"2"), ("good-two", b"3"))
         assert one.header("good-two") == b"3"
-        # Not every client tells the bytes of more than one such name; values and order are kept all the same.
+        # Not every client keeps the bytes of more than one such name; all keep values and order.
         assert [value for _, value in two.headers] == [b"1", b"2"]
         assert two.headers[0][0] == "bad\\xfe-one"
 
@@ -209,7 +209,7 @@ class KafkaContract(RebalanceContract):
             transport = self.transport(line.address)
             async with Member(transport.consumer(control.subscription(group, topic))) as member:
                 await member.holds(2)
-                # The consumer has its connections to the broker itself, and who asks for topics connects anew.
+                # The consumer has its own connections to the broker; a question about topics makes a new one.
                 await line.cut()
                 with pytest.raises(Unavailable):
                     await member.consumer.describe([partition])
@@ -341,7 +341,7 @@ class KafkaContract(RebalanceContract):
 
     @staticmethod
     async def _until_described(control: KafkaControl, topic: str) -> None:
-        """Wait until a broker that was frozen takes part again: who starts before that is told that it does not."""
+        """Wait until a broker that was frozen works again: a client that starts before that gets an error."""
         while True:
             with suppress(StartError, Unavailable):
                 if await control.transport.topics([topic]):

@@ -94,7 +94,7 @@ class RebalanceContract(TransportContract):
     async def test_a_draining_listener_may_wait_for_commits(
         self, control: BrokerControl, wide: str, group: str
     ) -> None:
-        """A commit under way since before the revocation, and one from within it: both must be answered meanwhile."""
+        """One commit begins before the revocation, one within it: both must be answered before it ends."""
         async with self.member(control, group, wide, finishes=False) as first:
             for message in await first.reads(100):
                 if message.offset < 10:
@@ -182,7 +182,7 @@ class RebalanceContract(TransportContract):
 
                 await control.transport.leave(group, ["unknown", ids[0]])
 
-                # It lives after all, so it is told, and joins again.
+                # The member is alive after all: it learns that it was removed, and joins again.
                 await until(lambda: first.listener.calls("lost"), "the loss")
                 await asyncio.gather(first.holds(2), second.holds(2))
                 assert not second.listener.calls("lost")

@@ -99,7 +99,7 @@ class TestConfluent(KafkaContract):
     async def test_nothing_is_jumped_over_where_the_broker_answers_slowly_at_an_assignment(
         self, private_control: KafkaControl, private_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Told to read "at the end", the client asks where that is, asks again after a pause, and undoes our seek."""
+        """A client that is to read "at the end" asks where that is, asks again after a pause, and undoes our seek."""
         control, topic, group = private_control, "assigned-in-an-outage", "assigned-in-an-outage"
         at = TopicPartition(topic, 0)
         await control.create(topic, 1)

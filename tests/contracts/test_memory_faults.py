@@ -98,7 +98,7 @@ async def test_a_partition_without_a_leader_is_neither_read_nor_written_nor_desc
             assert [answer is None for answer in answers] == [False, True]
             assert answers[0] is not None
             assert not answers[0].permanent
-            # It keeps nobody from learning of the other.
+            # It hides the other from no one.
             assert set(await one.consumer.describe([AT, OTHER])) == {OTHER}
             assert [one.span is None for _, one in sorted((await one.consumer.survey(TOPIC)).partitions.items())] == [
                 True,

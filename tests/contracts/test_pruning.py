@@ -285,7 +285,7 @@ async def test_a_rewind_between_two_batches_ends_the_forgetting(server_books: Bo
     assert await forget(run, books.pruning, await books.plan(), batch=5) == Forgotten(5, complete=False)
     assert len(await books.left()) == 5
     assert await books.bounds() == {0: 10 if run_forgotten else 100}
-    # Planned anew: nothing goes before the mark has passed the log's end again.
+    # Planned again: nothing is forgotten before the mark has passed the log's end again.
     assert (await books.forget()).count == 0
 
 

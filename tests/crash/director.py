@@ -201,7 +201,7 @@ class Director:
             self._pool.leave((self._pool.armed() or armed)[0])
         elif due == 1 and self._left["random"] and armed:
             time.sleep(self._chance.uniform(0.0, 0.4))
-            # It may already have died of its own plan: then this was no random kill.
+            # It may already have been killed by its own plan: then this was no random kill.
             if armed[0].alive:
                 self._pool.kill(armed[0])
                 self._left["random"] -= 1

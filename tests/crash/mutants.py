@@ -20,7 +20,7 @@ def _replace(owner: object, name: str, made: object) -> None:
 
 
 def without_claim() -> None:
-    """Every claim is won, whoever was first."""
+    """Every claim succeeds, also the second one for an ID."""
     insert_what_is_new = PostgreSQL.claim
 
     def claim(

@@ -38,7 +38,7 @@ TABLES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What one worker process is told."""
+    """The arguments of one worker process."""
 
     bootstrap: str
     database: str

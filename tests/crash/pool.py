@@ -144,7 +144,7 @@ class Pool:
         member.process.wait()
 
     def leave(self, member: Member, *, within: float = 120.0) -> None:
-        """SIGTERM: the member finishes what it has in hand and leaves its group."""
+        """SIGTERM: the member finishes its messages and leaves its group."""
         member.asked_to_leave = True
         member.process.send_signal(signal.SIGTERM)
         try:

@@ -63,7 +63,7 @@ class Scenario:
             journal=str(self.directory / "journal.jsonl"),
             mutant=self.plan.mutant,
             slow=self.plan.slow,
-            # A busy machine must not make a member miss its session where nobody is meant to be missed.
+            # On a busy machine no member may miss its session, unless the run kills one.
             session=45_000 if self.plan.handed_over else 3000,
             # What a second lane has finished above the first one's position is delivered again, as it should be.
             concurrency=1 if self.plan.handed_over else 2,

@@ -30,7 +30,7 @@ UNDONE: Final = {one.__name__: one for one in (Refunding, PlainRefunding)}
 
 
 class Settings(TypedDict):
-    """What the process is told."""
+    """The arguments of the process."""
 
     database: str
     charges: str

@@ -83,7 +83,7 @@ def test_order_attempts_and_due_times_hold_while_processes_die_and_freeze(
     assert len(found.retries) == expected_retries(sent)
     # Each kill and each fence may cut off an attempt in each lane, which is made again under its number.
     assert found.repeated <= 16
-    # What nobody could try while its owner was dead or frozen is late, and what is due with it waits its turn.
+    # A message is late if it was due while its owner was dead or frozen, or if it waits behind such messages.
     assert found.on_time > 0.95 or not probe.quiet
 
 
@@ -119,7 +119,7 @@ def test_order_and_attempts_hold_through_a_kill_and_two_rebalances(
         found = judge(crew.stage, sent, WITHIN[ordering], wait)
     print(f"{transport}, {ordering.name}:", found.told(probe))
     assert len(found.retries) == expected_retries(sent)
-    # How many are late depends on the machine's pace: it is told here, and judged in the long form above.
+    # How many are late depends on the machine's speed: this test prints it, and the long one above judges it.
     assert found.repeated <= 8
 
 

@@ -47,7 +47,7 @@ MATRIX = [
     Killed("step_started", "PlainCharging", 0, 1, "called again"),
     Killed("step_started", "Asking", 0, 1, "asked"),
     Killed("step_started", "Refusing", 0, 0, "dead-lettered", dead=True),
-    # The other side tells the repetition by its key.
+    # The other side recognises the repetition by its key.
     Killed("step_called", "Charging", 1, 1, "called again"),
     Killed("step_called", "PlainCharging", 1, 1, "called again"),
     Killed("step_called", "Refusing", 1, 0, "dead-lettered", dead=True),
@@ -96,7 +96,7 @@ async def _survive(stage: MemoryStage, killed: Killed, provider: Provider, fired
     handler: Any = KINDS[killed.kind](provider)
     async with stage.run(handler) as run:
         if killed.then:
-            # Before its deadline nothing tells whether the call is still under way.
+            # Before its deadline it is unknown whether the call is still running.
             await until(stage, run, LOT, lambda found: len(found) == 1)
             assert run.seen(StepAwaited)
             assert provider.count("v0") == killed.charged

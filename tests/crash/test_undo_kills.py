@@ -37,7 +37,7 @@ SHORT = Killed("undo_called", "Refunding", 1, 2)
 MATRIX = [
     Killed("undo_started", "Refunding", 0, 1),
     Killed("undo_started", "PlainRefunding", 0, 1),
-    # The other side tells the repetition by its key.
+    # The other side recognises the repetition by its key.
     Killed("undo_called", "PlainRefunding", 1, 2),
     Killed("undo_done", "Refunding", 1, 1),
     Killed("undo_done", "PlainRefunding", 1, 1),

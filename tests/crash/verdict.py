@@ -106,7 +106,7 @@ def check_watch(verdict: Verdict, watch: Watch) -> None:
 
 
 def check_pool(verdict: Verdict, pool: Pool, named: tuple[str, ...], *, typical_group: int) -> None:
-    """The kills fell, the processes saw rebalances, the groups were large; nobody ended by itself."""
+    """The kills took place, the processes saw rebalances, the batches were large, and no process ended by itself."""
     pool.check_ends()
     verdict.problems += pool.problems
     entries, fired = pool.journal.read(), pool.fired()

@@ -1,4 +1,4 @@
-"""What is sent: payments of which a third are resends, with a few that fail, in slices over four partitions."""
+"""What is sent: payments, a third of them resends and a few that fail, in slices over four partitions."""
 
 import json
 import random

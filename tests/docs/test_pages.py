@@ -10,7 +10,7 @@ from tests.docs.markdown import LANGUAGES, ROOT, Reader, blocks
 from tests.services import KafkaServer, PostgresServer
 
 ALL = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-# CONTRIBUTING tells developers how to run what runs this test.
+# CONTRIBUTING describes how developers run the tests, this one included.
 PAGES = [page for page in ALL if any(blocks(page)) and page.name != "CONTRIBUTING.md"]
 
 # Blocks that no test can run, by their first line, with the reason.

@@ -121,7 +121,7 @@ class KafkaStage(PostgresStage):
         refused: list[str] = []
         topic = topic or self.topic
         producer = _producer(self.kafka.bootstrap)
-        # It may have been made again since, or got more partitions; a broker tells of them a moment later.
+        # The topic may have been created again or have more partitions; a broker knows that a moment later.
         most = max((record.partition for record in records), default=0)
         until = time.monotonic() + 120
         while most not in producer.list_topics(topic, timeout=120).topics[topic].partitions:

@@ -1,4 +1,4 @@
-"""Poison and outage are told apart: an outage empties no topic into the dead letters, and poison stops nothing."""
+"""An outage does not turn a topic into dead letters, and a few bad messages do not stop the others."""
 
 import time
 from collections.abc import Sequence

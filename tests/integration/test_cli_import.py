@@ -137,7 +137,7 @@ async def test_springs_and_connects_letters_are_redriven_to_a_running_worker_eac
     dead = stage.dead_letter_topic
     sent = [letter(n, spring(stage.topic, n % 2, n), partition=n % 2) for n in range(140)]
     sent += [letter(n, connect(stage.topic, n % 2, n), partition=n % 2) for n in range(140, 280)]
-    # From elsewhere, twice each, as a producer that is not sure sends it; and one that was processed meanwhile.
+    # From another topic, each twice, as after a producer's timeout; and one that was processed in between.
     sent += [letter(n, connect("elsewhere", 0, n)) for n in range(280, 350) for _ in range(2)]
     sent.append(letter(999, spring(stage.topic, 0, 999)))
     await asyncio.to_thread(stage.send, sent, dead)

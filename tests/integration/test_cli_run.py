@@ -122,7 +122,7 @@ class Shop:
         return (self.directory / "log").read_text()
 
     def children(self) -> list[int]:
-        """The worker processes that the log tells of, oldest first."""
+        """The worker processes in the log, the oldest first."""
         return [int(pid) for pid in re.findall(r"worker process \d started \(pid (\d+)\)", self.log)]
 
     def until(self, holds: Callable[[], bool], what: str, within: float = 120) -> None:

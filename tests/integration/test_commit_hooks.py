@@ -174,7 +174,7 @@ async def disposed(maker: Any) -> None:
 
 
 async def all_once(place: MemoryStage, run: Run, *, dead: tuple[str, ...] = ()) -> None:
-    """All is committed, each effect is there once, and nobody was blamed."""
+    """All messages are committed, each effect is there once, and no attempt has failed."""
     await run.until(lambda: place.committed() == place.ends(), "all is committed", within=60)
     found = [one.message_id for one in await place.lines()]
     assert sorted(found, key=int) == [str(n) for n in range(COUNT) if str(n) not in dead]

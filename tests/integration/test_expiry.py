@@ -264,7 +264,7 @@ async def test_undecided_letters_lose_their_payload_only_where_asked_and_stay_de
         PayloadsErased(handler="credit", count=1),
         UndecidedPayloadsErased(handler="credit", count=2),
     ]
-    # What nobody has decided on is still there to be decided on, and says why it cannot come back.
+    # An undecided letter is still there, and says why it cannot be redriven.
     report = await redrive.redrive(shelf.url, redrive.Selection(ids=[letters[0].id]))
     assert report.redriven == 0
     assert "erased" in str(report)
@@ -464,7 +464,7 @@ class Slow:
 
 
 async def test_a_relay_that_sends_all_the_time_lets_who_waits_have_a_turn(server_shelf: Shelf) -> None:
-    """Between two of its transactions there are some milliseconds: whoever only looks would come too late."""
+    """Between two of its transactions there are only milliseconds: a look without a wait would miss them."""
     shelf, began, ended = server_shelf, asyncio.Event(), asyncio.Event()
     await publish(shelf, "a", "b")
 

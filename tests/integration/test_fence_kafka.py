@@ -72,7 +72,7 @@ async def test_a_parking_whose_commit_is_in_doubt_and_lands_late_lets_nothing_ov
     stage.check_ledger()
 
 
-# The first owner ends with its COMMIT under way, and leaves a connection to whoever collects it.
+# The first owner ends during its COMMIT, and its connection is left to the garbage collector.
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_an_owners_late_parking_does_not_slip_past_the_next_owners_loading(

@@ -88,7 +88,7 @@ async def test_a_partition_that_went_while_nobody_fetched_is_read_when_it_comes_
     await asyncio.to_thread(stage.send, [Given(b"x", partition=n % 2) for n in range(20)])
     await one.start(listener)
     await _reads(one, {0, 1})
-    # Long enough for a client to hold its partitions back, since nobody takes their messages.
+    # Long enough for a client to hold its partitions back, because their messages are not taken.
     await asyncio.sleep(1.5)
     await other.start(SlowListener(0.0))
     await asyncio.wait_for(listener.given_up.wait(), 120)

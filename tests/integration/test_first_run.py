@@ -331,7 +331,7 @@ async def test_rows_without_a_record_go_on_at_their_marks(place: MemoryStage, st
 async def test_a_database_that_lost_everything_begins_where_kafka_has_noted_it(
     place: MemoryStage, start_from: Any
 ) -> None:
-    """And in a partition that was added since, at its start: the notes tell that the first run is long decided."""
+    """A partition that was added since begins at its start: the commits' texts show that the first run is decided."""
     _send(place, range(8))
     async with place.run(Write(start_from="latest")) as run:
         await _taken(run, 0, 1, 2, 3)

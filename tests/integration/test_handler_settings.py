@@ -71,7 +71,7 @@ async def tenancy(postgres: PostgresServer, database: str, driver: str) -> Async
             f"CREATE ROLE {role}",
             f"CREATE SCHEMA tenant AUTHORIZATION {role}",
             f"GRANT SELECT, INSERT ON lines TO {role}; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
-            # A stranger's tables under our names, which take whatever comes.
+            # Foreign tables under our names, which accept every row.
             *(
                 f"CREATE TABLE tenant.consumerkit_{name} (LIKE public.consumerkit_{name} INCLUDING ALL)"
                 for name in OURS

@@ -109,12 +109,12 @@ async def decided(url: str, numbers: Sequence[int]) -> None:
 
 
 def portions(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    """A run has a transaction for each place that its letters tell, and each asks for all of the run's letters."""
+    """A run has a transaction for each place in its letters, and each reads all of the run's letters."""
     return (numbers[at : at + 100] for at in range(0, len(numbers), 100))
 
 
 def kept(url: str, given: Sequence[Message]) -> list[int]:
-    """Import records, none of which may be lost or refused; return the numbers of their letters."""
+    """Import records, where none may be lost or refused; return the IDs of their letters."""
     before = asyncio.run(letters(url))
     report = asyncio.run(imported(url, given))
     after = asyncio.run(letters(url))

@@ -73,7 +73,7 @@ async def test_a_server_that_breaks_a_promise_is_told_which(capsys: pytest.Captu
         return answer
 
     async def careless(request: Request) -> Response:
-        """Answers by the key alone, whoever asks for what."""
+        """Answers by the key alone, without a look at caller and request."""
         key = request.headers.get("idempotency-key", "")
         if not key:
             return Response(status_code=400)

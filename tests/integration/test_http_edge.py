@@ -723,7 +723,7 @@ async def test_a_dependency_cannot_use_the_session_before_the_claim(file: Place)
 
 
 async def test_a_client_that_hangs_up_before_the_commit_leaves_its_key_free(file: Place) -> None:
-    """On a real socket: the server's own word tells that the client is gone."""
+    """On a real socket: the server reports that the client is gone."""
     going, gone = asyncio.Event(), asyncio.Event()
     app = FastAPI()
     app.router.route_class = IdempotentRoute

@@ -41,7 +41,7 @@ class Bill(Handler[bytes]):
 
 
 class Desk:
-    """A ledger to write into, and an application that tells of it."""
+    """A ledger to write into, and an application that answers from it."""
 
     def __init__(self, directory: Path) -> None:
         self.url = f"sqlite:///{directory}/status.sqlite"

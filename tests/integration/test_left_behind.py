@@ -100,7 +100,7 @@ async def test_a_task_that_writes_after_its_handler_is_refused(
 
 
 class Threads(Handler[bytes]):
-    """Leaves a thread behind that writes, and publishes, when it is told."""
+    """Leaves a thread behind, which writes and publishes later."""
 
     name = "write"
     topic = TOPIC

@@ -286,7 +286,7 @@ class Holder:
 
 async def test_a_claim_that_is_not_committed_is_in_flight_and_is_not_waited_for(server_desk: Desk) -> None:
     with Holder(server_desk, "pay-1"):
-        # The claim is committed only after this block: whoever waited for it would wait for ever.
+        # The claim is committed only after this block: a wait for it would never end.
         assert (await asyncio.wait_for(server_desk.ask("pay-1"), 120)).state is MessageState.IN_FLIGHT
         other = await server_desk.ask("pay-2")
         assert (other.state, other.probed) == (MessageState.UNKNOWN, True)

@@ -206,7 +206,7 @@ async def test_work_left_is_what_is_not_read_and_what_is_due(
 
 @contextmanager
 def shut(postgres: PostgresServer, database: str) -> Iterator[None]:
-    """Let nobody into a database, and put out who is in."""
+    """Refuse new connections to a database, and end the open ones."""
     admin = create_engine(postgres.url("postgres"), isolation_level="AUTOCOMMIT")
     try:
         with admin.connect() as connection:

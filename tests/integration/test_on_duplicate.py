@@ -31,7 +31,7 @@ async def payments(postgres: PostgresServer, database: str) -> PaymentStage:
 
 
 class _Told:
-    """Returns a receipt, announces it, announces it again for each duplicate, and fails there as it is told."""
+    """Returns a receipt, announces it, announces it again for each duplicate, and fails there if the test says so."""
 
     retry = Retry(attempts=9, wait=fixed(0.2))
     told: list[tuple[str, Any, int]]

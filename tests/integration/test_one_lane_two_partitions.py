@@ -51,7 +51,7 @@ def leaving(run: Run) -> bool:
 
 
 async def test_a_message_that_is_gone_when_its_turn_comes_is_not_waited_for(stage: KafkaStage) -> None:
-    """As when the lane has run it meanwhile, behind its predecessor, while the look for what is due was under way."""
+    """As if the lane has run it behind its predecessor, during the query for due messages."""
     slow, other = 0, 1  # the group gives the first one away
     handler = Slow(stage)
     async with stage.run(handler, drain_timeout=DRAIN) as first:

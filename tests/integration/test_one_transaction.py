@@ -226,7 +226,7 @@ class Batch(BatchHandler[bytes]):
 
 
 class Told(Write):
-    """Comes to the second database when it is told of a duplicate."""
+    """Uses the second database in `on_duplicate`."""
 
     def __init__(self, way: Way) -> None:
         super().__init__(retry=Retry(attempts=1, wait=fixed(0)))

@@ -76,7 +76,7 @@ async def test_a_broker_that_stops_answering_and_goes_on(
         async with stage.run(Slow(stage, batch_size=50), transport=transport) as run:
             await run.until(lambda: stage.count_effects() > 200, "the first effects")
             broker.pause()
-            # Longer than the session: the group has to be joined anew.
+            # Longer than the session: the consumer has to join the group again.
             await asyncio.sleep(9)
             broker.resume()
             await asyncio.to_thread(stage.send, records[half:])

@@ -244,7 +244,7 @@ async def test_a_step_within_handle_is_no_wait_outside(stage: MemoryStage) -> No
 
 
 class Repeating(Noticed):
-    """Waits where it is told of a duplicate."""
+    """Waits in `on_duplicate`."""
 
     async def on_duplicate(self, event: bytes, result: object, context: Context) -> None:
         await pause()

@@ -148,7 +148,7 @@ async def test_a_restart_keeps_attempts_and_due_times(payments: PaymentStage) ->
     again = Trial(retry=handler.retry)
     async with payments.run(again) as run:
         await run.until(lambda: bool(run.seen(PartitionTaken)), "the take-over")
-        # Read at once; on a machine so slow that it is due already, the attempts tell alone.
+        # Read at once; on a slow machine it may be due already, and then only the attempts show it.
         assert [row["due_at"] for row in payments.parked() if row["attempts"] == 1] in ([due], [])
         await run.until(payments.has(1, 2), "the effects")
     assert again.attempts(1) == [2, 3]
@@ -395,7 +395,7 @@ async def test_a_retry_that_commits_by_itself_is_not_run_again(payments: Payment
     payments.send(2)
     async with payments.run(RawCommit()) as run:
         await run.until(payments.has(2), "the next one")
-    # What it did is durable, and nobody can tell how much of it: once, and dead.
+    # Its changes may be durable, in part or all: so it runs once and is dead.
     assert payments.effects().count("1") == 1
     assert [row["message_id"] for row in payments.dead()] == ["p-1"]
     assert not payments.parked()

@@ -1,4 +1,4 @@
-"""Behind a pooler in transaction mode: it is recognised, told, and survived."""
+"""A pooler in transaction mode is recognised and logged, and the worker goes on."""
 
 import logging
 from collections.abc import AsyncIterator, Iterator

@@ -409,7 +409,7 @@ async def test_partitions_that_a_topic_lacks_hold_nothing_and_can_be_dropped(pla
     pruning = PruneStatements(DEFAULT_TABLES, dialect_for(place.database.dialect_name, DEFAULT_TABLES))
     async with place.run(Write()) as run:
         await run.until(lambda: bool(run.seen(PartitionStopped)), "the stop")
-        # Dry, so that what is told is what would be done.
+        # A dry run prints what would be done.
         for dry_run in (True, False):
             moved = await positions.skip(_place(run), "write", TOPIC, "start", dry_run=dry_run)
             assert [(one.partition.partition, one.gone) for one in moved] == [(0, False), (1, True), (2, True)]

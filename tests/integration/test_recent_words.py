@@ -16,7 +16,7 @@ VALUE = "078-05-1120"
 
 
 def _refuse(session: Session) -> None:
-    # No phrase and no form tells this from other words.
+    # No phrase and no form distinguishes this from other words.
     session.execute(text(f"DO $$ BEGIN RAISE 'no' USING DETAIL = 'the number {VALUE}, again'; END $$"))
 
 

@@ -280,7 +280,7 @@ async def test_what_was_sent_but_not_removed_is_sent_again_with_the_same_id(plac
     finally:
         failpoints.arm({})
     assert len(await place.pending()) == 2
-    # As after a death: another relay knows nothing of what this one was told.
+    # As after a death: another relay does not know what this one sent.
     assert await relay_of(place, MemoryProducer(place.broker)).publish() == 2
     assert await place.pending() == []
     found = [(record.value, record.header("message-id")) for record in place.broker.records("out")]
@@ -356,7 +356,7 @@ async def test_a_broker_slower_than_the_servers_patience_gets_nothing_twice(
 async def test_a_topic_that_does_not_answer_is_waited_for_beside_the_others(
     place: MemoryStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what comes for the others meanwhile goes at once, a thousand messages of the silent one notwithstanding."""
+    """New messages for the others are sent at once, although a thousand messages of the silent topic wait."""
     monkeypatch.setattr(relay, "POLL_INTERVAL", 3600.0)  # so that it is not this that finds them
     place.broker.create_topic("silent", 1)
     await place.publish(*(message(b"s%d" % n, topic="silent") for n in range(1000)), message(b"1", key=None))
@@ -454,7 +454,7 @@ async def test_a_message_that_was_discarded_by_hand_lets_the_next_one_of_its_key
 
 
 async def test_a_row_that_has_the_number_of_one_that_was_lost_is_sent(place: MemoryStage) -> None:
-    """What was acknowledged is removed by a database that was restored meanwhile, and has given the number again."""
+    """The database was restored after the acknowledgement, and the removed number belongs to another message."""
     await place.publish(message(b"old"))
     producer = Turns(place.broker)
     made = relay_of(place, producer)
@@ -547,7 +547,7 @@ async def until(condition: Callable[[], bool], within: float = 120.0) -> None:
 
 
 class Silent:
-    """The producer in memory, whose one topic does not answer before it is told to."""
+    """The producer in memory, where one topic answers only when the test lets it."""
 
     def __init__(self, broker: MemoryBroker, topic: str) -> None:
         self._real = MemoryProducer(broker)

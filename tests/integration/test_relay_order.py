@@ -300,7 +300,7 @@ async def test_a_key_of_any_length_can_be_published_and_has_its_order(place: Mem
 
 
 async def test_rows_that_another_release_or_a_person_wrote_are_in_order_too(place: MemoryStage) -> None:
-    """The database makes the digests, whoever writes."""
+    """The database makes the digests, for every writer."""
     statement = (
         "INSERT INTO consumerkit_outbox_messages (topic, key, value, headers) VALUES ('out', :key, :value, '[]')"
     )

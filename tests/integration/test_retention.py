@@ -120,7 +120,7 @@ async def test_a_partition_that_holds_back_is_told_of_once(place: MemoryStage, m
     monkeypatch.setattr(pruner, "INTERVAL", 0.1)
     turns = count_turns(monkeypatch)
     async with place.run(Write()) as run:
-        # The partition that this worker has just taken may be told of, too, before its first mark.
+        # The partition that this worker has just taken over may be announced, too, before its first mark.
         def held() -> list[ForgettingHeldBack]:
             return [event for event in run.seen(ForgettingHeldBack) if event.partition.partition == 99]
 

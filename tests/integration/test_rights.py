@@ -147,7 +147,7 @@ async def test_a_login_that_is_refused_for_a_while_is_waited_for(roles: Roles, p
         roles.admin.execute(f"ALTER ROLE {name} NOLOGIN".encode())
         roles.admin.execute(b"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [name])
         place.append(2)
-        # psycopg tells the server's words and no code; asyncpg tells the code.
+        # psycopg has the server's text and no code; asyncpg has the code.
         told = re.compile("is not permitted to log in|28000")
         await run.until(lambda: any(told.search(one.error) for one in run.seen(Trouble)), "a refusal")
         roles.admin.execute(f"ALTER ROLE {name} LOGIN".encode())

@@ -23,7 +23,7 @@ async def payments(postgres: PostgresServer, database: str, monkeypatch: pytest.
 
 
 async def watch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tell of a second without a move, once all is taken over: that may take longer."""
+    """Announce a second without a move, once all is taken over, which may take longer."""
     await run.until(lambda: len(run.seen(PartitionTaken)) == 2, "all is taken over")
     monkeypatch.setattr(standstill, "STILL_AFTER", 1.0)
 

@@ -144,7 +144,7 @@ async def test_protection_from_killers_costs_at_most_one_statement_in_a_thousand
     written = meter.count(PROGRESS) - meter.count(PROGRESS, "marked_at") - taken_over(meter)
     runs_counted = meter.count(f"UPDATE {LOT}", "deliveries=(")
     assert written + runs_counted <= total // 1_000
-    # Once for all partitions at the end, to say that nobody died.
+    # Once for all partitions at the end, to record a clean end.
     assert (written, taken) == (1, 2)
     assert runs_counted == 0
 

@@ -137,13 +137,13 @@ async def test_a_message_that_dies_where_a_letter_says_it_stood_has_its_letter_i
     assert [event.message_id for event in run.seen(MessageDeadLettered)] == ["7"]
     (record,) = stage.broker.records(DLQ)
     assert (record.value, record.header("id")) == (b"bad", b"7")
-    # Its own record is found again, by its ID and its payload; and the stranger's is still there once.
+    # Its own record is found again, by its ID and its payload; the foreign one is still there once.
     assert (await imported(stage, topic=DLQ)).counts == {ImportResult.PRESENT: 1}
     assert (await imported(stage)).counts == {ImportResult.PRESENT: 1}
 
 
 async def occupied(stage: MemoryStage, partition: int, offset: int, **more: Any) -> None:
-    """Whoever put it there, and by whatever release: another message's letter at a place of ours."""
+    """Another message's letter is at a place of ours, written by any release."""
     values = {
         "consumer": 1,
         "topic": TOPIC,
@@ -207,7 +207,7 @@ async def test_a_row_that_stands_at_the_place_of_a_message_that_dies_is_told_and
 
 
 async def test_what_is_delivered_again_has_still_one_letter_where_its_place_was_taken(stage: MemoryStage) -> None:
-    """Without an ID no claim tells that it was there before: a rewind delivers it again."""
+    """Without an ID no claim shows that it was there before: a rewind delivers it again."""
     await started(stage)
     sent = stage.append(7, value=b"bad", partition=1)
     await occupied(stage, 1, sent.offset)
@@ -227,7 +227,7 @@ async def test_what_is_delivered_again_has_still_one_letter_where_its_place_was_
 async def test_a_message_is_parked_beside_a_redriven_letter_that_names_its_place(
     stage: MemoryStage, ordering: Ordering
 ) -> None:
-    """S17: the real ID must not run with the stranger's payload, and the real message must not vanish."""
+    """S17: the real ID must not run with the foreign payload, and the real message must not be lost."""
     await started(stage)
     sent = stage.append(7, value=b"wait: ours", key=b"other", partition=1)
     await occupied(stage, 1, sent.offset, value=b"wait: a stranger's")

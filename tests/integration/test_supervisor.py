@@ -88,7 +88,7 @@ while True:
 """
 
 
-# It is a member of two groups, and says of which dead ones it is told.
+# It is a member of two groups, and prints which dead members it is asked to remove.
 TELLS_OF_THE_DEAD = """
 lifeline.hear_of_the_dead(lambda dead: say("dead: " + " ".join(f"{one.group}/{one.id}" for one in sorted(dead))))
 signal.signal(signal.SIGTERM, ends_on_sigterm)

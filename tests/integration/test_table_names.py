@@ -105,7 +105,7 @@ async def test_a_map_of_a_web_services_session_is_refused_too(place: MemoryStage
 
 
 async def test_services_told_apart_by_their_path_do_not_wait_for_each_other(place: MemoryStage) -> None:
-    """The lock of a's relay, of its pruning and of its fences keep nobody out of b."""
+    """The locks of a's relay, pruning and fences block nothing in b."""
     here = {name: DEFAULT_TABLES.within(name) for name in "ab"}
     dialects = {name: dialect_for("postgresql", tables) for name, tables in here.items()}
     at = TopicPartition(TOPIC, 0)

@@ -52,7 +52,7 @@ async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 class Traced(Write):
-    """Publishes, and fails as it is told to."""
+    """Publishes, and fails if the test says so."""
 
     dead_letter = DeadLetter("t.dlq")
 

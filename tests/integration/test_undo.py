@@ -364,7 +364,7 @@ async def test_what_was_given_up_undoing_goes_with_the_erasure(
 
 
 async def test_a_call_that_raised_may_have_happened(stage: MemoryStage, provider: Provider, kind: Kind) -> None:
-    """Its result is unknown, so its undo is not called, and the dead letter tells the key."""
+    """Its result is unknown, so its undo is not called, and the dead letter has the key."""
 
     def breaks(value: str) -> None:
         if value == "v0":

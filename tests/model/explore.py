@@ -51,7 +51,7 @@ class Exploration:
         self._protocol = Protocol(rules, log)
         self._states = [start._replace(left=left)]
         self._parents = [(0, "")]
-        # Steps that nobody has to be lucky for: source, target, and who takes over by it (0 for nobody).
+        # Steps that need no luck: source, target, and which worker takes over by it (0 for none).
         self._sources, self._targets, self._takers = array("l"), array("l"), array("b")
 
     def run(self, *, live: bool = True) -> Found:

@@ -130,7 +130,7 @@ class Protocol:
             yield from self._begin(state, number, worker, Tx(kind, self.log[worker.next]), name)
 
     def _begin(self, state: State, number: int, worker: Worker, tx: Tx, name: str) -> Iterator[Step]:
-        """Begin under the fence and with the token of now, or let go of what was intended."""
+        """Begin under the fence and with the present token, or give up the intent."""
         if not worker.assigned or worker.token is Token.NONE or not tx.current:
             if worker.tx is not None:
                 yield Step(f"{name} lets go of {NAMES[tx.message]}", _with(state, number, worker._replace(tx=None)))
@@ -244,7 +244,7 @@ def _applied(state: State, tx: Tx) -> State:
 
 
 def _taken(state: State, number: int, tx: Tx) -> bool:
-    """Tell whether a transaction that is not committed holds the claim, or the row, that another one is after."""
+    """Return whether an open transaction holds the claim, or the row, that another one needs."""
     others = [one.tx for at, one in enumerate(state.workers) if at != number and one.tx] + list(state.orphans)
     held = [one for one in others if one.verdict is Verdict.WON and one.message == tx.message]
     if tx.kind is Kind.RETRY:
@@ -253,7 +253,7 @@ def _taken(state: State, number: int, tx: Tx) -> bool:
 
 
 def _outdated(state: State) -> State:
-    """Return a state in which another token was written: nobody's is the partition's any more."""
+    """Return a state in which another token was written: no worker has the partition's token any more."""
     first, second = (
         worker._replace(token=min(worker.token, Token.STALE), tx=worker.tx._replace(mine=False) if worker.tx else None)
         for worker in state.workers

@@ -159,7 +159,7 @@ def wrong(state: State) -> str | None:
 
 
 def done(state: State) -> bool:
-    """Tell whether all is published and removed."""
+    """Return whether all is published and removed."""
     return not state.rows and set(state.log) == {M1, M2, X, Y}
 
 

@@ -1,4 +1,4 @@
-"""What the model of the protocol knows at one moment, and its rules, each of which can be taken out."""
+"""The state of the protocol's model at one moment, and its rules; each rule can be taken out."""
 
 from __future__ import annotations
 
@@ -206,5 +206,5 @@ def wrong(state: State) -> str | None:
 
 
 def decided(state: State) -> bool:
-    """Tell whether everything has its outcome."""
+    """Return whether everything has its outcome."""
     return all(outcome in (Outcome.PROCESSED, Outcome.DEAD) for outcome in state.ledger)

@@ -17,7 +17,7 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 class Ran(NamedTuple):
-    """What pytest said: its exit status, the lines in which it tells errors, and all of it."""
+    """pytest's result: its exit status, its lines with errors, and the whole output."""
 
     status: int
     errors: list[str]

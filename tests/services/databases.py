@@ -46,7 +46,7 @@ class Databases:
             self._take_back(name)
 
     def close(self) -> None:
-        """Drop those that nobody has."""
+        """Drop the databases that are not in use."""
         while self._spare:
             self._server.drop_database(self._spare.pop())
 

@@ -1,4 +1,4 @@
-"""Runs one server and ends with whoever started it; executed as a file, it imports nothing of ours.
+"""Runs one server and ends with the process that started it; executed as a file, it imports nothing of ours.
 
 The kernel's parent-death signal alone does not do: it fires when the *thread* that started the child ends. So the
 starter holds the writing end of this process's standard input, and end-of-file, which comes however the starter died,

@@ -51,7 +51,7 @@ class Seen:
 
 
 def check(engine: Engine, directory: Path, clicked: Sequence[Clicked], stock: dict[str, int]) -> Iterator[Line]:
-    """Compare all of it; each line tells what is wrong."""
+    """Compare all records; return a line for each fault."""
     seen = Seen.read(directory)
     with Session(engine) as session:
         orders = list(session.scalars(select(Order)))

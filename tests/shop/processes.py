@@ -45,7 +45,7 @@ class Part:
 
 @dataclass
 class Parts:
-    """All processes. Whoever ends otherwise than by a kill of ours has failed.
+    """All processes. One that ends without a kill of ours has failed.
 
     Attributes:
         parts: The processes.

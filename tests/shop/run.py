@@ -59,7 +59,7 @@ class Result:
 
     @property
     def is_well(self) -> bool:
-        """Whether all is as it must be."""
+        """Whether everything is right."""
         return not any(line.wrong for line in self.lines)
 
 

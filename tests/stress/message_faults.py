@@ -121,7 +121,7 @@ def _possible(plan: Plan) -> list[str]:
         found = [name for name in found if name not in ("temporary table", "cursor")]
     if not plan.hold_key and not plan.has("prune"):
         found += ["burst of Rejects"] * 2
-    # As often as those above of which there are more.
+    # As often as those above, which are more kinds.
     found += ["unknown table"] * 3
     return sorted(found)
 

@@ -1,4 +1,4 @@
-"""A turn of maintenance that failed is tried again soon: readiness tells of the trouble until the next good one."""
+"""Maintenance that failed is tried again soon: readiness reports the trouble until it succeeds."""
 
 import pytest
 

@@ -192,5 +192,5 @@ def test_what_was_remembered_is_cut_from_a_text_without_its_error(name: str, dri
     error = DRIVERS[driver](state, primary, detail)
     remember(error)
     told = without_values(ESCAPED[how](error, detail), RuntimeError("another"))
-    # Every other part of what is told is cut by its form.
+    # Every other part of the report is cut by its form.
     assert VALUE not in redact(told)

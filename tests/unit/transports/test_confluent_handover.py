@@ -28,7 +28,7 @@ async def test_a_fetch_that_expired_within_a_poll_is_not_given_what_the_poll_bro
     waiting = handover(commands)
     first, second = fetch(within=0.0), fetch()
     waiting.ask(first)
-    # A rebalance callback within the poll serves commands: the fetch's time is up, and the engine asks anew.
+    # A rebalance callback within the poll serves commands: the fetch's time is up, and the engine asks again.
     waiting.expire(time.monotonic())
     assert (await first.answer).messages == []
     waiting.ask(second)

@@ -26,7 +26,7 @@ SECRET = "hunter2-correct-horse"
 
 
 def refusal(error: pytest.ExceptionInfo[Any]) -> str:
-    """The error's one line; nothing in its whole traceback tells the secret."""
+    """The error's one line; nothing in its whole traceback has the secret."""
     text = str(error.value)
     assert "\n" not in text
     assert SECRET not in "".join(traceback.format_exception(error.value))
