@@ -13,12 +13,14 @@ from sqlalchemy.orm import Session
 
 from consumerkit import Brake, Context, Events, Ordering, Retry, fixed, header
 from consumerkit.engine.lanes import lane, parked_poller
+from consumerkit.engine.lanes.parked_poller import ParkedPoller
 from consumerkit.errors import Defer
 from consumerkit.events import AttemptFailed, GroupCommitted, PartitionInDoubt, PartitionTaken
 from consumerkit.message import TopicPartition
 from consumerkit.redrive import Selection, redrive
 from consumerkit.storage import fence
 from consumerkit.storage.parking import occupancy
+from consumerkit.storage.parking.parked import ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.crash.model import Payment
 from tests.integration.payments import TOPIC, BatchTrial, PaymentStage, PlainTrial, Trial
@@ -296,6 +298,29 @@ COPIES = {
     "of one without a key": Copy(None, 0, of=None),
     "of one without a key, in another partition": Copy(None, 1, of=None),
 }
+
+
+async def test_a_parked_message_that_is_handed_out_again_while_it_ends_is_no_duplicate(
+    payments: PaymentStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The poller may have read its row before the lane finished it; nobody sent it twice."""
+    hand_out = ParkedPoller._hand_out
+
+    def twice(poller: ParkedPoller, parked: ParkedMessage) -> bool:
+        return hand_out(poller, parked) and poller._lanes.put_due(parked)
+
+    monkeypatch.setattr(ParkedPoller, "_hand_out", twice)
+    body = Payment(account="x", amount=1, kind="forever").model_dump_json().encode()
+    handler = Trial(retry=Retry(attempts=20, wait=fixed(0.5)), concurrency=1)
+    payments.send(1, value=body)
+    async with payments.run(handler) as run:
+        await run.until(payments.holds(1), "the parking")
+        handler.healed = True
+        await run.until(payments.has(1), "the effect")
+        await run.until(lambda: run.seen(GroupCommitted)[-1].processed == 0, "the second run")
+    assert payments.effects().count("1") == 1
+    assert [event.duplicates for event in run.seen(GroupCommitted) if event.duplicates] == []
+    payments.check()
 
 
 @pytest.mark.parametrize("ordering", Ordering)

@@ -277,7 +277,7 @@ _REPEATED: Final = (Disposition.DUPLICATE, Disposition.REPEAT, Disposition.DUPLI
 
 
 def _count(items: Sequence[Item], *verdicts: Disposition) -> int:
-    return sum(item.disposition in verdicts for item in items)
+    return sum(item.disposition in verdicts and not item.gone for item in items)
 
 
 def storable_json(value: object, handler: object = None) -> str:

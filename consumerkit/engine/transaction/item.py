@@ -38,6 +38,7 @@ class Item:
         claimed: Whether this item inserted the claim on its ID.
         dead: The dead letter, if the message becomes one instead of running.
         parked: Its row in the parking lot, if this is a retry.
+        gone: Whether that row is no longer there: it was handed out twice, or a person removed it.
         repeats: Whether it is a duplicate of a processed message, for the handler's `on_duplicate`.
         number: Its number in the parking lot, once it is there.
         parking: The row to park, if the message is parked or stays parked instead of running.
@@ -64,6 +65,7 @@ class Item:
         "fallback",
         "fingerprint",
         "fingerprint_version",
+        "gone",
         "hold",
         "message",
         "message_id",
@@ -90,6 +92,7 @@ class Item:
         self.fallback = delivery.fallback
         self.attempt = delivery.attempt
         self.parked = delivery.retry_of
+        self.gone = False
         self.repeats = delivery.repeats
         self.aged = self.outdated = delivery.aged
         self.untimed = delivery.untimed

@@ -80,7 +80,7 @@ class Transaction:
             return
         unchanged = self._lot.lock(connection, parked)
         if unchanged is None:
-            item.disposition = Disposition.DUPLICATE
+            item.disposition, item.gone = Disposition.DUPLICATE, True
         elif not unchanged:
             item.disposition = Disposition.LEAVE
         elif parked.kind is Kind.RELEASED:
@@ -325,8 +325,8 @@ class Transaction:
     def _postpone(self, connection: Connection, item: Item, read: ParkedMessage, parking: ParkedMessage) -> None:
         """Record a failed attempt, unless another worker has since tried the message or removed it."""
         if not self._lot.postpone(connection, read, parking):
-            gone = self._lot.lock(connection, read) is None
-            item.disposition = Disposition.DUPLICATE if gone else Disposition.LEAVE
+            item.gone = self._lot.lock(connection, read) is None
+            item.disposition = Disposition.DUPLICATE if item.gone else Disposition.LEAVE
 
     def _settle_letters(self, connection: Connection, gone: Sequence[tuple[Disposition, ParkedMessage]]) -> None:
         """Resolve the dead letters of redriven messages that are now processed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
@@ -27,6 +28,9 @@ from consumerkit.transports.oauth import wait_for_token
 
 T = TypeVar("T")
 _log: Final = logging.getLogger(__name__)
+_NO_KAFKA: Final = re.compile(
+    r"Receive failed: Invalid response size \d+ \(0\.\.\d+\): increase receive\.message\.max\.bytes \([^)]*\)"
+)
 
 # Waiting does not cure these: they raise a StartError at once, not after the timeout.
 _REFUSALS = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED})  # noqa: SLF001
@@ -214,8 +218,10 @@ class _Session:
 
     def words(self, what: str, reason: KafkaError | None) -> str:
         """Return what went wrong, with the client's own latest trouble, which is often the cause of a timeout."""
-        parts = [what, *(error.str() for error in (reason, self._last) if error is not None)]
-        return ": ".join(dict.fromkeys(parts))
+        said = ": ".join(dict.fromkeys(error.str() for error in (reason, self._last) if error is not None))
+        # The client takes the first bytes of an HTTP or TLS answer for a size, and advises a larger limit.
+        said = _NO_KAFKA.sub("what answers there is not a Kafka listener, or is one that needs security=", said)
+        return f"{what}: {said}" if said else what
 
     def _check(self, trouble: KafkaError | None) -> None:
         if self._refusal is not None:
