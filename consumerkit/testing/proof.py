@@ -50,12 +50,13 @@ async def prove(asked: ProofRequest) -> IdempotenceReport | str:
     """
     with tempfile.TemporaryDirectory(prefix="consumerkit-testing-", ignore_cleanup_errors=True) as directory, _quiet():
         make = maker_of(asked.handler)
+        ignore = (asked.ignore,) if isinstance(asked.ignore, str) else tuple(asked.ignore)
         declared = declare(make(f"sqlite:///{directory}/none.db"))
         file = RunFile(Path(directory), is_async=declared.is_async)
         case = Case(make, file, asked.setup, asked.effects, asked.within)
         try:
             await file.make(asked.metadata)
-            proof = _Proof(case, declared, _addressed(declared, asked.messages), _ignored(asked.ignore, file))
+            proof = _Proof(case, declared, _addressed(declared, asked.messages), ignore)
             return await proof.run(asked.dead)
         except Unfinished as error:
             return with_hint(f"handler {declared.name!r}: {error}")
@@ -76,6 +77,7 @@ class _Proof:
     async def run(self, dead: Collection[str]) -> IdempotenceReport | str:
         name, records = self._declared.name, self._records
         clean = await self._result(plans.clean(records))
+        _check_ignored(self._ignore, self._case.file)
         if wrong := refused(name, clean, dead):
             return wrong
         batched = await self._result(plans.batched(records))
@@ -134,15 +136,14 @@ def _addressed(declared: Declaration, messages: Sequence[Record]) -> plans.Recor
     return tuple(record if record.topic else record._replace(topic=declared.topics[0]) for record in messages)
 
 
-def _ignored(ignore: Collection[str], file: RunFile) -> tuple[str, ...]:
-    found, known = (ignore,) if isinstance(ignore, str) else tuple(ignore), file.columns()
-    for name in found:
+def _check_ignored(ignore: Sequence[str], file: RunFile) -> None:
+    known = file.columns()  # those of the metadata, and those that setup has made
+    for name in ignore:
         if name not in known:
             raise ConfigurationError(
-                f"assert_idempotent(ignore=...): metadata has no {name!r}; name a table, or a column as in "
+                f"assert_idempotent(ignore=...): there is no table or column {name!r}; name a table, or a column as in "
                 "'orders.created_at'"
             )
-    return found
 
 
 @contextmanager

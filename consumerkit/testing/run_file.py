@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 from collections import Counter
@@ -96,12 +97,9 @@ class RunFile:
             await self.engine.dispose()
         else:
             self.engine.dispose()
-        # A killed worker's task may have been cancelled with a connection in its hands.
-        for connection in self._opened:
-            with suppress(Exception):
-                await connection.rollback()  # SQLite keeps the lock of a connection whose last statement is still open
-            with suppress(Exception):
-                await connection.close()
+        # A killed worker's task may have been cancelled with a connection in its hands. All end at once, since one
+        # may wait for another's lock.
+        await asyncio.gather(*map(_ended, self._opened))
         self._opened.clear()
 
     def contents(self, ignore: Collection[str]) -> dict[str, Contents]:
@@ -152,6 +150,13 @@ class RunFile:
         ):
             for statement in statements:
                 connection.execute(statement, (_LONG_AGO,))
+
+
+async def _ended(connection: Any) -> None:
+    with suppress(Exception):
+        await connection.rollback()  # SQLite keeps the lock of a connection whose last statement is still open
+    with suppress(Exception):
+        await connection.close()
 
 
 def _contents(connection: sqlite3.Connection, table: str, ignore: Collection[str]) -> Contents:

@@ -386,7 +386,7 @@ async def test_a_coroutine_is_told_to_await() -> None:
         ({"handler": Credit}, "assert_idempotent(handler=Credit): give a handler, such as Credit()"),
         ({"messages": []}, "assert_idempotent(messages=[]): give at least one message"),
         ({"messages": [message(b"", topic="t")]}, "handler 'credit' does not read topic 't'; it reads paid"),
-        ({"ignore": ["lines.nummer"]}, "metadata has no 'lines.nummer'"),
+        ({"ignore": ["lines.nummer"]}, "there is no table or column 'lines.nummer'"),
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
 )
