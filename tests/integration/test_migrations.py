@@ -12,6 +12,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, inspect, text
 
 from consumerkit.errors import ConfigurationError, StartError
@@ -196,6 +197,27 @@ def test_check_names_what_is_missing_and_the_way_out(url: str, engine: Engine, o
         connection.execute(text("DROP TABLE consumerkit_message_results"))
     with pytest.raises(StartError, match="consumerkit_message_results is missing"):
         database.run_blocking(schema.check)
+
+
+def test_a_files_name_begins_with_its_revision() -> None:
+    scripts = ScriptDirectory(str(Path(schema.__file__).with_name("migrations")))
+    assert schema._known() == [script.revision for script in scripts.walk_revisions()][::-1]
+    assert schema._wanted() == set(scripts.get_heads())
+
+
+def test_a_check_of_the_tables_does_not_import_alembic(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    database = Database(url)
+    schema.upgrade(database)
+    program = (
+        "import sys\n"
+        "from consumerkit.storage import schema\n"
+        "from consumerkit.storage.database import Database\n"
+        f"Database({url!r}).run_blocking(schema.check)\n"
+        "print('alembic' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_tables_of_a_newer_consumerkit_are_refused_and_left(url: str, engine: Engine, opened: Open) -> None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final
 
 # A text without any of these words ends no transaction.
-_WORDS: Final = re.compile(r"\b(?:commit|end|abort|begin|start|prepare|rollback)\b", re.IGNORECASE)
+_WORDS: Final = ("commit", "end", "abort", "begin", "start", "prepare", "rollback")
 _TOKEN: Final = re.compile(
     r"""
       (?P<line>--[^\r\n]*+)
@@ -51,12 +51,36 @@ def ending(sql: str, *, nested: bool = True) -> str | None:
 
 
 def _read(sql: str, nested: bool) -> str | None:
-    if _WORDS.search(sql) is None:
+    if not _mentions(sql):
         return None
     for words in _statements(sql, nested=nested):
         if words[0] in _ENDS or (words[0] in _MAY_END and _ends(words)):
             return words[0].upper()
     return None
+
+
+def _mentions(sql: str) -> bool:
+    """Return whether one of the words is in a text, by itself.
+
+    An INSERT of many rows has some 30,000 characters. `str.find` reads them some ten times faster than one regular
+    expression with all the words.
+    """
+    text = sql.lower()
+    return any(_has(text, word) for word in _WORDS)
+
+
+def _has(text: str, word: str) -> bool:
+    at = text.find(word)
+    while at >= 0:
+        after = at + len(word)
+        if not (_in_word(text[at - 1 : at]) or _in_word(text[after : after + 1])):
+            return True
+        at = text.find(word, after)
+    return False
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 # The same few statements recur in each transaction. Ours are long, and contain the END of a CASE.

@@ -37,7 +37,10 @@ T = TypeVar("T")
 SLICE = 0.02  # seconds that a command waits at most while the thread polls
 PARK_AFTER = 0.5
 LOOK_AFTER = 0.25  # seconds between two checks of the client's positions
-NAME_AFTER = 0.1  # seconds between two checks of the ID by which the group knows this member
+# Seconds between two checks of the ID by which the group knows this member. The client holds Python's lock meanwhile,
+# for a millisecond, and a new ID comes with a new assignment.
+NAME_AFTER = 0.1
+NAME_SELDOM = 2.0
 LEAVE = 3.0  # seconds for the leave request to the group, once everything is given up
 
 
@@ -84,7 +87,8 @@ class PollThread:
         self._parked = self._stopping = self._telling = False
         self._polled = self._ran = time.monotonic()
         self._error: str | None = None
-        self._named = 0.0
+        self._named = self._changed = 0.0
+        self._changes = 0
         self._thread = threading.Thread(target=self._run, name=f"consumerkit-{subscription.group}", daemon=True)
 
     # -- called on the event loop
@@ -227,7 +231,10 @@ class PollThread:
 
     def _find_name(self, consumer: Consumer) -> None:
         now = time.monotonic()
-        if now - self._named >= NAME_AFTER:
+        if self._assignment.changes != self._changes:
+            self._changes, self._changed = self._assignment.changes, now
+        is_settled = self._member and now - self._changed > NAME_SELDOM
+        if now - self._named >= (NAME_SELDOM if is_settled else NAME_AFTER):
             self._named, self._member = now, consumer.memberid() or ""
 
     def _serve_waiting(self) -> None:
