@@ -15,16 +15,23 @@ from consumerkit.worker import Worker
 from tests.integration.memory_stage import TOPIC
 from tests.integration.step_stage import (
     Asking,
+    AskingInHandle,
     Charging,
+    ChargingInHandle,
+    PlainAsking,
     PlainCharging,
     PlainRefunding,
+    PlainRefusing,
     Provider,
     Refunding,
     Refusing,
+    RefusingInHandle,
 )
 
 TOPIC_ID: Final = "the same in each process"
-KINDS: Final = {one.__name__: one for one in (Charging, PlainCharging, Asking, Refusing)}
+KINDS: Final = {one.__name__: one for one in (Charging, PlainCharging, Asking, PlainAsking, Refusing, PlainRefusing)}
+IN_HANDLE: Final = {one.__name__: one for one in (ChargingInHandle, AskingInHandle, RefusingInHandle)}
+"""Kinds that run their step within `handle`, which SQLite's one writer does not allow."""
 UNDONE: Final = {one.__name__: one for one in (Refunding, PlainRefunding)}
 """Kinds whose messages are rejected once their steps are done."""
 
@@ -58,7 +65,7 @@ async def main(settings: Settings) -> None:
     if (kind := settings["kind"]) in UNDONE:
         handler: Any = UNDONE[kind](provider, in_handle=rejected)
     else:
-        handler = KINDS[kind](provider)
+        handler = (KINDS | IN_HANDLE)[kind](provider)
     worker = Worker(database=settings["database"], kafka=Memory(broker), handlers=[handler], failpoints=True)
     await worker.run(asyncio.Event())
 

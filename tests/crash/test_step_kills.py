@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import pytest
 from sqlalchemy import update
 
 from consumerkit.events import StepAwaited, StepDoubted
-from tests.crash.steps_app import KINDS, Settings, log
+from tests.crash.steps_app import IN_HANDLE, KINDS, log
 from tests.integration.memory_stage import MemoryStage
 from tests.integration.step_stage import LETTERS, LOT, STEPS, Provider, rows, until
 from tests.services import PostgresServer
@@ -51,7 +52,20 @@ MATRIX = [
     Killed("step_called", "Charging", 1, 1, "called again"),
     Killed("step_called", "PlainCharging", 1, 1, "called again"),
     Killed("step_called", "Refusing", 1, 0, "dead-lettered", dead=True),
+    Killed("step_started", "PlainAsking", 0, 1, "asked"),
+    Killed("step_called", "PlainAsking", 1, 0, "asked"),
+    Killed("step_started", "PlainRefusing", 0, 0, "dead-lettered", dead=True),
+    Killed("step_called", "PlainRefusing", 1, 0, "dead-lettered", dead=True),
     *(Killed("step_done", kind, 1, 0) for kind in KINDS),
+]
+WITHIN_HANDLE = [
+    Killed("step_started", "ChargingInHandle", 0, 1, "called again"),
+    Killed("step_called", "ChargingInHandle", 1, 1, "called again"),
+    Killed("step_started", "AskingInHandle", 0, 1, "asked"),
+    Killed("step_called", "AskingInHandle", 1, 0, "asked"),
+    Killed("step_started", "RefusingInHandle", 0, 0, "dead-lettered", dead=True),
+    Killed("step_called", "RefusingInHandle", 1, 0, "dead-lettered", dead=True),
+    *(Killed("step_done", kind, 1, 0) for kind in IN_HANDLE),
 ]
 
 
@@ -63,7 +77,7 @@ def _id(value: object) -> str:
     "server, killed",
     [
         pytest.param("postgresql", SHORT),
-        *(pytest.param("postgresql", one, marks=pytest.mark.matrix) for one in MATRIX),
+        *(pytest.param("postgresql", one, marks=pytest.mark.matrix) for one in (*MATRIX, *WITHIN_HANDLE)),
         *(pytest.param("sqlite", one, marks=pytest.mark.matrix) for one in (SHORT, *MATRIX)),
     ],
     ids=_id,
@@ -93,7 +107,7 @@ async def _survive(stage: MemoryStage, killed: Killed, provider: Provider, fired
     )
     assert provider.count("v0") == killed.charged
     log(stage.broker, ["v0"])
-    handler: Any = KINDS[killed.kind](provider)
+    handler: Any = (KINDS | IN_HANDLE)[killed.kind](provider)
     async with stage.run(handler) as run:
         if killed.then:
             # Before its deadline it is unknown whether the call is still running.
@@ -114,15 +128,17 @@ async def _survive(stage: MemoryStage, killed: Killed, provider: Provider, fired
     assert len(keys) <= 1  # the other side can tell a repetition
 
 
-def run_until_killed(settings: Settings, failpoint: str, fired: Path) -> None:
-    """Run the worker until a failpoint kills it."""
+def run_until_killed(
+    settings: Mapping[str, Any], failpoint: str, fired: Path, *, app: str = "tests.crash.steps_app"
+) -> None:
+    """Run a worker until a failpoint kills it, at its first visit if it names none."""
     environment = {
         **os.environ,
-        "CONSUMERKIT_FAILPOINT": f"{failpoint}:kill",
+        "CONSUMERKIT_FAILPOINT": failpoint if ":" in failpoint else f"{failpoint}:kill",
         "CONSUMERKIT_FAILPOINT_LOG": str(fired),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash.steps_app", json.dumps(settings)],
+        [sys.executable, "-m", app, json.dumps(settings)],
         env=environment,
         capture_output=True,
         text=True,
@@ -130,4 +146,4 @@ def run_until_killed(settings: Settings, failpoint: str, fired: Path) -> None:
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert fired.read_text().split()[:2] == [failpoint, "kill"]
+    assert fired.read_text().split()[:2] == [failpoint.partition(":")[0], "kill"]

@@ -148,6 +148,57 @@ class Refusing(Charging):
         return self.provider.charge(key, value)
 
 
+class PlainAsking(PlainCharging):
+    """Asks the provider, in threads."""
+
+    @step(deadline=30)
+    def charge(self, key: IdempotencyKey, value: bytes) -> str:
+        return self.provider.charge(key, value)
+
+    @charge.confirm
+    def find_charge(self, key: IdempotencyKey, value: bytes) -> AlreadyDone | None:
+        self.provider.asked.append(key)
+        return AlreadyDone("found") if self.provider.charges() else None
+
+
+class PlainRefusing(PlainCharging):
+    """Leaves a call in doubt to people, in threads."""
+
+    @step(in_doubt="dead-letter")
+    def charge(self, key: IdempotencyKey, value: bytes) -> str:
+        return self.provider.charge(key, value)
+
+
+class _InHandle:
+    """Charges within `handle`."""
+
+    prepare = None
+    charge: Any
+
+    async def handle(self, event: bytes, context: Context) -> None:
+        made = line(context)
+        made.message_id = await context.run(self.charge, event)
+        context.session.add(made)
+
+
+class ChargingInHandle(_InHandle, Charging):  # type: ignore[misc]
+    """Calls again where a call is in doubt."""
+
+    charge = Charging.charge
+
+
+class AskingInHandle(_InHandle, Asking):  # type: ignore[misc]
+    """Asks the provider before it calls again."""
+
+    charge = Asking.charge
+
+
+class RefusingInHandle(_InHandle, Refusing):  # type: ignore[misc]
+    """Leaves a call in doubt to people."""
+
+    charge = Refusing.charge
+
+
 KINDS = (Charging, PlainCharging)
 
 
