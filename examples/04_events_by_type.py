@@ -1,4 +1,4 @@
-"""Several event types on one topic: a header names the type, and a type that is not declared is passed over."""
+"""Several event types on one topic: a header names the type, and messages of other types are skipped."""
 
 # mypy: disable-error-code="mutable-override"
 

@@ -37,8 +37,8 @@ T = TypeVar("T")
 SLICE = 0.02  # seconds that a command waits at most while the thread polls
 PARK_AFTER = 0.5
 LOOK_AFTER = 0.25  # seconds between two checks of the client's positions
-# Seconds between two checks of the ID by which the group knows this member. The client holds Python's lock meanwhile,
-# for a millisecond, and a new ID comes with a new assignment.
+# Seconds between two checks of the ID by which the group knows this member. A check holds Python's lock for about a
+# millisecond, and a new ID comes with a new assignment.
 NAME_AFTER = 0.1
 NAME_SELDOM = 2.0
 LEAVE = 3.0  # seconds for the leave request to the group, once everything is given up
