@@ -66,4 +66,4 @@ async def _of_target(target: str) -> list[Shown]:
                 "the worker of this target reads no settings, because its code gives both database and kafka; "
                 "Worker(settings=Settings(), ...) reads them"
             )
-        return shown(worker.settings, worker.declarations)
+        return shown(worker.settings, worker.declarations, worker.given)

@@ -99,10 +99,20 @@ def together(directory: Path, workers: int) -> HealthReport:
     findings = (
         [f"{missing} of {workers} worker processes do not answer; see the log for the reason"] if missing > 0 else []
     )
-    for health in found:
-        findings += [finding for finding in health.findings if finding not in findings]
+    findings += _once(finding for health in found for finding in health.findings)
     ready = missing <= 0 and all(health.ready for health in found)
     return HealthReport(live=True, ready=ready, findings=tuple(findings))
+
+
+def _once(findings: Iterable[str]) -> list[str]:
+    """Return each finding once, where several processes report it, with the longest time."""
+    longest: dict[str, tuple[int, str]] = {}
+    for finding in findings:
+        what, _, lasting = finding.rpartition(" (for ")
+        seconds = int(lasting.removesuffix(" s)")) if what and lasting.removesuffix(" s)").isdecimal() else 0
+        key = what or finding
+        longest[key] = max(longest.get(key, (0, finding)), (seconds, finding), key=lambda one: one[0])
+    return [finding for _, finding in longest.values()]
 
 
 def forget_the_dead(directory: Path) -> Iterable[int]:

@@ -14,21 +14,28 @@ Among = Literal["livesum", "livemax", "mostrecent"]
 """A gauge's value over several processes: the sum or maximum over those that live, or the latest."""
 
 
-class Counts(Protocol):
+class Begins(Protocol):
+    """A metric that can be shown before it has a value."""
+
+    def begin(self, *values: str) -> None:
+        """Show these label values from now on; a value that they have stays."""
+
+
+class Counts(Begins, Protocol):
     """A counter: its value goes up."""
 
     def add(self, amount: float, *values: str) -> None:
         """Add an amount; `values` has one value per label."""
 
 
-class Shows(Protocol):
+class Shows(Begins, Protocol):
     """A gauge: its value goes up and down."""
 
     def set(self, value: float, *values: str) -> None:
         """Set the value; `values` has one value per label."""
 
 
-class Observes(Protocol):
+class Observes(Begins, Protocol):
     """A histogram: it counts how often which values occur."""
 
     def observe(self, value: float, *values: str) -> None:
@@ -82,6 +89,9 @@ class _Labelled:
     def __init__(self, metric: Any) -> None:
         self._of = cache(metric.labels)
 
+    def begin(self, *values: str) -> None:
+        self._of(*values)
+
     def add(self, amount: float, *values: str) -> None:
         self._of(*values).inc(amount)
 
@@ -126,6 +136,10 @@ class _Attributed:
     def __init__(self, labels: Sequence[str], *, add: Any = None, set: Any = None, observe: Any = None) -> None:
         self._labels = tuple(labels)
         self._add, self._set, self._observe = add, set, observe
+
+    def begin(self, *values: str) -> None:
+        if self._add is not None:  # a gauge and a histogram have no value that says nothing
+            self._add(0, self._attributes(values))
 
     def add(self, amount: float, *values: str) -> None:
         self._add(amount, self._attributes(values))

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 from consumerkit import events
 from consumerkit.events import Event
 from consumerkit.monitoring.backlog import Backlog
+from consumerkit.monitoring.fixed_words import BACKLOG, CAUSES, OUTCOMES, PLACES, REASONS
 from consumerkit.monitoring.instruments import (
     Among,
+    Begins,
     Counts,
     Instruments,
     Observes,
@@ -89,34 +91,25 @@ class Metrics:
         self._held_back = self._gauge(
             "outbox_held_back", "Topics and messages that the broker does not take.", "livesum"
         )
-        self._backlog = {
-            name: self._gauge(name, text, "mostrecent")
-            for name, text in {
-                "parked": "Messages that wait for their next attempt, or behind one that does.",
-                "parked_due": "Parked messages that are due.",
-                "parked_oldest_seconds": "How long the oldest parked message has been parked.",
-                "parked_due_oldest_seconds": "How long the first due parked message has been due.",
-                "keys_held": "Keys that wait for a decision on a dead letter.",
-                "undos": "Steps that are to be undone.",
-                "undos_due": "Steps to be undone that are due.",
-                "undos_due_oldest_seconds": "How long the first due undo has been due.",
-                "dead_undecided": "Dead letters that wait for a decision.",
-                "dead_oldest_seconds": "How long the oldest of these has waited.",
-                "lag": "Messages in the topics, of all partitions, that are not processed.",
-                "lag_oldest_seconds": "How long the oldest of these has been there, as far as the process has seen.",
-                "work_left": "Lag, due parked messages, held keys and due undos together, for autoscalers.",
-                "work_left_oldest_seconds": "How long the oldest of these has waited.",
-            }.items()
-        }
+        self._backlog = {name: self._gauge(name, text, "mostrecent") for name, text in BACKLOG.items()}
         self._outbox = self._gauge("outbox_waiting", "Messages in the outbox, by topic.", "mostrecent", "topic")
         self._outbox_age = self._gauge(
             "outbox_oldest_seconds", "How long the oldest message in the outbox has waited.", "mostrecent", "topic"
+        )
+        single = (self._failed, self._retries, self._suspected, self._rollbacks, self._fallback, self._lost)
+        self._begun: tuple[tuple[Begins, tuple[str, ...]], ...] = (
+            *((metric, ()) for metric in (*single, self._forgotten, self._ages, self._brake, self._halted)),
+            *((self._messages, (outcome,)) for outcome in OUTCOMES),
+            *((self._dead, (reason,)) for reason in REASONS),
+            *((self._duplicates, (cause,)) for cause in CAUSES),
+            *((self._trouble, (place,)) for place in PLACES),
         )
         self._owned: dict[str, set[object]] = {}
         self._unreadable: dict[str, set[object]] = {}
         self._not_taken: set[object] = set()
         self._topics: set[str] = set()
         self._takes: Mapping[type[Event], Callable[[Any], None]] = {
+            events.WorkerStarted: self._started,
             events.GroupCommitted: self._committed,
             events.MessagesSkipped: lambda event: self._add(self._messages, event, event.count, "skipped"),
             events.MessageDeadLettered: lambda event: self._add(self._dead, event, 1, event.reason.value),
@@ -173,6 +166,12 @@ class Metrics:
             self._in_flight.set(count, handler)
 
     # What each event means.
+
+    def _started(self, event: events.WorkerStarted) -> None:
+        # A counter that appears with its first event has no increase: no alert would see that event.
+        for handler in event.handlers:
+            for metric, words in self._begun:
+                metric.begin(handler, *words)
 
     def _stepped(self, event: events.StepsRun) -> None:
         for outcome, count in {"called": event.called, "reused": event.reused, "failed": event.failed}.items():

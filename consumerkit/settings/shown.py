@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import NamedTuple
 
 from pydantic import BaseModel, SecretStr
+from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError
 
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.redaction.text import HIDDEN
 from consumerkit.settings.layers import handler_key
 from consumerkit.settings.model import HandlerSettings, KafkaSettings, Settings, TableSettings
+from consumerkit.storage.tables import Tables
+from consumerkit.transports.kafka import Kafka
 
 UNSET = "as the code says"
+ARGUMENT = "code: Worker(...)"
 _SECTIONS: dict[str, type[BaseModel]] = {"kafka": KafkaSettings, "tables": TableSettings}
 
 
@@ -25,16 +30,30 @@ class Shown(NamedTuple):
     origin: str
 
 
-def shown(settings: Settings, declared: tuple[Declaration, ...] = ()) -> list[Shown]:
+def shown(
+    settings: Settings, declared: tuple[Declaration, ...] = (), given: Mapping[str, object] | None = None
+) -> list[Shown]:
     """Return all settings; with handlers' declarations also each handler's value of every setting.
+
+    Args:
+        settings: The settings.
+        declared: The declarations of a worker's handlers.
+        given: The worker's arguments in code, which override the settings of the same names.
 
     Example:
         >>> [row for row in shown(Settings(grace=5.0)) if row.setting == "grace"][0]
         Shown(setting='grace', value='5.0', origin='code')
     """
-    rows = list(_fields(settings, Settings, (), settings))
+    code = given or {}
+    rows = [
+        Shown(row.setting, _argument(row.setting, code[row.setting]), ARGUMENT) if row.setting in code else row
+        for row in _fields(settings, Settings, (), settings)
+    ]
     for name, section in _SECTIONS.items():
-        rows += _fields(getattr(settings, name), section, (name,), settings)
+        if name in code:
+            rows.append(Shown(name, _argument(name, code[name]), ARGUMENT))
+        else:
+            rows += _fields(getattr(settings, name), section, (name,), settings)
     if declared:
         rows += [row for one in declared for row in _handler(one, settings)]
     else:
@@ -65,6 +84,19 @@ def _handler(declared: Declaration, settings: Settings) -> Iterator[Shown]:
         if name == "topics":
             origin = origin or settings.origin("handlers", key, "topic")
         yield Shown(f"handlers.{key}.{name}", _text(name, value), origin or UNSET)
+
+
+def _argument(name: str, value: object) -> str:
+    """Return an argument of the worker as text, without secrets; an object by what it names, else by its class."""
+    if name == "database" and isinstance(value, str | URL):
+        return _address(str(value) if isinstance(value, str) else value.render_as_string(hide_password=False))
+    if isinstance(value, Kafka):
+        return ",".join(value.servers)
+    if isinstance(value, Tables):
+        return f"{value.schema or ''}{'.' if value.schema else ''}{value.prefix}*"
+    if value is None or isinstance(value, bool | int | float | timedelta):
+        return _text(name, value)
+    return type(value).__name__
 
 
 def _text(name: str, value: object) -> str:

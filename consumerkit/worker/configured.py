@@ -18,11 +18,11 @@ S = TypeVar("S")
 
 
 def knowing_what_is_given(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
-    """Record in `self._given` which arguments `__init__` got: an explicit default differs from an omitted argument."""
+    """Record in `self.given` which arguments `__init__` got: an explicit default differs from an omitted argument."""
 
     @wraps(init)
     def knowing(self: S, /, *args: P.args, **given: P.kwargs) -> None:
-        self._given = frozenset(given)  # type: ignore[attr-defined]
+        self.given = given  # type: ignore[attr-defined]
         init(self, *args, **given)
 
     return knowing

@@ -50,7 +50,7 @@ from consumerkit.transports.kafka import Kafka
 from consumerkit.worker import checks, configured
 from consumerkit.worker.assembly import Assembly
 from consumerkit.worker.gc import seldom_collected
-from consumerkit.worker.readiness import Readiness, States
+from consumerkit.worker.readiness import Readiness, States, long_transactions
 from consumerkit.worker.reports import Reports
 from consumerkit.worker.terms import terms_of
 from consumerkit.worker.watchdog import Watchdog
@@ -107,7 +107,7 @@ class Worker:
         )
     """
 
-    _given: frozenset[str]
+    given: Mapping[str, object]
 
     @configured.knowing_what_is_given
     def __init__(
@@ -132,7 +132,7 @@ class Worker:
         self.declarations: tuple[Declaration, ...] = declare_all(handlers)
         self.settings = configured.settings_of(settings, database, kafka)
         if self.settings is not None:
-            found = configured.applied(self.settings, self._given)
+            found = configured.applied(self.settings, self.given)
             database, kafka, tables = (
                 found.get("database", database),
                 found.get("kafka", kafka),
@@ -370,7 +370,9 @@ class Worker:
         Example:
             if not worker.readiness().ready: ...
         """
-        return self._states.readiness(time.monotonic())
+        found = self._states.readiness(time.monotonic())
+        ages = {engine.declared.name: engine.oldest_transaction() for engine in self._engines}
+        return Readiness((*found.findings, *long_transactions(ages, self._limits.lock)))
 
     async def surveys(self, handler: str) -> dict[str, Survey]:
         """Return the broker's current answers about a handler's topics, without those it does not answer about."""

@@ -80,9 +80,9 @@ class Mixed(Write):
 
 
 @asynccontextmanager
-async def running(stage: MemoryStage, handler: Mixed) -> AsyncIterator[int]:
+async def running(stage: MemoryStage, handler: Mixed, transaction_timeout: float = 600.0) -> AsyncIterator[int]:
     stage.broker.logs.create("t.dlq", 1)
-    worker = stage.make(handler, stall_timeout=600.0, transaction_timeout=600.0)
+    worker = stage.make(handler, stall_timeout=600.0, transaction_timeout=transaction_timeout)
     stopping = asyncio.Event()
     async with monitored(worker, ("127.0.0.1", 0)) as port:
         assert port is not None
@@ -281,6 +281,27 @@ async def test_a_blocked_event_loop_is_told_while_it_is_blocked(stage: MemorySta
     assert status == 503
     assert "the event loop has been blocked for" in body
     assert lives == 200  # not for as long as the watchdog allows
+
+
+async def test_a_transaction_that_does_not_end_is_told(stage: MemoryStage) -> None:
+    handler = Mixed()
+    stage.append(1, value=b"hold")
+    async with running(stage, handler, transaction_timeout=8.0) as port:
+        await asyncio.wait_for(handler.holding.wait(), 120)
+        assert (await asyncio.to_thread(get, port, "/ready"))[0] == 200  # younger than half of the timeout
+        status, body = await asyncio.to_thread(_until_not_ready, port)
+        handler.released.set()
+        await until_metric(port, {("consumerkit_messages_total", ("write", "processed")): 1})
+        assert (await asyncio.to_thread(get, port, "/ready"))[0] == 200
+    assert status == 503
+    assert "write: a transaction has not ended yet; look for a database that does not answer" in body
+
+
+def _until_not_ready(port: int) -> tuple[int, str]:
+    end = time.monotonic() + 120
+    while (answer := get(port, "/ready"))[0] == 200 and time.monotonic() < end:
+        time.sleep(0.1)
+    return answer
 
 
 def _free_port() -> int:

@@ -31,6 +31,7 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.events import Event, GroupCommitted
 from consumerkit.settings import HandlerSettings, KafkaSettings, Settings
 from consumerkit.settings.shown import shown
+from consumerkit.storage.tables import Tables
 from consumerkit.transports.memory import Memory, MemoryBroker
 from tests.integration.memory_stage import MemoryStage
 
@@ -418,6 +419,30 @@ def test_config_show_tells_what_is_in_force_and_whence_without_secrets(
     rows = {row["setting"]: (row["value"], row["origin"]) for row in map(json.loads, as_json.splitlines())}
     assert rows["handlers.mail.batch_size"] == ("9", "consumerkit.toml: handlers.mail.batch_size")
     assert rows["handlers.mail.concurrency"] == ("2", "as the code says")
+
+
+def test_config_show_tells_what_the_code_overrides(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"postgresql+psycopg://code:{SECRET}@db/shop"
+    (place / "shop_overriding.py").write_text(
+        "from tests.integration.test_settings import Mail, Worker\n"
+        f"worker = Worker(handlers=[Mail()], database={address!r}, grace=7, retention=None)\n"
+    )
+    put(monkeypatch, {"DATABASE": URL, "GRACE": "20", "STALL_TIMEOUT": "9", "KAFKA__BOOTSTRAP": "localhost:9092"})
+    told = CliRunner().invoke(app, ["config", "show", "shop_overriding:worker", "--json"]).output
+    assert SECRET not in told
+    rows = {row["setting"]: (row["value"], row["origin"]) for row in map(json.loads, told.splitlines())}
+    assert rows["database"] == ("postgresql+psycopg://code:***@db/shop", "code: Worker(...)")
+    assert rows["grace"] == ("7", "code: Worker(...)")
+    assert rows["retention"] == ("none", "code: Worker(...)")
+    assert rows["stall_timeout"] == ("9.0", "CONSUMERKIT_STALL_TIMEOUT")
+    assert rows["kafka.bootstrap"] == ("localhost:9092", "CONSUMERKIT_KAFKA__BOOTSTRAP")
+    overriding = Worker(
+        handlers=[Mail()], kafka=Kafka("b-1:1,b-2:2", allow_insecure=True), tables=Tables(prefix="own_")
+    )
+    rows = {row.setting: row[1:] for row in shown(Settings(), overriding.declarations, overriding.given)}
+    assert rows["kafka"] == ("b-1:1,b-2:2", "code: Worker(...)")
+    assert rows["tables"] == ("own_*", "code: Worker(...)")
+    assert "kafka.bootstrap" not in rows
 
 
 def test_settings_are_imported_only_where_they_are_used() -> None:

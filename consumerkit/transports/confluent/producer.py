@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from consumerkit.errors import StartError
 from consumerkit.transports.base import Acknowledged, Record, SendFailure, failure_in
+from consumerkit.transports.confluent import client_log
 from consumerkit.transports.confluent.admin import refused_settings
 from consumerkit.transports.oauth import wait_for_token
 
@@ -82,7 +83,7 @@ class ConfluentProducer:
     """Sends records; a thread of its own collects the delivery reports."""
 
     def __init__(self, config: Mapping[str, object]) -> None:
-        self._config: dict[str, Any] = {**_DEFAULTS, **config, **_FIXED, "logger": log}
+        self._config: dict[str, Any] = {**_DEFAULTS, **config, **_FIXED, "logger": client_log.log}
         self._producer: Producer | None = None
         self._running = False
         self._broken = False

@@ -25,6 +25,7 @@ from confluent_kafka import TopicPartition as RawPartition
 from consumerkit.errors import StartError, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, Health, Position, Subscription
+from consumerkit.transports.confluent import client_log
 from consumerkit.transports.confluent.assignment import Ask, Assignment
 from consumerkit.transports.confluent.commits import Commits, resolve
 from consumerkit.transports.confluent.handover import Fetch, Fetched, Handover
@@ -74,7 +75,7 @@ class PollThread:
         self._commits = Commits(loop)
         self._config: dict[str, Any] = {
             **config,
-            "logger": log,
+            "logger": client_log.log,
             "error_cb": self._on_error,
             "on_commit": self._commits.on_commit,
         }
@@ -322,7 +323,7 @@ class PollThread:
         if error.fatal() or error.code() in HOPELESS:
             self.report(f"{error.name()}: {error.str()}")
         else:
-            log.info("the Kafka client reports: %s: %s", error.name(), error.str())
+            client_log.log.info("the Kafka client reports: %s: %s", error.name(), error.str())
 
     def _leave(self, consumer: Consumer) -> None:
         """Give all partitions up, so that the listener finishes, and tell the group.

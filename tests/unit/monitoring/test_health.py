@@ -35,6 +35,20 @@ def test_several_processes_are_ready_when_each_of_them_is(tmp_path: Path) -> Non
     assert together(tmp_path, 2) == BRAKED  # each finding once
 
 
+def test_what_several_processes_find_is_told_once_with_the_longest_time(tmp_path: Path) -> None:
+    here = HealthReport(live=True, ready=False, findings=("credit: database trouble (for 8 s)", "the brake (a)"))
+    there = HealthReport(
+        live=True, ready=False, findings=("credit: database trouble (for 12 s)", "mail: paused (for 1 s)")
+    )
+    _other(tmp_path, 1, there)
+    report(tmp_path, here)
+    assert sorted(together(tmp_path, 2).findings) == [
+        "credit: database trouble (for 12 s)",
+        "mail: paused (for 1 s)",
+        "the brake (a)",
+    ]
+
+
 def test_a_report_that_grows_old_says_nothing(tmp_path: Path) -> None:
     old = _other(tmp_path, 1, GOOD)
     os.utime(old, (time.time() - STALE - 1,) * 2)

@@ -63,8 +63,19 @@ def test_the_outbox_is_shown_by_topic_and_falls_back_to_nothing() -> None:
 
 def test_an_event_that_is_no_metric_is_none() -> None:
     metrics, registry = made()
-    metrics(events.WorkerStarted(handlers=("credit",)))
+    metrics(events.WorkerStopped(seconds=1.0))
     assert [sample for family in registry.collect() for sample in family.samples] == []
+
+
+def test_what_an_alert_counts_is_shown_before_its_first_event() -> None:
+    metrics, registry = made()
+    metrics(events.BrakeOn(handler="credit", wait=1.0))
+    metrics(events.WorkerStarted(handlers=("credit",)))
+    assert value(registry, "dead_letters_total", reason="rejected") == 0
+    assert value(registry, "trouble_total", where="broker") == 0
+    assert value(registry, "commits_lost_total") == 0
+    assert value(registry, "duplicate_age_seconds_count") == 0
+    assert (value(registry, "brake_on"), value(registry, "handler_stopped")) == (1, 0)
 
 
 COMMITTED = events.GroupCommitted(
