@@ -5,12 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml  # type: ignore[import-untyped]
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from consumerkit.cli.main import app
 from consumerkit.monitoring import Metrics
+from consumerkit.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GRACE, MARGIN, STALL = 30, 5, 60  # a worker's and a supervisor's defaults
@@ -89,6 +91,15 @@ def test_a_pod_is_probed_where_it_serves_and_has_time_to_stop() -> None:
     assert {probe["port"] for probe in probes.values()} == {"http"}
     assert (probes["livenessProbe"]["path"], probes["readinessProbe"]["path"]) == ("/live", "/ready")
     assert pod["terminationGracePeriodSeconds"] > GRACE + MARGIN
+
+
+def test_the_environment_sets_settings_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    (container,) = _workload()["containers"]
+    names = [variable["name"] for variable in container["env"]]
+    for variable in container["env"]:
+        monkeypatch.setenv(variable["name"], variable.get("value", "postgresql+psycopg://shop@db/shop"))
+    settings = Settings()
+    assert {settings.origin("database"), settings.origin("kafka", "bootstrap")} == set(names)
 
 
 def test_the_unit_has_time_to_stop() -> None:
