@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -68,21 +68,6 @@ class Readiness:
 
     def __str__(self) -> str:
         return "; ".join(map(str, self.findings)) or "ready"
-
-
-def long_transactions(ages: Mapping[str, float], limit: float) -> Iterator[Finding]:
-    """Yield a finding for each handler whose oldest transaction has run for longer than `limit` seconds.
-
-    No event reports it: a database that is frozen, or behind a network that drops everything, neither answers nor
-    refuses.
-    """
-    for handler, seconds in ages.items():
-        if seconds > limit:
-            what = (
-                "a transaction has not ended yet; look for a database that does not answer, for a lock, and for what "
-                "the handler waits for"
-            )
-            yield Finding(handler, what, seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,8 @@ from consumerkit.transports.kafka import Kafka
 from consumerkit.worker import checks, configured
 from consumerkit.worker.assembly import Assembly
 from consumerkit.worker.gc import seldom_collected
-from consumerkit.worker.readiness import Readiness, States, long_transactions
+from consumerkit.worker.long_transactions import long_transactions
+from consumerkit.worker.readiness import Readiness, States
 from consumerkit.worker.reports import Reports
 from consumerkit.worker.terms import terms_of
 from consumerkit.worker.watchdog import Watchdog

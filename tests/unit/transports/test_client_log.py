@@ -5,8 +5,8 @@ import logging
 import pytest
 from confluent_kafka import Producer
 
+from consumerkit.observability.repetitions import PAUSE, Repetitions
 from consumerkit.transports.confluent import client_log
-from consumerkit.transports.confluent.client_log import PAUSE, Repetitions
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 @pytest.fixture
 def log() -> tuple[logging.Logger, Clock]:
     clock, logger = Clock(), logging.getLogger("tests.client_log")
-    logger.filters = [Repetitions(clock)]
+    logger.filters = [Repetitions(clock=clock)]
     return logger, clock
 
 
@@ -49,6 +49,13 @@ def test_only_kinds_that_may_come_again_are_remembered(log: tuple[logging.Logger
         clock.now += 1
         logger.error(refused(port, 0))
     assert len(filter_._seen) <= 200
+
+
+def test_only_lines_of_the_named_logger_are_left_out() -> None:
+    seen = Repetitions("aiokafka")
+    for name, expected in {"aiokafka.conn": [True, False], "shop": [True, True]}.items():
+        line = logging.LogRecord(name, logging.ERROR, "", 0, "no connection", (), None)
+        assert [seen.filter(line) for _ in range(2)] == expected
 
 
 def test_the_client_logs_through_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,51 @@
+"""A filter for the lines that a Kafka client repeats during an outage."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+PAUSE: Final = 60.0
+"""Seconds for which a line is not logged again."""
+_MOST: Final = 200
+
+
+class Repetitions(logging.Filter):
+    """Lets the first line of a kind through, then one a minute with the number of lines that were left out.
+
+    Kafka clients report each failed connection: while the broker is away, 45 to 100 lines a second from one process.
+
+    Args:
+        of: The logger whose lines are filtered, with those below it; all if empty.
+        clock: Seconds that only go up.
+    """
+
+    def __init__(self, of: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._of = logging.Filter(of)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[int, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the line is logged."""
+        if not self._of.filter(record):
+            return True
+        text = record.getMessage()
+        # What follows is a time, which is another in each line.
+        kind = record.levelno, text.partition(" (after ")[0]
+        now = self._clock()
+        with self._lock:
+            until, left_out = self._seen.get(kind, (now, 0))
+            if now < until:
+                self._seen[kind] = until, left_out + 1
+                return False
+            if len(self._seen) >= _MOST:
+                self._seen = {kind: at for kind, at in self._seen.items() if now < at[0]}
+            self._seen[kind] = now + PAUSE, 0
+        if left_out:
+            record.msg, record.args = "%s; %d more lines like it since the last one", (text, left_out)
+        return True
