@@ -10,13 +10,14 @@ from types import TracebackType
 from typing import Final, overload
 from uuid import UUID
 
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from consumerkit.errors import ConfigurationError, KeyReused
 from consumerkit.handlers.message_id import DIGEST_BYTES, encode_field, possible_digests, shown
 from consumerkit.handlers.value_bytes import NoStableBytes, canonical
-from consumerkit.jobs.own_transaction import SessionTables, commit, found_for, is_callers, is_open, misused
+from consumerkit.jobs.own_transaction import SessionTables, commit, found_for, is_callers, is_open, mark, misused
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage.keys import UNTOLD, Key
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
@@ -166,6 +167,8 @@ class _Block:
             self._savepoint = session.begin_nested()
         else:
             self._began = session.get_transaction()
+            event.listen(session, "before_commit", self._refuse)
+            mark(session)
         kept = keys.claim(session.connection(), self._key, self._wait)
         known = (self._key.fingerprint, kept.fingerprint) if kept is not None else ()
         if len(set(known)) > 1 and UNTOLD not in known:
@@ -180,6 +183,7 @@ class _Block:
             self._savepoint.commit()
             return
         assert self._began is not None
+        self._allow(session)
         try:
             commit(session, self._began, self._found.dialect, self._key.owner)
         except BaseException:
@@ -189,9 +193,19 @@ class _Block:
     def undo(self, session: Session) -> None:
         if self._savepoint is None:
             if self._began is not None:
+                self._allow(session)
                 session.rollback()
         elif is_open(session, self._savepoint):
             self._savepoint.rollback()
+
+    def _refuse(self, session: Session) -> None:
+        # A commit within the block would keep the key, and a crash would then lose the rest of the block.
+        if not session.in_nested_transaction():
+            raise misused(self._key.owner)
+
+    def _allow(self, session: Session) -> None:
+        if event.contains(session, "before_commit", self._refuse):
+            event.remove(session, "before_commit", self._refuse)
 
 
 class _Plain(AbstractContextManager[bool]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
@@ -12,6 +12,8 @@ from consumerkit.storage.dialects import Dialect, dialect_for
 from consumerkit.storage.keys import KeyLedger, is_busy
 from consumerkit.storage.location import is_a_workers, located_for
 from consumerkit.storage.tables import Tables
+
+_BLOCKS: Final = "consumerkit.block"
 
 
 class SessionTables(NamedTuple):
@@ -43,12 +45,18 @@ def found_for(session: Session, tables: Tables, label: str) -> SessionTables:
 
 
 def is_callers(session: Session) -> bool:
-    """Tell whether the caller, by `session.begin()` or a savepoint, or a worker ends the transaction."""
+    """Tell whether the caller ends the transaction, by `session.begin()` or a savepoint, or a worker or outer block."""
     transaction = session.get_transaction()
     if transaction is None:
         return False
     began = transaction.origin is SessionTransactionOrigin.BEGIN
-    return began or session.in_nested_transaction() or is_a_workers(session)
+    is_outer_blocks = session.info.get(_BLOCKS) is transaction
+    return began or is_outer_blocks or session.in_nested_transaction() or is_a_workers(session)
+
+
+def mark(session: Session) -> None:
+    """Mark the session's transaction as that of a block: a block within it is part of it."""
+    session.info[_BLOCKS] = session.get_transaction()
 
 
 def is_open(session: Session, savepoint: SessionTransaction) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, ColumnElement, Row, Select, UniqueConstraint, func, select, tuple_
@@ -30,6 +31,7 @@ class Paging:
     """
 
     def __init__(self, label: str, query: Select[*tuple[Any, ...]], key: Sequence[KeyColumn]) -> None:
+        self._label = label
         self._query = query
         self._key = [_column(label, one) for one in key]
         self._given = list(key)
@@ -42,14 +44,26 @@ class Paging:
         return tuple(f"{column.table.name}.{column.name}" for column in self._key)
 
     def page(self, session: Session, after: Sequence[Any] | None, size: int) -> Page | None:
-        """Return the next rows behind a key; None where there are none."""
-        query = self._behind(after).order_by(*self._given).limit(size).add_columns(*self._given)
+        """Return the next rows behind a key; None where there are none.
+
+        Raises:
+            ConfigurationError: Two rows have one key, as with a join. The next page begins behind the key, so it would
+                not have the second row.
+        """
+        query = self._behind(after).order_by(*self._given).limit(size + 1).add_columns(*self._given)
         result = session.execute(query)
         width, names = len(self._query.column_descriptions), list(result.keys())
         found = result.all()
         if not found:
             return None
-        last = tuple(found[-1][width:])
+        keys = [tuple(row[width:]) for row in found]
+        if any(one == other for one, other in pairwise(keys)):
+            raise ConfigurationError(
+                f"{self._label}: the query returns several rows with one key ({', '.join(self.names)}), "
+                "as with a join; some of them would be skipped; give the key of the table that has one row for each of "
+                "these rows"
+            )
+        found, last = found[:size], keys[:size][-1]
         if width == 1:
             return Page([row[0] for row in found], last)
         return Page(_rows(names[:width], [tuple(row[:width]) for row in found]), last)
@@ -94,6 +108,12 @@ def _check_query(label: str, query: Select[*tuple[Any, ...]]) -> None:
         found = getattr(query, name)
         if found is not None and found != ():
             raise ConfigurationError(f"{label}: the query has {what}; leave it out, the pages go by the key")
+    locks = getattr(query, "_for_update_arg", None)
+    if locks is not None and locks.skip_locked:
+        raise ConfigurationError(
+            f"{label}: the query has SKIP LOCKED, so rows that another transaction has locked would be skipped; "
+            "leave it out, and the backfill waits for them"
+        )
 
 
 def _check_key(label: str, key: Sequence[Column[Any]]) -> None:

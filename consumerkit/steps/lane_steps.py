@@ -169,7 +169,7 @@ class LaneSteps:
             place = calls.subject.place
             error = self._failed.pop(place, None)
             if error is None:
-                task = asyncio.create_task(self._one(calls), context=surroundings(calls.subject.digest))
+                task = asyncio.create_task(calls.ended(self._one(calls)), context=surroundings(calls.subject.digest))
                 try:
                     error = await task
                 except asyncio.CancelledError:

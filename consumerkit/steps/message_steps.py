@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from consumerkit import events
 from consumerkit.errors import (
@@ -30,6 +30,7 @@ from consumerkit.storage.step_values import End, FoundStep, Name, Start, StepSta
 if TYPE_CHECKING:
     from consumerkit.steps.lane_steps import LaneSteps
 
+T = TypeVar("T")
 _SOON: Final = 1.0
 """Seconds until the next try of a message whose step another worker has begun."""
 _OURS: Final = (Fenced, StepChanged, StepInDoubt, StepUnderWay, Unavailable)
@@ -74,6 +75,7 @@ class MessageSteps:
         self._running: dict[str, tuple[DeclaredStep, asyncio.Timeout | None]] = {}
         self._patience: asyncio.Timeout | None = None
         self._at_work = 0
+        self._over: asyncio.Future[None] | None = None
         self._in_slots: set[str] = set()
         self.failure: Exception | None = None
 
@@ -121,6 +123,36 @@ class MessageSteps:
     def at_work(self) -> bool:
         """Whether a step of the message runs or waits for its turn."""
         return self._at_work > 0
+
+    async def over(self) -> None:
+        """Wait until no step runs: one that `gather` left behind would be in doubt, and be called again."""
+        while self._at_work:
+            self._over = asyncio.get_running_loop().create_future()
+            await self._over
+
+    async def ended(self, prepare: Awaitable[BaseException | None]) -> BaseException | None:
+        """Await `prepare`, and then the steps that it left behind; return what ended the attempt."""
+        error = await prepare
+        await self.over()
+        return self.failure or error
+
+    async def after(self, handle: Awaitable[T]) -> T:
+        """Await `handle`, and then the steps that it left behind; return its result."""
+        try:
+            result = await handle
+        except Exception:
+            await self.over()
+            raise
+        await self.over()
+        return result
+
+    def after_in_thread(self, handle: Callable[[], T]) -> T:
+        """Call `handle` in a thread, and then wait for the steps that it left behind; return its result."""
+        try:
+            return handle()
+        finally:
+            if self.at_work:
+                self._lane.from_thread(self.over())
 
     def check_prepared(self) -> None:
         """Refuse an unprepared message: the ledger knew it at the preparation, and no longer knows it.
@@ -235,11 +267,15 @@ class MessageSteps:
         self._at_work += 1
         if self._patience is not None:
             self._patience.reschedule(None)
-        await self._locks[call.name].acquire()
         try:
-            await self._lane.shared.slots.acquire()
+            await self._locks[call.name].acquire()
+            try:
+                await self._lane.shared.slots.acquire()
+            except BaseException:
+                self._locks[call.name].release()
+                raise
         except BaseException:
-            self._locks[call.name].release()
+            self._ended()
             raise
         self._in_slots.add(call.name)
 
@@ -252,7 +288,12 @@ class MessageSteps:
     def _leave(self, call: _Call) -> None:
         self._leave_slot(call)
         self._locks[call.name].release()
+        self._ended()
+
+    def _ended(self) -> None:
         self._at_work -= 1
+        if not self._at_work and self._over is not None and not self._over.done():
+            self._over.set_result(None)
         if self._patience is not None and not self._at_work and not self._patience.expired():
             self._patience.reschedule(asyncio.get_running_loop().time() + self._lane.limit)
 

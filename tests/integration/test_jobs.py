@@ -270,6 +270,43 @@ async def test_a_block_that_ends_the_transaction_fails(place: Place) -> None:
     assert place.effects() == []
 
 
+async def test_a_block_that_commits_keeps_neither_its_key_nor_its_changes(place: Place) -> None:
+    """The rest of the block would be lost, because the next run finds the key."""
+
+    def commit_and_go_on(session: Session, first: bool) -> None:
+        invoice(session, first)
+        session.commit()
+        session.add(Effect(what="after"))
+
+    def begin_anew(session: Session, first: bool) -> None:
+        session.rollback()
+        invoice(session, first)
+        session.commit()
+
+    for body in (commit_and_go_on, begin_anew):
+        with pytest.raises(TransactionMisused, match="committed or rolled back the session"):
+            await place.once(body, "invoices", "24")
+        assert place.effects() == []
+    assert await place.once(invoice, "invoices", "24")
+
+
+def test_a_block_within_a_block_is_committed_with_it(tmp_path: Path) -> None:
+    place = Place(f"sqlite:///{tmp_path}/jobs.sqlite", coroutines=False)
+    with suppress(Crash), Session(place.sync) as session, once(session, "outer", "24"):
+        with once(session, "inner", "24") as first:
+            invoice(session, first)
+        raise Crash
+    assert place.effects() == []
+    for expected in (True, False):
+        with Session(place.sync) as session, once(session, "outer", "24") as first:
+            if first:
+                with once(session, "inner", "24") as also_first:
+                    invoice(session, also_first)
+        assert first is expected
+    assert place.effects() == ["invoice"]
+    place.sync.dispose()
+
+
 async def test_a_key_that_comes_with_another_fingerprint_is_refused(place: Place) -> None:
     assert await place.once(invoice, "invoices", "24", fingerprint={"shop": "a", "day": 1})
     assert not await place.once(invoice, "invoices", "24", fingerprint={"day": 1, "shop": "a"})
@@ -462,6 +499,7 @@ async def test_a_terminal_sees_how_far_a_backfill_has_come(
         (select(Order).order_by(Order.number), {"key": KEY}, "has an ORDER BY"),
         (select(Order).limit(3), {"key": KEY}, "has a LIMIT"),
         (select(Order).offset(3), {"key": KEY}, "has an OFFSET"),
+        (select(Order).with_for_update(skip_locked=True), {"key": KEY}, "has SKIP LOCKED"),
         (select(Order), {"key": Order.number}, r"key=\(number\) is not unique in job_orders"),
         (select(Order), {"key": (*KEY, Order.note)}, "note may be null"),
         (select(Order), {"key": ()}, "give the key as a column"),
@@ -476,6 +514,17 @@ async def test_a_backfill_that_would_pass_rows_over_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=words):
         await file.fill(touch, "touch", query, **options)
+
+
+@pytest.mark.parametrize("size", [1, 4, 10])
+async def test_a_backfill_whose_query_repeats_a_key_is_refused(place: Place, size: int) -> None:
+    """A page that ended between two rows of one key would skip the second one."""
+    place.enter(*orders(4), Effect(what="first"), Effect(what="second"))
+    seen: list[Any] = []
+    joined: Any = select(Order, Effect).join(Effect, Effect.id > 0)
+    with pytest.raises(ConfigurationError, match=r"several rows with one key \(job_orders.shop, job_orders.number\)"):
+        await place.fill(lambda _, batch: seen.extend(batch), "touch", joined, key=KEY, batch_size=size)
+    assert seen == []
 
 
 async def test_a_backfill_is_refused_another_key_and_another_s_transaction(file: Place) -> None:

@@ -1,7 +1,9 @@
 """Steps: effects outside the database are done once, whatever happens to the transaction."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -635,3 +637,100 @@ async def test_confirm_gets_the_arguments_however_they_were_given(stage: MemoryS
         await stage.until_written(run, 2)
     assert provider.asked == ["v0 EUR"]
     assert provider.count("v0") == 1
+
+
+@pytest.mark.parametrize("where", ["prepare", "handle"])
+async def test_a_step_that_gather_leaves_behind_is_called_once(
+    stage: MemoryStage, provider: Provider, where: str
+) -> None:
+    """Of two steps at once the first fails. The next attempt must not find the other one under way."""
+    with ThreadPoolExecutor() as pool:
+        handler: Any = Together(provider) if where == "prepare" else TogetherInHandle(provider)
+        if stage.url.startswith("sqlite"):
+            handler = PlainTogether(provider, pool=pool)  # `handle` has no steps on SQLite
+        send(stage, 1)
+        async with stage.run(handler) as run:
+            await until_done(stage, run, 1)
+        assert not run.seen(StepDoubted)
+    assert provider.charges() == ["v0"]
+
+
+class Together(Charging):
+    """Runs a step that fails at first beside one that takes longer."""
+
+    @step
+    async def reserve(self, key: IdempotencyKey, value: bytes) -> str:
+        return fail_at_first(self.provider, key)
+
+    @step
+    async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+        await asyncio.sleep(0.5)
+        return self.provider.charge(key, value)
+
+    async def prepare(self, event: bytes, effects: Effects) -> None:
+        await asyncio.gather(effects.run(self.reserve, event), effects.run(self.charge, event))
+
+
+class TogetherInHandle(Together):
+    """The same within `handle`."""
+
+    prepare = None  # type: ignore[assignment]
+
+    async def handle(self, event: bytes, context: Context) -> None:
+        await asyncio.gather(context.run(self.reserve, event), context.run(self.charge, event))
+        context.session.add(line(context))
+
+
+class PlainTogether(PlainCharging):
+    """The same in threads."""
+
+    pool: ThreadPoolExecutor
+
+    @step
+    def reserve(self, key: IdempotencyKey, value: bytes) -> str:
+        return fail_at_first(self.provider, key)
+
+    @step
+    def charge(self, key: IdempotencyKey, value: bytes) -> str:
+        time.sleep(0.5)
+        return self.provider.charge(key, value)
+
+    def prepare(self, event: bytes, effects: PlainEffects) -> None:
+        running = [self.pool.submit(effects.run, one, event) for one in (self.reserve, self.charge)]
+        for each in running:
+            each.result()
+
+
+def fail_at_first(provider: Provider, key: str) -> str:
+    provider.asked.append(key)
+    if len(provider.asked) == 1:
+        raise ProviderDown("as asked")
+    return "reserved"
+
+
+async def test_a_step_that_is_cancelled_while_it_waits_for_its_turn_holds_up_nothing(
+    stage: MemoryStage, provider: Provider
+) -> None:
+    class Impatient(Charging):
+        step_concurrency = 1
+
+        @step
+        async def other(self, key: IdempotencyKey, value: bytes) -> str:
+            return self.provider.charge(key, b"other")
+
+        @step
+        async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+            await asyncio.sleep(0.2)
+            return self.provider.charge(key, value)
+
+        async def prepare(self, event: bytes, effects: Effects) -> None:
+            charging = asyncio.create_task(effects.run(self.charge, event))
+            await asyncio.sleep(0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(effects.run(self.other, event), 0.05)
+            await charging
+
+    send(stage, 1)
+    async with stage.run(Impatient(provider)) as run:
+        await until_done(stage, run, 1)
+    assert provider.charges() == ["v0"]

@@ -398,3 +398,31 @@ async def test_arguments_by_name_reach_the_undo_by_name(stage: MemoryStage, prov
     async with stage.run(Named(provider, in_handle=rejects)) as run:
         await until(stage, run, STEPS, states(1, "undone"))
     assert provider.charges() == ["v0", "refunded-CHF-v0"]
+
+
+async def test_a_step_that_gather_leaves_behind_is_undone(stage: MemoryStage, provider: Provider) -> None:
+    """Of two steps at once one rejects the message while the other still runs."""
+
+    class Together(Refunding):
+        @step
+        async def reserve(self, key: IdempotencyKey, value: bytes) -> str:
+            raise Reject("sold out")
+
+        @step
+        async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+            await asyncio.sleep(0.5)
+            return self.provider.charge(key, value)
+
+        @charge.undo
+        async def refund(self, key: IdempotencyKey, done: str, value: bytes) -> None:
+            self.provider.charge(key, b"refunded-" + value)
+
+        async def prepare(self, event: bytes, effects: Effects) -> None:
+            await asyncio.gather(effects.run(self.reserve, event), effects.run(self.charge, event))
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(Together(provider)) as run:
+        await until(stage, run, STEPS, states(2, "failed", "undone"))
+    assert provider.charges() == ["v0", "refunded-v0"]
+    [letter] = await rows(stage, LETTERS)
+    assert "may have happened" not in letter.error

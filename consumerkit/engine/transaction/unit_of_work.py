@@ -168,7 +168,8 @@ class AsyncUnitOfWork:
                 result = await in_context(own, self._tell, item.event, batch.first_result(item), context, watch=watched)
                 calls.check("on_duplicate")
             else:
-                result = await in_context(own, self._invoke, item.event, context, watch=watched)
+                handle = in_context(own, self._invoke, item.event, context, watch=watched)
+                result = await (handle if item.steps is None else item.steps.after(handle))
                 calls.check("handle")
             batch.guard.check()
             own.run(batch.handled_one, item, result)
@@ -298,7 +299,8 @@ class SyncUnitOfWork:
             if item.repeats:
                 result = own.run(self._tell, item.event, batch.first_result(item), context)
             else:
-                result = own.run(self._invoke, item.event, context)
+                handle = partial(own.run, self._invoke, item.event, context)
+                result = handle() if item.steps is None else item.steps.after_in_thread(handle)
             batch.guard.check()
             own.run(batch.handled_one, item, result)
             batch.spans.leave("duplicate" if item.repeats else "processed")
