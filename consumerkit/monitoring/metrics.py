@@ -98,7 +98,10 @@ class Metrics:
         )
         single = (self._failed, self._retries, self._suspected, self._rollbacks, self._fallback, self._lost)
         self._begun: tuple[tuple[Begins, tuple[str, ...]], ...] = (
-            *((metric, ()) for metric in (*single, self._forgotten, self._ages, self._brake, self._halted)),
+            *(
+                (metric, ())
+                for metric in (*single, self._forgotten, self._ages, self._brake, self._halted, self._partitions)
+            ),
             *((self._messages, (outcome,)) for outcome in OUTCOMES),
             *((self._dead, (reason,)) for reason in REASONS),
             *((self._duplicates, (cause,)) for cause in CAUSES),

@@ -75,6 +75,7 @@ def test_what_an_alert_counts_is_shown_before_its_first_event() -> None:
     assert value(registry, "trouble_total", where="broker") == 0
     assert value(registry, "commits_lost_total") == 0
     assert value(registry, "duplicate_age_seconds_count") == 0
+    assert value(registry, "partitions") == 0
     assert (value(registry, "brake_on"), value(registry, "handler_stopped")) == (1, 0)
 
 
