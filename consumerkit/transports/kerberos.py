@@ -30,7 +30,7 @@ class Kerberos:
         ConfigurationError: A value is wrong.
 
     Example:
-        >>> Kerberos(principal="shop@EXAMPLE.ORG", keytab="/etc/shop.keytab").librdkafka()["sasl.mechanism"]
+        >>> Kerberos(principal="shop@EXAMPLE.ORG").librdkafka()["sasl.mechanism"]
         'GSSAPI'
     """
 
