@@ -106,7 +106,7 @@ class Engine:
         self._committer = Committer(consumer, partitions, partition_store, announce)
         self._due = ParkedPoller(partition_store, partitions, self._lanes, announce)
         standstill = Standstill(announce, partial(why, gate))
-        self._topics = TopicWatch(consumer, partitions, announce, standstill)
+        self._topics = TopicWatch(declared.topics, consumer, partitions, announce, standstill)
         self._holding = Holding(consumer, partitions, self._lanes, gate.partitions, announce)
         self._assignments = Rebalance(partitions, self._lanes, self._ownership, self._committer, shared.drain_timeout)
         steps, written = shared.steps, shared.outbox_written

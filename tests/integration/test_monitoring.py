@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -110,6 +110,14 @@ async def closing(stage: MemoryStage) -> AsyncIterator[None]:
         yield
     finally:
         await stage.close()
+
+
+async def answered(ports: Collection[int], status: int, word: str = "") -> None:
+    end = time.monotonic() + 60
+    for port in ports:
+        while (found := await asyncio.to_thread(get, port, "/ready"))[0] != status or word not in found[1]:
+            assert time.monotonic() < end, found
+            await asyncio.sleep(0.05)
 
 
 async def until_metric(port: int, wanted: Samples) -> Samples:
@@ -253,6 +261,20 @@ async def test_ready_names_each_part_that_is_away_and_live_does_not(
         await until(503, "topic 'gone' stays in the outbox")
         stage.broker.create_topic("gone", 1)
         await until(200)
+
+
+async def test_a_process_without_partitions_names_a_broker_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topic_watch, "ASKED_EVERY", 0.2)
+    stage = MemoryStage(f"sqlite:///{tmp_path}/monitored.sqlite", partitions=1)
+    await stage.create_tables()
+    async with closing(stage), running(stage, Mixed()) as first, running(stage, Mixed()) as second:
+        ports = first, second  # one of them has the only partition
+        await answered(ports, 200)
+        with stage.broker.outage():
+            await answered(ports, 503, "broker trouble")
+        await answered(ports, 200)
 
 
 async def test_a_blocked_event_loop_is_told_while_it_is_blocked(stage: MemoryStage) -> None:
