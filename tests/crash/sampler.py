@@ -83,9 +83,11 @@ class Sampler(threading.Thread):
         watch = self.watch
         with self._log.lock:
             committed = self._committed()
+            # A parked message has no outcome yet, but the database has it, so the offset may pass it. It may get its
+            # outcome between two statements, so the parked messages are read first.
+            parked = self._parked()
             finished = self._finished()
-            # A parked message has no outcome yet, but the database has it, so the offset may pass it.
-            kept = finished | self._parked()
+            kept = finished | parked
             for partition, offset in enumerate(committed):
                 before = watch.committed[partition]
                 if offset < before:
