@@ -22,7 +22,33 @@ from consumerkit.storage.steps import StepRows
 
 InTransaction = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
 _MOST_UNWRITTEN: Final = 10_000
-_Waiting = tuple[Start | End, "asyncio.Future[Any]"]
+_Entry = tuple[Start | End, bytes]  # with the owner that begins or has begun the step
+_Waiting = tuple[_Entry, "asyncio.Future[Any]"]
+
+
+class Unwritten:
+    """Known outcomes that the database did not accept, each with the lane that had begun the step.
+
+    All lanes of a handler share them. A partition may be lost during a call and come back, and its message is then with
+    any lane. Without the outcome, the step would be called again.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[Name, tuple[End, bytes]] = {}
+
+    def find(self, name: Name) -> tuple[End, bytes] | None:
+        """Return the known outcome of a step, and its owner."""
+        return self._ends.get(name)
+
+    def add(self, end: End, owner: bytes) -> None:
+        """Keep an outcome until it is written; beyond a number of them the oldest is forgotten."""
+        if len(self._ends) >= _MOST_UNWRITTEN:
+            del self._ends[next(iter(self._ends))]
+        self._ends[end.name] = end, owner
+
+    def remove(self, name: Name) -> None:
+        """Forget an outcome: the database has it, or another owner has begun the step since."""
+        self._ends.pop(name, None)
 
 
 class Journal:
@@ -31,9 +57,10 @@ class Journal:
     Args:
         rows: The statements.
         run: Runs work in a transaction of its own.
+        unwritten: Shared by all lanes of the handler.
     """
 
-    def __init__(self, rows: StepRows, run: InTransaction) -> None:
+    def __init__(self, rows: StepRows, run: InTransaction, unwritten: Unwritten) -> None:
         self.rows = rows
         self.owner = secrets.token_bytes(OWNER_BYTES)
         self.owners: Owners = {}
@@ -42,8 +69,7 @@ class Journal:
         self._run = run
         self._waiting: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
-        # Known outcomes that the database did not accept; without them those steps would be called again.
-        self._unwritten: dict[Name, End] = {}
+        self._unwritten = unwritten
 
     async def start(self, start: Start) -> FoundStep:
         """Begin a step, unless it is done or under way; see `StepRows.start`.
@@ -52,9 +78,9 @@ class Journal:
             Fenced: The message's partition is no longer ours.
             Unavailable: The database is in trouble.
         """
-        if (known := self._unwritten.get(start.name)) is not None:
-            await self.end(known)
-        found: FoundStep = await self._written(start)
+        if (known := self._unwritten.find(start.name)) is not None:
+            await self._end(*known)
+        found: FoundStep = await self._written((start, self.owner))
         return found
 
     async def end(self, end: End) -> bool:
@@ -64,14 +90,13 @@ class Journal:
             Fenced: The message's partition is no longer ours.
             Unavailable: The database is in trouble; the outcome is recorded before the step begins again.
         """
-        if len(self._unwritten) < _MOST_UNWRITTEN:
-            self._unwritten[end.name] = end
-        try:
-            written: bool = await self._written(end)
-        except Fenced:
-            self._unwritten.pop(end.name, None)
-            raise
-        self._unwritten.pop(end.name, None)
+        self._unwritten.add(end, self.owner)
+        return await self._end(end, self.owner)
+
+    async def _end(self, end: End, owner: bytes) -> bool:
+        # After an error it stays known, after `Fenced` too: the partition may come back, with the step as we left it.
+        written: bool = await self._written((end, owner))
+        self._unwritten.remove(end.name)
         return written
 
     async def extend(self, name: Name, deadline: float) -> bool:
@@ -100,7 +125,7 @@ class Journal:
             told = type(error).__name__ if words is None else f"{type(error).__name__}: {redact(words)}"
             raise Unavailable(f"the record of steps: {told}") from error
 
-    async def _written(self, entry: Start | End) -> Any:
+    async def _written(self, entry: _Entry) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, future))
         if self._writer is None or self._writer.done():
@@ -124,14 +149,17 @@ class Journal:
                     if not future.done():
                         future.set_result(answer)
 
-    def _all(self, entries: list[Start | End], connection: Connection) -> list[Any]:
-        starts = [one for one in entries if isinstance(one, Start)]
-        ends = [one for one in entries if isinstance(one, End)]
+    def _all(self, entries: list[_Entry], connection: Connection) -> list[Any]:
+        starts = [one for one, _ in entries if isinstance(one, Start)]
+        ends: dict[bytes, list[End]] = {}
+        for one, owner in entries:
+            if isinstance(one, End):
+                ends.setdefault(owner, []).append(one)
         rows = self.rows
         rows.open(connection, self.owners, fenced=self.fenced)
         found = rows.start(connection, starts, self.owner) if starts else {}
-        written = rows.end(connection, ends, self.owner) if ends else set()
-        return [found[one.name] if isinstance(one, Start) else one.name in written for one in entries]
+        written = {(name, owner) for owner, some in ends.items() for name in rows.end(connection, some, owner)}
+        return [found[one.name] if isinstance(one, Start) else (one.name, owner) in written for one, owner in entries]
 
 
 def _waited_for(error: BaseException) -> BaseException:

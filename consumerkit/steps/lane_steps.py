@@ -19,7 +19,7 @@ from consumerkit.errors import ConfigurationError, Fenced, Unavailable
 from consumerkit.events import Announcer
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.effects import Effects, PlainEffects
-from consumerkit.steps.journal import InTransaction, Journal
+from consumerkit.steps.journal import InTransaction, Journal, Unwritten
 from consumerkit.steps.message_steps import MessageSteps
 from consumerkit.steps.subject import Place, Prepared, Subject
 from consumerkit.storage.fence import Owners
@@ -39,6 +39,7 @@ class HandlerSteps:
         slots: One for each call that may be under way.
         threads: Run plain `prepare` methods; None for coroutines.
         undo_due: Set when there may be steps to undo.
+        unwritten: Outcomes to write yet.
     """
 
     def __init__(self, declared: Declaration) -> None:
@@ -47,11 +48,9 @@ class HandlerSteps:
         self.is_async = declared.is_async
         self.slots = asyncio.Semaphore(declared.step_concurrency)
         self.undo_due = asyncio.Event()
-        self.threads = (
-            None
-            if declared.is_async
-            else ThreadPoolExecutor(declared.step_concurrency, thread_name_prefix=f"consumerkit-{declared.name}-steps")
-        )
+        self.unwritten = Unwritten()
+        threads = f"consumerkit-{declared.name}-steps"
+        self.threads = None if declared.is_async else ThreadPoolExecutor(declared.step_concurrency, threads)
 
     def close(self) -> None:
         """End the threads."""
@@ -82,7 +81,7 @@ class LaneSteps:
     ) -> None:
         self.shared = shared
         self._lot = lot
-        self.journal = Journal(rows, run)
+        self.journal = Journal(rows, run, shared.unwritten)
         self.announce = announce
         self.limit = limit
         self.called = self.reused = self.failed = 0

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from consumerkit import AlreadyDone, Effects, IdempotencyKey, PlainEffects, Reject, Retry, fixed, step
 from consumerkit.engine import undoing
-from consumerkit.events import AttemptFailed, GroupCommitted, StepDoubted, StepUndone
+from consumerkit.events import AttemptFailed, GroupCommitted, PartitionTaken, StepDoubted, StepUndone
 from consumerkit.storage.undoing import UndoRows
 from tests.integration.memory_stage import MemoryStage
 from tests.integration.step_stage import (
@@ -147,9 +147,9 @@ async def test_a_worker_that_lost_its_lease_does_not_settle_an_undo(
 
 
 class Alive(Charging):
-    """Takes four deadlines, and says that it is alive."""
+    """Takes two deadlines, and says that it is alive."""
 
-    @step(deadline=1)
+    @step(deadline=2)
     async def charge(self, key: IdempotencyKey, value: bytes, effects: Effects) -> str:  # type: ignore[override]
         for _ in range(20):
             await asyncio.sleep(0.2)
@@ -163,7 +163,7 @@ class Alive(Charging):
 class PlainAlive(PlainCharging):
     """The same in threads."""
 
-    @step(deadline=1)
+    @step(deadline=2)
     def charge(self, key: IdempotencyKey, value: bytes, effects: PlainEffects) -> str:  # type: ignore[override]
         for _ in range(20):
             time.sleep(0.2)
@@ -293,3 +293,45 @@ async def test_a_charge_that_arrives_after_confirm_said_no_has_the_same_key(
     assert len(keyed.arrived) == 2
     assert len(keyed.charged) == 1
     assert line.message_id == "charge 1"
+
+
+class Long(Charging):
+    """A redelivered message waits for its deadline at most."""
+
+    @step(deadline=6)
+    async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+        return await asyncio.to_thread(self.provider.charge, key, value)
+
+
+class PlainLong(PlainCharging):
+    """The same in threads."""
+
+    @step(deadline=6)
+    def charge(self, key: IdempotencyKey, value: bytes) -> str:
+        return self.provider.charge(key, value)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+@pytest.mark.parametrize("kind", [Long, PlainLong])
+async def test_a_step_whose_partition_is_lost_during_the_call_and_comes_back_is_called_once(
+    stage: MemoryStage, provider: Provider, kind: Any, concurrency: int
+) -> None:
+    """Its outcome cannot be written at first. Whichever lane gets the message then writes it."""
+    called, back = threading.Event(), threading.Event()
+
+    def waits(_value: str) -> None:
+        called.set()
+        assert back.wait(60)
+
+    provider.after = waits
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, concurrency=concurrency), drain_timeout=0.1) as run:
+        assert await asyncio.to_thread(called.wait, 60)
+        taken = len(run.seen(PartitionTaken))
+        async with stage.broker.cut_off("charge"):
+            pass
+        await run.until(lambda: len(run.seen(PartitionTaken)) >= 2 * taken, "the partitions are back")
+        back.set()
+        await until_done(stage, run, 1)
+        assert not run.seen(StepDoubted)
+    assert provider.charges() == ["v0"]

@@ -862,4 +862,14 @@ MUTANTS = (
         f"{INTEGRATION}/test_death_count.py::test_only_a_new_outcome_ends_the_count[only-known]",
         "assert 0 == 2",
     ),
+    Mutant(
+        "steps",
+        "a step's outcome outlasts the loss of its partition",
+        "consumerkit/steps/journal.py",
+        "            await self._end(*known)\n",
+        "            self._unwritten.remove(start.name)\n",
+        f"{INTEGRATION}/test_slow_steps.py"
+        "::test_a_step_whose_partition_is_lost_during_the_call_and_comes_back_is_called_once[postgresql-Long-1]",
+        "step='charge'",
+    ),
 )
