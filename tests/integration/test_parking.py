@@ -303,7 +303,7 @@ COPIES = {
 async def test_a_parked_message_that_is_handed_out_again_while_it_ends_is_no_duplicate(
     payments: PaymentStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The poller may have read its row before the lane finished it; nobody sent it twice."""
+    """The poller may have read its row before the lane finished it; it was sent once."""
     hand_out = ParkedPoller._hand_out
 
     def twice(poller: ParkedPoller, parked: ParkedMessage) -> bool:

@@ -227,7 +227,7 @@ async def test_a_zombies_result_is_not_written_over_the_newer_owners(stage: Memo
 
 
 async def test_a_plain_step_that_outlasts_its_deadline_keeps_its_result(stage: MemoryStage, provider: Provider) -> None:
-    """A thread cannot be cancelled. Where nobody has taken the step over, its result counts."""
+    """A thread cannot be cancelled. If no other worker has taken the step over, its result counts."""
 
     class Slow(PlainCharging):
         @step(deadline=0.05)

@@ -201,7 +201,7 @@ class Crew:
             await asyncio.wait_for(asyncio.shield(mate.task), _PATIENCE)
 
     def check(self) -> None:
-        """Raise the error that ended a worker which nobody stopped.
+        """Raise the error that ended a worker that was not told to stop.
 
         One that could not start while a fault kept it from a server is started again, as a supervisor does.
         """
