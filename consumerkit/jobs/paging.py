@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, ColumnElement, Row, Select, UniqueConstraint, func, select, tuple_
+from sqlalchemy import Alias, Column, ColumnElement, Row, Select, Table, UniqueConstraint, func, select, tuple_
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.jobs.outer_joins import may_be_null
 
 KeyColumn = InstrumentedAttribute[Any] | Column[Any]
 
@@ -37,6 +38,7 @@ class Paging:
         self._given = list(key)
         _check_query(label, query)
         _check_key(label, self._key)
+        _check_joins(label, query, self._given, self._key)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,8 +49,8 @@ class Paging:
         """Return the next rows behind a key; None where there are none.
 
         Raises:
-            ConfigurationError: Two rows have one key, as with a join. The next page begins behind the key, so it would
-                not have the second row.
+            ConfigurationError: Two rows have one key, as with a join, or a row has none. The next page
+                begins behind the key, so it would not have such a row.
         """
         query = self._behind(after).order_by(*self._given).limit(size + 1).add_columns(*self._given)
         result = session.execute(query)
@@ -57,6 +59,8 @@ class Paging:
         if not found:
             return None
         keys = [tuple(row[width:]) for row in found]
+        if any(part is None for one in keys for part in one):
+            raise ConfigurationError(_null(self._label, self.names))
         if any(one == other for one, other in pairwise(keys)):
             raise ConfigurationError(
                 f"{self._label}: the query returns several rows with one key ({', '.join(self.names)}), "
@@ -94,8 +98,12 @@ def _rows(names: Sequence[str], values: Sequence[tuple[Any, ...]]) -> Sequence[R
 
 def _column(label: str, given: KeyColumn) -> Column[Any]:
     found = given.property.columns[0] if isinstance(given, InstrumentedAttribute) else given
-    if not isinstance(found, Column):
-        raise ConfigurationError(f"{label}: key={given}: give columns or mapped attributes, such as key=Order.id")
+    if isinstance(found, Column) and isinstance(found.table, Alias) and isinstance(found.table.element, Table):
+        found = found.table.element.c[found.key]
+    if not isinstance(found, Column) or not isinstance(found.table, Table):
+        raise ConfigurationError(
+            f"{label}: key={given}: give columns of a table, or mapped attributes such as Order.id"
+        )
     return found
 
 
@@ -114,6 +122,22 @@ def _check_query(label: str, query: Select[*tuple[Any, ...]]) -> None:
             f"{label}: the query has SKIP LOCKED, so rows that another transaction has locked would be skipped; "
             "leave it out, and the backfill waits for them"
         )
+
+
+def _check_joins(
+    label: str, query: Select[*tuple[Any, ...]], given: Sequence[KeyColumn], key: Sequence[Column[Any]]
+) -> None:
+    for one, column in zip(given, key, strict=True):
+        element = one.__clause_element__() if isinstance(one, InstrumentedAttribute) else one
+        if may_be_null(element, query):
+            raise ConfigurationError(_null(label, [f"{column.table.name}.{column.name}"]))
+
+
+def _null(label: str, names: Sequence[str]) -> str:
+    return (
+        f"{label}: an outer join of the query may leave the key ({', '.join(names)}) null, and such rows would be "
+        "skipped; give the key of a table that each row has, or use an inner join"
+    )
 
 
 def _check_key(label: str, key: Sequence[Column[Any]]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Select, create_engine, func, select, text
+from sqlalchemy import Column, Integer, MetaData, Select, Table, create_engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, join, mapped_column, outerjoin, sessionmaker
 
 from consumerkit import ConfigurationError, MessageState, message_status
 from consumerkit.errors import InProgress, KeyReused, StartError, TransactionMisused
@@ -43,6 +43,22 @@ class Order(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     note: Mapped[str | None]
 
+
+THEIRS: Any = aliased(Effect)
+OTHER: Any = Effect.__table__.alias()
+HAS, OWN = Effect.id == Order.number, THEIRS.id == Order.number
+WITHIN: Any = select(Effect).subquery()
+OF_LINES: Any = aliased(Effect, select(Effect).select_from(outerjoin(Order, Effect, HAS)).subquery())
+LEFT_OUT: Any = [
+    (select(Order, Effect).outerjoin(Effect, HAS), Effect.id),
+    (select(Order, THEIRS).outerjoin(THEIRS, OWN), THEIRS.id),
+    (select(Order).select_from(outerjoin(Order, Effect, HAS, full=True)), Effect.id),
+    (select(Order).select_from(outerjoin(Effect, Order, HAS, full=True)), Effect.id),
+    (select(Order).select_from(outerjoin(Order, join(Effect, THEIRS, Effect.id == THEIRS.id), HAS)), THEIRS.id),
+    (select(Order, OTHER).select_from(outerjoin(Order, OTHER, OTHER.c.id == Order.number)), OTHER.c.id),
+    (select(OF_LINES), OF_LINES.id),
+]
+"""Queries, and keys on the optional side of an outer join in them."""
 
 SERVED = ["psycopg", "psycopg in coroutines", "asyncpg"]
 DRIVERS = [*SERVED, "pysqlite", "aiosqlite"]
@@ -506,7 +522,8 @@ async def test_a_terminal_sees_how_far_a_backfill_has_come(
         (select(Order), {"key": (*KEY, Effect.id)}, "of one table"),
         (select(Order), {"key": KEY, "batch_size": 0}, "batch_size=0"),
         (select(Order), {"key": KEY, "rate": 0}, "rate=0"),
-        (select(func.count()), {"key": func.count()}, "columns or mapped attributes"),
+        (select(func.count()), {"key": func.count()}, "columns of a table, or mapped attributes"),
+        (select(WITHIN), {"key": WITHIN.c.id}, "columns of a table, or mapped attributes"),
     ],
 )  # fmt: skip
 async def test_a_backfill_that_would_pass_rows_over_is_refused(
@@ -525,6 +542,43 @@ async def test_a_backfill_whose_query_repeats_a_key_is_refused(place: Place, siz
     with pytest.raises(ConfigurationError, match=r"several rows with one key \(job_orders.shop, job_orders.number\)"):
         await place.fill(lambda _, batch: seen.extend(batch), "touch", joined, key=KEY, batch_size=size)
     assert seen == []
+
+
+@pytest.mark.parametrize("query, key", LEFT_OUT)
+async def test_a_backfill_whose_join_may_leave_its_key_null_is_refused(place: Place, query: Any, key: Any) -> None:
+    """PostgreSQL sorts null last: after the first page such rows would never be behind the key."""
+    place.enter(*orders(6), *(Effect(what=str(number)) for number in range(4)))
+    with pytest.raises(ConfigurationError) as refused:
+        await place.fill(touch, "touch", query, key=key, batch_size=2)
+    assert str(refused.value) == (
+        "backfill:touch: an outer join of the query may leave the key (job_effects.id) null, and such rows would be "
+        "skipped; give the key of a table that each row has, or use an inner join"
+    )
+
+
+async def test_a_backfill_over_a_join_by_a_key_that_each_row_has_takes_each_row(place: Place) -> None:
+    place.enter(*orders(6), *(Effect(what=str(number)) for number in range(4)))
+    taken: list[Any] = []
+    for name, joined, key in (
+        ("outer", select(Order, Effect).outerjoin(Effect, HAS), KEY),
+        ("inner", select(Order, THEIRS).join(THEIRS, OWN), THEIRS.id),
+        ("nested", select(Order, Effect).join(Effect, HAS).outerjoin(THEIRS, THEIRS.id < 0), Effect.id),
+        ("table", select(OTHER).select_from(OTHER.outerjoin(Effect, OTHER.c.id == -Effect.id)), OTHER.c.id),
+    ):
+        taken.clear()
+        await place.fill(lambda _, batch: taken.extend(batch), name, joined, key=key, batch_size=2, progress=False)
+        assert len(taken) == (6 if name == "outer" else 4), name
+
+
+async def test_a_row_without_a_key_is_refused_where_a_view_hides_the_join(file: Place) -> None:
+    file.enter(*orders(2))
+    with file.sync.begin() as connection:
+        connection.execute(
+            text("CREATE VIEW hidden AS SELECT e.id FROM job_orders o LEFT JOIN job_effects e ON e.id = o.number")
+        )
+    hidden = Table("hidden", MetaData(), Column("id", Integer, primary_key=True))
+    with pytest.raises(ConfigurationError, match=r"may leave the key \(hidden.id\) null"):
+        await file.fill(touch, "touch", select(hidden), key=hidden.c.id)
 
 
 async def test_a_backfill_is_refused_another_key_and_another_s_transaction(file: Place) -> None:

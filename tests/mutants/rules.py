@@ -614,6 +614,16 @@ MUTANTS = (
     ),
     Mutant(
         "jobs",
+        "a query whose join may leave its key null is refused",
+        "consumerkit/jobs/paging.py",
+        "        if may_be_null(element, query):\n",
+        "        if False:\n",
+        f"{INTEGRATION}/test_jobs.py"
+        "::test_a_backfill_whose_join_may_leave_its_key_null_is_refused[psycopg-query0-key0]",
+        "DID NOT RAISE",
+    ),
+    Mutant(
+        "jobs",
         "an error that a block swallowed fails its end",
         "consumerkit/jobs/own_transaction.py",
         "    dialect.probe(session.connection())\n",
