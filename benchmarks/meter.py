@@ -43,7 +43,7 @@ class Meter:
         return self._total >= self._enough
 
     def committed(self, messages: int) -> None:
-        """Take note of a commit that was just answered."""
+        """Record a commit that was just answered."""
         if self.done:
             self._total += messages
             return

@@ -2,7 +2,7 @@
 
 A message goes to each of 20 keys every 250 ms, on four partitions. SIGHUP goes to `consumerkit run --workers 2` again
 and again; each time what is told is how long the roll took and the longest time for which a key had no message handled.
-Before, the same is told of a while without a roll. At the end each message that was sent has one row, or the run fails.
+Before, it says the same of a while without a roll. At the end each message that was sent has one row, or the run fails.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class FollowOrder(Handler[OrderEvent]):
         )
         if done is Transition.MISSING or (done is Transition.REFUSED and happened == "shipped"):
             raise Defer(0.1)  # the event before this one is still on its way
-        return done  # applied; already; or refused, since the order was shipped in the meantime
+        return done  # applied; already; or refused, since the order was shipped before
 
 
 worker = Worker(database=DATABASE, kafka=KAFKA, handlers=[FollowOrder()], observers=[progress])

@@ -21,7 +21,7 @@ _CLAIM = text("""
 
 async def run(course: Course, meter: Meter) -> None:
     """Consume until the meter has seen enough."""
-    # Its line per message goes to a level that nobody sees.
+    # Its line per message goes to a level that is not shown.
     broker = KafkaBroker(course.bootstrap, log_level=logging.DEBUG)
     sessions, done = bare.sessions(course), asyncio.Event()
 

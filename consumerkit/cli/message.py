@@ -76,7 +76,7 @@ def status(
 
     A message can also be in flight. Exit status 4 if it is unknown.
 
-    With --database instead of a target, one part stands for one header or field, and several parts for several.
+    With --database instead of a target, give one part for each header or field that makes up the ID.
     """
     found = asyncio.run(_status(place(target, database, prefix, schema), consumer, tuple(id), topic, probe=probe))
     if as_json:

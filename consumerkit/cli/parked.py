@@ -194,7 +194,7 @@ def retry_now(
 
     count = asyncio.run(run_checked(place(target, database, prefix, schema), work))
     if count:
-        say(f"{count} {'message is' if count == 1 else 'messages are'} due now; a running worker tries them in seconds")
+        say(f"{count} {'message is' if count == 1 else 'messages are'} due now; running workers retry within seconds")
     else:
         say("nothing to do: no such message waits for a later time")
 
@@ -212,7 +212,7 @@ def _next_attempt(row: Any) -> str:
     if row.kind == Kind.HELD.value:
         return "held: decide on the dead letter before it"
     if row.kind == Kind.RELEASED.value:
-        return "released: leaves in seconds"
+        return "released: leaves the parked ones within seconds"
     if row.due_in is None:
         return "behind another"
     return "due" if row.due_in <= 0 else f"in {_span(float(row.due_in))}"

@@ -32,10 +32,11 @@ from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
 from consumerkit.worker.terms import terms_of
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
+# What is counted of each handler: its heading, and the heading in a dry run.
 _ENDED: Final = {
-    "decided": "payloads of decided letters",
-    "dead": "of undecided ones",
-    "parked": "parked, now dead",
+    "decided": ("decided: payloads erased", "decided: payloads to erase"),
+    "dead": ("undecided: payloads erased", "undecided: payloads to erase"),
+    "parked": ("parked: expired", "parked: to expire"),
 }
 LONGEST: Final = 100 * 365 * DAY
 """The longest span that a command takes, in seconds: all databases can compute with a time that long ago."""
@@ -123,7 +124,7 @@ async def _prune(
         with progress_bar("forgetting") as show:
             forgotten = Counted(show, sum(counts))
             for plan in plans:
-                done = await forget(run, pruning, plan, tell=forgotten.add, patient=True)
+                done = await forget(run, pruning, plan, tell=forgotten.add, waits=True)
                 told.append(_told(plan, done.count, complete=done.complete))
         if expiry is not None:
             _tell(told, await expiry.turn(), None if handlers else await expiry.unsent())
@@ -197,7 +198,7 @@ def _print(told: list[dict[str, Any]], *, dry_run: bool) -> None:
     ended = [(one["handler"], *[one["ended"][name] for name in _ENDED]) for one in handlers if "ended" in one]
     if ended:
         say("")
-        print_table(("handler", *_ENDED.values()), ended)
+        print_table(("handler", *(titles[dry_run] for titles in _ENDED.values())), ended)
     for one in handlers:
         for line in _ways_out(one):
             say(line)

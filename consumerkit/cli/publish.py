@@ -66,7 +66,7 @@ def publish(
     """Send a message to a topic by hand.
 
     The value is sent as it is, except a line break at the end of standard input. It goes straight to the broker, not
-    through the outbox. The command prints the place and the message ID of each message. Exit status 1 if one was not
+    through the outbox. The command prints each message's partition, offset and message ID. Exit status 1 if one was not
     acknowledged; the broker may have it nevertheless.
     """
     spec = targets.given(target)

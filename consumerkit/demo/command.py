@@ -47,7 +47,7 @@ def demo(
     """Handle thousands of payments, kill workers, and check every balance.
 
     Nothing is installed for it: the Kafka broker is part of the client library, the database a SQLite file. Two worker
-    processes run, and one is killed with SIGKILL again and again. Exit status 0 if the books balance, else 1.
+    processes run, and one is killed with SIGKILL again and again. Exit status 0 if every balance is right, else 1.
     """
     number = random.randrange(1_000_000) if seed is None else seed
     plan = payments.plan(payment_count, number)

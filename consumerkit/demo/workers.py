@@ -15,7 +15,7 @@ from consumerkit.supervisor import Channel, Lifeline, RestartBackoff, Supervisor
 
 TARGET = "consumerkit.demo.shop:worker"
 COUNT = 2
-_IMPATIENT = RestartBackoff(first=0.2, most=0.5)
+_QUICK_RESTARTS = RestartBackoff(first=0.2, most=0.5)
 
 
 @asynccontextmanager
@@ -46,7 +46,7 @@ def main() -> None:
     configure("text", "info")
     Lifeline().hold()
     command = [sys.executable, "-m", "consumerkit", "run", TARGET]
-    sys.exit(asyncio.run(Supervisor(command, COUNT, backoff=_IMPATIENT).run()))
+    sys.exit(asyncio.run(Supervisor(command, COUNT, backoff=_QUICK_RESTARTS).run()))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from consumerkit.engine.partitions.first_runs import FirstRuns
 from consumerkit.engine.partitions.ownership import Ownership
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.table import Partitions, Rules
-from consumerkit.engine.rebalance import GIVE_BACK_TIMEOUT, Rebalance
+from consumerkit.engine.rebalance import RELEASE_TIMEOUT, Rebalance
 from consumerkit.engine.standstill import Standstill, why
 from consumerkit.engine.topic_watch import TopicWatch
 from consumerkit.engine.transaction.prepare import Preparer
@@ -213,7 +213,7 @@ class Engine:
         await self._assignments.settle(remaining(end))
         # Lane rows that stay do no harm, and are removed when they are old.
         with suppress(Exception):
-            async with asyncio.timeout(min(GIVE_BACK_TIMEOUT, remaining(end))):
+            async with asyncio.timeout(min(RELEASE_TIMEOUT, remaining(end))):
                 await self._partition_store.end()
         for work in self._works:
             work.close()

@@ -91,7 +91,7 @@ class Holding:
         if partition in self._frugal:
             self._frugal[partition] = now + FRUGAL
         self._pauses.idle(partition, since, now)
-        if partition.fencing_token is not None or partition.adrift or now - since > TAKEN_WITHIN:
+        if partition.fencing_token is not None or partition.must_reread or now - since > TAKEN_WITHIN:
             self._hold(partition, held=True)
 
     async def fetched(self) -> None:
@@ -151,7 +151,7 @@ class Holding:
     def _drop(self, partition: Partition, now: float) -> None:
         """Drop a partition's waiting messages beyond its share, from an offset on."""
         share = self._share
-        if partition.weight <= share or partition.is_leaving or partition.adrift:
+        if partition.weight <= share or partition.is_leaving or partition.must_reread:
             return
         waiting = sorted((m for lane in self._lanes for m in lane.in_hand(partition)), key=lambda one: one.offset)
         # A slowed partition needs a message to probe with; otherwise each probe would read it again.
@@ -170,8 +170,8 @@ class Holding:
 
     def _read_again(self, partition: Partition) -> None:
         first = partition.offsets.reread_from
-        # An adrift partition is read again from its mark at its takeover.
-        if first is not None and not partition.adrift and not partition.is_leaving:
+        # Such a partition is read again from its mark at its takeover.
+        if first is not None and not partition.must_reread and not partition.is_leaving:
             partition.offsets.reread(self._consumer.seek(partition.name, first))
 
     def _hold(self, partition: Partition, *, held: bool) -> None:

@@ -19,7 +19,7 @@ from consumerkit.transports.base import Position
 
 # Used twice, for the marks and for giving back: together less than the five seconds that transports allow after a
 # drain.
-GIVE_BACK_TIMEOUT: Final = 2.0
+RELEASE_TIMEOUT: Final = 2.0
 
 
 class Rebalance:
@@ -55,17 +55,17 @@ class Rebalance:
         # If the mark is not written, the next owner finds some messages in the ledger.
         await self._in_time(self._committer.mark_last(partitions))
         positions = self._committer.positions(partitions)
-        await self._give_back(partitions)
+        await self._release(partitions)
         self._forget(partitions, dropped, lost=False)
         return positions
 
-    async def _give_back(self, partitions: Collection[TopicPartition]) -> None:
+    async def _release(self, partitions: Collection[TopicPartition]) -> None:
         """Record that no death ended the ownership, unless work of these partitions is still under way."""
         if self._lanes.hold(frozenset(partitions)):
             return
         held = [partition for name in partitions if (partition := self._partitions.get(name)) is not None]
         # Without the record, the next owner counts a death; one death alone changes nothing.
-        await self._in_time(self._ownership.give_back(held))
+        await self._in_time(self._ownership.release(held))
 
     async def _in_time(self, work: Coroutine[Any, Any, object]) -> None:
         """Give a write limited time, then cancel it without waiting for its end, which may take a driver seconds.
@@ -76,7 +76,7 @@ class Rebalance:
         self._late.add(task)
         task.add_done_callback(self._over)
         try:
-            await asyncio.wait({task}, timeout=GIVE_BACK_TIMEOUT)
+            await asyncio.wait({task}, timeout=RELEASE_TIMEOUT)
         finally:
             task.cancel()
 

@@ -99,7 +99,7 @@ def reason(partition: Partition, ordering: Ordering, limit: int, *, braking: boo
     """Return the known reason why a partition stands still, and the remedy."""
     in_hand, parked = partition.offsets.unfinished, partition.total
     known = {
-        "it was stopped or lost its place; an earlier log line says why, and what to do": partition.adrift,
+        "it was stopped or lost its place; an earlier log line says why, and what to do": partition.must_reread,
         "no worker has taken it over; look for a worker that hangs while it holds the partition, or a database or "
         "broker that does not answer": partition.fencing_token is None,
         "the brake is on, for this partition or the whole handler; repair what the handler depends on, and it goes "

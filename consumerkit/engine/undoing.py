@@ -92,7 +92,7 @@ class Undoer:
         try:
             while True:
                 self._shared.undo_due.clear()
-                sleep = await self._insist(self._look)
+                sleep = await self._keep_trying(self._look)
                 await wait_until_set(self._shared.undo_due, sleep)
         finally:
             for task in self._under_way:
@@ -127,7 +127,7 @@ class Undoer:
         for one in steps:
             # Each step gets the whole time of a hold. A step that is no longer ours is not called.
             hold = partial(self._rows.hold, digest=one.digest, owner=self._owner, seconds=HELD)
-            if not await self._insist(self._run, hold):
+            if not await self._keep_trying(self._run, hold):
                 return
             try:
                 called = await self._held(one, self._undo(one))
@@ -136,7 +136,7 @@ class Undoer:
                     return
                 continue
             written = partial(self._undone, one)
-            if not await self._insist(self._run, written):
+            if not await self._keep_trying(self._run, written):
                 return
             reach("undo_done")
             self._announce(
@@ -205,10 +205,10 @@ class Undoer:
         if wait is not None:
             counted = not isinstance(error, Defer)
             later = partial(self._rows.postpone, one=one, owner=self._owner, wait=wait, failed=counted)
-            await self._insist(self._run, later)
+            await self._keep_trying(self._run, later)
             self._tell(one, error, attempt, wait, None)
             return True
-        gone = await self._insist(self._run, partial(self._give_up, one, error))
+        gone = await self._keep_trying(self._run, partial(self._give_up, one, error))
         if gone.ours:
             self._tell(one, error, attempt, None, gone.letter)
         return not gone.ours
@@ -267,7 +267,7 @@ class Undoer:
             )
         )
 
-    async def _insist(self, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    async def _keep_trying(self, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Do work on the database; repeat it while the database is in trouble."""
         failed, since = 0, time.monotonic()
         while True:

@@ -48,7 +48,7 @@ async def forget(
     plan: PrunePlan,
     *,
     tell: Callable[[int], object] = lambda _: None,
-    patient: bool = False,
+    waits: bool = False,
     batch: int = BATCH,
 ) -> Forgotten:
     """Forget the IDs of a plan.
@@ -58,7 +58,7 @@ async def forget(
         pruning: The statements.
         plan: The IDs that may go.
         tell: Called after each transaction with the number of IDs.
-        patient: Whether to wait for another process that prunes, instead of leaving the work to it.
+        waits: Whether to wait for another process that prunes, instead of leaving the work to it.
         batch: Rows in one transaction.
     """
     if not await run(partial(pruning.any, plan=plan)):
@@ -72,7 +72,7 @@ async def forget(
         except OutdatedPlan:
             return Forgotten(count, complete=False)
         if found is None:
-            if not patient:
+            if not waits:
                 return Forgotten(count, complete=False)
             await asyncio.sleep(_AGAIN)
             continue

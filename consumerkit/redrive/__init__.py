@@ -11,7 +11,7 @@ parked message. Nothing here needs a worker or a broker; `consumerkit dead-lette
 
 from consumerkit.dead_letters.formats import Convention
 from consumerkit.redrive.api import discard, export, redrive, resolve
-from consumerkit.redrive.decision import MAX_REDRIVES, Fate
+from consumerkit.redrive.decision import MAX_REDRIVES, RedriveResult
 from consumerkit.redrive.importing.api import ImportReport, import_letters
 from consumerkit.redrive.report import Letter, Progress, Report
 from consumerkit.storage.dead_letters.letters import State
@@ -31,7 +31,7 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
     "Report",
     "ImportReport",
     "Letter",
-    "Fate",
+    "RedriveResult",
     "Progress",
     "MAX_REDRIVES",
 ]

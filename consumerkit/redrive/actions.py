@@ -15,7 +15,7 @@ from consumerkit.handlers.message_id import WHOLE_VALUE
 from consumerkit.message import Message
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.redrive.batch import LetterResult, LockedLetters
-from consumerkit.redrive.decision import Fate, Identified, fate, identified
+from consumerkit.redrive.decision import Identified, RedriveResult, decide, identified
 from consumerkit.redrive.plan import PartitionLetters
 from consumerkit.storage.dead_letters import history
 from consumerkit.storage.dead_letters.letters import State, known
@@ -77,7 +77,7 @@ class Redrive:
         for letter in sorted(letters, key=lambda one: one.offset):
             identity = identified(letter, new_id=self.new_id)
             held = None if identity.digest is None else kept.get(identity.digest)
-            verdict = fate(
+            result = decide(
                 letter,
                 identity,
                 held,
@@ -86,8 +86,8 @@ class Redrive:
                 new_id=self.new_id,
                 max_redrives=self.max_redrives,
             )
-            told.append(LetterResult(letter, verdict))
-            if verdict is Fate.REDRIVEN:
+            told.append(LetterResult(letter, result))
+            if result is RedriveResult.REDRIVEN:
                 going[letter.id] = _completed(scene.lot.tables, letter, identity, held)
                 taken |= {identity.digest} if identity.digest is not None else set()
         if not scene.dry:
@@ -111,7 +111,7 @@ class Redrive:
         kept: Mapping[bytes, Kept],
         by: str,
     ) -> None:
-        moved = [one.letter for one in told if one.fate is Fate.REDRIVEN]
+        moved = [one.letter for one in told if one.result is RedriveResult.REDRIVEN]
         undos = [letter for letter in moved if letter.reason == Reason.UNDO_FAILED]
         undo_rows(scene.lot).again(scene.connection, [letter.id for letter in undos])
         for letter in undos:
@@ -128,7 +128,7 @@ class Redrive:
         )
         for letter in moved:
             _write(scene, letter, State.REDRIVEN, "redriven", by, self.note, redrives=letter.redrives + 1)
-        succeeded = [one.letter for one in told if one.fate is Fate.SUCCEEDED]
+        succeeded = [one.letter for one in told if one.result is RedriveResult.SUCCEEDED]
         for letter in succeeded:
             _write(scene, letter, State.RESOLVED, "resolved", by, "its message ID was processed since")
         _release(scene, succeeded)
@@ -159,7 +159,7 @@ class Close:
 
     def carry_out(self, scene: LockedLetters, numbers: Sequence[int], by: str) -> list[LetterResult]:
         """See `Action.carry_out`."""
-        done = Fate.RESOLVED if self.state is State.RESOLVED else Fate.DISCARDED
+        done = RedriveResult.RESOLVED if self.state is State.RESOLVED else RedriveResult.DISCARDED
         if not scene.dry and self.state is State.RESOLVED:
             self._settle(scene, numbers)
         letters = locked(scene.connection, scene.lot.tables, numbers, dry=scene.dry)
@@ -212,7 +212,7 @@ def _standing(scene: LockedLetters, letters: Sequence[Any]) -> tuple[dict[Origin
 def _beside(scene: LockedLetters, told: LetterResult, others: Collection[int]) -> LetterResult:
     """Give a letter an origin of its own if another message is parked at its place."""
     letter = told.letter
-    if told.fate is not Fate.REDRIVEN or letter.id not in others:
+    if told.result is not RedriveResult.REDRIVEN or letter.id not in others:
         return told
     table = scene.lot.tables.dead_letters
     topic_id = f"{home(letter.topic_id)}{MARK}{letter.id}"
@@ -222,7 +222,7 @@ def _beside(scene: LockedLetters, told: LetterResult, others: Collection[int]) -
         letter.id, letter.topic, letter.partition, letter.offset,
     )  # fmt: skip
     found = scene.connection.execute(select(table).where(table.c.id == letter.id)).one()
-    return LetterResult(found, told.fate)
+    return LetterResult(found, told.result)
 
 
 def _locked_ledger(scene: LockedLetters, digests: Sequence[bytes]) -> dict[bytes, Kept]:

@@ -67,7 +67,7 @@ async def redrive(
         >>> async def after_the_outage(database: str) -> None:
         ...     report = await redrive(database, Selection(handler="credit-account"), note="provider is back", rate=50)
         ...     for letter in report.left:
-        ...         print(letter.id, letter.fate, letter.fate.way_out)
+        ...         print(letter.id, letter.result, letter.result.way_out)
     """
     _check_number("rate", rate)
     _check_number("max_redrives", max_redrives)

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 
-from consumerkit.redrive.decision import Fate
+from consumerkit.redrive.decision import RedriveResult
 from consumerkit.redrive.plan import PartitionLetters
 from consumerkit.storage import audit, fence
 from consumerkit.storage.dead_letters.letters import State
@@ -29,7 +29,7 @@ class LetterResult(NamedTuple):
     """The result of one letter."""
 
     letter: Any
-    fate: Fate
+    result: RedriveResult
 
 
 class LockedLetters(NamedTuple):
@@ -144,7 +144,7 @@ class LetterBatches:
         return [row for number, (row, size) in enumerate(zip(rows, sizes, strict=True)) if not number or size <= BYTES]
 
     def _record(self, connection: Connection, log: PartitionLetters, told: Sequence[LetterResult]) -> None:
-        letters = [one.letter.id for one in told if one.fate.is_done]
+        letters = [one.letter.id for one in told if one.result.is_done]
         if self.dry or not letters:
             return
         details = {"run": self.run, "partition": str(log.name), "letters": letters, **self.action.details()}

@@ -16,7 +16,7 @@ from consumerkit.storage.parking.parked import Kind
 MAX_REDRIVES: Final = 10
 
 
-class Fate(StrEnum):
+class RedriveResult(StrEnum):
     """The result of an action on a dead letter; in a dry run, the result that it would have."""
 
     REDRIVEN = "redriven"
@@ -42,15 +42,17 @@ class Fate(StrEnum):
         return _WAYS_OUT.get(self, "")
 
 
-_DONE = frozenset({Fate.REDRIVEN, Fate.SUCCEEDED, Fate.RESOLVED, Fate.DISCARDED})
+_DONE = frozenset({RedriveResult.REDRIVEN, RedriveResult.SUCCEEDED, RedriveResult.RESOLVED, RedriveResult.DISCARDED})
 _WAYS_OUT = {
-    Fate.UNDER_WAY: "it, or another message with its ID, is parked: wait for the outcome",
-    Fate.CONFLICT: "its message ID belongs to another payload: redrive it with --new-id, or resolve it",
-    Fate.OVERSIZED: "its value was not kept: ask its producer to send it again within size_limit, then resolve it",
-    Fate.ERASED: "its payload was erased: resolve or discard it",
-    Fate.TOO_OFTEN: "repair the cause, then raise --max-redrives; or resolve or discard it",
-    Fate.NOT_DEAD: "it was redriven, resolved or discarded before",
-    Fate.UNKNOWN: "no dead letter has this ID",
+    RedriveResult.UNDER_WAY: "it, or another message with its ID, is parked: wait for the outcome",
+    RedriveResult.CONFLICT: "its message ID belongs to another payload: redrive it with --new-id, or resolve it",
+    RedriveResult.OVERSIZED: (
+        "its value was not kept: ask its producer to send it again within size_limit, then resolve it"
+    ),
+    RedriveResult.ERASED: "its payload was erased: resolve or discard it",
+    RedriveResult.TOO_OFTEN: "repair the cause, then raise --max-redrives; or resolve or discard it",
+    RedriveResult.NOT_DEAD: "it was redriven, resolved or discarded before",
+    RedriveResult.UNKNOWN: "no dead letter has this ID",
 }
 
 
@@ -86,7 +88,7 @@ def identified(letter: Any, *, new_id: bool) -> Identified:
     return Identified(digest, message_id, fingerprint, letter.fingerprint_version)
 
 
-def fate(
+def decide(
     letter: Any,
     identity: Identified,
     kept: Kept | None,
@@ -95,7 +97,7 @@ def fate(
     *,
     new_id: bool,
     max_redrives: int,
-) -> Fate:
+) -> RedriveResult:
     """Decide on one letter.
 
     Args:
@@ -115,12 +117,12 @@ def fate(
     waits = outcome is Outcome.PARKED or identity.digest in taken or standing in (Kind.MESSAGE, Kind.RELEASED)
     # In this order: the most informative result comes first.
     answers = (
-        (Fate.CONFLICT, other or (letter.reason == Reason.CONFLICT and not new_id)),
+        (RedriveResult.CONFLICT, other or (letter.reason == Reason.CONFLICT and not new_id)),
         # The first message of a failed duplicate was processed, even if the ledger has forgotten that.
-        (Fate.SUCCEEDED, outcome is Outcome.PROCESSED or letter.reason == Reason.FAILED_DUPLICATE),
-        (Fate.ERASED, letter.erased_at is not None),
-        (Fate.OVERSIZED, letter.reason == Reason.OVERSIZED),
-        (Fate.UNDER_WAY, waits),
-        (Fate.TOO_OFTEN, letter.redrives >= max_redrives),
+        (RedriveResult.SUCCEEDED, outcome is Outcome.PROCESSED or letter.reason == Reason.FAILED_DUPLICATE),
+        (RedriveResult.ERASED, letter.erased_at is not None),
+        (RedriveResult.OVERSIZED, letter.reason == Reason.OVERSIZED),
+        (RedriveResult.UNDER_WAY, waits),
+        (RedriveResult.TOO_OFTEN, letter.redrives >= max_redrives),
     )
-    return next((found for found, holds in answers if holds), Fate.REDRIVEN)
+    return next((found for found, holds in answers if holds), RedriveResult.REDRIVEN)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from consumerkit.errors import StartError
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
-from consumerkit.redrive.decision import Fate
+from consumerkit.redrive.decision import RedriveResult
 from consumerkit.storage import consumers
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.dead_letters.selection import Selection
@@ -62,7 +62,7 @@ class RedrivePlan:
 
     logs: tuple[PartitionLetters, ...]
     ceiling: int
-    left: dict[int, Fate]
+    left: dict[int, RedriveResult]
 
     @property
     def letters(self) -> int:
@@ -114,13 +114,13 @@ def _log(row: Any, own: dict[Place, list[int]] | None) -> PartitionLetters:
     return PartitionLetters(row.consumer, row.name, ordering, name, row.topic_id, row.letters, ids)
 
 
-def _left(session: Session, tables: Tables, selection: Selection) -> dict[int, Fate]:
+def _left(session: Session, tables: Tables, selection: Selection) -> dict[int, RedriveResult]:
     if selection.ids is None:
         return {}
     c = tables.dead_letters.c
     states = {row.id: row.state for row in session.execute(select(c.id, c.state).where(c.id.in_(selection.ids)))}
-    left = {number: Fate.NOT_DEAD for number, state in states.items() if state != State.DEAD}
-    return left | {number: Fate.UNKNOWN for number in selection.ids if number not in states}
+    left = {number: RedriveResult.NOT_DEAD for number, state in states.items() if state != State.DEAD}
+    return left | {number: RedriveResult.UNKNOWN for number in selection.ids if number not in states}
 
 
 def check(session: Session, tables: Tables, selection: Selection) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from consumerkit.message import TopicPartition
-from consumerkit.redrive.decision import Fate
+from consumerkit.redrive.decision import RedriveResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Letter:
         offset: The offset of its message; None as for `partition`.
         message_id: The message ID, for people.
         reason: Why it was dead.
-        fate: The result; in a dry run, the result that it would have.
+        result: The result; in a dry run, the result that it would have.
     """
 
     id: int
@@ -30,7 +30,7 @@ class Letter:
     offset: int | None = None
     message_id: str = ""
     reason: str = ""
-    fate: Fate
+    result: RedriveResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,25 +46,25 @@ class Report:
     letters: tuple[Letter, ...] = ()
     dry_run: bool = False
     busy: tuple[TopicPartition, ...] = ()
-    counts: Mapping[Fate, int] = field(init=False)
+    counts: Mapping[RedriveResult, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "counts", dict(Counter(letter.fate for letter in self.letters)))
+        object.__setattr__(self, "counts", dict(Counter(letter.result for letter in self.letters)))
 
     @property
     def done(self) -> int:
         """How many letters are no longer among the dead ones."""
-        return sum(count for fate, count in self.counts.items() if fate.is_done)
+        return sum(count for result, count in self.counts.items() if result.is_done)
 
     @property
     def redriven(self) -> int:
         """How many were parked again."""
-        return self.counts.get(Fate.REDRIVEN, 0)
+        return self.counts.get(RedriveResult.REDRIVEN, 0)
 
     @property
     def left(self) -> tuple[Letter, ...]:
-        """The letters that were left unchanged; `fate.way_out` tells the remedy for each."""
-        return tuple(letter for letter in self.letters if not letter.fate.is_done)
+        """The letters that were left unchanged; `result.way_out` tells the remedy for each."""
+        return tuple(letter for letter in self.letters if not letter.result.is_done)
 
 
 @dataclass(frozen=True, slots=True)

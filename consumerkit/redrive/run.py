@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.redrive.actions import LettersMoved
 from consumerkit.redrive.batch import LETTERS, Action, Busy, Done, LetterBatches, LetterResult
-from consumerkit.redrive.decision import Fate
+from consumerkit.redrive.decision import RedriveResult
 from consumerkit.redrive.plan import PartitionLetters, planned
 from consumerkit.redrive.report import Letter, Progress, Report
 from consumerkit.storage.dead_letters.selection import Selection
@@ -66,7 +66,7 @@ class Run:
         for log in plan.logs:
             self.action.check(log)
         batches = LetterBatches(self.tables, selection, plan.ceiling, self.action, self.by, uuid4().hex[:12], self.dry)
-        letters = [Letter(id=number, fate=fate) for number, fate in plan.left.items()]
+        letters = [Letter(id=number, result=result) for number, result in plan.left.items()]
         pace, total = RedrivePace(self.rate), plan.letters
         busy = [log.name for log in plan.logs if not await self._log(batches, log, total, pace, letters)]
         return Report(letters=tuple(letters), dry_run=self.dry, busy=tuple(busy))
@@ -78,7 +78,7 @@ class Run:
         after, limit = -1, pace.batch
         while True:
             try:
-                done = await self._insisted(batches, log, after, limit)
+                done = await self._keep_trying(batches, log, after, limit)
             except Busy:
                 return False
             letters += [_letter(log, told) for told in done.told]
@@ -87,9 +87,9 @@ class Run:
             if done.after is None:
                 return True
             after = done.after
-            await pace.kept(0 if self.dry else sum(told.fate is Fate.REDRIVEN for told in done.told))
+            await pace.kept(0 if self.dry else sum(told.result is RedriveResult.REDRIVEN for told in done.told))
 
-    async def _insisted(self, batches: LetterBatches, log: PartitionLetters, after: int, limit: int) -> Done:
+    async def _keep_trying(self, batches: LetterBatches, log: PartitionLetters, after: int, limit: int) -> Done:
         """Handle one batch; repeat that if another transaction was in the way."""
         for attempt in range(TRIES):
             try:
@@ -130,5 +130,5 @@ def _letter(log: PartitionLetters, told: LetterResult) -> Letter:
         offset=row.offset,
         message_id=row.message_id or "",
         reason=row.reason,
-        fate=told.fate,
+        result=told.result,
     )

@@ -33,7 +33,7 @@ from consumerkit.transports.base import Producer, SendFailure
 
 PAGES: Final = 20
 POLL_INTERVAL: Final = 1.0
-PATIENCE: Final = 0.25
+ROUND_TIMEOUT: Final = 0.25
 """Seconds after which a round goes on without a topic that has not answered."""
 
 UNANSWERED_BYTES: Final = 64 * 1024 * 1024
@@ -42,7 +42,7 @@ UNANSWERED_BYTES: Final = 64 * 1024 * 1024
 MOST_QUEUES: Final = 200
 """The most waiting queues that the read of a page leaves out; the others are read and passed over."""
 
-STOP_PATIENCE: Final = 3.0
+STOP_TIMEOUT: Final = 3.0
 REVIEW_INTERVAL: Final = 0.5
 """Seconds for which the database is not asked again whether held messages still wait."""
 
@@ -158,7 +158,7 @@ class Relay:
             if self._shipments and not went:
                 await self._sleep(POLL_INTERVAL, *self._tasks())
         if self._shipments:
-            await asyncio.wait(self._tasks(), timeout=STOP_PATIENCE)
+            await asyncio.wait(self._tasks(), timeout=STOP_TIMEOUT)
             sent += self._harvest()
         await self._rows.remove()
         return sent
@@ -240,7 +240,7 @@ class Relay:
                 self._out.add(topic)
             self._shipments[topic] = Shipment(self._producer, part, self._rows.keeps, turn.is_ours, self._traces)
         if by_topic:
-            await asyncio.wait(self._tasks(by_topic), timeout=PATIENCE)
+            await asyncio.wait(self._tasks(by_topic), timeout=ROUND_TIMEOUT)
         went = self._harvest()
         self._out.update(self._shipments)
         while self._unanswered() > UNANSWERED_BYTES and not self._stopping.is_set():

@@ -25,10 +25,10 @@ from consumerkit.storage.dialects import RELAY_IDLE, Dialect, RelayHolder
 KEPT_ALIVE: Final = RELAY_IDLE / 4
 """Seconds between two signs of life."""
 
-PATIENCE: Final = 1.5 * RELAY_IDLE
+SILENCE_LIMIT: Final = 1.5 * RELAY_IDLE
 """Seconds without a sign of life after which the other process's turn is announced."""
 
-UNSEEN_PATIENCE: Final = 60.0
+UNSEEN_LIMIT: Final = 60.0
 """Seconds after which it is announced if signs of life are not visible."""
 
 _END: Final = 1.0
@@ -157,7 +157,7 @@ class Awaited:
         if self._since is None:
             self._since = now
         waited = now - self._since
-        if waited < PATIENCE:
+        if waited < SILENCE_LIMIT:
             return
         holder = await self._holder()
         if holder is not None and self._told in (None, holder.name) and _is_silent(holder, waited):
@@ -177,7 +177,7 @@ class Awaited:
 
 
 def _is_silent(holder: RelayHolder, waited: float) -> bool:
-    return waited >= UNSEEN_PATIENCE if holder.silent is None else holder.silent >= PATIENCE
+    return waited >= UNSEEN_LIMIT if holder.silent is None else holder.silent >= SILENCE_LIMIT
 
 
 def _probe(dialect: Dialect, session: Session) -> None:

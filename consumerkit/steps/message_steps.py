@@ -73,7 +73,7 @@ class MessageSteps:
         self._memo = dict(memo)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._running: dict[str, tuple[DeclaredStep, asyncio.Timeout | None]] = {}
-        self._patience: asyncio.Timeout | None = None
+        self._timeout: asyncio.Timeout | None = None
         self._at_work = 0
         self._over: asyncio.Future[None] | None = None
         self._in_slots: set[str] = set()
@@ -265,8 +265,8 @@ class MessageSteps:
     async def _enter(self, call: _Call) -> None:
         """Wait until no other run of this step is under way, then for a slot among the handler's calls."""
         self._at_work += 1
-        if self._patience is not None:
-            self._patience.reschedule(None)
+        if self._timeout is not None:
+            self._timeout.reschedule(None)
         try:
             await self._locks[call.name].acquire()
             try:
@@ -294,8 +294,8 @@ class MessageSteps:
         self._at_work -= 1
         if not self._at_work and self._over is not None and not self._over.done():
             self._over.set_result(None)
-        if self._patience is not None and not self._at_work and not self._patience.expired():
-            self._patience.reschedule(asyncio.get_running_loop().time() + self._lane.limit)
+        if self._timeout is not None and not self._at_work and not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time() + self._lane.limit)
 
     def _remembered(self, call: _Call) -> FoundStep | None:
         found = self._memo.get(call.name)
@@ -411,11 +411,11 @@ class MessageSteps:
     @contextmanager
     def bounded(self, limit: asyncio.Timeout) -> Iterator[None]:
         """Let a time limit count only while no step is under way."""
-        self._patience = limit
+        self._timeout = limit
         try:
             yield
         finally:
-            self._patience = None
+            self._timeout = None
 
     def _tell_wait(self, call: _Call, found: FoundStep, *, undoing: bool = False) -> None:
         self._lane.announce(

@@ -53,7 +53,7 @@ class Taken(NamedTuple):
     new: bool = False
 
 
-def take(
+def acquire(
     connection: Connection,
     store: Store,
     partition: TopicPartition,
@@ -173,7 +173,7 @@ def _found(before: Row[Any] | None, own: bytes | None) -> Taken:
     return Taken(owner, deaths, suspects, standing(before), ours=ours)
 
 
-def give_back(connection: Connection, store: Store, owners: Owners) -> None:
+def release(connection: Connection, store: Store, owners: Owners) -> None:
     """Record that partitions were given back with nothing running; skips those that are no longer ours."""
     table = store.tables.partition_progress
     mine = (*anywhere(store), table.c.owner == bindparam("by_owner"))

@@ -13,7 +13,7 @@ from consumerkit.supervisor.lifeline import GroupMember, Lifeline
 from consumerkit.worker import Worker
 
 _TELL_EVERY: Final = 0.1
-_PATIENCE: Final = 60.0
+_TRY_FOR: Final = 60.0
 _PAUSE: Final = 1.0
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Peers:
             asyncio.run(self._leave_one(group, [member.id for member in members if member.group == group]))
 
     async def _leave_one(self, group: str, ids: list[str]) -> None:
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + _TRY_FOR
         while True:
             try:
                 await self._worker.transport.leave(group, ids)

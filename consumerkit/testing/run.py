@@ -22,7 +22,7 @@ from consumerkit.worker import Worker
 _LOOK: Final = 0.005
 _NOT_REACHED: Final = 1.0  # seconds after the last message in which a worker may still come to where it is killed
 _GRACE: Final = 5.0
-_PATIENCE: Final = 0.3  # seconds after which a step of a worker that was given up counts as past its deadline
+_PAST_DEADLINE: Final = 0.3  # seconds after which a step of a worker that was given up counts as past its deadline
 _NEVER: Final = 86_400.0
 
 
@@ -163,7 +163,7 @@ class CaseRun:
 
     def _is_finished_in_time(self) -> bool:
         """Tell whether everything is finished, and let the deadlines pass of steps that the other worker has begun."""
-        if time.monotonic() > self._passed_time + _PATIENCE:
+        if time.monotonic() > self._passed_time + _PAST_DEADLINE:
             self._file.pass_time()
             self._passed_time = time.monotonic()
         return self._is_finished()

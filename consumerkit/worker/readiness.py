@@ -12,13 +12,13 @@ from consumerkit import events
 from consumerkit.events import Event
 from consumerkit.message import TopicPartition
 
-DOUBT_PATIENCE: Final = 60.0
+DOUBT_SHOWN_AFTER: Final = 60.0
 """Seconds for which a partition may be in doubt before readiness shows it: usually it is taken over again at once."""
 
 SUSPECTED: Final = 60.0
 """Seconds for which a message may wait without a counted attempt before readiness shows it, and beyond its wait."""
 
-PARTITIONS_PATIENCE: Final = 5.0
+NO_PARTITION_SHOWN_AFTER: Final = 5.0
 """Seconds without a partition after which a handler that had some is reported: a rebalance causes short pauses."""
 
 TROUBLE_OUTLIVES: Final = 60.0
@@ -137,14 +137,14 @@ class States:
         return what in _OF_HANDLER and partition == [None] and self._owned.get(str(handler)) == set()
 
     def _begin(
-        self, place: _Place, event: Event, what: str, *, patience: float = 0.0, lasting: float | None = None
+        self, place: _Place, event: Event, what: str, *, shown_after: float = 0.0, lasting: float | None = None
     ) -> None:
         now = self._clock()
         old = self._states.get(place)
         goes_on = old is not None and (old.until is None or now < old.until)
         since = old.since if old is not None and goes_on else now
         until = None if lasting is None else now + lasting
-        self._states[place] = _State(event.handler, what, since, since + patience, until)
+        self._states[place] = _State(event.handler, what, since, since + shown_after, until)
 
     def _end(self, *place: object) -> None:
         self._states.pop(place, None)
@@ -154,12 +154,12 @@ class States:
         for handler in event.handlers:
             self._without_partitions(replace(event, handler=handler))
 
-    def _without_partitions(self, event: Event, patience: float = 0.0) -> None:
+    def _without_partitions(self, event: Event, shown_after: float = 0.0) -> None:
         what = (
             "its group has assigned it no partitions yet; this ends by itself when the group assigns them, or the "
             "broker misses a dead member"
         )
-        self._begin(("partitions", event.handler), event, what, patience=patience)
+        self._begin(("partitions", event.handler), event, what, shown_after=shown_after)
 
     def _stopped(self, event: events.WorkerStopped) -> None:
         self._states.clear()
@@ -188,7 +188,7 @@ class States:
             f"list` shows it, and `consumerkit parked retry-now` tries it at once: {event.error}"
         )
         place = ("suspected", event.handler, event.partition)
-        self._begin(place, event, what, patience=SUSPECTED, lasting=event.wait + SUSPECTED)
+        self._begin(place, event, what, shown_after=SUSPECTED, lasting=event.wait + SUSPECTED)
 
     def _brake(self, event: events.BrakeOn) -> None:
         if event.partition is not None:
@@ -216,7 +216,7 @@ class States:
             f"{event.partition} may belong to another worker; look for a worker that hangs while it holds the "
             f"partition, or a database that does not answer: {event.error}"
         )
-        self._begin(("doubt", event.handler, event.partition), event, what, patience=DOUBT_PATIENCE)
+        self._begin(("doubt", event.handler, event.partition), event, what, shown_after=DOUBT_SHOWN_AFTER)
 
     def _fence_awaited(self, event: events.FenceAwaited) -> None:
         what = (
@@ -241,7 +241,7 @@ class States:
         owned = self._owned.setdefault(event.handler, set())
         owned.difference_update(event.partitions)
         if not owned:
-            self._without_partitions(event, PARTITIONS_PATIENCE)
+            self._without_partitions(event, NO_PARTITION_SHOWN_AFTER)
         for partition in event.partitions:
             for what in _OF_PARTITION:
                 self._end(what, event.handler, partition)

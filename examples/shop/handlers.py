@@ -27,7 +27,7 @@ from examples.shop.services import Charge, MailService, PaymentProvider
 from examples.shop.tables import Item, Order, Placed, Points
 
 # A provider that is down for long: it is asked for a day before an order is given up.
-PATIENT = Retry(deadline=86_400, wait=exponential(0.2, max=10), on=(httpx.HTTPError, smtplib.SMTPException, OSError))
+FOR_A_DAY = Retry(deadline=86_400, wait=exponential(0.2, max=10), on=(httpx.HTTPError, smtplib.SMTPException, OSError))
 
 
 class ReserveStock(Handler[Placed]):
@@ -52,13 +52,13 @@ class ReserveStock(Handler[Placed]):
 
 
 class TakePayment(Handler[Placed]):
-    """Charges the customer, and gives the money back where the order was cancelled in the meantime."""
+    """Charges the customer, and gives the money back where the order was cancelled before that."""
 
     name = "shop-payment"
     topic = "shop.reserved"
     publishes = ("shop.paid",)
     message_id = header("message-id")
-    retry = PATIENT
+    retry = FOR_A_DAY
 
     def __init__(self, provider: PaymentProvider) -> None:
         self.provider = provider
@@ -72,7 +72,7 @@ class TakePayment(Handler[Placed]):
         found = await self.provider.find(key)
         return None if found is None else AlreadyDone(found)
 
-    @charge.undo(retry=PATIENT)
+    @charge.undo(retry=FOR_A_DAY)
     async def refund(self, key: IdempotencyKey, done: Charge, order: Placed) -> None:
         await self.provider.refund(key, done)
 
@@ -92,7 +92,7 @@ class SendMail(Handler[Placed]):
     name = "shop-mail"
     topic = "shop.paid"
     message_id = header("message-id")
-    retry = PATIENT
+    retry = FOR_A_DAY
 
     def __init__(self, mails: MailService) -> None:
         self.mails = mails

@@ -1,7 +1,7 @@
 """The other side: a payment provider and a mail server that fail in every way that is known of such services.
 
-What they do is written to files that only grow, before they answer, and without a unique key: whoever charges twice is
-found out. They are written by hand on bare sockets, since no library answers twice.
+What they do is written to files that only grow, before they answer, and without a unique key: a double charge shows.
+They are written by hand on bare sockets, since no library answers twice.
 """
 
 import asyncio

@@ -7,7 +7,7 @@ from email.message import EmailMessage
 import httpx
 from pydantic import BaseModel
 
-PATIENCE = 2.0  # seconds after which the shop hangs up, whatever the other side does then
+TIMEOUT = 2.0  # seconds after which the shop hangs up, whatever the other side does then
 
 
 class Charge(BaseModel):
@@ -57,11 +57,11 @@ class MailService:
         mail["Message-ID"] = f"<{key}@shop.example>"
         mail["From"], mail["To"], mail["Subject"] = "shop@shop.example", f"{to}@customers.example", "Your order"
         mail.set_content(text)
-        with smtplib.SMTP(self.host, self.port, timeout=PATIENCE) as server:
+        with smtplib.SMTP(self.host, self.port, timeout=TIMEOUT) as server:
             server.send_message(mail)
         return str(mail["Message-ID"])
 
     def find(self, key: str) -> str | None:
         """Return the ID of a mail that was taken under a key."""
-        answer = httpx.get(f"{self.log}/mails/{key}", timeout=PATIENCE)
+        answer = httpx.get(f"{self.log}/mails/{key}", timeout=TIMEOUT)
         return None if answer.status_code == 404 else str(answer.raise_for_status().json()["id"])

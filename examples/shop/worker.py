@@ -10,14 +10,14 @@ from consumerkit import Kafka, Worker
 from consumerkit.settings import Settings
 from consumerkit.transports.base import Transport
 from examples.shop.handlers import GivePoints, ReserveStock, SendMail, TakePayment
-from examples.shop.services import PATIENCE, MailService, PaymentProvider
+from examples.shop.services import TIMEOUT, MailService, PaymentProvider
 
 
 @asynccontextmanager
 async def opened(kafka: Kafka | Transport, outside: str, smtp: int, settings: Settings) -> AsyncGenerator[Worker]:
     """Give the worker of the shop's four handlers, and close what they hold at the end."""
     mails = MailService("127.0.0.1", smtp, outside)
-    async with httpx.AsyncClient(timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
         handlers = [ReserveStock(), TakePayment(PaymentProvider(outside, client)), SendMail(mails), GivePoints()]
         yield Worker(kafka=kafka, handlers=handlers, settings=settings)
 

@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 def sql(*statements: str, **parameters: Any) -> Provoke:
-    """Statements in one transaction, the last of which fails."""
+    """Statements in one transaction; the last one fails."""
 
     def provoke(scene: Scene) -> None:
         *before, last = statements

@@ -11,10 +11,10 @@ from consumerkit.errors import PartitionUnusable
 from consumerkit.message import Message, TopicPartition
 from consumerkit.transports.base import Consumer, Position
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 
 
-async def until(condition: Callable[[], object], what: str, within: float = PATIENCE) -> None:
+async def until(condition: Callable[[], object], what: str, within: float = TIMEOUT) -> None:
     """Wait for a condition; fail with `what` was awaited."""
     end = time.monotonic() + within
     while not condition():
@@ -171,7 +171,7 @@ class Member:
         """Wait until exactly this many partitions are assigned."""
         await until(lambda: len(self.listener.held) == number, f"{number} partitions, not {self.listener.held}")
 
-    async def reads(self, number: int, within: float = PATIENCE) -> list[Message]:
+    async def reads(self, number: int, within: float = TIMEOUT) -> list[Message]:
         """Wait until at least this many messages were seen, and return all."""
         await until(lambda: len(self.seen) >= number, f"{number} messages, not {len(self.seen)}", within)
         return self.seen

@@ -78,7 +78,7 @@ class TestAiokafka(KafkaContract):
         await control.append(topic, numbered(5), 0)
         await control.append(topic, numbered(3000), 1)
         async with Member(control.transport.consumer(control.subscription(group, topic))) as member:
-            await until(lambda: member.listener.failures, "the listener is told of the failure")
+            await until(lambda: member.listener.failures, "the listener gets the failure")
             await member.reads(3005)
             await control.append(topic, numbered(5), 1)
             await member.reads(3010)

@@ -92,7 +92,7 @@ class TestConfluent(KafkaContract):
         await control.delete_before(topic, 0, 8)
         monkeypatch.setattr(thread, "Consumer", Slow)
         async with Member(control.transport.consumer(control.subscription(group, topic)), finishes=False) as successor:
-            await until(lambda: successor.listener.failures, "the listener is told of the failure")
+            await until(lambda: successor.listener.failures, "the listener gets the failure")
             assert set(successor.listener.failures) == {TopicPartition(topic, 0)}
             assert offsets(await successor.reads(6), 1) == list(range(4, 10))
 
@@ -148,7 +148,7 @@ class TestConfluent(KafkaContract):
             assert offsets((await member.reads(17))[10:], 0) == list(range(3, 10))
             assert member.listener.failures == {}
             member.goes_to(at, 500)
-            await until(lambda: at in member.listener.failures, "the listener is told of a failure that is one")
+            await until(lambda: at in member.listener.failures, "the listener gets a failure that is one")
 
     async def test_a_partition_that_fails_while_it_is_held_is_read_again_after_release_and_seek(
         self, control: BrokerControl, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
@@ -170,7 +170,7 @@ class TestConfluent(KafkaContract):
             await member.consumer.release([at])
             await asyncio.sleep(1.5)  # the client finds that its position is gone, and is asked for nothing yet
             await member.consumer.hold([at])
-            await until(lambda: at in member.listener.failures, "the listener is told of the failure")
+            await until(lambda: at in member.listener.failures, "the listener gets the failure")
             await member.consumer.release([at])
             member.goes_to(at, 15)
             assert offsets((await member.reads(15))[10:], 0) == list(range(15, 20))
@@ -217,7 +217,7 @@ class TestConfluent(KafkaContract):
         await control.append(topic, [*numbered(5), b"broken", *numbered(5)], 0)
         await control.append(topic, numbered(10), 1)
         async with Member(control.transport.consumer(control.subscription(group, topic))) as member:
-            await until(lambda: member.listener.failures, "the listener is told of the failure")
+            await until(lambda: member.listener.failures, "the listener gets the failure")
             await member.reads(15)
             await control.append(topic, numbered(3), 0)
             await control.append(topic, numbered(3), 1)

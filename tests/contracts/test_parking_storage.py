@@ -444,13 +444,13 @@ class Owner:
     def taking(self, *, wait: float = 0.0) -> Callable[[Session], fence.Taken | None]:
         def work(session: Session) -> fence.Taken | None:
             stand = self.stand
-            taken = fence.take(session.connection(), stand.ledger, HERE, wait=wait, own=self.token)
+            taken = fence.acquire(session.connection(), stand.ledger, HERE, wait=wait, own=self.token)
             session.commit() if taken is not None else session.rollback()
             return taken
 
         return work
 
-    def take(self, *, wait: float = 0.0) -> fence.Taken:
+    def acquire(self, *, wait: float = 0.0) -> fence.Taken:
         taken = self.client.do(self.taking(wait=wait))
         assert taken is not None
         self.token = taken.owner
@@ -464,8 +464,8 @@ class Owner:
     def write(self, what: Callable[..., None], *parts: Any) -> None:
         committed(self.client, lambda at: what(at, self.stand.ledger, *parts))
 
-    def give_back(self) -> None:
-        self.write(fence.give_back, {HERE: self.token})
+    def release(self) -> None:
+        self.write(fence.release, {HERE: self.token})
 
     def clear_crashes(self) -> None:
         self.write(fence.clear_crashes, HERE, self.token)
@@ -495,44 +495,44 @@ def two(stand: Stand, other: DatabaseClient) -> Owner:
 
 
 def test_who_takes_a_partition_owns_it_until_another_does(one: Owner, two: Owner) -> None:
-    assert one.take()[1:3] == (0, {})
+    assert one.acquire()[1:3] == (0, {})
     assert one.owned() == 1
     assert one.owned(THERE) == 1
-    two.take()
+    two.acquire()
     assert (one.owned(), two.owned()) == (0, 1)
 
 
 def test_tokens_are_never_the_same(one: Owner) -> None:
-    tokens = {one.take().owner for _ in range(5)}
+    tokens = {one.acquire().owner for _ in range(5)}
     assert len(tokens) == 5
     assert all(len(token) == fence.OWNER_BYTES for token in tokens)
 
 
 def test_owners_of_which_nothing_more_was_heard_are_counted(one: Owner, two: Owner) -> None:
-    one.take()
-    assert two.take().crashes == 1
-    assert one.take().crashes == 2
-    assert one.take().crashes == 2, "from oneself"
+    one.acquire()
+    assert two.acquire().crashes == 1
+    assert one.acquire().crashes == 2
+    assert one.acquire().crashes == 2, "from oneself"
     one.clear_crashes()
-    assert two.take().crashes == 1
-    two.give_back()
-    assert one.take().crashes == 0
+    assert two.acquire().crashes == 1
+    two.release()
+    assert one.acquire().crashes == 0
 
 
 def test_suspects_are_handed_on_until_an_owner_got_further(one: Owner, two: Owner) -> None:
-    one.take()
+    one.acquire()
     one.suspect(o7=1, o9=2)
-    assert two.take().suspect_offsets == {7: 1, 9: 2}
+    assert two.acquire().suspect_offsets == {7: 1, 9: 2}
     one.suspect(o7=3)
     one.clear_crashes()
-    one.give_back()
-    assert two.take()[1:3] == (1, {7: 1, 9: 2}), "one had lost it, and its word counts no more"
+    one.release()
+    assert two.acquire()[1:3] == (1, {7: 1, 9: 2}), "one had lost it, and its word counts no more"
     two.clear_crashes()
-    assert one.take()[1:3] == (1, {})
+    assert one.acquire()[1:3] == (1, {})
 
 
 def test_a_take_over_waits_for_the_transactions_of_the_owner_before(one: Owner, two: Owner) -> None:
-    one.take()
+    one.acquire()
     one.client.do(one.working())
     began = time.monotonic()
     if not one.stand.dialect.single_writer:
@@ -557,7 +557,7 @@ def test_partitions_are_taken_together_but_for_those_that_others_use(one: Owner,
     if not stand.dialect.single_writer:
         one.client.do(one.working())
         owners = {marked: tokens[marked]}
-        one.client.do(lambda session: fence.give_back(session.connection(), stand.ledger, owners))
+        one.client.do(lambda session: fence.release(session.connection(), stand.ledger, owners))
 
     def together(connection: Connection) -> dict[TopicPartition, fence.Taken]:
         everything = [used, marked, free, new]
@@ -594,19 +594,19 @@ def test_marks_that_are_written_together_are_each_ones_own(one: Owner, two: Owne
     assert gone == {another, lost}
     found = committed(one.client, lambda at: progress.marks(at, stand.ledger))
     assert found == {("t", "id"): {3: 15, 5: 10, 6: 10}}
-    committed(one.client, lambda at: fence.give_back(at, stand.ledger, owners))
+    committed(one.client, lambda at: fence.release(at, stand.ledger, owners))
     again = {at: committed(one.client, taking_of(stand, at)) for at in owners}
     assert [taken and taken.crashes for taken in again.values()] == [0, 2, 0]
 
 
 def taking_of(stand: Stand, partition: TopicPartition) -> Callable[[Connection], fence.Taken | None]:
-    return lambda at: fence.take(at, stand.ledger, partition, wait=0)
+    return lambda at: fence.acquire(at, stand.ledger, partition, wait=0)
 
 
 def test_a_transaction_that_begins_during_a_take_over_waits_and_finds_the_token_changed(
     venue: Venue, one: Owner, two: Owner
 ) -> None:
-    one.take()
+    one.acquire()
     one.client.do(one.working())
     taking = two.client.start(two.taking(wait=20))
     time.sleep(0.3)
@@ -622,13 +622,13 @@ def test_a_transaction_that_begins_during_a_take_over_waits_and_finds_the_token_
 
 
 def test_what_the_owner_before_parked_late_is_seen_by_the_next(one: Owner, two: Owner, lot: ParkingLot) -> None:
-    one.take()
+    one.acquire()
     one.client.do(one.working())
     one.client.do(lambda session: lot.park(session.connection(), [parked(1)]))
 
     def take_and_load(session: Session) -> dict[bytes | None, set[int]]:
         connection = session.connection()
-        fence.take(connection, two.stand.ledger, HERE, wait=20)
+        fence.acquire(connection, two.stand.ledger, HERE, wait=20)
         keys = lot.load(connection, [HERE])[HERE]
         session.commit()
         return keys

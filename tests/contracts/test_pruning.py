@@ -348,10 +348,10 @@ async def test_only_one_prunes_at_a_time(server_books: Books) -> None:
         assert first is not None
         assert first.rows == 5
         assert await books.forget(batch=5) == Forgotten(0, complete=False)
-        patient = asyncio.create_task(books.forget(batch=5, patient=True))
+        waiting = asyncio.create_task(books.forget(batch=5, waits=True))
         await asyncio.sleep(0.5)
-        assert not patient.done()
-    assert (await patient).count == 5
+        assert not waiting.done()
+    assert (await waiting).count == 5
     assert await books.left() == set()
 
 
@@ -359,7 +359,7 @@ async def test_two_pruners_at_once_forget_everything_once(server_books: Books) -
     books = server_books
     await books.position()
     await books.processed(*range(3_000))
-    done = await asyncio.gather(*(books.forget(batch=200, patient=True) for _ in range(3)))
+    done = await asyncio.gather(*(books.forget(batch=200, waits=True) for _ in range(3)))
     assert sum(one.count for one in done) == 3_000
     assert await books.left() == set()
 

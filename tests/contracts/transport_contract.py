@@ -190,7 +190,7 @@ class TransportContract(ReaderContract):
                 member.finish(next(m for m in seen if m.partition == partition and m.offset == 3))
         await control.delete_before(topic, 0, 8)
         async with Member(control.transport.consumer(control.subscription(group, topic)), finishes=False) as successor:
-            await until(lambda: successor.listener.failures, "the listener is told of the failure")
+            await until(lambda: successor.listener.failures, "the listener gets the failure")
             assert set(successor.listener.failures) == {TopicPartition(topic, 0)}
             assert TopicPartition(topic, 0) in successor.listener.held
             await successor.reads(6)

@@ -15,7 +15,7 @@ from tests.crash.workload import FAILING, Feeder, Sent, crossed, slices
 from tests.services.process import wait_until
 
 WORKERS = 2
-PATIENCE = 60.0  # seconds for steps that take a second or two on an idle machine
+TIMEOUT = 60.0  # seconds for steps that take a second or two on an idle machine
 FREEZE_SECONDS = 4.5  # longer than a session: the group goes on without the frozen member
 
 
@@ -37,7 +37,7 @@ class Plan:
         typical_group: How many messages the median message shares its transaction with; below it the run is void.
         arm_after: How often a process must have been given partitions before it is killed.
         stall_timeout: The workers' own.
-        handed_over: Whether nothing that was finished may be delivered again, since nobody is killed.
+        handed_over: Whether nothing that was finished may be delivered again, since no process is killed.
         deadline: Seconds after which nothing more is made to happen: the run is void, and ends.
     """
 
@@ -182,13 +182,13 @@ class Director:
     def _settle(self) -> None:
         """Wait for a member that may go; where none comes, a frozen one gives the others its partitions.
 
-        A plan in which nobody may lose a session has `arm_after=1`, and never comes to that.
+        A plan in which no process may lose a session has `arm_after=1`, and never comes to that.
         """
         first = self._plan.arm_after == 1
-        if not self._pool.wait_for_armed(PATIENCE if first else 5) and not first:
+        if not self._pool.wait_for_armed(TIMEOUT if first else 5) and not first:
             for member in self._pool.living()[:1]:
                 self._pool.freeze(member, FREEZE_SECONDS)
-            self._pool.wait_for_armed(PATIENCE)
+            self._pool.wait_for_armed(TIMEOUT)
 
     def _disturb(self, number: int) -> None:
         """Do what is due in this round while the slice is handled."""
@@ -212,6 +212,6 @@ class Director:
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         try:
-            wait_until(condition, within=PATIENCE, what="the round's end")
+            wait_until(condition, within=TIMEOUT, what="the round's end")
         except TimeoutError:
             return

@@ -35,7 +35,7 @@ class Retry(NamedTuple):
 
     Attributes:
         due: When it was due.
-        able: When somebody could make it: nobody is on time for a partition that nobody has.
+        able: When a process could make it: none is on time for a partition without an owner.
         made: When it was made.
     """
 

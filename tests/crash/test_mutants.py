@@ -44,7 +44,7 @@ EXPECTED = {
     "claim": (KILLED, "times too many"),
     "finalise": (SWALLOWED, "missing"),
     "sort": (CROSSED, "deadlocks"),
-    "drain": (MOVED, "nobody was killed"),
+    "drain": (MOVED, "none was killed"),
     "contiguity": (KILLED, "unfinished"),
     "publishing": (KILLED, "is not in its topic"),
 }

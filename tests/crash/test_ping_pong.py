@@ -83,6 +83,6 @@ def test_two_owners_do_not_alternate_for_ever(
     owners, doubts = settled
     changes = sum(before != after for before, after in pairwise(owners))
     assert changes >= turns, "the partition did not go to and fro"
-    # Each turn: the heir's take-over; the sleeper's return may bring it back, and each may have to take it anew once.
+    # Each turn: the heir's take-over; the sleeper's return may bring it back, and each may take it over once more.
     assert len(owners) <= 1 + 4 * turns
     assert doubts <= 2 * turns

@@ -30,7 +30,7 @@ class Killed(NamedTuple):
         kind: The handler.
         charged: How often the provider was called before the kill.
         again: How often it is called after it.
-        then: What is told of the step in doubt; nothing where its result was kept.
+        then: What is said of the step in doubt; nothing where its result was kept.
         dead: Whether the message is given up.
     """
 

@@ -141,7 +141,7 @@ def check_nothing_came_twice(verdict: Verdict, pool: Pool, log: Log) -> None:
     """Members that only join and leave hand over exactly: nothing finished is delivered again."""
     handled = pool.journal.read().outcomes.total()
     if handled != log.size:
-        verdict.problems.append(f"{log.size} records were handled {handled} times, and nobody was killed")
+        verdict.problems.append(f"{log.size} records were handled {handled} times, and none was killed")
 
 
 def _compare(verdict: Verdict, expected: Counter[tuple[str, str]], real: Counter[tuple[str, str]], what: str) -> None:

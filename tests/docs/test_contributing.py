@@ -5,12 +5,17 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 import consumerkit
 from tests.docs.markdown import ROOT, blocks
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 PACKAGE = ROOT / "consumerkit"
+RETIRED_NAMES = {"adrift", "burial", "bury", "convict", "fate", "haunted", "insist", "patience", "solitude"}
+"""Words that meant something here alone, and that no name may have, either."""
 RETIRED = (
     "anew",
     "nobody",
@@ -26,15 +31,13 @@ RETIRED = (
     "it is told",
     "died of",
     "lest",
-    "haunted",
-    "convict",
-    "solitude",
-    "bury",
-    "burial",
+    *sorted(RETIRED_NAMES),
 )
 """Words that a reader of English as a second language reads twice, and words that meant something here alone."""
 USERS_READ = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOT_FILES = 12
+PROGRAMS = ("consumerkit", "tests", "examples", "benchmarks")
+TEXTS = {".html", ".json", ".md", ".yaml", ".yml"}
 
 
 def section(heading: str) -> str:
@@ -113,6 +116,39 @@ def test_no_page_and_no_sentence_of_the_product_has_a_retired_word() -> None:
     for module in sorted(PACKAGE.rglob("*.py")):
         found += [(module.name, retired(one)) for one in sentences(module.read_text())]
     assert [one for one in found if one[1]] == []
+
+
+def names(text: str) -> Iterator[str]:
+    """The words that a program's names consist of, without their endings."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NAME:
+            for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", token.string):
+                yield re.sub("ie(d|s)$", "y", re.sub("(?<!i)(ed|s)$", "", word.lower()))
+
+
+def programs() -> list[Path]:
+    """All programs of the project, except this one, which lists the retired words."""
+    return [one for top in PROGRAMS for one in sorted((ROOT / top).rglob("*.py")) if one != Path(__file__)]
+
+
+def test_no_sentence_of_tests_examples_and_decisions_has_a_retired_word() -> None:
+    """The pages that contributors read, and the sentences of all programs."""
+    pages = [ROOT / "CHANGELOG.md", *sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+    pages += [one for top in ("examples", "deploy") for one in sorted((ROOT / top).rglob("*")) if one.suffix in TEXTS]
+    found = [(page.name, retired(page.read_text())) for page in pages]
+    for program in programs():
+        found += [(program.name, retired(one)) for one in sentences(program.read_text())]
+    assert [one for one in found if one[1]] == []
+
+
+def test_no_name_has_a_retired_word() -> None:
+    found = [(program.name, word) for program in programs() for word in RETIRED_NAMES & {*names(program.read_text())}]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", ["fate", "Fates", "_UNSEEN_PATIENCE", "was_buried", "_insisted", "wait_for_burial"])
+def test_a_retired_name_is_found_in_each_form(name: str) -> None:
+    assert RETIRED_NAMES & {*names(name)}
 
 
 def test_a_retired_word_is_found_over_the_end_of_a_line() -> None:

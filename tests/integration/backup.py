@@ -32,14 +32,14 @@ class Backup:
             connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(by)))
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [by])
             copy = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(by))
-            _insist(connection, copy)
+            _keep_trying(connection, copy)
             connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(by)))
 
     def _connection(self) -> psycopg.Connection:
         return psycopg.connect(self._postgres.dsn("postgres"), autocommit=True)
 
 
-def _insist(connection: psycopg.Connection, statement: sql.Composed) -> None:
+def _keep_trying(connection: psycopg.Connection, statement: sql.Composed) -> None:
     """Run a statement until the ended connections are gone."""
     for _ in range(50):
         try:

@@ -14,7 +14,7 @@ from consumerkit.testing import assert_idempotent_async, message
 from consumerkit.transports.base import Record
 from examples.shop.handlers import GivePoints, ReserveStock, SendMail, TakePayment
 from examples.shop.outside import NONE, Outside, lines_of
-from examples.shop.services import PATIENCE, MailService, PaymentProvider
+from examples.shop.services import TIMEOUT, MailService, PaymentProvider
 from examples.shop.tables import Base, Item, Order, Placed
 
 ORDERS = [
@@ -72,7 +72,7 @@ async def test_the_stock_passes() -> None:
 
 
 async def test_the_payment_passes_and_refunds_what_was_cancelled(services: Services) -> None:
-    async with httpx.AsyncClient(timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
         report = await assert_idempotent_async(
             TakePayment(PaymentProvider(services.provider, client)),
             BY_CUSTOMER,

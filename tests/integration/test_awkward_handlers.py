@@ -317,7 +317,7 @@ async def test_a_value_of_a_type_that_no_operator_takes_is_its_messages_fault(
 async def ask_another_database() -> None:
     engine = create_async_engine("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
     async with engine.connect():
-        raise AssertionError("nobody listens there")
+        raise AssertionError("no server listens there")
 
 
 async def ask_within_a_savepoint(session: AsyncSession) -> None:

@@ -199,7 +199,7 @@ async def test_what_cannot_run_gives_up_its_room_and_is_read_again_once(
         await run.until(lambda: payments.committed() == COUNT + 11, "and committed")
         await run.until(lambda: len(run.seen(PartitionResumed)) == len(run.seen(PartitionPaused)), "and told")
         assert not paused(run)
-        assert not handler.again, "nobody is told of what was read again"
+        assert not handler.again, "no event names what was read again"
         again = watch.fetched - (COUNT + 1)
         # In the other orders, what runs beside it may make room before anything must be dropped.
         assert again or ordering is Ordering.NONE

@@ -348,7 +348,7 @@ def test_the_installed_command_ends_as_it_says(arguments: list[str], code: int) 
 
 def test_dead_letters_are_grouped_by_error_and_place(filled: str, command: CommandLine) -> None:
     out = command("dead-letters", "groups", "--database", filled).out.splitlines()
-    assert re.split("  +", out[0]) == ["letters", "--like", "handler", "error type", "place", "oldest", "newest"]
+    assert re.split("  +", out[0]) == ["letters", "last ID", "handler", "error type", "place", "oldest", "newest"]
     assert out[1].split()[:6] == ["2", "2", "credit", "shop.Timeout", "shop/worker.py:7", "in"]
     (told,) = command("dead-letters", "groups", "--json", "--database", filled).out.splitlines()
     assert json.loads(told)["letters"] == 2
@@ -408,8 +408,8 @@ LIKE_NOTHING = "no dead letter has the ID 99; see `consumerkit dead-letters grou
     [
         (["redrive"], "no dead letter is chosen; give IDs, --handler, --reason, --like, --since or --until, or --all"),
         (
-            ["redrive", "--handler", "nobody"],
-            "no handler 'nobody' has started on this database; these have: 'credit', 'mail'",
+            ["redrive", "--handler", "unknown"],
+            "no handler 'unknown' has started on this database; these have: 'credit', 'mail'",
         ),
         (["redrive", "1", "shop:worker", "x"], "'x' is neither an ID nor the target, which is 'shop:worker'"),
         (["redrive", "--all", "--rate", "0"], "rate=0.0: give a number greater than 0"),

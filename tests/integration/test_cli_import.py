@@ -144,7 +144,7 @@ async def test_springs_and_connects_letters_are_redriven_to_a_running_worker_eac
     arguments = ("dead-letters", "redrive", target, "--handler", "credit", "--from-topic", dead)
     async with stage.run(Credit(stage.topic)) as run:
         await asyncio.to_thread(stage.send, [payment(999, account="a-5")])
-        await run.until(stage.finished(1), "the effect of the one that was processed meanwhile")
+        await run.until(stage.finished(1), "the effect of the one that was processed before")
         told = await asyncio.to_thread(command, *arguments, "--dry-run")
         assert stage.dead() == []
         done = await asyncio.to_thread(command, *arguments, "--as-topic", stage.topic)

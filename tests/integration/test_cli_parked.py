@@ -128,7 +128,7 @@ def test_one_message_is_shown_with_what_it_waits_for(url: str, command: CommandL
 
 def test_messages_are_made_due_on_the_record(url: str, engine: Engine, command: CommandLine) -> None:
     done = command("parked", "retry-now", "1", "2-5", "--by", "ann", "--database", url)
-    assert done.out == "2 messages are due now; a running worker tries them in seconds\n"
+    assert done.out == "2 messages are due now; running workers retry within seconds\n"
     rest = command("parked", "retry-now", "--all", "--database", url)
     assert rest.out == "nothing to do: no such message waits for a later time\n"
     with Session(engine) as session:

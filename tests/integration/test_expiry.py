@@ -530,6 +530,7 @@ async def test_the_command_ends_by_its_targets_terms_and_says_what(
     await publish(shelf, "a", "b")
     tried = await asyncio.to_thread(command, "db", "prune", target, "--dry-run")
     assert (tried.code, tried.err) == (0, "")
+    assert "decided: payloads to erase  undecided: payloads to erase  parked: to expire" in tried.out
     assert [line.split() for line in tried.out.splitlines() if line.startswith("credit  ")][1] == [
         "credit",
         "0",

@@ -96,7 +96,7 @@ async def test_a_parking_whose_commit_is_in_doubt_and_lands_late_lets_nothing_ov
             await run.until(lambda: proxy.kept is not None, "the COMMIT kept back")
             payments.send(2)
             payments.send(3, key=b"other", partition=1)
-            await run.until(payments.has(3), "another partition's message, meanwhile")
+            await run.until(payments.has(3), "another partition's message, at that time")
             assert proxy.landed is None
             assert len(run.seen(PartitionInDoubt)) == 1
             await run.until(lambda: proxy.landed is not None, "its arrival")

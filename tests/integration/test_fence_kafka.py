@@ -61,7 +61,7 @@ async def test_a_parking_whose_commit_is_in_doubt_and_lands_late_lets_nothing_ov
         await run.until(lambda: proxy.kept is not None, "the COMMIT kept back")
         later = [payment(2), payment(3, account="other", partition=1)]
         await asyncio.to_thread(stage.send, later)
-        await run.until(lambda: order(stage, "other") == ["p-3"], "another partition's message, meanwhile")
+        await run.until(lambda: order(stage, "other") == ["p-3"], "another partition's message, at that time")
         assert proxy.landed is None, "it landed before the others had a chance"
         assert order(stage) == []
         assert len(run.seen(PartitionInDoubt)) == 1
@@ -97,7 +97,7 @@ async def hand_over(stage: KafkaStage, transport: Client, one: Trial, other: Tri
             first.stopping.set()
             async with stage.run(other, transport=transport) as second:
                 await asyncio.to_thread(stage.send, [payment(2)])
-                await second.until(lambda: taken(second, 1), "the partition that nobody holds")
+                await second.until(lambda: taken(second, 1), "the partition without a holder")
                 assert not landed(proxy), "it landed before the next owner came"
                 assert not taken(second, 0)
                 await second.until(lambda: taken(second, 0), "the fence")

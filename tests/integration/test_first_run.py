@@ -99,17 +99,17 @@ async def _taken(run: Run, *partitions: int, topic: str = TOPIC) -> None:
 @contextmanager
 def only(monkeypatch: pytest.MonkeyPatch, *taken: int) -> Iterator[list[TopicPartition]]:
     """Let workers take only these partitions over; yields the others that they came to."""
-    take, kept = PartitionStore.take, list[TopicPartition]()
+    acquire, kept = PartitionStore.acquire, list[TopicPartition]()
 
     async def taking(self: PartitionStore, wanted: Sequence[Wanted], *args: Any, **named: Any) -> Any:
         allowed = [one for one in wanted if one.partition.name.partition in taken]
         if len(allowed) < len(wanted):
             kept.extend(one.partition.name for one in wanted if one not in allowed)
             await asyncio.sleep(0.05)
-        return await take(self, allowed, *args, **named) if allowed else {}
+        return await acquire(self, allowed, *args, **named) if allowed else {}
 
     with monkeypatch.context() as patch:
-        patch.setattr(PartitionStore, "take", taking)
+        patch.setattr(PartitionStore, "acquire", taking)
         yield kept
     assert kept, "no partition was kept back"
 

@@ -163,7 +163,7 @@ class _InBulk:
             if received.event.kind == "reject":
                 raise Reject("blamed", of=received)
         if any(received.event.kind == "fail" for received in events):
-            raise RuntimeError("nobody is blamed")
+            raise RuntimeError("no message is blamed")
 
 
 class Bulk(_InBulk, BatchHandler[Payment]):

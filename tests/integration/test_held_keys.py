@@ -3,7 +3,7 @@
 import pytest
 
 from consumerkit import Brake, DeadLetter, Ordering, Retry, fixed
-from consumerkit.redrive import Fate, Selection, discard, redrive, resolve
+from consumerkit.redrive import RedriveResult, Selection, discard, redrive, resolve
 from tests.integration.payments import DEAD, PaymentStage, PlainTrial, Trial
 from tests.services import PostgresServer
 
@@ -183,7 +183,7 @@ async def test_a_resend_that_fails_is_parked_and_then_resolves_the_letter(paymen
     async with payments.run(again) as run:
         await run.until(lambda: len(payments.parked()) == 1, "the parking")
         assert payments.outcome(1) == 2
-        assert [one.fate for one in (await redrive(payments.url, Selection())).letters] == [Fate.UNDER_WAY]
+        assert [one.result for one in (await redrive(payments.url, Selection())).letters] == [RedriveResult.UNDER_WAY]
         again.healed = True
         await run.until(lambda: states(payments) == ["resolved"], "the letter")
     assert (payments.effects(), payments.parked()) == (["1"], [])
@@ -205,7 +205,7 @@ async def test_a_resend_that_dies_has_a_letter_of_its_own_and_delivered_again_it
         assert len(handler.calls["p-1"]) == calls
         handler.healed = True
         report = await redrive(payments.url, Selection())
-        assert [one.fate for one in report.letters] == [Fate.REDRIVEN, Fate.UNDER_WAY]
+        assert [one.result for one in report.letters] == [RedriveResult.REDRIVEN, RedriveResult.UNDER_WAY]
         await run.until(lambda: states(payments) == ["resolved", "resolved"], "both letters")
     assert (payments.effects(), payments.outcome(1)) == (["1"], 1)
 
@@ -294,7 +294,7 @@ async def test_a_resend_that_dies_in_the_place_of_its_letter_holds_the_key_and_e
         assert [row["offset"] for row in payments.parked()] == [0, 1]
         handler.healed = True
         report = await redrive(payments.url, Selection())
-        assert [one.fate for one in report.letters] == [Fate.REDRIVEN, Fate.UNDER_WAY]
+        assert [one.result for one in report.letters] == [RedriveResult.REDRIVEN, RedriveResult.UNDER_WAY]
         await run.until(payments.has(1, 2), "both")
     assert (payments.effects(), states(payments), payments.parked()) == (["1", "2"], ["resolved", "resolved"], [])
 

@@ -121,7 +121,7 @@ def kept(url: str, given: Sequence[Message]) -> list[int]:
     assert sum(report.counts.values()) == len(given), "a record was lost"
     assert report.imported == len(after) - len(before)
     assert report.counts[ImportResult.REFUSED] == 0, [
-        line.why for line in report.lines if line.fate is ImportResult.REFUSED
+        line.why for line in report.lines if line.result is ImportResult.REFUSED
     ]
     told = {line.record.offset for line in report.lines}
     assert len(told) >= len(given) - report.imported
@@ -187,7 +187,7 @@ def test_one_that_cannot_be_imported_is_told_by_its_place_and_the_batch_goes_on(
     report = asyncio.run(imported(url, good))
     assert (report.counts[ImportResult.MALFORMED], report.imported) == (1, 4)
     (line,) = report.lines
-    assert (line.record, line.fate) == ((DEAD, 0, at), ImportResult.MALFORMED)
+    assert (line.record, line.result) == ((DEAD, 0, at), ImportResult.MALFORMED)
     assert line.why.startswith("header '")
     read_by_every_command(url, asyncio.run(letters(url)))
 
@@ -226,5 +226,5 @@ def test_one_that_the_database_will_not_have_is_told_and_the_batch_goes_on(url: 
     report, count = asyncio.run(work())
     assert (report.counts, count) == ({ImportResult.IMPORTED: 8, ImportResult.REFUSED: 1}, 8)
     (line,) = report.lines
-    assert (line.record, line.fate) == ((DEAD, 0, 4), ImportResult.REFUSED)
+    assert (line.record, line.result) == ((DEAD, 0, 4), ImportResult.REFUSED)
     assert "it cannot be stored: RuntimeError" in line.why

@@ -71,7 +71,7 @@ class Desk:
             self.ledger.claim(session.connection(), [Claim(digest, name, b"f" * 16, outcome)])
             self.ledger.keep_results(session.connection(), {digest: json.dumps({"cents": 7})})
 
-    def bury(self, name: str) -> None:
+    def dead_letter(self, name: str) -> None:
         self.process(name, Outcome.DEAD)
         dead = DeadMessage(
             message=Message("orders", 0, 0, b"alice", b"secret", (), 0, "T1"), digest=possible_digests(name)[0],
@@ -108,7 +108,7 @@ async def test_a_page_polls_until_the_state_is_final(desk: Desk) -> None:
     done = await desk.client.get("/status/bill/o-1")
     assert (done.json()["state"], done.json()["final"], "Retry-After" in done.headers) == ("processed", True, False)
     assert "result" not in done.json()
-    desk.bury("o-2")
+    desk.dead_letter("o-2")
     dead = await desk.client.get("/status/bill/o-2")
     assert {"state": "dead", "final": True, "reason": "rejected", "attempts": 3}.items() <= dead.json().items()
     assert "secret" not in dead.text

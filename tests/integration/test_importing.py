@@ -234,7 +234,7 @@ async def test_what_was_processed_since_is_not_dead(stage: MemoryStage) -> None:
     dead(stage, 2)
     report = await imported(stage)
     assert report.counts == {ImportResult.PROCESSED: 1, ImportResult.IMPORTED: 1}
-    assert [(line.fate, line.message_id) for line in report.lines] == [(ImportResult.PROCESSED, "1")]
+    assert [(line.result, line.message_id) for line in report.lines] == [(ImportResult.PROCESSED, "1")]
     assert not report.wants_a_look
     assert [row.message_id for row in await rows(stage)] == ["2"]
 
@@ -370,7 +370,7 @@ async def test_a_dry_run_tells_what_a_run_does_and_writes_nothing(stage: MemoryS
     assert await rows(stage) == []
     assert await count(stage, DEFAULT_TABLES.processed_messages) == before
     assert await actions(stage) == []
-    assert [line.fate for line in told.lines] == [
+    assert [line.result for line in told.lines] == [
         ImportResult.PROCESSED,
         ImportResult.IMPORTED,
         ImportResult.PRESENT,

@@ -109,7 +109,7 @@ REFUSED: dict[str, Callable[[SecureKafka], Kafka]] = {
     "a wrong password, PLAIN": password("PLAIN", encrypted=True),
     "a wrong password, SCRAM": password("SCRAM-SHA-512", encrypted=True),
     "a wrong password, PLAIN in the clear": password("PLAIN", encrypted=False),
-    "an authority nobody trusts": lambda secure: Kafka(
+    "an authority without trust": lambda secure: Kafka(
         secure.sasl_ssl, security=Sasl("PLAIN", USER, WRONG, Tls(ca_file=secure.certificates / "other-ca.pem"))
     ),
 }

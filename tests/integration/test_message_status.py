@@ -96,7 +96,7 @@ class Desk:
                 session.connection(), [ParkedMessage(**given)]
             )
 
-    def bury(self, name: str, reason: Reason, offset: int) -> None:
+    def dead_letter(self, name: str, reason: Reason, offset: int) -> None:
         dead = DeadMessage(
             message=record(offset), digest=digest(name), message_id=name, reason=reason,
             error_type="shop.Refused", error="secret", attempts=3,
@@ -191,7 +191,7 @@ async def test_parked_tells_what_waits_behind_another(desk: Desk) -> None:
 
 async def test_dead_tells_why_and_the_letter_and_what_became_of_it(desk: Desk) -> None:
     desk.claim("pay-1", Outcome.DEAD)
-    desk.bury("pay-1", Reason.REJECTED, 1)
+    desk.dead_letter("pay-1", Reason.REJECTED, 1)
     found = await desk.ask("pay-1")
     assert (found.state, found.reason, found.error_type) == (MessageState.DEAD, Reason.REJECTED, "shop.Refused")
     assert (found.attempts, found.letter, found.letter_state) == (3, 1, "dead")
@@ -217,8 +217,8 @@ async def test_dead_tells_why_and_the_letter_and_what_became_of_it(desk: Desk) -
 
 async def test_a_conflict_is_told_beside_what_became_of_the_first_payload(desk: Desk) -> None:
     desk.claim("pay-1", Outcome.PROCESSED)
-    desk.bury("pay-1", Reason.CONFLICT, 7)
-    desk.bury("pay-2", Reason.CONFLICT, 8)
+    desk.dead_letter("pay-1", Reason.CONFLICT, 7)
+    desk.dead_letter("pay-2", Reason.CONFLICT, 8)
     found = await desk.ask("pay-1")
     assert (found.state, found.conflicts, found.letter) == (MessageState.PROCESSED, (1,), None)
     forgotten = await desk.ask("pay-2")
@@ -226,7 +226,7 @@ async def test_a_conflict_is_told_beside_what_became_of_the_first_payload(desk: 
 
 
 async def test_a_dead_letter_without_a_row_in_the_ledger_is_dead(desk: Desk) -> None:
-    desk.bury("pay-1", Reason.OVERSIZED, 1)
+    desk.dead_letter("pay-1", Reason.OVERSIZED, 1)
     assert (await desk.ask("pay-1")).state is MessageState.DEAD
 
 

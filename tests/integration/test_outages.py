@@ -194,7 +194,7 @@ async def test_lanes_that_deadlock_are_no_ones_attempt(stage: KafkaStage) -> Non
     check_nothing_counted(stage, run, total)
 
 
-async def test_a_missing_table_of_the_users_pauses_the_handler_and_buries_nothing(stage: KafkaStage) -> None:
+async def test_a_missing_table_of_the_users_pauses_the_handler_and_dead_letters_nothing(stage: KafkaStage) -> None:
     class Missing(Credit):
         async def handle(self, event: Payment, context: Context) -> object:
             await context.session.execute(text("INSERT INTO nowhere VALUES (1)"))

@@ -114,7 +114,7 @@ async def test_each_attempt_begins_in_the_context_that_the_worker_had(
     async with place.run(handler()) as run:
         await run.until(lambda: place.committed() == place.ends(), "all is finished")
         await place.until_written(run, 4)
-        await run.until(lambda: any(where == "on_duplicate" for where, *_ in seen), "the duplicate was told of")
+        await run.until(lambda: any(where == "on_duplicate" for where, *_ in seen), "the duplicate was announced")
     assert {where for where, *_ in seen} == {
         "decode",
         "prefetch",

@@ -589,7 +589,7 @@ async def test_a_partition_that_goes_and_comes_while_it_is_waited_for_is_taken_a
         payments.send(1, partition=0)
         payments.send(2, partition=1)
         async with payments.run(Trial()) as run:
-            await run.until(payments.has(2), "the partition that nobody holds")
+            await run.until(payments.has(2), "the partition without a holder")
             for _ in range(8):
                 await payments.broker.expire("credit")
                 await asyncio.sleep(0.3)

@@ -264,7 +264,7 @@ async def test_a_topic_made_anew_under_a_worker_stops_until_a_person_says_so(
 ) -> None:
     """librdkafka goes on in the new log, where the old one ended: what lies before would be lost without a word.
 
-    aiokafka has the partitions dealt anew as soon as it finds the topic missing, which the other tests cover.
+    aiokafka has the partitions assigned again as soon as it finds the topic missing, which the other tests cover.
     """
     monkeypatch.setattr(topic_watch, "ASKED_EVERY", 1.0)
 
@@ -520,7 +520,7 @@ async def test_what_the_ledger_has_forgotten_is_quarantined_unless_told_to_run(
 
 
 @pytest.mark.parametrize(
-    "way, to, meanwhile, ends_at",
+    "way, to, moved_to, ends_at",
     [
         # The worker went on: a skip must not go back over what it processed.
         ("skip", 12, 15, 15),
@@ -531,7 +531,7 @@ async def test_what_the_ledger_has_forgotten_is_quarantined_unless_told_to_run(
     ],
 )
 async def test_a_mark_that_moves_while_a_command_waits_for_the_fence_is_looked_at_again(
-    place: MemoryStage, monkeypatch: pytest.MonkeyPatch, way: str, to: int, meanwhile: int, ends_at: int
+    place: MemoryStage, monkeypatch: pytest.MonkeyPatch, way: str, to: int, moved_to: int, ends_at: int
 ) -> None:
     for number in range(10):
         place.append(number)
@@ -542,17 +542,17 @@ async def test_a_mark_that_moves_while_a_command_waits_for_the_fence_is_looked_a
     moving, take_over = _place_of(place), type(_place_of(place).dialect).take_over
     waited: list[int] = []
 
-    def moved_meanwhile(dialect: Any, connection: Any, number: int, *, wait: float) -> bool:
+    def moved_before(dialect: Any, connection: Any, number: int, *, wait: float) -> bool:
         held = take_over(dialect, connection, number, wait=wait)
-        connection.execute(text("UPDATE consumerkit_partition_progress SET mark = :mark"), {"mark": meanwhile})
+        connection.execute(text("UPDATE consumerkit_partition_progress SET mark = :mark"), {"mark": moved_to})
         waited.append(number)
         return held
 
-    monkeypatch.setattr(type(moving.dialect), "take_over", moved_meanwhile)
+    monkeypatch.setattr(type(moving.dialect), "take_over", moved_before)
     move = positions.rewind if way == "rewind" else positions.skip
     [done] = await move(moving, "write", TOPIC, to, partitions=[0])
     assert len(waited) == 1
-    assert (done.before, done.after, await _mark(place)) == (meanwhile, ends_at, ends_at)
+    assert (done.before, done.after, await _mark(place)) == (moved_to, ends_at, ends_at)
     [told] = await _execute(place, "SELECT details FROM consumerkit_operator_actions ORDER BY id DESC LIMIT 1")
     assert f'"to": {ends_at}' in json.dumps(
         told.details if isinstance(told.details, dict) else json.loads(told.details)

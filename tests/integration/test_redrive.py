@@ -11,7 +11,7 @@ import pytest
 
 from consumerkit import Brake, Ordering, Retry, fixed
 from consumerkit.message import TopicPartition
-from consumerkit.redrive import Fate, Report, Selection, State, batch, discard, export, redrive, resolve
+from consumerkit.redrive import RedriveResult, Report, Selection, State, batch, discard, export, redrive, resolve
 from consumerkit.redrive import run as run_module
 from consumerkit.storage import fence
 from consumerkit.storage.database import Database
@@ -35,8 +35,8 @@ def states(payments: PaymentStage) -> list[str]:
     return [row["state"] for row in payments.dead()]
 
 
-def fates(report: Report) -> list[Fate]:
-    return [letter.fate for letter in report.letters]
+def results(report: Report) -> list[RedriveResult]:
+    return [letter.result for letter in report.letters]
 
 
 async def dead(payments: PaymentStage, handler: Trial | PlainTrial, count: int) -> None:
@@ -131,8 +131,8 @@ async def test_the_cap_on_redrives_leaves_a_letter(payments: PaymentStage) -> No
         await run.until(lambda: states(payments) == ["dead"], "the death")
         await redrive(payments.url, Selection())
         await run.until(lambda: len(payments.published()) == 2, "the second death")
-    assert fates(await redrive(payments.url, Selection(), max_redrives=1)) == [Fate.TOO_OFTEN]
-    assert fates(await redrive(payments.url, Selection(), max_redrives=2)) == [Fate.REDRIVEN]
+    assert results(await redrive(payments.url, Selection(), max_redrives=1)) == [RedriveResult.TOO_OFTEN]
+    assert results(await redrive(payments.url, Selection(), max_redrives=2)) == [RedriveResult.REDRIVEN]
 
 
 async def test_one_that_succeeded_since_is_not_run_and_reported(payments: PaymentStage) -> None:
@@ -140,7 +140,7 @@ async def test_one_that_succeeded_since_is_not_run_and_reported(payments: Paymen
     await dead(payments, Trial(), 1)
     payments.execute("UPDATE consumerkit_processed_messages SET outcome = 1")
     report = await redrive(payments.url, Selection())
-    assert (fates(report), report.redriven) == ([Fate.SUCCEEDED], 0)
+    assert (results(report), report.redriven) == ([RedriveResult.SUCCEEDED], 0)
     assert (states(payments), payments.parked()) == (["resolved"], [])
 
 
@@ -150,7 +150,7 @@ async def test_a_dry_run_tells_and_changes_nothing(payments: PaymentStage) -> No
     await dead(payments, Trial(), 2)
     before = payments.dead()
     report = await redrive(payments.url, Selection(), dry_run=True)
-    assert (fates(report), report.dry_run) == ([Fate.REDRIVEN, Fate.REDRIVEN], True)
+    assert (results(report), report.dry_run) == ([RedriveResult.REDRIVEN, RedriveResult.REDRIVEN], True)
     assert (payments.dead(), payments.parked()) == (before, [])
     assert payments.rows("SELECT * FROM consumerkit_operator_actions") == []
 
@@ -185,8 +185,8 @@ async def test_a_conflict_comes_back_under_a_new_id_or_not_at_all(payments: Paym
     payments.send(1, value=b'{"account": "other", "amount": 5, "kind": "ok"}')
     async with payments.run(Trial()) as run:
         await run.until(lambda: states(payments) == ["dead"], "the conflict")
-    assert fates(await redrive(payments.url, Selection())) == [Fate.CONFLICT]
-    assert fates(await redrive(payments.url, Selection(), new_id=True)) == [Fate.REDRIVEN]
+    assert results(await redrive(payments.url, Selection())) == [RedriveResult.CONFLICT]
+    assert results(await redrive(payments.url, Selection(), new_id=True)) == [RedriveResult.REDRIVEN]
     async with payments.run(Trial()) as run:
         await run.until(lambda: states(payments) == ["resolved"], "the letter")
     assert payments.effects() == ["1", "1#redrive-1"]
@@ -197,15 +197,15 @@ async def test_an_oversized_one_is_left_with_the_way_out(payments: PaymentStage)
     payments.send(1)
     await dead(payments, Trial(size_limit=10), 1)
     report = await redrive(payments.url, Selection())
-    assert fates(report) == [Fate.OVERSIZED]
-    assert "send it again" in report.left[0].fate.way_out
+    assert results(report) == [RedriveResult.OVERSIZED]
+    assert "send it again" in report.left[0].result.way_out
 
 
 async def test_an_erased_one_is_left(payments: PaymentStage) -> None:
     payments.send(1, "reject")
     await dead(payments, Trial(), 1)
     payments.execute("UPDATE consumerkit_dead_letters SET erased_at = now(), value = NULL")
-    assert fates(await redrive(payments.url, Selection())) == [Fate.ERASED]
+    assert results(await redrive(payments.url, Selection())) == [RedriveResult.ERASED]
 
 
 @pytest.mark.parametrize("ordering", list(Ordering))
@@ -280,17 +280,20 @@ async def test_resolved_by_hand_a_resend_is_a_duplicate(payments: PaymentStage) 
     payments.send(1, "reject")
     await dead(payments, Trial(), 1)
     report = await resolve(payments.url, Selection(), note="credited by hand", by="bob")
-    assert fates(report) == [Fate.RESOLVED]
+    assert results(report) == [RedriveResult.RESOLVED]
     assert (states(payments), payments.outcome(1)) == (["resolved"], 1)
     (entry,) = json.loads(payments.dead()[0]["history"])
     assert (entry["what"], entry["by"], entry["note"]) == ("resolved", "bob", "credited by hand")
-    assert fates(await redrive(payments.url, Selection(ids=[1]))) == [Fate.NOT_DEAD]
+    assert results(await redrive(payments.url, Selection(ids=[1]))) == [RedriveResult.NOT_DEAD]
 
 
 async def test_discarded_an_id_stays_dead(payments: PaymentStage) -> None:
     payments.send(1, "reject")
     await dead(payments, Trial(), 1)
-    assert fates(await discard(payments.url, Selection(ids=[1, 9]), note="a test")) == [Fate.UNKNOWN, Fate.DISCARDED]
+    assert results(await discard(payments.url, Selection(ids=[1, 9]), note="a test")) == [
+        RedriveResult.UNKNOWN,
+        RedriveResult.DISCARDED,
+    ]
     assert (states(payments), payments.outcome(1)) == (["discarded"], 3)
 
 

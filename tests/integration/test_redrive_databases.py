@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from consumerkit import Brake, Context, DeadLetter, Reject
-from consumerkit.redrive import Fate, Selection, discard, redrive, resolve
+from consumerkit.redrive import RedriveResult, Selection, discard, redrive, resolve
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import MemoryStage, Write
 from tests.integration.stage import Run
@@ -119,7 +119,9 @@ async def test_closed_by_hand(place: MemoryStage) -> None:
     place.append(1)
     async with place.run(Write(trap)) as run:
         await until(place, run, lambda found: found == ["dead"])
-        assert (await resolve(place.url, Selection(), note="by hand", dry_run=True)).counts == {Fate.RESOLVED: 1}
+        assert (await resolve(place.url, Selection(), note="by hand", dry_run=True)).counts == {
+            RedriveResult.RESOLVED: 1
+        }
         assert await states(place) == ["dead"]
         await resolve(place.url, Selection(), note="by hand")
         trap.caught.clear()

@@ -22,7 +22,7 @@ Told = list[Event]
 
 
 class Clock:
-    """Goes when it is told to."""
+    """A clock that the test moves."""
 
     now = 1000.0
 

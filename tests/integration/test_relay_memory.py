@@ -54,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> "Clock":
 
 
 class Clock:
-    """Goes when it is told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -64,7 +64,7 @@ class Clock:
 
 
 class Turns:
-    """The producer in memory, which refuses what it is told to, and waits at its gate."""
+    """The producer in memory, which refuses what the test chooses, and waits at its gate."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._real = MemoryProducer(broker)
@@ -332,7 +332,7 @@ async def test_what_is_held_back_does_not_hide_what_comes_behind_it(
     assert values(place) == [b"last"]
 
 
-async def test_a_broker_slower_than_the_servers_patience_gets_nothing_twice(
+async def test_a_broker_slower_than_the_servers_timeout_gets_nothing_twice(
     postgres: PostgresServer, database: str
 ) -> None:
     place = MemoryStage(postgres.url(database))

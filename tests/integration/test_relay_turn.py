@@ -141,7 +141,7 @@ async def test_who_waits_for_a_frozen_process_says_so(
     place: MemoryStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No server ends a process that keeps a file locked: a person must."""
-    monkeypatch.setattr(turn, "PATIENCE", 1.0)
+    monkeypatch.setattr(turn, "SILENCE_LIMIT", 1.0)
     topic, gate = tmp_path / "topic", tmp_path / "gate"
     told: list[Event] = []
     states = States()
@@ -170,7 +170,7 @@ async def test_who_waits_for_a_frozen_process_says_so(
 async def test_a_process_that_works_or_an_empty_outbox_is_nothing_to_tell(
     place: MemoryStage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(turn, "PATIENCE", 1.0)
+    monkeypatch.setattr(turn, "SILENCE_LIMIT", 1.0)
     monkeypatch.setattr(turn, "KEPT_ALIVE", 0.1)
     topic, gate = tmp_path / "topic", tmp_path / "gate"
     told: list[Event] = []
@@ -190,7 +190,7 @@ async def test_a_process_that_works_or_an_empty_outbox_is_nothing_to_tell(
 async def test_a_turn_that_another_transaction_holds_is_told_by_the_servers_process(
     place: MemoryStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn, "PATIENCE", 0.5)
+    monkeypatch.setattr(turn, "SILENCE_LIMIT", 0.5)
     told: list[Event] = []
     dialect = dialect_for("postgresql", DEFAULT_TABLES)
     async with place.database.transaction() as run:

@@ -124,7 +124,7 @@ async def test_a_partition_that_holds_back_is_told_of_once(place: MemoryStage, m
         def held() -> list[ForgettingHeldBack]:
             return [event for event in run.seen(ForgettingHeldBack) if event.partition.partition == 99]
 
-        await run.until(lambda: bool(held()), "it was told of")
+        await run.until(lambda: bool(held()), "it was announced")
         enough = len(turns) + 3
         await run.until(lambda: len(turns) >= enough, "three more turns")
         told = held()

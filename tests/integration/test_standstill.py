@@ -51,7 +51,7 @@ async def test_a_client_that_gives_nothing_is_told_of(payments: PaymentStage, mo
     async with payments.run(Trial()) as run:
         await watch(run, monkeypatch)
         payments.send(1, partition=1)
-        await run.until(lambda: bool(told(run, 1, "no message of it is in hand or being fetched")), "it is told of")
+        await run.until(lambda: bool(told(run, 1, "no message of it is in hand or being fetched")), "it is announced")
         assert {(one.offset, one.end) for one in run.seen(PartitionStandsStill)} == {(0, 1)}
         assert (
             findings(run, 1) == [one for one in findings(run, 1) if "at offset 0, and its log ends at 1" in one] != []
@@ -72,7 +72,7 @@ async def test_what_waits_in_order_behind_a_parked_message_is_told_of(
         await run.until(payments.holds(1), "it is parked")
         await watch(run, monkeypatch)
         payments.send(2)
-        await run.until(lambda: bool(told(run, 0, "behind a parked message")), "what is behind it is told of")
+        await run.until(lambda: bool(told(run, 0, "behind a parked message")), "what is behind it is announced")
         await run.until(payments.has(1), "the other partition goes on")
         assert len(findings(run, 0)) == 1
 
@@ -85,6 +85,6 @@ async def test_a_partition_that_loses_its_leader_is_told_of(
         await run.until(payments.has(1), "it is read")
         await watch(run, monkeypatch)
         with payments.broker.leaderless(TOPIC, 1):
-            await run.until(lambda: bool(told(run, 1, "check its leader")), "it is told of")
+            await run.until(lambda: bool(told(run, 1, "check its leader")), "it is announced")
             assert len(findings(run, 1)) == 1
         await run.until(lambda: not findings(run, 1), "that is over")

@@ -127,7 +127,7 @@ async def test_a_group_has_as_many_statements_however_large_it_is(payments: Paym
     assert max(map(len, kinds)) <= len(GROUP) + 1, set(kinds)
 
 
-async def test_protection_from_killers_costs_at_most_one_statement_in_a_thousand_messages(
+async def test_protection_from_poison_messages_costs_at_most_one_statement_in_a_thousand_messages(
     payments: PaymentStage,
 ) -> None:
     total, failing = 5_000, 50

@@ -19,7 +19,7 @@ class Step(NamedTuple):
     Attributes:
         told: In words.
         state: What is then.
-        world: Whether it is the world's interference, on which nobody may rely.
+        world: Whether it is the world's interference, on which no worker may rely.
         taker: The worker that takes the partition over by it, else None.
     """
 
@@ -193,7 +193,7 @@ class Protocol:
         if tx.kind is Kind.RETRY and tx.verdict is Verdict.WON and state.left.deaths:
             left = state.left._replace(deaths=state.left.deaths - 1)
             dead = _with(state, number, worker._replace(tx=done._replace(dead=True)))
-            yield Step(f"{name} buries {NAMES[tx.message]}", dead._replace(left=left), world=True)
+            yield Step(f"{name} dead-letters {NAMES[tx.message]}", dead._replace(left=left), world=True)
 
 
 def _copy(state: State) -> Iterator[Step]:

@@ -19,13 +19,13 @@ class Rules:
         lock: A take-over waits for the transactions that are open under the fence.
         token: A transaction checks at its end that its worker's token is the partition's.
         load: What is parked is read after that wait, not before it.
-        net: A claim that finds a parked row of which its worker does not know gives up.
+        net: A claim that finds a parked row that its worker does not know gives up.
         claim: Parking claims first.
         reread: What the winner of a claim left is read in a second statement.
         confirm: An owner in doubt takes back only what Kafka confirms.
         confirm_idle: So it does where nothing was delivered to it yet.
         want: A take-over that ends after its assignment is not taken for one of the next assignment.
-        decide: Whether a message waits behind another is decided anew whenever its transaction begins.
+        decide: Whether a message waits behind another is decided again whenever its transaction begins.
     """
 
     lock: bool = True

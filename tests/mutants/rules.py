@@ -165,7 +165,7 @@ MUTANTS = (
         "        return None if self._ahead is None else time.monotonic() + self._ahead\n",
         "        return None if self._ahead is None else time.time()\n",
         f"{UNIT}/engine/partitions/test_database_clock.py::test_a_workers_clock_that_is_days_off_changes_nothing",
-        "it is told by the worker's clock",
+        "the worker's clock tells it",
     ),
     Mutant(
         "S8",
@@ -196,7 +196,7 @@ MUTANTS = (
     ),
     Mutant(
         "S11",
-        "a copy whose key is blocked waits for its turn to be told of",
+        "a copy whose key is blocked waits for its turn to be announced",
         "consumerkit/engine/transaction/transaction.py",
         "        if self._declared.on_duplicate is None:\n            item.disposition = Disposition.DUPLICATE\n",
         "        if self._declared.on_duplicate is None or item.wanted is not Disposition.RUN:\n"
@@ -233,7 +233,7 @@ MUTANTS = (
     ),
     Mutant(
         "S14",
-        "a mark rests on no lane that has begun anew",
+        "a mark rests on no lane that has begun again",
         "consumerkit/engine/partitions/partition_store.py",
         "                if one.name in found and one.fencing_token != found[one.name].owner:\n",
         "                if False:\n",
@@ -496,7 +496,7 @@ MUTANTS = (
         "budget",
         "what cannot run gives up its room",
         "consumerkit/engine/holding.py",
-        "        if partition.weight <= share or partition.is_leaving or partition.adrift:\n",
+        "        if partition.weight <= share or partition.is_leaving or partition.must_reread:\n",
         "        if True:\n",
         f"{INTEGRATION}/test_budget.py::test_what_cannot_run_gives_up_its_room_and_is_read_again_once[Ordering.KEY]",
         "room is made",
@@ -725,7 +725,7 @@ MUTANTS = (
     ),
     Mutant(
         "monitoring",
-        "what the relay sends has a span below whoever wrote it",
+        "what the relay sends has a span below its writer's",
         "consumerkit/observability/send_spans.py",
         "        context=extracted(message.headers),\n",
         "",

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from tests.services.postgres import PostgresServer
 
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 _SESSIONS = "FROM pg_stat_activity WHERE datname = %s"
 _SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
 # As template0 has it.
@@ -65,7 +65,7 @@ class Databases:
         was, becomes = sql.Identifier(name), sql.Identifier(fresh)
         with psycopg.connect(self._server.admin_dsn, autocommit=True, connect_timeout=10) as admin:
             admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(was))
-            end = time.monotonic() + _PATIENCE
+            end = time.monotonic() + _TIMEOUT
             while admin.execute(f"SELECT pg_terminate_backend(pid) {_SESSIONS}", [name]).fetchall():
                 if time.monotonic() > end:
                     raise TimeoutError

@@ -4,7 +4,7 @@ The kernel's parent-death signal alone does not do: it fires when the *thread* t
 starter holds the writing end of this process's standard input, and end-of-file, which comes however the starter died,
 stops the server and removes its directory. The word `keep` before it leaves the directory, for a restart.
 
-Usage: guard.py DIRECTORY USER LAST_SIGNAL LOG COMMAND...   (USER is `-` for whoever runs this)
+Usage: guard.py DIRECTORY USER LAST_SIGNAL LOG COMMAND...   (USER is `-` for the one who runs this)
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import sys
 import threading
 
 PR_SET_PDEATHSIG = 1
-PATIENCE = 5.0
+TIMEOUT = 5.0
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def end(server: subprocess.Popen[bytes], reaper: threading.Thread, last_signal: 
         if reaper.is_alive():
             server.send_signal(number)
             if number is not signal.SIGCONT:
-                reaper.join(PATIENCE)
+                reaper.join(TIMEOUT)
 
 
 if __name__ == "__main__":

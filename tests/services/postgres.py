@@ -31,6 +31,7 @@ _SETTINGS = {
     "jit": "off",  # its compile time would drown what a benchmark measures
     "log_checkpoints": "off",
 }
+_USERS = ("postgres", "nobody")
 _NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
@@ -69,7 +70,7 @@ class PostgresServer:
         """Check that `find_or_start` will find what it needs.
 
         Raises:
-            ServiceError: there is no PostgreSQL, or nobody to run it as.
+            ServiceError: there is no PostgreSQL, or no user to run it as.
         """
         if not os.environ.get(VARIABLE):
             _binaries()
@@ -229,10 +230,10 @@ def _user() -> str | None:
     if os.geteuid() != 0:
         return None
     known = {entry.pw_name for entry in pwd.getpwall()}
-    for user in ("postgres", "nobody"):
+    for user in _USERS:
         if user in known:
             return user
-    raise ServiceError("PostgreSQL refuses to run as root, and there is no user postgres or nobody to run it as")
+    raise ServiceError(f"PostgreSQL refuses to run as root, and none of these users exists: {', '.join(_USERS)}")
 
 
 def _initialise(binaries: Path, directory: Path, user: str | None) -> None:

@@ -1,6 +1,6 @@
 """Our tables by the SQL that the migrations write down once per process.
 
-Alembic reads and compiles its files anew for each database: a quarter of what a small test takes, measured.
+Alembic reads and compiles its files again for each database: a quarter of what a small test takes, measured.
 `tests/integration/test_migrations.py` holds that both ways make the same tables.
 """
 

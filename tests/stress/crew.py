@@ -22,7 +22,7 @@ from tests.stress.journal import Journal
 from tests.stress.message_faults import DROPPED
 from tests.stress.plan import Plan
 
-_PATIENCE = 90.0
+_TIMEOUT = 90.0
 # Faults during which a server cannot be reached.
 _AWAY = ("terminate", "terminate busy", "outage", "backup", "restore")
 
@@ -104,12 +104,12 @@ def unhurried() -> Iterator[None]:
 
     Where a mark is not written, some messages are delivered twice: in a run in which nothing breaks, none may be.
     """
-    before = rebalance.GIVE_BACK_TIMEOUT
-    setattr(rebalance, "GIVE_BACK_TIMEOUT", 15.0)  # noqa: B010 - it is Final
+    before = rebalance.RELEASE_TIMEOUT
+    setattr(rebalance, "RELEASE_TIMEOUT", 15.0)  # noqa: B010 - it is Final
     try:
         yield
     finally:
-        setattr(rebalance, "GIVE_BACK_TIMEOUT", before)  # noqa: B010
+        setattr(rebalance, "RELEASE_TIMEOUT", before)  # noqa: B010
 
 
 @dataclass
@@ -191,14 +191,14 @@ class Crew:
         """Stop a worker in an orderly way."""
         mate = self.mates[at]
         mate.stopping.set()
-        await asyncio.wait_for(asyncio.shield(mate.task), _PATIENCE)
+        await asyncio.wait_for(asyncio.shield(mate.task), _TIMEOUT)
 
     async def cancel(self, at: int) -> None:
         """Cancel the task in which a worker runs."""
         mate = self.mates[at]
         mate.task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait_for(asyncio.shield(mate.task), _PATIENCE)
+            await asyncio.wait_for(asyncio.shield(mate.task), _TIMEOUT)
 
     def check(self) -> None:
         """Raise the error that ended a worker that was not told to stop.
@@ -229,9 +229,9 @@ class Crew:
             mate.stopping.set()
         tasks = [mate.task for mate in self.mates]
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=_PATIENCE)
+            _, late = await asyncio.wait(tasks, timeout=_TIMEOUT)
             if late:
-                self.journal.problems.append(f"{len(late)} workers did not stop within {_PATIENCE:.0f} s")
+                self.journal.problems.append(f"{len(late)} workers did not stop within {_TIMEOUT:.0f} s")
 
 
 @contextlib.contextmanager

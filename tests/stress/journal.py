@@ -53,7 +53,7 @@ class Journal:
         deferred: How often each ID deferred.
         erred: How often each ID met the fault that it brings along.
         told: What the workers announced of failures and of what was committed, in order.
-        ever_dead: IDs of which a message was dead-lettered at any time.
+        ever_dead: IDs with a message that was dead-lettered at any time.
         fired: How often each fault took effect.
         taken: The moments at which each worker took partitions over, with which.
         committed: The moments at which each worker committed something new.

@@ -100,7 +100,7 @@ def _faulty(plan: Plan, chance: random.Random) -> Plan:
     possible = _possible(plan)
     names = list(dict.fromkeys(chance.choice(possible) for _ in range(chance.choice([1, 1, 2]))))
     if "burst of Rejects" in names:
-        names, plan = ["burst of Rejects"], _of_little_patience(plan, chance)
+        names, plan = ["burst of Rejects"], _of_few_attempts(plan, chance)
     plan = replace(plan, message_faults=tuple(names))
     waves = [list(wave) for wave in plan.waves]
     number = 0
@@ -126,7 +126,7 @@ def _possible(plan: Plan) -> list[str]:
     return sorted(found)
 
 
-def _of_little_patience(plan: Plan, chance: random.Random) -> Plan:
+def _of_few_attempts(plan: Plan, chance: random.Random) -> Plan:
     """Add Rejects only: few other dead letters are allowed without a success, and Rejects spend nothing."""
     waves = tuple(
         tuple(one._replace(kind="ok") if one.kind in ("dead", "swallow") else one for one in wave)

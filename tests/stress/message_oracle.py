@@ -80,7 +80,7 @@ def _first_suspected(history: History) -> Iterator[str]:
     """An error that may affect all messages counts as no attempt at first, in each process."""
     for worker, name, told in _suspects(history):
         if told[0][1].what == "attempt":
-            yield f"{worker} counted the first failure of {name} alone, which may have been everybody's trouble"
+            yield f"{worker} counted the first failure of {name} alone, which may have been the trouble of all"
 
 
 def _companions(history: History) -> Iterator[str]:
@@ -112,11 +112,11 @@ def _suspects(history: History) -> Iterator[tuple[str, str, list[tuple[int, Told
 def _unsuspected(history: History) -> Iterator[str]:
     """Errors of database code, of policies and of groups count as attempts from the first failure on."""
     if history.plan.has(*_AWAY):
-        return  # a connection that is ended beside it may look like its fault, or like everybody's
+        return  # a connection that is ended beside it may look like its fault, or like that of all
     given = _given(history)
     for one in history.told:
         if one.what == "suspected" and (found := given.get(one.id)) is not None and found.kind not in SUSPECTS:
-            yield f"{one.id} ({found.kind}) was suspected to be everybody's trouble"
+            yield f"{one.id} ({found.kind}) was suspected to be the trouble of all"
 
 
 def _standing(history: History) -> Iterator[str]:

@@ -326,7 +326,7 @@ def _nothing_twice(history: History) -> Iterator[str]:
         yield f"{_some(again)} were handled twice, though nothing broke"
     told = {(one.partition, one.offset) for one in history.published if one.what == "again"}
     if history.duplicates and not told:
-        yield f"{history.duplicates} messages were delivered twice, and the handler was told of none"
+        yield f"{history.duplicates} messages were delivered twice, and the handler saw none"
     for partition, offset in sorted(told - _overtaking(history.end.effects)):
         yield f"{partition}@{offset} was delivered twice, though nothing broke and nothing below it was unfinished"
 

@@ -26,7 +26,7 @@ from tests.stress.plan import Given, Plan
 from tests.stress.sampler import Sampler
 
 # Without any progress for so long, a run stands still: a hundred times what the slowest wait of the product takes here.
-PATIENCE: Final = 180.0
+TIMEOUT: Final = 180.0
 # Once faults have stopped, all is done within so many samples, where dozens are enough; a slow machine takes them at
 # longer intervals, too.
 BOUND: Final = 3000
@@ -228,11 +228,9 @@ class Run:
             raise StoodStill(f"not all is done {BOUND} samples after the last fault; {self.sampler.left()}")
         if progress != self._progress:
             self._progress, self._progressed = progress, now
-        elif now - self._progressed > PATIENCE:
+        elif now - self._progressed > TIMEOUT:
             standing = [mate.worker.readiness() for mate in self.crew.mates]
-            raise StoodStill(
-                f"nothing for {PATIENCE:.0f} s while waiting for {what}; {self.sampler.left()}; {standing}"
-            )
+            raise StoodStill(f"nothing for {TIMEOUT:.0f} s while waiting for {what}; {self.sampler.left()}; {standing}")
 
     def _accompany(self) -> None:
         """Send good messages, if the others wait for another message's success.

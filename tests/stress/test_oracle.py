@@ -174,7 +174,7 @@ def test_a_run_in_which_nothing_breaks_handles_nothing_twice() -> None:
     calm: dict[str, Any] = {"plan": planned(profile="calm"), "published": PUBLISHED, "announced_from": frozenset()}
     assert judged(**calm) == ""
     assert "b were handled twice" in judged(**calm, calls=Counter("abbcd"))
-    assert "3 messages were delivered twice, and the handler was told of none" in judged(**calm, duplicates=3)
+    assert "3 messages were delivered twice, and the handler saw none" in judged(**calm, duplicates=3)
     calm["published"] = [*PUBLISHED, Published("again", "b", 0, 1, "again b")]
     assert "0@1 was delivered twice, though nothing broke" in judged(**calm, duplicates=1)
 

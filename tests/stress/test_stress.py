@@ -21,7 +21,7 @@ KEPT = {
     2: "relayed: an outage while thirty messages are under way",
     6: "calm: a rebalance, a restart, a new partition",
     111: "crossed: the same IDs in two partitions, in opposite order",
-    13590977643: "calm: two lanes, of which one is ahead when the partition is handed over",
+    13590977643: "calm: two lanes, one of them ahead when the partition is handed over",
     16633851198: "general: pruning, a rebalance, control records, no leader",
     16633851222: "general: two zombies",
 }

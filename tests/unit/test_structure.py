@@ -9,7 +9,7 @@ import consumerkit
 PACKAGE = Path(consumerkit.__file__).parent
 MODULES = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
 TWO_MEANINGS = {
-    "CommitsLost": "the error that stops a handler, and the event that tells of it",
+    "CommitsLost": "the error that stops a handler, and the event that announces it",
     "DeadLetter": "the policy, which users write, and the engine's intent to carry it out",
 }
 MOST_LINES = 300

@@ -31,9 +31,9 @@ from consumerkit.redaction.plain_words import shown_word
 from consumerkit.redrive import (
     MAX_REDRIVES,
     Convention,
-    Fate,
     Letter,
     Progress,
+    RedriveResult,
     Report,
     discard,
     export,
@@ -210,7 +210,7 @@ def _tell(report: Report, *, as_json: bool) -> None:
             f"skipped, because a transaction did not end in time: {', '.join(map(str, report.busy))}; run the "
             "command again"
         )
-    still_dead = [letter for letter in report.left if letter.fate is not Fate.NOT_DEAD]
+    still_dead = [letter for letter in report.left if letter.result is not RedriveResult.NOT_DEAD]
     if not report.dry_run and (still_dead or report.busy):
         raise typer.Exit(1)
 
@@ -225,21 +225,21 @@ def _print(report: Report) -> None:
         return
     shown = report.letters if report.dry_run else report.left
     if shown:
-        print_table(("id", "handler", "from", "message ID", "reason", "fate"), [_line(one) for one in shown[:SHOWN]])
+        print_table(("id", "handler", "from", "message ID", "reason", "result"), [_line(one) for one in shown[:SHOWN]])
         if len(shown) > SHOWN:
             say(f"and {len(shown) - SHOWN} more; --json tells all")
         say("")
-    for fate, count in sorted(report.counts.items()):
-        would = "would be " if report.dry_run and fate.is_done else ""
-        say(f"{count} {would}{fate}" + (f": {fate.way_out}" if fate.way_out else ""))
+    for result, count in sorted(report.counts.items()):
+        would = "would be " if report.dry_run and result.is_done else ""
+        say(f"{count} {would}{result}" + (f": {result.way_out}" if result.way_out else ""))
 
 
 def _line(letter: Letter) -> tuple[object, ...]:
     at = "" if letter.partition is None else f"{letter.partition}@{letter.offset}"
-    return (letter.id, letter.handler, at, letter.message_id, letter.reason, letter.fate)
+    return (letter.id, letter.handler, at, letter.message_id, letter.reason, letter.result)
 
 
 def _as_object(letter: Letter) -> dict[str, Any]:
     told = asdict(letter)
     told["partition"] = None if letter.partition is None else str(letter.partition)
-    return told | {"way_out": letter.fate.way_out}
+    return told | {"way_out": letter.result.way_out}

@@ -123,7 +123,7 @@ def groups(
 
     The largest groups come first.
 
-    In the other commands, `--like ID` chooses a whole group by any of its letters.
+    In the other commands, `--like` and the last ID, or any other ID of the group, choose the whole group.
     """
     selection = selected([], handler, reason, None, since, until)
 
@@ -135,9 +135,9 @@ def groups(
     if as_json:
         print_json([as_object(row) for row in rows])
     elif rows:
-        titles = ("letters", "--like", "handler", "error type", "place", "oldest", "newest")
+        titles = ("letters", "last ID", "handler", "error type", "place", "oldest", "newest")
         lines = [
-            (row.letters, row.like, row.handler, row.error_type, row.place, row.oldest, row.newest) for row in rows
+            (row.letters, row.last, row.handler, row.error_type, row.place, row.oldest, row.newest) for row in rows
         ]
         print_table(titles, lines)
     else:

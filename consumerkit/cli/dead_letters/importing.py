@@ -55,7 +55,7 @@ FromOffsetOption = Annotated[
     ),
 ]
 T = TypeVar("T")
-_COLUMNS = ("record", "what", "origin", "message ID", "reason", "why")
+_COLUMNS = ("record", "result", "origin", "message ID", "reason", "why")
 
 
 def import_(
@@ -148,14 +148,14 @@ def _watching(show: Show) -> Watch:
 def print_report(report: ImportReport, topic: str, *, as_json: bool) -> None:
     """Print the result of an import: the counts, and the records to show one by one."""
     if as_json:
-        counts = {fate.value: count for fate, count in report.counts.items()}
+        counts = {result.value: count for result, count in report.counts.items()}
         lines = [_as_object(line) for line in report.lines]
         print_json({"dry_run": report.dry_run, "imported": report.imported, "counts": counts, "records": lines})
         return
     if report.lines:
         print_table(_COLUMNS, [_row(line) for line in report.lines])
     total = sum(report.counts.values())
-    told = ", ".join(f"{report.counts[fate]} {fate.value}" for fate in ImportResult if report.counts[fate])
+    told = ", ".join(f"{report.counts[result]} {result.value}" for result in ImportResult if report.counts[result])
     would = "a dry run, nothing was changed: " if report.dry_run else ""
     say(f"{would}{total} records of {topic}" + (f": {told}" if told else ""))
     if report.untold:
@@ -163,7 +163,7 @@ def print_report(report: ImportReport, topic: str, *, as_json: bool) -> None:
 
 
 def _row(line: Line) -> tuple[object, ...]:
-    return (line.record, line.fate.value, line.origin, line.message_id, line.reason, line.why)
+    return (line.record, line.result.value, line.origin, line.message_id, line.reason, line.why)
 
 
 def _as_object(line: Line) -> dict[str, object]:

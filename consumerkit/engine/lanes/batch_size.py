@@ -14,7 +14,7 @@ from typing import Final
 COMMIT_COST: Final = 200.0
 _MEMORY: Final = 500.0
 # Handled messages after which a found limit grows by one. Only a failed batch finds the limit again, so growth is slow.
-_PATIENCE: Final = 32.0
+_GROWS_AFTER: Final = 32.0
 
 
 class BatchSize:
@@ -41,7 +41,7 @@ class BatchSize:
             weight = min(1.0, handled / 50)
             self._seconds += weight * (seconds / handled - self._seconds)
             if self._most is not None:
-                self._most += handled / _PATIENCE
+                self._most += handled / _GROWS_AFTER
 
     def failed(self) -> None:
         """Learn that one message failed its batch."""

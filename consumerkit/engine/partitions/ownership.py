@@ -75,9 +75,9 @@ class Ownership:
         self._waits.over(name)
         self._inquiry.forget(name)
 
-    async def give_back(self, partitions: Sequence[Partition]) -> None:
+    async def release(self, partitions: Sequence[Partition]) -> None:
         """Record in the database that nothing of these partitions is under way any more."""
-        await self._partition_store.give_back(partitions)
+        await self._partition_store.release(partitions)
 
     async def run(self) -> None:
         """Take wanted partitions until cancelled."""
@@ -179,7 +179,7 @@ class Ownership:
         if not wanted:
             return {}
         ago = partial(_since, asked.at)
-        found = await self._partition_store.take(wanted, ago, wait=wait)
+        found = await self._partition_store.acquire(wanted, ago, wait=wait)
         unusable = {}
         for name, partition in partitions.items():
             begins = found.get(name)
@@ -206,7 +206,7 @@ class Ownership:
         """Seek to the mark, unless the messages in hand are still valid."""
         offsets = partition.offsets
         on_course = begins.intact or (offsets.position == begins.offset and offsets.untouched)
-        if partition.adrift or not on_course:
+        if partition.must_reread or not on_course:
             partition.restart(self._consumer.seek(partition.name, begins.offset))
         if begins.remark is not None:
             self._announce(

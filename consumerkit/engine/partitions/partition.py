@@ -59,7 +59,7 @@ class Partition:
         start: Where the consumer's first run began.
         end: No earlier owner has processed anything at or above this offset.
         forgotten_below: The ledger may have forgotten the IDs of messages below this offset; they cannot be proven new.
-        adrift: Whether messages were dropped; the partition must then be read again from the mark.
+        must_reread: Whether messages were dropped; the partition must then be read again from the mark.
         topic_id: The topic's ID when it was taken over.
         ordering, parking_limit: What the handler declares.
         taken_at: When it was taken over, by the monotonic clock.
@@ -67,7 +67,6 @@ class Partition:
     """
 
     __slots__ = (
-        "adrift",
         "crash_watermark",
         "crashes",
         "end",
@@ -76,6 +75,7 @@ class Partition:
         "forgotten_below",
         "held",
         "mark",
+        "must_reread",
         "name",
         "offsets",
         "ordering",
@@ -108,7 +108,7 @@ class Partition:
         self.start = 0
         self.end = 0
         self.forgotten_below = 0
-        self.adrift = False
+        self.must_reread = False
         self.taken_at: float | None = None
         self.topic_id = ""
         self.turn = 0
@@ -126,7 +126,7 @@ class Partition:
         """Forget messages in hand and finished ones: all is read again from the mark, under a new epoch."""
         self.offsets = OffsetTracker(epoch, self.mark)
         self.first_new = None
-        self.adrift = False
+        self.must_reread = False
         self.weight = 0
 
     def taken(self, found: Taken, parked: dict[bytes | None, set[int]], place: StartPosition, end: int) -> None:
@@ -143,7 +143,7 @@ class Partition:
         if found.crashes:
             self.crash_watermark = max((number for numbers in parked.values() for number in numbers), default=0)
 
-    def doubt(self) -> None:
+    def mark_in_doubt(self) -> None:
         """Begin nothing more: our ownership is in doubt."""
         self.fencing_token = None
         if self.state is not PartitionState.LEAVING:
@@ -156,7 +156,7 @@ class Partition:
 
     def stop(self) -> None:
         """Give the partition up until a person acts; it is then read again from its mark."""
-        self.adrift = True
+        self.must_reread = True
         if self.state is not PartitionState.LEAVING:
             self.state = PartitionState.STOPPED
 

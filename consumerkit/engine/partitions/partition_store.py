@@ -80,7 +80,7 @@ class PartitionStore:
         """
         await self.run(self.lot.dialect.probe)
 
-    async def take(
+    async def acquire(
         self, wanted: Sequence[Wanted], ago: Callable[[], float], *, wait: float
     ) -> dict[TopicPartition, StartPosition | PartitionUnusable]:
         """Take partitions over in one transaction; its cost grows with their parked messages.
@@ -183,13 +183,13 @@ class PartitionStore:
         # A partition that was taken over again has another token and stays as it is.
         return {one.name for one in held if one.name in gone and one.fencing_token == written[one.name].owner}
 
-    async def give_back(self, partitions: Iterable[Partition]) -> None:
+    async def release(self, partitions: Iterable[Partition]) -> None:
         """Record that nothing of these partitions is under way any more."""
         owners = {
             partition.name: partition.fencing_token for partition in partitions if partition.fencing_token is not None
         }
         if owners:
-            await self.run(lambda connection: fence.give_back(connection, self.lot, owners))
+            await self.run(lambda connection: fence.release(connection, self.lot, owners))
 
     async def end(self) -> None:
         """Remove the rows of this worker's lanes, which have ended."""

@@ -101,7 +101,7 @@ class Partitions:
         """Record that the consumer reads a partition no further."""
         if (partition := self._by_name.get(name)) is not None:
             # Its next takeover seeks in any case, even to the present position.
-            partition.adrift = True
+            partition.must_reread = True
         self._announce(events.PartitionStopped(partition=name, error=str(error)))
 
     # The partition of a message.
@@ -235,7 +235,7 @@ class Partitions:
         for name, token in owners.items():
             partition = self._by_name.get(name)
             if partition is not None and partition.fencing_token == token:
-                partition.doubt()
+                partition.mark_in_doubt()
                 self._announce(events.PartitionInDoubt(partition=name, error=failures.described(error)))
                 self.ownership_due.set()
 
@@ -253,7 +253,7 @@ class Partitions:
         self._announce(events.CommitsLost(error=str(error)))
         for partition in self._by_name.values():
             # Lanes that begin again know nothing of the lost transactions, so no message in hand is certain.
-            partition.adrift = True
+            partition.must_reread = True
         # Partitions are given up before the lanes forget: a thread that writes a mark reads the lanes, then the owner.
         self.fenced([partition.name for partition in self], error)
         self.sequences.begin_again()

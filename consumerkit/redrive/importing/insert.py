@@ -25,7 +25,7 @@ _CONDITIONS: Final = 100
 class Entry(NamedTuple):
     """The result of a letter, and its row's ID or None."""
 
-    fate: ImportResult
+    result: ImportResult
     letter: int | None
 
 
@@ -103,14 +103,14 @@ class Register:
             there.setdefault(fresh[at].place, []).append(_There(None, identified(candidate.dead)))
         claims = [claim for candidate in fresh.values() if (claim := candidate.claim) is not None]
         known_ids = self._claimed(connection, claims)
-        fates = {at: _fate(candidate, known_ids) for at, candidate in fresh.items()}
-        added = self._added(connection, [(one, fates[at]) for at, one in fresh.items() if fates[at].is_import])
-        for at, fate in fates.items():
+        results = {at: _result(candidate, known_ids) for at, candidate in fresh.items()}
+        added = self._added(connection, [(one, results[at]) for at, one in fresh.items() if results[at].is_import])
+        for at, result in results.items():
             number = added.get(origin(fresh[at].dead.message))
-            if fate is ImportResult.IMPORTED and fresh[at] is not candidates[at]:
-                fate = ImportResult.BESIDE  # noqa: PLW2901 - the same result, more precisely
+            if result is ImportResult.IMPORTED and fresh[at] is not candidates[at]:
+                result = ImportResult.BESIDE  # noqa: PLW2901 - the same result, more precisely
             # An import without a number: another import has entered the letter first.
-            entries[at] = Entry(ImportResult.PRESENT if fate.is_import and number is None else fate, number)
+            entries[at] = Entry(ImportResult.PRESENT if result.is_import and number is None else result, number)
         return [entries[at] for at in range(len(candidates))]
 
     def _present(self, connection: Connection, candidates: Sequence[Candidate]) -> dict[Place, list[_There]]:
@@ -150,13 +150,14 @@ class Register:
     def _added(self, connection: Connection, new: Sequence[tuple[Candidate, ImportResult]]) -> dict[Origin, int]:
         """Add letters, and return the IDs of the new ones; in a dry run each ID is 0."""
         if self.dry_run:
-            for candidate, fate in new:
+            for candidate, result in new:
                 self._places.setdefault(candidate.place, []).append(_There(None, identified(candidate.dead)))
-                if fate is ImportResult.IMPORTED and (claim := candidate.claim) is not None:
+                if result is ImportResult.IMPORTED and (claim := candidate.claim) is not None:
                     self._claims.setdefault(claim.digest, _kept(claim))
             return {origin(candidate.dead.message): 0 for candidate, _ in new}
         rows = [
-            candidate.dead if fate is ImportResult.IMPORTED else as_conflict(candidate.dead) for candidate, fate in new
+            candidate.dead if result is ImportResult.IMPORTED else as_conflict(candidate.dead)
+            for candidate, result in new
         ]
         added = dead_letters.add(connection, self.ledger.tables, self.ledger.consumer, rows)
         return {origin: letter.id for origin, letter in added.items()}
@@ -190,7 +191,7 @@ def as_conflict(dead: DeadMessage) -> DeadMessage:
     return replace(dead, reason=Reason.CONFLICT, error_type="Conflict", error=text)
 
 
-def _fate(candidate: Candidate, known: dict[bytes, Kept]) -> ImportResult:
+def _result(candidate: Candidate, known: dict[bytes, Kept]) -> ImportResult:
     claim = candidate.claim
     if claim is None:
         return ImportResult.IMPORTED

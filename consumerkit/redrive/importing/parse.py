@@ -139,17 +139,19 @@ def _dead(prepared: Decided, letter: LetterRecord) -> DeadMessage:
     )
 
 
-def _left(record: Message, fate: ImportResult, why: str, letter: LetterRecord | None = None) -> Screened:
-    return Screened(_line(record, fate, why, letter, None), None)
+def _left(record: Message, result: ImportResult, why: str, letter: LetterRecord | None = None) -> Screened:
+    return Screened(_line(record, result, why, letter, None), None)
 
 
-def _line(record: Message, fate: ImportResult, why: str, letter: LetterRecord | None, dead: DeadMessage | None) -> Line:
+def _line(
+    record: Message, result: ImportResult, why: str, letter: LetterRecord | None, dead: DeadMessage | None
+) -> Line:
     known: dict[str, Any] = {}
     if letter is not None:
         known |= {"origin": letter.origin, "reason": letter.reason}
     if dead is not None:
         known |= {"message_id": dead.message_id, "reason": dead.reason}
-    return Line(record=place_of(record), fate=fate, why=_cut(why, _SHOWN), **known)
+    return Line(record=place_of(record), result=result, why=_cut(why, _SHOWN), **known)
 
 
 def _cut(text: str, length: int) -> str:

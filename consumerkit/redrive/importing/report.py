@@ -60,7 +60,7 @@ class Line:
 
     Attributes:
         record: The record's place in the dead-letter topic.
-        fate: The result.
+        result: The result.
         why: The reason for people: what is malformed, or the message's last error.
         origin: Where the message stood, if it is known.
         message_id: Its ID, if one was found.
@@ -68,7 +68,7 @@ class Line:
     """
 
     record: Origin
-    fate: ImportResult
+    result: ImportResult
     why: str = ""
     origin: Origin | None = None
     message_id: str | None = None
@@ -111,9 +111,9 @@ class ImportReport:
     @property
     def imported(self) -> int:
         """How many records have become dead letters."""
-        return sum(count for fate, count in self.counts.items() if fate.is_import)
+        return sum(count for result, count in self.counts.items() if result.is_import)
 
     @property
     def wants_a_look(self) -> bool:
         """Whether a person should look at a record: it was left alone, or entered beside another one."""
-        return any(fate.wants_a_look for fate in self.counts)
+        return any(result.wants_a_look for result in self.counts)

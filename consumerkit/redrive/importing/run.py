@@ -90,7 +90,7 @@ class Importer:
     async def _entered(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[RecordResult]:
         """Enter a batch; if a record is at fault, enter each half, down to that record, which is left alone."""
         try:
-            return [RecordResult(entry) for entry in await self._insisted(screened, details)]
+            return [RecordResult(entry) for entry in await self._keep_trying(screened, details)]
         except Exception as error:
             if fault_of(error, in_handler=True) is not Fault.HANDLER or isinstance(error, LedgerMoved):
                 raise
@@ -104,7 +104,7 @@ class Importer:
             *await self._entered(screened[middle:], details),
         ]
 
-    async def _insisted(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[Entry]:
+    async def _keep_trying(self, screened: Sequence[Screened], details: Mapping[str, Any]) -> list[Entry]:
         """Enter a batch; repeat that if another transaction was in the way; return each record's result."""
         for attempt in range(TRIES):
             try:
@@ -121,8 +121,8 @@ class Importer:
         connection = begin(session, ledger.dialect, _LIMITS, ACTION)
         candidates = [one.candidate for one in screened if one.candidate is not None]
         decided = iter(self.register.enter(connection, candidates))
-        entries = [Entry(one.line.fate, None) if one.candidate is None else next(decided) for one in screened]
-        imported = sum(entry.fate.is_import for entry in entries)
+        entries = [Entry(one.line.result, None) if one.candidate is None else next(decided) for one in screened]
+        imported = sum(entry.result.is_import for entry in entries)
         if imported and not self.register.dry_run:
             audit.record(
                 connection,
@@ -135,14 +135,14 @@ class Importer:
         return entries
 
     def _tell(self, report: ImportReport, screened: Sequence[Screened], outcomes: Sequence[RecordResult]) -> None:
-        report.counts.update(Counter(outcome.entry.fate for outcome in outcomes))
-        for one, ((fate, letter), why) in zip(screened, outcomes, strict=True):
+        report.counts.update(Counter(outcome.entry.result for outcome in outcomes))
+        for one, ((result, letter), why) in zip(screened, outcomes, strict=True):
             if one.candidate is not None and letter:
                 at = one.candidate.dead.message
                 report.letters.append(Placement(at.topic, at.topic_id, at.partition, at.offset, letter))
-            if fate.is_import and not fate.wants_a_look and not report.dry_run:
+            if result.is_import and not result.wants_a_look and not report.dry_run:
                 continue
             if len(report.lines) < self.keep:
-                report.lines.append(replace(one.line, fate=fate, why=why or one.line.why))
+                report.lines.append(replace(one.line, result=result, why=why or one.line.why))
             else:
                 report.untold += 1

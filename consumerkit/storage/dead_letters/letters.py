@@ -244,7 +244,7 @@ def listed(
 
 
 def grouped(session: Session, tables: Tables, selection: Selection) -> Sequence[Any]:
-    """Return (handler, error type, place, letters, one letter's ID, oldest, newest) of dead letters, largest first."""
+    """Return (handler, error type, place, letters, the last ID, oldest, newest) of dead letters, largest first."""
     c, consumers = tables.dead_letters.c, tables.consumers.c
     group = (consumers.name.label("handler"), c.error_type, c.place)
     count = func.count()
@@ -252,7 +252,7 @@ def grouped(session: Session, tables: Tables, selection: Selection) -> Sequence[
         select(
             *group,
             count.label("letters"),
-            func.max(c.id).label("like"),
+            func.max(c.id).label("last"),
             func.min(c.dead_at).label("oldest"),
             func.max(c.dead_at).label("newest"),
         )

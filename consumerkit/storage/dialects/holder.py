@@ -27,7 +27,7 @@ _SAVEPOINT = text("SAVEPOINT consumerkit_holder")
 _ROLLBACK = text("ROLLBACK TO SAVEPOINT consumerkit_holder")
 # Without the release, the transaction would go on within the savepoint, one level deeper each time.
 _RELEASE = text("RELEASE SAVEPOINT consumerkit_holder")
-_PATIENCE = text("SELECT set_config('lock_timeout', '10ms', true)")
+_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', '10ms', true)")
 
 _LOCKED: Final = "55P03"
 _TAKEN: Final = "23505"
@@ -65,7 +65,7 @@ def _tried(connection: Connection, ledger: Table, consumer: int, digest: bytes) 
         "outcome": int(Outcome.PROCESSED),
     }
     nothing = select(*(literal(value, ledger.c[name].type) for name, value in row.items())).where(text("false"))
-    connection.execute(_PATIENCE)
+    connection.execute(_LOCK_TIMEOUT)
     # Lock the table separately: if another transaction holds that lock, as CREATE INDEX does, it
     # says nothing about the ID.
     if _state(connection, insert(ledger).from_select(list(row), nothing)) is not None:

@@ -15,7 +15,7 @@ from consumerkit.errors import Unavailable
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PATIENCE = 10.0  # seconds after which a commit counts as not confirmed
+ANSWER_TIMEOUT = 10.0  # seconds after which a commit counts as not confirmed
 
 _Offsets = frozenset[tuple[str, int, int]]
 
@@ -41,7 +41,7 @@ class Commits:
         self, consumer: Consumer, offsets: list[TopicPartition], answer: asyncio.Future[None], *, wait: bool
     ) -> None:
         """Send a commit; `answer` is resolved when the broker has it; with `wait`, before this returns."""
-        commit = _Commit(offsets, answer, time.monotonic() + PATIENCE)
+        commit = _Commit(offsets, answer, time.monotonic() + ANSWER_TIMEOUT)
         if wait:
             self._finish(consumer, commit)
             return
@@ -86,7 +86,7 @@ class Commits:
         for key, waiting in list(self._under_way.items()):
             for commit in [commit for commit in waiting if commit.deadline <= now]:
                 waiting.remove(commit)
-                self._refuse(commit.answer, f"no answer within {PATIENCE:.0f} s")
+                self._refuse(commit.answer, f"no answer within {ANSWER_TIMEOUT:.0f} s")
             if not waiting:
                 del self._under_way[key]
 

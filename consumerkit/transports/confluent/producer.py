@@ -30,7 +30,7 @@ _DEFAULTS: dict[str, object] = {
     "message.max.bytes": 100 * 1024 * 1024,
 }
 _FIXED: dict[str, object] = {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"}
-_FULL_QUEUE_PATIENCE = 30.0
+_FULL_QUEUE_TIMEOUT = 30.0
 _ANY = -1  # librdkafka's value for an unnamed partition or offset
 _PERMANENT = frozenset(
     {
@@ -131,14 +131,14 @@ class ConfluentProducer:
     async def stop(self) -> None:
         """Finish the sends that are running, and disconnect."""
         if self._producer is not None:
-            await asyncio.to_thread(self._producer.flush, _FULL_QUEUE_PATIENCE)
+            await asyncio.to_thread(self._producer.flush, _FULL_QUEUE_TIMEOUT)
         self._running = False
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
         self._producer = self._thread = None
 
     async def _enqueue(self, record: Record, answers: _Answers, at: int) -> None:
-        end = time.monotonic() + _FULL_QUEUE_PATIENCE
+        end = time.monotonic() + _FULL_QUEUE_TIMEOUT
         assert self._producer is not None, "the producer has not been started"
         while True:
             try:

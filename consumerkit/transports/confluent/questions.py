@@ -30,7 +30,7 @@ from consumerkit.transports.oauth import wait_for_token
 T = TypeVar("T")
 AskTopics = Callable[[Collection[str]], Awaitable[Mapping[str, TopicInfo]]]
 
-PATIENCE: Final = 10.0
+ANSWER_TIMEOUT: Final = 10.0
 """Seconds after which a silent broker counts as one that does not answer."""
 
 GRACE: Final = 1.0
@@ -182,7 +182,7 @@ class Questions:
         # Another question may renew the client. A client without a reference to it never answers.
         held: list[AdminClient] = []
         graced, pause = False, _PAUSE
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + ANSWER_TIMEOUT
         while len(found) < len(partitions):
             if missing := [at for at in partitions if at not in found and at not in answers]:
                 held.append(self._client().admin)
@@ -219,12 +219,12 @@ class Questions:
         return {TopicPartition(one.topic, one.partition): _committed(one) for one in answers}
 
     def _until(self, work: Callable[[], T], partitions: Collection[TopicPartition]) -> T:
-        """Ask the broker; repeat while it does not answer, up to `PATIENCE` seconds.
+        """Ask the broker; repeat while it does not answer, up to `ANSWER_TIMEOUT` seconds.
 
         Raises:
             Unavailable: It did not answer.
         """
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + ANSWER_TIMEOUT
         while True:
             try:
                 return work()
@@ -284,7 +284,7 @@ def _request(
 ) -> dict[TopicPartition, Future[Any]]:
     asked = {confluent_kafka.TopicPartition(*at): which for at in partitions}
     level = IsolationLevel.READ_COMMITTED
-    answers = admin.list_offsets(asked, isolation_level=level, request_timeout=PATIENCE)
+    answers = admin.list_offsets(asked, isolation_level=level, request_timeout=ANSWER_TIMEOUT)
     return {TopicPartition(at.topic, at.partition): answer for at, answer in answers.items()}
 
 

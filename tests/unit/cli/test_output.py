@@ -120,7 +120,7 @@ def test_a_column_of_single_words_stays_whole_where_another_can_wrap(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    titles = ("letters", "--like", "handler", "error type", "place", "oldest", "newest")
+    titles = ("letters", "last ID", "handler", "error type", "place", "oldest", "newest")
 
     print_table(titles, [(5, 118, "book-order", "consumerkit.errors.Reject", "orders.py:31 in handle", MOMENT, MOMENT)])
 

@@ -35,7 +35,7 @@ def declared() -> Declaration:
 def screened(record: Message) -> None:
     screen = Screen(declared(), TOPICS, Convention.AUTO, "t", {"t": {0: 9, 1: 9, 2: 9, 3: 9}})
     found = screen.screen(record)
-    assert found.line.fate is not ImportResult.REFUSED, found.line.why
+    assert found.line.result is not ImportResult.REFUSED, found.line.why
     assert found.line.record == (record.topic, record.partition, record.offset)
     if found.candidate is None:
         assert found.line.why

@@ -108,5 +108,5 @@ def test_the_reason_is_the_first_that_holds() -> None:
     partition.total = 2
     assert "parking_limit" in told()
     assert "brake" in told(braking=True)
-    partition.adrift = True
+    partition.must_reread = True
     assert "stopped or lost its place" in told(braking=True)

@@ -89,7 +89,7 @@ def test_a_predicate_decides_which_errors_are_worth_another_attempt() -> None:
     assert _waits(retry, ValueError("again"), ValueError("no")) == [1, None]
 
 
-def test_a_predicate_that_raises_neither_stops_the_lane_nor_buries_the_message() -> None:
+def test_a_predicate_that_raises_neither_stops_the_lane_nor_dead_letters_the_message() -> None:
     retry = Retry(attempts=2, wait=fixed(1), on=lambda error: error.status >= 500)
     assert _waits(retry, ValueError(), ValueError()) == [1, None]
 

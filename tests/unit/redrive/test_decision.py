@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from consumerkit.outcome import Outcome, Reason
-from consumerkit.redrive.decision import Fate, fate, identified
+from consumerkit.redrive.decision import RedriveResult, decide, identified
 from consumerkit.storage.dialects import Kept
 from consumerkit.storage.parking.parked import Kind
 
@@ -29,49 +29,51 @@ def letter(**parts: Any) -> Any:
 
 def decided(
     one: Any, kept: Kept | None, standing: Kind | None = None, *, taken: bool = False, new_id: bool = False
-) -> Fate:
+) -> RedriveResult:
     identity = identified(one, new_id=new_id)
     digests = {identity.digest} if taken and identity.digest is not None else set()
-    return fate(one, identity, kept, standing, digests, new_id=new_id, max_redrives=3)
+    return decide(one, identity, kept, standing, digests, new_id=new_id, max_redrives=3)
 
 
 @pytest.mark.parametrize(
     "parts, kept, expected",
     [
-        ({}, Kept(OWN, Outcome.DEAD), Fate.REDRIVEN),
-        ({}, None, Fate.REDRIVEN),
-        ({}, Kept(OWN, Outcome.PROCESSED), Fate.SUCCEEDED),
-        ({}, Kept(OWN, Outcome.PARKED), Fate.UNDER_WAY),
-        ({"reason": Reason.FAILED_DUPLICATE}, None, Fate.SUCCEEDED),
-        ({}, Kept(OTHER, Outcome.PROCESSED), Fate.CONFLICT),
-        ({"fingerprint": None}, Kept(OTHER, Outcome.DEAD), Fate.REDRIVEN),
-        ({"redrives": 3}, Kept(OWN, Outcome.DEAD), Fate.TOO_OFTEN),
-        ({"redrives": 3}, Kept(OWN, Outcome.PROCESSED), Fate.SUCCEEDED),
-        ({"erased_at": "then"}, Kept(OWN, Outcome.DEAD), Fate.ERASED),
-        ({"reason": Reason.OVERSIZED, "digest": None}, None, Fate.OVERSIZED),
-        ({"reason": Reason.UNDECODABLE, "digest": None}, None, Fate.REDRIVEN),
-        ({"reason": Reason.CONFLICT, "fingerprint": OTHER}, Kept(OWN, Outcome.PROCESSED), Fate.CONFLICT),
+        ({}, Kept(OWN, Outcome.DEAD), RedriveResult.REDRIVEN),
+        ({}, None, RedriveResult.REDRIVEN),
+        ({}, Kept(OWN, Outcome.PROCESSED), RedriveResult.SUCCEEDED),
+        ({}, Kept(OWN, Outcome.PARKED), RedriveResult.UNDER_WAY),
+        ({"reason": Reason.FAILED_DUPLICATE}, None, RedriveResult.SUCCEEDED),
+        ({}, Kept(OTHER, Outcome.PROCESSED), RedriveResult.CONFLICT),
+        ({"fingerprint": None}, Kept(OTHER, Outcome.DEAD), RedriveResult.REDRIVEN),
+        ({"redrives": 3}, Kept(OWN, Outcome.DEAD), RedriveResult.TOO_OFTEN),
+        ({"redrives": 3}, Kept(OWN, Outcome.PROCESSED), RedriveResult.SUCCEEDED),
+        ({"erased_at": "then"}, Kept(OWN, Outcome.DEAD), RedriveResult.ERASED),
+        ({"reason": Reason.OVERSIZED, "digest": None}, None, RedriveResult.OVERSIZED),
+        ({"reason": Reason.UNDECODABLE, "digest": None}, None, RedriveResult.REDRIVEN),
+        ({"reason": Reason.CONFLICT, "fingerprint": OTHER}, Kept(OWN, Outcome.PROCESSED), RedriveResult.CONFLICT),
     ],
 )
-def test_a_letter_meets_its_fate(parts: dict[str, Any], kept: Kept | None, expected: Fate) -> None:
+def test_each_letter_gets_the_result_that_its_rows_ask_for(
+    parts: dict[str, Any], kept: Kept | None, expected: RedriveResult
+) -> None:
     assert decided(letter(**parts), kept) is expected
 
 
 @pytest.mark.parametrize(
     "standing, expected",
     [
-        (None, Fate.REDRIVEN),
-        (Kind.HELD, Fate.REDRIVEN),
-        (Kind.MESSAGE, Fate.UNDER_WAY),
-        (Kind.RELEASED, Fate.UNDER_WAY),
+        (None, RedriveResult.REDRIVEN),
+        (Kind.HELD, RedriveResult.REDRIVEN),
+        (Kind.MESSAGE, RedriveResult.UNDER_WAY),
+        (Kind.RELEASED, RedriveResult.UNDER_WAY),
     ],
 )
-def test_what_is_in_the_lot_of_it_counts(standing: Kind | None, expected: Fate) -> None:
+def test_what_is_in_the_lot_of_it_counts(standing: Kind | None, expected: RedriveResult) -> None:
     assert decided(letter(), Kept(OWN, Outcome.DEAD), standing) is expected
 
 
 def test_the_second_of_an_id_waits_for_the_first() -> None:
-    assert decided(letter(), Kept(OWN, Outcome.DEAD), taken=True) is Fate.UNDER_WAY
+    assert decided(letter(), Kept(OWN, Outcome.DEAD), taken=True) is RedriveResult.UNDER_WAY
 
 
 def test_a_conflict_has_an_id_of_its_own_and_the_same_each_time() -> None:
@@ -81,9 +83,9 @@ def test_a_conflict_has_an_id_of_its_own_and_the_same_each_time() -> None:
     assert first.message_id == "pay-1#redrive-7"
     assert first.digest not in (None, conflict.digest)
     assert identified(letter(reason=Reason.CONFLICT, id=8), new_id=True).digest != first.digest
-    assert decided(conflict, None, new_id=True) is Fate.REDRIVEN
+    assert decided(conflict, None, new_id=True) is RedriveResult.REDRIVEN
     assert identified(letter(), new_id=True).digest == letter().digest
 
 
-def test_every_fate_that_leaves_a_letter_names_the_way_out() -> None:
-    assert [one for one in Fate if bool(one.way_out) is one.is_done] == []
+def test_every_result_that_leaves_a_letter_names_the_way_out() -> None:
+    assert [one for one in RedriveResult if bool(one.way_out) is one.is_done] == []

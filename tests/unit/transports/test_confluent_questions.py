@@ -116,7 +116,7 @@ async def test_a_partition_without_a_leader_is_not_even_asked_about(cluster: Clu
 async def test_a_leader_that_does_not_answer_keeps_no_other_waiting_for_long(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "PATIENCE", 600.0)
+    monkeypatch.setattr(asking, "ANSWER_TIMEOUT", 600.0)
     monkeypatch.setattr(asking, "GRACE", 0.2)
     questions = Questions({}, "g", _topics)
     cluster.silent, cluster.refused = {3}, {5}
@@ -129,7 +129,7 @@ async def test_a_leader_that_does_not_answer_keeps_no_other_waiting_for_long(
 
 
 async def test_a_broker_that_tells_of_none_is_unavailable(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "PATIENCE", 0.2)
+    monkeypatch.setattr(asking, "ANSWER_TIMEOUT", 0.2)
     questions = Questions({}, "g", _topics)
     cluster.silent = set(range(COUNT))
     with pytest.raises(Unavailable, match=r"did not tell about t\[0\], .*\.\.\.$"):

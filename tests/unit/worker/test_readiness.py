@@ -9,14 +9,20 @@ from consumerkit import events
 from consumerkit.events import Event
 from consumerkit.message import TopicPartition
 from consumerkit.outcome import Reason
-from consumerkit.worker.readiness import DOUBT_PATIENCE, PARTITIONS_PATIENCE, SUSPECTED, TROUBLE_OUTLIVES, States
+from consumerkit.worker.readiness import (
+    DOUBT_SHOWN_AFTER,
+    NO_PARTITION_SHOWN_AFTER,
+    SUSPECTED,
+    TROUBLE_OUTLIVES,
+    States,
+)
 
 PARTITION = TopicPartition("t", 3)
 OTHER = TopicPartition("t", 4)
 
 
 class Clock:
-    """Goes when it is told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -153,7 +159,7 @@ def test_one_handlers_end_is_not_anothers(states: States, clock: Clock) -> None:
 
 def test_a_partition_in_doubt_is_told_only_when_it_lasts(states: States, clock: Clock) -> None:
     states(events.PartitionInDoubt(handler="credit", partition=PARTITION, error="fenced"))
-    clock.now += DOUBT_PATIENCE - 1
+    clock.now += DOUBT_SHOWN_AFTER - 1
     assert states.readiness(clock.now).ready
     clock.now += 2
     assert "t[3] may belong to another worker" in told(states, clock)[0]
@@ -215,11 +221,11 @@ def test_a_handler_is_ready_with_partitions_or_where_others_have_them_all(clock:
     assert states.readiness(clock.now).ready
 
     states(events.PartitionsRevoked(handler="credit", partitions=(OTHER,), dropped=0, lost=False))
-    clock.now += 2 * PARTITIONS_PATIENCE
+    clock.now += 2 * NO_PARTITION_SHOWN_AFTER
     assert states.readiness(clock.now).ready  # it still has one
     states(events.PartitionsRevoked(handler="credit", partitions=(PARTITION,), dropped=0, lost=True))
     assert states.readiness(clock.now).ready  # the group shares them again
-    clock.now += 2 * PARTITIONS_PATIENCE
+    clock.now += 2 * NO_PARTITION_SHOWN_AFTER
     assert [one.handler for one in states.readiness(clock.now).findings] == ["credit"]
     states(events.HandlerStopped(handler="credit", error="x"))
     assert [one.what.partition(";")[0] for one in states.readiness(clock.now).findings] == ["stopped"]

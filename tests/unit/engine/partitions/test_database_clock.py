@@ -32,4 +32,4 @@ async def test_a_workers_clock_that_is_days_off_changes_nothing(days: int, monke
     now = clock.now()
     engine.dispose()
     assert now is not None
-    assert abs(now - before) < DAY, "it is told by the worker's clock"
+    assert abs(now - before) < DAY, "the worker's clock tells it"

@@ -133,7 +133,7 @@ def test_a_partition_goes_from_state_to_state() -> None:
         states.append(made.state)
 
     take = lambda: made.taken(Taken(b"o" * 16, 0, {}), {}, StartPosition(0, 0), 0)  # noqa: E731
-    for step in (take, made.doubt, made.confirm, made.stop, made.confirm, take):
+    for step in (take, made.mark_in_doubt, made.confirm, made.stop, made.confirm, take):
         then(step)
     assert states == [
         PartitionState.ASSIGNED,
@@ -146,7 +146,7 @@ def test_a_partition_goes_from_state_to_state() -> None:
     ]
 
 
-@pytest.mark.parametrize("step", [Partition.doubt, Partition.confirm, Partition.stop])
+@pytest.mark.parametrize("step", [Partition.mark_in_doubt, Partition.confirm, Partition.stop])
 def test_a_partition_that_is_leaving_stays_so(step: Callable[[Partition], None]) -> None:
     made = partition()
     made.leave()

@@ -47,7 +47,7 @@ async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_the
     dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), LaneSequence(b"l" * 16, 5)
     partition, lanes = Partition(AT, Position(0, 1), Ordering.KEY, 100), [lane]
     with engine.begin() as connection:
-        taken = fence.take(connection, Store(DEFAULT_TABLES, dialect, 1), AT, wait=0)
+        taken = fence.acquire(connection, Store(DEFAULT_TABLES, dialect, 1), AT, wait=0)
         progress.begin(connection, Store(DEFAULT_TABLES, dialect, 1), {AT: Begun("id", mark=0, start=0, end=0)}, ago=0)
         row = {"consumer": 1, "lane": lane.id, "sequence": lane.sequence}
         connection.execute(insert(DEFAULT_TABLES.lane_progress).values(row))
@@ -71,7 +71,7 @@ async def test_a_late_answer_about_an_old_token_says_nothing_of_the_new_one(engi
     dialect = dialect_for("sqlite", DEFAULT_TABLES)
     partition = Partition(AT, Position(0, 1), Ordering.KEY, 100)
     with engine.begin() as connection:
-        taken = fence.take(connection, Store(DEFAULT_TABLES, dialect, 1), AT, wait=0)
+        taken = fence.acquire(connection, Store(DEFAULT_TABLES, dialect, 1), AT, wait=0)
         progress.begin(connection, Store(DEFAULT_TABLES, dialect, 1), {AT: Begun("id", mark=0, start=0, end=0)}, ago=0)
     assert taken is not None
     partition.fencing_token, partition.mark = b"somebody's before" + taken.owner, 0
@@ -98,7 +98,7 @@ async def test_a_mark_that_a_thread_writes_while_lost_commits_are_noticed_is_not
     dialect, lane = dialect_for("sqlite", DEFAULT_TABLES), LaneSequence(b"l" * 16, 5)
     partition = Partition(AT, Position(0, 1), Ordering.KEY, 100)
     with engine.begin() as connection:
-        taken = fence.take(connection, Store(DEFAULT_TABLES, dialect, 1), AT, wait=0)
+        taken = fence.acquire(connection, Store(DEFAULT_TABLES, dialect, 1), AT, wait=0)
         progress.begin(connection, Store(DEFAULT_TABLES, dialect, 1), {AT: Begun("id", mark=0, start=0, end=0)}, ago=0)
     assert taken is not None
     partition.fencing_token, partition.mark = taken.owner, 0

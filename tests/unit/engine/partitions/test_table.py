@@ -123,9 +123,9 @@ def _lose(table: Table) -> None:
     table.partitions.commits_lost(CommitsLost("gone"))
 
 
-@pytest.mark.parametrize("trouble, adrift", [(_doubt, False), (_lose, True)])
+@pytest.mark.parametrize("trouble, must_reread", [(_doubt, False), (_lose, True)])
 def test_what_is_in_doubt_begins_nothing_and_is_taken_over_again(
-    trouble: Callable[[Table], None], adrift: bool
+    trouble: Callable[[Table], None], must_reread: bool
 ) -> None:
     table = Table()
     lane = table.sequences.new()
@@ -133,8 +133,8 @@ def test_what_is_in_doubt_begins_nothing_and_is_taken_over_again(
     trouble(table)
     assert table.partition.state is PartitionState.IN_DOUBT
     assert not table.partition.ready
-    assert table.partition.adrift is adrift
-    assert (lane.lane != before) is adrift
+    assert table.partition.must_reread is must_reread
+    assert (lane.lane != before) is must_reread
     assert table.work == {"ownership"}
     told = len(table.told)
     table.partitions.in_doubt({NAME: TOKEN}, Fenced("taken"))
@@ -143,7 +143,7 @@ def test_what_is_in_doubt_begins_nothing_and_is_taken_over_again(
 
 def test_a_partition_that_is_stopped_is_told_of_once_and_settled() -> None:
     table = Table()
-    table.partition.doubt()
+    table.partition.mark_in_doubt()
     for _ in range(2):
         table.partitions.stop(table.partition, PartitionUnusable("no log"))
     assert [type(event).__name__ for event in table.told] == ["PartitionStopped"]

@@ -1,4 +1,4 @@
-"""A worker whose handler is killed by some messages: `python -m consumerkit run tests.crash.killers_app:worker`."""
+"""A worker whose handler is killed by some messages: `python -m consumerkit run tests.crash.poison_app:worker`."""
 
 import asyncio
 import ctypes
@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consumerkit import Context, Handler, Kafka, Retry, Worker, fixed, header
 
-VARIABLE = "KILLERS_SETTINGS"
+VARIABLE = "POISON_SETTINGS"
 MEMORY, PIECE = 200 << 20, 1 << 20
 settings = json.loads(os.environ.get(VARIABLE, "{}"))
 
@@ -52,7 +52,7 @@ def exhaust_memory() -> None:
         library.memset(library.malloc(PIECE), 1, PIECE)
 
 
-DEATHS = {
+WAYS_TO_DIE = {
     "exit": lambda: os._exit(3),
     "late": lambda: os._exit(4),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),  # as the kernel does to a process that exhausts the machine
@@ -64,7 +64,7 @@ DEATHS = {
 class Deliver(Handler[bytes]):
     """Adds an effect, unless the message says how to die; `parked:...` fails once before."""
 
-    name = "killers"
+    name = "poison"
     message_id = header("message-id")
     retry = Retry(attempts=5, wait=fixed(0.1))
     batch_size = 50
@@ -83,7 +83,7 @@ class Deliver(Handler[bytes]):
             raise RuntimeError("parked first")
         if first == "late":
             await asyncio.sleep(1.0)  # the other lane commits what it has in hand
-        if die := DEATHS.get(second or first):
+        if die := WAYS_TO_DIE.get(second or first):
             self._say(context.message_id)
             die()
         self._under_way.append(context.session)

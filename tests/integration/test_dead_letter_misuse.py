@@ -61,7 +61,7 @@ async def all_committed(run: Run, payments: PaymentStage, count: int) -> None:
     await run.until(lambda: payments.committed() == count, f"{count} offsets")
 
 
-async def test_a_conviction_that_the_database_loses_is_noticed(payments: PaymentStage) -> None:
+async def test_a_dead_letter_for_misuse_that_the_database_loses_is_noticed(payments: PaymentStage) -> None:
     async with payments.run(Commits(retry=ONCE)) as run:
         payments.send(1)
         await all_committed(run, payments, 1)
@@ -94,7 +94,7 @@ async def test_a_conviction_that_the_database_loses_is_noticed(payments: Payment
 
 
 @pytest.mark.parametrize("lose", ["commit", "answer"])
-async def test_a_conviction_whose_commit_is_in_doubt_is_made_once_and_is_no_lost_commit(
+async def test_a_dead_letter_for_misuse_whose_commit_is_in_doubt_is_made_once_and_is_no_lost_commit(
     payments: PaymentStage, lose: Lose
 ) -> None:
     handler = Commits(retry=ONCE)
@@ -106,7 +106,7 @@ async def test_a_conviction_whose_commit_is_in_doubt_is_made_once_and_is_no_lost
 
     def plan(_: int) -> Lose:
         # The proxy takes BEGIN ISOLATION LEVEL READ COMMITTED for a COMMIT, too: of the transaction that finds out, and
-        # of the conviction.
+        # of the dead letter.
         nonlocal seen
         seen += handler.ended
         return lose if seen == 3 else "nothing"
@@ -129,7 +129,7 @@ async def test_a_conviction_whose_commit_is_in_doubt_is_made_once_and_is_no_lost
 
 
 @pytest.mark.parametrize("hold_key", [False, True])
-async def test_a_parked_message_is_convicted_once_though_the_answer_was_lost(
+async def test_a_parked_message_is_dead_lettered_for_misuse_once_though_the_answer_was_lost(
     payments: PaymentStage, hold_key: bool
 ) -> None:
     where = urlsplit(payments.postgres.admin_dsn)
@@ -155,7 +155,7 @@ async def test_a_parked_message_is_convicted_once_though_the_answer_was_lost(
     assert len(handler.calls["p-2"]) == 1
 
 
-async def test_a_message_is_convicted_though_commits_before_it_were_lost(payments: PaymentStage) -> None:
+async def test_a_message_is_dead_lettered_for_misuse_though_commits_before_it_were_lost(payments: PaymentStage) -> None:
     async with payments.run(Commits(retry=ONCE)) as run:
         payments.send(1)
         await all_committed(run, payments, 1)

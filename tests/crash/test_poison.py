@@ -1,4 +1,4 @@
-"""Messages that kill the process are dead-lettered after three deaths alone, and other messages never."""
+"""Messages that kill the process are dead-lettered after three crashes alone, and other messages never."""
 
 import asyncio
 import json
@@ -16,35 +16,35 @@ from sqlalchemy import Engine, create_engine, text
 
 from consumerkit.storage import schema
 from consumerkit.storage.database import Database
-from tests.crash.killers_app import VARIABLE, Base
+from tests.crash.poison_app import VARIABLE, Base
 from tests.services import KafkaServer, PostgresServer
 
 pytestmark = pytest.mark.calm
 
 ROOT = Path(__file__).parents[2]
 MESSAGES = 300
-# Four deaths until a partition's messages run alone, three alone; more if other messages were first found in between.
-MOST_DEATHS = 15
+# Four crashes until a partition's messages run alone, three alone; more if other messages were first found in between.
+MOST_CRASHES = 15
 RESTART_WITHIN = 480.0  # a restart takes three seconds, and on a busy machine thirty
 STATUS = {b"exit": 3, b"late": 4, b"kill": -9, b"segfault": -11, b"memory": -11}
 
 
 class Reaper:
-    """Keeps one worker process running and counts its deaths."""
+    """Keeps one worker process running and counts its crashes."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
-        self.deaths: Counter[int] = Counter()
+        self.crashes: Counter[int] = Counter()
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "consumerkit", "run", "tests.crash.killers_app:worker"]
+        command = [sys.executable, "-m", "consumerkit", "run", "tests.crash.poison_app:worker"]
         return subprocess.Popen(command, env=self._environment, cwd=ROOT)
 
     def look(self) -> None:
         """Start the process again if it died."""
         if (status := self._process.poll()) is not None:
-            self.deaths[status] += 1
+            self.crashes[status] += 1
             self._process = self._start()
 
     def stop(self) -> None:
@@ -62,7 +62,7 @@ def settings(kafka: KafkaServer, postgres: PostgresServer, database: str, topic_
 
 @pytest.mark.timeout(RESTART_WITHIN + 60)
 @pytest.mark.parametrize(
-    "killers",
+    "poison",
     [
         pytest.param({100: b"memory", 150: b"parked:exit"}, id="fresh-and-parked"),
         pytest.param({299: b"late"}, id="behind-duplicates", marks=pytest.mark.matrix),
@@ -71,19 +71,19 @@ def settings(kafka: KafkaServer, postgres: PostgresServer, database: str, topic_
         pytest.param({100: b"exit", 101: b"kill", 250: b"parked:segfault"}, id="neighbours", marks=pytest.mark.matrix),
     ],
 )
-def test_a_message_that_kills_the_process_is_dead_after_three_deaths_alone(
-    settings: dict[str, str], killers: dict[int, bytes]
+def test_a_message_that_kills_the_process_is_dead_after_three_crashes_alone(
+    settings: dict[str, str], poison: dict[int, bytes]
 ) -> None:
     asyncio.run(_make_tables(settings["database"]))
     engine = create_engine(settings["database"])
     Base.metadata.create_all(engine)
-    _produce(settings, killers)
+    _produce(settings, poison)
     reaper = Reaper({VARIABLE: json.dumps(settings)})
     end = time.monotonic() + RESTART_WITHIN
     try:
         while _count(engine, "SELECT count(*) FROM consumerkit_processed_messages WHERE outcome <> 2") < MESSAGES:
-            assert time.monotonic() < end, f"not done after {dict(reaper.deaths)} deaths"
-            assert reaper.deaths.total() <= len(killers) * MOST_DEATHS, f"still not done after {dict(reaper.deaths)}"
+            assert time.monotonic() < end, f"not done after {dict(reaper.crashes)} crashes"
+            assert reaper.crashes.total() <= len(poison) * MOST_CRASHES, f"still not done after {dict(reaper.crashes)}"
             reaper.look()
             time.sleep(0.2)
     finally:
@@ -96,15 +96,15 @@ def test_a_message_that_kills_the_process_is_dead_after_three_deaths_alone(
         dead = {message_id: reason for message_id, reason in rows}  # noqa: C416 - rows are not plain tuples
         parked = connection.scalar(text("SELECT count(*) FROM consumerkit_parked_messages"))
     engine.dispose()
-    assert dead == {f"m{number}": "killed_process" for number in killers}
-    assert effects == Counter(f"m{number}" for number in range(MESSAGES) if number not in killers)
+    assert dead == {f"m{number}": "killed_process" for number in poison}
+    assert effects == Counter(f"m{number}" for number in range(MESSAGES) if number not in poison)
     assert parked == 0
     # The faults fired, each by itself three times in the end, and by nothing else did the process die.
-    for number, kind in killers.items():
+    for number, kind in poison.items():
         beside = [row.beside for row in words if row.message_id == f"m{number}"]
         assert beside[-3:] == [0, 0, 0]
-        assert reaper.deaths[STATUS[kind.rpartition(b":")[2]]] >= len(beside) >= 4
-    assert sum(reaper.deaths.values()) == len(words)
+        assert reaper.crashes[STATUS[kind.rpartition(b":")[2]]] >= len(beside) >= 4
+    assert sum(reaper.crashes.values()) == len(words)
 
 
 async def _make_tables(url: str) -> None:
@@ -113,11 +113,11 @@ async def _make_tables(url: str) -> None:
     await database.dispose()
 
 
-def _produce(settings: dict[str, str], killers: dict[int, bytes]) -> None:
+def _produce(settings: dict[str, str], poison: dict[int, bytes]) -> None:
     producer = Producer({"bootstrap.servers": settings["bootstrap"]})
     for number in range(MESSAGES):
         headers: list[tuple[str, str | bytes | None]] = [("message-id", f"m{number}".encode())]
-        producer.produce(settings["topic"], killers.get(number, b"fine"), f"k{number}".encode(), headers=headers)
+        producer.produce(settings["topic"], poison.get(number, b"fine"), f"k{number}".encode(), headers=headers)
     assert producer.flush(120) == 0
 
 
