@@ -139,9 +139,8 @@ class Undoer:
             if not await self._keep_trying(self._run, written):
                 return
             reach("undo_done")
-            self._announce(
-                events.StepUndone(message_id=one.message_id, step=one.step, letter=one.letter, called=called)
-            )
+            told = events.StepUndone(message_id=one.message_id, step=one.step, letter=one.letter, called=called)
+            self._announce(told, one.message)
 
     def _undone(self, one: Undo, connection: Connection) -> bool:
         written = self._rows.undone(connection, one, self._owner)
@@ -167,16 +166,20 @@ class Undoer:
         reach("undo_started")
         async with self._shared.slots:
             if not one.known and declared.asks is not None:
-                answer = outcome(await self._call(declared, partial(declared.asks, key, *args, **kwargs)), one.step)
+                answer = outcome(
+                    await self._call(one, declared, partial(declared.asks, key, *args, **kwargs)), one.step
+                )
                 if answer is None:
                     return False
                 done = answer.result
-            await self._call(declared, partial(declared.undoes, key, done, *args, **kwargs))
+            await self._call(one, declared, partial(declared.undoes, key, done, *args, **kwargs))
         reach("undo_called")
         return True
 
-    async def _call(self, declared: DeclaredStep, method: Callable[[], Any]) -> Any:
+    async def _call(self, one: Undo, declared: DeclaredStep, method: Callable[[], Any]) -> Any:
         context = self._contexts.new()
+        if one.message is not None:
+            self._announce.surround(context, self._declared.name, one.message, one.message_id, one.attempts + 1)
         if self._shared.threads is not None:
             return await asyncio.get_running_loop().run_in_executor(
                 self._shared.threads, partial(context.run, contained, method)
@@ -248,7 +251,8 @@ class Undoer:
                 wait=wait,
                 letter=letter,
                 in_full=in_full,
-            )
+            ),
+            one.message,
         )
         if dead is None:
             return
@@ -264,7 +268,8 @@ class Undoer:
                 letter=letter,
                 attempts=dead.attempts,
                 summary=described,
-            )
+            ),
+            message,
         )
 
     async def _keep_trying(self, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:

@@ -146,9 +146,9 @@ class Expiry:
             if batch is None:
                 raise _Busy
             for dead in batch.made:
-                self._announce(_told(terms.name, dead))
+                self._announce(_told(terms.name, dead), dead.message)
                 if dead.clash is not None:
-                    self._announce(events.OriginClash(handler=terms.name, **dead.clash._asdict()))
+                    self._announce(events.OriginClash(handler=terms.name, **dead.clash._asdict()), dead.message)
             count += len(batch.made)
             if batch.last is None:
                 return count

@@ -26,12 +26,14 @@ _current: Final[ContextVar[_Current | None]] = ContextVar("consumerkit_message",
 
 
 def enter(surroundings: Context, handler: str, message: Message, message_id: str, attempt: int) -> None:
-    """Set the message that code in `surroundings` is handling."""
+    """Set the message that code in `surroundings` is handling, or that a log line is about."""
     surroundings.run(_current.set, _Current(handler, message, message_id, attempt))
 
 
 def message_fields() -> dict[str, Any]:
     """Return the fields of the message that is being handled, and of the current span; empty outside a handler.
+
+    An observer that gets an event about a message has that message's fields and span.
 
     Example:
         >>> message_fields()
@@ -45,9 +47,11 @@ def message_fields() -> dict[str, Any]:
             conventions.DESTINATION: message.topic,
             conventions.PARTITION: str(message.partition),
             conventions.OFFSET: message.offset,
-            conventions.MESSAGE_ID: current.message_id,
-            conventions.ATTEMPT: current.attempt,
         }
+        if current.message_id:
+            found[conventions.MESSAGE_ID] = current.message_id
+        if current.attempt:
+            found[conventions.ATTEMPT] = current.attempt
     return found | _span()
 
 

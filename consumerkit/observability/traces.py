@@ -1,104 +1,30 @@
 """Traces with OpenTelemetry: one span for each message, linked to the span of the batch that shares its transaction.
 
-Nothing here imports OpenTelemetry before a worker asks for traces; `NO_TRACES` costs only empty
-calls.
+Nothing here imports OpenTelemetry before a worker asks for traces.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from consumerkit.errors import ConfigurationError
+from consumerkit.events.announcer import HasHeaders
 from consumerkit.message import Headers, Message
 from consumerkit.observability import conventions
 from consumerkit.observability.propagation import extracted
-from consumerkit.observability.send_spans import NO_SENDS, Outgoing, Sends, fail, sending
+from consumerkit.observability.send_spans import Outgoing, Sends, fail, sending
+from consumerkit.observability.spans import NO_TRACES, BatchSpans, Ended, Spanned, Traces
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext, TracerProvider
 
 _REMEMBERED: Final = 10_000
 """Messages whose last attempt a worker remembers, to link the next attempt's span to it."""
-
-
-class Spanned(Protocol):
-    """The part of a batch's message that its span needs."""
-
-    message: Message
-    message_id: str
-    attempt: int
-
-
-class BatchSpans(Protocol):
-    """The spans of one batch: its own, and one for each message that is handled."""
-
-    def enter(self, item: Spanned, surroundings: Context) -> None:
-        """Begin a message's span, as the current span of `surroundings`."""
-
-    def follow(self, message: Message, surroundings: Context) -> None:
-        """Let code in `surroundings`, before the transaction, continue the trace of a message's headers."""
-
-    def whole(self, items: Sequence[Spanned], surroundings: Context) -> None:
-        """Link the batch's span to its messages' traces, and make it the current span of `surroundings`."""
-
-    def leave(self, outcome: str) -> None:
-        """End the span of the message that was entered last."""
-
-    def headers(self) -> Headers:
-        """Return the headers that continue the current message's trace; the batch's trace if no message is current."""
-        ...
-
-    def end(self, error: BaseException | None) -> None:
-        """End the batch's span, and the span of the message whose code raised the error."""
-
-
-class Traces(Protocol):
-    """Begins the spans of batches, and of messages that are sent."""
-
-    def batch(self, handler: str, group: str, messages: Sequence[Message]) -> BatchSpans:
-        """Begin a batch's span."""
-        ...
-
-    def sending(self, messages: Sequence[Outgoing], id_header: str) -> AbstractContextManager[Sends]:
-        """Keep spans for sent messages until the block ends; `id_header` names their message IDs."""
-        ...
-
-
-class _NoSpans:
-    """Traces nothing."""
-
-    def batch(self, handler: str, group: str, messages: Sequence[Message]) -> BatchSpans:
-        return self
-
-    def sending(self, messages: Sequence[Outgoing], id_header: str) -> AbstractContextManager[Sends]:
-        return nullcontext(NO_SENDS)
-
-    def enter(self, item: Spanned, surroundings: Context) -> None:
-        pass
-
-    def follow(self, message: Message, surroundings: Context) -> None:
-        pass
-
-    def whole(self, items: Sequence[Spanned], surroundings: Context) -> None:
-        pass
-
-    def leave(self, outcome: str) -> None:
-        pass
-
-    def headers(self) -> Headers:
-        return ()
-
-    def end(self, error: BaseException | None) -> None:
-        pass
-
-
-NO_SPANS: Final[BatchSpans] = _NoSpans()
-NO_TRACES: Final[Traces] = _NoSpans()
 
 
 def traces_of(given: bool | TracerProvider) -> Traces:
@@ -126,6 +52,7 @@ def traces_of(given: bool | TracerProvider) -> Traces:
 
 
 class _Place(NamedTuple):
+    handler: str
     topic: str
     partition: int
     offset: int
@@ -153,17 +80,32 @@ class OpenTelemetryTraces:
         """See `Traces.sending`."""
         return sending(self.tracer, messages, id_header)
 
-    def remember(self, message: Message, attempt: SpanContext) -> None:
-        """Store a message's last attempt, for the next one's link."""
+    def about(self, handler: str, about: HasHeaders, surroundings: Context) -> None:
+        """See `Traces.about`."""
+        from opentelemetry.context import attach
+        from opentelemetry.trace import NonRecordingSpan, set_span_in_context
+
+        context = extracted(about.headers)
+        if isinstance(about, Message) and (attempt := self.last_attempt(handler, about)) is not None:
+            context = set_span_in_context(NonRecordingSpan(attempt), context)
+        surroundings.run(attach, context)
+
+    def remember(self, handler: str, message: Message, attempt: SpanContext) -> None:
+        """Store a message's last attempt, for the next one's link and for log lines about it."""
         with self._lock:
-            self._attempts[_place(message)] = attempt
+            self._attempts[_place(handler, message)] = attempt
             while len(self._attempts) > _REMEMBERED:
                 self._attempts.popitem(last=False)
 
-    def recalled(self, message: Message) -> SpanContext | None:
+    def last_attempt(self, handler: str, message: Message) -> SpanContext | None:
+        """Return a message's last attempt, if this worker made it."""
+        with self._lock:
+            return self._attempts.get(_place(handler, message))
+
+    def recalled(self, handler: str, message: Message) -> SpanContext | None:
         """Return and forget a message's last attempt, if this worker made it."""
         with self._lock:
-            return self._attempts.pop(_place(message), None)
+            return self._attempts.pop(_place(handler, message), None)
 
 
 class _Spans:
@@ -171,6 +113,7 @@ class _Spans:
 
     def __init__(self, traces: OpenTelemetryTraces, handler: str, group: str, count: int) -> None:
         self._traces = traces
+        self._handler = handler
         self._common = {
             conventions.SYSTEM: conventions.KAFKA,
             conventions.OPERATION_NAME: conventions.PROCESS,
@@ -188,33 +131,47 @@ class _Spans:
 
     def enter(self, item: Spanned, surroundings: Context) -> None:
         from opentelemetry.context import attach
-        from opentelemetry.trace import Link, SpanKind, set_span_in_context
+        from opentelemetry.trace import set_span_in_context
 
         message = item.message
+        parent = extracted(message.headers)
+        own = {conventions.MESSAGE_ID: item.message_id, conventions.ATTEMPT: item.attempt}
+        self._open = span = self._begun(message, parent, own)
+        surroundings.run(attach, set_span_in_context(span, parent))
+        self._messages.append((message, span))
+
+    def _begun(self, message: Message, parent: Any, own: Mapping[str, Any]) -> Span:
+        from opentelemetry.trace import Link, SpanKind
+
         attributes: dict[str, Any] = {
             **self._common,
             conventions.DESTINATION: message.topic,
             conventions.PARTITION: str(message.partition),
             conventions.OFFSET: message.offset,
-            conventions.MESSAGE_ID: item.message_id,
-            conventions.ATTEMPT: item.attempt,
+            **own,
         }
         if message.value is None:
             attributes[conventions.TOMBSTONE] = True
         links = [Link(self._batch.get_span_context())]
-        if (before := self._traces.recalled(message)) is not None:
+        if (before := self._traces.recalled(self._handler, message)) is not None:
             links.append(Link(before))
-        parent = extracted(message.headers)
-        span = self._traces.tracer.start_span(
+        return self._traces.tracer.start_span(
             f"{conventions.PROCESS} {message.topic}",
             context=parent,
             kind=SpanKind.CONSUMER,
             attributes=attributes,
             links=links,
         )
-        surroundings.run(attach, set_span_in_context(span, parent))
-        self._open = span
-        self._messages.append((message, span))
+
+    def unhandled(self, item: Ended, error: str) -> None:
+        message = item.message
+        if self._traces.last_attempt(self._handler, message) is not None:
+            return
+        own = {conventions.MESSAGE_ID: item.message_id} if item.message_id else {}
+        span = self._begun(message, extracted(message.headers), own)
+        fail(span, error)
+        span.end()
+        self._traces.remember(self._handler, message, span.get_span_context())
 
     def follow(self, message: Message, surroundings: Context) -> None:
         from opentelemetry.context import attach
@@ -229,6 +186,13 @@ class _Spans:
             context = get_current_span(extracted(item.message.headers)).get_span_context()
             if context.is_valid:
                 self._batch.add_link(context)
+            self._messages.append((item.message, self._batch))
+        surroundings.run(attach, set_span_in_context(self._batch))
+
+    def surround(self, surroundings: Context) -> None:
+        from opentelemetry.context import attach
+        from opentelemetry.trace import set_span_in_context
+
         surroundings.run(attach, set_span_in_context(self._batch))
 
     def leave(self, outcome: str) -> None:
@@ -250,12 +214,12 @@ class _Spans:
             for span in filter(None, (self._open, self._batch)):
                 fail(span, type(error).__qualname__)
             for message, span in self._messages:
-                self._traces.remember(message, span.get_span_context())
+                self._traces.remember(self._handler, message, span.get_span_context())
         if self._open is not None:
             self._open.end()
             self._open = None
         self._batch.end()
 
 
-def _place(message: Message) -> _Place:
-    return _Place(message.topic, message.partition, message.offset)
+def _place(handler: str, message: Message) -> _Place:
+    return _Place(handler, message.topic, message.partition, message.offset)

@@ -66,7 +66,8 @@ class RelayAnnouncements:
 
     def by_reference(self, pending: Pending) -> None:
         """Announce a dead letter that was sent without its value."""
-        self._announce(events.DeadLetterByReference(topic=pending.message.topic, sequence=pending.sequence))
+        told = events.DeadLetterByReference(topic=pending.message.topic, sequence=pending.sequence)
+        self._announce(told, pending.message)
 
     def held(self, pending: Pending, failure: SendFailure, hold: Hold) -> None:
         """Announce why a topic, a key or a message waits."""
@@ -78,7 +79,8 @@ class RelayAnnouncements:
                 error=f"{failure.code}: {failure.message}",
                 wait=hold.wait,
                 way_out=way_out(cause_of(failure), topic, pending.sequence, principal=self._principal),
-            )
+            ),
+            pending.message,
         )
 
     def resumed(self, topic: str, hold: Hold | None, now: float) -> None:

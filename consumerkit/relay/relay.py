@@ -17,7 +17,7 @@ from consumerkit.concurrency import wait_for_first
 from consumerkit.errors import StartError
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
-from consumerkit.observability.traces import NO_TRACES, Traces
+from consumerkit.observability.spans import NO_TRACES, Traces
 from consumerkit.relay.announcements import RelayAnnouncements
 from consumerkit.relay.holds import Holds
 from consumerkit.relay.refusals import cause_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from consumerkit.dead_letters.formats.consumerkit import is_dead_letter, shortened
 from consumerkit.failpoints import reach
-from consumerkit.observability.traces import NO_TRACES, Traces
+from consumerkit.observability.spans import NO_TRACES, Traces
 from consumerkit.relay.refusals import Cause, cause_of
 from consumerkit.storage.outbox import MESSAGE_ID_HEADER, OutboxMessage, Pending, size
 from consumerkit.transports.base import Producer, Record, SendFailure

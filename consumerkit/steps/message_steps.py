@@ -427,7 +427,8 @@ class MessageSteps:
                 step=call.name,
                 wait=found.wait,
                 undoing=undoing,
-            )
+            ),
+            self.subject.message,
         )
 
     def _tell_doubt(self, call: _Call, found: FoundStep, then: str) -> None:
@@ -440,7 +441,8 @@ class MessageSteps:
                 step=call.name,
                 calls=found.calls,
                 then=then,
-            )
+            ),
+            self.subject.message,
         )
 
 

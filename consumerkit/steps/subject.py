@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from consumerkit.message import TopicPartition
+from consumerkit.message import Message, TopicPartition
 from consumerkit.storage.parking.parked import ParkedMessage
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Subject(NamedTuple):
         order: The scope of its order: messages with an equal scope run one after another. None if it has no order.
         waits: Its row in the parking lot, if its ID was claimed at its parking; else None.
         redriven: Whether a person redrove it; that person has checked what became of a step in doubt.
+        message: The record, for events about it.
     """
 
     event: Any
@@ -35,6 +36,7 @@ class Subject(NamedTuple):
     order: Hashable = None
     waits: ParkedMessage | None = None
     redriven: bool = False
+    message: Message | None = None
 
     @property
     def partition(self) -> TopicPartition:

@@ -16,10 +16,12 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
 
 from consumerkit.errors import PayloadSealed
+from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.fence import OWNER_BYTES
 from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.payload import payload
 from consumerkit.storage.step_values import StepState
 from consumerkit.storage.tables import Tables
 
@@ -43,6 +45,7 @@ class Undo(NamedTuple):
         letter: The dead letter of its message.
         message_id: The ID of its message, as text.
         undo_letter: The dead letter of its undo, if that had failed for good before.
+        message: Its message, without key and value; None if the message's dead letter is gone.
     """
 
     digest: bytes
@@ -58,6 +61,7 @@ class Undo(NamedTuple):
     letter: int | None
     message_id: str
     undo_letter: int | None
+    message: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +131,21 @@ class UndoRows:
             rows = self._held(connection, digest)
             if rows and all(row.late >= 0 for row in rows):
                 self.hold(connection, digest, owner, seconds, renew=True)
-                found[digest] = [_undo(row) for row in rows]
+                message = self._message(connection, rows[0].dead_letter)
+                found[digest] = [_undo(row)._replace(message=message) for row in rows]
         return found
+
+    def _message(self, connection: Connection, letter: int | None) -> Message | None:
+        """Return the place and the headers of a dead message: the headers name its trace."""
+        c = self.tables.dead_letters.c
+        row = connection.execute(select(self.tables.dead_letters).where(c.id == letter)).one_or_none()
+        if row is None:
+            return None
+        try:
+            headers = payload(self.tables.sealer, row).headers
+        except PayloadSealed:
+            headers = ()
+        return Message(row.topic, row.partition, row.offset, None, None, headers, row.timestamp, row.topic_id)
 
     def _held(self, connection: Connection, digest: bytes) -> list[Any]:
         """Lock and return the rows of a message, last step first; empty if another transaction has locked one."""

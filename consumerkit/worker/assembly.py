@@ -23,7 +23,7 @@ from consumerkit.engine.transaction.unit_of_work import AsyncUnitOfWork, SyncUni
 from consumerkit.events import Announcer
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
-from consumerkit.observability.traces import NO_TRACES, Traces
+from consumerkit.observability.spans import NO_TRACES, Traces
 from consumerkit.steps import HandlerSteps, LaneSteps
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect, Limits
@@ -80,8 +80,12 @@ class Traced:
         try:
             receipt = await self._work.run(batch)
         except BaseException as error:
+            if batch.unprepared and batch.current is not None:
+                spans.unhandled(batch.items[batch.current], type(error).__qualname__)
             spans.end(error)
             raise
+        for dead in receipt.dead:
+            spans.unhandled(dead, dead.reason.value)
         spans.end(None)
         return receipt
 

@@ -31,6 +31,7 @@ from consumerkit.maintenance.expirer import Expiry
 from consumerkit.maintenance.pruner import Retention
 from consumerkit.message import TopicPartition
 from consumerkit.observability.logs import LoggingObserver
+from consumerkit.observability.surroundings import surrounded_by
 from consumerkit.observability.traces import traces_of
 from consumerkit.observability.user_code import belongs_to_the_user
 from consumerkit.observability.words import lasting
@@ -174,7 +175,7 @@ class Worker:
         self.stall_timeout = float(stall_timeout)
         self._failpoints = failpoints
         self._states = States()
-        self._announce = Announcer((LoggingObserver(), self._states, *observers))
+        self._announce = Announcer((LoggingObserver(), self._states, *observers), surrounded_by(self._traces))
         self._principal = kafka.principal if isinstance(kafka, Kafka) else None
         self._instance = kafka.instance_id if isinstance(kafka, Kafka) else None
         self._adopted: frozenset[str] = frozenset()

@@ -882,4 +882,22 @@ MUTANTS = (
         "::test_a_step_whose_partition_is_lost_during_the_call_and_comes_back_is_called_once[postgresql-Long-1]",
         "step='charge'",
     ),
+    Mutant(
+        "traces",
+        "a log line about a message has the span of its last attempt",
+        "consumerkit/observability/surroundings.py",
+        "        traces.about(handler, about, context)\n",
+        "",
+        f"{INTEGRATION}/test_traced_lines.py::test_each_line_about_a_message_that_fails_has_its_span[sqlite]",
+        "KeyError: 'trace_id'",
+    ),
+    Mutant(
+        "traces",
+        "a message that ends without an attempt has a span",
+        "consumerkit/worker/assembly.py",
+        "            spans.unhandled(dead, dead.reason.value)\n",
+        "            pass\n",
+        f"{INTEGRATION}/test_traced_lines.py::test_each_line_about_a_message_that_fails_has_its_span[sqlite]",
+        "KeyError: '00f067aa0ba902b7'",
+    ),
 )

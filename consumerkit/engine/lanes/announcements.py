@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import copy_context
+
 from consumerkit import events
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.batch import Batch
@@ -22,9 +25,10 @@ class Announcements:
         """Announce messages of an unknown type."""
         self.announce(events.MessagesSkipped(count=count))
 
-    def committed(self, receipt: Receipt, seconds: float) -> None:
+    def committed(self, batch: Batch, receipt: Receipt, seconds: float) -> None:
         """Announce a durable transaction, and the seconds that it took."""
-        self.announce(
+        _within(batch)(
+            self.announce,
             events.GroupCommitted(
                 lane=self._lane,
                 processed=len(receipt.processed),
@@ -38,14 +42,17 @@ class Announcements:
                 unreadable_times=receipt.unreadable_times,
                 seconds=seconds,
                 stages=receipt.stages,
-            )
+            ),
         )
         self.dead(receipt)
 
     def dead(self, receipt: Receipt) -> None:
         """Announce dead letters."""
+        at = {
+            (_partition(one), one.offset): one for one in (*receipt.finished, *(dead.message for dead in receipt.dead))
+        }
         for clash in receipt.clashes:
-            self.announce(events.OriginClash(**clash._asdict()))
+            self.announce(events.OriginClash(**clash._asdict()), at.get((clash.partition, clash.offset)))
         for dead in receipt.dead:
             self.announce(
                 events.MessageDeadLettered(
@@ -58,17 +65,19 @@ class Announcements:
                     attempts=dead.attempts,
                     summary=failures.summary(dead),
                     in_full=dead.in_full,
-                )
+                ),
+                dead.message,
             )
 
     def rolled_back(self, batch: Batch, error: BaseException) -> None:
         """Announce a failed transaction."""
-        self.announce(
+        _within(batch)(
+            self.announce,
             events.GroupRolledBack(
                 size=len(batch.items),
                 handled=batch.handled,
                 error=failures.described(error),
-            )
+            ),
         )
 
     def attempt_failed(
@@ -85,7 +94,8 @@ class Announcements:
                 wait=wait,
                 braking=braking,
                 in_full=failures.in_full(error),
-            )
+            ),
+            delivery.message,
         )
 
     def suspected(self, delivery: Delivery, error: BaseException, wait: float, *, overload: bool) -> None:
@@ -95,7 +105,7 @@ class Announcements:
         """
         if overload:
             told = failures.described(error)
-            self.announce(events.Trouble(where="database", error=told, wait=wait))
+            self.announce(events.Trouble(where="database", error=told, wait=wait), delivery.message)
         self.announce(
             events.MessageSuspected(
                 partition=_partition(delivery.message),
@@ -104,8 +114,16 @@ class Announcements:
                 error=failures.described(error),
                 wait=wait,
                 in_full=failures.in_full(error),
-            )
+            ),
+            delivery.message,
         )
+
+
+def _within(batch: Batch) -> Callable[..., object]:
+    """Return what calls a function as if it ran within a batch's span."""
+    context = copy_context()
+    batch.spans.surround(context)
+    return context.run
 
 
 def _partition(message: Message) -> TopicPartition:

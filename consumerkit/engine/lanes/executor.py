@@ -162,7 +162,7 @@ class Executor:
         self.gate.let_go(self)
         self._apply(receipt)
         self._spend_written(batch, receipt)
-        self.tell.committed(receipt, time.monotonic() - began)
+        self.tell.committed(batch, receipt, time.monotonic() - began)
         return receipt
 
     def _moved_on(self, batch: Batch) -> None:

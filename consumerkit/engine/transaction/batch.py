@@ -24,7 +24,7 @@ from consumerkit.handlers.effects import StepCalls
 from consumerkit.handlers.handler import Received
 from consumerkit.handlers.no_steps import NO_STEPS
 from consumerkit.message import TopicPartition
-from consumerkit.observability.traces import NO_SPANS, BatchSpans
+from consumerkit.observability.spans import NO_SPANS, BatchSpans
 from consumerkit.observability.user_code import place_of_function
 from consumerkit.steps import LaneSteps
 from consumerkit.storage import outbox

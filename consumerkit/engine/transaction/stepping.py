@@ -101,6 +101,7 @@ def _subject(item: Item, ordering: Ordering) -> Subject:
         _order(message, ordering),
         waits=parked if parked is not None and parked.digest is not None else None,
         redriven=parked is not None and parked.dead_letter is not None,
+        message=message,
     )
 
 
