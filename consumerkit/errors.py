@@ -148,6 +148,10 @@ class Unavailable(ConsumerkitError):
     """Something that decoding or sending needs is down: the work is tried again later, and no attempt counts."""
 
 
+class Rebalancing(Unavailable):
+    """The broker refused a commit because the group's members change: an ordinary part of a rebalance, no trouble."""
+
+
 class Unsatisfied(ConsumerkitError):
     """A handler returned a value that its `Retry(on_result=...)` counts as a failure; its changes are rolled back."""
 

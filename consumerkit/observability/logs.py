@@ -16,7 +16,7 @@ from consumerkit.message import TopicPartition
 from consumerkit.observability import conventions
 from consumerkit.observability.current_message import message_fields
 from consumerkit.observability.printable import printable, printable_lines
-from consumerkit.observability.repetitions import Repetitions
+from consumerkit.observability.repetitions import Repetitions, without_rebalances
 from consumerkit.observability.sentences import LINES as _LINES
 from consumerkit.redaction.database_words import without_values
 from consumerkit.redaction.text import redact
@@ -189,6 +189,7 @@ def configure(format: Format = "text", level: str = "INFO") -> None:
     while it is loaded takes precedence.
     """
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(without_rebalances)
     handler.addFilter(Repetitions("aiokafka"))
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""A filter for the lines that a Kafka client repeats during an outage."""
+"""Filters for lines of Kafka clients: those that they repeat during an outage, and warnings about nothing."""
 
 from __future__ import annotations
 
@@ -49,3 +49,24 @@ class Repetitions(logging.Filter):
         if left_out:
             record.msg, record.args = "%s; %d more lines like it since the last one", (text, left_out)
         return True
+
+
+_REBALANCES: Final = (
+    ("Heartbeat failed for group %s because it is rebalancing", ()),
+    (
+        "OffsetCommit failed for group %s due to group error (%s), will rejoin",
+        ("RebalanceInProgressError", "IllegalGenerationError"),
+    ),
+)
+
+
+def without_rebalances(record: logging.LogRecord) -> bool:
+    """Return whether a line is logged; false for aiokafka's warnings about an ordinary rebalance.
+
+    consumerkit's own lines tell which partitions each member gives back and gets.
+    """
+    if record.name != "aiokafka.consumer.group_coordinator" or record.levelno < logging.WARNING:
+        return True
+    given = record.args if isinstance(record.args, tuple) else ()
+    kinds = {type(one).__name__ for one in given}
+    return not any(record.msg == text and (not of or kinds & set(of)) for text, of in _REBALANCES)

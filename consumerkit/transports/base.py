@@ -287,6 +287,7 @@ class Consumer(Protocol):
         """Commit the positions whose epochs are still current; return when the broker has them.
 
         Raises:
+            Rebalancing: The group's members change: commit again later, unless the partitions are revoked.
             Unavailable: The broker did not confirm.
         """
 

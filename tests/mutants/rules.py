@@ -900,4 +900,23 @@ MUTANTS = (
         f"{INTEGRATION}/test_traced_lines.py::test_each_line_about_a_message_that_fails_has_its_span[sqlite]",
         "KeyError: '00f067aa0ba902b7'",
     ),
+    Mutant(
+        "monitoring",
+        "a commit that a rebalance refuses is no trouble",
+        "consumerkit/engine/partitions/rebalances.py",
+        "        return now - self._since < PATIENCE\n",
+        "        return False\n",
+        f"{UNIT}/engine/partitions/test_committer.py"
+        "::test_a_commit_that_a_rebalance_refuses_is_made_again_without_a_word",
+        "Trouble(",
+    ),
+    Mutant(
+        "monitoring",
+        "a rebalance that does not end is trouble",
+        "consumerkit/engine/partitions/rebalances.py",
+        "        return now - self._since < PATIENCE\n",
+        "        return True\n",
+        f"{UNIT}/engine/partitions/test_committer.py::test_a_rebalance_that_does_not_end_is_trouble",
+        "assert [] == [",
+    ),
 )

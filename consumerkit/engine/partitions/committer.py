@@ -10,6 +10,7 @@ from typing import Final
 from consumerkit import events
 from consumerkit.concurrency import wait_until_set
 from consumerkit.engine.partitions.partition_store import PartitionStore
+from consumerkit.engine.partitions.rebalances import Rebalances
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.engine.transaction import failures
 from consumerkit.errors import CommitsLost, Fenced, Unavailable
@@ -49,6 +50,7 @@ class Committer:
         self._partitions = partitions
         self._partition_store = partition_store
         self._announce = announce
+        self._rebalances = Rebalances()
         self._checking = False
         self._touched = self._repeated = time.monotonic()
 
@@ -70,16 +72,20 @@ class Committer:
                 where = "broker"
                 if positions := self._due():
                     await self._commit(positions)
+                self._rebalances.over()
                 if failed_turns:
                     seconds, failed_turns = time.monotonic() - since, 0
                     self._announce(events.TroubleOver(where=failed, seconds=seconds))
             except Exception as error:
                 if where == "broker" and not isinstance(error, Unavailable):
                     raise
+                self._partitions.commit_due.set()
+                if self._rebalances.explains(error):
+                    await asyncio.sleep(wait)
+                    continue
                 since, failed = since if failed_turns else time.monotonic(), where
                 failed_turns += 1
                 wait = min(LONGEST_WAIT, INTERVAL * 2**failed_turns)
-                self._partitions.commit_due.set()
                 told = str(error) if isinstance(error, Unavailable) else failures.described(error)
                 self._announce(events.Trouble(where=where, error=told, wait=wait))
             await asyncio.sleep(wait)

@@ -13,6 +13,7 @@ from consumerkit.engine.partitions.commit_origin import CommitOrigin
 from consumerkit.engine.partitions.first_runs import FirstRuns
 from consumerkit.engine.partitions.partition import Partition
 from consumerkit.engine.partitions.partition_store import Wanted
+from consumerkit.engine.partitions.rebalances import Rebalances
 from consumerkit.engine.transaction import failures
 from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.events import Announcer
@@ -38,9 +39,16 @@ class Troubles:
     def __init__(self, announce: Announcer) -> None:
         self.wait = 0.0
         self._announce = announce
+        self._rebalances = Rebalances()
+
+    def over(self) -> None:
+        """Record that nothing prevents a takeover."""
+        self._rebalances.over()
 
     def tell(self, error: Exception) -> None:
-        """Announce an error of the broker or of the database."""
+        """Announce an error of the broker or of the database, unless it is an ordinary part of a rebalance."""
+        if self._rebalances.explains(error):
+            return
         where = "broker" if isinstance(error, Unavailable) else "database"
         self._announce(events.Trouble(where=where, error=failures.described(error), wait=self.wait))
 

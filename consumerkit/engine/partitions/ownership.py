@@ -113,6 +113,7 @@ class Ownership:
             await asyncio.sleep(self._troubles.wait)
         else:
             self._failures = 0
+            self._troubles.over()
 
     async def _try_all(self, names: list[TopicPartition], asked: Asked) -> list[TopicPartition]:
         """Try to take partitions, many at a time; return those that failed.

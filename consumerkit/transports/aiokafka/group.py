@@ -18,7 +18,7 @@ import aiokafka.errors as errors  # type: ignore[import-untyped]
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import TopicPartition as ClientPartition
 
-from consumerkit.errors import PartitionUnusable, Unavailable
+from consumerkit.errors import PartitionUnusable, Rebalancing, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.aiokafka.client import Insight, words
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription, TopicInfo
@@ -228,7 +228,8 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             await self.commit(positions)
         except Unavailable as error:
             # No loss: the next owner starts from the last commit, and reads the rest again.
-            _log.warning("%s: the last commit before a rebalance failed: %s", self.name, error)
+            level = logging.INFO if isinstance(error, Rebalancing) else logging.WARNING
+            _log.log(level, "%s: the last commit before a rebalance failed: %s", self.name, error)
 
     def _end(self, partitions: Iterable[TopicPartition]) -> None:
         for partition in partitions:
@@ -241,6 +242,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         """Commit the positions whose epochs are still current.
 
         Raises:
+            Rebalancing: The group's members change.
             Unavailable: The broker did not confirm in time.
         """
         # One at a time, and `give_back` waits: a commit that lingered would get the next
@@ -253,12 +255,14 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             if not offsets:
                 return
             if self._insight.fenced():
-                raise Unavailable(f"{self.name}: the broker has put this member out of its group")
+                raise Rebalancing(f"{self.name}: the broker has put this member out of its group")
             try:
                 async with asyncio.timeout(COMMIT_TIMEOUT):
                     await self._client.commit(offsets)
             except TimeoutError:
                 raise Unavailable(f"{self.name}: no answer to a commit in {COMMIT_TIMEOUT:g} s") from None
+            except errors.CommitFailedError as error:  # raised for a rebalance only
+                raise Rebalancing(f"{self.name}: commit refused: {words(error.__cause__ or error)}") from error
             except errors.KafkaError as error:
                 raise Unavailable(f"{self.name}: commit refused: {words(error)}") from error
 

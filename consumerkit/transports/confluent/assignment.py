@@ -16,9 +16,10 @@ from typing import Any, Protocol, TypeVar
 import confluent_kafka
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
-from consumerkit.errors import PartitionUnusable, Unavailable
+from consumerkit.errors import PartitionUnusable, Rebalancing, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription
+from consumerkit.transports.confluent.commits import refusal
 from consumerkit.transports.confluent.messages import Reading
 from consumerkit.transports.confluent.places import Partitions, ReadPlaces, of_client
 from consumerkit.transports.confluent.without import Confirm, WithoutPartitions
@@ -262,7 +263,8 @@ class Assignment:
         try:
             answers = consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
-            log.warning("the last commit of revoked partitions failed; their messages are read again: %s", error)
+            level = logging.INFO if isinstance(refusal(error.args[0]), Rebalancing) else logging.WARNING
+            log.log(level, "the last commit of revoked partitions failed; the next owner commits again: %s", error)
             return
         for answer in answers:
             if answer.error is not None:

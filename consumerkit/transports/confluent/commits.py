@@ -10,12 +10,25 @@ from typing import NamedTuple, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from consumerkit.errors import Unavailable
+from consumerkit.errors import Rebalancing, Unavailable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ANSWER_TIMEOUT = 10.0  # seconds after which a commit counts as not confirmed
+
+# The group has other members or another generation by now, or begins one: an ordinary part of a rebalance. The loss of
+# partitions by a member that the group has removed is reported besides.
+REBALANCING = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError._ASSIGNMENT_LOST,  # noqa: SLF001 - librdkafka spells its own codes so
+    }
+)
 
 _Offsets = frozenset[tuple[str, int, int]]
 
@@ -48,7 +61,7 @@ class Commits:
         try:
             consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
-            self._refuse(answer, str(error.args[0]))
+            resolve(self._loop, answer, refusal(error.args[0]))
             return
         self._under_way.setdefault(_key(offsets), []).append(commit)
 
@@ -65,7 +78,7 @@ class Commits:
             if reason is None:
                 resolve(self._loop, commit.answer, None)
             else:
-                self._refuse(commit.answer, reason.str())
+                resolve(self._loop, commit.answer, refusal(reason))
         except Exception:
             log.exception("the answer to a commit was lost")
 
@@ -75,9 +88,10 @@ class Commits:
             self._finish(consumer, commit)
 
     def give_up(self) -> None:
-        """Answer all pending commits as unconfirmed."""
+        """Answer all pending commits as unconfirmed: their partitions are gone."""
         for commit in self._take_all():
-            self._refuse(commit.answer, "the partitions were revoked before the answer")
+            why = "the partitions were revoked before the broker confirmed the commit"
+            resolve(self._loop, commit.answer, Rebalancing(why))
 
     def expire(self, now: float) -> None:
         """Answer commits that have waited too long as unconfirmed."""
@@ -86,7 +100,8 @@ class Commits:
         for key, waiting in list(self._under_way.items()):
             for commit in [commit for commit in waiting if commit.deadline <= now]:
                 waiting.remove(commit)
-                self._refuse(commit.answer, f"no answer within {ANSWER_TIMEOUT:.0f} s")
+                why = f"the broker did not confirm the commit: no answer within {ANSWER_TIMEOUT:.0f} s"
+                resolve(self._loop, commit.answer, Unavailable(why))
             if not waiting:
                 del self._under_way[key]
 
@@ -94,21 +109,28 @@ class Commits:
         try:
             answers = consumer.commit(offsets=commit.offsets, asynchronous=False)
         except KafkaException as error:
-            self._refuse(commit.answer, str(error.args[0]))
+            resolve(self._loop, commit.answer, refusal(error.args[0]))
             return
         reason = next((at.error for at in answers if at.error is not None), None)
-        if reason is None:
-            resolve(self._loop, commit.answer, None)
-        else:
-            self._refuse(commit.answer, reason.str())
+        resolve(self._loop, commit.answer, None if reason is None else refusal(reason))
 
     def _take_all(self) -> list[_Commit]:
         everything = [commit for waiting in self._under_way.values() for commit in waiting]
         self._under_way.clear()
         return everything
 
-    def _refuse(self, answer: asyncio.Future[None], why: str) -> None:
-        resolve(self._loop, answer, Unavailable(f"the broker did not confirm the commit: {why}"))
+
+def refusal(error: KafkaError) -> Unavailable:
+    """Return what a refused commit raises.
+
+    Example:
+        >>> refusal(KafkaError(KafkaError.ILLEGAL_GENERATION))
+        Rebalancing('the broker did not confirm the commit: Broker: Specified group generation id is not valid')
+        >>> type(refusal(KafkaError(KafkaError.REQUEST_TIMED_OUT))).__name__
+        'Unavailable'
+    """
+    kind = Rebalancing if error.code() in REBALANCING else Unavailable
+    return kind(f"the broker did not confirm the commit: {error.str()}")
 
 
 def resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], result: T | Exception) -> None:

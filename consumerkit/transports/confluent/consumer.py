@@ -115,6 +115,7 @@ class ConfluentConsumer:
         """Commit the positions whose epochs are still current; return when the broker has them.
 
         Raises:
+            Rebalancing: The group's members change.
             Unavailable: The broker did not confirm.
         """
         if positions:

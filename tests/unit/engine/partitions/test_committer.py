@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from consumerkit import Context, Handler, Worker, header
-from consumerkit.engine.partitions import committer
+from consumerkit.engine.partitions import committer, rebalances
+from consumerkit.errors import Rebalancing, Unavailable
+from consumerkit.events import Announcer, Event, Trouble, TroubleOver
 from consumerkit.message import TopicPartition
 from consumerkit.storage import schema
+from consumerkit.transports.base import Position
 from consumerkit.transports.memory import Memory, MemoryBroker
 
 PLACE = TopicPartition("payments", 0)
@@ -68,3 +71,75 @@ async def test_a_cancellation_that_comes_with_a_wake_ends_it() -> None:
     task.cancel()
     done, _ = await asyncio.wait([task], timeout=60)
     assert done
+
+
+class Refusing:
+    """A consumer whose group takes no commit until it is told to; then all is well."""
+
+    def __init__(self) -> None:
+        self.refusals = 0
+        self.error: Exception | None = Rebalancing("as asked")
+
+    async def commit(self, positions: Any) -> None:
+        if self.error is not None:
+            self.refusals += 1
+            raise self.error
+
+
+async def committed_after(error: Exception, monkeypatch: pytest.MonkeyPatch, patience: float) -> list[Event]:
+    """What is announced until a commit has succeeded that was refused three times."""
+    monkeypatch.setattr(committer, "INTERVAL", 0.001)
+    monkeypatch.setattr(rebalances, "PATIENCE", patience)
+    consumer, told = Refusing(), list[Event]()
+    consumer.error = error
+    over = asyncio.Event()
+
+    class One(committer.Committer):
+        async def _mark(self) -> None:
+            pass
+
+        def _due(self) -> Any:
+            return {PLACE: Position(1, 1)}
+
+        async def _commit(self, positions: Any) -> None:
+            if consumer.refusals == 3:
+                consumer.error = None
+            await consumer.commit(positions)
+            over.set()
+
+    due: Any = type("Due", (), {"commit_due": asyncio.Event()})()
+    due.commit_due.set()
+    anything: Any = consumer
+    task = asyncio.create_task(One(anything, due, anything, Announcer([told.append])).run())
+    await asyncio.wait_for(over.wait(), 60)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return told
+
+
+async def test_a_commit_that_a_rebalance_refuses_is_made_again_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await committed_after(Rebalancing("as asked"), monkeypatch, 60.0) == []
+
+
+async def test_a_rebalance_that_does_not_end_is_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = await committed_after(Rebalancing("as asked"), monkeypatch, 0.0)
+    assert [type(event) for event in told] == [Trouble] * 3 + [TroubleOver]
+
+
+async def test_a_broker_that_does_not_answer_is_trouble_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = await committed_after(Unavailable("as asked"), monkeypatch, 60.0)
+    assert [type(event) for event in told] == [Trouble] * 3 + [TroubleOver]
+
+
+def test_the_patience_for_a_rebalance_begins_anew_after_it() -> None:
+    now = [0.0]
+    found = rebalances.Rebalances(lambda: now[0])
+    assert found.explains(Rebalancing("1"))
+    now[0] = rebalances.PATIENCE - 1
+    assert found.explains(Rebalancing("2"))
+    now[0] += 1
+    assert not found.explains(Rebalancing("3"))
+    found.over()
+    assert found.explains(Rebalancing("4"))
+    assert not found.explains(Unavailable("5"))
