@@ -904,7 +904,7 @@ MUTANTS = (
         "monitoring",
         "a commit that a rebalance refuses is no trouble",
         "consumerkit/engine/partitions/rebalances.py",
-        "        return now - self._since < PATIENCE\n",
+        "        return now - self._since < TROUBLE_AFTER\n",
         "        return False\n",
         f"{UNIT}/engine/partitions/test_committer.py"
         "::test_a_commit_that_a_rebalance_refuses_is_made_again_without_a_word",
@@ -914,7 +914,7 @@ MUTANTS = (
         "monitoring",
         "a rebalance that does not end is trouble",
         "consumerkit/engine/partitions/rebalances.py",
-        "        return now - self._since < PATIENCE\n",
+        "        return now - self._since < TROUBLE_AFTER\n",
         "        return True\n",
         f"{UNIT}/engine/partitions/test_committer.py::test_a_rebalance_that_does_not_end_is_trouble",
         "assert [] == [",

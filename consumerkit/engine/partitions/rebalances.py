@@ -8,7 +8,7 @@ from typing import Final
 
 from consumerkit.errors import Rebalancing
 
-PATIENCE: Final = 60.0
+TROUBLE_AFTER: Final = 60.0
 """Seconds for which a group may refuse commits because its members change; a longer rebalance is trouble."""
 
 
@@ -30,7 +30,7 @@ class Rebalances:
         now = self._clock()
         if self._since is None:
             self._since = now
-        return now - self._since < PATIENCE
+        return now - self._since < TROUBLE_AFTER
 
     def over(self) -> None:
         """Record that the group takes commits again, or that nothing is to be committed."""

@@ -74,7 +74,7 @@ async def test_a_cancellation_that_comes_with_a_wake_ends_it() -> None:
 
 
 class Refusing:
-    """A consumer whose group takes no commit until it is told to; then all is well."""
+    """A consumer whose group takes no commit while `error` is set."""
 
     def __init__(self) -> None:
         self.refusals = 0
@@ -86,10 +86,10 @@ class Refusing:
             raise self.error
 
 
-async def committed_after(error: Exception, monkeypatch: pytest.MonkeyPatch, patience: float) -> list[Event]:
+async def committed_after(error: Exception, monkeypatch: pytest.MonkeyPatch, limit: float) -> list[Event]:
     """What is announced until a commit has succeeded that was refused three times."""
     monkeypatch.setattr(committer, "INTERVAL", 0.001)
-    monkeypatch.setattr(rebalances, "PATIENCE", patience)
+    monkeypatch.setattr(rebalances, "TROUBLE_AFTER", limit)
     consumer, told = Refusing(), list[Event]()
     consumer.error = error
     over = asyncio.Event()
@@ -132,11 +132,11 @@ async def test_a_broker_that_does_not_answer_is_trouble_at_once(monkeypatch: pyt
     assert [type(event) for event in told] == [Trouble] * 3 + [TroubleOver]
 
 
-def test_the_patience_for_a_rebalance_begins_anew_after_it() -> None:
+def test_the_time_allowed_for_a_rebalance_begins_again_after_it() -> None:
     now = [0.0]
     found = rebalances.Rebalances(lambda: now[0])
     assert found.explains(Rebalancing("1"))
-    now[0] = rebalances.PATIENCE - 1
+    now[0] = rebalances.TROUBLE_AFTER - 1
     assert found.explains(Rebalancing("2"))
     now[0] += 1
     assert not found.explains(Rebalancing("3"))
