@@ -11,6 +11,7 @@ ConsumerkitError
 ├── StepChanged             a step was run for a message before, with other arguments
 ├── Undecodable             raised by a codec: the message is at fault
 ├── Unavailable             raised by a codec or a transport: the infrastructure is at fault; no attempt counts
+│   └── Rebalancing         a group takes no commit while its members change
 ├── Unsatisfied             recorded where a handler's result is a failure by `Retry(on_result=...)`
 ├── ResultNotKept           a handler returned a value that cannot be kept as JSON
 ├── TransactionMisused      a handler ended consumerkit's transaction or hid its failure
