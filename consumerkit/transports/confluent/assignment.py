@@ -16,10 +16,10 @@ from typing import Any, Protocol, TypeVar
 import confluent_kafka
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
-from consumerkit.errors import PartitionUnusable, Rebalancing, Unavailable
+from consumerkit.errors import PartitionUnusable, Unavailable
 from consumerkit.message import TopicPartition
 from consumerkit.transports.base import AssignmentListener, PartitionInfo, Position, Subscription
-from consumerkit.transports.confluent.commits import refusal
+from consumerkit.transports.confluent.commits import commit_last
 from consumerkit.transports.confluent.messages import Reading
 from consumerkit.transports.confluent.places import Partitions, ReadPlaces, of_client
 from consumerkit.transports.confluent.without import Confirm, WithoutPartitions
@@ -257,18 +257,7 @@ class Assignment:
             positions = self._host.tell(work, self._subscription.drain_timeout + _MARGIN) or {}
             offsets = self.current({at: position for at, position in positions.items() if at in held})
             if offsets:
-                self._commit(consumer, offsets)
-
-    def _commit(self, consumer: Consumer, offsets: Partitions) -> None:
-        try:
-            answers = consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            level = logging.INFO if isinstance(refusal(error.args[0]), Rebalancing) else logging.WARNING
-            log.log(level, "the last commit of revoked partitions failed; the next owner commits again: %s", error)
-            return
-        for answer in answers:
-            if answer.error is not None:
-                log.warning("the last commit of %s[%d] failed: %s", answer.topic, answer.partition, answer.error)
+                commit_last(consumer, offsets)
 
     def _start(self, info: PartitionInfo) -> int:
         if info.committed is not None:

@@ -133,6 +133,18 @@ def refusal(error: KafkaError) -> Unavailable:
     return kind(f"the broker did not confirm the commit: {error.str()}")
 
 
+def commit_last(consumer: Consumer, offsets: list[TopicPartition]) -> None:
+    """Commit offsets of revoked partitions; a failure is only logged, since the next owner commits again."""
+    refused: list[KafkaError] = []
+    try:
+        refused += [at.error for at in consumer.commit(offsets=offsets, asynchronous=False) if at.error is not None]
+    except KafkaException as error:
+        refused.append(error.args[0])
+    for one in refused:
+        level = logging.INFO if one.code() in REBALANCING else logging.WARNING
+        log.log(level, "the last commit of revoked partitions failed; the next owner commits again: %s", one)
+
+
 def resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], result: T | Exception) -> None:
     """Resolve a future of the event loop, from any thread, unless it is resolved or cancelled."""
 
