@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, insert, select, update
 
 from consumerkit.message import TopicPartition
+from consumerkit.storage.dialects.insertion import insert_if_new
 from consumerkit.storage.store import Store
 
 LANE_BYTES: Final = 16
@@ -261,12 +262,16 @@ def standing(row: Any) -> Standing:
 
 
 def move_on(connection: Connection, store: Store, lane: LaneSequence) -> bool:
-    """Count one more transaction of a lane, in that transaction; return False if the database lost an earlier one."""
+    """Count one more transaction of a lane, in that transaction; return False unless the database has the same count.
+
+    The database has a lower count if it has lost transactions, and a higher one if a transaction is durable that the
+    lane took for rolled back. In both cases only the marks tell where to go on.
+    """
     table = store.tables.lane_progress
     c = table.c
     if lane.sequence == 0:
-        connection.execute(insert(table).values(consumer=store.consumer, lane=lane.id, sequence=1))
-        return True
+        first = {"consumer": store.consumer, "lane": lane.id, "sequence": 1}
+        return insert_if_new(connection, table, first, key=(c.consumer, c.lane), returning=c.sequence) is not None
     known = (c.consumer == store.consumer, c.lane == lane.id, c.sequence == lane.sequence)
     moved = update(table).where(*known).values(sequence=lane.sequence + 1, moved_at=func.now())
     return connection.execute(moved).rowcount == 1

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from consumerkit import Context, Handler, Retry, fixed, header
+from consumerkit import Context, Handler, Retry, failpoints, fixed, header
 from consumerkit.events import AttemptFailed, CommitsLost, HandlerPaused, MessageDeadLettered, PartitionInDoubt
 from consumerkit.handlers.handler import AnyHandler
 from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line
@@ -209,6 +209,27 @@ async def test_what_fails_after_commit_is_told_and_undoes_nothing(
     assert ("failed after COMMIT" in caplog.text) == (hook is not twice)
     assert "4111" not in caplog.text
     await disposed(maker)
+
+
+@pytest.mark.parametrize("transaction", [1, 3], ids=["first", "later"])
+async def test_an_error_between_commit_and_its_answer_holds_nothing_up(
+    place: MemoryStage, transaction: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    visits: list[str] = []
+
+    def raise_once(name: str) -> None:
+        if name == "commit_sent":
+            visits.append(name)
+            if len(visits) == transaction:
+                raise Boom
+
+    with failpoints.watched(raise_once):
+        async with place.run(Write(retry=Retry(attempts=1), batch_size=3), database=place.url) as run:
+            await all_once(place, run)
+            assert len(run.seen(PartitionInDoubt)) == 1
+            assert not run.seen(AttemptFailed)
+    assert len(visits) > transaction, "the error did not come"
+    assert "database trouble" not in caplog.text
 
 
 @pytest.mark.parametrize("place", ["psycopg"], indirect=True)

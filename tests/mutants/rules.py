@@ -186,6 +186,16 @@ MUTANTS = (
         "ValueError: the user's hook",
     ),
     Mutant(
+        "S9b",
+        "a COMMIT that an error overtakes has an unknown end",
+        "consumerkit/engine/transaction/unit_of_work.py",
+        '                raise CommitUnknown("an error came between COMMIT and its answer") from error\n',
+        "                raise\n",
+        f"{INTEGRATION}/test_commit_hooks.py"
+        "::test_an_error_between_commit_and_its_answer_holds_nothing_up[psycopg-first]",
+        "CommitsLost",
+    ),
+    Mutant(
         "S10",
         "only a claim that this transaction has written is taken back",
         "consumerkit/storage/dialects/postgresql.py",

@@ -185,9 +185,16 @@ class AsyncUnitOfWork:
         """Commit, shielded from cancellation, and wait no longer than the deadline for the answer."""
         name, seen = self._declared.name, batch.guard.commit
         commit = asyncio.ensure_future(_committed(session))
-        # One turn of the loop sends COMMIT.
-        await asyncio.sleep(0)
-        reach("commit_sent")
+        try:
+            # One turn of the loop sends COMMIT.
+            await asyncio.sleep(0)
+            reach("commit_sent")
+        except BaseException as error:
+            # Whoever counts the lane's transactions, or closes the session, must not do so before the answer.
+            await wait_uncancelled(commit, self._deadline)
+            if isinstance(error, Exception):
+                raise CommitUnknown("an error came between COMMIT and its answer") from error
+            raise
         if await wait_uncancelled(commit, self._deadline):
             seen.conclude(name, commit.result())
             return
