@@ -190,7 +190,7 @@ class AsyncUnitOfWork:
             await asyncio.sleep(0)
             reach("commit_sent")
         except BaseException as error:
-            # Whoever counts the lane's transactions, or closes the session, must not do so before the answer.
+            # Before the answer the session must not be closed, and the lane does not know its count.
             await wait_uncancelled(commit, self._deadline)
             if isinstance(error, Exception):
                 raise CommitUnknown("an error came between COMMIT and its answer") from error
