@@ -41,11 +41,14 @@ class Report:
         letters: All letters of the run, in the order in which it looked at them.
         dry_run: Whether nothing was changed.
         busy: The partitions that were left because a transaction of their owner did not end in time.
+        undos: How many steps of the letters' messages still wait to be undone. The undos go on,
+            whatever is decided on the letters; a redriven message runs after them.
     """
 
     letters: tuple[Letter, ...] = ()
     dry_run: bool = False
     busy: tuple[TopicPartition, ...] = ()
+    undos: int = 0
     counts: Mapping[RedriveResult, int] = field(init=False)
 
     def __post_init__(self) -> None:

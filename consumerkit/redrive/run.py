@@ -20,6 +20,7 @@ from consumerkit.redrive.report import Letter, Progress, Report
 from consumerkit.storage.dead_letters.selection import Selection
 from consumerkit.storage.faults import Fault, fault_of
 from consumerkit.storage.tables import Tables
+from consumerkit.storage.undoing import count_waiting
 
 T = TypeVar("T")
 TRIES: Final = 6
@@ -69,7 +70,9 @@ class Run:
         letters = [Letter(id=number, result=result) for number, result in plan.left.items()]
         pace, total = RedrivePace(self.rate), plan.letters
         busy = [log.name for log in plan.logs if not await self._log(batches, log, total, pace, letters)]
-        return Report(letters=tuple(letters), dry_run=self.dry, busy=tuple(busy))
+        done = [letter.id for letter in letters if letter.result.is_done]
+        undos = await self.runs(lambda session: count_waiting(session.connection(), self.tables, done)) if done else 0
+        return Report(letters=tuple(letters), dry_run=self.dry, busy=tuple(busy), undos=undos)
 
     async def _log(
         self, batches: LetterBatches, log: PartitionLetters, total: int, pace: RedrivePace, letters: list[Letter]

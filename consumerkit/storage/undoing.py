@@ -22,6 +22,7 @@ from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.fence import OWNER_BYTES
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.payload import payload
+from consumerkit.storage.portions import portions
 from consumerkit.storage.step_values import StepState
 from consumerkit.storage.tables import Tables
 
@@ -206,10 +207,16 @@ class UndoRows:
         self._decide(connection, letters, **values, undo_failed_at=None)
 
     def decide(self, connection: Connection, letters: Collection[int], *, undone: bool) -> None:
-        """Record a person's decision on undos that failed for good: undone by hand, or left as they are."""
+        """Record a person's decision on undos that failed for good: undone by hand, or left as they are.
+
+        A step that is left as it is has no undo any more, also when its message is redriven and dies again. If the
+        step is called again, that call has its own.
+        """
         c = self.tables.message_steps.c
         stands = case((c.result.is_not(None), StepState.DONE.value), else_=StepState.STARTED.value)
-        self._decide(connection, letters, state=StepState.UNDONE.value if undone else stands)
+        gone: dict[str, Any] = {} if undone else {"undo": None}
+        state = StepState.UNDONE.value if undone else stands
+        self._decide(connection, letters, state=state, given=None, sealed=False, **gone)
 
     def _decide(self, connection: Connection, letters: Collection[int], **values: Any) -> None:
         if not letters:
@@ -236,6 +243,15 @@ class UndoRows:
     def _waits(self) -> ColumnElement[bool]:
         c = self.tables.message_steps.c
         return and_(c.consumer == self.consumer, c.undo_at.is_not(None), c.state == StepState.UNDOING.value)
+
+
+def count_waiting(connection: Connection, tables: Tables, letters: Collection[int]) -> int:
+    """Return how many steps of these letters' messages wait to be undone."""
+    c, count = tables.message_steps.c, 0
+    for some in portions(sorted(letters)):
+        query = select(func.count()).where(c.undo_at.is_not(None), c.state == StepState.UNDOING.value)
+        count += connection.execute(query.where(c.dead_letter.in_(some))).scalar_one()
+    return count
 
 
 def undo_rows(store: ParkingLot) -> UndoRows:

@@ -12,13 +12,14 @@ from consumerkit import AlreadyDone, Defer, Effects, IdempotencyKey, Reject, Ret
 from consumerkit.events import MessageDeadLettered, StepAwaited, StepUndoFailed, StepUndone
 from consumerkit.monitoring.backlog import measure
 from consumerkit.operations.erasure import erase
-from consumerkit.redrive import Selection, redrive, resolve
+from consumerkit.redrive import Selection, discard, redrive, resolve
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.integration.memory_stage import MemoryStage
 from tests.integration.step_stage import (
     LEDGER,
     LETTERS,
+    LOT,
     STEPS,
     PlainRefunding,
     Provider,
@@ -244,6 +245,105 @@ async def test_an_undo_that_fails_for_good_is_a_dead_letter_of_its_own(
     assert provider.charges() == [
         "reserved-v0", "v0", "released-v0", "reserved-v0", "released-v0", *undone, "reserved-v0", "v0",
     ]  # fmt: skip
+
+
+async def test_a_discarded_undo_stays_discarded_when_its_message_dies_again(
+    stage: MemoryStage, provider: Provider, kind: Kind
+) -> None:
+    """The step was not called again, so the decision on its effect holds; what was called again is undone again."""
+    asked: list[str] = []
+
+    def fails(name: str) -> None:
+        asked.append(name)
+        if name == "refund":
+            raise Reject("as asked")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, in_handle=rejects, undo_fails=fails)) as run:
+        first, letter = by_number(await until(stage, run, LETTERS, lambda found: len(found) == 2))
+        await until(stage, run, STEPS, states(2, "not undone", "undone"))
+        await discard(stage.url, Selection(ids=(letter.id,)), by="ann", note="the customer keeps it")
+        assert {row.step: (row.state, row.undo, row.given) for row in await rows(stage)} == {
+            "charge": ("done", None, None),
+            "reserve": ("undone", "done", None),
+        }
+        await redrive(stage.url, Selection(ids=(first.id,)), by="ann")
+        await until(stage, run, LETTERS, redriven_in_vain)
+        found = await until(stage, run, STEPS, states(2, "done", "undone"))
+    assert {row.step: (row.state, row.generation) for row in found} == {"charge": ("done", 1), "reserve": ("undone", 2)}
+    assert provider.charges() == ["reserved-v0", "v0", "released-v0", "reserved-v0", "released-v0"]
+    assert asked == ["refund", "release", "release"]
+    assert [row.state for row in by_number(await rows(stage, LETTERS))] == ["dead", "discarded"]
+
+
+async def test_a_step_that_is_called_again_after_its_undo_was_discarded_has_its_own(
+    stage: MemoryStage, provider: Provider
+) -> None:
+    """Its call was in doubt, and so was its undo: a redrive calls it, and that call is undone like any other."""
+    broken = [True]
+
+    class Breaking(Voiding):
+        @step
+        async def charge(self, key: IdempotencyKey, value: bytes) -> str:
+            done = self.provider.charge(key, value)
+            if broken:
+                raise ProviderDown("the connection broke after the charge")
+            return done
+
+        @charge.undo(in_doubt=True, retry=Retry(attempts=1))
+        async def refund(self, key: IdempotencyKey, done: str | None, value: bytes) -> None:
+            if broken:
+                raise ProviderDown("as asked")
+            self.provider.charge(key, b"refunded-" + value)
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(Breaking(provider, in_handle=rejects, retry=Retry(attempts=1))) as run:
+        first, letter = by_number(await until(stage, run, LETTERS, lambda found: len(found) == 2))
+        await until(stage, run, STEPS, states(2, "not undone", "undone"))
+        await discard(stage.url, Selection(ids=(letter.id,)), by="ann", note="the customer keeps it")
+        broken.clear()
+        await redrive(stage.url, Selection(ids=(first.id,)), by="ann")
+        await until(stage, run, LETTERS, redriven_in_vain)
+        await until(stage, run, STEPS, states(2, "undone"))
+    assert [one for one in provider.charges() if not one.startswith("re")] == ["v0", "v0"]
+    assert provider.charges()[-2:] == ["refunded-v0", "released-v0"]
+
+
+@pytest.mark.parametrize("decide", [resolve, discard])
+async def test_undos_that_wait_go_on_when_a_person_decides_on_their_messages_letter(
+    stage: MemoryStage, provider: Provider, kind: Kind, decide: Any
+) -> None:
+    may_undo: list[bool] = []
+
+    def fails(name: str) -> None:
+        if not may_undo:
+            raise Defer(0.05, "not yet")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, in_handle=rejects, undo_fails=fails)) as run:
+        await until(stage, run, LETTERS, lambda found: len(found) == 1)
+        report = await decide(stage.url, Selection(), by="ann", note="as told")
+        assert (report.done, report.undos) == (1, 2)
+        may_undo.append(True)
+        await until(stage, run, STEPS, states(2, "undone"))
+    assert provider.charges() == ["reserved-v0", "v0", "refunded-v0", "released-v0"]
+    [letter] = await rows(stage, LETTERS)
+    assert letter.state == ("resolved" if decide is resolve else "discarded")
+
+
+async def test_a_parked_message_that_is_erased_is_dead_and_its_steps_are_undone(
+    stage: MemoryStage, provider: Provider, kind: Kind
+) -> None:
+    def fails(event: bytes) -> None:
+        raise Defer(300, "not yet")
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(kind(provider, in_handle=fails)) as run:
+        await until(stage, run, LOT, lambda found: len(found) == 1)
+        assert (await erase(stage.url, "k", by="ann"))[0].parked == 1
+        found = await until(stage, run, STEPS, states(2, "undone"))
+    assert not [row for row in found if row.given or row.result]
+    assert provider.charges() == ["reserved-v0", "v0", "refunded-v0", "released-v0"]
 
 
 async def test_a_redrive_waits_for_the_undo_and_calls_in_a_new_generation(

@@ -929,4 +929,22 @@ MUTANTS = (
         f"{UNIT}/engine/partitions/test_committer.py::test_a_rebalance_that_does_not_end_is_trouble",
         "assert [] == [",
     ),
+    Mutant(
+        "steps",
+        "an undo that a person discarded stays discarded",
+        "consumerkit/storage/undoing.py",
+        'gone: dict[str, Any] = {} if undone else {"undo": None}',
+        "gone: dict[str, Any] = {}",
+        f"{INTEGRATION}/test_undo.py::test_a_discarded_undo_stays_discarded_when_its_message_dies_again[sqlite]",
+        "== {'charge': ('done', None, None)",
+    ),
+    Mutant(
+        "steps",
+        "the steps of a parked message that is erased are undone",
+        "consumerkit/storage/maintenance/erasure.py",
+        "        if row.digest is not None and number is not None and row.kind == Kind.MESSAGE.value:\n",
+        "        if False:\n",
+        f"{INTEGRATION}/test_undo.py::test_a_parked_message_that_is_erased_is_dead_and_its_steps_are_undone[sqlite]",
+        "last events",
+    ),
 )

@@ -27,6 +27,7 @@ from consumerkit.cli.numbers import storable
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.progress import Show, progress_bar
 from consumerkit.errors import ConfigurationError
+from consumerkit.observability.words import counted
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.redrive import (
     MAX_REDRIVES,
@@ -232,6 +233,8 @@ def _print(report: Report) -> None:
     for result, count in sorted(report.counts.items()):
         would = "would be " if report.dry_run and result.is_done else ""
         say(f"{count} {would}{result}" + (f": {result.way_out}" if result.way_out else ""))
+    if report.undos:
+        say(f"{counted(report.undos, 'step')} to undo: that goes on, and a redriven message runs after it")
 
 
 def _line(letter: Letter) -> tuple[object, ...]:

@@ -23,7 +23,7 @@ from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.isolation import begin
 from consumerkit.storage.origins import identity_of
 from consumerkit.storage.parking.lot import ParkingLot
-from consumerkit.storage.parking.parked import ParkedMessage, key_digest
+from consumerkit.storage.parking.parked import Kind, ParkedMessage, key_digest
 from consumerkit.storage.portions import portions
 from consumerkit.storage.tables import Tables
 from consumerkit.storage.undoing import UndoRows
@@ -114,8 +114,14 @@ class EraseStatements:
         there = connection.execute(select(c.id).where(*(c[name] == value for name, value in place.items()))).scalar()
         # The redriven letter is erased by itself; any other letter at the place is another
         # message's.
-        if there is None or there != row.dead_letter:
-            dead_letters.enter(connection, self.tables, values, identity_of(row, self.tables.sealer, size=size))
+        number = row.dead_letter
+        if there is None or there != number:
+            own = identity_of(row, self.tables.sealer, size=size)
+            entered = dead_letters.enter(connection, self.tables, values, own)
+            number = None if entered is None else entered.id
+        if row.digest is not None and number is not None and row.kind == Kind.MESSAGE.value:
+            # The message dies here like any other, so the effects of its steps do not stay.
+            UndoRows(self.tables, self.dialect, row.consumer).mark(connection, {bytes(row.digest): number})
 
     def in_partition_order(self, connection: Connection, consumer: int) -> bool:
         """Return whether a handler orders its messages by partition."""
