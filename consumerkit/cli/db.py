@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -16,12 +18,14 @@ from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import prune
 from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import StartError
+from consumerkit.handlers.declaration import Declaration
 from consumerkit.outcome import Outcome
-from consumerkit.storage import ledger, outbox
+from consumerkit.storage import consumers, ledger, left_behind, outbox
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.parking import occupancy
 from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+from consumerkit.worker import left_behind as ways_out
 
 _TITLES = (
     "handler",
@@ -106,7 +110,8 @@ def stats(
     """Count what is in the tables.
 
     It counts processed and parked messages and dead letters by handler, and outbox messages by topic. It also shows
-    the age of the oldest one. A held key waits for a decision on a dead letter.
+    the age of the oldest one. A held key waits for a decision on a dead letter. At the end, lines name what waits for
+    code that is not deployed, and the way out.
 
     It counts every row: this takes a while on a large ledger, and disturbs no worker.
     """
@@ -136,6 +141,13 @@ def stats(
         print_table(("outbox topic", "waiting", "oldest"), waiting)
     else:
         say("the outbox is empty")
+    if undos := [(name, one["undos"]) for name, one in counted["handlers"].items() if one["undos"]]:
+        say("")
+        print_table(("handler", "steps to undo"), undos)
+    if counted["left_behind"]:
+        say("")
+    for one in counted["left_behind"]:
+        say(f"{one['handler']}: {one['reason']}")
 
 
 def _reasons(by_reason: dict[str, int]) -> str:
@@ -144,10 +156,11 @@ def _reasons(by_reason: dict[str, int]) -> str:
 
 async def _counted(where: TablesPlace) -> dict[str, Any]:
     async with opened(where) as found:
-        return await found.run(_count)
+        declared = () if found.worker is None else found.worker.declarations
+        return await found.run(partial(_count, declared=declared))
 
 
-def _count(session: Session, tables: Tables) -> dict[str, Any]:
+def _count(session: Session, tables: Tables, declared: Sequence[Declaration]) -> dict[str, Any]:
     our_schema.check(session, tables)
     c = tables.consumers.c
     handlers: dict[str, Any] = {
@@ -155,6 +168,7 @@ def _count(session: Session, tables: Tables) -> dict[str, Any]:
             "processed": 0,
             "latest": None,
             "parked": {"messages": 0, "due": 0, "oldest": None, "held_keys": 0},
+            "undos": 0,
             "dead": 0,
             "dead_letters": {},
             "oldest_dead_letter": None,
@@ -168,13 +182,29 @@ def _count(session: Session, tables: Tables) -> dict[str, Any]:
             handlers[name]["dead"] = count
     for name, parked, due, oldest, held in occupancy.count_by_handler(session, tables):
         handlers[name]["parked"] = {"messages": parked, "due": due, "oldest": oldest, "held_keys": held}
+    for one in left_behind.undos(session, tables):
+        handlers[one.handler]["undos"] = one.rows
     for name, reason, count, oldest in dead_letters.count_by_reason(session, tables):
         handlers[name]["dead_letters"][reason] = count
         known = handlers[name]["oldest_dead_letter"]
         handlers[name]["oldest_dead_letter"] = oldest if known is None else min(known, oldest)
     waiting = outbox.waiting(session.connection(), tables)
     by_topic = {topic: {"waiting": count, "oldest": oldest} for topic, count, oldest in waiting}
-    return {"handlers": handlers, "outbox": by_topic}
+    return {"handlers": handlers, "outbox": by_topic, "left_behind": _left_behind(session, tables, declared)}
+
+
+def _left_behind(session: Session, tables: Tables, declared: Sequence[Declaration]) -> list[dict[str, Any]]:
+    """Return the rows that no deployed code takes: of a target's handlers by their declarations, of others by age."""
+    known = {one.name: one for one in declared}
+    told = []
+    for name, one in known.items():
+        if (number := consumers.number_of(session.connection(), tables, name)) is not None:
+            steps = bool(one.steps)
+            rows = left_behind.of_handler(session, tables, name, number, one.topics, has_steps=steps)
+            told += [(row, ways_out.reason(row)) for row in rows]
+    told += [(row, ways_out.reason(row)) for row in left_behind.unbound(session, tables, known)]
+    told += [(row, ways_out.not_deployed(row)) for row in left_behind.overdue(session, tables, known)]
+    return [{**row._asdict(), "reason": reason} for row, reason in told]
 
 
 app.command(

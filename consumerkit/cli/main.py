@@ -56,6 +56,7 @@ ROOMS = {
         "consumerkit.cli.dead_letters.commands:app", "List, redrive, resolve, discard, export and import dead letters."
     ),
     "parked": Room("consumerkit.cli.parked:app", "List parked messages, and retry them now."),
+    "undos": Room("consumerkit.cli.undos:app", "List the steps that wait to be undone, and give them up."),
     "message": Room("consumerkit.cli.message:app", "Show what happened to a message."),
     "outbox": Room("consumerkit.cli.outbox:app", "List the messages that wait to be sent, and discard one."),
     "publish": Room(

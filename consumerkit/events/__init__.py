@@ -46,7 +46,13 @@ from consumerkit.events.partitions import (
     PartitionTaken,
     PositionDiffers,
 )
-from consumerkit.events.retention import ForgettingHeldBack, MessagesForgotten, PayloadsErased, UndecidedPayloadsErased
+from consumerkit.events.retention import (
+    ForgettingHeldBack,
+    MessagesForgotten,
+    PayloadsErased,
+    RowsLeftBehind,
+    UndecidedPayloadsErased,
+)
 from consumerkit.events.steps import StepAwaited, StepDoubted, StepsRun, StepUndoFailed, StepUndone
 from consumerkit.events.worker import (
     BrakeOff,
@@ -107,6 +113,7 @@ __all__ = [
     "PositionDiffers",
     "RequestAnswered",
     "RequestOutcome",
+    "RowsLeftBehind",
     "Stages",
     "StepAwaited",
     "StepDoubted",

@@ -37,3 +37,17 @@ class ForgettingHeldBack(Event):
 
     partition: TopicPartition
     since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsLeftBehind(Event):
+    """`count` rows wait for code that the handler no longer has; announced when they are first seen.
+
+    `what` is "undos" (steps to undo, and the handler has none) or "messages" (parked ones of
+    `topic`, which it no longer consumes). `reason` says so and has the way out.
+    """
+
+    what: str
+    topic: str
+    count: int
+    reason: str

@@ -38,6 +38,8 @@ class Declaration:
             in this declaration already have it.
         remembered: Seconds for which the ledger remembers a message ID, from the worker; None is
             for ever.
+        undoes: Whether the record has steps of it, so that those of its dead messages are to be
+            undone; a former version may have had them.
         others: As in `Handler`.
     """
 
@@ -73,6 +75,7 @@ class Declaration:
     prepare: Callable[..., Any] | None = None
     steps: Mapping[str, DeclaredStep] = field(default_factory=dict)
     step_concurrency: int = 1
+    undoes: bool = False
 
     @property
     def holds_key(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -106,6 +106,7 @@ class Retention:
         seconds: How long a processed ID is remembered; None is for ever.
         expiry: Ends rows that have stood for too long, in the same turn.
         announce: Announces events.
+        look: Looks for rows that no deployed code takes, in the same turn.
     """
 
     def __init__(
@@ -117,7 +118,9 @@ class Retention:
         seconds: float | None,
         expiry: Expiry,
         announce: Announcer,
+        look: Callable[[], Awaitable[None]],
     ) -> None:
+        self._look = look
         self._run = run
         self._pruning = pruning
         self._handlers = tuple(handlers)
@@ -158,6 +161,7 @@ class Retention:
         await self._expiry.turn()
         await self._expiry.watch_outbox()
         await self._expiry.unsent()
+        await self._look()
 
     async def _forget(self, plan: PrunePlan) -> None:
         self._tell_holders(plan)

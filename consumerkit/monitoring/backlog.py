@@ -45,6 +45,8 @@ class HandlerBacklog:
         undos: Steps that wait to be undone.
         undos_due: Undos that are due.
         undos_due_oldest_seconds: How long the first due undo has been due.
+        left_behind: Steps to be undone, and parked messages, that wait for code which the handler no
+            longer has.
         dead_undecided: Dead letters that wait for a decision.
         dead_oldest_seconds: How long the oldest undecided dead letter has waited.
         lag: Messages in the topics that are not processed.
@@ -63,6 +65,7 @@ class HandlerBacklog:
     undos: int = 0
     undos_due: int = 0
     undos_due_oldest_seconds: float = 0.0
+    left_behind: int = 0
     dead_undecided: int = 0
     dead_oldest_seconds: float = 0.0
     lag: int = 0
@@ -208,8 +211,14 @@ class Measuring:
         backlog = await worker.database.run(lambda session: measure(session, worker.tables, names), within=_WITHIN)
         for one in backlog.handlers:
             await self._look(one)
+        left = worker.left_behind()
         handlers = [
-            replace(one, lag=lag.messages, lag_oldest_seconds=lag.oldest_seconds)
+            replace(
+                one,
+                lag=lag.messages,
+                lag_oldest_seconds=lag.oldest_seconds,
+                left_behind=left.get(one.handler, 0),
+            )
             for one in backlog.handlers
             for lag in (self._lags.get(one.handler, Lag()),)
         ]

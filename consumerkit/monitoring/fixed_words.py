@@ -23,6 +23,7 @@ BACKLOG: Final = {
     "undos": "Steps that are to be undone.",
     "undos_due": "Steps to be undone that are due.",
     "undos_due_oldest_seconds": "How long the first due undo has been due.",
+    "left_behind": "Steps to be undone, and parked messages, that wait for code which the handler no longer has.",
     "dead_undecided": "Dead letters that wait for a decision.",
     "dead_oldest_seconds": "How long the oldest of these has waited.",
     "lag": "Messages in the topics, of all partitions, that are not processed.",

@@ -294,4 +294,5 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
         ),
     ),
     events.ForgettingHeldBack: (logging.WARNING, _held_back),
+    events.RowsLeftBehind: (logging.WARNING, lambda e: e.reason),
 }

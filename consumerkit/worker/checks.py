@@ -26,7 +26,6 @@ from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.faults import Fault, fault_of
 from consumerkit.storage.location import located as find
 from consumerkit.storage.maintenance.pruning import PruneStatements
-from consumerkit.storage.parking import occupancy
 from consumerkit.storage.tables import Tables
 from consumerkit.transports.base import TopicInfo, Transport
 from consumerkit.transports.kafka import Kafka
@@ -199,8 +198,11 @@ async def database(
     adopted: Collection[str],
     lanes: int,
     processes: int,
+    look: Callable[[Session, Tables, Mapping[str, int]], None],
 ) -> dict[str, int]:
     """Check tables and connections, and bind the handlers' names; return each handler's number.
+
+    At the end `look` is called in the same transaction, with the handlers' numbers.
 
     Raises:
         StartError: A table is missing, a name is bound to something else, or the database cannot be
@@ -228,7 +230,7 @@ async def database(
         waiting.check_sealer(session, tables)
         for declared in declarations:
             _shared_group(session, tables, declared)
-            _left_behind(session, tables, declared, numbers[declared.name])
+        look(session, tables, numbers)
         return numbers
 
     return await _asked(given, work)
@@ -260,22 +262,6 @@ def _shared_group(session: Session, tables: Tables, declared: Declaration) -> No
             name,
             declared.name,
             name,
-        )
-
-
-def _left_behind(session: Session, tables: Tables, declared: Declaration, number: int) -> None:
-    """Warn of parked messages that will not be tried again, because the handler no longer consumes their topic.
-
-    Messages of other handlers are not reported: another service may own them. `db stats` counts
-    them.
-    """
-    for topic, count in occupancy.left_behind(session, tables, number, declared.topics):
-        _log.warning(
-            "handler %r: %d messages of topic %r are parked, and the handler no longer consumes it; they wait until "
-            "it does",
-            declared.name,
-            count,
-            topic,
         )
 
 

@@ -7,7 +7,7 @@ import difflib
 import logging
 import math
 import time
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session
 
 from consumerkit import events, failpoints
 from consumerkit.concurrency import remaining, wait_for_first
@@ -51,6 +52,7 @@ from consumerkit.transports.kafka import Kafka
 from consumerkit.worker import checks, configured
 from consumerkit.worker.assembly import Assembly
 from consumerkit.worker.gc import seldom_collected
+from consumerkit.worker.left_behind import LeftBehindRows
 from consumerkit.worker.long_transactions import long_transactions
 from consumerkit.worker.readiness import Readiness, States
 from consumerkit.worker.reports import Reports
@@ -183,6 +185,7 @@ class Worker:
         self._engines: list[HandlerEngine] = []
         self._relay: Relay | None = None
         self.use(tables)
+        self._left_behind = LeftBehindRows((), self._announce)
         self._forgetting: Retention | None = None
         self._reports: Reports | None = None
         self._missed_after = kafka.session_timeout if isinstance(kafka, Kafka) else None
@@ -265,7 +268,7 @@ class Worker:
         except BaseException:
             await self._abandon()
             raise
-        self._run_tasks()
+        self._run_tasks(numbers)
         self._announce(events.WorkerStarted(handlers=tuple(declared.name for declared in self.declarations)))
 
     async def _checked(self) -> dict[str, int]:
@@ -273,6 +276,7 @@ class Worker:
         topics = await checks.topics(self.declarations, self.transport)
         checks.dead_letter_partitions(self.declarations, topics)
         self.use(await checks.located(self.database, self.tables))
+        self._left_behind = LeftBehindRows(self.declarations, self._announce)
         numbers = await checks.database(
             self.database,
             self.dialect,
@@ -281,7 +285,10 @@ class Worker:
             adopted=self._adopted,
             lanes=self._lanes,
             processes=self.processes,
+            look=self._left_behind.read,
         )
+        self.declarations = self._left_behind.declarations
+        self._left_behind.tell()
         checks.parked(self.payload_retention, self.declarations)
         pruning = PruneStatements(self.tables, self.dialect)
         await checks.retention(self.retention, self.declarations, self.transport, self.database, pruning)
@@ -294,7 +301,7 @@ class Worker:
         self._engines.clear()
         await self.database.dispose()
 
-    def _run_tasks(self) -> None:
+    def _run_tasks(self, numbers: Mapping[str, int]) -> None:
         self._relay = Relay(
             self.database,
             self.dialect,
@@ -309,14 +316,15 @@ class Worker:
         for engine in self._engines:
             self._spawn(engine.run(), engine.declared.name)
         self._spawn(self._relay.run(), "relay")
-        self._forgetting = self._retention()
+        self._forgetting = self._retention(numbers)
         self._spawn(self._forgetting.run(), "retention")
         assert self._reports is not None
         self._spawn(self._reports.run(), "reports")
         self._watchdog = Watchdog(self._engines, stall=self.stall_timeout, transaction=self._limits.idle)
         self._watchdog.start(asyncio.get_running_loop())
 
-    def _retention(self) -> Retention:
+    def _retention(self, numbers: Mapping[str, int]) -> Retention:
+        look = partial(self._left_behind.read, tables=self.tables, numbers=numbers)
         run, expiring = self._assembly.run, ExpireStatements(self.tables, self.dialect)
         return Retention(
             run,
@@ -332,7 +340,12 @@ class Worker:
                 self._announce,
             ),
             announce=self._announce,
+            look=partial(self._look_behind, look),
         )
+
+    async def _look_behind(self, look: Callable[[Session], None]) -> None:
+        await self._assembly.run(look)
+        self._left_behind.tell()
 
     def _reporting(self, numbers: Mapping[str, int]) -> Reports:
         names = {number: name for name, number in numbers.items()}
@@ -374,7 +387,12 @@ class Worker:
         """
         found = self._states.readiness(time.monotonic())
         ages = {engine.declared.name: engine.oldest_transaction() for engine in self._engines}
-        return Readiness((*found.findings, *long_transactions(ages, self._limits.lock)))
+        left = self._left_behind.findings()
+        return Readiness((*found.findings, *left, *long_transactions(ages, self._limits.lock)))
+
+    def left_behind(self) -> Mapping[str, int]:
+        """Return how many rows of each handler wait for code that it no longer has, as of the last look."""
+        return self._left_behind.counts()
 
     async def surveys(self, handler: str) -> dict[str, Survey]:
         """Return the broker's current answers about a handler's topics, without those it does not answer about."""

@@ -549,7 +549,7 @@ async def test_a_backfill_whose_join_may_leave_its_key_null_is_refused(place: Pl
     """PostgreSQL sorts null last: after the first page such rows would never be behind the key."""
     place.enter(*orders(6), *(Effect(what=str(number)) for number in range(4)))
     with pytest.raises(ConfigurationError) as refused:
-        await place.fill(touch, "touch", query, key=key, batch_size=2)
+        await place.fill(lambda *_: None, "touch", query, key=key, batch_size=2)
     assert str(refused.value) == (
         "backfill:touch: an outer join of the query may leave the key (job_effects.id) null, and such rows would be "
         "skipped; give the key of a table that each row has, or use an inner join"

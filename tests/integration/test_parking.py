@@ -546,8 +546,8 @@ async def test_rows_of_a_topic_that_is_no_longer_consumed_wait_and_are_told_of(
     async with payments.run(Trial(topic="u", retry=Retry(attempts=9, wait=fixed(0.1)))) as run:
         await run.until(payments.holds(1), "the parking")
     warning = (
-        "handler 'credit': 1 messages of topic 'u' are parked, and the handler no longer consumes it; they wait "
-        "until it does"
+        "credit: 1 message of topic 'u' is parked, and the handler no longer consumes it; it waits for a version that "
+        "does, or until PayloadRetention(parked=...) makes dead letters of such messages"
     )
     assert warning not in caplog.messages
     async with payments.run(Trial(healed=True)) as run:

@@ -936,7 +936,7 @@ MUTANTS = (
         'gone: dict[str, Any] = {} if undone else {"undo": None}',
         "gone: dict[str, Any] = {}",
         f"{INTEGRATION}/test_undo.py::test_a_discarded_undo_stays_discarded_when_its_message_dies_again[sqlite]",
-        "== {'charge': ('done', None, None)",
+        "('done', 'done', None)",
     ),
     Mutant(
         "steps",
@@ -946,5 +946,25 @@ MUTANTS = (
         "        if False:\n",
         f"{INTEGRATION}/test_undo.py::test_a_parked_message_that_is_erased_is_dead_and_its_steps_are_undone[sqlite]",
         "last events",
+    ),
+    Mutant(
+        "steps",
+        "a message dies with a version without steps, and its steps are to be undone",
+        "consumerkit/engine/transaction/transaction.py",
+        "        undoes = bool(declared.steps) or declared.undoes\n",
+        "        undoes = bool(declared.steps)\n",
+        f"{INTEGRATION}/test_rows_left_behind.py"
+        "::test_a_version_without_steps_leaves_none_of_a_former_one_standing[sqlite]",
+        "{'done'} == {'undoing'}",
+    ),
+    Mutant(
+        "readiness",
+        "undos that no deployed code runs are reported",
+        "consumerkit/storage/left_behind.py",
+        "    if not has_steps:\n",
+        "    if False:\n",
+        f"{INTEGRATION}/test_rows_left_behind.py"
+        "::test_undos_of_a_handler_without_steps_are_reported_and_given_up[sqlite]",
+        "not enough values to unpack",
     ),
 )

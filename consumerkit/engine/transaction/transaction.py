@@ -43,7 +43,8 @@ class Transaction:
         self._declared = declared
         self._limits = limits
         self._revival = Revival(ledger, declared)
-        self._undo = UndoRows(ledger.tables, ledger.dialect, ledger.consumer) if declared.steps else None
+        undoes = bool(declared.steps) or declared.undoes
+        self._undo = UndoRows(ledger.tables, ledger.dialect, ledger.consumer) if undoes else None
 
     def open(self, session: Session, batch: Batch) -> None:
         """Begin under the fence, claim, and decide on each item."""

@@ -19,7 +19,9 @@ def plan(*holders: HoldingPartition, handler: str = "credit") -> PrunePlan:
 def test_a_partition_that_has_just_begun_is_told_at_the_second_turn() -> None:
     told: list[Any] = []
     nothing: Any = None
-    retention = Retention(nothing, nothing, (), seconds=60.0, expiry=nothing, announce=Announcer([told.append]))
+    retention = Retention(
+        nothing, nothing, (), seconds=60.0, expiry=nothing, announce=Announcer([told.append]), look=nothing
+    )
 
     def turn(*holders: HoldingPartition, handler: str = "credit") -> list[TopicPartition]:
         told.clear()

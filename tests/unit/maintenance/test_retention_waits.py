@@ -11,7 +11,7 @@ class Failing(Retention):
     """Fails in its first turns, and notes its waits instead of sleeping."""
 
     def __init__(self, failures: int, told: list[Event]) -> None:
-        super().__init__(None, None, (), seconds=None, expiry=None, announce=Announcer([told.append]))  # type: ignore[arg-type]
+        super().__init__(None, None, (), seconds=None, expiry=None, announce=Announcer([told.append]), look=None)  # type: ignore[arg-type]
         self.failures = failures
         self.waits: list[float] = []
 

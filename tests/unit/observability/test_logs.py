@@ -419,6 +419,11 @@ TOLD: list[tuple[Event, int, str]] = [
         "credit: erased the payloads of 12 dead letters decided long ago",
     ),
     (
+        events.RowsLeftBehind(handler="credit", what="undos", topic="", count=1, reason="1 step waits; do this"),
+        logging.WARNING,
+        "credit: 1 step waits; do this",
+    ),
+    (
         events.ForgettingHeldBack(handler="credit", partition=PARTITION, since=datetime(2026, 5, 1, tzinfo=UTC)),
         logging.WARNING,
         (

@@ -1,0 +1,116 @@
+"""`consumerkit undos`: lists the steps that wait to be undone, and gives them up."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy.orm import Session
+
+from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place, run_checked
+from consumerkit.cli.dead_letters.options import ByOption, HandlerOption
+from consumerkit.cli.examples import examples
+from consumerkit.cli.json_options import JsonLinesOption
+from consumerkit.cli.numbers import LimitOption
+from consumerkit.cli.output import as_object, complain, print_json, print_table, say
+from consumerkit.cli.target import TargetArgument
+from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.observability.words import counted, lasting
+from consumerkit.operations import undos
+from consumerkit.storage import audit, consumers
+from consumerkit.storage import schema as our_schema
+from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+
+app = typer.Typer(no_args_is_help=True, help="List the steps that wait to be undone, and give them up.")
+
+
+@app.command("list", epilog=examples("undos list --handler pay-order"))
+def list_(
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    handler: HandlerOption = None,
+    limit: LimitOption = 50,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """List the steps that wait to be undone, the first due first."""
+
+    def read(session: Session, tables: Tables) -> list[Any]:
+        if handler is not None:
+            _number(session, tables, handler)
+        return list(undos.waiting(session, tables, handler, limit=limit))
+
+    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
+    if as_json:
+        print_json([as_object(row) for row in rows])
+        return
+    if not rows:
+        say("no step waits to be undone")
+        return
+    titles = ("handler", "message ID", "step", "due", "failed tries", "dead letter")
+    print_table(titles, [(r.handler, r.message_id, r.step, _due(r.late), r.attempts, r.letter) for r in rows])
+    if len(rows) == limit:
+        say("there may be more: --limit shows them")
+
+
+@app.command("give-up", epilog=examples('undos give-up --handler pay-order --note "refunded by hand"'))
+def give_up(
+    note: Annotated[str, typer.Option(metavar="TEXT", help="The reason; it is in each letter.", show_default=False)],
+    handler: Annotated[str, typer.Option(metavar="NAME", help="The handler's name.", show_default=False)],
+    target: TargetArgument = None,
+    database: UrlOption = None,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    schema: SchemaOption = None,
+    by: ByOption = None,
+) -> None:
+    """Make dead letters of due undos that no worker will run.
+
+    Resolve such a letter after the step was undone by hand, discard it if the effect shall stand, or redrive it when a
+    worker has the handler and its steps again.
+    """
+    if not note.strip():
+        raise ConfigurationError("--note is empty: say why no worker will undo these steps")
+    letters, without, later = asyncio.run(_give_up(place(target, database, prefix, schema), handler, note, by))
+    if letters or without:
+        say(f"gave up {counted(len(letters) + without, 'undo')}")
+    else:
+        say("no undo is due")
+    if letters:
+        say(
+            f"their dead letters are {letters[0]} to {letters[-1]}: `consumerkit dead-letters list --handler {handler}`"
+        )
+    if without:
+        complain(f"{counted(without, 'undo')} without a letter, because the letter of the message is gone")
+    if later:
+        say(f"{counted(later, 'undo')} not due: a worker is calling them, or tries them again later")
+
+
+async def _give_up(where: TablesPlace, handler: str, note: str, by: str | None) -> tuple[list[int], int, int]:
+    letters: list[int] = []
+    without = 0
+    async with opened(where) as found:
+        await found.run(our_schema.check)
+        number = await found.run(partial(_number, name=handler))
+        options: dict[str, Any] = {"note": note, "by": by or audit.current_user()}
+        while True:
+            done = await found.run(lambda session, tables: undos.give_up(session, tables, number, **options))
+            if done is None:
+                break
+            letters += done.letters
+            without += done.without
+        later = await found.run(lambda session, tables: undos.later(session, tables, number))
+    return sorted(letters), without, later
+
+
+def _number(session: Session, tables: Tables, name: str) -> int:
+    number = consumers.number_of(session.connection(), tables, name)
+    if number is None:
+        raise StartError(consumers.unknown(name, consumers.names(session.connection(), tables)))
+    return number
+
+
+def _due(late: float) -> str:
+    return f"for {lasting(late)}" if late >= 0 else f"in {lasting(-late)}"
