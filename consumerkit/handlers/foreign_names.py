@@ -92,7 +92,7 @@ SET_ELSEWHERE: Final = {
     "error_handler": _ON_ERROR,
     "exception_handler": _ON_ERROR,
     "on_success": "what follows a success belongs into handle, or into a message that it publishes",
-    "on_retry": "an event tells of each retry; observers of events are Worker(observers=...)",
+    "on_retry": "each retry is an event; observers of events are Worker(observers=...)",
     "store_results": "what handle returns is kept with the message's ID; message_status tells how it stands",
     "keep_result": "what handle returns is kept with the message's ID; message_status tells how it stands",
 }
