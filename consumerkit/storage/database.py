@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cached_property
@@ -52,11 +53,15 @@ class Database:
             The user configures and disposes of anything else.
         connections: How many connections may be open at once, if consumerkit makes the engine.
 
+    Attributes:
+        answered: When it last answered a request that `run` or `transaction` made, by the monotonic clock.
+
     Raises:
         ConfigurationError: The URL cannot be read, names an unsupported database, or its driver is not installed.
     """
 
     def __init__(self, given: Given, *, connections: int = 5) -> None:
+        self.answered = time.monotonic()
         self._owned: list[AsyncEngine | Engine] = []
         self.async_sessions: AsyncSessions | None = None
         self.sync_sessions: SyncSessions | None = None
@@ -134,6 +139,11 @@ class Database:
         """How many connections the pool gives at once; None if it sets no limit."""
         return min((most for engine in self._engines() if (most := _most(engine.pool)) is not None), default=None)
 
+    @property
+    def runs_in_threads(self) -> bool:
+        """Whether `run` occupies a thread, which cannot be given up."""
+        return self._plain_async is None
+
     def __repr__(self) -> str:
         # Without the query, since it may hold a password too. Without a port if there is no user:
         # `app:54321/shop` may be a user and a password whose @ was forgotten.
@@ -184,6 +194,7 @@ class Database:
             with _cancelled_as_such():
                 result = await session.run_sync(work)
                 await session.run_sync(plain_sessions.commit)
+            self.answered = time.monotonic()
             return result
 
     @asynccontextmanager
@@ -200,7 +211,9 @@ class Database:
 
                 async def run(work: Callable[[Session], Any]) -> Any:
                     async with asyncio.timeout(within):
-                        return await session.run_sync(work)
+                        result = await session.run_sync(work)
+                    self.answered = time.monotonic()
+                    return result
 
                 yield run
                 async with asyncio.timeout(within):
@@ -240,6 +253,7 @@ class Database:
             plain_sessions.limit(session, idle)
             result = work(session)
             plain_sessions.commit(session)
+            self.answered = time.monotonic()
             return result
 
     async def _run_and_dispose(self, work: Callable[[Session], T]) -> T:

@@ -51,6 +51,7 @@ from consumerkit.transports.base import Survey, Transport
 from consumerkit.transports.kafka import Kafka
 from consumerkit.worker import checks, configured
 from consumerkit.worker.assembly import Assembly
+from consumerkit.worker.database_watch import DatabaseWatch
 from consumerkit.worker.gc import seldom_collected
 from consumerkit.worker.left_behind import LeftBehindRows
 from consumerkit.worker.long_transactions import long_transactions
@@ -188,6 +189,7 @@ class Worker:
         self._left_behind = LeftBehindRows((), self._announce)
         self._forgetting: Retention | None = None
         self._reports: Reports | None = None
+        self._database_watch: DatabaseWatch | None = None
         self._missed_after = kafka.session_timeout if isinstance(kafka, Kafka) else None
         self._watchdog: Watchdog | None = None
         self._tasks: dict[asyncio.Task[None], str] = {}
@@ -320,6 +322,9 @@ class Worker:
         self._spawn(self._forgetting.run(), "retention")
         assert self._reports is not None
         self._spawn(self._reports.run(), "reports")
+        if not self.dialect.single_writer:  # a file does not fall silent
+            self._database_watch = DatabaseWatch(self.database, self._announce)
+            self._spawn(self._database_watch.run(), "database watch")
         self._watchdog = Watchdog(self._engines, stall=self.stall_timeout, transaction=self._limits.idle)
         self._watchdog.start(asyncio.get_running_loop())
 
@@ -448,6 +453,8 @@ class Worker:
             self._forgetting.stop()
         if self._reports is not None:
             self._reports.stop()
+        if self._database_watch is not None:
+            self._database_watch.stop()
         within = min(_LAST_STEPS, remaining(end))
         _, late = await asyncio.wait(self._tasks, timeout=within) if self._tasks else (set(), set())
         for task in late:

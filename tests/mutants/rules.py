@@ -966,5 +966,21 @@ MUTANTS = (
         f"{INTEGRATION}/test_rows_left_behind.py"
         "::test_undos_of_a_handler_without_steps_are_reported_and_given_up[sqlite]",
         "not enough values to unpack",
+        "readiness",
+        "a database that falls silent while there is nothing to handle is noticed",
+        "consumerkit/worker/database_watch.py",
+        "now - self._asked >= SILENT_AFTER",
+        "now - self._asked < 0",
+        f"{UNIT}/worker/test_database_watch.py::test_a_silent_database_is_trouble_until_it_answers",
+        "assert [] == ['Trouble']",
+    ),
+    Mutant(
+        "readiness",
+        "questions to a silent database do not pile up",
+        "consumerkit/worker/database_watch.py",
+        "            self._within = min(LONGEST, 2 * self._within)\n",
+        "            pass\n",
+        f"{UNIT}/worker/test_database_watch.py::test_one_question_at_a_time_and_ever_fewer",
+        "assert [15.0, 15.0, 15.0, 15.0] ==",
     ),
 )

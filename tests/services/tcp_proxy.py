@@ -43,6 +43,11 @@ class TcpProxy:
         return f"127.0.0.1:{self.port}"
 
     @property
+    def connections(self) -> int:
+        """How many connections of clients are open."""
+        return len(self._accepted)
+
+    @property
     def stalled(self) -> bool:
         return not self._flows.is_set()
 
