@@ -966,6 +966,8 @@ MUTANTS = (
         f"{INTEGRATION}/test_rows_left_behind.py"
         "::test_undos_of_a_handler_without_steps_are_reported_and_given_up[sqlite]",
         "not enough values to unpack",
+    ),
+    Mutant(
         "readiness",
         "a database that falls silent while there is nothing to handle is noticed",
         "consumerkit/worker/database_watch.py",
