@@ -52,7 +52,7 @@ test-unit: $(VENV)/.dev  ## the tests without any server, in seconds
 
 test-crash: $(VENV)/.dev  ## the full fault matrix: every named kill, each transport, the new group protocol
 	@$(BIN)/python -m tests.services --prepare
-	$(BIN)/python -m pytest tests/crash tests/integration/test_benchmarks.py tests/integration/test_pooler.py \
+	$(BIN)/python -m pytest tests/crash tests/integration/test_failpoint_raises.py tests/integration/test_benchmarks.py tests/integration/test_pooler.py \
 		tests/contracts/test_confluent_protocol.py --matrix --timeout=1800 $(PYTEST_ARGS)
 
 test-mutants: $(VENV)/.dev  ## each rule taken out of the product: its test, the stress or a crash run must fail
