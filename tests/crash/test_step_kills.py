@@ -15,9 +15,9 @@ from sqlalchemy import update
 
 from consumerkit.events import StepAwaited, StepDoubted
 from tests.crash.steps_app import IN_HANDLE, KINDS, log
-from tests.integration.memory_stage import MemoryStage
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import MemoryStage, opened
 from tests.integration.step_stage import LETTERS, LOT, STEPS, Provider, rows, until
-from tests.services import PostgresServer
 
 pytestmark = pytest.mark.crash
 
@@ -85,17 +85,8 @@ def _id(value: object) -> str:
 async def test_a_step_whose_process_is_killed(
     server: str, killed: Killed, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    if server == "sqlite":
-        url = f"sqlite:///{tmp_path / 'steps.db'}"
-    else:
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        url = postgres.url(request.getfixturevalue("database"))
-    stage = MemoryStage(url, partitions=2)
-    await stage.create_tables()
-    try:
+    async with opened(fresh_url(request, tmp_path, server), partitions=2) as stage:
         await _survive(stage, killed, Provider(tmp_path / "charges"), tmp_path / "fired")
-    finally:
-        await stage.close()
 
 
 async def _survive(stage: MemoryStage, killed: Killed, provider: Provider, fired: Path) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from tests.crash.steps_app import log
 from tests.crash.test_step_kills import run_until_killed
 from tests.crash.waits_app import Mailing
-from tests.integration.memory_stage import MemoryStage
+from tests.integration.memory_stage import MemoryStage, opened
 from tests.integration.step_stage import LEDGER
 from tests.services import PostgresServer
 
@@ -70,12 +70,8 @@ def _id(value: object) -> str:
 async def test_a_kill_at_the_cut_repeats_at_most_one_mail(
     driver: str, killed: Killed, tmp_path: Path, postgres: PostgresServer, database: str
 ) -> None:
-    stage = MemoryStage(postgres.url(database, driver), partitions=1)
-    await stage.create_tables()
-    try:
+    async with opened(postgres.url(database, driver), partitions=1) as stage:
         await _survive(stage, killed, tmp_path / "mails", tmp_path / "fired")
-    finally:
-        await stage.close()
 
 
 async def _survive(stage: MemoryStage, killed: Killed, mails: Path, fired: Path) -> None:

@@ -1,13 +1,21 @@
 """A stage for each test."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from tests.integration.fresh_url import fresh_url
 from tests.integration.kafka_stage import KafkaStage
 from tests.services import KafkaServer, PostgresServer
 from tests.services.databases import Databases
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def each_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh database on PostgreSQL, then one in a file of SQLite."""
+    return fresh_url(request, tmp_path)
 
 
 @pytest.fixture

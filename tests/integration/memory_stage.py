@@ -1,7 +1,8 @@
 """Real workers on the broker in memory and a real database, for tests that control the broker."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from sqlalchemy import BigInteger, Integer, LargeBinary, Text, select
@@ -140,3 +141,14 @@ class MemoryStage(Stage):
 
     async def close(self) -> None:
         await self.database.dispose()
+
+
+@asynccontextmanager
+async def opened(url: str, partitions: int = 4) -> AsyncIterator[MemoryStage]:
+    """Yield a stage with all tables; close it at the end."""
+    made = MemoryStage(url, partitions)
+    await made.create_tables()
+    try:
+        yield made
+    finally:
+        await made.close()

@@ -2,10 +2,11 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from sqlalchemy import Table, insert, select
 from sqlalchemy.orm import Session
 
@@ -17,6 +18,7 @@ from consumerkit import (
     IdempotencyKey,
     Message,
     PlainEffects,
+    Reject,
     Retry,
     fixed,
     header,
@@ -27,7 +29,7 @@ from consumerkit.handlers.declaration import declare
 from consumerkit.steps.arguments import fingerprint
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.tables import DEFAULT_TABLES
-from tests.integration.memory_stage import TOPIC, Line, MemoryStage, line
+from tests.integration.memory_stage import TOPIC, Line, MemoryStage, line, opened
 from tests.integration.stage import Run
 
 STEPS: Final = DEFAULT_TABLES.message_steps
@@ -200,6 +202,23 @@ class RefusingInHandle(_InHandle, Refusing):  # type: ignore[misc]
 
 
 KINDS = (Charging, PlainCharging)
+
+
+@pytest.fixture
+async def stage(each_url: str) -> AsyncIterator[MemoryStage]:
+    """A broker with two partitions, and a database of each kind."""
+    async with opened(each_url, partitions=2) as made:
+        yield made
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Provider:
+    return Provider(tmp_path / "charges")
+
+
+def rejects(event: bytes) -> None:
+    """Reject each message; for `in_handle`."""
+    raise Reject("as asked")
 
 
 async def begun_elsewhere(stage: MemoryStage, handler: Any, number: int, value: bytes, *, seconds: float) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from consumerkit import Context, Handler, Reject, Retry, fixed, header
 from consumerkit.events import AttemptFailed, MessageDeadLettered, Trouble, WorkerStarted
 from consumerkit.outcome import Reason
-from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
+from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line, opened
 from tests.integration.stage import Run
 from tests.services import PostgresServer
 from tests.services.tcp_proxy import CommitProxy, Lose
@@ -26,10 +26,8 @@ from tests.services.tcp_proxy import CommitProxy, Lose
 
 @pytest.fixture
 async def place(postgres: PostgresServer, database: str) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(postgres.url(database), partitions=1)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(postgres.url(database), partitions=1) as made:
+        yield made
 
 
 class Plain(Handler[bytes]):

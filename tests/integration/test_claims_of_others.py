@@ -13,23 +13,16 @@ from consumerkit import Context, Message, Ordering, Retry
 from consumerkit.events import AttemptFailed, MessageDeadLettered
 from consumerkit.outcome import Outcome
 from consumerkit.storage.tables import DEFAULT_TABLES
-from tests.integration.memory_stage import MemoryStage, Write
-from tests.services import PostgresServer
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import MemoryStage, Write, opened
 
 LEDGER = DEFAULT_TABLES.processed_messages
 
 
 @pytest.fixture(params=["psycopg", "asyncpg", "sqlite"])
 async def place(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path}/one.db"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"), request.param)
-    made = MemoryStage(url, partitions=2)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(fresh_url(request, tmp_path), partitions=2) as made:
+        yield made
 
 
 async def end(session: AsyncSession, how: str) -> None:

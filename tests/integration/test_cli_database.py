@@ -27,6 +27,7 @@ from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.integration.command import CommandLine
+from tests.integration.fresh_url import fresh_url
 from tests.services import PostgresServer
 
 VERSIONS = Path(consumerkit.__file__).parent / "storage/migrations/versions"
@@ -45,10 +46,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture(params=DRIVERS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/fresh.sqlite"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.url(request.getfixturevalue("database"), request.param)
+    return fresh_url(request, tmp_path)
 
 
 @pytest.fixture

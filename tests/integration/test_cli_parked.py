@@ -21,7 +21,7 @@ from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.command import CommandLine
-from tests.services import PostgresServer
+from tests.integration.fresh_url import fresh_url
 from tests.services.tables import make_tables
 
 FAILED = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -44,10 +44,7 @@ ROWS = [
 
 @pytest.fixture(params=["postgresql", "sqlite"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    url = f"sqlite:///{tmp_path}/parked.sqlite"
-    if request.param == "postgresql":
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        url = postgres.url(request.getfixturevalue("database"))
+    url = fresh_url(request, tmp_path)
     engine = create_engine(url)
     with Session(engine) as session, session.begin():
         make_tables(session)

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from consumerkit import Context, Handler, Retry, failpoints, fixed, header
 from consumerkit.events import AttemptFailed, CommitsLost, HandlerPaused, MessageDeadLettered, PartitionInDoubt
 from consumerkit.handlers.handler import AnyHandler
-from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line, opened
 from tests.integration.stage import Run
 from tests.services import PostgresServer
 
@@ -22,17 +23,10 @@ COUNT = 12
 
 @pytest.fixture(params=["psycopg", "asyncpg", "sqlite"])
 async def place(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path}/one.db"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"), request.param)
-    made = MemoryStage(url, partitions=1)
-    await made.create_tables()
-    for number in range(COUNT):
-        made.append(number)
-    yield made
-    await made.close()
+    async with opened(fresh_url(request, tmp_path), partitions=1) as made:
+        for number in range(COUNT):
+            made.append(number)
+        yield made
 
 
 class Fired:

@@ -32,31 +32,22 @@ from consumerkit.events import (
 from consumerkit.handlers.handler import AnyHandler
 from consumerkit.transports.memory.group import MemoryConsumer
 from tests.integration import memory_stage
-from tests.integration.memory_stage import TOPIC, MemoryStage, Write
+from tests.integration.memory_stage import TOPIC, MemoryStage, Write, opened
 from tests.services import PostgresServer
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
+@pytest.fixture
+async def place(each_url: str) -> AsyncIterator[MemoryStage]:
     """On each database; SQLite has one lane."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/lines.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(each_url) as made:
+        yield made
 
 
 @pytest.fixture
 async def server_place(postgres: PostgresServer, database: str) -> AsyncIterator[MemoryStage]:
     """Where lanes write at once."""
-    made = MemoryStage(postgres.url(database))
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(postgres.url(database)) as made:
+        yield made
 
 
 class Gate:

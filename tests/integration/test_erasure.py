@@ -29,7 +29,8 @@ from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.integration.command import CommandLine
-from tests.integration.memory_stage import MemoryStage, Write
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import MemoryStage, Write, opened
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 
@@ -43,10 +44,7 @@ def digest(name: str) -> bytes:
 
 @pytest.fixture(params=["psycopg", "asyncpg", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/fresh.sqlite"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.url(request.getfixturevalue("database"), request.param)
+    return fresh_url(request, tmp_path)
 
 
 @pytest.fixture
@@ -195,10 +193,8 @@ class Fails(Handler[bytes]):
 
 @pytest.fixture
 async def place(postgres: PostgresServer, database: str) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(postgres.url(database), partitions=1)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(postgres.url(database), partitions=1) as made:
+        yield made
 
 
 async def test_a_running_worker_goes_on_after_its_parked_messages_were_erased(place: MemoryStage) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -12,8 +11,7 @@ from consumerkit import Context, Defer, Reject, Retry, Unavailable, fixed
 from consumerkit.events import Event, MessageDeadLettered, Trouble
 from consumerkit.outcome import Reason
 from consumerkit.storage.tables import DEFAULT_TABLES
-from tests.integration.memory_stage import MemoryStage, Write
-from tests.services import PostgresServer
+from tests.integration.memory_stage import MemoryStage, Write, opened
 
 RETRY = Retry(attempts=3, wait=fixed(0), on=(TimeoutError, ConnectionError))
 ONCE: dict[str, list[Exception]] = {
@@ -29,15 +27,10 @@ ALWAYS: dict[str, list[Exception]] = {
 }
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def place(
-    request: pytest.FixtureRequest, postgres: PostgresServer, database: str, tmp_path: Path
-) -> AsyncIterator[MemoryStage]:
-    is_sqlite = request.param == "sqlite"
-    made = MemoryStage(f"sqlite+aiosqlite:///{tmp_path}/db" if is_sqlite else postgres.url(database), partitions=1)
-    await made.create_tables()
-    yield made
-    await made.close()
+@pytest.fixture
+async def place(each_url: str) -> AsyncIterator[MemoryStage]:
+    async with opened(each_url, partitions=1) as made:
+        yield made
 
 
 async def raises(error: BaseException) -> None:

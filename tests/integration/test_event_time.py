@@ -14,7 +14,7 @@ from consumerkit.handlers.declaration import declare
 from consumerkit.handlers.message_id import MessageId
 from consumerkit.outcome import Reason
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
-from tests.integration.memory_stage import MemoryStage, Write
+from tests.integration.memory_stage import MemoryStage, Write, opened
 from tests.services import PostgresServer
 
 NOW = datetime.now(UTC)
@@ -22,10 +22,8 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture
 async def place(postgres: PostgresServer, database: str) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(postgres.url(database), partitions=1)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(postgres.url(database), partitions=1) as made:
+        yield made
 
 
 def send(place: MemoryStage, number: int, at: str | None, key: bytes = b"k") -> None:

@@ -56,7 +56,8 @@ from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from consumerkit.transports.base import Producer, Record, SendFailure
 from consumerkit.transports.memory import Memory
 from tests.integration.command import CommandLine
-from tests.integration.memory_stage import MemoryStage, Write
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import MemoryStage, Write, opened
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 
@@ -150,11 +151,7 @@ def parked(number: int, partition: int = 0, **more: Any) -> ParkedMessage:
 
 @pytest.fixture(params=["psycopg", "asyncpg", "sqlite"])
 async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shelf]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/fresh.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"), request.param)
+    url = fresh_url(request, tmp_path)
     made = Shelf(url)
     await made.create()
     yield made
@@ -582,16 +579,9 @@ class Fails(Handler[bytes]):
 
 @pytest.fixture(params=["psycopg", "sqlite"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/fresh.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url, partitions=1)
-    made.broker.create_topic("t.dlq", 1)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(fresh_url(request, tmp_path), partitions=1) as made:
+        made.broker.create_topic("t.dlq", 1)
+        yield made
 
 
 async def count(place: MemoryStage) -> int:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -15,8 +14,7 @@ from consumerkit.handlers.declaration import declare
 from consumerkit.outcome import Reason
 from consumerkit.redrive import Selection, redrive
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
-from tests.integration.memory_stage import MemoryStage, line
-from tests.services import PostgresServer
+from tests.integration.memory_stage import MemoryStage, line, opened
 
 FIELDS = event_fields("amount", "card", "tags", "kept")
 
@@ -46,15 +44,10 @@ class Pay(Handler[Paid]):
         context.session.add(line(context))
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def place(
-    request: pytest.FixtureRequest, postgres: PostgresServer, database: str, tmp_path: Path
-) -> AsyncIterator[MemoryStage]:
-    is_sqlite = request.param == "sqlite"
-    made = MemoryStage(f"sqlite+aiosqlite:///{tmp_path}/db" if is_sqlite else postgres.url(database), partitions=1)
-    await made.create_tables()
-    yield made
-    await made.close()
+@pytest.fixture
+async def place(each_url: str) -> AsyncIterator[MemoryStage]:
+    async with opened(each_url, partitions=1) as made:
+        yield made
 
 
 def send(place: MemoryStage, number: int, **event: Any) -> Message:

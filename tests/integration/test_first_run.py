@@ -28,7 +28,7 @@ from consumerkit.transports.kafka import Client
 from consumerkit.transports.memory.group import MemoryConsumer
 from tests.crash.model import Payment
 from tests.integration.kafka_stage import KafkaStage, effect, payment
-from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
+from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line, opened
 from tests.integration.stage import Run
 from tests.services import PostgresServer
 from tests.services.databases import Databases
@@ -36,18 +36,11 @@ from tests.services.databases import Databases
 START_FROM = ("earliest", "latest")
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
+@pytest.fixture
+async def place(each_url: str) -> AsyncIterator[MemoryStage]:
     """A topic of four partitions, on each database."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/lines.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(each_url) as made:
+        yield made
 
 
 @pytest.fixture

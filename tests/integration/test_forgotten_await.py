@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from consumerkit import Context, Retry, message_status, outbox
 from consumerkit.events import MessageDeadLettered
 from consumerkit.storage.tables import DEFAULT_TABLES
-from tests.integration.memory_stage import MemoryStage, Write
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import MemoryStage, Write, opened
 from tests.integration.stage import Run
 
 pytestmark = [
@@ -32,13 +33,8 @@ CALLS: dict[str, Callable[[Context], Any]] = {
 
 @pytest.fixture(params=["sqlite", "psycopg", "asyncpg"])
 async def place(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[MemoryStage]:
-    url = f"sqlite+aiosqlite:///{tmp_path}/t.db"
-    if request.param != "sqlite":
-        url = request.getfixturevalue("postgres").url(request.getfixturevalue("database"), request.param)
-    made = MemoryStage(url, partitions=1)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(fresh_url(request, tmp_path), partitions=1) as made:
+        yield made
 
 
 async def test_each_forgotten_await_fails_its_message_alone(place: MemoryStage) -> None:

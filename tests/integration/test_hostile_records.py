@@ -18,8 +18,8 @@ from consumerkit.redrive import Selection, discard, redrive, resolve
 from consumerkit.redrive.importing.api import ImportReport, ImportResult, import_letters
 from consumerkit.storage.database import Database
 from consumerkit.storage.tables import DEFAULT_TABLES
+from tests.integration.fresh_url import fresh_url
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
-from tests.services import PostgresServer
 from tests.unit.dead_letters.hostile import OURS, records
 from tests.unit.dead_letters.records import connect, replaced, spring
 
@@ -36,11 +36,7 @@ _SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(params=["postgresql", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        found = f"sqlite:///{tmp_path}/books.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        found = server.url(request.getfixturevalue("database"))
+    found = fresh_url(request, tmp_path)
     asyncio.run(created(found))
     return found
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from consumerkit.outcome import Outcome
 from consumerkit.redrive.importing.api import ImportProgress, ImportReport, ImportResult, import_letters
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
-from tests.services import PostgresServer
 from tests.unit.dead_letters.records import connect, replaced, spring, without
 
 DEAD = "dead"
@@ -47,14 +45,9 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/books.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url)
+@pytest.fixture
+async def stage(each_url: str) -> AsyncIterator[MemoryStage]:
+    made = MemoryStage(each_url)
     made.broker.create_topic(DEAD, 2)
     await made.create_tables()
     try:

@@ -11,16 +11,14 @@ from sqlalchemy.orm import Session
 
 from consumerkit import BatchContext, BatchHandler, Context, Handler, Received, Retry, fixed, header
 from consumerkit.errors import SessionOver
-from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line
+from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line, opened
 from tests.services import PostgresServer
 
 
 @pytest.fixture
 async def place(postgres: PostgresServer, database: str) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(postgres.url(database), partitions=1)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(postgres.url(database), partitions=1) as made:
+        yield made
 
 
 def left(name: str) -> Line:

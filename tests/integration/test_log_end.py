@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, get_args
 
 import confluent_kafka
@@ -17,24 +16,16 @@ from consumerkit.message import TopicPartition
 from consumerkit.transports.kafka import Client
 from tests.crash.model import Payment
 from tests.integration.kafka_stage import KafkaStage, effect, payment
-from tests.integration.memory_stage import TOPIC, MemoryStage, Write
-from tests.services import PostgresServer
+from tests.integration.memory_stage import TOPIC, MemoryStage, Write, opened
 
 AT = TopicPartition(TOPIC, 0)
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
+@pytest.fixture
+async def place(each_url: str) -> AsyncIterator[MemoryStage]:
     """A topic of one partition, on each database."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/lines.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url, partitions=1)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(each_url, partitions=1) as made:
+        yield made
 
 
 @pytest.mark.parametrize("found", ["running", "starting"])

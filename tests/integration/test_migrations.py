@@ -20,6 +20,7 @@ from consumerkit.storage import schema
 from consumerkit.storage.autogenerate import alembic_filter
 from consumerkit.storage.database import Database
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
+from tests.integration.fresh_url import fresh_url
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 
@@ -31,10 +32,7 @@ ELSEWHERE = Tables(prefix="ck_", schema="ledger")
 @pytest.fixture(params=["postgresql", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/fresh.sqlite"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.url(request.getfixturevalue("database"))
+    return fresh_url(request, tmp_path)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from consumerkit.events import Stages
 from consumerkit.monitoring import backlog
 from consumerkit.monitoring.monitor import monitored
 from consumerkit.storage.outbox import OutboxMessage
-from tests.integration.memory_stage import MemoryStage, Write
+from tests.integration.memory_stage import MemoryStage, Write, opened
 from tests.integration.test_cli_run import Shop, shop
 from tests.services import PostgresServer
 
@@ -98,10 +98,8 @@ async def running(stage: MemoryStage, handler: Mixed, transaction_timeout: float
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(f"sqlite:///{tmp_path}/monitored.sqlite")
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(f"sqlite:///{tmp_path}/monitored.sqlite") as made:
+        yield made
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from consumerkit.events import (
     MessageSuspected,
 )
 from consumerkit.worker import readiness
-from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
+from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line, opened
 from tests.integration.stage import Run
 from tests.services import PostgresServer
 
@@ -50,10 +50,8 @@ async def place(
 
 
 async def _made(url: str, partitions: int = 1) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(url, partitions=partitions)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(url, partitions=partitions) as made:
+        yield made
 
 
 class PlainWrite(Handler[bytes]):

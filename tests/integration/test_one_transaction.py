@@ -14,7 +14,7 @@ from consumerkit.errors import ConfigurationError
 from consumerkit.events import AttemptFailed, HandlerPaused, HandlerResumed, MessageDeadLettered
 from consumerkit.handlers.handler import AnyHandler
 from consumerkit.storage.database import Database
-from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line
+from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line, opened
 from tests.services import PostgresServer
 
 
@@ -51,11 +51,9 @@ class Second:
 
 @pytest.fixture
 async def place(postgres: PostgresServer, database: str) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(postgres.url(database), partitions=1)
-    await made.create_tables()
-    await made.database.run(lambda session: Base.metadata.create_all(session.connection()))
-    yield made
-    await made.close()
+    async with opened(postgres.url(database), partitions=1) as made:
+        await made.database.run(lambda session: Base.metadata.create_all(session.connection()))
+        yield made
 
 
 @pytest.fixture

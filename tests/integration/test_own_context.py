@@ -4,7 +4,6 @@ import decimal
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit import Context, Handler, Json, Message, Retry, fixed, header
 from consumerkit.handlers.codecs import Codec
-from tests.integration.memory_stage import MemoryStage, line
-from tests.services import PostgresServer
+from tests.integration.memory_stage import MemoryStage, line, opened
 
 NAME: ContextVar[str] = ContextVar("NAME", default="nothing")
 AMOUNT = Decimal("1234567.89")
@@ -93,16 +91,11 @@ def handled(context: Context[Any]) -> None:
         raise ValueError
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def place(
-    request: pytest.FixtureRequest, postgres: PostgresServer, database: str, tmp_path: Path
-) -> AsyncIterator[MemoryStage]:
-    is_sqlite = request.param == "sqlite"
-    made = MemoryStage(f"sqlite+aiosqlite:///{tmp_path}/db" if is_sqlite else postgres.url(database), partitions=1)
-    await made.create_tables()
-    seen.clear()
-    yield made
-    await made.close()
+@pytest.fixture
+async def place(each_url: str) -> AsyncIterator[MemoryStage]:
+    async with opened(each_url, partitions=1) as made:
+        seen.clear()
+        yield made
 
 
 @pytest.mark.parametrize("handler", [Coroutine, Plain])

@@ -27,7 +27,7 @@ from consumerkit.transports.memory.group import MemoryConsumer
 from tests.crash.model import Payment
 from tests.integration.backup import Backup
 from tests.integration.kafka_stage import KafkaStage, effect, payment
-from tests.integration.memory_stage import TOPIC, MemoryStage, Write
+from tests.integration.memory_stage import TOPIC, MemoryStage, Write, opened
 from tests.integration.stage import Run
 from tests.services import PostgresServer
 
@@ -296,17 +296,10 @@ def _place(run: Run) -> positions.PositionStore:
 # On the broker in memory, with each database.
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def place(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/db.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url, partitions=1)
-    await made.create_tables()
-    yield made
-    await made.close()
+@pytest.fixture
+async def place(each_url: str) -> AsyncIterator[MemoryStage]:
+    async with opened(each_url, partitions=1) as made:
+        yield made
 
 
 async def _execute(place: MemoryStage, statement: str) -> Any:

@@ -15,25 +15,18 @@ from sqlalchemy.orm import Session
 from consumerkit import Brake, Context, DeadLetter, Reject
 from consumerkit.redrive import RedriveResult, Selection, discard, redrive, resolve
 from consumerkit.storage.tables import DEFAULT_TABLES
-from tests.integration.memory_stage import MemoryStage, Write
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import MemoryStage, Write, opened
 from tests.integration.stage import Run
-from tests.services import PostgresServer
 
 DEAD = "t.dead"
 
 
 @pytest.fixture(params=["sqlite", "asyncpg"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/lines.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"), "asyncpg")
-    made = MemoryStage(url, partitions=1)
-    made.broker.create_topic(DEAD, 1)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(fresh_url(request, tmp_path), partitions=1) as made:
+        made.broker.create_topic(DEAD, 1)
+        yield made
 
 
 class Trap:

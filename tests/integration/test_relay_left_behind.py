@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +14,7 @@ from consumerkit.storage.dialects import RelayHolder, dialect_for
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory import MemoryProducer
-from tests.integration.memory_stage import MemoryStage
-from tests.services import PostgresServer
+from tests.integration.memory_stage import MemoryStage, opened
 
 Told = list[Event]
 
@@ -30,17 +28,10 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/outbox.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url)
-    await made.create_tables()
-    yield made
-    await made.close()
+@pytest.fixture
+async def place(each_url: str) -> AsyncIterator[MemoryStage]:
+    async with opened(each_url) as made:
+        yield made
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -27,23 +26,16 @@ from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Producer, Record, SendFailure
 from consumerkit.transports.memory import MemoryBroker, MemoryProducer
-from tests.integration.memory_stage import MemoryStage
+from tests.integration.memory_stage import MemoryStage, opened
 from tests.services import PostgresServer
 from tests.services.tcp_proxy import TcpProxy
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/outbox.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url)
-    await made.create_tables()
-    made.broker.create_topic("out", 3)
-    yield made
-    await made.close()
+@pytest.fixture
+async def place(each_url: str) -> AsyncIterator[MemoryStage]:
+    async with opened(each_url) as made:
+        made.broker.create_topic("out", 3)
+        yield made
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,7 +22,7 @@ from consumerkit.storage.outbox_queues import OutboxPage, Waiting
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Producer, Record, SendFailure
 from consumerkit.transports.memory import MemoryBroker, MemoryProducer
-from tests.integration.memory_stage import MemoryStage
+from tests.integration.memory_stage import MemoryStage, opened
 from tests.services import PostgresServer
 
 TOPICS = ("out", "other")
@@ -31,27 +30,18 @@ TOPICS = ("out", "other")
 
 @pytest.fixture
 async def server_place(postgres: PostgresServer, database: str) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(postgres.url(database))
-    await made.create_tables()
-    for topic in TOPICS:
-        made.broker.create_topic(topic, 2)
-    yield made
-    await made.close()
+    async with opened(postgres.url(database)) as made:
+        for topic in TOPICS:
+            made.broker.create_topic(topic, 2)
+        yield made
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/outbox.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url)
-    await made.create_tables()
-    for topic in TOPICS:
-        made.broker.create_topic(topic, 2)
-    yield made
-    await made.close()
+@pytest.fixture
+async def place(each_url: str) -> AsyncIterator[MemoryStage]:
+    async with opened(each_url) as made:
+        for topic in TOPICS:
+            made.broker.create_topic(topic, 2)
+        yield made
 
 
 class Delaying:

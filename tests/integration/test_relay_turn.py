@@ -23,8 +23,8 @@ from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Record, SendFailure
 from consumerkit.transports.memory import MemoryProducer
 from consumerkit.worker.readiness import States
-from tests.integration.memory_stage import MemoryStage
-from tests.services import PostgresServer
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import MemoryStage, opened
 
 COUNT = 4
 
@@ -98,16 +98,9 @@ async def frozen(url: str, topic: Path, gate: Path) -> AsyncIterator[Process]:
 
 @pytest.fixture
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/outbox.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url)
-    await made.create_tables()
-    await made.publish(*(OutboxMessage("out", b"k", b"%d" % n, ()) for n in range(COUNT)))
-    yield made
-    await made.close()
+    async with opened(fresh_url(request, tmp_path)) as made:
+        await made.publish(*(OutboxMessage("out", b"k", b"%d" % n, ()) for n in range(COUNT)))
+        yield made
 
 
 @pytest.mark.calm

@@ -18,7 +18,8 @@ from consumerkit.maintenance import pruner
 from consumerkit.storage import consumers
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.integration.command import CommandLine
-from tests.integration.memory_stage import MemoryStage, Write
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import MemoryStage, Write, opened
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 
@@ -28,10 +29,8 @@ OLD = NOW - timedelta(days=30)
 
 @pytest.fixture
 async def place(postgres: PostgresServer, database: str) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(postgres.url(database))
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(postgres.url(database)) as made:
+        yield made
 
 
 def age(session: Session, **another: Any) -> None:
@@ -181,10 +180,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture(params=["psycopg", "asyncpg", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/fresh.sqlite"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.url(request.getfixturevalue("database"), request.param)
+    return fresh_url(request, tmp_path)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from consumerkit.storage.payload import payload
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory import Memory
 from tests.integration.command import CommandLine
-from tests.integration.memory_stage import MemoryStage
-from tests.services import PostgresServer
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import MemoryStage, opened
 
 
 class Mirror:
@@ -60,17 +60,10 @@ class Reads(Handler[bytes]):
 
 @pytest.fixture(params=["psycopg", "sqlite"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/fresh.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"), request.param)
-    made = MemoryStage(url, partitions=1)
-    made.broker.create_topic("t.dlq", 1)
-    made.broker.create_topic("out", 1)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(fresh_url(request, tmp_path), partitions=1) as made:
+        made.broker.create_topic("t.dlq", 1)
+        made.broker.create_topic("out", 1)
+        yield made
 
 
 def send(place: MemoryStage, number: int, value: bytes) -> None:

@@ -3,15 +3,13 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from consumerkit import AlreadyDone, Effects, IdempotencyKey, PlainEffects, Reject, Retry, fixed, step
+from consumerkit import AlreadyDone, Effects, IdempotencyKey, PlainEffects, Retry, fixed, step
 from consumerkit.engine import undoing
 from consumerkit.events import AttemptFailed, GroupCommitted, PartitionTaken, StepDoubted, StepUndone
 from consumerkit.storage.undoing import UndoRows
@@ -25,35 +23,17 @@ from tests.integration.step_stage import (
     PlainRefunding,
     Provider,
     Refunding,
+    provider,
+    rejects,
     rows,
+    stage,
     until,
     until_done,
 )
-from tests.services import PostgresServer
+
+__all__ = ["provider", "stage"]
 
 LEASE = 1.0
-
-
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'slow.db'}"
-    else:
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        url = postgres.url(request.getfixturevalue("database"))
-    made = MemoryStage(url, partitions=2)
-    await made.create_tables()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def provider(tmp_path: Path) -> Provider:
-    return Provider(tmp_path / "charges")
-
-
-def rejects(event: bytes) -> None:
-    raise Reject("as asked")
 
 
 class SlowRefunding(Refunding):

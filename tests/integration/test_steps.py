@@ -2,11 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,31 +48,16 @@ from tests.integration.step_stage import (
     ProviderDown,
     Refusing,
     begun_elsewhere,
+    provider,
     rows,
+    stage,
     until,
     until_done,
 )
-from tests.services import PostgresServer
+
+__all__ = ["provider", "stage"]
 
 Kind = type[Charging] | type[PlainCharging]
-
-
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'steps.db'}"
-    else:
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        url = postgres.url(request.getfixturevalue("database"))
-    made = MemoryStage(url, partitions=2)
-    await made.create_tables()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def provider(tmp_path: Path) -> Provider:
-    return Provider(tmp_path / "charges")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from consumerkit.redrive.importing.api import ImportReport, ImportResult, import
 from consumerkit.storage.dead_letters.letters import State
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
-from tests.services import PostgresServer
 from tests.unit.dead_letters.records import connect, spring
 
 DLQ, DEAD = "dlq", "dead"
@@ -50,14 +48,9 @@ NAMED: dict[str, Named] = {
 }
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/books.sqlite"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(request.getfixturevalue("database"))
-    made = MemoryStage(url)
+@pytest.fixture
+async def stage(each_url: str) -> AsyncIterator[MemoryStage]:
+    made = MemoryStage(each_url)
     made.broker.create_topic(DEAD, 2)
     made.broker.create_topic(DLQ, 4)
     await made.create_tables()

@@ -21,7 +21,7 @@ from consumerkit.events import MessageDeadLettered
 from consumerkit.observability.logs import JsonFormatter, TextFormatter
 from consumerkit.observability.shown_errors import show_errors
 from consumerkit.storage.tables import DEFAULT_TABLES
-from tests.integration.memory_stage import TOPIC, Line, MemoryStage, line
+from tests.integration.memory_stage import TOPIC, Line, MemoryStage, line, opened
 
 HERE = "tests/integration/test_told_failures.py"
 LETTERS = DEFAULT_TABLES.dead_letters.c
@@ -131,10 +131,8 @@ class Say(Handler[Paid]):
 
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(f"sqlite+aiosqlite:///{tmp_path}/t.db", partitions=1)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(f"sqlite+aiosqlite:///{tmp_path}/t.db", partitions=1) as made:
+        yield made
 
 
 @pytest.fixture

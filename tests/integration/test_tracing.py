@@ -30,7 +30,8 @@ from consumerkit import (
 )
 from consumerkit.observability import JsonFormatter, MessageFields, add_message_fields, conventions, message_fields
 from consumerkit.redrive import Selection, redrive
-from tests.integration.memory_stage import TOPIC, MemoryStage, Write
+from tests.integration.fresh_url import fresh_url
+from tests.integration.memory_stage import TOPIC, MemoryStage, Write, opened
 from tests.spans import Exporter, Kept
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -39,16 +40,10 @@ TRACEPARENT = ("traceparent", f"00-{TRACE}-{SPAN}-01".encode())
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/traced.sqlite"
-    else:
-        url = request.getfixturevalue("postgres").url(request.getfixturevalue("database"))
-    made = MemoryStage(url)
-    made.broker.create_topic("out", 1)
-    made.broker.create_topic("t.dlq", 4)
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(fresh_url(request, tmp_path)) as made:
+        made.broker.create_topic("out", 1)
+        made.broker.create_topic("t.dlq", 4)
+        yield made
 
 
 class Traced(Write):

@@ -1,8 +1,6 @@
 """The steps of a message are undone once the message is dead."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,41 +23,23 @@ from tests.integration.step_stage import (
     Provider,
     ProviderDown,
     Refunding,
+    provider,
+    rejects,
     rows,
+    stage,
     until,
 )
 from tests.integration.test_sealing import Mirror
-from tests.services import PostgresServer
+
+__all__ = ["provider", "stage"]
 
 Kind = type[Refunding] | type[PlainRefunding]
-
-
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryStage]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'undo.db'}"
-    else:
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        url = postgres.url(request.getfixturevalue("database"))
-    made = MemoryStage(url, partitions=2)
-    await made.create_tables()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def provider(tmp_path: Path) -> Provider:
-    return Provider(tmp_path / "charges")
 
 
 @pytest.fixture
 def kind(stage: MemoryStage) -> Kind:
     """A coroutine on PostgreSQL, a plain function on SQLite: each database and each way has its turn."""
     return PlainRefunding if stage.url.startswith("sqlite") else Refunding
-
-
-def rejects(event: bytes) -> None:
-    raise Reject("as asked")
 
 
 def states(count: int, *wanted: str) -> Any:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from consumerkit import ConfigurationError, Context, DeadLetter, Handler, StartError, header
 from consumerkit.transports.memory import Memory
 from consumerkit.worker import Worker
-from tests.integration.memory_stage import TOPIC, MemoryStage, Write
+from tests.integration.memory_stage import TOPIC, MemoryStage, Write, opened
 from tests.integration.step_stage import Charging, Provider
 from tests.services import PostgresServer
 
@@ -30,10 +30,8 @@ class Plain(Handler[bytes]):
 
 @pytest.fixture
 async def place(postgres: PostgresServer, database: str) -> AsyncIterator[MemoryStage]:
-    made = MemoryStage(postgres.url(database))
-    await made.create_tables()
-    yield made
-    await made.close()
+    async with opened(postgres.url(database)) as made:
+        yield made
 
 
 async def refusal(worker: Worker) -> str:
