@@ -21,7 +21,7 @@ LEDGER = DEFAULT_TABLES.processed_messages
 
 @pytest.fixture(params=["psycopg", "asyncpg", "sqlite"])
 async def place(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[MemoryStage]:
-    async with opened(fresh_url(request, tmp_path), partitions=2) as made:
+    async with opened(fresh_url(request, tmp_path, sqlite="sqlite+aiosqlite"), partitions=2) as made:
         yield made
 
 

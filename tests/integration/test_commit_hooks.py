@@ -23,7 +23,7 @@ COUNT = 12
 
 @pytest.fixture(params=["psycopg", "asyncpg", "sqlite"])
 async def place(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[MemoryStage]:
-    async with opened(fresh_url(request, tmp_path), partitions=1) as made:
+    async with opened(fresh_url(request, tmp_path, sqlite="sqlite+aiosqlite"), partitions=1) as made:
         for number in range(COUNT):
             made.append(number)
         yield made

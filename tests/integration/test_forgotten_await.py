@@ -33,7 +33,7 @@ CALLS: dict[str, Callable[[Context], Any]] = {
 
 @pytest.fixture(params=["sqlite", "psycopg", "asyncpg"])
 async def place(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[MemoryStage]:
-    async with opened(fresh_url(request, tmp_path), partitions=1) as made:
+    async with opened(fresh_url(request, tmp_path, sqlite="sqlite+aiosqlite"), partitions=1) as made:
         yield made
 
 
