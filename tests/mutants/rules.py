@@ -143,7 +143,7 @@ MUTANTS = (
     Mutant(
         "S6",
         "fingerprints of two versions are not compared",
-        "consumerkit/engine/transaction/transaction.py",
+        "consumerkit/engine/transaction/claiming.py",
         "        if item.fingerprint_version == known[1]:\n",
         "        if True:\n",
         f"{INTEGRATION}/test_fingerprint_versions.py",
@@ -170,7 +170,7 @@ MUTANTS = (
     Mutant(
         "S8",
         "a flood of stale messages asks the brake",
-        "consumerkit/engine/transaction/transaction.py",
+        "consumerkit/engine/transaction/claiming.py",
         "            raise StaleFound(*found)\n        for item in unknown:\n            if not item.aged:\n",
         "            pass\n        for item in unknown:\n            if True:\n",
         f"{INTEGRATION}/test_event_time.py::test_a_flood_of_stale_messages_asks_the_brake",
@@ -207,7 +207,7 @@ MUTANTS = (
     Mutant(
         "S11",
         "a copy whose key is blocked waits for its turn to be announced",
-        "consumerkit/engine/transaction/transaction.py",
+        "consumerkit/engine/transaction/claiming.py",
         "        if self._declared.on_duplicate is None:\n            item.disposition = Disposition.DUPLICATE\n",
         "        if self._declared.on_duplicate is None or item.wanted is not Disposition.RUN:\n"
         "            item.disposition = Disposition.DUPLICATE\n",
@@ -791,7 +791,7 @@ MUTANTS = (
     Mutant(
         "outside waits",
         "the claim of a parked message that is cut off is taken back",
-        "consumerkit/engine/transaction/transaction.py",
+        "consumerkit/engine/transaction/claiming.py",
         "                    _check_first(item)\n                    item.claimed = True\n",
         "                    _check_first(item)\n",
         f"{INTEGRATION}/test_outside_waits.py::test_a_parked_message_that_is_cut_off_is_not_taken_for_processed",

@@ -24,9 +24,9 @@ from consumerkit.engine.lanes.partition_brakes import is_unreadable
 from consumerkit.engine.lanes.plan import PlannedBatch, around, halves
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.batch import Batch, Flush
+from consumerkit.engine.transaction.claiming import StaleFound
 from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Park
 from consumerkit.engine.transaction.prepare import Preparer
-from consumerkit.engine.transaction.transaction import StaleFound
 from consumerkit.error_tree import deciding
 from consumerkit.errors import Reject, Unavailable
 from consumerkit.failpoints import reach

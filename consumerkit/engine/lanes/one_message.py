@@ -13,11 +13,11 @@ from consumerkit.engine.lanes.executor import Executor
 from consumerkit.engine.lanes.suspects import Suspects
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.batch import Batch
+from consumerkit.engine.transaction.claiming import StaleFound
 from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Delivery, Intent, Park
 from consumerkit.engine.transaction.fresh_context import FreshContexts
 from consumerkit.engine.transaction.prepare import Preparer
 from consumerkit.engine.transaction.reduced import reduced
-from consumerkit.engine.transaction.transaction import StaleFound
 from consumerkit.error_tree import deciding
 from consumerkit.errors import Defer, Reject, Unavailable
 from consumerkit.handlers.handler import Ordering

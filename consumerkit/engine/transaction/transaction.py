@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
-
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
-from consumerkit.engine.transaction import failures, writing
+from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.batch import Batch
-from consumerkit.engine.transaction.claiming import Revival
+from consumerkit.engine.transaction.claiming import Claiming
 from consumerkit.engine.transaction.guard import OPTION
 from consumerkit.engine.transaction.item import Disposition, Item
 from consumerkit.engine.transaction.new_outcomes import got_further, new_outcomes
+from consumerkit.engine.transaction.writing import Writing
 from consumerkit.errors import CommitsLost, Fenced, TransactionMisused
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
-from consumerkit.handlers.handler import Ordering
-from consumerkit.outcome import Outcome, Reason
+from consumerkit.outcome import Reason
 from consumerkit.storage import fence, location, origins, outbox, progress
-from consumerkit.storage.dead_letters import letters as dead_letters
-from consumerkit.storage.dead_letters import resolving
-from consumerkit.storage.dialects import Claim, Kept, Limits
+from consumerkit.storage.dialects import Limits
 from consumerkit.storage.isolation import connection_of
-from consumerkit.storage.ledger import Claimed, Ledger, LedgerMoved
+from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.parking import redriven
 from consumerkit.storage.parking.lot import ParkingLot
-from consumerkit.storage.parking.parked import Kind, ParkedMessage
-from consumerkit.storage.undoing import UndoRows
+from consumerkit.storage.parking.parked import Kind
 
 
 class Transaction:
@@ -40,11 +32,9 @@ class Transaction:
     def __init__(self, ledger: Ledger, lot: ParkingLot, declared: Declaration, limits: Limits) -> None:
         self._ledger = ledger
         self._lot = lot
-        self._declared = declared
         self._limits = limits
-        self._revival = Revival(ledger, declared)
-        undoes = bool(declared.steps) or declared.undoes
-        self._undo = UndoRows(ledger.tables, ledger.dialect, ledger.consumer) if undoes else None
+        self._claiming = Claiming(ledger, lot, declared)
+        self._writing = Writing(ledger, lot, declared)
 
     def open(self, session: Session, batch: Batch) -> None:
         """Begin under the fence, claim, and decide on each item."""
@@ -56,145 +46,14 @@ class Transaction:
         connection.info[_SERVED] = True
         location.remember(session, ledger.tables)
         location.refuse_translation(connection, ledger.tables)
-        partition_store = fence.numbers(ledger.tables, ledger.consumer, batch.owners)
-        batch.begun = ledger.dialect.begin(connection, self._limits, batch.token, partition_store)
+        fences = fence.numbers(ledger.tables, ledger.consumer, batch.owners)
+        batch.begun = ledger.dialect.begin(connection, self._limits, batch.token, fences)
         batch.begun_at = batch.stages.over("begin")
         reach("after_begin")
-        if batch.items[0].parked is None:
-            self._claim(connection, batch)
-        for item in batch.items:
-            if item.parked is not None:
-                self._resume(connection, item, item.parked)
-        if any(item.claimed for item in batch.items):
-            batch.proof = ledger.dialect.proof(connection)
-        if self._declared.on_duplicate is not None:
-            repeated = [item.digest for item in batch.items if item.disposition is Disposition.REPEAT and item.digest]
-            batch.recalled = ledger.results(connection, repeated)
+        self._claiming.claim(connection, batch)
         batch.stages.over("claim")
         batch.guard.set_local = batch.guard.set_session = False  # settings seen so far are ours
         batch.theirs = True
-
-    def _resume(self, connection: Connection, item: Item, parked: ParkedMessage) -> None:
-        """Lock a parked message; its ID was claimed at its parking, unless it had none."""
-        if item.only_postponed:
-            item.disposition = Disposition.PARK
-            return
-        unchanged = self._lot.lock(connection, parked)
-        if unchanged is None:
-            item.disposition, item.gone = Disposition.DUPLICATE, True
-        elif not unchanged:
-            item.disposition = Disposition.LEAVE
-        elif parked.kind is Kind.RELEASED:
-            item.disposition = Disposition.RELEASE
-        elif parked.kind is Kind.REPEAT:
-            self._repeat(item)
-        else:
-            item.disposition = item.wanted
-            if parked.digest is None and item.digest is not None:
-                claimed = self._ledger.claim(connection, [_claim(item)])
-                if item.digest in claimed.won:
-                    _check_first(item)
-                    item.claimed = True
-                else:
-                    self._lost(item, item, claimed.kept.get(item.digest))
-                    self._revive(connection, [item])
-
-    def _claim(self, connection: Connection, batch: Batch) -> None:
-        if any(item.outdated for item in batch.items):
-            self._quarantine(connection, batch)
-        first: dict[bytes, Item] = {}
-        for item in batch.items:
-            if item.digest is not None and not item.is_stale:
-                first.setdefault(item.digest, item)
-        reach("before_claim")
-        claimed = self._ledger.claim(connection, map(_claim, first.values()))
-        reach("after_claim")
-        for item in batch.items:
-            if item.digest is None or item.is_stale:
-                item.disposition = Disposition.PARK if item.parking else Disposition.DEAD_LETTER
-                continue
-            ahead = first[item.digest]
-            if ahead is item and item.digest in claimed.won:
-                _check_first(item)
-                item.claimed = True
-                item.disposition = item.wanted
-                continue
-            self._lost(item, ahead, claimed.kept.get(item.digest))
-        self._revive(connection, batch.items)
-        self._look_for_parked(connection, batch, claimed)
-
-    def _revive(self, connection: Connection, items: Sequence[Item]) -> None:
-        if not self._revival.revive(connection, items):
-            raise LedgerMoved("the ledger row of a dead message ID changed while it was claimed")
-
-    def _quarantine(self, connection: Connection, batch: Batch) -> None:
-        """Dead-letter messages that the ledger does not know and may have forgotten: some may have been processed.
-
-        Raises:
-            StaleFound: Some are stale by their event's time, and the brake was not asked; a clock may be wrong.
-        """
-        asked = [item for item in batch.items if item.outdated and item.digest is not None]
-        digests = [item.digest for item in asked if item.digest is not None]
-        known = self._ledger.dialect.kept(connection, self._ledger.consumer, digests)
-        unknown = [item for item in asked if item.digest not in known and item.dead is None]
-        if found := [origins.origin(item.message) for item in unknown if item.aged and not failures.is_held(item)]:
-            raise StaleFound(*found)
-        for item in unknown:
-            if not item.aged:
-                item.dead = failures.stale(item.delivery)
-                item.parking = None
-
-    def _lost(self, item: Item, ahead: Item, kept: Kept | None) -> None:
-        """Decide on an item whose ID another transaction or an earlier item has claimed."""
-        if kept is None and ahead is item:
-            # A retention run removed the row between the two statements. Claim again.
-            raise LedgerMoved(f"the ledger row of message ID {item.message_id!r} vanished while it was claimed")
-        outcome = kept.outcome if kept is not None else ahead.outcome
-        item.age = kept.age if kept is not None else 0.0
-        if not self._is_same(item, kept, ahead):
-            item.disposition = Disposition.DEAD_LETTER
-            item.dead = failures.conflict(item.delivery)
-        elif outcome is Outcome.DEAD:
-            item.disposition = Disposition.DUPLICATE_OF_DEAD
-        elif outcome is Outcome.PROCESSED and (item.repeats or item.dead is None):
-            self._repeat(item)
-        else:
-            item.disposition = Disposition.DUPLICATE
-
-    def _is_same(self, item: Item, kept: Kept | None, ahead: Item) -> bool:
-        """Distinguish a resend from a conflict; compare fingerprints in the first message's version."""
-        known = (kept.fingerprint, kept.version) if kept else (ahead.fingerprint, ahead.fingerprint_version)
-        if item.fingerprint_version == known[1]:
-            return item.fingerprint == known[0]
-        return self._declared.fingerprint.of(item.message, item.event, known[1]) == known[0]
-
-    def _repeat(self, item: Item) -> None:
-        """Mark a duplicate of a processed message for the handler's `on_duplicate`, if it has one.
-
-        If `on_duplicate` failed, the duplicate is parked or given up; if its key is blocked, it waits. The ledger row
-        of its ID belongs to the first message.
-        """
-        if self._declared.on_duplicate is None:
-            item.disposition = Disposition.DUPLICATE
-            return
-        item.repeats = True
-        if item.parking is not None:
-            item.parking = replace(item.parking, kind=Kind.REPEAT)
-        item.disposition = Disposition.REPEAT if item.wanted is Disposition.RUN else item.wanted
-
-    def _look_for_parked(self, connection: Connection, batch: Batch, claimed: Claimed) -> None:
-        """Check that we know all parked messages of our partitions; this backs the fence up.
-
-        A message that another worker parked blocks its key. If we do not know it, later messages of the key would
-        overtake it. So the batch is given up, and the parked messages are loaded again.
-        """
-        if self._declared.ordering is Ordering.NONE:
-            return
-        parked = [digest for digest, kept in claimed.kept.items() if kept.outcome is Outcome.PARKED]
-        places = self._lot.places(connection, parked) if parked else ()
-        for place in places:
-            if place.partition in batch.owners and not batch.knows(place):
-                raise Overtaken(f"a message of {place.partition} was parked by another worker")
 
     def probe(self, session: Session) -> None:
         """Flush, and fail if the transaction is already broken."""
@@ -219,9 +78,9 @@ class Transaction:
         if batch.released:
             ledger.dialect.release(connection, ledger.consumer, batch.released)
         ledger.relapse(connection, batch.relapsed)
-        self._dead_letter(connection, batch, batch.items)
-        self._park(connection, batch, batch.items)
-        self._revival.settle(connection, batch.items)
+        self._writing.dead_letter(connection, batch, batch.items)
+        self._writing.park(connection, batch, batch.items)
+        self._claiming.settle(connection, batch.items)
         ledger.keep_results(connection, batch.results)
         outbox.append(connection, ledger.tables, batch.publications)
         batch.cleared = got_further(new_outcomes(batch.items, batch.dead), batch.reaches) if batch.reaches else ()
@@ -272,71 +131,6 @@ class Transaction:
             raise TransactionEnded("the handler ended the transaction behind its session's back")
         batch.sound = True
 
-    def _dead_letter(self, connection: Connection, batch: Batch, items: Sequence[Item], *, undoes: bool = True) -> None:
-        dead_lettered = [
-            item for item in items if item.disposition is Disposition.DEAD_LETTER and item.dead is not None
-        ]
-        if not dead_lettered:
-            return
-        if self._undo is not None and undoes:
-            writing.tell_doubt(connection, self._undo, self._declared.name, dead_lettered)
-        entered = dead_letters.add(
-            connection, self._ledger.tables, self._ledger.consumer, writing.to_enter(dead_lettered)
-        )
-        batch.dead = writing.entered(dead_lettered, entered)
-        if self._undo is not None and undoes:
-            self._undo.mark(connection, writing.with_steps(dead_lettered, entered))
-        if self._declared.holds_key:
-            writing.hold(dead_lettered, entered)
-        if self._declared.dead_letter is not None:
-            topic, name, now = self._declared.dead_letter.topic, self._declared.name, datetime.now(UTC)
-            batch.publications += [dead_letter_format.written(one, topic, name, now) for one in batch.dead]
-
-    def _park(self, connection: Connection, batch: Batch, items: Sequence[Item]) -> None:
-        if not items:
-            return
-        if items[0].parked is not None:
-            self._leave_lot(connection, items)
-            return
-        parking = [(one, row) for one in items if (row := one.hold or _parking(one)) is not None]
-        rows = [row for _, row in parking]
-        any_key = self._declared.ordering is Ordering.PARTITION
-        numbers, batch.clashes = redriven.park(self._lot, connection, rows, any_key=any_key)
-        for (one, _), number in zip(parking, numbers, strict=True):
-            one.number = number
-
-    def _leave_lot(self, connection: Connection, items: Sequence[Item]) -> None:
-        """Settle the claims, remove the rows, and make the next row of their key due."""
-        for item in items:
-            if item.parked is not None and (parking := _parking(item)) is not None:
-                self._postpone(connection, item, item.parked, parking)
-            elif item.hold is not None:
-                self._lot.hold(connection, item.hold)
-        for disposition, outcome in ((Disposition.RUN, Outcome.PROCESSED), (Disposition.DEAD_LETTER, Outcome.DEAD)):
-            rows = [item.parked for item in items if item.disposition is disposition and item.parked is not None]
-            own = [row.digest for row in rows if row.digest is not None and row.kind is not Kind.REPEAT]
-            self._ledger.settle(connection, own, outcome)
-        gone = [(item.disposition, item.parked) for item in items if item.parked and not item.stays_parked]
-        if gone:
-            removed = self._lot.remove(connection, [parked.id for _, parked in gone])
-            self._settle_letters(connection, [one for one in gone if one[1].id in removed])
-            # Also without an order: messages may have been parked behind others while there was one.
-            self._lot.promote(connection, gone[-1][1], any_key=self._declared.ordering is Ordering.PARTITION)
-
-    def _postpone(self, connection: Connection, item: Item, read: ParkedMessage, parking: ParkedMessage) -> None:
-        """Record a failed attempt, unless another worker has since tried the message or removed it."""
-        if not self._lot.postpone(connection, read, parking):
-            item.gone = self._lot.lock(connection, read) is None
-            item.disposition = Disposition.DUPLICATE if item.gone else Disposition.LEAVE
-
-    def _settle_letters(self, connection: Connection, gone: Sequence[tuple[Disposition, ParkedMessage]]) -> None:
-        """Resolve the dead letters of redriven messages that are now processed."""
-        ledger, by = self._ledger, self._declared.name
-        for disposition, note in _SETTLED.items():
-            numbers = [one.dead_letter for each, one in gone if each is disposition and one.dead_letter is not None]
-            if numbers:
-                resolving.settle(connection, ledger, numbers, by, note)
-
     def dead_letter_misuse(self, session: Session, batch: Batch, error: TransactionEnded) -> None:
         """Dead-letter messages whose claims a handler committed by itself, in a separate transaction.
 
@@ -362,8 +156,8 @@ class Transaction:
             )
         batch.publications = []
         # The handler's durable changes may need the effects of its steps, so a person decides whether to undo them.
-        self._dead_letter(connection, batch, batch.misused, undoes=False)
-        self._park(connection, batch, batch.misused)
+        self._writing.dead_letter(connection, batch, batch.misused, undoes=False)
+        self._writing.park(connection, batch, batch.misused)
         outbox.append(connection, self._ledger.tables, batch.publications)
         self._move_on(connection, batch)
 
@@ -380,43 +174,7 @@ class Transaction:
 
 
 _SERVED = "consumerkit.served"
-_SETTLED = {
-    Disposition.RUN: "processed",
-    Disposition.DUPLICATE: "another message of its ID was there before",
-    Disposition.REPEAT: "another message of its ID was there before, and the handler was told",
-}
 
 
 class TransactionEnded(TransactionMisused):
     """Other code ended the transaction with the claims; a lookup must show whether the claims are durable."""
-
-
-class StaleFound(Exception):
-    """Messages are stale by their event's time: decide on them, and run the transaction again."""
-
-    @property
-    def places(self) -> Sequence[origins.Origin]:
-        """Their places in the log."""
-        return self.args
-
-
-class Overtaken(Fenced):
-    """A message is parked that this worker does not know."""
-
-
-def _parking(item: Item) -> ParkedMessage | None:
-    return item.parking if item.disposition is Disposition.PARK else None
-
-
-def _check_first(item: Item) -> None:
-    """Refuse the first claim of an ID for a message that was decided on as a duplicate.
-
-    The ledger has lost the row of the first message. This message is read again and decided on afresh.
-    """
-    if item.repeats:
-        raise Overtaken(f"the ledger row of message ID {item.message_id!r}, which this message repeats, is gone")
-
-
-def _claim(item: Item) -> Claim:
-    assert item.digest is not None
-    return Claim(item.digest, item.message_id, item.fingerprint, item.outcome, item.fingerprint_version)
