@@ -15,12 +15,10 @@ TWO_MEANINGS = {
 MOST_LINES = 300
 MOST_PARAMETERS = 5
 TOO_LONG = {
-    "engine/transaction/transaction.py",
     "engine/transaction/unit_of_work.py",
     "guards.py",
     "handlers/attributes.py",
     "policies/retry.py",
-    "steps/message_steps.py",
     "storage/database.py",
     "storage/dialects/postgresql.py",
     "storage/parking/lot.py",
