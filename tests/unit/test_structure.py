@@ -23,7 +23,6 @@ TOO_LONG = {
     "storage/dialects/postgresql.py",
     "storage/parking/lot.py",
     "storage/progress.py",
-    "storage/tables.py",
     "transports/aiokafka/group.py",
     "transports/base.py",
     "transports/confluent/thread.py",
