@@ -19,8 +19,10 @@ ROWS = {
 }
 
 
-def _row(name: str) -> list[str]:
-    (line,) = (line for line in PAGE.splitlines() if line.startswith(f"| {ROWS[name]} |"))
+def _row(name: str, heading: str) -> list[str]:
+    """The cells of a row in the table with this heading."""
+    (table,) = (one for one in PAGE.split("\n\n") if one.startswith(heading))
+    (line,) = (line for line in table.splitlines() if line.startswith(f"| {ROWS[name]} |"))
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
@@ -31,14 +33,14 @@ def _spread(base: str, name: str, form: str) -> str:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_rates_and_cpu_time_are_the_results(name: str) -> None:
-    cells = _row(name)
+    cells = _row(name, "| | messages a second |")
     assert cells[1] == f"{RESULT['rates'][name]['median']:,.0f}"
-    assert cells[4] == f"{RESULT['cpu_microseconds_per_message'][name]['median']:,.0f}"
+    assert cells[2] == f"{RESULT['cpu_microseconds_per_message'][name]['median']:,.0f}"
 
 
 @pytest.mark.parametrize("name", ["confluent", "aiokafka"])
 def test_ratios_are_the_results(name: str) -> None:
-    assert _row(name)[2:4] == [_spread("faststream", name, ".1f"), _spread("bare-group", name, ".2f")]
+    assert _row(name, "| rate |")[1:] == [_spread("faststream", name, ".1f"), _spread("bare-group", name, ".2f")]
 
 
 def test_the_bare_loops_ratio_is_that_of_each_round() -> None:
