@@ -36,7 +36,7 @@ from consumerkit.steps.arguments import read_arguments
 from consumerkit.storage import outbox
 from consumerkit.storage.dead_letters import undo_letters
 from consumerkit.storage.dead_letters.letters import DeadMessage
-from consumerkit.storage.fence import OWNER_BYTES
+from consumerkit.storage.progress import OWNER_BYTES
 from consumerkit.storage.undoing import Undo, UndoRows
 
 T = TypeVar("T")

@@ -16,7 +16,8 @@ from sqlalchemy import Connection
 from consumerkit.errors import Fenced, Unavailable
 from consumerkit.redaction.database_words import database_words
 from consumerkit.redaction.text import redact
-from consumerkit.storage.fence import OWNER_BYTES, Owners
+from consumerkit.storage.fence import Owners
+from consumerkit.storage.progress import OWNER_BYTES
 from consumerkit.storage.step_values import End, FoundStep, Name, Start
 from consumerkit.storage.steps import StepRows
 

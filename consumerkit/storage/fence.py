@@ -18,11 +18,10 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, tuple_, update
 
 from consumerkit.message import TopicPartition
-from consumerkit.storage.progress import Standing, anywhere, at, here, standing
+from consumerkit.storage.progress import OWNER_BYTES, Standing, anywhere, at, here, standing
 from consumerkit.storage.store import Store
 from consumerkit.storage.tables import Tables
 
-OWNER_BYTES: Final = 16
 Owners = Mapping[TopicPartition, bytes]
 
 

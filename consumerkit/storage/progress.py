@@ -3,32 +3,23 @@
 Kafka's committed offset is a copy of the mark, for tools and for a first run. The mark is written
 under the owner's token just before the offset is committed, and the next owner starts at the mark.
 
-Two things are kept beside it. The *lanes*: each transaction raises its lane's number by one. If the
-database loses commits (a failover to a standby that lagged, a backup restored under a running
-worker), it shows a lower number than the lane knows. And the *window*: nothing at or above
-`window_end` had been processed at `window_at`. Once the mark reaches `window_end`, everything
-processed before `window_at` lies below the mark and may be forgotten, and `settled_at` takes that
-time.
+The *window* is kept beside it: nothing at or above `window_end` had been processed at `window_at`.
+Once the mark reaches `window_end`, everything processed before `window_at` lies below the mark and
+may be forgotten, and `settled_at` takes that time.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, insert, select, update
 
 from consumerkit.message import TopicPartition
-from consumerkit.storage.dialects.insertion import insert_if_new
 from consumerkit.storage.store import Store
 
-LANE_BYTES: Final = 16
-LANE_KEPT: Final = 7 * 86_400.0
-# Each change of a row leaves a version behind, which an old snapshot keeps. Measured beside an old
-# snapshot after 11,000 transactions, an update reads 193 buffers, but 6 for a row that has changed
-# some hundred times.
-LANE_LENGTH: Final = 300
+OWNER_BYTES: Final = 16
 _MARGIN: Final = 1.0  # added to the seconds since the log's end was asked for
 
 
@@ -46,28 +37,6 @@ class Standing(NamedTuple):
     start: int | None = None
     mark: int | None = None
     forgotten_below: int = 0
-
-
-class LaneSequence(NamedTuple):
-    """A lane's identity, and how many transactions it has made durable."""
-
-    id: bytes
-    sequence: int = 0
-
-    @classmethod
-    def new(cls) -> LaneSequence:
-        """Return a lane that has not been seen before."""
-        return cls(secrets.token_bytes(LANE_BYTES))
-
-    @property
-    def next(self) -> LaneSequence:
-        """The same lane after one more transaction."""
-        return self._replace(sequence=self.sequence + 1)
-
-    @property
-    def full(self) -> bool:
-        """Whether its row has changed often enough: the next transaction is the first of another lane."""
-        return self.sequence >= LANE_LENGTH
 
 
 class Mark(NamedTuple):
@@ -213,7 +182,7 @@ def move(
     place = here(store, partition)
     row = connection.execute(select(table).where(place).with_for_update()).one_or_none()
     values: dict[str, Any] = {
-        "owner": secrets.token_bytes(LANE_BYTES),
+        "owner": secrets.token_bytes(OWNER_BYTES),
         "given_back": True,
         "deaths": 0,
         "suspects": "{}",
@@ -259,62 +228,6 @@ def drop(connection: Connection, store: Store, partition: TopicPartition) -> Non
 def standing(row: Any) -> Standing:
     """Return the progress in a row of `partition_progress`."""
     return Standing(row.topic_id, row.start, row.mark, row.forgotten_below)
-
-
-def move_on(connection: Connection, store: Store, lane: LaneSequence) -> bool:
-    """Count one more transaction of a lane, in that transaction; return False unless the database has the same count.
-
-    The database has a lower count if it has lost transactions, and a higher one if a transaction is durable that the
-    lane took for rolled back. In both cases only the marks tell where to go on.
-    """
-    table = store.tables.lane_progress
-    c = table.c
-    if lane.sequence == 0:
-        first = {"consumer": store.consumer, "lane": lane.id, "sequence": 1}
-        return insert_if_new(connection, table, first, key=(c.consumer, c.lane), returning=c.sequence) is not None
-    known = (c.consumer == store.consumer, c.lane == lane.id, c.sequence == lane.sequence)
-    moved = update(table).where(*known).values(sequence=lane.sequence + 1, moved_at=func.now())
-    return connection.execute(moved).rowcount == 1
-
-
-def are_kept(connection: Connection, store: Store, lanes: Iterable[LaneSequence]) -> bool:
-    """Return whether the database has everything that these lanes made durable; a lane may be about to move on."""
-    known = {lane.id: lane.sequence for lane in lanes if lane.sequence}
-    if not known:
-        return True
-    c = store.tables.lane_progress.c
-    rows = connection.execute(select(c.lane, c.sequence).where(c.consumer == store.consumer, c.lane.in_(known)))
-    found = {bytes(lane): sequence for lane, sequence in rows}
-    return all(found.get(lane, -1) >= sequence for lane, sequence in known.items())
-
-
-def forget_lanes(connection: Connection, store: Store, lanes: Collection[LaneSequence]) -> None:
-    """Delete the rows of lanes that have ended, and of lanes that crashed processes left behind."""
-    table = store.tables.lane_progress
-    c = table.c
-    ended = c.lane.in_([lane.id for lane in lanes])
-    left = c.moved_at < store.dialect.in_seconds(-LANE_KEPT)
-    connection.execute(delete(table).where(c.consumer == store.consumer, ended | left))
-
-
-def drop_lanes(connection: Connection, store: Store, lanes: Collection[LaneSequence]) -> None:
-    """Delete the rows of full lanes: the database is known to have their successors' transactions too."""
-    if not lanes:
-        return
-    c = store.tables.lane_progress.c
-    gone = delete(store.tables.lane_progress).where(
-        c.consumer == store.consumer, c.lane.in_([lane.id for lane in lanes])
-    )
-    connection.execute(gone)
-
-
-def touch_lanes(connection: Connection, store: Store, lanes: Iterable[LaneSequence]) -> None:
-    """Renew the rows of lanes that have long been idle, so that they do not count as left behind."""
-    table = store.tables.lane_progress
-    ids = [lane.id for lane in lanes if lane.sequence]
-    if ids:
-        mine = (table.c.consumer == store.consumer, table.c.lane.in_(ids))
-        connection.execute(update(table).where(*mine).values(moved_at=func.now()))
 
 
 def anywhere(store: Store) -> tuple[ColumnElement[bool], ...]:

@@ -19,10 +19,10 @@ from consumerkit.errors import PayloadSealed
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
 from consumerkit.storage.dialects import Dialect
-from consumerkit.storage.fence import OWNER_BYTES
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.payload import payload
 from consumerkit.storage.portions import portions
+from consumerkit.storage.progress import OWNER_BYTES
 from consumerkit.storage.step_values import StepState
 from consumerkit.storage.tables import Tables
 

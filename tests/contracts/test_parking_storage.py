@@ -16,6 +16,7 @@ from consumerkit.storage import fence, progress
 from consumerkit.storage.dialects import Limits
 from consumerkit.storage.parking.lot import ParkedPlace, ParkingLot
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
+from consumerkit.storage.progress import OWNER_BYTES
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.contracts import venues
 from tests.contracts.database_client import DatabaseClient, Venue
@@ -505,7 +506,7 @@ def test_who_takes_a_partition_owns_it_until_another_does(one: Owner, two: Owner
 def test_tokens_are_never_the_same(one: Owner) -> None:
     tokens = {one.acquire().owner for _ in range(5)}
     assert len(tokens) == 5
-    assert all(len(token) == fence.OWNER_BYTES for token in tokens)
+    assert all(len(token) == OWNER_BYTES for token in tokens)
 
 
 def test_owners_of_which_nothing_more_was_heard_are_counted(one: Owner, two: Owner) -> None:

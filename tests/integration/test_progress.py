@@ -18,7 +18,7 @@ from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.events import CommitsLost, GroupCommitted, PartitionStopped, PartitionTaken, PositionDiffers
 from consumerkit.message import TopicPartition
 from consumerkit.operations import positions
-from consumerkit.storage import progress
+from consumerkit.storage import lane_progress
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.tables import DEFAULT_TABLES
@@ -632,7 +632,7 @@ async def test_a_message_that_is_stuck_keeps_what_came_after_it_from_being_settl
 async def test_a_lane_takes_a_new_row_after_some_hundred_transactions(
     place: MemoryStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "LANE_LENGTH", 4)
+    monkeypatch.setattr(lane_progress, "LANE_LENGTH", 4)
     for number in range(30):
         place.append(number, partition=0)
     async with _ran(place, 30, Write(batch_size=1, concurrency=1)) as run:

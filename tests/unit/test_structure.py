@@ -22,7 +22,6 @@ TOO_LONG = {
     "storage/database.py",
     "storage/dialects/postgresql.py",
     "storage/parking/lot.py",
-    "storage/progress.py",
     "transports/aiokafka/group.py",
     "transports/base.py",
     "transports/confluent/thread.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from consumerkit.storage.progress import LaneSequence
+from consumerkit.storage.lane_progress import LaneSequence
 
 
 class CommitSequence:

@@ -14,12 +14,13 @@ from consumerkit.engine.partitions.partition import Partition
 from consumerkit.engine.partitions.start_position import StartPosition
 from consumerkit.errors import CommitsLost, Fenced, PartitionUnusable
 from consumerkit.message import TopicPartition
-from consumerkit.storage import fence, first_runs, progress
+from consumerkit.storage import fence, first_runs, lane_progress, progress
 from consumerkit.storage.fence import Taken
 from consumerkit.storage.first_runs import FirstStart
+from consumerkit.storage.lane_progress import LaneSequence
 from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import ParkedMessage
-from consumerkit.storage.progress import Begun, LaneSequence, Mark, Standing
+from consumerkit.storage.progress import Begun, Mark, Standing
 from consumerkit.transports.base import PartitionInfo, Position
 
 InTransaction = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
@@ -102,7 +103,7 @@ class PartitionStore:
             found = fence.look(connection, self.lot, held, self.tokens, wait=wait > 0)
             decided = {name: _placed(known[name], taken) for name, taken in found.items()}
             begins = {name: one for name, one in decided.items() if isinstance(one, StartPosition)}
-            if any(one.intact for one in begins.values()) and not progress.are_kept(connection, self.lot, lanes):
+            if any(one.intact for one in begins.values()) and not lane_progress.are_kept(connection, self.lot, lanes):
                 begins = {name: one._replace(intact=False) for name, one in begins.items()}
             taken = {name: found[name] for name in begins}
             fence.write(connection, self.lot, taken)
@@ -168,9 +169,9 @@ class PartitionStore:
             for one in held:
                 if one.name in found and one.fencing_token != found[one.name].owner:
                     del found[one.name]
-            if not progress.are_kept(connection, self.lot, known):
+            if not lane_progress.are_kept(connection, self.lot, known):
                 raise CommitsLost("the database has lost transactions that it had acknowledged")
-            progress.drop_lanes(connection, self.lot, spent)
+            lane_progress.drop(connection, self.lot, spent)
             return progress.advance(connection, self.lot, found), known
 
         trackers = {one.name: one.offsets for one in held}
@@ -194,12 +195,12 @@ class PartitionStore:
     async def end(self) -> None:
         """Remove the rows of this worker's lanes, which have ended."""
         ended = [*self.sequences.lanes(), *self.sequences.spent]
-        await self.run(lambda connection: progress.forget_lanes(connection, self.lot, ended))
+        await self.run(lambda connection: lane_progress.forget(connection, self.lot, ended))
 
     async def touch(self) -> None:
         """Keep the rows of idle lanes."""
         lanes = self.sequences.lanes()
-        await self.run(lambda connection: progress.touch_lanes(connection, self.lot, lanes))
+        await self.run(lambda connection: lane_progress.touch(connection, self.lot, lanes))
 
     async def clear_crashes(self, partition: Partition) -> None:
         """Record that this owner got further than those that died before it."""

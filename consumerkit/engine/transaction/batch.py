@@ -31,9 +31,9 @@ from consumerkit.storage import outbox
 from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.dialects import Limits, SessionSettings
 from consumerkit.storage.fence import Owners
+from consumerkit.storage.lane_progress import LaneSequence
 from consumerkit.storage.origins import Clash
 from consumerkit.storage.parking.lot import ParkedPlace
-from consumerkit.storage.progress import LaneSequence
 
 
 class Flush(Enum):

@@ -17,7 +17,7 @@ from consumerkit.errors import CommitsLost, Fenced, TransactionMisused
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.outcome import Reason
-from consumerkit.storage import fence, location, origins, outbox, progress
+from consumerkit.storage import fence, lane_progress, location, origins, outbox
 from consumerkit.storage.dialects import Limits
 from consumerkit.storage.isolation import connection_of
 from consumerkit.storage.ledger import Ledger
@@ -113,7 +113,7 @@ class Transaction:
     def _move_on(self, connection: Connection, batch: Batch) -> None:
         """Count this transaction in its lane; the mark relies on the count."""
         ledger = self._ledger
-        if batch.lane is not None and not progress.move_on(connection, ledger, batch.lane):
+        if batch.lane is not None and not lane_progress.move_on(connection, ledger, batch.lane):
             raise CommitsLost("the database has lost transactions that it had acknowledged")
 
     def check(self, session: Session, batch: Batch) -> None:

@@ -15,8 +15,9 @@ from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, progress
 from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.lane_progress import LaneSequence
 from consumerkit.storage.parking.lot import ParkingLot
-from consumerkit.storage.progress import Begun, LaneSequence
+from consumerkit.storage.progress import Begun
 from consumerkit.storage.store import Store
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.base import Position
