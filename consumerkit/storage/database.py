@@ -12,18 +12,17 @@ from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from sqlalchemy import URL, Engine, ExceptionContext, Pool, QueuePool, create_engine, event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy import URL, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from consumerkit.errors import ConfigurationError
-from consumerkit.redaction.database_words import remember
 from consumerkit.redaction.text import HIDDEN
-from consumerkit.storage import plain_sessions, pooler, postgresql_engine, session_checks, sqlite_engine
+from consumerkit.storage import plain_sessions, session_checks
 from consumerkit.storage.location import located
+from consumerkit.storage.own_engines import DRIVERS, OwnEngines, limit_of, own_engines, set_up
 from consumerkit.storage.tables import Tables
-from consumerkit.storage.urls import ParsedUrl, address
+from consumerkit.storage.urls import address
 
 T = TypeVar("T")
 AsyncSessions = async_sessionmaker[AsyncSession]
@@ -31,16 +30,6 @@ SyncSessions = sessionmaker[Session]
 Run = Callable[[Callable[[Session], Any]], Awaitable[Any]]
 Given = str | URL | Engine | AsyncEngine | SyncSessions | AsyncSessions
 
-# For each name that a URL may have: the driver for coroutines and the driver for threads.
-_DRIVERS: dict[str, tuple[str | None, str | None]] = {
-    "postgresql": ("postgresql+psycopg", "postgresql+psycopg"),
-    "postgresql+psycopg": ("postgresql+psycopg", "postgresql+psycopg"),
-    "postgresql+psycopg_async": ("postgresql+psycopg", "postgresql+psycopg"),
-    "postgresql+asyncpg": ("postgresql+asyncpg", None),
-    "sqlite": ("sqlite+aiosqlite", "sqlite+pysqlite"),
-    "sqlite+aiosqlite": ("sqlite+aiosqlite", "sqlite+pysqlite"),
-    "sqlite+pysqlite": ("sqlite+aiosqlite", "sqlite+pysqlite"),
-}
 _LET_GO = 5.0
 _USUAL_PORTS = (None, 5432, 5433, 6432)
 
@@ -67,7 +56,7 @@ class Database:
         self.sync_sessions: SyncSessions | None = None
         self._unprepared = False
         if isinstance(given, str | URL):
-            self._from_url(address(given, _DRIVERS), connections)
+            self._take(own_engines(address(given, DRIVERS), connections))
         elif isinstance(given, AsyncEngine):
             self.async_sessions = async_sessionmaker(given, expire_on_commit=False)
         elif isinstance(given, Engine):
@@ -85,28 +74,16 @@ class Database:
             session_checks.check(given, self._engine)
         self.dialect_name = self._engine().dialect.name
         for engine in self._engines():
-            _set_up(engine, unprepared=self._unprepared)
+            set_up(engine, unprepared=self._unprepared)
 
-    def _from_url(self, found: ParsedUrl, connections: int) -> None:
-        url, self._unprepared = pooler.taken_from(found.url)
-        async_driver, sync_driver = _DRIVERS[url.drivername]
-        options = _options(url, connections)
-        postgresql_engine.check_surroundings(url)
-        if async_driver == "postgresql+asyncpg":
-            url, arguments = postgresql_engine.for_asyncpg(url, found.secrets)
-            options["connect_args"] |= arguments
-        else:
-            if url.get_backend_name() == "postgresql":
-                postgresql_engine.for_psycopg(url)
-            options["connect_args"] |= found.secrets
-        if async_driver is not None:
-            made = _made(create_async_engine, url.set(drivername=async_driver), options)
-            self._owned.append(made)
-            self.async_sessions = async_sessionmaker(made, expire_on_commit=False)
-        if sync_driver is not None:
-            engine = _made(create_engine, url.set(drivername=sync_driver), options)
-            self._owned.append(engine)
-            self.sync_sessions = sessionmaker(engine, expire_on_commit=False)
+    def _take(self, made: OwnEngines) -> None:
+        self._unprepared = made.unprepared
+        if made.coroutines is not None:
+            self._owned.append(made.coroutines)
+            self.async_sessions = async_sessionmaker(made.coroutines, expire_on_commit=False)
+        if made.threads is not None:
+            self._owned.append(made.threads)
+            self.sync_sessions = sessionmaker(made.threads, expire_on_commit=False)
 
     # consumerkit's own transactions run no code of the user's session class.
 
@@ -137,7 +114,7 @@ class Database:
     @property
     def pooled(self) -> int | None:
         """How many connections the pool gives at once; None if it sets no limit."""
-        return min((most for engine in self._engines() if (most := _most(engine.pool)) is not None), default=None)
+        return min((most for engine in self._engines() if (most := limit_of(engine.pool)) is not None), default=None)
 
     @property
     def runs_in_threads(self) -> bool:
@@ -269,67 +246,6 @@ class Database:
                 await engine.dispose()
             else:
                 engine.dispose()
-
-
-def _most(pool: Pool) -> int | None:
-    """Return how many connections a pool gives at once; SQLAlchemy has no public name for the allowed overflow."""
-    if not isinstance(pool, QueuePool):
-        return None
-    size, overflow = pool.size(), pool._max_overflow  # noqa: SLF001
-    return None if size == 0 or overflow < 0 else size + overflow
-
-
-def _set_up(engine: Engine, *, unprepared: bool) -> None:
-    if not event.contains(engine, "handle_error", _failed):
-        event.listen(engine, "handle_error", _failed)
-    if engine.dialect.name == "sqlite":
-        sqlite_engine.set_up(engine)
-    elif engine.dialect.name == "postgresql":
-        postgresql_engine.set_up(engine)
-        pooler.set_up(engine, off=unprepared)
-
-
-def _failed(context: ExceptionContext) -> None:
-    """Keep the database's error text, to cut it from texts in which a handler repeats it."""
-    remember(context.original_exception)
-
-
-def _options(url: URL, connections: int) -> dict[str, Any]:
-    if url.get_backend_name() == "sqlite":
-        return {"hide_parameters": True, "connect_args": {"timeout": sqlite_engine.BUSY_MILLISECONDS / 1000}}
-    options: dict[str, Any] = {
-        "hide_parameters": True,  # parameters are payloads, and would appear in SQLAlchemy's errors and its own log
-        "pool_size": connections,
-        "max_overflow": 2,
-        "pool_timeout": 30,
-        "pool_pre_ping": False,
-    }
-    if "asyncpg" in url.drivername:
-        options["connect_args"] = {"timeout": 10}
-    else:
-        options["connect_args"] = {
-            "connect_timeout": 10,
-            "keepalives_idle": 30,
-            "keepalives_interval": 10,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 30_000,
-        }
-    return options
-
-
-def _made(make: Callable[..., T], url: URL, options: dict[str, Any]) -> T:
-    try:
-        return make(url, **options)
-    except (ArgumentError, ValueError):
-        # SQLAlchemy's text quotes the part that it cannot read, which may be part of a password.
-        raise ConfigurationError(
-            f"database: {url.drivername} does not know a part of the URL; check its port, its path and its parameters"
-        ) from None
-    except (ModuleNotFoundError, NoSuchModuleError) as error:
-        extra = "sqlite" if url.get_backend_name() == "sqlite" else "asyncpg" if "asyncpg" in str(url) else "postgresql"
-        raise ConfigurationError(
-            f"database: the driver for {url.drivername} is not installed ({error}); pip install 'consumerkit[{extra}]'"
-        ) from None
 
 
 @contextmanager

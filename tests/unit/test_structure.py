@@ -19,7 +19,6 @@ TOO_LONG = {
     "guards.py",
     "handlers/attributes.py",
     "policies/retry.py",
-    "storage/database.py",
     "storage/dialects/postgresql.py",
     "storage/parking/lot.py",
     "transports/aiokafka/group.py",
