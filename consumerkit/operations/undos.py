@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from consumerkit.storage import audit
 from consumerkit.storage.dead_letters import undo_letters
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.fence import OWNER_BYTES
 from consumerkit.storage.isolation import connection_of
+from consumerkit.storage.progress import OWNER_BYTES
 from consumerkit.storage.step_values import StepState
 from consumerkit.storage.tables import Tables
 from consumerkit.storage.undoing import Undo, UndoRows

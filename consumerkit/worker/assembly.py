@@ -1,11 +1,12 @@
-"""Puts a handler's engine together."""
+"""Puts the parts of a worker together: each handler's engine, the relay, retention and reports."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -23,16 +24,26 @@ from consumerkit.engine.transaction.unit_of_work import AsyncUnitOfWork, SyncUni
 from consumerkit.events import Announcer
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.handlers.handler import Ordering
+from consumerkit.maintenance.expirer import Expiry
+from consumerkit.maintenance.pruner import Retention
 from consumerkit.observability.spans import NO_TRACES, Traces
+from consumerkit.policies.payload_retention import PayloadRetention
+from consumerkit.relay import Relay
 from consumerkit.steps import HandlerSteps, LaneSteps
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect, Limits
 from consumerkit.storage.isolation import connection_of
 from consumerkit.storage.ledger import Ledger
+from consumerkit.storage.maintenance.expiry import ExpireStatements
+from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.parking.lot import ParkingLot
+from consumerkit.storage.parking.occupancy import oldest_waiting
 from consumerkit.storage.steps import StepRows
 from consumerkit.storage.tables import Tables
-from consumerkit.transports.base import Subscription, Transport
+from consumerkit.transports.base import PlacingProducer, Subscription, Transport
+from consumerkit.worker.parts import LAST_STEPS
+from consumerkit.worker.reports import Reports
+from consumerkit.worker.terms import terms_of
 
 T = TypeVar("T")
 
@@ -100,7 +111,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class Assembly:
-    """What all engines of a worker share."""
+    """What all parts of a worker share, and how each is made of it."""
 
     database: Database
     dialect: Dialect
@@ -140,6 +151,53 @@ class Assembly:
             PartitionStore(origin, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
             Shared(self.announce, self.exclusive, outbox_written, memory_budget, drain_timeout, steps),
         )
+
+    def relay(self, producer: PlacingProducer, outbox_written: asyncio.Event, *, principal: str | None) -> Relay:
+        """Return the relay, which sends the outbox."""
+        return Relay(
+            self.database,
+            self.dialect,
+            self.tables,
+            producer,
+            self.announce,
+            outbox_written,
+            principal=principal,
+            deadline=self.limits.statement,
+            traces=self.traces,
+        )
+
+    def retention(
+        self,
+        declarations: Sequence[Declaration],
+        seconds: float | None,
+        payloads: PayloadRetention,
+        look: Callable[[], Awaitable[None]],
+    ) -> Retention:
+        """Return what prunes the ledger and expires payloads; it calls `look` in each turn."""
+        guard = partial(self.dialect.relay_guard, self.database.location)
+        expiring = ExpireStatements(self.tables, self.dialect)
+        return Retention(
+            self.run,
+            PruneStatements(self.tables, self.dialect),
+            [declared.name for declared in declarations],
+            seconds=seconds,
+            expiry=Expiry(self.run, expiring, payloads, terms_of(declarations), guard, self.announce),
+            announce=self.announce,
+            look=look,
+        )
+
+    def reports(self, numbers: Mapping[str, int], *, missed_after: float | None) -> Reports:
+        """Return what reports from time to time on handlers, given their numbers; it observes from now on."""
+        names = {number: name for name, number in numbers.items()}
+
+        async def oldest() -> dict[str, float]:
+            work = partial(oldest_waiting, tables=self.tables, consumers=tuple(names))
+            found = await self.database.run(work, within=LAST_STEPS)
+            return {names[number]: seconds for number, seconds in found.items()}
+
+        reports = Reports(tuple(numbers), self.announce, oldest, missed_after=missed_after)
+        self.announce.add(reports)
+        return reports
 
     async def _in_transaction(self, work: Callable[[Connection], T]) -> T:
         """Run work in its own transaction, whatever the engine's default isolation level is."""

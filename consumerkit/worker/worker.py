@@ -7,29 +7,23 @@ import difflib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
 from consumerkit import events, failpoints
-from consumerkit.concurrency import remaining, wait_for_first
-from consumerkit.engine.engine import Engine as HandlerEngine
-from consumerkit.engine.lanes.executor import HandlerHalted
 from consumerkit.engine.partitions.commit_origin import CommitOrigin
-from consumerkit.errors import ConfigurationError, ConsumerkitError, StartError, Unavailable
+from consumerkit.errors import ConfigurationError, StartError
 from consumerkit.events import Announcer, Observer
 from consumerkit.handlers.declaration import Declaration, declare_all
 from consumerkit.handlers.handler import AnyHandler
-from consumerkit.maintenance.expirer import Expiry
-from consumerkit.maintenance.pruner import Retention
 from consumerkit.message import TopicPartition
 from consumerkit.observability.logs import LoggingObserver
 from consumerkit.observability.surroundings import surrounded_by
@@ -39,13 +33,10 @@ from consumerkit.observability.words import lasting
 from consumerkit.policies.duration import DAY, seconds_of
 from consumerkit.policies.payload_retention import PayloadRetention, payload_retention_of
 from consumerkit.redaction.plain_words import shown_word
-from consumerkit.relay import Relay
 from consumerkit.storage import consumers
 from consumerkit.storage.database import AsyncSessions, Database, SyncSessions
 from consumerkit.storage.dialects import Limits, dialect_for
-from consumerkit.storage.maintenance.expiry import ExpireStatements
 from consumerkit.storage.maintenance.pruning import PruneStatements
-from consumerkit.storage.parking.occupancy import oldest_waiting
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from consumerkit.transports.base import Survey, Transport
 from consumerkit.transports.kafka import Kafka
@@ -55,9 +46,9 @@ from consumerkit.worker.database_watch import DatabaseWatch
 from consumerkit.worker.gc import seldom_collected
 from consumerkit.worker.left_behind import LeftBehindRows
 from consumerkit.worker.long_transactions import long_transactions
+from consumerkit.worker.parts import Part, Parts
 from consumerkit.worker.readiness import Readiness, States
 from consumerkit.worker.reports import Reports
-from consumerkit.worker.terms import terms_of
 from consumerkit.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -68,7 +59,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MEBIBYTE = 1024 * 1024
-_LAST_STEPS: Final = 5.0  # seconds within which a part without messages must stop
 
 
 class Worker:
@@ -183,17 +173,10 @@ class Worker:
         self._instance = kafka.instance_id if isinstance(kafka, Kafka) else None
         self._adopted: frozenset[str] = frozenset()
         self._outbox_written = asyncio.Event()
-        self._engines: list[HandlerEngine] = []
-        self._relay: Relay | None = None
+        self._parts = Parts(self._announce)
         self.use(tables)
         self._left_behind = LeftBehindRows((), self._announce)
-        self._forgetting: Retention | None = None
-        self._reports: Reports | None = None
-        self._database_watch: DatabaseWatch | None = None
         self._missed_after = kafka.session_timeout if isinstance(kafka, Kafka) else None
-        self._watchdog: Watchdog | None = None
-        self._tasks: dict[asyncio.Task[None], str] = {}
-        self._failed: asyncio.Future[None] | None = None
 
     @property
     def _lanes(self) -> int:
@@ -246,15 +229,14 @@ class Worker:
             StartError: A topic, a table or a right is missing, or a server cannot be reached; one
                 line says so.
         """
-        if self._tasks:
+        if self._parts.are_running:
             raise StartError("this worker runs already; build another Worker")
         if self._failpoints:
             failpoints.arm()
-        self._failed = asyncio.get_running_loop().create_future()
         try:
             numbers = await self._checked()
             home = await self._assembly.run(lambda session: consumers.home(session, self.tables))
-            self._reports = self._reporting(numbers)
+            reports = self._assembly.reports(numbers, missed_after=self._missed_after)
             for declared in self.declarations:
                 engine = self._assembly.engine(
                     declared,
@@ -265,12 +247,12 @@ class Worker:
                     drain_timeout=self._drain_timeout,
                     outbox_written=self._outbox_written,
                 )
-                await engine.start()
-                self._engines.append(engine)
+                await self._parts.add(engine)
         except BaseException:
-            await self._abandon()
+            await self._parts.abandon()
+            await self.database.dispose()
             raise
-        self._run_tasks(numbers)
+        self._run(numbers, reports)
         self._announce(events.WorkerStarted(handlers=tuple(declared.name for declared in self.declarations)))
 
     async def _checked(self) -> dict[str, int]:
@@ -296,93 +278,22 @@ class Worker:
         await checks.retention(self.retention, self.declarations, self.transport, self.database, pruning)
         return numbers
 
-    async def _abandon(self) -> None:
-        for engine in self._engines:
-            with suppress(Exception):
-                await engine.stop(_LAST_STEPS)
-        self._engines.clear()
-        await self.database.dispose()
-
-    def _run_tasks(self, numbers: Mapping[str, int]) -> None:
-        self._relay = Relay(
-            self.database,
-            self.dialect,
-            self.tables,
-            self.transport.producer(),
-            self._announce,
-            self._outbox_written,
-            principal=self._principal,
-            deadline=self._limits.statement,
-            traces=self._traces,
-        )
-        for engine in self._engines:
-            self._spawn(engine.run(), engine.declared.name)
-        self._spawn(self._relay.run(), "relay")
-        self._forgetting = self._retention(numbers)
-        self._spawn(self._forgetting.run(), "retention")
-        assert self._reports is not None
-        self._spawn(self._reports.run(), "reports")
+    def _run(self, numbers: Mapping[str, int], reports: Reports) -> None:
+        look = partial(self._look_behind, partial(self._left_behind.read, tables=self.tables, numbers=numbers))
+        others: dict[str, Part] = {"reports": reports}
         if not self.dialect.single_writer:  # a file does not fall silent
-            self._database_watch = DatabaseWatch(self.database, self._announce)
-            self._spawn(self._database_watch.run(), "database watch")
-        self._watchdog = Watchdog(self._engines, stall=self.stall_timeout, transaction=self._limits.idle)
-        self._watchdog.start(asyncio.get_running_loop())
-
-    def _retention(self, numbers: Mapping[str, int]) -> Retention:
-        look = partial(self._left_behind.read, tables=self.tables, numbers=numbers)
-        run, expiring = self._assembly.run, ExpireStatements(self.tables, self.dialect)
-        return Retention(
-            run,
-            PruneStatements(self.tables, self.dialect),
-            [declared.name for declared in self.declarations],
-            seconds=self.retention,
-            expiry=Expiry(
-                run,
-                expiring,
-                self.payload_retention,
-                terms_of(self.declarations),
-                partial(self.dialect.relay_guard, self.database.location),
-                self._announce,
-            ),
-            announce=self._announce,
-            look=partial(self._look_behind, look),
+            others["database watch"] = DatabaseWatch(self.database, self._announce)
+        self._parts.run(
+            self._assembly.relay(self.transport.producer(), self._outbox_written, principal=self._principal),
+            self._assembly.retention(self.declarations, self.retention, self.payload_retention, look),
+            others,
+            Watchdog(self._parts.engines, stall=self.stall_timeout, transaction=self._limits.idle),
+            grace=self.grace,
         )
 
     async def _look_behind(self, look: Callable[[Session], None]) -> None:
         await self._assembly.run(look)
         self._left_behind.tell()
-
-    def _reporting(self, numbers: Mapping[str, int]) -> Reports:
-        names = {number: name for name, number in numbers.items()}
-
-        async def oldest() -> dict[str, float]:
-            work = partial(oldest_waiting, tables=self.tables, consumers=tuple(names))
-            found = await self.database.run(work, within=_LAST_STEPS)
-            return {names[number]: seconds for number, seconds in found.items()}
-
-        reports = Reports(tuple(numbers), self._announce, oldest, missed_after=self._missed_after)
-        self._announce.add(reports)
-        return reports
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks[task] = name
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """Let the others run on where a handler halts; end the worker after any other error, which is a defect."""
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        name = self._tasks[task]
-        if isinstance(error, HandlerHalted):
-            self._announce(events.HandlerStopped(handler=name, error=str(error)))
-            engine = next(engine for engine in self._engines if engine.declared.name == name)
-            engine.halted = asyncio.create_task(engine.stop(self.grace))
-            if not all(engine.halted for engine in self._engines):
-                return
-            error = ConsumerkitError(f"handler {name!r} stopped, and no other is left: {error}")
-        if self._failed is not None and not self._failed.done():
-            self._failed.set_exception(error)
 
     def readiness(self) -> Readiness:
         """Return what is wrong now, in sentences that say the way out; cheap, and callable from any thread.
@@ -391,7 +302,7 @@ class Worker:
             if not worker.readiness().ready: ...
         """
         found = self._states.readiness(time.monotonic())
-        ages = {engine.declared.name: engine.oldest_transaction() for engine in self._engines}
+        ages = self._parts.oldest_transactions()
         left = self._left_behind.findings()
         return Readiness((*found.findings, *left, *long_transactions(ages, self._limits.lock)))
 
@@ -401,36 +312,24 @@ class Worker:
 
     async def surveys(self, handler: str) -> dict[str, Survey]:
         """Return the broker's current answers about a handler's topics, without those it does not answer about."""
-        found: dict[str, Survey] = {}
-        for engine in self._engines:
-            if engine.declared.name != handler:
-                continue
-            for topic in engine.declared.topics:
-                with suppress(Unavailable, TimeoutError):
-                    found[topic] = await asyncio.wait_for(engine.consumer.survey(topic), _LAST_STEPS)
-        return found
+        return await self._parts.surveys(handler)
 
     def in_flight(self) -> dict[str, int]:
         """Return how many messages of each handler are fetched and unfinished."""
-        return {
-            engine.declared.name: sum(partition.offsets.unfinished for partition in engine.partitions)
-            for engine in self._engines
-        }
+        return self._parts.in_flight()
 
     def positions(self) -> dict[TopicPartition, int]:
         """Return the first unfinished offset of each assigned partition; a parked message counts as finished."""
-        found = [partition for engine in self._engines for partition in engine.partitions]
-        return {one.name: one.offsets.position or 0 for one in found}
+        return self._parts.positions()
 
     def members(self) -> list[tuple[str, str]]:
         """Return the group and member ID of each handler that has joined its group; callable from any thread."""
-        engines = list(self._engines)
-        return [(one.declared.group, member) for one in engines if (member := one.consumer.member())]
+        return self._parts.members()
 
     def stopping(self) -> str:
         """Return what `stop` waits for at present, in a sentence; callable from any thread."""
-        running = [(engine.oldest_transaction(), engine.declared.name) for engine in self._engines]
-        waits = [f"{name} (its oldest transaction has run for {lasting(age)})" for age, name in running if age > 0]
+        ages = self._parts.oldest_transactions()
+        waits = [f"{name} (its oldest transaction has run for {lasting(age)})" for name, age in ages.items() if age > 0]
         if not waits:
             return f"stopping: no transaction is under way; leaving the group, within {self.grace:g} s"
         return (
@@ -445,29 +344,10 @@ class Worker:
             Whether all of them were finished within `grace`.
         """
         began = time.monotonic()
-        end = began + self.grace
-        answers = await asyncio.gather(*(engine.halted or engine.stop(self.grace) for engine in self._engines))
-        if self._relay is not None:
-            self._relay.stop()
-        if self._forgetting is not None:
-            self._forgetting.stop()
-        if self._reports is not None:
-            self._reports.stop()
-        if self._database_watch is not None:
-            self._database_watch.stop()
-        within = min(_LAST_STEPS, remaining(end))
-        _, late = await asyncio.wait(self._tasks, timeout=within) if self._tasks else (set(), set())
-        for task in late:
-            _log.warning("%s did not end within %.0f s and was cancelled", self._tasks[task], within)
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._watchdog is not None:
-            self._watchdog.stop()
-        if self._failed is not None:
-            self._failed.cancel()
+        finished = await self._parts.stop(self.grace, began + self.grace)
         await self.database.dispose()
         self._announce(events.WorkerStopped(seconds=time.monotonic() - began))
-        return all(answers) and not late
+        return finished
 
     async def run(self, stopping: asyncio.Event) -> bool:
         """Start, consume until `stopping` is set, and stop; for a process that only consumes.
@@ -494,9 +374,7 @@ class Worker:
 
     async def failure(self, stopping: asyncio.Event) -> BaseException | None:
         """Wait until `stopping` is set or the started worker has failed; return the error that ended it."""
-        assert self._failed is not None
-        await wait_for_first(stopping, self._failed, within=None)
-        return self._failed.exception() if self._failed.done() else None
+        return await self._parts.failure(stopping)
 
     async def __aenter__(self) -> Worker:
         await self.start()

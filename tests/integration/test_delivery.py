@@ -87,7 +87,7 @@ async def test_who_failed_is_ready_again_once_another_process_has_sent(stage: Ka
         await asyncio.to_thread(stage.kafka.delete_topic, topic)
         await write(stage, OutboxMessage(topic, None, b"1", ()))
         await run.until(lambda: bool(run.seen(OutboxHeldBack)), "the message held back")
-        relay = run.worker._relay
+        relay = run.worker._parts.relay
         assert relay is not None
         (hold,) = relay._holds._holds.values()
         hold.until += 3600

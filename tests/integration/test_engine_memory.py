@@ -393,7 +393,7 @@ async def test_waiting_for_the_turn_to_write_is_no_transaction(tmp_path: Path, h
     await place.create_tables()
     async with place.run(handler) as run:
         await run.until(lambda: len(run.seen(PartitionTaken)) == 4, "all partitions")
-        [engine] = run.worker._engines
+        [engine] = run.worker._parts.engines
         with closing(sqlite3.connect(file, isolation_level=None, timeout=120, check_same_thread=False)) as another:
             # In a thread: a transaction of the worker's, such as its retention's, can only end while this loop runs.
             await asyncio.to_thread(another.execute, "BEGIN IMMEDIATE")
@@ -413,7 +413,7 @@ async def test_a_transaction_counts_from_its_beginning(place: MemoryStage) -> No
     place.append(1)
     async with place.run(Write(gate)) as run:
         await gate.reached.wait()
-        [engine] = run.worker._engines
+        [engine] = run.worker._parts.engines
         await run.until(lambda: engine.oldest_transaction() > 0.2, "a transaction that lasts")
         gate.opened.set()
         await place.until_written(run, 1)

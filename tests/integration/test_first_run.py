@@ -208,8 +208,8 @@ async def test_a_partition_that_loses_its_leader_before_it_is_taken_holds_up_no_
     told: list[Trouble] = []
     async with place.run(Write()) as run:
         await _taken(run, 0, 1, 2, 3)
-        for partition in run.worker._engines[0].partitions:  # what a failover of the database brings
-            run.worker._engines[0].partitions.in_doubt(
+        for partition in run.worker._parts.engines[0].partitions:  # what a failover of the database brings
+            run.worker._parts.engines[0].partitions.in_doubt(
                 {partition.name: partition.fencing_token or b""}, RuntimeError("lost")
             )
         with place.broker.leaderless(TOPIC, 1):

@@ -43,11 +43,11 @@ async def stage(kafka: KafkaServer, postgres: PostgresServer, database: str, top
 
 
 def waits_for_the_lane(run: Run) -> bool:
-    return any(lane.has_due for engine in run.worker._engines for lane in engine._lanes)
+    return any(lane.has_due for engine in run.worker._parts.engines for lane in engine._lanes)
 
 
 def leaving(run: Run) -> bool:
-    return any(one.is_leaving for engine in run.worker._engines for one in engine.partitions)
+    return any(one.is_leaving for engine in run.worker._parts.engines for one in engine.partitions)
 
 
 async def test_a_message_that_is_gone_when_its_turn_comes_is_not_waited_for(stage: KafkaStage) -> None:

@@ -18,8 +18,8 @@ from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.command import CommandLine
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
 from tests.integration.stage import Run
-from tests.integration.step_stage import LETTERS, LOT, STEPS, Provider, Refunding, rows, until
-from tests.integration.test_undo import rejects, states
+from tests.integration.step_stage import LETTERS, LOT, STEPS, Provider, Refunding, rejects, rows, until
+from tests.integration.test_undo import states
 from tests.services import PostgresServer
 
 

@@ -124,14 +124,14 @@ class Mate:
     @property
     def consumer(self) -> MemoryConsumer | None:
         """The worker's member ID in the group, once it has one."""
-        engines = self.worker._engines
+        engines = self.worker._parts.engines
         consumer = engines[0].consumer if engines else None
         assert consumer is None or isinstance(consumer, MemoryConsumer)
         return consumer
 
     def partitions(self) -> set[int]:
         """The partitions that the worker believes it has."""
-        return {partition.name.partition for engine in self.worker._engines for partition in engine.partitions}
+        return {partition.name.partition for engine in self.worker._parts.engines for partition in engine.partitions}
 
 
 @dataclass

@@ -211,9 +211,9 @@ async def prune(run: Run, step: Step) -> None:
 
     async def turned() -> None:
         for mate in run.crew.mates:
-            if mate.worker._forgetting is not None:
+            if mate.worker._parts.retention is not None:
                 with suppress(DBAPIError):  # a connection that was ended before; the worker's own turn meets the same
-                    await mate.worker._forgetting.turn()
+                    await mate.worker._parts.retention.turn()
 
     before = run.journal.fired[step.what]
     while run.journal.fired[step.what] == before and not run.sampler.quiet:

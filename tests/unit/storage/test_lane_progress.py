@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Connection, create_engine
 
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.progress import LaneSequence, move_on
+from consumerkit.storage.lane_progress import LaneSequence, move_on
 from consumerkit.storage.store import Store
 from consumerkit.storage.tables import DEFAULT_TABLES
 
