@@ -1,9 +1,12 @@
-"""Three waits: until an event is set, for the first of several ends, and for work without cancelling it."""
+"""Three waits (until an event is set, for the first of several ends, for work without cancelling it), and a beat."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 _LEAST: Final = 1.0
@@ -80,3 +83,31 @@ def remaining(end: float) -> float:
         1.0
     """
     return max(_LEAST, end - time.monotonic())
+
+
+@contextmanager
+def beating(work: Callable[[], object], every: float, *, name: str) -> Iterator[None]:
+    """Call `work` from a thread, at once and then every so many seconds, until the block ends.
+
+    A thread beats on while the event loop is blocked.
+
+    Example:
+        >>> with beating(lambda: print("alive"), 60.0, name="beat"):
+        ...     pass
+        alive
+    """
+    over = threading.Event()
+
+    def beat() -> None:
+        while True:
+            work()
+            if over.wait(every):
+                return
+
+    thread = threading.Thread(target=beat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

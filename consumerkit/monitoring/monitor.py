@@ -7,12 +7,12 @@ import contextlib
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from consumerkit.concurrency import beating
 from consumerkit.errors import StartError
 from consumerkit.monitoring.backlog import keep_measuring
 from consumerkit.monitoring.health import BEAT, Pulse, forget_the_dead, report, together
@@ -146,22 +146,13 @@ def _fresh_registry() -> CollectorRegistry:
 @contextmanager
 def _reporting(directory: Path, pulse: Pulse) -> Iterator[None]:
     """Report this process's health from a thread, so that a blocked event loop is reported too."""
-    over = threading.Event()
 
     def work() -> None:
-        while True:
-            with contextlib.suppress(OSError):  # no room, or the supervisor is gone
-                report(directory, pulse.health())
-            if over.wait(BEAT):
-                return
+        with contextlib.suppress(OSError):  # no room, or the supervisor is gone
+            report(directory, pulse.health())
 
-    thread = threading.Thread(target=work, name="consumerkit-report", daemon=True)
-    thread.start()
-    try:
+    with beating(work, BEAT, name="consumerkit-report"):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @asynccontextmanager

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
+
+from consumerkit.concurrency import beating
 
 _SOCKET: Final = "NOTIFY_SOCKET"
 _WATCHDOG: Final = "WATCHDOG_USEC"
@@ -53,22 +54,13 @@ class Notifier:
         if not self.listens or self.watchdog is None:
             yield
             return
-        over, every = threading.Event(), self.watchdog / 3
 
         def work() -> None:
-            while True:
-                if lives():
-                    self._tell("WATCHDOG=1")
-                if over.wait(every):
-                    return
+            if lives():
+                self._tell("WATCHDOG=1")
 
-        thread = threading.Thread(target=work, name="consumerkit-systemd", daemon=True)
-        thread.start()
-        try:
+        with beating(work, self.watchdog / 3, name="consumerkit-systemd"):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     async def beat(self) -> None:
         """Give signs of life from the event loop, until cancelled."""

@@ -7,9 +7,15 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from consumerkit.storage.dialects import Limits
+from consumerkit.storage.tables import Tables
 from tests.contracts.database_client import DatabaseClient
 from tests.contracts.dialect_contract import Stand, claim
 from tests.contracts.storage_contract import StorageContract
+
+
+@pytest.fixture
+def elsewhere() -> Tables:
+    return Tables(prefix="ck_")
 
 
 class FileContract(StorageContract):

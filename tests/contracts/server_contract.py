@@ -14,12 +14,24 @@ from sqlalchemy.orm import Session
 
 from consumerkit.storage.dialects import Limits
 from consumerkit.storage.faults import Fault, fault_of, sqlstate
+from consumerkit.storage.tables import Tables
+from tests.contracts import venues
 from tests.contracts.database_client import DatabaseClient, Venue
 from tests.contracts.dialect_contract import Stand, claim, claims
 from tests.contracts.storage_contract import StorageContract
 from tests.services import PostgresServer
 
 Role = Callable[..., URL]
+
+
+@pytest.fixture
+def elsewhere() -> Tables:
+    return venues.ELSEWHERE
+
+
+@pytest.fixture
+def elsewhere_stand(venue: Venue, elsewhere: Tables) -> Stand:
+    return Stand(venue, elsewhere)
 
 
 @pytest.fixture

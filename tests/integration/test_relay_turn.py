@@ -148,7 +148,7 @@ async def test_who_waits_for_a_frozen_process_says_so(
             await asyncio.sleep(0.1)
         (awaited,) = told
         assert isinstance(awaited, events.OutboxTurnAwaited)
-        assert "outbox.sqlite-consumerkit-relay" in awaited.holder
+        assert "fresh.sqlite-consumerkit-relay" in awaited.holder
         states(awaited)
         assert "end that process" in str(states.readiness(time.monotonic()))
         process.kill()
