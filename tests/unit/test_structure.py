@@ -15,19 +15,19 @@ TWO_MEANINGS = {
 MOST_LINES = 300
 MOST_PARAMETERS = 5
 TOO_LONG = {
-    "engine/transaction/unit_of_work.py",
-    "guards.py",
-    "handlers/attributes.py",
-    "policies/retry.py",
-    "storage/dialects/postgresql.py",
-    "storage/parking/lot.py",
-    "transports/aiokafka/group.py",
-    "transports/base.py",
-    "transports/confluent/thread.py",
-    "transports/memory/group.py",
-    "worker/worker.py",
+    "engine/transaction/unit_of_work.py": "the two forms of one transaction stand side by side (decision 4)",
+    "guards.py": "two public functions with their overloads and docstrings",
+    "handlers/attributes.py": "one class with a check for each attribute of a handler",
+    "policies/retry.py": "one frozen value with its docstring and its checks",
+    "storage/dialects/postgresql.py": "one dialect with its statements",
+    "storage/parking/lot.py": "all statements that change one table",
+    "transports/aiokafka/group.py": "one member of a group",
+    "transports/base.py": "the specification of a transport, half of it prose",
+    "transports/confluent/thread.py": "the one thread that uses a client",
+    "transports/memory/group.py": "one member of a group",
+    "worker/worker.py": "the public class, a third of it docstrings",
 }
-"""Modules to be split; no other may join them."""
+"""Modules that are one thing, and which; no other may join them."""
 
 
 def test_no_two_modules_define_a_public_class_of_one_name() -> None:
@@ -43,8 +43,8 @@ def test_no_two_modules_define_a_public_class_of_one_name() -> None:
 
 def test_a_module_has_at_most_three_hundred_lines_and_the_list_of_longer_ones_only_shrinks() -> None:
     longer = {name for name, text in MODULES.items() if len(text.splitlines()) > MOST_LINES}
-    assert longer - TOO_LONG == set(), "split it by what it does"
-    assert TOO_LONG - longer == set(), "it is short enough now: take it off the list"
+    assert longer - TOO_LONG.keys() == set(), "split it by what it does"
+    assert TOO_LONG.keys() - longer == set(), "it is short enough now: take it off the list"
 
 
 def test_no_constructor_of_the_engine_takes_more_than_five_things() -> None:
