@@ -8,7 +8,7 @@ begin a step nor replace a newer result by an old one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -35,12 +35,12 @@ from consumerkit.storage import fence
 from consumerkit.storage.dead_letters.letters import State as LetterState
 from consumerkit.storage.dialects import Limits
 from consumerkit.storage.fence import Owners
+from consumerkit.storage.portions import portions
 from consumerkit.storage.step_values import TO_UNDO, End, FoundStep, Name, Start, StepState, StoredStep
 from consumerkit.storage.store import Store
 from consumerkit.storage.tables import Tables
 
 _AT_ONCE: Final = 80  # a statement of an older SQLite takes 999 parameters
-_DIGESTS: Final = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class StepRows(Store):
             query = self._select().where(text("digest = ANY(CAST(:digests AS bytea[]))"))
             return _named(connection.execute(query, {"digests": list(digests)}))
         found, c = {}, self.tables.message_steps.c
-        for some in _portions(digests, _DIGESTS):
+        for some in portions(digests):
             found.update(_named(connection.execute(self._select().where(c.digest.in_(some)))))
         return found
 
@@ -100,7 +100,7 @@ class StepRows(Store):
         wanted = {one.name: one for one in sorted(starts)}
         new = self._insert(connection, list(wanted.values()), owner)
         begun = {name: FoundStep(None, wanted[name].arguments, ours=True) for name in new}
-        for some in _portions([name for name in wanted if name not in new], _AT_ONCE):
+        for some in portions([name for name in wanted if name not in new], _AT_ONCE):
             c = self.tables.message_steps.c
             query = self._select().where(tuple_(c.digest, c.step).in_(some)).order_by(c.digest, c.step)
             rows = connection.execute(query.with_for_update())
@@ -116,7 +116,7 @@ class StepRows(Store):
             given = [self._sealed(one.given) for one in starts]
             return many_steps.begin(connection, self.tables.message_steps, self.consumer, starts, owner, given)
         new: set[Name] = set()
-        for some in _portions(starts, _AT_ONCE):
+        for some in portions(starts, _AT_ONCE):
             new |= self._insert_some(connection, some, owner)
         return new
 
@@ -206,7 +206,7 @@ class StepRows(Store):
         rows = [{"of": one.digest, "name": one.step, "became": one.state.value, "returned": one.result} for one in last]
         connection.execute(update(table).where(*mine).values(ended_at=func.now(), **ended), rows)
         written: set[Name] = set()
-        for some in _portions([one.name for one in last], _AT_ONCE):
+        for some in portions([one.name for one in last], _AT_ONCE):
             here = and_(c.consumer == self.consumer, c.owner == owner, tuple_(c.digest, c.step).in_(some))
             found = connection.execute(select(c.digest, c.step).where(here))
             written |= {(bytes(digest), step) for digest, step in found}
@@ -277,7 +277,7 @@ def forget_orphans(connection: Connection, tables: Tables, consumer: int, before
     c = table.c
     found = select(c.digest).where(_orphans(tables, consumer, before)).order_by(c.digest).limit(limit)
     digests = sorted({bytes(digest) for (digest,) in connection.execute(found.with_for_update(skip_locked=True))})
-    for some in _portions(digests, _DIGESTS):
+    for some in portions(digests):
         connection.execute(delete(table).where(c.digest.in_(some), _orphans(tables, consumer, before)))
 
 
@@ -287,8 +287,3 @@ def _orphans(tables: Tables, consumer: int, before: datetime) -> ColumnElement[b
     needed = letters.state.in_((LetterState.DEAD.value, LetterState.REDRIVEN.value))
     dead = exists().where(letters.consumer == c.consumer, letters.digest == c.digest, needed)
     return and_(c.consumer == consumer, c.started_at < before, c.state.not_in(TO_UNDO), ~known, ~dead)
-
-
-def _portions(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
