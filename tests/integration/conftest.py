@@ -1,4 +1,4 @@
-"""A stage for each test."""
+"""A stage, a database or a command line for each test."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.integration.command import CommandLine
 from tests.integration.fresh_url import fresh_url
 from tests.integration.kafka_stage import KafkaStage
 from tests.services import KafkaServer, PostgresServer
@@ -16,6 +17,14 @@ from tests.services.databases import Databases
 def each_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh database on PostgreSQL, then one in a file of SQLite."""
     return fresh_url(request, tmp_path)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line, without a target or a database in its environment."""
+    for variable in ("CONSUMERKIT_APP", "CONSUMERKIT_DATABASE"):
+        monkeypatch.delenv(variable, raising=False)
+    return CommandLine(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -37,13 +37,6 @@ OLD = "2001-01-01T00:00:00+00:00"
 DRIVERS = ["psycopg", "asyncpg", "sqlite"]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    for variable in ("CONSUMERKIT_APP", "CONSUMERKIT_DATABASE"):
-        monkeypatch.delenv(variable, raising=False)
-    return CommandLine(monkeypatch, capsys)
-
-
 @pytest.fixture(params=DRIVERS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return fresh_url(request, tmp_path)

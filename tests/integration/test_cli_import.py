@@ -33,13 +33,6 @@ def build():
 """
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    for variable in ("CONSUMERKIT_APP", "CONSUMERKIT_DATABASE"):
-        monkeypatch.delenv(variable, raising=False)
-    return CommandLine(monkeypatch, capsys)
-
-
 @pytest.fixture(params=["confluent", "aiokafka"])
 def target(request: pytest.FixtureRequest, stage: KafkaStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A user's module."""

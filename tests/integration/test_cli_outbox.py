@@ -31,11 +31,6 @@ def url(tmp_path: Path) -> str:
     return made
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(monkeypatch, capsys)
-
-
 def test_what_waits_is_listed_without_payloads(url: str, command: CommandLine) -> None:
     answer = command("outbox", "list", "--database", url)
     assert answer.code == 0

@@ -64,11 +64,6 @@ def url(engine: Engine) -> str:
     return engine.url.render_as_string(hide_password=False)
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(monkeypatch, capsys)
-
-
 def test_what_is_parked_is_listed_with_its_next_attempt(url: str, command: CommandLine) -> None:
     answer = command("parked", "list", "--database", url)
     assert answer.code == 0

@@ -80,11 +80,6 @@ async def _consume(stage: KafkaStage, effects: int, duplicates: int = 0) -> None
         assert ends[0]["n"] <= 30
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(monkeypatch, capsys)
-
-
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.replace("│", "  ").split("  ") if cell.strip()]
 

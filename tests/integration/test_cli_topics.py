@@ -38,12 +38,6 @@ Handlers = list[tuple[str, list[str], str | None]]
 Write = Callable[..., str]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    monkeypatch.delenv("CONSUMERKIT_APP", raising=False)
-    return CommandLine(monkeypatch, capsys)
-
-
 @pytest.fixture(params=["confluent", "aiokafka"])
 def target(
     request: pytest.FixtureRequest, kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

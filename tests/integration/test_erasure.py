@@ -235,13 +235,6 @@ async def test_a_busy_partition_is_named_and_left_alone(
     assert [json.loads(line)["parked"] for line in again.out.splitlines()] == [1, 0, 0]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    for variable in ("CONSUMERKIT_APP", "CONSUMERKIT_DATABASE"):
-        monkeypatch.delenv(variable, raising=False)
-    return CommandLine(monkeypatch, capsys)
-
-
 async def test_the_command_counts_and_erases(open_database: Database, url: str, command: CommandLine) -> None:
     await open_database.run(fill)
     tried = await asyncio.to_thread(command, "data", "erase", "--key", "alice", "--database", url, "--dry-run")

@@ -506,13 +506,6 @@ worker = Worker(database={url!r}, kafka=kafka, handlers=[Credit()], payload_rete
 """
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    for variable in ("CONSUMERKIT_APP", "CONSUMERKIT_DATABASE"):
-        monkeypatch.delenv(variable, raising=False)
-    return CommandLine(monkeypatch, capsys)
-
-
 async def test_the_command_ends_by_its_targets_terms_and_says_what(
     shelf: Shelf, command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

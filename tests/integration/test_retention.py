@@ -171,13 +171,6 @@ async def test_a_memory_that_is_too_short_is_told_in_numbers(
 # The command.
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    for variable in ("CONSUMERKIT_APP", "CONSUMERKIT_DATABASE"):
-        monkeypatch.delenv(variable, raising=False)
-    return CommandLine(monkeypatch, capsys)
-
-
 @pytest.fixture(params=["psycopg", "asyncpg", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return fresh_url(request, tmp_path)
