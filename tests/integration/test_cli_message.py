@@ -21,9 +21,9 @@ from consumerkit.storage.parking.lot import ParkingLot
 from consumerkit.storage.parking.parked import ParkedMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.command import CommandLine
-from tests.integration.test_cli_database import command, url
+from tests.integration.test_cli_database import url
 
-__all__ = ["command", "url"]
+__all__ = ["url"]
 
 RECORD = Message("payments", 1, 7, b"alice", b"secret", (), 0, "T1")
 AT = datetime(2026, 11, 24, 8, 0, 0, tzinfo=UTC)
