@@ -80,6 +80,12 @@ async def _consume(stage: KafkaStage, effects: int, duplicates: int = 0) -> None
         assert ends[0]["n"] <= 30
 
 
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line, with the target that `target` put into its environment."""
+    return CommandLine(monkeypatch, capsys)
+
+
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.replace("│", "  ").split("  ") if cell.strip()]
 
