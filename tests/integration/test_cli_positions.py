@@ -82,7 +82,7 @@ async def _consume(stage: KafkaStage, effects: int, duplicates: int = 0) -> None
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    """The command line, with the target that `target` put into its environment."""
+    """The command line, with the target that the stage puts into the environment."""
     return CommandLine(monkeypatch, capsys)
 
 
