@@ -950,7 +950,7 @@ MUTANTS = (
     Mutant(
         "steps",
         "a message dies with a version without steps, and its steps are to be undone",
-        "consumerkit/engine/transaction/transaction.py",
+        "consumerkit/engine/transaction/writing.py",
         "        undoes = bool(declared.steps) or declared.undoes\n",
         "        undoes = bool(declared.steps)\n",
         f"{INTEGRATION}/test_rows_left_behind.py"
