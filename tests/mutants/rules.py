@@ -985,4 +985,22 @@ MUTANTS = (
         f"{UNIT}/worker/test_database_watch.py::test_one_question_at_a_time_and_ever_fewer",
         "assert [15.0, 15.0, 15.0, 15.0] ==",
     ),
+    Mutant(
+        "monitoring",
+        "a brake counts only where there are partitions",
+        "consumerkit/monitoring/handler_gauges.py",
+        "self.brake.set(1 if self._owned[handler] else 0, handler)",
+        "self.brake.set(1, handler)",
+        f"{UNIT}/monitoring/test_metrics.py::test_a_brake_counts_only_where_there_are_partitions",
+        "assert 1.0 == 0",
+    ),
+    Mutant(
+        "monitoring",
+        "a lag that was not measured has an old time",
+        "consumerkit/monitoring/backlog.py",
+        "        if len(surveys) < len(declared.topics):\n            return False\n",
+        "        if len(surveys) < len(declared.topics):\n            return True\n",
+        f"{INTEGRATION}/test_monitoring.py::test_what_waits_says_when_it_was_measured",
+        "assert ",
+    ),
 )
