@@ -22,6 +22,7 @@ Server = TypeVar("Server", KafkaServer, PostgresServer)
 _SERVERS = pytest.StashKey[dict[str, str]]()
 _SHARED = pytest.StashKey[ExitStack]()
 _ENDED_BY = "ended-by.log"
+_QUIETED = ("", "aiokafka", "aiosqlite", "alembic", "asyncio")
 
 
 # A deadline would make the verdict depend on what else the machine does.
@@ -104,6 +105,15 @@ def _no_collection_per_worker() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("consumerkit.worker.worker.seldom_collected", nullcontext)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _levels_of_loggers() -> Iterator[None]:
+    """A test that runs a command within this process quiets the clients' loggers, for the tests after it, too."""
+    before = {name: logging.getLogger(name).level for name in _QUIETED}
+    yield
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(scope="session")
