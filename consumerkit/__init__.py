@@ -40,6 +40,7 @@ from consumerkit.errors import (
 from consumerkit.guards import Transition, transition, upsert
 from consumerkit.handlers.codecs import Codec, Json
 from consumerkit.handlers.context import BatchContext, Context
+from consumerkit.handlers.dead_lettered import DeadLetterContext, DeadLetteredMessage
 from consumerkit.handlers.effects import Effects, PlainEffects
 from consumerkit.handlers.handler import BatchHandler, Events, Handler, Ordering, Received
 from consumerkit.handlers.message_id import Identity, coordinates, event_field, event_fields, header, record_timestamp
@@ -90,6 +91,8 @@ __all__ = [  # noqa: RUF022 - in the order of a contents page
     "chain",
     "Brake",
     "DeadLetter",
+    "DeadLetterContext",
+    "DeadLetteredMessage",
     # Running: the worker, its broker, its tables; and the outbox for code beside it
     "Worker",
     "Kafka",

@@ -1,4 +1,4 @@
-"""Three waits (until an event is set, for the first of several ends, for work without cancelling it), and a beat."""
+"""Three waits (until an event is set, for the first of several ends, for work without cancelling it), and threads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+T = TypeVar("T")
 _LEAST: Final = 1.0
 
 
@@ -111,3 +112,20 @@ def beating(work: Callable[[], object], every: float, *, name: str) -> Iterator[
     finally:
         over.set()
         thread.join()
+
+
+def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a thread that a future is awaited for; a StopIteration becomes a RuntimeError.
+
+    A future takes no StopIteration, so who awaits it would wait for ever.
+
+    Example:
+        >>> in_thread(next, iter(()))
+        Traceback (most recent call last):
+        ...
+        RuntimeError: a plain function raised StopIteration
+    """
+    try:
+        return function(*args)
+    except StopIteration as error:
+        raise RuntimeError("a plain function raised StopIteration") from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from consumerkit.concurrency import remaining
+from consumerkit.engine.dead_letter_hook import DeadLetterHook, HookPlace
 from consumerkit.engine.holding import Holding
 from consumerkit.engine.lanes.announcements import Announcements
 from consumerkit.engine.lanes.attempts import Attempts
@@ -62,6 +63,7 @@ class Shared:
         memory_budget: Bytes of messages in hand above which an engine fetches nothing.
         drain_timeout: Seconds in which a revoked partition's messages in hand are finished.
         steps: Shared by the lanes of a handler with steps; None without steps.
+        hooks: Where `on_dead_letter` runs.
     """
 
     announce: Announcer
@@ -70,6 +72,7 @@ class Shared:
     memory_budget: int
     drain_timeout: float
     steps: HandlerSteps | None = None
+    hooks: HookPlace | None = None
 
 
 class Engine:
@@ -111,6 +114,8 @@ class Engine:
         self._assignments = Rebalance(partitions, self._lanes, self._ownership, self._committer, shared.drain_timeout)
         steps, written = shared.steps, shared.outbox_written
         self._undoer = None if steps is None else Undoer(declared, partition_store, steps, announce, written)
+        hooks = shared.hooks if declared.on_dead_letter is not None else None
+        self._hook = None if hooks is None else DeadLetterHook(declared, partition_store, hooks, announce, written)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self.last_turn = time.monotonic()
@@ -154,6 +159,8 @@ class Engine:
         work.append(self._holding.run())
         if self._undoer is not None:
             work.append(self._undoer.run())
+        if self._hook is not None:
+            work.append(self._hook.run())
         if self.declared.event_time is not None:
             work.append(self._clock.run())
         self._tasks = [asyncio.create_task(coroutine) for coroutine in work]

@@ -21,7 +21,7 @@ from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.fresh_context import FreshContexts
-from consumerkit.engine.undo_calls import UndoTrouble, contained, contained_coroutine
+from consumerkit.engine.undo_calls import contained, contained_coroutine
 from consumerkit.errors import Defer, PayloadSealed, Reject
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
@@ -86,7 +86,6 @@ class Undoer:
         self._owner = secrets.token_bytes(OWNER_BYTES)
         self._contexts = FreshContexts()
         self._under_way: set[asyncio.Task[None]] = set()
-        self._trouble = UndoTrouble(announce)
 
     async def run(self) -> None:
         """Run due undos until cancelled."""
@@ -111,8 +110,6 @@ class Undoer:
             return claimed, self._rows.next_due(connection)
 
         claimed, next_due = await self._run(work)
-        if next_due is None and not claimed and not self._under_way:
-            self._trouble.over()
         for one in claimed.values():
             task = asyncio.create_task(self._message(one))
             self._under_way.add(task)
@@ -122,7 +119,8 @@ class Undoer:
     def _over(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         self._shared.undo_due.set()
-        self._trouble.ended(task, HELD)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._announce(events.Trouble(where="undo", error=failures.described(error), wait=HELD))
 
     async def _message(self, steps: Sequence[Undo]) -> None:
         """Undo the steps of one message, the last one first."""
@@ -233,6 +231,7 @@ class Undoer:
         dead = undo_letters.of(connection, rows.tables, one, failures.recorded_text(error))
         if dead is not None:
             dead = replace(dead, error_type=failures.error_type(error), stack=failures.stack_of(error))
+            dead = replace(dead, hooked=declared.on_dead_letter is not None)
             dead = undo_letters.enter(connection, rows.tables, rows.consumer, dead)
         if not rows.not_undone(connection, one, self._owner, None if dead is None else dead.id):
             raise _Gone

@@ -191,3 +191,14 @@ class DeadLetterByReference(Event):
 
     topic: str
     sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterHookFailed(Event):
+    """`on_dead_letter` failed for a dead letter; it is called again in `wait` seconds, or never if `wait` is None."""
+
+    letter: int
+    message_id: str
+    attempt: int
+    error: str
+    wait: float | None

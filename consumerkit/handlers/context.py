@@ -97,7 +97,7 @@ def encoded_headers(headers: Mapping[str, str | bytes] | None) -> Headers:
     return tuple((name, value.encode() if isinstance(value, str) else value) for name, value in headers.items())
 
 
-class _Publishes:
+class Publishing:
     """The part of a context that publishes messages."""
 
     __slots__ = ("_over", "_publisher")
@@ -145,7 +145,7 @@ class _Publishes:
         self._publisher.publish(topic, key=key, value=value, id=id, headers=headers)
 
 
-class Context(_Publishes, Generic[S]):
+class Context(Publishing, Generic[S]):
     """What `Handler.handle` gets besides its event.
 
     Attributes:
@@ -208,7 +208,7 @@ class Context(_Publishes, Generic[S]):
         return self._steps.run(step, args, kwargs, inside=True)
 
 
-class BatchContext(_Publishes, Generic[S]):
+class BatchContext(Publishing, Generic[S]):
     """What `BatchHandler.handle_batch` gets besides its events.
 
     Attributes:

@@ -31,7 +31,7 @@ class Declaration:
         decode: Returns the event, None for a tombstone that the type admits, or `SKIP`.
         is_async: Whether `handle` is a coroutine function.
         is_batch: Whether the handler is a `BatchHandler`.
-        prefetch, session_setup, on_duplicate, prepare: The user's methods, or None.
+        prefetch, session_setup, on_duplicate, prepare, on_dead_letter: The user's methods, or None.
         steps: The steps that `prepare` and `handle` may run, by name.
         publishes: As in `Handler`, with `topic_prefix` before each name.
         topic_prefix: Put before the name of each topic that `context.publish` is given. The topics
@@ -73,6 +73,7 @@ class Declaration:
     publishes: tuple[str, ...] | None = None
     on_duplicate: Callable[..., Any] | None
     prepare: Callable[..., Any] | None = None
+    on_dead_letter: Callable[..., Any] | None = None
     steps: Mapping[str, DeclaredStep] = field(default_factory=dict)
     step_concurrency: int = 1
     undoes: bool = False

@@ -11,6 +11,7 @@ from typing_extensions import TypeVar
 
 from consumerkit.handlers.codecs import Codec, Json
 from consumerkit.handlers.context import BatchContext, Context
+from consumerkit.handlers.dead_lettered import DeadLetterContext, DeadLetteredMessage
 from consumerkit.handlers.message_id import WHOLE_VALUE, Fingerprint, Identity
 from consumerkit.message import Message
 from consumerkit.policies.brake import Brake
@@ -142,7 +143,7 @@ class _Declared:
     parking_limit: int = 10_000
     start_from: Literal["earliest", "latest"] = "earliest"
 
-    OPTIONAL_METHODS: ClassVar = ("prefetch", "session_setup", "on_duplicate", "prepare")
+    OPTIONAL_METHODS: ClassVar = ("prefetch", "session_setup", "on_duplicate", "prepare", "on_dead_letter")
 
 
 class Handler(_Declared, Generic[E]):
@@ -169,6 +170,10 @@ class Handler(_Declared, Generic[E]):
       does not know. It runs the message's steps, whose effects are outside the database; see
       `step`. The messages of a batch run it concurrently, except that messages which `ordering`
       keeps in order follow one another. An error meets `retry`.
+    * `on_dead_letter(self, letter, context)`: called for each dead letter, after it is recorded, in
+      a transaction of its own. `letter` is a `DeadLetteredMessage`. What the method writes through
+      `context.session` and publishes is committed once for each letter. An error never changes the
+      letter: the call is tried again, ten times within about half an hour.
 
     Example:
         >>> from consumerkit.handlers.message_id import header
@@ -197,12 +202,17 @@ class Handler(_Declared, Generic[E]):
         def prepare(self, event: E, effects: Any) -> object:
             """Run the steps of a message before its transaction; see the class."""
 
+        def on_dead_letter(self, letter: DeadLetteredMessage, context: DeadLetterContext[Any]) -> object:
+            """React to a message that became a dead letter; see the class."""
+
 
 class BatchHandler(_Declared, Generic[E]):
     """Handles a whole batch in one call, for handlers that work in bulk.
 
     Any error fails the batch; `Reject("why", of=events[3])` blames one event of it. A batch whose
     error blames no event is halved until the failing event is alone.
+
+    Optional: `on_dead_letter(self, letter, context)`, as in `Handler`.
     """
 
     def handle_batch(self, events: Sequence[Received[E]], context: BatchContext[Any]) -> object:

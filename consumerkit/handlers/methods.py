@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.handlers.attributes import Attributes
 from consumerkit.handlers.context import BatchContext, Context
+from consumerkit.handlers.dead_lettered import DeadLetterContext
 from consumerkit.handlers.event_type import resolved
 from consumerkit.handlers.handler import BatchHandler, Handler
 
@@ -24,6 +25,7 @@ _PARAMETERS = {
     "session_setup": ("event", "session"),
     "on_duplicate": ("event", "result", "context"),
     "prepare": ("event", "effects"),
+    "on_dead_letter": ("letter", "context"),
 }
 
 
@@ -36,6 +38,7 @@ class Methods(NamedTuple):
     session_setup: Method | None
     on_duplicate: Method | None
     prepare: Method | None
+    on_dead_letter: Method | None
 
 
 def checked_methods(attributes: Attributes) -> Methods:
@@ -91,7 +94,7 @@ def _optional_method(attributes: Attributes, name: str, main: str, *, is_async: 
         attributes.refuse(f"is a BatchHandler and defines {name}; only a Handler has it")
     if main == "handle_batch" and name == "prepare":
         attributes.refuse(f"is a BatchHandler and defines {name}; only a Handler has steps")
-    if main == "handle_batch":
+    if main == "handle_batch" and name != "on_dead_letter":
         attributes.refuse(f"is a BatchHandler and defines {name}; do that work in handle_batch")
     _check_callable(attributes, name)
     if _is_async(attributes, name) != is_async:
@@ -99,6 +102,8 @@ def _optional_method(attributes: Attributes, name: str, main: str, *, is_async: 
         attributes.refuse(f"{main} is {kinds[0]} and {name} is {kinds[1]}; make both the same")
     if name == "on_duplicate":
         _check_context(attributes, name, is_async=is_async, kind=Context)
+    if name == "on_dead_letter":
+        _check_context(attributes, name, is_async=is_async, kind=DeadLetterContext)
     return method
 
 
@@ -142,7 +147,7 @@ def _innermost(method: Method) -> Method:
 def _check_context(attributes: Attributes, name: str, *, is_async: bool, kind: type) -> None:
     annotation = _context_annotation(method_of(attributes.handler, name), _PARAMETERS[name].index("context"))
     annotated = get_origin(annotation) or annotation
-    if annotated not in (Context, BatchContext):
+    if annotated not in (Context, BatchContext, DeadLetterContext):
         return
     if annotated is not kind:
         attributes.refuse(f"{name} is annotated with {annotated.__name__} and is given a {kind.__name__}")

@@ -11,7 +11,7 @@ from consumerkit.events import Event
 from consumerkit.message import TopicPartition
 from consumerkit.observability.request_sentences import answered as request_answered
 from consumerkit.observability.request_sentences import level as request_level
-from consumerkit.observability.step_sentences import undo_failed, waited_outside, why_awaited
+from consumerkit.observability.step_sentences import hook_failed, undo_failed, waited_outside, why_awaited
 from consumerkit.observability.words import counted, lasting
 from consumerkit.outcome import Reason
 
@@ -273,6 +273,7 @@ LINES: Mapping[type[Event], tuple[Level, Callable[[Any], str]]] = {
         logging.INFO,
         lambda e: f"outbox: the silent process no longer holds the relay's turn, after {e.seconds:.0f} s",
     ),
+    events.DeadLetterHookFailed: (logging.ERROR, hook_failed),
     events.DeadLetterByReference: (
         logging.WARNING,
         lambda e: (

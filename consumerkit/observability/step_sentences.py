@@ -1,4 +1,4 @@
-"""The longer sentences about steps, and about calls that should be steps."""
+"""The longer sentences about steps, about calls that should be steps, and about `on_dead_letter`."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ def waited_outside(event: events.OutsideWaitNoticed) -> str:
         "each message has a transaction of its own, since a failure of another message in the same one would repeat "
         "what was done outside the database; do that in a step, or set shares_transaction = True where it is harmless"
     )
+
+
+def hook_failed(event: events.DeadLetterHookFailed) -> str:
+    """Return what happens to a call of `on_dead_letter` that has failed; its dead letter is unchanged."""
+    what = f"{event.message_id}: on_dead_letter failed for dead letter {event.letter}, attempt {event.attempt}"
+    if event.wait is not None:
+        return f"{what}, next try in {event.wait:.1f} s: {event.error}"
+    return f"{what}, the last one; the dead letter's history has it: {event.error}"

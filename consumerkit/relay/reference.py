@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from consumerkit.dead_letters.formats.consumerkit import reference_of
-from consumerkit.storage.dead_letters import letters as dead_letters
+from consumerkit.storage.dead_letters.whole import keeps_value
 from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import Tables
 
@@ -16,4 +16,4 @@ def is_kept(session: Session, tables: Tables, message: OutboxMessage) -> bool:
     if found is None:
         return False
     place = (found.topic, found.partition, found.offset)
-    return dead_letters.keeps_value(session.connection(), tables, found.consumer, place, found.message_id)
+    return keeps_value(session.connection(), tables, found.consumer, place, found.message_id)

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection
 
 from consumerkit import events
+from consumerkit.concurrency import in_thread
 from consumerkit.errors import ConfigurationError, Fenced, Unavailable
 from consumerkit.events import Announcer
 from consumerkit.handlers.declaration import Declaration
@@ -191,7 +192,7 @@ class LaneSteps:
             if self.shared.threads is not None:
                 run = asyncio.get_running_loop().run_in_executor
                 # The task's own context hides the values that this message sets from others.
-                await run(self.shared.threads, copy_context().run, prepare, calls.subject.event, effects)
+                await run(self.shared.threads, in_thread, copy_context().run, prepare, calls.subject.event, effects)
             else:
                 async with limit:
                     with calls.bounded(limit):

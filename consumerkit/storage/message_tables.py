@@ -27,6 +27,7 @@ from consumerkit.storage.digests import KeyDigest, TopicDigest
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
 _WHOLE = text("erased_at IS NULL")
 _UNDOING = text("undo_at IS NOT NULL")
+_HOOKED = text("hook_at IS NOT NULL")
 _Moment = DateTime(timezone=True)
 
 
@@ -105,7 +106,8 @@ def dead_letters(prefix: str, metadata: MetaData) -> Table:
     """The whole message with the reason; unique by its place in the log, so that a crash never doubles a letter.
 
     `state` is dead, redriven (parked again), resolved or discarded; `history` has its earlier
-    errors, as JSON. `place` is where its error was raised; error type and place define a group of
+    errors, as JSON. `hook_at` is when the handler's `on_dead_letter` is called for it next, and
+    `hook_tries` how often that was tried. `place` is where its error was raised; error type and place define a group of
     errors.
     """
     return Table(
@@ -140,10 +142,13 @@ def dead_letters(prefix: str, metadata: MetaData) -> Table:
         Column("sealed", Boolean, nullable=False, server_default=false()),
         Column("erased_at", _Moment),
         Column("fingerprint_version", SmallInteger),
+        Column("hook_at", _Moment),
+        Column("hook_tries", Integer, nullable=False, server_default="0"),
         UniqueConstraint("consumer", "topic_id", "partition", "offset", name=f"{prefix}dead_letters_origin"),
         Index(f"{prefix}dead_letters_consumer_reason", "consumer", "reason"),
         Index(f"{prefix}dead_letters_dead_at", "dead_at"),
         Index(f"{prefix}dead_letters_digest", "consumer", "digest"),
+        Index(f"{prefix}dead_letters_hook_at", "consumer", "hook_at", postgresql_where=_HOOKED, sqlite_where=_HOOKED),
         # The rows that still have a payload; erased rows are soon most of the table.
         Index(f"{prefix}dead_letters_payload", "consumer", "id", postgresql_where=_WHOLE, sqlite_where=_WHOLE),
     )

@@ -122,6 +122,7 @@ class RunFile:
             "parked messages": tables.parked_messages.select(),
             "messages in the outbox": tables.outbox_messages.select(),
             "steps to undo": tables.message_steps.select().where(tables.message_steps.c.undo_at.is_not(None)),
+            "calls of on_dead_letter": tables.dead_letters.select().where(tables.dead_letters.c.hook_at.is_not(None)),
         }
         with closing(sqlite3.connect(self._path)) as connection:
             counted = {what: _count(connection, str(query)) for what, query in questions.items()}
@@ -138,9 +139,11 @@ class RunFile:
     def pass_time(self) -> None:
         """Let the deadlines pass of steps that are under way; does nothing while another connection writes."""
         steps, parked = DEFAULT_TABLES.message_steps.name, DEFAULT_TABLES.parked_messages.name
+        letters = DEFAULT_TABLES.dead_letters.name
         statements = (
             f"UPDATE {steps} SET deadline_at = ? WHERE state = 'started'",  # noqa: S608 - a name of our own
             f"UPDATE {steps} SET undo_at = ? WHERE undo_at IS NOT NULL",  # noqa: S608 - a name of our own
+            f"UPDATE {letters} SET hook_at = ? WHERE hook_at IS NOT NULL",  # noqa: S608 - a name of our own
             f"UPDATE {parked} SET due_at = ?",  # noqa: S608 - a name of our own
         )
         with (

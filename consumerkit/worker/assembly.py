@@ -12,6 +12,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
+from consumerkit.engine.dead_letter_hook import HookPlace
 from consumerkit.engine.engine import Engine, Shared
 from consumerkit.engine.lanes.exclusive import Exclusive
 from consumerkit.engine.partitions.commit_origin import CommitOrigin
@@ -144,12 +145,13 @@ class Assembly:
         lanes = 1 if self.dialect.single_writer else declared.concurrency
         lot = ParkingLot(self.tables, self.dialect, number)
         steps = HandlerSteps(declared) if declared.steps else None
+        hooks = HookPlace(self.database, self.limits, self._turns)
         return Engine(
             declared,
             transport.consumer(subscription),
             [self._work(declared, lot, number, steps) for _ in range(lanes)],
             PartitionStore(origin, lot, self._in_transaction, any_key=declared.ordering is Ordering.PARTITION),
-            Shared(self.announce, self.exclusive, outbox_written, memory_budget, drain_timeout, steps),
+            Shared(self.announce, self.exclusive, outbox_written, memory_budget, drain_timeout, steps, hooks),
         )
 
     def relay(self, producer: PlacingProducer, outbox_written: asyncio.Event, *, principal: str | None) -> Relay:

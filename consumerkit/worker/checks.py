@@ -267,7 +267,9 @@ def _shared_group(session: Session, tables: Tables, declared: Declaration) -> No
 
 def _counted(declarations: Sequence[Declaration]) -> str:
     """Return how connections are counted; a lane of a handler with steps uses a second one for their record."""
-    return "lanes + 3" + (", a lane with steps counts twice" if any(one.steps for one in declarations) else "")
+    counted = "lanes + 3" + (", a lane with steps counts twice" if any(one.steps for one in declarations) else "")
+    hooks = any(one.on_dead_letter is not None for one in declarations)
+    return counted + (", on_dead_letter counts as a lane" if hooks else "")
 
 
 def _pool(most: int | None, needed: int, counted: str) -> None:

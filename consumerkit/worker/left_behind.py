@@ -15,6 +15,8 @@ from consumerkit.events import Announcer
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.observability.words import counted, lasting
 from consumerkit.storage import left_behind
+from consumerkit.storage.dead_letters.hooked import HookRows
+from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.left_behind import UNDOS, LeftBehind
 from consumerkit.storage.tables import Tables
 from consumerkit.worker.readiness import Finding
@@ -60,12 +62,25 @@ class LeftBehindRows:
         for one in self.declarations:
             number, steps = numbers[one.name], bool(one.steps)
             own += left_behind.of_handler(session, tables, one.name, number, one.topics, has_steps=steps)
+            if one.on_dead_letter is None:
+                self._forget_hook(session, tables, one.name, number)
             if steps or left_behind.has_steps(session, tables, number):
                 recorded.add(one.name)
         self.declarations = tuple(replace(one, undoes=one.name in recorded) for one in self.declarations)
         self._own, self._others = own, left_behind.overdue(session, tables, besides=numbers)
         now = self._clock()
         self._since = {one[:3]: self._since.get(one[:3], now) for one in own}
+
+    def _forget_hook(self, session: Session, tables: Tables, name: str, number: int) -> None:
+        connection = session.connection()
+        rows = HookRows(tables, dialect_for(connection.dialect.name, tables), number)
+        if rows.next_due(connection) is not None:
+            _log.warning(
+                "handler %r: %s waited for on_dead_letter, which the handler no longer has; it is not called for them: "
+                "see `consumerkit dead-letters list`",
+                name,
+                counted(rows.forget(connection), "dead letter"),
+            )
 
     def tell(self) -> None:
         """Announce what was not there at the last look; rows of other handlers get a log line."""

@@ -18,12 +18,12 @@ def terms_of(declarations: Sequence[Declaration]) -> list[Terms]:
 
 
 def _terms(declared: Declaration) -> Terms:
-    dead_letter = declared.dead_letter
+    dead_letter, hooked = declared.dead_letter, declared.on_dead_letter is not None
     if dead_letter is None:
-        return Terms(declared.name)
+        return Terms(declared.name, hooked=hooked)
     topic = dead_letter.topic
 
     def copy(dead: DeadMessage) -> OutboxMessage:
         return dead_letter_format.written(dead, topic, declared.name, failures.now())
 
-    return Terms(declared.name, declared.holds_key, copy)
+    return Terms(declared.name, declared.holds_key, copy, hooked)

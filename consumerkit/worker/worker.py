@@ -181,8 +181,9 @@ class Worker:
     @property
     def _lanes(self) -> int:
         # A lane of a handler with steps needs a second connection: it records them outside its
-        # transaction.
-        return sum(declared.concurrency * (2 if declared.steps else 1) for declared in self.declarations)
+        # transaction. `on_dead_letter` has a transaction of its own.
+        steps = sum(declared.concurrency * (2 if declared.steps else 1) for declared in self.declarations)
+        return steps + sum(declared.on_dead_letter is not None for declared in self.declarations)
 
     def only(self, names: Collection[str]) -> None:
         """Consume only for these handlers; call it before `start`.

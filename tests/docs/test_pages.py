@@ -28,6 +28,9 @@ UNRUNNABLE = {
     "$ consumerkit parked groups                     # by handler and last error": (
         "shows the form of commands; tests/integration/test_cli_parked.py runs them"
     ),
+    "$ consumerkit undos list                        # which steps wait to be undone, and since when": (
+        "shows the form of commands; tests/integration/test_rows_left_behind.py runs them"
+    ),
     "from aws_msk_iam_sasl_signer import MSKAuthTokenProvider": (
         "wants a package of AWS; test_kafka_security_page.py runs it"
     ),

@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from consumerkit import AlreadyDone, Defer, Effects, IdempotencyKey, Reject, Retry, fixed, message_status, step
+from consumerkit import (
+    AlreadyDone,
+    Defer,
+    Effects,
+    IdempotencyKey,
+    PlainEffects,
+    Reject,
+    Retry,
+    fixed,
+    message_status,
+    step,
+)
 from consumerkit.events import MessageDeadLettered, StepAwaited, StepUndoFailed, StepUndone
 from consumerkit.monitoring.backlog import measure
 from consumerkit.operations.erasure import erase
@@ -180,6 +191,32 @@ async def test_an_undo_is_tried_again_by_its_own_policy(stage: MemoryStage, prov
         ]
     assert provider.charges() == ["reserved-v0", "v0", "refunded-v0", "released-v0"]
     assert len(await rows(stage, LETTERS)) == 1
+
+
+async def test_an_undo_that_raises_stop_iteration_has_failed(stage: MemoryStage, provider: Provider) -> None:
+    """No future takes that error from a thread, so the undo would never end."""
+
+    def fails(name: str) -> None:
+        if name == "refund":
+            next(iter(()))
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(PlainRefunding(provider, in_handle=rejects, undo_fails=fails)) as run:
+        await until(stage, run, STEPS, states(2, "not undone", "undone"))
+    assert provider.charges() == ["reserved-v0", "v0", "released-v0"]
+
+
+async def test_a_plain_prepare_that_raises_stop_iteration_has_failed(stage: MemoryStage, provider: Provider) -> None:
+    class Careless(PlainRefunding):
+        def prepare(self, event: bytes, effects: PlainEffects) -> None:
+            super().prepare(event, effects)
+            next(iter(()))
+
+    stage.append(0, value=b"v0", partition=0)
+    async with stage.run(Careless(provider)) as run:
+        [letter] = await until(stage, run, LETTERS, lambda found: len(found) == 1)
+        await until(stage, run, STEPS, states(2, "undone"))
+    assert letter.error_type.endswith("RuntimeError")
 
 
 @pytest.mark.parametrize("then", ["redriven", "resolved"])

@@ -53,7 +53,9 @@ class Writing:
             return
         if self._undo is not None and undoes:
             _tell_doubt(connection, self._undo, self._declared.name, dead_lettered)
-        entered = dead_letters.add(connection, self._ledger.tables, self._ledger.consumer, _to_enter(dead_lettered))
+        hooked = self._declared.on_dead_letter is not None
+        dead = _to_enter(dead_lettered, hooked=hooked)
+        entered = dead_letters.add(connection, self._ledger.tables, self._ledger.consumer, dead)
         batch.dead = _entered(dead_lettered, entered)
         if self._undo is not None and undoes:
             self._undo.mark(connection, _with_steps(dead_lettered, entered))
@@ -114,9 +116,14 @@ def _parking(item: Item) -> ParkedMessage | None:
     return item.parking if item.disposition is Disposition.PARK else None
 
 
-def _to_enter(dead_lettered: Sequence[Item]) -> list[DeadMessage]:
-    """Return the dead letters of items; a redriven message's letter refers to its earlier letter."""
+def _to_enter(dead_lettered: Sequence[Item], *, hooked: bool) -> list[DeadMessage]:
+    """Return the dead letters of items; a redriven message's letter refers to its earlier letter.
+
+    `hooked` says whether the handler has an `on_dead_letter`.
+    """
     for item in dead_lettered:
+        if item.dead is not None and hooked:
+            item.dead = replace(item.dead, hooked=True)
         if item.dead is not None and item.parked is not None and item.parked.dead_letter is not None:
             item.dead = replace(item.dead, letter=item.parked.dead_letter)
     return [item.dead for item in dead_lettered if item.dead is not None]

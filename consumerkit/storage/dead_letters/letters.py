@@ -57,6 +57,7 @@ class DeadMessage:
         id: Its number, set once it is entered.
         summary: The part of the error that a log may show; not stored.
         in_full: The error's text and traceback with `--show-errors`; not stored.
+        hooked: Whether the handler has an `on_dead_letter`, which is to be called for it.
     """
 
     message: Message
@@ -79,6 +80,7 @@ class DeadMessage:
     id: int | None = None
     summary: str = ""
     in_full: str = ""
+    hooked: bool = False
 
 
 class State(StrEnum):
@@ -211,6 +213,7 @@ def _failure(dead: DeadMessage) -> dict[str, Any]:
         "fingerprint": dead.fingerprint or None,
         "fingerprint_version": dead.fingerprint_version,
         "place": None if dead.place is None else storable(dead.place),
+        **({"hook_at": func.now(), "hook_tries": 0} if dead.hooked else {}),
     }
 
 
@@ -271,21 +274,6 @@ def shown(session: Session, tables: Tables, number: int) -> Any | None:
         .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
         .where(c.id == number)
     ).one_or_none()
-
-
-def keeps_value(
-    connection: Connection, tables: Tables, handler: str, place: tuple[str, int, int], message_id: str
-) -> bool:
-    """Return whether the table still has the whole message of a dead letter; by topic, partition, offset and ID."""
-    topic, partition, offset = place
-    c, consumers = tables.dead_letters.c, tables.consumers.c
-    query = (
-        select(c.id)
-        .join_from(tables.dead_letters, tables.consumers, c.consumer == consumers.id)
-        .where(consumers.name == handler, c.topic == topic, c.partition == partition, c.offset == offset)
-        .where(func.coalesce(c.message_id, "") == message_id, c.value.is_not(None), c.erased_at.is_(None))
-    )
-    return connection.execute(query.limit(1)).first() is not None
 
 
 def count_by_reason(session: Session, tables: Tables) -> Sequence[Any]:

@@ -56,11 +56,13 @@ class Terms:
         holds_key: Whether later messages of a dead message's key wait for a decision.
         copy: Returns the record for the dead-letter topic from a letter; None if there is no such
             topic.
+        hooked: Whether the handler has an `on_dead_letter`.
     """
 
     name: str
     holds_key: bool = False
     copy: Callable[[DeadMessage], OutboxMessage] | None = None
+    hooked: bool = False
 
 
 class EndedBatch(NamedTuple):
@@ -226,7 +228,7 @@ class _Expiry:
     def dead_letter(self, connection: Connection, row: ParkedMessage) -> DeadMessage | None:
         """Return the letter; None if the message has one already."""
         tables, consumer = self.lot.tables, self.lot.consumer
-        dead = _expired(row, self.seconds)
+        dead = replace(_expired(row, self.seconds), hooked=self.terms.hooked)
         entered = dead_letters.add(connection, tables, consumer, [dead]).get(origins.origin(row.message))
         if row.digest is not None and entered is not None and dead.reason not in KEEPS_STEPS:
             UndoRows(tables, self.lot.dialect, consumer).mark(connection, {row.digest: entered.id})

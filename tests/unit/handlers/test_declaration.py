@@ -19,6 +19,8 @@ from consumerkit import (
     ConfigurationError,
     Context,
     DeadLetter,
+    DeadLetterContext,
+    DeadLetteredMessage,
     Events,
     Handler,
     Json,
@@ -404,6 +406,36 @@ def test_on_duplicate_is_a_bound_method_of_handles_own_kind_and_shape() -> None:
     assert refusal(Confused()).endswith(
         "on_duplicate is `async def` and its context holds a Session; annotate Context, or make it plain `def`"
     )
+
+
+def test_on_dead_letter_is_a_method_of_handles_own_kind_and_shape() -> None:
+    class Reacting(Pay):
+        async def on_dead_letter(self, letter: DeadLetteredMessage, context: DeadLetterContext) -> None: ...
+
+    class Confused(Pay):
+        async def on_dead_letter(self, letter: DeadLetteredMessage, context: DeadLetterContext[Session]) -> None: ...
+
+    class Mistaken(Pay):
+        async def on_dead_letter(self, letter: DeadLetteredMessage, context: Context) -> None: ...  # type: ignore[override]
+
+    class Many(Bulk):
+        def on_dead_letter(self, letter: DeadLetteredMessage, context: DeadLetterContext[Session]) -> None: ...
+
+    handler = Reacting()
+    assert declare(handler).on_dead_letter == handler.on_dead_letter
+    assert declare(Many()).on_dead_letter is not None
+    assert refusal(pay(on_dead_letter=_plain_two)) == (
+        f"{WHO}handle is `async def` and on_dead_letter is plain `def`; make both the same"
+    )
+    assert refusal(pay(on_dead_letter=_plain_one)) == (
+        f"{WHO}on_dead_letter takes other parameters than consumerkit passes; define on_dead_letter(self, letter, "
+        "context)"
+    )
+    assert refusal(Confused()).endswith(
+        "on_dead_letter is `async def` and its context holds a Session; annotate DeadLetterContext, or make it plain "
+        "`def`"
+    )
+    assert refusal(Mistaken()).endswith("on_dead_letter is annotated with Context and is given a DeadLetterContext")
 
 
 async def _async_two(self: Any, one: Any, two: Any) -> None: ...

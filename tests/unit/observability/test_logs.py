@@ -419,6 +419,23 @@ TOLD: list[tuple[Event, int, str]] = [
         "credit: erased the payloads of 12 dead letters decided long ago",
     ),
     (
+        events.DeadLetterHookFailed(
+            handler="credit", letter=7, message_id="pay-1", attempt=2, error="KeyError", wait=4.0
+        ),
+        logging.ERROR,
+        "credit: pay-1: on_dead_letter failed for dead letter 7, attempt 2, next try in 4.0 s: KeyError",
+    ),
+    (
+        events.DeadLetterHookFailed(
+            handler="credit", letter=7, message_id="pay-1", attempt=10, error="KeyError", wait=None
+        ),
+        logging.ERROR,
+        (
+            "credit: pay-1: on_dead_letter failed for dead letter 7, attempt 10, the last one; the dead letter's "
+            "history has it: KeyError"
+        ),
+    ),
+    (
         events.RowsLeftBehind(handler="credit", what="undos", topic="", count=1, reason="1 step waits; do this"),
         logging.WARNING,
         "credit: 1 step waits; do this",

@@ -1,0 +1,291 @@
+"""Calls the handler's `on_dead_letter` for each dead letter, in a transaction that also records the call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from consumerkit import events
+from consumerkit.concurrency import in_thread
+from consumerkit.engine.partitions.partition_store import PartitionStore
+from consumerkit.engine.transaction import failures
+from consumerkit.engine.transaction.commit import being_cancelled, closing, closing_in_thread
+from consumerkit.engine.transaction.fresh_context import FreshContexts, in_context
+from consumerkit.engine.transaction.guard import OPTION, Guard, guard
+from consumerkit.errors import PayloadSealed, TransactionMisused
+from consumerkit.events import Announcer
+from consumerkit.handlers.context import Publisher
+from consumerkit.handlers.dead_lettered import DeadLetterContext, DeadLetteredMessage
+from consumerkit.handlers.declaration import Declaration
+from consumerkit.message import Message
+from consumerkit.outcome import Reason
+from consumerkit.storage import location, outbox
+from consumerkit.storage.database import Database
+from consumerkit.storage.dead_letters.hooked import HookRows
+from consumerkit.storage.dialects import Limits
+from consumerkit.storage.isolation import connection_of
+from consumerkit.storage.payload import Payload, payload
+
+T = TypeVar("T")
+TRIES: Final = 10
+"""Calls after which a letter is given up; with the waits between them about half an hour."""
+_FIRST_WAIT: Final = 2.0
+_LONGEST_WAIT: Final = 600.0
+_LOOK: Final = 2.0
+_TROUBLE: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class HookPlace:
+    """Where the calls run.
+
+    Attributes:
+        database: Makes the sessions.
+        limits: How long a call's transaction may take.
+        turns: Waits for the turn on a database with one writer.
+    """
+
+    database: Database
+    limits: Limits
+    turns: Callable[[], AbstractAsyncContextManager[None]]
+
+
+class DeadLetterHook:
+    """Makes the calls of one handler, one after another.
+
+    Args:
+        declared: The handler's declarations.
+        partition_store: The database, for our own transactions.
+        place: Where the calls run.
+        announce: Announces events.
+        outbox_written: Set when a call has published something.
+    """
+
+    def __init__(
+        self,
+        declared: Declaration,
+        partition_store: PartitionStore,
+        place: HookPlace,
+        announce: Announcer,
+        outbox_written: asyncio.Event,
+    ) -> None:
+        lot = partition_store.lot
+        self._declared = declared
+        self._hook: Any = declared.on_dead_letter
+        self._rows = HookRows(lot.tables, lot.dialect, lot.consumer)
+        self._run = partition_store.run
+        self._place = place
+        self._announce = announce
+        self._outbox_written = outbox_written
+        self._contexts = FreshContexts()
+        name = f"consumerkit-{declared.name}-dead-letters"
+        self._threads = None if declared.is_async else ThreadPoolExecutor(1, name)
+
+    async def run(self) -> None:
+        """Make due calls until cancelled."""
+        try:
+            wait = 0.0
+            while True:
+                await asyncio.sleep(wait)
+                wait = await self._look()
+        finally:
+            if self._threads is not None:
+                self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _look(self) -> float:
+        """Make the calls that are due; return the seconds until the next look."""
+        try:
+            due = await self._run(self._rows.next_due)
+            if due is None or due > 0:
+                return _LOOK
+            row = await self._run(partial(self._rows.take, seconds=2 * self._place.limits.statement))
+        except Exception as error:  # noqa: BLE001 - announced, and tried again
+            self._announce(events.Trouble(where="database", error=failures.described(error), wait=_TROUBLE))
+            return _TROUBLE
+        if row is None:
+            return _LOOK
+        await self._one(row)
+        return 0.0
+
+    async def _one(self, row: Any) -> None:
+        if row.hook_tries > TRIES:
+            # The last call ended its process.
+            await self._failed(row, "the process ended during the call")
+            return
+        try:
+            async with self._place.turns():
+                await self._called(row)
+        except BaseException as error:
+            if being_cancelled():
+                raise
+            await self._failed(row, failures.described(error) if isinstance(error, Exception) else type(error).__name__)
+
+    async def _called(self, row: Any) -> None:
+        letter = _letter(row, payload(self._rows.tables.sealer, row))
+        if self._threads is None:
+            published = await self._in_coroutine(row, letter)
+        else:
+            work = partial(self._in_thread, row, letter)
+            published = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        if published:
+            self._outbox_written.set()
+
+    async def _in_coroutine(self, row: Any, letter: DeadLetteredMessage) -> bool:
+        sessions = self._place.database.async_sessions
+        assert sessions is not None
+        async with asyncio.timeout(self._place.limits.statement), closing(sessions(), self._declared.name) as session:
+            call = _Call(self, row)
+            try:
+                if not await session.run_sync(call.open):
+                    return False
+                context = call.context(session)
+                await in_context(self._contexts.new(), self._hook, letter, context)
+                published = await session.run_sync(call.close)
+                await session.commit()
+            finally:
+                call.end()
+            return published
+
+    def _in_thread(self, row: Any, letter: DeadLetteredMessage) -> bool:
+        sessions = self._place.database.sync_sessions
+        assert sessions is not None
+        with closing_in_thread(sessions(), self._declared.name) as session:
+            call = _Call(self, row)
+            try:
+                if not call.open(session):
+                    return False
+                context = call.context(session)
+                in_thread(self._contexts.run, self._hook, letter, context)
+                published = call.close(session)
+                session.commit()
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    raise
+                raise RuntimeError(f"on_dead_letter raised {type(error).__name__}") from error
+            finally:
+                call.end()
+            return published
+
+    async def _failed(self, row: Any, described: str) -> None:
+        """Schedule the next try, or give the call up; the letter itself stays as it is."""
+        last = row.hook_tries >= TRIES
+        wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (row.hook_tries - 1))
+
+        def work(connection: Connection) -> None:
+            if last:
+                self._rows.give_up(connection, row, self._declared.name, described)
+            else:
+                self._rows.postpone(connection, row, wait)
+
+        try:
+            await self._run(work)
+        except Exception as trouble:  # noqa: BLE001 - announced; the letter is due again when its time has passed
+            self._announce(events.Trouble(where="database", error=failures.described(trouble), wait=_TROUBLE))
+        self._announce(
+            events.DeadLetterHookFailed(
+                letter=row.id,
+                message_id=row.message_id or "",
+                attempt=row.hook_tries,
+                error=described,
+                wait=None if last else wait,
+            ),
+            self._about(row),
+        )
+
+    def _about(self, row: Any) -> Message:
+        """Return the letter's message, for observers; without its headers if they cannot be unsealed."""
+        try:
+            return _message(row, payload(self._rows.tables.sealer, row))
+        except PayloadSealed:
+            return _message(row, Payload(None, ()))
+
+    @property
+    def place(self) -> HookPlace:
+        """Where the calls run."""
+        return self._place
+
+    @property
+    def rows(self) -> HookRows:
+        """The letters."""
+        return self._rows
+
+    @property
+    def declared(self) -> Declaration:
+        """The handler's declarations."""
+        return self._declared
+
+
+class _Call:
+    """One call's transaction; the parts that coroutines and threads share."""
+
+    def __init__(self, hook: DeadLetterHook, row: Any) -> None:
+        declared = hook.declared
+        self._hook = hook
+        self._row = row
+        self._publisher = Publisher(declared.encode, declared.topic_prefix, declared.publishes)
+        self._token = uuid4().hex
+        self._guard = Guard()
+        self._begun: Any = None
+        self._context: DeadLetterContext[Any] | None = None
+
+    def open(self, session: Session) -> bool:
+        """Begin, and record the call; return False if another worker makes it."""
+        rows = self._hook.rows
+        self._guard = guard(session)
+        connection = connection_of(session, rows.dialect, **{OPTION: self._guard})
+        location.remember(session, rows.tables)
+        self._begun = rows.dialect.begin(connection, self._hook.place.limits, self._token)
+        return rows.done(connection, self._row)
+
+    def context(self, session: Any) -> DeadLetterContext[Any]:
+        """Return the context that the user's method gets."""
+        self._context = made = DeadLetterContext(session, self._publisher)
+        return made
+
+    def close(self, session: Session) -> bool:
+        """Flush, check that the transaction is still ours, and write the outbox; return whether it has something."""
+        rows, declared = self._hook.rows, self._hook.declared
+        self._guard.check()
+        session.flush()
+        connection = session.connection()
+        local = self._guard.set_local and not self._guard.set_session
+        if not rows.dialect.finalise(connection, self._token, self._begun, local=local):
+            raise TransactionMisused("on_dead_letter ended the transaction of its session")
+        source = f"dead letter {self._row.id} {self._row.redrives}".encode()
+        made = [failures.published(one, declared.name, source, n) for n, one in enumerate(self._publisher.publications)]
+        outbox.append(connection, rows.tables, made)
+        self._guard.seal()
+        return bool(made)
+
+    def end(self) -> None:
+        """Refuse late use of the context and the session."""
+        if self._context is not None:
+            self._context.close(self._hook.declared.name)
+        self._guard.end(self._hook.declared.name)
+
+
+def _message(row: Any, found: Payload) -> Message:
+    key = None if row.key is None else bytes(row.key)
+    return Message(row.topic, row.partition, row.offset, key, found.value, found.headers, row.timestamp, row.topic_id)
+
+
+def _letter(row: Any, found: Payload) -> DeadLetteredMessage:
+    return DeadLetteredMessage(
+        id=row.id,
+        message=_message(row, found),
+        message_id=row.message_id or "",
+        reason=Reason(row.reason),
+        error_type=row.error_type,
+        error=row.error,
+        attempts=row.attempts,
+        redrives=row.redrives,
+    )
