@@ -64,6 +64,16 @@ def described(error: BaseException) -> str:
     return f"{_kind(error)} at {at}" if at else _kind(error)
 
 
+def of_database(error: BaseException) -> str:
+    """Return why a request of consumerkit's own to the database failed, in words.
+
+    Example:
+        >>> of_database(TimeoutError())
+        'TimeoutError: it did not answer in time'
+    """
+    return f"{_name(error)}: it did not answer in time" if is_a(error, TimeoutError) else described(error)
+
+
 def in_full(error: BaseException) -> str:
     """Return an error's text and traceback for the developer of a handler; empty unless `--show-errors` is on."""
     if not shown_errors.are_shown():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
@@ -79,14 +80,15 @@ class DeadLetterHook:
         outbox_written: asyncio.Event,
     ) -> None:
         lot = partition_store.lot
-        self._declared = declared
+        self.declared = declared
         self._hook: Any = declared.on_dead_letter
-        self._rows = HookRows(lot.tables, lot.dialect, lot.consumer)
+        self.rows = HookRows(lot.tables, lot.dialect, lot.consumer)
         self._run = partition_store.run
-        self._place = place
+        self.place = place
         self._announce = announce
         self._outbox_written = outbox_written
         self._contexts = FreshContexts()
+        self._since: float | None = None
         name = f"consumerkit-{declared.name}-dead-letters"
         self._threads = None if declared.is_async else ThreadPoolExecutor(1, name)
 
@@ -104,13 +106,15 @@ class DeadLetterHook:
     async def _look(self) -> float:
         """Make the calls that are due; return the seconds until the next look."""
         try:
-            due = await self._run(self._rows.next_due)
+            due = await self._run(self.rows.next_due)
             if due is None or due > 0:
+                self._well()
                 return _LOOK
-            row = await self._run(partial(self._rows.take, seconds=2 * self._place.limits.statement))
+            row = await self._run(partial(self.rows.take, seconds=2 * self.place.limits.statement))
         except Exception as error:  # noqa: BLE001 - announced, and tried again
-            self._announce(events.Trouble(where="database", error=failures.described(error), wait=_TROUBLE))
+            self._in_trouble(error)
             return _TROUBLE
+        self._well()
         if row is None:
             return _LOOK
         await self._one(row)
@@ -122,15 +126,15 @@ class DeadLetterHook:
             await self._failed(row, "the process ended during the call")
             return
         try:
-            async with self._place.turns():
+            async with self.place.turns():
                 await self._called(row)
-        except BaseException as error:
+        except BaseException as raised:
             if being_cancelled():
                 raise
-            await self._failed(row, failures.described(error) if isinstance(error, Exception) else type(error).__name__)
+            await self._failed(row, _words(raised))
 
     async def _called(self, row: Any) -> None:
-        letter = _letter(row, payload(self._rows.tables.sealer, row))
+        letter = _letter(row, payload(self.rows.tables.sealer, row))
         if self._threads is None:
             published = await self._in_coroutine(row, letter)
         else:
@@ -140,9 +144,9 @@ class DeadLetterHook:
             self._outbox_written.set()
 
     async def _in_coroutine(self, row: Any, letter: DeadLetteredMessage) -> bool:
-        sessions = self._place.database.async_sessions
+        sessions = self.place.database.async_sessions
         assert sessions is not None
-        async with asyncio.timeout(self._place.limits.statement), closing(sessions(), self._declared.name) as session:
+        async with asyncio.timeout(self.place.limits.statement), closing(sessions(), self.declared.name) as session:
             call = _Call(self, row)
             try:
                 if not await session.run_sync(call.open):
@@ -156,9 +160,9 @@ class DeadLetterHook:
             return published
 
     def _in_thread(self, row: Any, letter: DeadLetteredMessage) -> bool:
-        sessions = self._place.database.sync_sessions
+        sessions = self.place.database.sync_sessions
         assert sessions is not None
-        with closing_in_thread(sessions(), self._declared.name) as session:
+        with closing_in_thread(sessions(), self.declared.name) as session:
             call = _Call(self, row)
             try:
                 if not call.open(session):
@@ -167,10 +171,10 @@ class DeadLetterHook:
                 in_thread(self._contexts.run, self._hook, letter, context)
                 published = call.close(session)
                 session.commit()
-            except BaseException as error:
-                if isinstance(error, Exception):
+            except BaseException as raised:
+                if isinstance(raised, Exception):
                     raise
-                raise RuntimeError(f"on_dead_letter raised {type(error).__name__}") from error
+                raise RuntimeError(f"on_dead_letter raised {_words(raised)}") from raised
             finally:
                 call.end()
             return published
@@ -182,14 +186,14 @@ class DeadLetterHook:
 
         def work(connection: Connection) -> None:
             if last:
-                self._rows.give_up(connection, row, self._declared.name, described)
+                self.rows.give_up(connection, row, self.declared.name, described)
             else:
-                self._rows.postpone(connection, row, wait)
+                self.rows.postpone(connection, row, wait)
 
         try:
             await self._run(work)
         except Exception as trouble:  # noqa: BLE001 - announced; the letter is due again when its time has passed
-            self._announce(events.Trouble(where="database", error=failures.described(trouble), wait=_TROUBLE))
+            self._in_trouble(trouble)
         self._announce(
             events.DeadLetterHookFailed(
                 letter=row.id,
@@ -201,27 +205,21 @@ class DeadLetterHook:
             self._about(row),
         )
 
+    def _in_trouble(self, error: Exception) -> None:
+        self._since = self._since or time.monotonic()
+        self._announce(events.Trouble(where="database", error=failures.described(error), wait=_TROUBLE))
+
+    def _well(self) -> None:
+        if self._since is not None:
+            seconds, self._since = time.monotonic() - self._since, None
+            self._announce(events.TroubleOver(where="database", seconds=seconds))
+
     def _about(self, row: Any) -> Message:
         """Return the letter's message, for observers; without its headers if they cannot be unsealed."""
         try:
-            return _message(row, payload(self._rows.tables.sealer, row))
+            return _message(row, payload(self.rows.tables.sealer, row))
         except PayloadSealed:
             return _message(row, Payload(None, ()))
-
-    @property
-    def place(self) -> HookPlace:
-        """Where the calls run."""
-        return self._place
-
-    @property
-    def rows(self) -> HookRows:
-        """The letters."""
-        return self._rows
-
-    @property
-    def declared(self) -> Declaration:
-        """The handler's declarations."""
-        return self._declared
 
 
 class _Call:
@@ -289,3 +287,7 @@ def _letter(row: Any, found: Payload) -> DeadLetteredMessage:
         attempts=row.attempts,
         redrives=row.redrives,
     )
+
+
+def _words(raised: BaseException) -> str:
+    return failures.described(raised) if isinstance(raised, Exception) else type(raised).__name__

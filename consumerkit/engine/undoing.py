@@ -21,7 +21,7 @@ from consumerkit.dead_letters.formats import consumerkit as dead_letter_format
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.fresh_context import FreshContexts
-from consumerkit.engine.undo_calls import contained, contained_coroutine
+from consumerkit.engine.undo_calls import UndoTrouble, contained, contained_coroutine
 from consumerkit.errors import Defer, PayloadSealed, Reject
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
@@ -86,6 +86,7 @@ class Undoer:
         self._owner = secrets.token_bytes(OWNER_BYTES)
         self._contexts = FreshContexts()
         self._under_way: set[asyncio.Task[None]] = set()
+        self._trouble = UndoTrouble(announce)
 
     async def run(self) -> None:
         """Run due undos until cancelled."""
@@ -110,6 +111,8 @@ class Undoer:
             return claimed, self._rows.next_due(connection)
 
         claimed, next_due = await self._run(work)
+        if next_due is None and not claimed and not self._under_way:
+            self._trouble.over()
         for one in claimed.values():
             task = asyncio.create_task(self._message(one))
             self._under_way.add(task)
@@ -119,8 +122,7 @@ class Undoer:
     def _over(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         self._shared.undo_due.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._announce(events.Trouble(where="undo", error=failures.described(error), wait=HELD))
+        self._trouble.ended(task, HELD)
 
     async def _message(self, steps: Sequence[Undo]) -> None:
         """Undo the steps of one message, the last one first."""

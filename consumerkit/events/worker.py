@@ -94,8 +94,8 @@ class BrakeOff(Event):
 class Trouble(Event):
     """Work failed for a reason that is no message's fault; the same work is tried again after `wait` seconds.
 
-    `where` is "database", "broker" or "codec"; `work` is "outbox" or "retention" where the work is
-    no handler's.
+    `where` is "database", "broker", "codec", or "undo" for an undo that failed in consumerkit
+    itself; `work` is "outbox" or "retention" where the work is no lane's.
     """
 
     where: str

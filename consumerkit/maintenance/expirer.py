@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from consumerkit.storage.maintenance.erasure import EraseStatements
 from consumerkit.storage.maintenance.expiry import EndedBatch, ExpireStatements, Terms
 from consumerkit.storage.outbox import Old
 
+TURN: Final = 300.0
+"""Seconds between two turns of a worker, about."""
 OUTBOX_OLD: Final = 900.0
 """Seconds after which a message in the outbox is old: sending takes one second, a broker's restart minutes."""
 
@@ -91,6 +94,7 @@ class Expiry:
         self._outbox = retention.seconds("outbox")
         self._guard = guard
         self._told_old = False
+        self._sealed_since: dict[str, float] = {}
 
     async def turn(self) -> list[Expired]:
         """End rows that have stood for too long, handler by handler."""
@@ -126,7 +130,7 @@ class Expiry:
         return count
 
     async def _lot(self, terms: Terms, number: int) -> tuple[int, list[str]]:
-        count, skipped = 0, list[str]()
+        count, skipped, sealed = 0, list[str](), False
         if self._parked is None:
             return count, skipped
         for partition in await self._run(partial(self._expiring.partitions, consumer=number, seconds=self._parked)):
@@ -135,7 +139,15 @@ class Expiry:
             except (_Busy, PayloadSealed) as error:
                 skipped.append(str(partition))
                 if isinstance(error, PayloadSealed):
-                    self._announce(events.Trouble(handler=terms.name, where="codec", error=str(error), wait=0.0))
+                    sealed = True
+                    self._sealed_since.setdefault(terms.name, time.monotonic())
+                    trouble = events.Trouble(
+                        handler=terms.name, where="codec", error=str(error), wait=TURN, work="retention"
+                    )
+                    self._announce(trouble)
+        if not sealed and (since := self._sealed_since.pop(terms.name, None)) is not None:
+            seconds = time.monotonic() - since
+            self._announce(events.TroubleOver(handler=terms.name, where="codec", seconds=seconds, work="retention"))
         return count, skipped
 
     async def _partition(self, terms: Terms, number: int, partition: TopicPartition, seconds: float) -> int:

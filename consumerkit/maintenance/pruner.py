@@ -12,14 +12,15 @@ from typing import Final
 
 from consumerkit import events
 from consumerkit.concurrency import wait_until_set
+from consumerkit.dead_letters.error_text import of_database
 from consumerkit.events import Announcer
-from consumerkit.maintenance.expirer import Expiry
+from consumerkit.maintenance.expirer import TURN, Expiry
 from consumerkit.message import TopicPartition
 from consumerkit.policies.duration import in_utc
 from consumerkit.storage.database import Run
 from consumerkit.storage.maintenance.pruning import BATCH, OutdatedPlan, PrunePlan, PruneStatements
 
-INTERVAL: Final = 300.0
+INTERVAL: Final = TURN
 LONGEST_WAIT: Final = 60.0
 """The most seconds until the next try after a failed one: it is also what ends the announced trouble."""
 _FIRST_WAIT: Final = 2.0
@@ -144,8 +145,7 @@ class Retention:
                 since = since if failures else time.monotonic()
                 wait = min(LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(failures, 7)) * random.uniform(0.75, 1.0)
                 failures += 1
-                told = type(error).__name__
-                self._announce(events.Trouble(where="database", error=told, wait=wait, work="retention"))
+                self._announce(events.Trouble(where="database", error=of_database(error), wait=wait, work="retention"))
             else:
                 if failures:
                     failures, seconds = 0, time.monotonic() - since

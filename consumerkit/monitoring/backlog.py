@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Float, Select, cast, func, select
 from sqlalchemy.orm import Session
 
 from consumerkit.concurrency import wait_until_set
+from consumerkit.dead_letters.error_text import of_database
 from consumerkit.message import TopicPartition
 from consumerkit.monitoring.lag import Ends, Lag, Marks, surveyed
 from consumerkit.storage.dead_letters.letters import State
@@ -52,6 +53,7 @@ class HandlerBacklog:
         lag: Messages in the topics that are not processed.
         lag_oldest_seconds: How long the first of these messages has been there, as far as this
             process has seen.
+        surveyed: Whether the broker answered, so that `lag` is new.
         marks: The handler's positions.
     """
 
@@ -70,6 +72,7 @@ class HandlerBacklog:
     dead_oldest_seconds: float = 0.0
     lag: int = 0
     lag_oldest_seconds: float = 0.0
+    surveyed: bool = True
     marks: Marks = field(default_factory=dict, repr=False)
 
     @property
@@ -201,7 +204,7 @@ class Measuring:
         self._lags: dict[str, Lag] = {}
 
     async def measure(self) -> Backlog:
-        """Return what waits. Where the broker does not answer, the lag keeps its last value.
+        """Return what waits. Where the broker does not answer, the lag keeps its last value, and is not `surveyed`.
 
         Raises:
             Exception: The database does not answer.
@@ -209,8 +212,7 @@ class Measuring:
         worker = self._worker
         names = [declared.name for declared in worker.declarations]
         backlog = await worker.database.run(lambda session: measure(session, worker.tables, names), within=_WITHIN)
-        for one in backlog.handlers:
-            await self._look(one)
+        told = [(one, await self._look(one)) for one in backlog.handlers]
         left = worker.left_behind()
         handlers = [
             replace(
@@ -218,20 +220,24 @@ class Measuring:
                 lag=lag.messages,
                 lag_oldest_seconds=lag.oldest_seconds,
                 left_behind=left.get(one.handler, 0),
+                surveyed=surveyed,
             )
-            for one in backlog.handlers
+            for one, surveyed in told
             for lag in (self._lags.get(one.handler, Lag()),)
         ]
         return replace(backlog, handlers=tuple(handlers))
 
-    async def _look(self, one: HandlerBacklog) -> None:
+    async def _look(self, one: HandlerBacklog) -> bool:
+        """Measure a handler's lag; return whether the broker answered about all topics."""
         surveys = await self._worker.surveys(one.handler)
         (declared,) = [declared for declared in self._worker.declarations if declared.name == one.handler]
-        if len(surveys) == len(declared.topics):
-            from_start, now = declared.start_from == "earliest", time.monotonic()
-            self._lags[one.handler] = self._ends.lag(
-                one.handler, one.marks, surveyed(declared.topics, surveys), from_start=from_start, now=now
-            )
+        if len(surveys) < len(declared.topics):
+            return False
+        from_start, now = declared.start_from == "earliest", time.monotonic()
+        self._lags[one.handler] = self._ends.lag(
+            one.handler, one.marks, surveyed(declared.topics, surveys), from_start=from_start, now=now
+        )
+        return True
 
 
 async def keep_measuring(worker: Worker, tell: Callable[[Backlog], None], over: asyncio.Event) -> None:
@@ -245,9 +251,7 @@ async def keep_measuring(worker: Worker, tell: Callable[[Backlog], None], over: 
             failing = False
         except Exception as error:  # noqa: BLE001 - the gauges keep their last values, and the worker continues
             if not failing:
-                what = type(error).__name__
-                _log.warning(
-                    "the messages that wait in the database are not measured (%s); next try in %.0f s", what, EVERY
-                )
+                what = of_database(error)
+                _log.warning("what waits in the database is not measured (%s); next try in %.0f s", what, EVERY)
             failing = True
         await wait_until_set(over, EVERY)

@@ -14,6 +14,9 @@ CAUSES: Final = ("redelivered", "resent")
 """The causes of `duplicates`."""
 PLACES: Final = ("database", "broker", "codec", "undo")
 """The places of `trouble`."""
+DATABASE: Final = "database"
+SOURCES: Final = (DATABASE, "broker")
+"""The sources of `measured_timestamp_seconds`: `lag` needs both, and what is parked or dead only the database."""
 BACKLOG: Final = {
     "parked": "Messages that wait for their next attempt, or behind one that does.",
     "parked_due": "Parked messages that are due.",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from consumerkit import events
 from consumerkit.events import Event
 from consumerkit.monitoring.backlog import Backlog
-from consumerkit.monitoring.fixed_words import BACKLOG, CAUSES, OUTCOMES, PLACES, REASONS
+from consumerkit.monitoring.fixed_words import BACKLOG, CAUSES, DATABASE, OUTCOMES, PLACES, REASONS, SOURCES
+from consumerkit.monitoring.handler_gauges import HandlerGauges
 from consumerkit.monitoring.instruments import (
     Among,
     Begins,
@@ -79,9 +81,7 @@ class Metrics:
             "loop_lag_seconds", "How late the event loop runs, measured every second.", _SECONDS
         )
         self._in_flight = self._gauge("in_flight", "Fetched messages that are not finished.", "livesum")
-        self._partitions = self._gauge("partitions", "Partitions that this worker owns.", "livesum")
-        self._stopped = self._gauge("partitions_stopped", "Partitions that wait for a person.", "livesum")
-        self._brake = self._gauge("brake_on", "1 while the brake is on.", "livemax")
+        own = HandlerGauges(self._gauge)
         self._halted = self._gauge("handler_stopped", "1 after the handler has stopped for good.", "livemax")
         self._alone = self._gauge(
             "one_message_transactions",
@@ -89,10 +89,13 @@ class Metrics:
             "livemax",
         )
         self._held_back = self._gauge(
-            "outbox_held_back", "Topics and messages that the broker does not take.", "livesum"
+            "outbox_held_back", "Topics and messages that the broker does not take.", "livemax"
         )
         self._backlog = {name: self._gauge(name, text, "mostrecent") for name, text in BACKLOG.items()}
         self._outbox = self._gauge("outbox_waiting", "Messages in the outbox, by topic.", "mostrecent", "topic")
+        self._measured_at = self._gauge(
+            "measured_timestamp_seconds", "When what waits was measured last, as a Unix time.", "mostrecent", "source"
+        )
         self._outbox_age = self._gauge(
             "outbox_oldest_seconds", "How long the oldest message in the outbox has waited.", "mostrecent", "topic"
         )
@@ -100,19 +103,26 @@ class Metrics:
         self._begun: tuple[tuple[Begins, tuple[str, ...]], ...] = (
             *(
                 (metric, ())
-                for metric in (*single, self._forgotten, self._ages, self._brake, self._halted, self._partitions)
+                for metric in (
+                    *single,
+                    self._forgotten,
+                    self._ages,
+                    own.brake,
+                    self._halted,
+                    own.partitions,
+                )
             ),
             *((self._messages, (outcome,)) for outcome in OUTCOMES),
             *((self._dead, (reason,)) for reason in REASONS),
             *((self._duplicates, (cause,)) for cause in CAUSES),
             *((self._trouble, (place,)) for place in PLACES),
         )
-        self._owned: dict[str, set[object]] = {}
-        self._unreadable: dict[str, set[object]] = {}
         self._not_taken: set[object] = set()
         self._topics: set[str] = set()
+        self._working: set[str] = set()
         self._takes: Mapping[type[Event], Callable[[Any], None]] = {
             events.WorkerStarted: self._started,
+            events.WorkerStopped: self._ended,
             events.GroupCommitted: self._committed,
             events.MessagesSkipped: lambda event: self._add(self._messages, event, event.count, "skipped"),
             events.MessageDeadLettered: lambda event: self._add(self._dead, event, 1, event.reason.value),
@@ -131,13 +141,8 @@ class Metrics:
             events.CommitsLost: lambda event: self._add(self._lost, event),
             events.MessagesForgotten: lambda event: self._add(self._forgotten, event, event.count),
             events.OutboxPublished: lambda event: self._add(self._sent, event, event.count),
-            events.PartitionTaken: self._taken,
-            events.PartitionStopped: self._partition_stopped,
-            events.PartitionsAssigned: self._assigned,
-            events.PartitionsRevoked: self._revoked,
-            events.BrakeOn: lambda event: self._braked(event, 1),
+            **own.takes,
             events.OutsideWaitNoticed: lambda event: self._alone.set(1, event.handler),
-            events.BrakeOff: lambda event: self._braked(event, 0),
             events.HandlerStopped: lambda event: self._halted.set(1, event.handler),
             events.OutboxHeldBack: self._outbox_held_back,
             events.OutboxResumed: self._outbox_resumed,
@@ -149,9 +154,19 @@ class Metrics:
         if take is not None:
             take(event)
 
+    def measuring(self, handlers: Iterable[str]) -> None:
+        """Show that measurements begin now: until there is one, its age counts from now."""
+        for handler in handlers:
+            for source in SOURCES:
+                self._measured_at.set(time.time(), handler, source)
+        self._measured_at.set(time.time(), "", DATABASE)
+
     def measured(self, backlog: Backlog) -> None:
-        """Show what waits in the database."""
+        """Show what waits in the database and in the topics, and when that was measured."""
+        self._measured_at.set(time.time(), "", DATABASE)
         for one in backlog.handlers:
+            for source in SOURCES if one.surveyed else (DATABASE,):
+                self._measured_at.set(time.time(), one.handler, source)
             for name, gauge in self._backlog.items():
                 gauge.set(getattr(one, name), one.handler)
         for gone in self._topics - {topic.topic for topic in backlog.outbox}:
@@ -165,6 +180,7 @@ class Metrics:
     def beat(self, late: float, in_flight: Mapping[str, int]) -> None:
         """Show how late the event loop is, and how many messages of each handler are in flight."""
         self._loop_lag.observe(late, "")
+        self._working.update(in_flight)
         for handler, count in in_flight.items():
             self._in_flight.set(count, handler)
 
@@ -175,6 +191,14 @@ class Metrics:
         for handler in event.handlers:
             for metric, words in self._begun:
                 metric.begin(handler, *words)
+
+    def _ended(self, _: events.WorkerStopped) -> None:
+        # A web service goes on without its worker, and its other workers hold nothing back for this one.
+        for handler in self._working:
+            self._in_flight.set(0, handler)
+        if self._not_taken:
+            self._not_taken.clear()
+            self._held_back.set(0, "")
 
     def _stepped(self, event: events.StepsRun) -> None:
         for outcome, count in {"called": event.called, "reused": event.reused, "failed": event.failed}.items():
@@ -219,31 +243,6 @@ class Metrics:
         if event.wait is not None:
             self._add(self._retries, event)
 
-    def _assigned(self, event: events.PartitionsAssigned) -> None:
-        self._forget_stopped(event.handler, event.partitions)
-
-    def _taken(self, event: events.PartitionTaken) -> None:
-        owned = self._owned.setdefault(event.handler, set())
-        owned.add(event.partition)
-        self._partitions.set(len(owned), event.handler)
-        self._forget_stopped(event.handler, (event.partition,))
-
-    def _revoked(self, event: events.PartitionsRevoked) -> None:
-        owned = self._owned.setdefault(event.handler, set())
-        owned.difference_update(event.partitions)
-        self._partitions.set(len(owned), event.handler)
-        self._forget_stopped(event.handler, event.partitions)
-
-    def _partition_stopped(self, event: events.PartitionStopped) -> None:
-        stopped = self._unreadable.setdefault(event.handler, set())
-        stopped.add(event.partition)
-        self._stopped.set(len(stopped), event.handler)
-
-    def _forget_stopped(self, handler: str, partitions: tuple[object, ...]) -> None:
-        stopped = self._unreadable.setdefault(handler, set())
-        stopped.difference_update(partitions)
-        self._stopped.set(len(stopped), handler)
-
     def _outbox_held_back(self, event: events.OutboxHeldBack) -> None:
         self._not_taken.add((event.topic, event.sequence))
         self._held_back.set(len(self._not_taken), "")
@@ -251,11 +250,6 @@ class Metrics:
     def _outbox_resumed(self, event: events.OutboxResumed) -> None:
         self._not_taken.discard((event.topic, event.sequence))
         self._held_back.set(len(self._not_taken), "")
-
-    def _braked(self, event: events.BrakeOn | events.BrakeOff, value: int) -> None:
-        # A partition that is slowed down does not count as the handler's brake.
-        if event.partition is None:
-            self._brake.set(value, event.handler)
 
     # How a metric is made: its first label is always `handler`, empty for the whole worker.
 

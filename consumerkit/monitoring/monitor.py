@@ -82,6 +82,7 @@ async def measured(worker: Worker, metrics: Metrics) -> AsyncIterator[Pulse]:
             ...
     """
     worker.observe(metrics)
+    metrics.measuring(declared.name for declared in worker.declarations)
     pulse = Pulse(worker, stall_timeout=worker.stall_timeout, tell=metrics.beat)
     over = asyncio.Event()
     async with _beside(over, pulse.run(over), keep_measuring(worker, metrics.measured, over)):

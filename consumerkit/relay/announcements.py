@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from consumerkit import events
+from consumerkit.dead_letters.error_text import of_database
 from consumerkit.events import Announcer
 from consumerkit.relay.holds import LONGEST_WAIT, Hold
 from consumerkit.relay.refusals import cause_of, way_out
@@ -31,7 +32,7 @@ class RelayAnnouncements:
 
     def trouble(self, error: Exception, now: float) -> float:
         """Announce that the database is in trouble; return the seconds to wait."""
-        return self._again("database", type(error).__name__, now)
+        return self._again("database", of_database(error), now)
 
     def turn_lost(self, error: Exception, now: float) -> float:
         """Announce that the relay's turn was lost; return the seconds to wait."""

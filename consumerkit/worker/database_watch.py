@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit import events
 from consumerkit.concurrency import wait_until_set
-from consumerkit.dead_letters.error_text import described
+from consumerkit.dead_letters.error_text import of_database
 from consumerkit.events import Announcer
 from consumerkit.storage.database import Database
 
@@ -101,7 +101,7 @@ class DatabaseWatch:
         if silent:
             self._within = min(LONGEST, 2 * self._within)
         if not self._told:
-            self._trouble(described(error), wait)
+            self._trouble(of_database(error), wait)
 
     def _trouble(self, error: str, wait: float) -> None:
         self._told = True

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from consumerkit.cli.main import app
 from consumerkit.monitoring import Metrics
+from consumerkit.monitoring.fixed_words import BACKLOG
 from consumerkit.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -59,6 +60,18 @@ def test_alerts_use_metrics_that_exist() -> None:
     assert len({rule["alert"] for rule in rules}) == len(rules)
 
 
+def test_an_alert_on_what_is_measured_ignores_an_old_measurement() -> None:
+    """During an outage these gauges keep their values."""
+    groups = yaml.safe_load((DEPLOY / "prometheus-rules.yaml").read_text())["groups"]
+    measured = [f"consumerkit_{name}" for name in (*BACKLOG, "outbox_waiting", "outbox_oldest_seconds")]
+    found = 0
+    for rule in (rule for group in groups for rule in group["rules"]):
+        if any(re.search(rf"\b{name}\b", rule["expr"]) for name in measured):
+            found += 1
+            assert "consumerkit_measured_timestamp_seconds" in rule["expr"], rule["alert"]
+    assert found >= 4
+
+
 def test_the_dashboard_uses_metrics_that_exist_and_its_panels_do_not_overlap() -> None:
     panels = json.loads((DEPLOY / "grafana-dashboard.json").read_text())["panels"]
     _check([target["expr"] for panel in panels for target in panel["targets"]])
@@ -79,6 +92,10 @@ def test_the_scaler_scales_the_workload_by_work_left() -> None:
     queries = [trigger["metadata"]["query"] for trigger in scaler["triggers"]]
     _check(queries)
     assert ["work_left{" in query for query in queries] == [True, False]
+    for trigger in scaler["triggers"]:
+        # An old value is none, and none changes nothing.
+        assert "consumerkit_measured_timestamp_seconds" in trigger["metadata"]["query"]
+        assert trigger["metadata"]["ignoreNullValues"] == "false"
     assert scaler["minReplicaCount"] >= 1  # nothing is measured without a worker
 
 

@@ -210,6 +210,36 @@ async def test_work_left_is_what_is_not_read_and_what_is_due(
         await until_metric(port, {("consumerkit_lag", ("write",)): 0})
 
 
+async def test_what_waits_says_when_it_was_measured(stage: MemoryStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the broker is away, the lag keeps its value, and its time stands still."""
+    monkeypatch.setattr(backlog, "EVERY", 0.05)
+    place = "consumerkit_measured_timestamp_seconds"
+
+    async with running(stage, Mixed()) as port:
+        stage.append(1)
+        await until_metric(port, {("consumerkit_lag", ("write",)): 0})
+
+        async def times() -> tuple[float, float]:
+            found = await asyncio.to_thread(metrics, port)
+            return found[(place, ("write", "database"))], found[(place, ("write", "broker"))]
+
+        async def two_more_measurements() -> None:
+            for _ in range(2):
+                before, end = (await times())[0], time.monotonic() + 120
+                while (await times())[0] == before:
+                    assert time.monotonic() < end
+                    await asyncio.sleep(0.02)
+
+        with stage.broker.outage():
+            await two_more_measurements()  # one may have been under way
+            stopped = (await times())[1]
+            await two_more_measurements()
+            assert (await times())[1] == stopped
+        await two_more_measurements()
+        await two_more_measurements()
+        assert (await times())[1] > stopped
+
+
 @contextmanager
 def shut(postgres: PostgresServer, database: str) -> Iterator[None]:
     """Refuse new connections to a database, and end the open ones."""

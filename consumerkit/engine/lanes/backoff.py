@@ -34,8 +34,7 @@ class Backoff:
     def __init__(self, announce: Announcer) -> None:
         self._announce = announce
         self.interrupted = asyncio.Event()
-        self._since: float | None = None
-        self._where = ""
+        self._since: dict[str, float] = {}
         self._times = 0
 
     async def wait(self, where: str, error: BaseException) -> None:
@@ -44,9 +43,7 @@ class Backoff:
         Raises:
             Interrupted: The lane must give up.
         """
-        if self._since is None:
-            self._since = time.monotonic()
-        self._where = where
+        self._since.setdefault(where, time.monotonic())
         wait = self._longer()
         described = failures.described(error)
         self._announce(events.Trouble(where=where, error=described, wait=wait))
@@ -92,10 +89,9 @@ class Backoff:
 
     def over(self) -> None:
         """Record that work succeeds again."""
-        if self._since is not None:
-            seconds = time.monotonic() - self._since
-            self._announce(events.TroubleOver(where=self._where, seconds=seconds))
-            self._since = None
+        for where, since in self._since.items():
+            self._announce(events.TroubleOver(where=where, seconds=time.monotonic() - since))
+        self._since.clear()
         self._times = 0
 
     async def pause(self, seconds: float) -> None:

@@ -1,7 +1,9 @@
 """Metrics follow the events, and each has the labels that it is documented with."""
 
+import time
 from typing import Any
 
+import pytest
 from opentelemetry.metrics import Meter, MeterProvider
 from prometheus_client import CollectorRegistry
 
@@ -42,6 +44,49 @@ def test_the_brake_and_a_halt_are_states() -> None:
     assert value(registry, "brake_on") == 0
     metrics(events.HandlerStopped(handler="credit", error="x"))
     assert value(registry, "handler_stopped") == 1
+
+
+def test_a_brake_counts_only_where_there_are_partitions() -> None:
+    """Only a message can release it; the process that has the partitions now has a brake of its own."""
+    metrics, registry = made()
+    metrics(events.PartitionTaken(handler="credit", partition=HERE, parked=0))
+    metrics(events.BrakeOn(handler="credit", wait=1.0))
+    metrics(events.PartitionsRevoked(handler="credit", partitions=(HERE,), dropped=0, lost=False))
+    assert value(registry, "brake_on") == 0
+    metrics(events.PartitionTaken(handler="credit", partition=THERE, parked=0))
+    assert value(registry, "brake_on") == 1
+    metrics(events.BrakeOff(handler="credit"))
+    metrics(events.PartitionTaken(handler="credit", partition=HERE, parked=0))
+    assert value(registry, "brake_on") == 0
+
+
+def test_after_a_worker_has_stopped_nothing_is_in_flight_or_held_back() -> None:
+    """A web service goes on, with the same registry."""
+    metrics, registry = made()
+    metrics.beat(0.0, {"credit": 3})
+    metrics(events.OutboxHeldBack(topic="receipts", error="x", wait=1.0))
+    metrics(events.WorkerStopped(seconds=1.0))
+    assert (value(registry, "in_flight"), value(registry, "outbox_held_back", handler="")) == (0, 0)
+
+
+def test_what_is_measured_has_the_time_of_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, registry = made()
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+
+    def times() -> list[float | None]:
+        places = (("credit", "database"), ("credit", "broker"), ("", "database"))
+        return [value(registry, "measured_timestamp_seconds", handler=name, source=source) for name, source in places]
+
+    assert times() == [None, None, None]
+    metrics.measuring(["credit"])
+    assert times() == [1000.0, 1000.0, 1000.0]
+    now[0] = 1030.0
+    metrics.measured(Backlog((HandlerBacklog("credit", lag=7, surveyed=False),), ()))
+    assert times() == [1030.0, 1000.0, 1030.0]
+    now[0] = 1060.0
+    metrics.measured(Backlog((HandlerBacklog("credit", lag=7),), ()))
+    assert times() == [1060.0, 1060.0, 1060.0]
 
 
 def test_the_outbox_is_shown_by_topic_and_falls_back_to_nothing() -> None:

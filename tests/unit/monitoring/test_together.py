@@ -1,5 +1,8 @@
 """The metrics of several processes, read while the processes create their files."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from prometheus_client.exposition import generate_latest
@@ -16,3 +19,31 @@ def test_a_file_that_was_just_made_is_left_out(tmp_path: Path) -> None:
 
     assert "seen_total 3.0" in generate_latest(registry_of(tmp_path)).decode()
     written.close()  # type: ignore[no-untyped-call]
+
+
+def test_what_two_processes_hold_back_counts_once(tmp_path: Path) -> None:
+    """Both have met the topic that the broker does not take, since the relay's turn has moved."""
+    program = """
+from prometheus_client import CollectorRegistry
+from consumerkit import events
+from consumerkit.monitoring import Metrics
+Metrics(CollectorRegistry())(events.OutboxHeldBack(topic="receipts", error="x", wait=1.0))
+print("held back", flush=True)
+input()
+"""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        for _ in range(2)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held back\n"
+        told = generate_latest(registry_of(tmp_path)).decode()
+        assert 'consumerkit_outbox_held_back{handler=""} 1.0' in told
+    finally:
+        for process in processes:
+            process.communicate(b"\n")
