@@ -65,6 +65,11 @@ def _connecting(dialect: Dialect, _record: object, _arguments: object, options: 
         options["prepare_threshold"] = None
 
 
+def has_refused(error: BaseException | None) -> bool:
+    """Tell whether a pooler stands behind an error: the same work succeeds on a connection that is made afterwards."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated and sqlstate(error) in _REFUSALS
+
+
 def _refused(context: ExceptionContext) -> None:
     error = context.sqlalchemy_exception
     if not isinstance(error, DBAPIError) or sqlstate(error) not in _REFUSALS:

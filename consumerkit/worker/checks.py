@@ -20,7 +20,7 @@ from consumerkit.policies.payload_retention import PayloadRetention
 from consumerkit.redaction.database_words import database_words
 from consumerkit.redaction.text import redact
 from consumerkit.redaction.variables import without_variables
-from consumerkit.storage import consumers, schema, server, waiting
+from consumerkit.storage import consumers, pooler, schema, server, waiting
 from consumerkit.storage.database import Database
 from consumerkit.storage.dialects import Dialect
 from consumerkit.storage.faults import Fault, fault_of
@@ -161,7 +161,7 @@ async def retention(
     if seconds is None:
         return
     keeps = await transport.keeps(sorted({topic for declared in declarations for topic in declared.topics}))
-    letters = await _asked(given, pruning.oldest_letters)
+    letters = await asked(given, pruning.oldest_letters)
     for line in retention_warnings.warnings(seconds, declarations, keeps, letters):
         _log.warning("%s", line)
 
@@ -181,7 +181,7 @@ async def located(given: Database, tables: Tables) -> Tables:
             consumerkit's statements.
         StartError: The database cannot be used.
     """
-    return await _asked(given, lambda session: find(session.connection(), tables))
+    return await asked(given, lambda session: find(session.connection(), tables))
 
 
 def connections(lanes: int) -> int:
@@ -233,13 +233,19 @@ async def database(
         look(session, tables, numbers)
         return numbers
 
-    return await _asked(given, work)
+    return await asked(given, work)
 
 
-async def _asked(given: Database, work: Callable[[Session], T]) -> T:
-    """Run work, and turn an error of the database into a `StartError` of one line."""
+async def asked(given: Database, work: Callable[[Session], T]) -> T:
+    """Run work in its own transaction, and turn an error of the database into a `StartError` of one line."""
     try:
-        return await given.run(work)
+        try:
+            return await given.run(work)
+        except DBAPIError as error:
+            if not pooler.has_refused(error):
+                raise
+            # The engine goes on without prepared statements, and a warning has said so.
+            return await given.run(work)
     except (DBAPIError, OSError) as error:
         words = database_words(error) or str(error.orig if isinstance(error, DBAPIError) else error)
         text = redact(without_variables(words)).strip().splitlines() or [""]

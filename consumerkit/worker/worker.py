@@ -236,7 +236,7 @@ class Worker:
             failpoints.arm()
         try:
             numbers = await self._checked()
-            home = await self._assembly.run(lambda session: consumers.home(session, self.tables))
+            home = await checks.asked(self.database, lambda session: consumers.home(session, self.tables))
             reports = self._assembly.reports(numbers, missed_after=self._missed_after)
             for declared in self.declarations:
                 engine = self._assembly.engine(

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 
+import psycopg
 import pytest
 
 from consumerkit import ConfigurationError, Context
@@ -66,6 +68,23 @@ async def test_a_pooler_is_recognised_told_and_survived(place: MemoryStage, capl
     assert "?prepared_statements=off in the URL" in told
     assert not any("AttemptFailed" in one for one in troubles)
     assert len(troubles) < 30
+
+
+@pytest.mark.matrix
+async def test_a_worker_starts_though_each_transaction_gets_another_session(
+    place: MemoryStage, bouncer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dsn = f"postgresql://postgres@{bouncer}/{place.url.partition('?')[0].rpartition('/')[2]}"
+    with ExitStack() as opened:
+        for _ in range(4):  # at the same time, so that the pooler has as many sessions
+            opened.enter_context(psycopg.connect(dsn, prepare_threshold=None)).execute("SELECT 1")
+    for number in range(10):
+        with caplog.at_level(logging.WARNING):
+            async with place.run(Write(), database=place.url.partition("?")[0]) as run:
+                place.append(number)
+                await place.until_written(run, number + 1)
+    if "asyncpg" in place.url:  # psycopg prepares a statement when it has run five times
+        assert "pooler in transaction mode" in caplog.text
 
 
 def test_a_switch_that_says_neither_is_refused() -> None:

@@ -25,6 +25,7 @@ unix_socket_dir =
 auth_type = any
 pool_mode = transaction
 default_pool_size = 8
+server_round_robin = 1
 max_client_conn = 200
 ignore_startup_parameters = extra_float_digits
 server_tls_sslmode = disable
