@@ -12,11 +12,10 @@ from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from consumerkit import events
-from consumerkit.concurrency import in_thread
+from consumerkit.concurrency import in_thread, wait_uncancelled
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.commit import being_cancelled, closing, closing_in_thread
@@ -69,6 +68,9 @@ class DeadLetterHook:
         place: Where the calls run.
         announce: Announces events.
         outbox_written: Set when a call has published something.
+
+    Attributes:
+        busy_since: When the call under way began, by the monotonic clock; any thread may ask.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class DeadLetterHook:
         self._outbox_written = outbox_written
         self._contexts = FreshContexts()
         self._since: float | None = None
+        self.busy_since: float | None = None
         name = f"consumerkit-{declared.name}-dead-letters"
         self._threads = None if declared.is_async else ThreadPoolExecutor(1, name)
 
@@ -127,19 +130,24 @@ class DeadLetterHook:
             return
         try:
             async with self.place.turns():
+                self.busy_since = time.monotonic()
                 await self._called(row)
         except BaseException as raised:
             if being_cancelled():
                 raise
             await self._failed(row, _words(raised))
+        finally:
+            self.busy_since = None
 
     async def _called(self, row: Any) -> None:
         letter = _letter(row, payload(self.rows.tables.sealer, row))
         if self._threads is None:
             published = await self._in_coroutine(row, letter)
         else:
-            work = partial(self._in_thread, row, letter)
-            published = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            # A thread cannot be cancelled. The watchdog ends the process of a stuck one.
+            done = asyncio.get_running_loop().run_in_executor(self._threads, self._in_thread, row, letter)
+            await wait_uncancelled(done, None)
+            published = done.result()
         if published:
             self._outbox_written.set()
 
@@ -183,15 +191,14 @@ class DeadLetterHook:
         """Schedule the next try, or give the call up; the letter itself stays as it is."""
         last = row.hook_tries >= TRIES
         wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (row.hook_tries - 1))
-
-        def work(connection: Connection) -> None:
-            if last:
-                self.rows.give_up(connection, row, self.declared.name, described)
-            else:
-                self.rows.postpone(connection, row, wait)
-
+        postpone = partial(self.rows.postpone, row=row, wait=wait)
+        give_up = partial(self.rows.give_up, row=row, by=self.declared.name, note=described)
+        work = give_up if last else postpone
         try:
-            await self._run(work)
+            if not await self._run(work):
+                # The COMMIT was carried out and only its answer is lost, or another worker makes the call.
+                self._outbox_written.set()
+                return
         except Exception as trouble:  # noqa: BLE001 - announced; the letter is due again when its time has passed
             self._in_trouble(trouble)
         self._announce(

@@ -224,10 +224,12 @@ class Engine:
                 await self._partition_store.end()
         for work in self._works:
             work.close()
-        return not late
+        return not late and (self._hook is None or self._hook.busy_since is None)
 
     def oldest_transaction(self) -> float:
         """Return the seconds that the oldest transaction under way has taken."""
         now = time.monotonic()
         began = [lane.grouping.busy_since or now for lane in self._lanes]
+        if self._hook is not None:
+            began.append(self._hook.busy_since or now)
         return max((now - one for one in began if one < now), default=0.0)

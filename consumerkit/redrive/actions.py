@@ -18,7 +18,7 @@ from consumerkit.redrive.batch import LetterResult, LockedLetters
 from consumerkit.redrive.decision import Identified, RedriveResult, decide, identified
 from consumerkit.redrive.plan import PartitionLetters
 from consumerkit.storage.dead_letters import history
-from consumerkit.storage.dead_letters.letters import State, known
+from consumerkit.storage.dead_letters.letters import State, known, resolved
 from consumerkit.storage.dialects import Claim, Kept
 from consumerkit.storage.ledger import Ledger
 from consumerkit.storage.origins import MARK, Origin, home
@@ -293,8 +293,6 @@ def _write(scene: LockedLetters, letter: Any, state: State, what: str, by: str, 
         attempts=letter.attempts,
         dead_at=letter.dead_at,
     )
-    scene.connection.execute(
-        update(table)
-        .where(table.c.id == letter.id)
-        .values(state=state.value, state_at=func.now(), history=history.extended(letter.history, entry), **values)
-    )
+    columns = resolved() if state is State.RESOLVED else {"state": state.value, "state_at": func.now()}
+    told = {"history": history.extended(letter.history, entry), **columns, **values}
+    scene.connection.execute(update(table).where(table.c.id == letter.id).values(**told))

@@ -74,7 +74,8 @@ class LeftBehindRows:
     def _forget_hook(self, session: Session, tables: Tables, name: str, number: int) -> None:
         connection = session.connection()
         rows = HookRows(tables, dialect_for(connection.dialect.name, tables), number)
-        if rows.next_due(connection) is not None:
+        # Until then a worker of another version may have the method, as while a deployment rolls.
+        if rows.abandoned(connection) > left_behind.OVERDUE:
             _log.warning(
                 "handler %r: %s waited for on_dead_letter, which the handler no longer has; it is not called for them: "
                 "see `consumerkit dead-letters list`",

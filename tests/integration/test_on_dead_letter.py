@@ -1,6 +1,7 @@
 """`on_dead_letter` is called once for each dead letter, and its errors never change the letter."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from consumerkit.events import DeadLetterHookFailed, MessageDeadLettered, Partit
 from consumerkit.handlers.handler import AnyHandler
 from consumerkit.redrive import Selection, redrive
 from consumerkit.storage.dialects import dialect_for
+from consumerkit.storage.left_behind import OVERDUE
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, Line, MemoryStage
 from tests.integration.stage import Run
@@ -80,6 +82,12 @@ class PlainTold(_Told, Handler[bytes]):
         context.session.add(told(letter))
         context.publish("told", key=letter.message_id, value={"letter": letter.id})
         self.in_hook(letter, context)
+
+
+class Silent(Handler[bytes]):
+    name, topic, message_id = "told", TOPIC, header("id")
+
+    async def handle(self, event: bytes, context: Context) -> None: ...
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
@@ -292,17 +300,18 @@ async def test_an_undo_that_failed_for_good_is_given_to_it(stage: MemoryStage, t
 async def test_letters_wait_for_no_method_that_the_handler_no_longer_has(
     stage: MemoryStage, kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Silent(Handler[bytes]):
-        name, topic, message_id = "told", TOPIC, header("id")
-
-        async def handle(self, event: bytes, context: Context) -> None: ...
-
     def in_hook(letter: DeadLetteredMessage, context: Any) -> None:
         raise ProviderDown("as asked")
 
     stage.append(0, value=b"bad")
     async with stage.run(kind(in_hook)) as run:
         await run.until(lambda: bool(run.seen(DeadLetterHookFailed)), "the call failed")
+
+    def as_after_a_while(session: Session) -> None:
+        past = dialect_for(session.connection().dialect.name, DEFAULT_TABLES).in_seconds(-2 * OVERDUE)
+        session.execute(update(LETTERS).values(hook_at=past))
+
+    await stage.database.run(as_after_a_while)
     async with stage.run(Silent()) as run:
         await run.until(lambda: bool(run.seen(PartitionsAssigned)), "the start")
         assert waits(stage)(await rows(stage, LETTERS))
@@ -311,3 +320,95 @@ async def test_letters_wait_for_no_method_that_the_handler_no_longer_has(
         "for them: see `consumerkit dead-letters list`"
     )
     assert line in caplog.messages
+
+
+async def test_a_letter_whose_message_is_handled_after_all_before_the_call_is_not_given_to_it(
+    stage: MemoryStage, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the reaction to the failure would come after the success, and stand."""
+    monkeypatch.setattr(dead_letter_hook, "_FIRST_WAIT", 3600.0)
+
+    def in_hook(letter: DeadLetteredMessage, context: Any) -> None:
+        if letter.message_id == "0":
+            raise ProviderDown("as asked")
+
+    handler = kind(in_hook)
+    stage.append(0, value=b"bad")
+    async with stage.run(handler) as run:
+        await run.until(lambda: bool(run.seen(DeadLetterHookFailed)), "the call failed")
+        handler.healed = True
+        await redrive(stage.url, Selection(), by="ann")
+        await until(stage, run, LETTERS, lambda found: found[0].state == "resolved")
+
+    def due(session: Session) -> None:
+        now = dialect_for(session.connection().dialect.name, DEFAULT_TABLES).in_seconds(0.0)
+        session.execute(update(LETTERS).where(LETTERS.c.hook_at.is_not(None)).values(hook_at=now))
+
+    await stage.database.run(due)
+    again = kind()
+    stage.append(1, value=b"bad", key=b"other")
+    async with stage.run(again) as run:
+        await until(stage, run, LETTERS, lambda found: len(found) == 2 and waits(stage)(found))
+    assert [one.message_id for one in again.calls] == ["1"]
+
+
+async def test_an_older_version_without_the_method_takes_no_letter_from_the_newer_one(
+    stage: MemoryStage, kind: Any
+) -> None:
+    """While a deployment rolls, workers of both versions run: the letters wait for the newer one's call."""
+
+    def in_hook(letter: DeadLetteredMessage, context: Any) -> None:
+        raise ProviderDown("as asked")
+
+    stage.append(0, value=b"bad")
+    async with stage.run(kind(in_hook)) as run:
+        await run.until(lambda: bool(run.seen(DeadLetterHookFailed)), "the call failed")
+        async with stage.run(Silent()) as older:
+            await older.until(lambda: bool(older.seen(PartitionsAssigned)), "the start")
+    healed = kind()
+    async with stage.run(healed) as run:
+        await until(stage, run, LETTERS, waits(stage))
+    assert len(healed.calls) == 1
+
+
+async def test_a_call_whose_commit_has_no_answer_is_no_failure(stage: MemoryStage, kind: Any) -> None:
+    def in_hook(letter: DeadLetteredMessage, context: Any) -> None:
+        committed = context.session.commit
+
+        def lost() -> Any:
+            committed()
+            raise ConnectionError("as asked")
+
+        async def lost_in_coroutine() -> None:
+            await committed()
+            raise ConnectionError("as asked")
+
+        vars(context.session)["commit"] = lost if isinstance(context.session, Session) else lost_in_coroutine
+
+    stage.append(0, value=b"bad")
+    handler = kind(in_hook)
+    async with stage.run(handler) as run:
+        await until(stage, run, LETTERS, waits(stage))
+        await sent(stage, run, 1)
+        [engine] = run.worker._parts.engines
+        await run.until(lambda: engine.oldest_transaction() == 0, "the end of the call")
+        assert not run.seen(DeadLetterHookFailed)
+    assert len(handler.calls) == 1
+
+
+async def test_a_plain_method_that_does_not_return_counts_as_a_transaction_under_way(stage: MemoryStage) -> None:
+    """The watchdog, readiness and the log see it, as a handler that does not return."""
+    ends = threading.Event()
+
+    def in_hook(letter: DeadLetteredMessage, context: Any) -> None:
+        assert ends.wait(60)
+
+    stage.append(0, value=b"bad")
+    handler = PlainTold(in_hook)
+    async with stage.run(handler) as run:
+        await run.until(lambda: bool(handler.calls), "the call")
+        [engine] = run.worker._parts.engines
+        assert engine.oldest_transaction() > 0
+        ends.set()
+        await until(stage, run, LETTERS, waits(stage))
+        await run.until(lambda: engine.oldest_transaction() == 0, "the end of the call")

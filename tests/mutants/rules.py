@@ -1015,6 +1015,26 @@ MUTANTS = (
     ),
     Mutant(
         "dead letters",
+        "a resolved letter is not given to on_dead_letter",
+        "consumerkit/storage/dead_letters/letters.py",
+        '"state_at": func.now(), "hook_at": None}\n',
+        '"state_at": func.now()}\n',
+        f"{INTEGRATION}/test_on_dead_letter.py"
+        "::test_a_letter_whose_message_is_handled_after_all_before_the_call_is_not_given_to_it[sqlite-PlainTold]",
+        "assert ",
+    ),
+    Mutant(
+        "dead letters",
+        "a version without on_dead_letter takes no letter from a newer one",
+        "consumerkit/worker/left_behind.py",
+        "        if rows.abandoned(connection) > left_behind.OVERDUE:\n",
+        "        if rows.next_due(connection) is not None:\n",
+        f"{INTEGRATION}/test_on_dead_letter.py"
+        "::test_an_older_version_without_the_method_takes_no_letter_from_the_newer_one[sqlite-PlainTold]",
+        "assert 0 == 1",
+    ),
+    Mutant(
+        "dead letters",
         "a call of on_dead_letter that ends its process is given up",
         "consumerkit/engine/dead_letter_hook.py",
         "        if row.hook_tries > TRIES:\n",

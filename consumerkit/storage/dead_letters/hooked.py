@@ -45,18 +45,25 @@ class HookRows(Store):
         """
         return self._set(connection, row, hook_at=None)
 
-    def postpone(self, connection: Connection, row: Any, wait: float) -> None:
-        """Schedule the next try in this many seconds, if the letter is still ours and the call is not recorded."""
-        self._set(connection, row, hook_at=self.dialect.in_seconds(wait))
+    def postpone(self, connection: Connection, row: Any, wait: float) -> bool:
+        """Schedule the next try; return False if the call is recorded, or another worker makes it."""
+        return self._set(connection, row, hook_at=self.dialect.in_seconds(wait))
 
-    def give_up(self, connection: Connection, row: Any, by: str, note: str) -> None:
-        """Record in the letter's history that the call failed for good."""
+    def give_up(self, connection: Connection, row: Any, by: str, note: str) -> bool:
+        """Record in the letter's history that the call failed for good; return False as `postpone` does."""
         c = self.tables.dead_letters.c
         here = select(c.history).where(self._is(row)).with_for_update()
         history = connection.execute(here).scalar_one_or_none()
-        if history is not None:
-            told = extended(history, entry("on_dead_letter failed", by, note=note))
-            self._set(connection, row, hook_at=None, history=told)
+        if history is None:
+            return False
+        told = extended(history, entry("on_dead_letter failed", by, note=note))
+        return self._set(connection, row, hook_at=None, history=told)
+
+    def abandoned(self, connection: Connection) -> float:
+        """Return for how many seconds no worker has taken, postponed or marked a letter that waits; 0 if none waits."""
+        c = self.tables.dead_letters.c
+        late = self.dialect.seconds_since(func.max(c.hook_at))
+        return max(0.0, float(connection.execute(select(late).where(self._waits())).scalar_one() or 0.0))
 
     def forget(self, connection: Connection) -> int:
         """Let no letter wait, because the handler has no `on_dead_letter` any more; return how many waited."""

@@ -96,6 +96,14 @@ class State(StrEnum):
     DISCARDED = "discarded"
 
 
+def resolved() -> dict[str, Any]:
+    """Return the columns of a letter that becomes resolved: it is not given to `on_dead_letter` any more.
+
+    A reaction to the failure would come after the success, and stand.
+    """
+    return {"state": State.RESOLVED.value, "state_at": func.now(), "hook_at": None}
+
+
 class Entered(NamedTuple):
     """A dead letter that was entered, or that died again.
 

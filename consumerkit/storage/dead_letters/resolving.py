@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 
 from consumerkit.outcome import Reason
 from consumerkit.storage.dead_letters.history import entry, extended
-from consumerkit.storage.dead_letters.letters import State
+from consumerkit.storage.dead_letters.letters import State, resolved
 from consumerkit.storage.origins import Origin, home
 from consumerkit.storage.parking.parked import Kind
 from consumerkit.storage.store import Store
@@ -58,9 +58,8 @@ def _resolve(
     c = table.c
     found = select(c.id, c.history).where(c.consumer == store.consumer, which, c.state.in_(_OPEN))
     for number, history in connection.execute(found.order_by(c.id).with_for_update()).all():
-        values = {"state": State.RESOLVED.value, "state_at": func.now()}
         more = extended(history, entry("resolved", by, note=note))
-        connection.execute(update(table).where(c.id == number).values(history=more, **values))
+        connection.execute(update(table).where(c.id == number).values(history=more, **resolved()))
         _let_go(connection, store, number)
 
 

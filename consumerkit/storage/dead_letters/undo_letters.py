@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, select, update
 
 from consumerkit.errors import PayloadSealed
 from consumerkit.message import Message
@@ -68,5 +68,4 @@ def resolve(connection: Connection, tables: Tables, number: int, by: str) -> Non
     found = select(c.history).where(c.id == number, c.state.in_(open_states)).with_for_update()
     if (history := connection.execute(found).scalar_one_or_none()) is not None:
         more = extended(history, entry("resolved", by, note="undone"))
-        values = {"state": State.RESOLVED.value, "state_at": func.now(), "history": more}
-        connection.execute(update(table).where(c.id == number).values(**values))
+        connection.execute(update(table).where(c.id == number).values(history=more, **letters.resolved()))
