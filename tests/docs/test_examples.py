@@ -46,9 +46,10 @@ def test_an_example_needs_no_server_and_prints_what_it_says(file: Path) -> None:
 
 def test_the_examples_page_says_of_each_what_it_says_itself() -> None:
     page = (ROOT / "examples" / "README.md").read_text()
-    listed = re.findall(r"^\| \[(.*)\]\(\1\) \| (.*) \|$", page, re.MULTILINE)
-    assert listed
-    for name, said in listed:
+    listed = re.findall(r"^\* \[(.*)\]\(\1\): ((?:.+\n)(?:  .+\n)*)", page, re.MULTILINE)
+    assert len(listed) == page.count("\n* [")
+    for name, lines in listed:
+        said = " ".join(lines.split())
         docstring = ast.get_docstring(ast.parse((ROOT / "examples" / name).read_text())) or ""
         assert docstring.split("\n\n")[0].replace("\n", " ") == said
 
