@@ -86,7 +86,10 @@ class CaseRun:
         async with self._worker():
             await self._until_finished()
             if self._plan.is_survey:
-                await self._until(lambda: self._boundaries.visits["after_offset_commit"] > 0, "offsets are committed")
+                # What comes after the last COMMIT is passed, too, before the worker stops.
+                visits = self._boundaries.visits
+                await self._until(lambda: visits["after_offset_commit"] > 0, "offsets are committed")
+                await self._until(lambda: visits["undo_done"] >= visits["undo_called"], "undos are recorded")
             self._visits = self._boundaries.visits.copy()
         if self._boundaries.is_dead:
             self._boundaries.revive()
