@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -16,18 +17,20 @@ from sqlalchemy.orm import Session
 
 from consumerkit import events
 from consumerkit.concurrency import in_thread, wait_uncancelled
+from consumerkit.engine.dead_letter_row import letter_of, message_of
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.commit import being_cancelled, closing, closing_in_thread
 from consumerkit.engine.transaction.fresh_context import FreshContexts, in_context
 from consumerkit.engine.transaction.guard import OPTION, Guard, guard
+from consumerkit.engine.transaction.session_calls import watching
 from consumerkit.errors import PayloadSealed, TransactionMisused
 from consumerkit.events import Announcer
 from consumerkit.handlers.context import Publisher
 from consumerkit.handlers.dead_lettered import DeadLetterContext, DeadLetteredMessage
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.message import Message
-from consumerkit.outcome import Reason
+from consumerkit.observability.propagation import current_headers
 from consumerkit.storage import location, outbox
 from consumerkit.storage.database import Database
 from consumerkit.storage.dead_letters.hooked import HookRows
@@ -140,7 +143,7 @@ class DeadLetterHook:
             self.busy_since = None
 
     async def _called(self, row: Any) -> None:
-        letter = _letter(row, payload(self.rows.tables.sealer, row))
+        letter = letter_of(row, payload(self.rows.tables.sealer, row))
         if self._threads is None:
             published = await self._in_coroutine(row, letter)
         else:
@@ -160,7 +163,9 @@ class DeadLetterHook:
                 if not await session.run_sync(call.open):
                     return False
                 context = call.context(session)
-                await in_context(self._contexts.new(), self._hook, letter, context)
+                with watching(session) as calls:
+                    await in_context(self._surrounded(call, letter), self._hook, letter, context)
+                    calls.check("on_dead_letter")
                 published = await session.run_sync(call.close)
                 await session.commit()
             finally:
@@ -176,7 +181,7 @@ class DeadLetterHook:
                 if not call.open(session):
                     return False
                 context = call.context(session)
-                in_thread(self._contexts.run, self._hook, letter, context)
+                in_thread(self._surrounded(call, letter).run, self._hook, letter, context)
                 published = call.close(session)
                 session.commit()
             except BaseException as raised:
@@ -186,6 +191,12 @@ class DeadLetterHook:
             finally:
                 call.end()
             return published
+
+    def _surrounded(self, call: _Call, letter: DeadLetteredMessage) -> Context:
+        """Return the context of a call, with the letter's message and its trace."""
+        call.surroundings = made = self._contexts.new()
+        self._announce.surround(made, self.declared.name, letter.message, letter.message_id, call.attempt)
+        return made
 
     async def _failed(self, row: Any, described: str) -> None:
         """Schedule the next try, or give the call up; the letter itself stays as it is."""
@@ -224,9 +235,9 @@ class DeadLetterHook:
     def _about(self, row: Any) -> Message:
         """Return the letter's message, for observers; without its headers if they cannot be unsealed."""
         try:
-            return _message(row, payload(self.rows.tables.sealer, row))
+            return message_of(row, payload(self.rows.tables.sealer, row))
         except PayloadSealed:
-            return _message(row, Payload(None, ()))
+            return message_of(row, Payload(None, ()))
 
 
 class _Call:
@@ -236,6 +247,8 @@ class _Call:
         declared = hook.declared
         self._hook = hook
         self._row = row
+        self.attempt: int = row.hook_tries
+        self.surroundings = Context()
         self._publisher = Publisher(declared.encode, declared.topic_prefix, declared.publishes)
         self._token = uuid4().hex
         self._guard = Guard()
@@ -266,7 +279,11 @@ class _Call:
         if not rows.dialect.finalise(connection, self._token, self._begun, local=local):
             raise TransactionMisused("on_dead_letter ended the transaction of its session")
         source = f"dead letter {self._row.id} {self._row.redrives}".encode()
-        made = [failures.published(one, declared.name, source, n) for n, one in enumerate(self._publisher.publications)]
+        trace = self.surroundings.run(current_headers)
+        made = [
+            failures.published(one, declared.name, source, number, trace)
+            for number, one in enumerate(self._publisher.publications)
+        ]
         outbox.append(connection, rows.tables, made)
         self._guard.seal()
         return bool(made)
@@ -276,24 +293,6 @@ class _Call:
         if self._context is not None:
             self._context.close(self._hook.declared.name)
         self._guard.end(self._hook.declared.name)
-
-
-def _message(row: Any, found: Payload) -> Message:
-    key = None if row.key is None else bytes(row.key)
-    return Message(row.topic, row.partition, row.offset, key, found.value, found.headers, row.timestamp, row.topic_id)
-
-
-def _letter(row: Any, found: Payload) -> DeadLetteredMessage:
-    return DeadLetteredMessage(
-        id=row.id,
-        message=_message(row, found),
-        message_id=row.message_id or "",
-        reason=Reason(row.reason),
-        error_type=row.error_type,
-        error=row.error,
-        attempts=row.attempts,
-        redrives=row.redrives,
-    )
 
 
 def _words(raised: BaseException) -> str:

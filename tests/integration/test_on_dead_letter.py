@@ -412,3 +412,22 @@ async def test_a_plain_method_that_does_not_return_counts_as_a_transaction_under
         ends.set()
         await until(stage, run, LETTERS, waits(stage))
         await run.until(lambda: engine.oldest_transaction() == 0, "the end of the call")
+
+
+async def test_a_session_call_that_is_not_awaited_is_a_failed_call(
+    stage: MemoryStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the call would be recorded, and its change would be missing for ever."""
+    monkeypatch.setattr(dead_letter_hook, "TRIES", 1)
+    forgotten: list[Any] = []
+
+    def in_hook(letter: DeadLetteredMessage, context: Any) -> None:
+        forgotten.append(context.session.execute(text("SELECT 1")))
+
+    stage.append(0, value=b"bad")
+    async with stage.run(Told(in_hook)) as run:
+        await until(stage, run, LETTERS, waits(stage))
+        await run.until(lambda: bool(run.seen(DeadLetterHookFailed)), "the failure")
+    assert "on_dead_letter called session.execute() without await" in run.seen(DeadLetterHookFailed)[0].error
+    assert await stage.lines() == []
+    forgotten.pop().close()

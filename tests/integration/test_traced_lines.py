@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 from opentelemetry.trace import StatusCode
+from sqlalchemy.orm import Session
 
 from consumerkit import (
     BatchContext,
     BatchHandler,
     Context,
     DeadLetter,
+    DeadLetterContext,
+    DeadLetteredMessage,
     Defer,
     Effects,
+    Handler,
     IdempotencyKey,
     Message,
     Received,
@@ -313,6 +317,36 @@ async def test_the_lines_of_undos_and_their_calls_are_in_the_messages_trace(
         assert (found["trace_id"], found["kafka.offset"]) == (trace(1), message.offset)
         assert (found["messaging.message.id"], found["consumerkit.handler"]) == ("1", "charge")
     assert len(await rows(stage, LETTERS)) == 1
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_on_dead_letter_and_what_it_publishes_are_in_the_messages_trace(stage: MemoryStage, plain: bool) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Telling(Picky):
+        async def on_dead_letter(self, letter: DeadLetteredMessage, context: DeadLetterContext) -> None:
+            seen.append(message_fields())
+            context.publish("told", value=b"1")
+
+    class PlainTelling(Handler[bytes]):
+        name, topic, message_id, retry = "picky", TOPIC, header("id"), Retry(attempts=1)
+
+        def handle(self, event: bytes, context: Context[Session]) -> None:
+            raise Reject("as asked")
+
+        def on_dead_letter(self, letter: DeadLetteredMessage, context: DeadLetterContext[Session]) -> None:
+            seen.append(message_fields())
+            context.publish("told", value=b"1")
+
+    stage.broker.create_topic("told", 1)
+    message = sent(stage, 1, b"rejected")
+    async with stage.run(PlainTelling() if plain else Telling(), tracing=Exporter()) as run:
+        await run.until(lambda: bool(stage.broker.records("told")), "what the call published")
+    (found,) = seen
+    assert (found["trace_id"], found["kafka.offset"]) == (trace(1), message.offset)
+    assert (found["messaging.message.id"], found["consumerkit.handler"]) == ("1", "picky")
+    headers = dict(stage.broker.records("told")[0].headers)
+    assert trace(1).encode() in (headers["traceparent"] or b"")
 
 
 async def test_a_step_that_another_worker_began_waits_in_the_messages_trace(
