@@ -1035,6 +1035,25 @@ MUTANTS = (
     ),
     Mutant(
         "dead letters",
+        "a call of on_dead_letter with a forgotten await fails",
+        "consumerkit/engine/dead_letter_hook.py",
+        '                    calls.check("on_dead_letter")\n',
+        "",
+        f"{INTEGRATION}/test_on_dead_letter.py::test_a_session_call_that_is_not_awaited_is_a_failed_call[sqlite]",
+        "the failure",
+    ),
+    Mutant(
+        "dead letters",
+        "what on_dead_letter publishes is in the message's trace",
+        "consumerkit/engine/dead_letter_hook.py",
+        "        trace = self.surroundings.run(current_headers)\n",
+        "        trace = Context().run(current_headers)\n",
+        f"{INTEGRATION}/test_traced_lines.py"
+        "::test_on_dead_letter_and_what_it_publishes_are_in_the_messages_trace[sqlite-False]",
+        "assert ",
+    ),
+    Mutant(
+        "dead letters",
         "a call of on_dead_letter that ends its process is given up",
         "consumerkit/engine/dead_letter_hook.py",
         "        if row.hook_tries > TRIES:\n",
