@@ -24,7 +24,7 @@ ConsumerkitError
 ├── TablesReplaced          the tables are not those that the worker started with
 ├── PayloadSealed           a stored payload is sealed, and cannot be unsealed here
 ├── Fenced                  another worker has taken a partition over, or may have
-│   └── CommitsLost         the database has lost acknowledged transactions
+│   └── TransactionsLost    the database has lost acknowledged transactions
 └── PartitionUnusable       the position is outside the log, or a batch cannot be read
 """
 
@@ -201,7 +201,7 @@ class Fenced(ConsumerkitError):
     """Another worker has taken over a partition of this transaction, so the transaction is rolled back."""
 
 
-class CommitsLost(Fenced):
+class TransactionsLost(Fenced):
     """The database has lost commits: a standby that lagged took over, or a backup was restored."""
 
 

@@ -119,7 +119,7 @@ def registry_of(directory: Path) -> CollectorRegistry:
     from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    class Written(MultiProcessCollector):
+    class NonEmpty(MultiProcessCollector):
         """Skips empty files: reading one fails, and a process has just made it, or died while doing so."""
 
         def collect(self) -> Any:
@@ -127,7 +127,7 @@ def registry_of(directory: Path) -> CollectorRegistry:
             return self.merge([str(file) for file in directory.glob("*.db") if _size(file)])  # type: ignore[no-untyped-call]
 
     made = CollectorRegistry()
-    Written(made, str(directory))  # type: ignore[no-untyped-call]
+    NonEmpty(made, str(directory))  # type: ignore[no-untyped-call]
     return made
 
 

@@ -10,7 +10,7 @@ from consumerkit.engine.lanes.executor import Executor
 from consumerkit.engine.partitions.partition import Partition
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.transaction import failures
-from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Handle
+from consumerkit.engine.transaction.delivery import Decided, GiveUp, Handle
 from consumerkit.errors import Fenced
 from consumerkit.message import Message
 from consumerkit.storage.parking.parked import ParkedMessage
@@ -43,7 +43,7 @@ class CrashRecord:
             return decided, None
         crashes = partition.suspect_offsets.get(message.offset, 0)
         if crashes >= POISON_AFTER:
-            return Decided(decided.delivery, DeadLetter(failures.poison(decided.delivery, crashes))), None
+            return Decided(decided.delivery, GiveUp(failures.poison(decided.delivery, crashes))), None
         partition.suspect_offsets[message.offset] = crashes + 1
         await self._executor.backoff.keep_trying(lambda: self._partition_store.suspect(partition))
         return decided, partition

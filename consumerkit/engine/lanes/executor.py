@@ -20,11 +20,11 @@ from consumerkit.engine.transaction.sharing import Sharing
 from consumerkit.engine.transaction.transaction import TransactionEnded
 from consumerkit.engine.transaction.unit_of_work import UnitOfWork
 from consumerkit.errors import (
-    CommitsLost,
     CommitUnknown,
     ConfigurationError,
     Fenced,
     TablesReplaced,
+    TransactionsLost,
 )
 from consumerkit.failpoints import reach
 from consumerkit.message import Message, TopicPartition
@@ -145,7 +145,7 @@ class Executor:
                 # The dead letters may be durable, so the tokens reserved for them are spent.
                 self._spend(batch.items)
                 self._sequence.leave()
-            if isinstance(error, CommitsLost) and batch.lane == self._sequence.lane:
+            if isinstance(error, TransactionsLost) and batch.lane == self._sequence.lane:
                 self.partitions.commits_lost(error)
             # Nothing more may begin for these partitions until they are taken over again. The takeover waits
             # until this transaction can commit no more.
@@ -227,14 +227,14 @@ class Executor:
             self.partitions.in_doubt(batch.owners, lost)
             raise Interrupted from lost
 
-    async def _write_misuse(self, batch: Batch, error: TransactionEnded) -> tuple[Receipt, CommitsLost | None]:
+    async def _write_misuse(self, batch: Batch, error: TransactionEnded) -> tuple[Receipt, TransactionsLost | None]:
         """Return the receipt, and the error if the database has lost earlier commits."""
-        lost: CommitsLost | None = None
+        lost: TransactionsLost | None = None
         while True:
             batch.lane = self._sequence.lane
             try:
                 return await self._work.dead_letter_misuse(batch, error), lost
-            except CommitsLost as found:
+            except TransactionsLost as found:
                 # The claims stand all the same: when read again, their messages would pass for processed.
                 lost = found
                 if batch.lane == self._sequence.lane:

@@ -25,7 +25,7 @@ from consumerkit.engine.lanes.plan import PlannedBatch, around, halves
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.batch import Batch, Flush
 from consumerkit.engine.transaction.claiming import StaleFound
-from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Park
+from consumerkit.engine.transaction.delivery import Decided, GiveUp, Park
 from consumerkit.engine.transaction.prepare import Preparer
 from consumerkit.error_tree import deciding
 from consumerkit.errors import Reject, Unavailable
@@ -152,7 +152,7 @@ class Grouping:
         self._stale.discard(at)
         if decided.letter is not None:
             return decided
-        return Decided(decided.delivery, DeadLetter(failures.stale(decided.delivery)))
+        return Decided(decided.delivery, GiveUp(failures.stale(decided.delivery)))
 
     def _park_behind(self, prepared: Sequence[Decided]) -> tuple[list[Decided], int]:
         """Park messages whose key is blocked, and dead ones for which the brake allows no dead letter.
@@ -187,7 +187,7 @@ class Grouping:
         if self._is_paid(letter, paid):
             return one
         if self._executor.reserve(one.message, letter):
-            return Decided(delivery, DeadLetter(letter, token=True))
+            return Decided(delivery, GiveUp(letter, token=True))
         # A repair may still make it valid, so later messages wait behind it.
         row = failures.held(delivery, letter, self._executor.gate.wait_for(letter))
         return Decided(delivery, Park(replace(row, wait=None) if waits else row))

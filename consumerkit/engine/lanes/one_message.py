@@ -14,7 +14,7 @@ from consumerkit.engine.lanes.suspects import Suspects
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.batch import Batch
 from consumerkit.engine.transaction.claiming import StaleFound
-from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Delivery, Intent, Park
+from consumerkit.engine.transaction.delivery import Decided, Delivery, GiveUp, Intent, Park
 from consumerkit.engine.transaction.fresh_context import FreshContexts
 from consumerkit.engine.transaction.prepare import Preparer
 from consumerkit.engine.transaction.reduced import reduced
@@ -122,7 +122,7 @@ class OneMessage:
         )
         token = self._executor.is_reserved(delivery.message)
         try:
-            return await self.attempt(Decided(delivery, DeadLetter(letter, token)))
+            return await self.attempt(Decided(delivery, GiveUp(letter, token)))
         finally:
             self._executor.refund([delivery.message])
 
@@ -195,7 +195,7 @@ class OneMessage:
     async def _quarantine(self, delivery: Delivery) -> Attempt:
         """Give up a message whose event is too old for the ledger, if the brake allows it; else park it."""
         executor, letter = self._executor, failures.stale(delivery)
-        intent: Intent = DeadLetter(letter, token=True)
+        intent: Intent = GiveUp(letter, token=True)
         if not executor.reserve(delivery.message):
             intent = Park(failures.held(delivery, letter, executor.gate.wait))
         try:

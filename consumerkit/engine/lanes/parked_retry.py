@@ -11,7 +11,7 @@ from consumerkit.engine.lanes.crashes import CrashRecord
 from consumerkit.engine.lanes.executor import Executor
 from consumerkit.engine.lanes.one_message import NotCounted, OneMessage
 from consumerkit.engine.transaction import failures
-from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Delivery, Intent, Park
+from consumerkit.engine.transaction.delivery import Decided, Delivery, GiveUp, Intent, Park
 from consumerkit.errors import Defer
 from consumerkit.storage.dead_letters.letters import DeadMessage
 from consumerkit.storage.parking.parked import Kind, ParkedMessage
@@ -85,7 +85,7 @@ class ParkedRetry:
             return await self._retry_dead(decided.delivery, decided.letter, parked)
         if self._crashes.is_poison(parked):
             letter = failures.poison(decided.delivery, parked.deliveries - 1)
-            return await self._retry(Decided(decided.delivery, DeadLetter(letter)), parked)
+            return await self._retry(Decided(decided.delivery, GiveUp(letter)), parked)
         partition = self._executor.partitions.get((parked.message.topic, parked.message.partition))
         if partition is None or partition.fencing_token is None:
             raise Interrupted
@@ -101,7 +101,7 @@ class ParkedRetry:
     async def _retry_dead(self, delivery: Delivery, letter: DeadMessage, parked: ParkedMessage) -> bool:
         """Give up a parked message that cannot be handled, if the brake allows it; else it stays."""
         executor = self._executor
-        intent: Intent = DeadLetter(letter, token=True)
+        intent: Intent = GiveUp(letter, token=True)
         if not executor.reserve(delivery.message, letter):
             intent = Park(failures.held(delivery, letter, executor.gate.wait_for(letter)))
         try:
@@ -133,7 +133,7 @@ class ParkedRetry:
             return Decided(Delivery(parked.message, retry_of=parked))
         decided = await self._one.prepare(parked.message, parked.attempts + 1)
         if decided is None:
-            decided = Decided(Delivery(parked.message), DeadLetter(failures.undeclared(parked)))
+            decided = Decided(Delivery(parked.message), GiveUp(failures.undeclared(parked)))
         delivery = replace(decided.delivery, retry_of=parked, repeats=parked.kind is Kind.REPEAT)
         if parked.digest is not None:
             # The claim dates from its parking; the handler may derive other IDs today.
@@ -145,5 +145,5 @@ class ParkedRetry:
                 fingerprint_version=parked.fingerprint_version,
             )
         if parked.error_type == failures.STALE and delivery.aged and decided.letter is None:
-            return Decided(delivery, DeadLetter(failures.stale(delivery)))
+            return Decided(delivery, GiveUp(failures.stale(delivery)))
         return Decided(delivery, decided.intent)

@@ -13,7 +13,7 @@ from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.partitions.rebalances import Rebalances
 from consumerkit.engine.partitions.table import Partitions
 from consumerkit.engine.transaction import failures
-from consumerkit.errors import CommitsLost, Fenced, Unavailable
+from consumerkit.errors import Fenced, TransactionsLost, Unavailable
 from consumerkit.events import Announcer
 from consumerkit.failpoints import reach
 from consumerkit.message import TopicPartition
@@ -100,7 +100,7 @@ class Committer:
         reach("before_mark")
         try:
             gone = await self._partition_store.mark(moved)
-        except CommitsLost as error:
+        except TransactionsLost as error:
             self._partitions.commits_lost(error)
             return
         except BaseException:

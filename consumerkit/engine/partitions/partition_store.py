@@ -12,7 +12,7 @@ from consumerkit.engine.partitions.commit_origin import CommitNote, CommitOrigin
 from consumerkit.engine.partitions.commit_sequence import CommitSequences
 from consumerkit.engine.partitions.partition import Partition
 from consumerkit.engine.partitions.start_position import StartPosition
-from consumerkit.errors import CommitsLost, Fenced, PartitionUnusable
+from consumerkit.errors import Fenced, PartitionUnusable, TransactionsLost
 from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, first_runs, lane_progress, progress
 from consumerkit.storage.fence import Taken
@@ -146,7 +146,7 @@ class PartitionStore:
             The partitions that are no longer ours.
 
         Raises:
-            CommitsLost: The database lacks transactions that the lanes made durable.
+            TransactionsLost: The database lacks transactions that the lanes made durable.
         """
         held = [partition for partition in partitions if partition.fencing_token is not None]
         written: dict[TopicPartition, Mark] = {}
@@ -170,7 +170,7 @@ class PartitionStore:
                 if one.name in found and one.fencing_token != found[one.name].owner:
                     del found[one.name]
             if not lane_progress.are_kept(connection, self.lot, known):
-                raise CommitsLost("the database has lost transactions that it had acknowledged")
+                raise TransactionsLost("the database has lost transactions that it had acknowledged")
             lane_progress.drop(connection, self.lot, spent)
             return progress.advance(connection, self.lot, found), known
 

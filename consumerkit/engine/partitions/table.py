@@ -17,7 +17,7 @@ from consumerkit.engine.partitions.commit_sequence import CommitSequences
 from consumerkit.engine.partitions.partition import Partition, PartitionState
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.receipt import Receipt
-from consumerkit.errors import CommitsLost, PartitionUnusable
+from consumerkit.errors import PartitionUnusable, TransactionsLost
 from consumerkit.events import Announcer
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
@@ -248,7 +248,7 @@ class Partitions:
         }
         self.in_doubt(owners, error)
 
-    def commits_lost(self, error: CommitsLost) -> None:
+    def commits_lost(self, error: TransactionsLost) -> None:
         """Go back to the database's marks, since it is unknown which transactions it has lost."""
         self._announce(events.CommitsLost(error=str(error)))
         for partition in self._by_name.values():

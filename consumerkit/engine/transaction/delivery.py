@@ -56,14 +56,14 @@ class Park:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
+class GiveUp:
     """Give the message up with this letter; `token` is set if a token of the brake is reserved for it."""
 
     letter: DeadMessage
     token: bool = False
 
 
-Intent = Handle | Park | DeadLetter
+Intent = Handle | Park | GiveUp
 
 
 class Decided(NamedTuple):
@@ -87,4 +87,4 @@ class Decided(NamedTuple):
     @property
     def letter(self) -> DeadMessage | None:
         """The dead letter, if the message is to be given up."""
-        return self.intent.letter if isinstance(self.intent, DeadLetter) else None
+        return self.intent.letter if isinstance(self.intent, GiveUp) else None

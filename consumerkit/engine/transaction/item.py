@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from enum import Enum
 
-from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Park
+from consumerkit.engine.transaction.delivery import Decided, GiveUp, Park
 from consumerkit.outcome import Outcome, Reason
 from consumerkit.steps import MessageSteps
 from consumerkit.storage.dead_letters.letters import DeadMessage
@@ -97,8 +97,8 @@ class Item:
         self.aged = self.outdated = delivery.aged
         self.untimed = delivery.untimed
         intent = decided.intent
-        self.dead: DeadMessage | None = intent.letter if isinstance(intent, DeadLetter) else None
-        self.token = isinstance(intent, DeadLetter) and intent.token
+        self.dead: DeadMessage | None = intent.letter if isinstance(intent, GiveUp) else None
+        self.token = isinstance(intent, GiveUp) and intent.token
         self.parking: ParkedMessage | None = intent.row if isinstance(intent, Park) else None
         self.hold: ParkedMessage | None = None
         self.revived = False

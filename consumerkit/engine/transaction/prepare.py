@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from consumerkit.dead_letters.error_text import KIND_CHARACTERS, TEXT_CHARACTERS, cut
-from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Delivery
+from consumerkit.engine.transaction.delivery import Decided, Delivery, GiveUp
 from consumerkit.engine.transaction.fresh_context import FreshContexts
 from consumerkit.errors import Unavailable, Undecodable
 from consumerkit.handlers.declaration import SKIP, Declaration
@@ -61,7 +61,7 @@ class Preparer:
             letter = _dead(message, Reason.UNDECODABLE, str(error), self._hint(message))
             if is_ours(error):
                 letter = replace(letter, summary=cut(letter.error, KIND_CHARACTERS))
-            return Decided(Delivery(message), DeadLetter(letter))
+            return Decided(Delivery(message), GiveUp(letter))
         except Unavailable:
             raise
         except (OSError, TimeoutError) as error:
@@ -153,11 +153,11 @@ def moment_of(found: MessageId | None) -> float | None:
 
 def _oversized(message: Message, limit: int) -> Decided:
     text = f"{message.size} bytes are more than size_limit={limit}"
-    return Decided(Delivery(message), DeadLetter(_dead(message, Reason.OVERSIZED, text, None, keep_value=False)))
+    return Decided(Delivery(message), GiveUp(_dead(message, Reason.OVERSIZED, text, None, keep_value=False)))
 
 
 def _dead_lettered(message: Message, reason: Reason, text: str, message_id: str | None = None) -> Decided:
-    return Decided(Delivery(message), DeadLetter(_dead(message, reason, text, message_id)))
+    return Decided(Delivery(message), GiveUp(_dead(message, reason, text, message_id)))
 
 
 def _dead(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Park
+from consumerkit.engine.transaction.delivery import Decided, GiveUp, Park
 
 UNSTORABLE: Final = "the database refused this text"
 
@@ -24,7 +24,7 @@ def reduced(decided: Decided) -> Decided | None:
     words = _ascii if decided.reduced == 0 else _nothing
     more = _ascii if decided.reduced == 0 else _empty
     intent = decided.intent
-    if isinstance(intent, DeadLetter):
+    if isinstance(intent, GiveUp):
         letter = intent.letter
         place = _ascii(letter.place) if decided.reduced == 0 and letter.place is not None else None
         smaller = replace(

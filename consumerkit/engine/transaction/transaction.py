@@ -13,7 +13,7 @@ from consumerkit.engine.transaction.guard import OPTION
 from consumerkit.engine.transaction.item import Disposition, Item
 from consumerkit.engine.transaction.new_outcomes import got_further, new_outcomes
 from consumerkit.engine.transaction.writing import Writing
-from consumerkit.errors import CommitsLost, Fenced, TransactionMisused
+from consumerkit.errors import Fenced, TransactionMisused, TransactionsLost
 from consumerkit.failpoints import reach
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.outcome import Reason
@@ -114,7 +114,7 @@ class Transaction:
         """Count this transaction in its lane; the mark relies on the count."""
         ledger = self._ledger
         if batch.lane is not None and not lane_progress.move_on(connection, ledger, batch.lane):
-            raise CommitsLost("the database has lost transactions that it had acknowledged")
+            raise TransactionsLost("the database has lost transactions that it had acknowledged")
 
     def check(self, session: Session, batch: Batch) -> None:
         """Raise `TransactionEnded` if a failed handler is known to have ended the transaction before.
@@ -140,7 +140,7 @@ class Transaction:
         the database lost their dead letters with its last commits, only the lane's count would show it.
 
         Raises:
-            CommitsLost: The database has lost transactions of this lane.
+            TransactionsLost: The database has lost transactions of this lane.
         """
         connection = session.connection()
         claimed = {item.digest: item for item in batch.items if item.claimed and item.digest is not None}

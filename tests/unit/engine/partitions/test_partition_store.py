@@ -10,7 +10,7 @@ from consumerkit.engine.partitions.commit_origin import CommitOrigin
 from consumerkit.engine.partitions.commit_sequence import CommitSequences
 from consumerkit.engine.partitions.partition import Partition
 from consumerkit.engine.partitions.partition_store import InTransaction, PartitionStore
-from consumerkit.errors import CommitsLost
+from consumerkit.errors import TransactionsLost
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import TopicPartition
 from consumerkit.storage import fence, progress
@@ -63,7 +63,7 @@ async def test_what_is_acknowledged_while_a_connection_is_waited_for_must_be_the
         with engine.begin() as connection:
             return work(connection)
 
-    with pytest.raises(CommitsLost):
+    with pytest.raises(TransactionsLost):
         await fences(run, lambda: list(lanes)).mark([partition])
     assert partition.mark == 0
 

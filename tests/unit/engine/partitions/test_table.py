@@ -11,7 +11,7 @@ from consumerkit.engine.partitions.partition import PartitionState
 from consumerkit.engine.partitions.start_position import StartPosition
 from consumerkit.engine.partitions.table import Partitions, Rules
 from consumerkit.engine.transaction.receipt import Receipt, Row
-from consumerkit.errors import CommitsLost, Fenced, PartitionUnusable
+from consumerkit.errors import Fenced, PartitionUnusable, TransactionsLost
 from consumerkit.events import Announcer, Event
 from consumerkit.handlers.handler import Ordering
 from consumerkit.message import Message, TopicPartition
@@ -120,7 +120,7 @@ def _doubt(table: Table) -> None:
 
 
 def _lose(table: Table) -> None:
-    table.partitions.commits_lost(CommitsLost("gone"))
+    table.partitions.commits_lost(TransactionsLost("gone"))
 
 
 @pytest.mark.parametrize("trouble, must_reread", [(_doubt, False), (_lose, True)])

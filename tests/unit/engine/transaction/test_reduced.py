@@ -1,6 +1,6 @@
 """A record that a database refuses to store is reduced, at most twice, and never in place."""
 
-from consumerkit.engine.transaction.delivery import DeadLetter, Decided, Delivery, Handle, Intent, Park
+from consumerkit.engine.transaction.delivery import Decided, Delivery, GiveUp, Handle, Intent, Park
 from consumerkit.engine.transaction.reduced import UNSTORABLE, reduced
 from consumerkit.message import Message
 from consumerkit.outcome import Reason
@@ -30,7 +30,7 @@ ROW = ParkedMessage(
 
 
 def texts(intent: Intent) -> tuple[str | None, ...]:
-    if isinstance(intent, DeadLetter):
+    if isinstance(intent, GiveUp):
         letter = intent.letter
         return letter.message_id, letter.error_type, letter.error, letter.stack, letter.place
     assert isinstance(intent, Park)
@@ -38,7 +38,7 @@ def texts(intent: Intent) -> tuple[str | None, ...]:
 
 
 def test_a_letter_loses_what_is_not_ascii_and_then_its_words() -> None:
-    given = Decided(Delivery(MESSAGE, message_id="é"), DeadLetter(LETTER, token=True))
+    given = Decided(Delivery(MESSAGE, message_id="é"), GiveUp(LETTER, token=True))
     first = reduced(given)
     assert first is not None
     assert texts(first.intent) == ("\\xe9", "\\xc9rr", "w\\xf6rds", "at \\xe9", "\\xe9.py:1")
@@ -46,7 +46,7 @@ def test_a_letter_loses_what_is_not_ascii_and_then_its_words() -> None:
     second = reduced(first)
     assert second is not None
     assert texts(second.intent) == ("\\xe9", "\\xc9rr", UNSTORABLE, "", None)
-    assert second.intent == DeadLetter(second.letter or LETTER, token=True)
+    assert second.intent == GiveUp(second.letter or LETTER, token=True)
     assert second.message is MESSAGE
     assert reduced(second) is None
     assert texts(given.intent) == ("é", "Érr", "wörds", "at é", "é.py:1")
