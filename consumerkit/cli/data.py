@@ -8,18 +8,17 @@ from typing import Annotated
 
 import typer
 
-from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
+from consumerkit.cli.composed import placed
+from consumerkit.cli.database import TablesPlace, opened
 from consumerkit.cli.examples import examples
 from consumerkit.cli.json_options import JsonHandlersOption
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import runner
-from consumerkit.cli.target import TargetArgument
 from consumerkit.operations.erasure import Erased, erase_in
 from consumerkit.storage import audit
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.maintenance.erasure import EraseStatements
-from consumerkit.storage.tables import DEFAULT_PREFIX
 
 app = typer.Typer(no_args_is_help=True, help="Erase the stored payloads of one record key.")
 
@@ -35,12 +34,10 @@ def _group() -> None:
         "data erase --key alice --handler credit-account",
     )
 )
+@placed
 def erase(
     key: Annotated[str, typer.Option("--key", metavar="KEY", help="The record key, as text.", show_default=False)],
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     handler: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,7 +57,7 @@ def erase(
 
     Exit status 1 if a partition was busy: run the command again.
     """
-    told = asyncio.run(_erase(place(target, database, prefix, schema), key.encode(), handler, dry_run=dry_run))
+    told = asyncio.run(_erase(where, key.encode(), handler, dry_run=dry_run))
     busy = [f"{one.handler}: {partition}" for one in told for partition in one.busy]
     if as_json:
         print_json([asdict(one) for one in told])

@@ -11,12 +11,12 @@ import typer
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
+from consumerkit.cli.composed import placed
+from consumerkit.cli.database import TablesPlace, opened
 from consumerkit.cli.examples import examples
 from consumerkit.cli.json_options import JsonOption
 from consumerkit.cli.output import complain, print_json, print_table, say
 from consumerkit.cli.prune import prune
-from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import StartError
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.outcome import Outcome
@@ -24,7 +24,7 @@ from consumerkit.storage import consumers, ledger, left_behind, outbox
 from consumerkit.storage import schema as our_schema
 from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.parking import occupancy
-from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+from consumerkit.storage.tables import Tables
 from consumerkit.worker import left_behind as ways_out
 
 _TITLES = (
@@ -49,15 +49,13 @@ app = typer.Typer(no_args_is_help=True, help="Create, check, count and prune con
         "db upgrade --database postgresql+psycopg://shop@db/shop --sql",
     )
 )
+@placed
 def upgrade(
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for an empty database; change nothing.")] = False,
 ) -> None:
     """Create the tables, or bring them up to date. Safe to run from several places at once."""
-    asyncio.run(_upgrade(place(target, database, prefix, schema), sql=sql))
+    asyncio.run(_upgrade(where, sql=sql))
 
 
 async def _upgrade(where: TablesPlace, *, sql: bool) -> None:
@@ -74,14 +72,12 @@ async def _upgrade(where: TablesPlace, *, sql: bool) -> None:
         "db check shop.worker:worker",
     )
 )
+@placed
 def check(
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
 ) -> None:
     """Check that the tables exist and have the right version. Exit status 1 if not."""
-    asyncio.run(_check(place(target, database, prefix, schema)))
+    asyncio.run(_check(where))
 
 
 async def _check(where: TablesPlace) -> None:
@@ -100,11 +96,9 @@ async def _check(where: TablesPlace) -> None:
         "db stats --database postgresql+psycopg://shop@db/shop --json",
     )
 )
+@placed
 def stats(
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     as_json: JsonOption = False,
 ) -> None:
     """Count what is in the tables.
@@ -115,7 +109,7 @@ def stats(
 
     It counts every row: this takes a while on a large ledger, and disturbs no worker.
     """
-    counted = asyncio.run(_counted(place(target, database, prefix, schema)))
+    counted = asyncio.run(_counted(where))
     if as_json:
         print_json(counted)
         return

@@ -15,6 +15,7 @@ from consumerkit.cli.database import Opened, PrefixOption, SchemaOption, TablesP
 from consumerkit.cli.examples import examples
 from consumerkit.cli.json_options import JsonOption
 from consumerkit.cli.output import moment, print_json, say
+from consumerkit.cli.rows import print_facts
 from consumerkit.cli.step_line import step_line
 from consumerkit.errors import ConfigurationError
 from consumerkit.observability.printable import printable
@@ -122,8 +123,7 @@ def _print(status: MessageStatus, *, with_result: bool) -> None:
     if status.conflicts:
         letters = "dead letter" if len(status.conflicts) == 1 else "dead letters with the IDs"
         facts["conflicts"] = f"the same ID came with another payload: {letters} {', '.join(map(str, status.conflicts))}"
-    for name, fact in facts.items():
-        say(f"{name:<12} {printable(str(fact))}")
+    print_facts(facts)
     for step in status.steps:
         say(printable(f"{'step':<12} {step_line(step)}"))
 

@@ -9,15 +9,16 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy.orm import Session
 
-from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
+from consumerkit.cli.composed import placed
+from consumerkit.cli.database import TablesPlace, run_checked
 from consumerkit.cli.examples import examples
 from consumerkit.cli.json_options import JsonLinesOption
 from consumerkit.cli.numbers import AfterOption, LimitOption, storable
-from consumerkit.cli.output import as_object, complain, print_json, print_table, say
-from consumerkit.cli.target import TargetArgument
+from consumerkit.cli.output import complain, say
+from consumerkit.cli.rows import print_rows
 from consumerkit.redaction.plain_words import shown_word
 from consumerkit.storage import outbox
-from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+from consumerkit.storage.tables import Tables
 
 app = typer.Typer(no_args_is_help=True, help="List the messages that wait to be sent, and discard one.")
 
@@ -28,11 +29,9 @@ app = typer.Typer(no_args_is_help=True, help="List the messages that wait to be 
         "outbox list --topic receipts",
     ),
 )
+@placed
 def list_(
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     topic: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only messages for this topic.", show_default=False)
     ] = None,
@@ -45,18 +44,16 @@ def list_(
     def read(session: Session, tables: Tables) -> list[Any]:
         return list(outbox.listed(session, tables, topic=topic, limit=limit, after=after))
 
-    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
-    if as_json:
-        print_json([as_object(row) for row in rows])
-        return
-    if not rows:
-        say("the outbox is empty" if topic is None else f"no message waits for topic {shown_word(topic)}")
-        return
-    print_table(
-        ("id", "since", "topic", "bytes"), [(row.sequence, row.created_at, row.topic, row.size) for row in rows]
+    rows = asyncio.run(run_checked(where, read))
+    print_rows(
+        rows,
+        ("id", "since", "topic", "bytes"),
+        lambda row: (row.sequence, row.created_at, row.topic, row.size),
+        none="the outbox is empty" if topic is None else f"no message waits for topic {shown_word(topic)}",
+        as_json=as_json,
+        limit=limit,
+        next_page=lambda last: f"--after {last.sequence}",
     )
-    if len(rows) == limit:
-        say(f"there may be more: --after {rows[-1].sequence}")
 
 
 @app.command(
@@ -64,6 +61,7 @@ def list_(
         "outbox discard 118",
     )
 )
+@placed
 def discard(
     id: Annotated[
         int,
@@ -71,17 +69,13 @@ def discard(
             metavar="ID", callback=storable, help="The message's ID, as list and the log show it.", show_default=False
         ),
     ],
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove one message that was not sent.
 
     The messages behind it are sent then. The audit record says who did it.
     """
-    where = place(target, database, prefix, schema)
     if not yes:
         typer.confirm(f"message {id} will never be sent; discard it?", abort=True)
     topic = asyncio.run(

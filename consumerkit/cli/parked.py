@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy.orm import Session
 
-from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
+from consumerkit.cli.composed import placed
+from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, place, run_checked
 from consumerkit.cli.dead_letters.options import (
     AllOption,
     ByOption,
@@ -19,11 +20,10 @@ from consumerkit.cli.dead_letters.options import (
 from consumerkit.cli.examples import examples
 from consumerkit.cli.json_options import JsonLinesOption, JsonOption
 from consumerkit.cli.numbers import AfterOption, LimitOption, storable
-from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
+from consumerkit.cli.output import as_object, complain, moment, print_json, say
+from consumerkit.cli.rows import ValueOption, error_of, print_facts, print_payload, print_rows
 from consumerkit.cli.stack import print_stack
-from consumerkit.cli.target import TargetArgument
-from consumerkit.errors import ConfigurationError, StartError
-from consumerkit.observability.printable import printable
+from consumerkit.errors import ConfigurationError
 from consumerkit.storage import audit, consumers
 from consumerkit.storage.parking import listing as parked_listing
 from consumerkit.storage.parking.listing import ParkedSelection
@@ -41,11 +41,9 @@ _UNREADABLE = ("key", "key_digest", "value", "headers", "digest", "fingerprint",
 
 
 @app.command("list", epilog=examples("parked list --handler credit-account"))
+@placed
 def list_(
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     handler: HandlerOption = None,
     error_type: ErrorTypeOption = None,
     limit: LimitOption = 50,
@@ -59,29 +57,30 @@ def list_(
         _check(session, tables, selection)
         return list(parked_listing.listed(session, tables, selection, limit=limit, after=after))
 
-    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
-    if as_json:
-        print_json([as_object(row) for row in rows])
-        return
-    if not rows:
-        say("no parked messages")
-        return
-    titles = ("id", "parked since", "handler", "message ID", "attempts", "next attempt", "last error")
-    lines = [
-        (row.id, row.parked_at, row.handler, row.message_id, row.attempts, _next_attempt(row), _error(row, 100))
-        for row in rows
-    ]
-    print_table(titles, lines)
-    if len(rows) == limit:
-        say(f"there may be more: --after {rows[-1].id}")
+    rows = asyncio.run(run_checked(where, read))
+    print_rows(
+        rows,
+        ("id", "parked since", "handler", "message ID", "attempts", "next attempt", "last error"),
+        lambda row: (
+            row.id,
+            row.parked_at,
+            row.handler,
+            row.message_id,
+            row.attempts,
+            _next_attempt(row),
+            error_of(row, 100),
+        ),
+        none="no parked messages",
+        as_json=as_json,
+        limit=limit,
+        next_page=lambda last: f"--after {last.id}",
+    )
 
 
 @app.command(epilog=examples("parked groups", "parked retry-now --error-type ProviderTimeout"))
+@placed
 def groups(
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     handler: HandlerOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
@@ -92,31 +91,33 @@ def groups(
         _check(session, tables, selection)
         return list(parked_listing.grouped(session, tables, selection))
 
-    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
-    if as_json:
-        print_json([as_object(row) for row in rows])
-    elif rows:
-        titles = ("messages", "due", "handler", "error type", "first ID", "oldest", "newest")
-        lines = [
-            (row.messages, row.due, row.handler, row.error_type or "(none yet)", row.first, row.oldest, row.newest)
-            for row in rows
-        ]
-        print_table(titles, lines)
-    else:
-        say("no parked messages")
+    rows = asyncio.run(run_checked(where, read))
+    print_rows(
+        rows,
+        ("messages", "due", "handler", "error type", "first ID", "oldest", "newest"),
+        lambda row: (
+            row.messages,
+            row.due,
+            row.handler,
+            row.error_type or "(none yet)",
+            row.first,
+            row.oldest,
+            row.newest,
+        ),
+        none="no parked messages",
+        as_json=as_json,
+    )
 
 
 @app.command(epilog=examples("parked show 118", "parked show 118 --value"))
+@placed
 def show(
     id: Annotated[
         int,
         typer.Argument(metavar="ID", callback=storable, help="The message's ID, as list shows it.", show_default=False),
     ],
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
-    value: Annotated[bool, typer.Option("--value", help="Show the payload, too: key, headers and value.")] = False,
+    where: TablesPlace,
+    value: ValueOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show one parked message: why it waits, and until when. The payload is shown only with --value."""
@@ -125,7 +126,7 @@ def show(
         row = parked_listing.shown(session, tables, id)
         return row, list(parked_listing.behind(session, tables, row)) if row is not None else [], tables.sealer
 
-    row, ahead, sealer = asyncio.run(run_checked(place(target, database, prefix, schema), read))
+    row, ahead, sealer = asyncio.run(run_checked(where, read))
     if row is None:
         complain(f"no parked message has the ID {id}: it ran since, or the ID is wrong; see `consumerkit parked list`")
         raise typer.Exit(1)
@@ -136,15 +137,8 @@ def show(
             told |= {"key": row.key, "headers": [list(header) for header in found.headers], "value": found.value}
         print_json({**told, "behind": ahead[0] if ahead else None})
         return
-    for name, fact in _facts(row, ahead).items():
-        say(f"{name:<12} {printable(str(fact))}")
-    if found is None:
-        say("payload      not shown; --value shows it")
-    else:
-        say(f"{'key':<12} {escaped(row.key)}")
-        for name, content in found.headers:
-            say(f"{'header':<12} {printable(name)}: {escaped(content)}")
-        say(f"{'value':<12} {escaped(found.value)}")
+    print_facts(_facts(row, ahead))
+    print_payload(row.key, found)
     if row.stack:
         print_stack(row.stack)
 
@@ -155,7 +149,7 @@ def _facts(row: Any, ahead: list[int]) -> dict[str, object]:
         "handler": row.handler,
         "message ID": row.message_id,
         "origin": f"{row.topic}[{row.partition}]@{row.offset} (topic ID {row.topic_id})",
-        "last error": _error(row) or "(it has not run yet)",
+        "last error": error_of(row) or "(it has not run yet)",
         "attempts": row.attempts,
         "first error": moment(row.first_failed_at) or "(never)",
         "parked since": moment(row.parked_at),
@@ -201,11 +195,8 @@ def retry_now(
 
 def _check(session: Session, tables: Tables, selection: ParkedSelection) -> None:
     """Refuse the name of a handler that has never started: it is probably misspelt."""
-    if selection.handler is None:
-        return
-    known = consumers.names(session.connection(), tables)
-    if selection.handler not in known:
-        raise StartError(consumers.unknown(selection.handler, known))
+    if selection.handler is not None:
+        consumers.known(session.connection(), tables, selection.handler)
 
 
 def _next_attempt(row: Any) -> str:
@@ -232,8 +223,3 @@ def _span(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def _error(row: Any, length: int | None = None) -> str:
-    text = f"{row.error_type}: {row.error}" if row.error else str(row.error_type)
-    return text if length is None or len(text) <= length else f"{text[: length - 1]}…"

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Final
 import typer
 from sqlalchemy.orm import Session
 
-from consumerkit.cli.database import Opened, PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place
+from consumerkit.cli.composed import placed
+from consumerkit.cli.database import Opened, TablesPlace, opened
 from consumerkit.cli.json_options import JsonHandlersOption
 from consumerkit.cli.output import moment, print_json, print_table, say
 from consumerkit.cli.progress import Counted, progress_bar
-from consumerkit.cli.target import TargetArgument
 from consumerkit.errors import ConfigurationError
 from consumerkit.events import Announcer
 from consumerkit.maintenance.expirer import Expired, Expiry, Unsent
@@ -28,7 +28,7 @@ from consumerkit.storage.database import Run
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.maintenance.expiry import ExpireStatements
 from consumerkit.storage.maintenance.pruning import PrunePlan, PruneStatements
-from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+from consumerkit.storage.tables import Tables
 from consumerkit.worker.terms import terms_of
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
@@ -43,11 +43,9 @@ LONGEST: Final = 100 * 365 * DAY
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
+@placed
 def prune(
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     older_than: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +69,6 @@ def prune(
     processed since its partition's position last moved. With a target, the worker's payload_retention applies to its
     handlers and, without --handler, to the outbox. Workers do the same by themselves.
     """
-    where = place(target, database, prefix, schema)
     given = None if older_than is None else seconds_in(older_than)
     told = asyncio.run(_prune(where, given, handler, unpositioned=unpositioned, dry_run=dry_run))
     if as_json:

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Annotated, Any
 
 import typer
 from sqlalchemy.orm import Session
 
-from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, opened, place, run_checked
+from consumerkit.cli.composed import placed
+from consumerkit.cli.database import TablesPlace, opened, run_checked
 from consumerkit.cli.dead_letters.options import ByOption, HandlerOption
 from consumerkit.cli.examples import examples
 from consumerkit.cli.json_options import JsonLinesOption
 from consumerkit.cli.numbers import LimitOption
-from consumerkit.cli.output import as_object, complain, print_json, print_table, say
-from consumerkit.cli.target import TargetArgument
-from consumerkit.errors import ConfigurationError, StartError
+from consumerkit.cli.output import complain, say
+from consumerkit.cli.rows import print_rows
+from consumerkit.errors import ConfigurationError
 from consumerkit.observability.words import counted, lasting
 from consumerkit.operations import undos
 from consumerkit.storage import audit, consumers
 from consumerkit.storage import schema as our_schema
-from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+from consumerkit.storage.tables import Tables
 
 app = typer.Typer(no_args_is_help=True, help="List the steps that wait to be undone, and give them up.")
 
 
 @app.command("list", epilog=examples("undos list --handler pay-order"))
+@placed
 def list_(
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     handler: HandlerOption = None,
     limit: LimitOption = 50,
     as_json: JsonLinesOption = False,
@@ -40,30 +38,27 @@ def list_(
 
     def read(session: Session, tables: Tables) -> list[Any]:
         if handler is not None:
-            _number(session, tables, handler)
+            consumers.known(session.connection(), tables, handler)
         return list(undos.waiting(session, tables, handler, limit=limit))
 
-    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
-    if as_json:
-        print_json([as_object(row) for row in rows])
-        return
-    if not rows:
-        say("no step waits to be undone")
-        return
-    titles = ("handler", "message ID", "step", "due", "failed tries", "dead letter")
-    print_table(titles, [(r.handler, r.message_id, r.step, _due(r.late), r.attempts, r.letter) for r in rows])
-    if len(rows) == limit:
-        say("there may be more: --limit shows them")
+    rows = asyncio.run(run_checked(where, read))
+    print_rows(
+        rows,
+        ("handler", "message ID", "step", "due", "failed tries", "dead letter"),
+        lambda row: (row.handler, row.message_id, row.step, _due(row.late), row.attempts, row.letter),
+        none="no step waits to be undone",
+        as_json=as_json,
+        limit=limit,
+        next_page=lambda last: "--limit shows them",
+    )
 
 
 @app.command("give-up", epilog=examples('undos give-up --handler pay-order --note "refunded by hand"'))
+@placed
 def give_up(
     note: Annotated[str, typer.Option(metavar="TEXT", help="The reason; it is in each letter.", show_default=False)],
     handler: Annotated[str, typer.Option(metavar="NAME", help="The handler's name.", show_default=False)],
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     by: ByOption = None,
 ) -> None:
     """Make dead letters of due undos that no worker will run.
@@ -73,7 +68,7 @@ def give_up(
     """
     if not note.strip():
         raise ConfigurationError("--note is empty: say why no worker will undo these steps")
-    letters, without, later = asyncio.run(_give_up(place(target, database, prefix, schema), handler, note, by))
+    letters, without, later = asyncio.run(_give_up(where, handler, note, by))
     if letters or without:
         say(f"gave up {counted(len(letters) + without, 'undo')}")
     else:
@@ -93,7 +88,7 @@ async def _give_up(where: TablesPlace, handler: str, note: str, by: str | None) 
     without = 0
     async with opened(where) as found:
         await found.run(our_schema.check)
-        number = await found.run(partial(_number, name=handler))
+        number = await found.run(lambda session, tables: consumers.known(session.connection(), tables, handler))
         options: dict[str, Any] = {"note": note, "by": by or audit.current_user()}
         while True:
             done = await found.run(lambda session, tables: undos.give_up(session, tables, number, **options))
@@ -103,13 +98,6 @@ async def _give_up(where: TablesPlace, handler: str, note: str, by: str | None) 
             without += done.without
         later = await found.run(lambda session, tables: undos.later(session, tables, number))
     return sorted(letters), without, later
-
-
-def _number(session: Session, tables: Tables, name: str) -> int:
-    number = consumers.number_of(session.connection(), tables, name)
-    if number is None:
-        raise StartError(consumers.unknown(name, consumers.names(session.connection(), tables)))
-    return number
 
 
 def _due(late: float) -> str:

@@ -129,9 +129,8 @@ def check(session: Session, tables: Tables, selection: Selection) -> None:
     Raises:
         StartError: No handler has the given name, or no letter has the given ID `like`.
     """
-    known = consumers.names(session.connection(), tables)
-    if selection.handler is not None and selection.handler not in known:
-        raise StartError(consumers.unknown(selection.handler, known))
+    if selection.handler is not None:
+        consumers.known(session.connection(), tables, selection.handler)
     letters = tables.dead_letters.c.id
     if selection.like is not None and session.scalar(select(letters).where(letters == selection.like)) is None:
         raise StartError(

@@ -186,32 +186,22 @@ class StepOutcomes:
             raise
 
     def _tell_wait(self, call: StepCall, found: FoundStep, *, undoing: bool = False) -> None:
-        self._lane.announce(
-            events.StepAwaited(
-                handler=self._lane.shared.name,
-                partition=self._subject.partition,
-                offset=self._subject.place[3],
-                message_id=self._subject.message_id,
-                step=call.name,
-                wait=found.wait,
-                undoing=undoing,
-            ),
-            self._subject.message,
-        )
+        told = events.StepAwaited(**self._about(call), wait=found.wait, undoing=undoing)
+        self._lane.announce(told, self._subject.message)
 
     def _tell_doubt(self, call: StepCall, found: FoundStep, then: str) -> None:
-        self._lane.announce(
-            events.StepDoubted(
-                handler=self._lane.shared.name,
-                partition=self._subject.partition,
-                offset=self._subject.place[3],
-                message_id=self._subject.message_id,
-                step=call.name,
-                calls=found.calls,
-                then=then,
-            ),
-            self._subject.message,
-        )
+        told = events.StepDoubted(**self._about(call), calls=found.calls, then=then)
+        self._lane.announce(told, self._subject.message)
+
+    def _about(self, call: StepCall) -> dict[str, Any]:
+        """Return what each event of a step says about the step and its message."""
+        return {
+            "handler": self._lane.shared.name,
+            "partition": self._subject.partition,
+            "offset": self._subject.place[3],
+            "message_id": self._subject.message_id,
+            "step": call.name,
+        }
 
 
 def read(declared: DeclaredStep, result: str | None) -> Any:

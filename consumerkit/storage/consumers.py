@@ -146,6 +146,18 @@ def number_of(connection: Connection, tables: Tables, name: str) -> int | None:
     return connection.execute(select(c.id).where(c.name == name)).scalar_one_or_none()
 
 
+def known(connection: Connection, tables: Tables, name: str) -> int:
+    """Return the number of a consumer.
+
+    Raises:
+        StartError: No handler of this name has started on this database.
+    """
+    number = number_of(connection, tables, name)
+    if number is None:
+        raise StartError(unknown(name, names(connection, tables)))
+    return number
+
+
 def names(connection: Connection, tables: Tables) -> list[str]:
     """Return the names of all handlers that have started on this database."""
     c = tables.consumers.c

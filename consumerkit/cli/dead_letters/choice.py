@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any
 
+from consumerkit.cli.composed import composed
 from consumerkit.cli.database import PrefixOption, SchemaOption, TablesPlace, UrlOption, place
 from consumerkit.cli.dead_letters.options import (
     HandlerOption,
@@ -99,19 +96,5 @@ def _given(
     )
 
 
-_CHOOSING = inspect.signature(_given, eval_str=True).parameters
-
-
-def choosing(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameter `choice` with the options that choose dead letters."""
-
-    @wraps(command)
-    def chosen(**options: Any) -> None:
-        given = {name: options.pop(name) for name in _CHOOSING}
-        command(choice=_given(**given), **options)
-
-    parameters = inspect.signature(command, eval_str=True).parameters.values()
-    whole = [part for one in parameters for part in (_CHOOSING.values() if one.name == "choice" else (one,))]
-    chosen.__signature__ = inspect.Signature(whole)  # type: ignore[attr-defined]
-    chosen.__annotations__ = {}  # the signature has them
-    return chosen
+choosing = composed("choice", _given)
+"""Gives a command the letters that its options choose, as `choice`."""

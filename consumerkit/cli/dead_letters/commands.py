@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from sqlalchemy.orm import Session
 
-from consumerkit.cli.database import PrefixOption, SchemaOption, UrlOption, place, run_checked
+from consumerkit.cli.composed import placed
+from consumerkit.cli.database import TablesPlace, run_checked
 from consumerkit.cli.dead_letters.actions import add_actions
 from consumerkit.cli.dead_letters.importing import import_
 from consumerkit.cli.dead_letters.options import (
@@ -25,17 +27,17 @@ from consumerkit.cli.dead_letters.options import (
 from consumerkit.cli.examples import examples
 from consumerkit.cli.json_options import JsonLinesOption, JsonOption
 from consumerkit.cli.numbers import LimitOption, storable
-from consumerkit.cli.output import as_object, complain, escaped, moment, print_json, print_table, say
+from consumerkit.cli.output import as_object, complain, moment, print_json, say
+from consumerkit.cli.rows import ValueOption, error_of, print_facts, print_payload, print_rows
 from consumerkit.cli.stack import print_stack
 from consumerkit.cli.step_line import step_line
-from consumerkit.cli.target import TargetArgument
 from consumerkit.observability.printable import printable
 from consumerkit.redrive.plan import check
 from consumerkit.storage.dead_letters import history
 from consumerkit.storage.dead_letters import letters as dead_letters
 from consumerkit.storage.payload import Payload, Sealer, payload
 from consumerkit.storage.status import StepStatus, steps_of
-from consumerkit.storage.tables import DEFAULT_PREFIX, Tables
+from consumerkit.storage.tables import Tables
 
 app = typer.Typer(no_args_is_help=True, help="List, redrive, resolve, discard, export and import dead letters.")
 
@@ -49,11 +51,9 @@ _PAYLOAD = ("key", "value", "headers")
         "dead-letters list --handler credit-account --state all",
     ),
 )
+@placed
 def list_(
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     handler: HandlerOption = None,
     reason: ReasonOption = None,
     like: LikeOption = None,
@@ -78,28 +78,22 @@ def list_(
         check(session, tables, selection)
         return list(dead_letters.listed(session, tables, selection, states=wanted, limit=limit, before=before))
 
-    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
-    if as_json:
-        print_json([as_object(row) for row in rows])
-        return
-    if not rows:
-        say("no dead letters")
-        return
+    rows = asyncio.run(run_checked(where, read))
     told = len(wanted) > 1
-    titles = ("id", "dead since", *(["state"] if told else []), "handler", "reason", "message ID", "redrives", "error")
-    print_table(titles, [_line(row, with_state=told) for row in rows])
-    if len(rows) == limit:
-        say(f"there may be more: --before {rows[-1].id}")
+    print_rows(
+        rows,
+        ("id", "dead since", *(["state"] if told else []), "handler", "reason", "message ID", "redrives", "error"),
+        partial(_line, with_state=told),
+        none="no dead letters",
+        as_json=as_json,
+        limit=limit,
+        next_page=lambda last: f"--before {last.id}",
+    )
 
 
 def _line(row: Any, *, with_state: bool) -> tuple[object, ...]:
-    error = f"{row.error_type}: {row.error}" if row.error else row.error_type
     state = [row.state] if with_state else []
-    return (row.id, row.dead_at, *state, row.handler, row.reason, row.message_id, row.redrives, _cut(error))
-
-
-def _cut(text: str, length: int = 100) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    return (row.id, row.dead_at, *state, row.handler, row.reason, row.message_id, row.redrives, error_of(row, 100))
 
 
 @app.command(
@@ -108,11 +102,9 @@ def _cut(text: str, length: int = 100) -> str:
         "dead-letters list --like 118",
     )
 )
+@placed
 def groups(
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
+    where: TablesPlace,
     handler: HandlerOption = None,
     reason: ReasonOption = None,
     since: SinceOption = None,
@@ -131,17 +123,14 @@ def groups(
         check(session, tables, selection)
         return list(dead_letters.grouped(session, tables, selection))
 
-    rows = asyncio.run(run_checked(place(target, database, prefix, schema), read))
-    if as_json:
-        print_json([as_object(row) for row in rows])
-    elif rows:
-        titles = ("letters", "last ID", "handler", "error type", "place", "oldest", "newest")
-        lines = [
-            (row.letters, row.last, row.handler, row.error_type, row.place, row.oldest, row.newest) for row in rows
-        ]
-        print_table(titles, lines)
-    else:
-        say("no dead letters")
+    rows = asyncio.run(run_checked(where, read))
+    print_rows(
+        rows,
+        ("letters", "last ID", "handler", "error type", "place", "oldest", "newest"),
+        lambda row: (row.letters, row.last, row.handler, row.error_type, row.place, row.oldest, row.newest),
+        none="no dead letters",
+        as_json=as_json,
+    )
 
 
 @app.command(
@@ -150,6 +139,7 @@ def groups(
         "dead-letters show 118 --value",
     )
 )
+@placed
 def show(
     id: Annotated[
         int,
@@ -157,15 +147,11 @@ def show(
             metavar="ID", callback=storable, help="The dead letter's ID, as list shows it.", show_default=False
         ),
     ],
-    target: TargetArgument = None,
-    database: UrlOption = None,
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    schema: SchemaOption = None,
-    value: Annotated[bool, typer.Option("--value", help="Show the payload, too: key, headers and value.")] = False,
+    where: TablesPlace,
+    value: ValueOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show one dead letter: its origin and its reason. The payload is shown only with --value."""
-    where = place(target, database, prefix, schema)
     row, steps, sealer = asyncio.run(run_checked(where, lambda session, tables: _shown(session, tables, id)))
     if row is None:
         complain(f"there is no dead letter {id}; consumerkit dead-letters list shows what there is")
@@ -178,10 +164,8 @@ def show(
     _print_history(row)
     for step in steps:
         say(printable(f"{'step':<12} {step_line(step)}"))
-    if value:
-        _print_payload(row, payload(sealer, row))
-    elif row.value is not None or row.key is not None:
-        say("payload      not shown; --value shows it")
+    if value or row.value is not None or row.key is not None:
+        print_payload(row.key, payload(sealer, row) if value else None)
     if row.stack:
         print_stack(row.stack)
 
@@ -194,11 +178,11 @@ def _shown(session: Session, tables: Tables, id: int) -> tuple[Any, tuple[StepSt
 
 
 def _print_facts(row: Any) -> None:
-    facts = {
+    facts: dict[str, object] = {
         "id": row.id,
         "handler": row.handler,
         "reason": row.reason,
-        "error": f"{row.error_type}: {row.error}" if row.error else row.error_type,
+        "error": error_of(row),
         **({"raised at": row.place} if row.place else {}),
         "message ID": row.message_id or "(none)",
         "origin": f"{row.topic}[{row.partition}]@{row.offset} (topic ID {row.topic_id})",
@@ -209,8 +193,7 @@ def _print_facts(row: Any) -> None:
         "state": f"{row.state} since {moment(row.state_at)}" if row.state_at else row.state,
         "redrives": row.redrives,
     }
-    for name, fact in facts.items():
-        say(f"{name:<12} {printable(str(fact))}")
+    print_facts(facts)
 
 
 def _print_history(row: Any) -> None:
@@ -219,13 +202,6 @@ def _print_history(row: Any) -> None:
         note = f": {one['note']}" if "note" in one else ""
         what = f"{one['at']} {one['what']} by {one['by']}{of}{note}"
         say(f"{'history':<12} {printable(what)}")
-
-
-def _print_payload(row: Any, found: Payload) -> None:
-    say(f"{'key':<12} {escaped(row.key)}")
-    for name, content in found.headers:
-        say(f"{'header':<12} {printable(name)}: {escaped(content)}")
-    say(f"{'value':<12} {escaped(found.value)}")
 
 
 def _whole(row: Any, found: Payload | None) -> dict[str, object]:
