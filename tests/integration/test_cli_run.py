@@ -35,6 +35,7 @@ from consumerkit.worker import Worker
 class Record(Handler[bytes]):
     name = "record"
     topic = {topic!r}
+    group = {topic!r} + ".record"  # a test's own: members that were killed stay in a group for the session's time
     message_id = header("message-id")
     async def handle(self, event: bytes, context: Context) -> None:
         await context.session.execute(text("INSERT INTO seen VALUES (:id, :pid)"),
@@ -42,6 +43,7 @@ class Record(Handler[bytes]):
 
 class Hang(Record):
     name = "hang"
+    group = {topic!r} + ".hang"
     def handle(self, event: bytes, context: Context[Session]) -> None:
         context.session.execute(text("SELECT 1"))
         open("hanging", "w").close()
@@ -206,7 +208,7 @@ def test_killed_worker_processes_are_replaced_and_each_message_has_one_effect(
     total = next(sent)
     shop.until(lambda: len(shop.seen()) >= total, f"{total} effects")
     shop.until(lambda: len(shop.children()) == 2 + killed, "the processes in their place")
-    assert "left group record for a dead worker process" in shop.log
+    assert f"left group {shop.topic}.record for a dead worker process" in shop.log
 
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0
