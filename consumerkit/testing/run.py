@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
@@ -23,7 +24,6 @@ _LOOK: Final = 0.005
 _NOT_REACHED: Final = 1.0  # seconds after the last message in which a worker may still come to where it is killed
 _GRACE: Final = 5.0
 _PAST_DEADLINE: Final = 0.3  # seconds after which a step of a worker that was given up counts as past its deadline
-_NEVER: Final = 86_400.0
 
 
 class Unfinished(Exception):
@@ -121,8 +121,9 @@ class CaseRun:
             kafka=PromptMemory(self._broker),
             observers=[self._seen.append],
             grace=_GRACE,
-            stall_timeout=_NEVER,  # the watchdog would end the tests, not one test
         )
+        # A failpoint in the listener ends the consumer, and the watchdog would end the process of all tests for it.
+        worker.stall_timeout = math.inf
         declared = declared_for(worker.declarations[0], self._plan, self._number)
         worker.declarations = (declared,)
         for topic in (*declared.topics, *(declared.publishes or ())):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
@@ -26,7 +27,8 @@ class Watchdog:
 
     Args:
         engines: The engines to watch.
-        stall: Seconds without a sign of life after which the process ends.
+        stall: Seconds without a sign of life after which the process ends. `math.inf` ends it never,
+            not even where a consumer fails: a test that runs workers is not theirs to end.
         transaction: Seconds that a transaction may take; `stall` is added to them.
     """
 
@@ -40,6 +42,8 @@ class Watchdog:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Watch until `stop`, or until the loop is closed, as then no worker is left."""
+        if self._stall == math.inf:
+            return
         self._heart = loop.create_task(self._beating())
         threading.Thread(target=self._watch, args=(loop,), name="consumerkit-watchdog", daemon=True).start()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,21 @@ def test_a_handler_of_two_topics_asks_for_each_messages_topic() -> None:
         one._replace(topic=topic) for one, topic in zip(MESSAGES, ["paid", "repaid"] * 2, strict=True)
     ]
     checked(Two(), messages=sent)
+
+
+def test_nothing_may_end_the_process_of_the_tests() -> None:
+    """A worker that is killed in its listener has a consumer that failed: for that the watchdog ends a process."""
+    threads: set[str] = set()
+
+    class Looking(Credit):
+        async def handle(self, event: Paid, context: Context) -> None:
+            threads.update(one.name for one in threading.enumerate())
+            await super().handle(event, context)
+
+    report = checked(Looking())
+    assert "after_mark" in report.killed  # the listener passes it, too, when partitions are revoked
+    assert threads
+    assert "consumerkit-watchdog" not in threads
 
 
 def test_one_such_test_leaves_no_watcher_and_no_log_level_behind() -> None:
