@@ -40,6 +40,8 @@ _TITLES = (
     "oldest dead",
 )
 
+_WAITING = {"undos": "steps to undo", "dead_letter_calls": "dead letters that wait for on_dead_letter"}
+
 app = typer.Typer(no_args_is_help=True, help="Create, check, count and prune consumerkit's tables.")
 
 
@@ -135,9 +137,10 @@ def stats(
         print_table(("outbox topic", "waiting", "oldest"), waiting)
     else:
         say("the outbox is empty")
-    if undos := [(name, one["undos"]) for name, one in counted["handlers"].items() if one["undos"]]:
-        say("")
-        print_table(("handler", "steps to undo"), undos)
+    for column, title in _WAITING.items():
+        if waiting := [(name, one[column]) for name, one in counted["handlers"].items() if one[column]]:
+            say("")
+            print_table(("handler", title), waiting)
     if counted["left_behind"]:
         say("")
     for one in counted["left_behind"]:
@@ -163,6 +166,7 @@ def _count(session: Session, tables: Tables, declared: Sequence[Declaration]) ->
             "latest": None,
             "parked": {"messages": 0, "due": 0, "oldest": None, "held_keys": 0},
             "undos": 0,
+            "dead_letter_calls": 0,
             "dead": 0,
             "dead_letters": {},
             "oldest_dead_letter": None,
@@ -178,6 +182,8 @@ def _count(session: Session, tables: Tables, declared: Sequence[Declaration]) ->
         handlers[name]["parked"] = {"messages": parked, "due": due, "oldest": oldest, "held_keys": held}
     for one in left_behind.undos(session, tables):
         handlers[one.handler]["undos"] = one.rows
+    for one in left_behind.calls(session, tables):
+        handlers[one.handler]["dead_letter_calls"] = one.rows
     for name, reason, count, oldest in dead_letters.count_by_reason(session, tables):
         handlers[name]["dead_letters"][reason] = count
         known = handlers[name]["oldest_dead_letter"]

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from consumerkit.cli.composed import placed
 from consumerkit.cli.database import TablesPlace, opened, run_checked
-from consumerkit.cli.dead_letters.options import ByOption, HandlerOption
+from consumerkit.cli.dead_letters.options import ByOption, HandlerOption, OneHandlerOption
 from consumerkit.cli.examples import examples
 from consumerkit.cli.json_options import JsonLinesOption
 from consumerkit.cli.numbers import LimitOption
@@ -57,7 +57,7 @@ def list_(
 @placed
 def give_up(
     note: Annotated[str, typer.Option(metavar="TEXT", help="The reason; it is in each letter.", show_default=False)],
-    handler: Annotated[str, typer.Option(metavar="NAME", help="The handler's name.", show_default=False)],
+    handler: OneHandlerOption,
     where: TablesPlace,
     by: ByOption = None,
 ) -> None:

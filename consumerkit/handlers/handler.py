@@ -173,7 +173,8 @@ class Handler(_Declared, Generic[E]):
     * `on_dead_letter(self, letter, context)`: called for each dead letter, after it is recorded, in
       a transaction of its own. `letter` is a `DeadLetteredMessage`. What the method writes through
       `context.session` and publishes is committed once for each letter. An error never changes the
-      letter: the call is tried again, ten times within about half an hour.
+      letter: the call is tried again, ten times within about half an hour. On SQLite the call is
+      the only writer until it ends, so a slow one holds up all messages.
 
     Example:
         >>> from consumerkit.handlers.message_id import header

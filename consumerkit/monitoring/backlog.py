@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Float, Select, cast, func, select
+from sqlalchemy import Column, ColumnElement, Float, Select, cast, func, select
 from sqlalchemy.orm import Session
 
 from consumerkit.concurrency import wait_until_set
@@ -48,6 +48,9 @@ class HandlerBacklog:
         undos_due_oldest_seconds: How long the first due undo has been due.
         left_behind: Steps to be undone, and parked messages, that wait for code which the handler no
             longer has.
+        dead_letter_calls: Dead letters that wait for the handler's `on_dead_letter`.
+        dead_letter_calls_due: Those of them that are due.
+        dead_letter_calls_due_oldest_seconds: How long the first due one has been due.
         dead_undecided: Dead letters that wait for a decision.
         dead_oldest_seconds: How long the oldest undecided dead letter has waited.
         lag: Messages in the topics that are not processed.
@@ -68,6 +71,9 @@ class HandlerBacklog:
     undos_due: int = 0
     undos_due_oldest_seconds: float = 0.0
     left_behind: int = 0
+    dead_letter_calls: int = 0
+    dead_letter_calls_due: int = 0
+    dead_letter_calls_due_oldest_seconds: float = 0.0
     dead_undecided: int = 0
     dead_oldest_seconds: float = 0.0
     lag: int = 0
@@ -77,8 +83,8 @@ class HandlerBacklog:
 
     @property
     def work_left(self) -> int:
-        """All work that is left, as one number: lag, due parked messages, held keys and due undos."""
-        return self.lag + self.parked_due + self.keys_held + self.undos_due
+        """All work that is left, as one number: lag, due parked messages, held keys, due undos and due calls."""
+        return self.lag + self.parked_due + self.keys_held + self.undos_due + self.dead_letter_calls_due
 
     @property
     def work_left_oldest_seconds(self) -> float:
@@ -88,6 +94,7 @@ class HandlerBacklog:
             self.parked_due_oldest_seconds,
             self.keys_held_oldest_seconds,
             self.undos_due_oldest_seconds,
+            self.dead_letter_calls_due_oldest_seconds,
         )
 
 
@@ -102,10 +109,17 @@ class TopicBacklog:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits for a worker's handlers, and what waits in the outbox for any topic."""
+    """What waits for a worker's handlers, and what waits in the outbox for any topic.
+
+    Attributes:
+        handlers: Each handler's.
+        outbox: Each topic's.
+        left_behind: Rows of handlers that the worker does not have, due for a quarter of an hour.
+    """
 
     handlers: tuple[HandlerBacklog, ...]
     outbox: tuple[TopicBacklog, ...]
+    left_behind: int = 0
 
 
 def measure(session: Session, tables: Tables, names: Sequence[str]) -> Backlog:
@@ -144,9 +158,10 @@ def measure(session: Session, tables: Tables, names: Sequence[str]) -> Backlog:
         )
     }
     undos = {row.consumer: row for row in session.execute(_undos(tables, dialect, numbers))}
+    calls = {row.consumer: row for row in session.execute(_calls(tables, dialect, numbers))}
     marks = _marks(session, tables, numbers)
     handlers = [
-        _handler(name, lot.get(number), letters.get(number), undos.get(number), marks[number])
+        _handler(name, lot.get(number), letters.get(number), undos.get(number), calls.get(number), marks[number])
         for number, name in numbers.items()
     ]
     query = select(outbox.topic, func.count(), age(func.min(outbox.created_at))).group_by(outbox.topic)
@@ -156,12 +171,25 @@ def measure(session: Session, tables: Tables, names: Sequence[str]) -> Backlog:
 
 def _undos(tables: Tables, dialect: Dialect, numbers: Collection[int]) -> Select[Any]:
     c = tables.message_steps.c
-    due = c.undo_at <= dialect.in_seconds(0.0)
-    overdue: ColumnElement[float] = cast(dialect.seconds_since(func.min(c.undo_at).filter(due)), Float)
+    return _waiting(dialect, c.consumer, c.undo_at, numbers).where(c.state == StepState.UNDOING.value)
+
+
+def _calls(tables: Tables, dialect: Dialect, numbers: Collection[int]) -> Select[Any]:
+    c = tables.dead_letters.c
+    return _waiting(dialect, c.consumer, c.hook_at, numbers)
+
+
+def _waiting(dialect: Dialect, consumer: Column[Any], at: Column[Any], numbers: Collection[int]) -> Select[Any]:
+    """Return how many rows have a time, how many are due, and for how long the first one, by handler.
+
+    The index on both columns holds only the rows that wait.
+    """
+    due = at <= dialect.in_seconds(0.0)
+    overdue: ColumnElement[float] = cast(dialect.seconds_since(func.min(at).filter(due)), Float)
     return (
-        select(c.consumer, func.count().label("steps"), func.count().filter(due).label("due"), overdue.label("overdue"))
-        .where(c.consumer.in_(numbers), c.undo_at.is_not(None), c.state == StepState.UNDOING.value)
-        .group_by(c.consumer)
+        select(consumer, func.count().label("rows"), func.count().filter(due).label("due"), overdue.label("overdue"))
+        .where(consumer.in_(numbers), at.is_not(None))
+        .group_by(consumer)
     )
 
 
@@ -174,7 +202,7 @@ def _marks(session: Session, tables: Tables, numbers: Collection[int]) -> dict[i
     return found
 
 
-def _handler(name: str, lot: Any, letters: Any, undos: Any, marks: Marks) -> HandlerBacklog:
+def _handler(name: str, lot: Any, letters: Any, undos: Any, calls: Any, marks: Marks) -> HandlerBacklog:
     found = HandlerBacklog(name, marks=marks)
     if lot:
         found = replace(
@@ -191,7 +219,14 @@ def _handler(name: str, lot: Any, letters: Any, undos: Any, marks: Marks) -> Han
         found = replace(found, dead_undecided=letters.letters, dead_oldest_seconds=oldest)
     if undos:
         overdue = max(0.0, undos.overdue or 0.0)
-        found = replace(found, undos=undos.steps, undos_due=undos.due, undos_due_oldest_seconds=overdue)
+        found = replace(found, undos=undos.rows, undos_due=undos.due, undos_due_oldest_seconds=overdue)
+    if calls:
+        found = replace(
+            found,
+            dead_letter_calls=calls.rows,
+            dead_letter_calls_due=calls.due,
+            dead_letter_calls_due_oldest_seconds=max(0.0, calls.overdue or 0.0),
+        )
     return found
 
 
@@ -225,7 +260,7 @@ class Measuring:
             for one, surveyed in told
             for lag in (self._lags.get(one.handler, Lag()),)
         ]
-        return replace(backlog, handlers=tuple(handlers))
+        return replace(backlog, handlers=tuple(handlers), left_behind=left.get("", 0))
 
     async def _look(self, one: HandlerBacklog) -> bool:
         """Measure a handler's lag; return whether the broker answered about all topics."""

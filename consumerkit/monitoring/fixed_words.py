@@ -26,12 +26,15 @@ BACKLOG: Final = {
     "undos": "Steps that are to be undone.",
     "undos_due": "Steps to be undone that are due.",
     "undos_due_oldest_seconds": "How long the first due undo has been due.",
-    "left_behind": "Steps to be undone, and parked messages, that wait for code which the handler no longer has.",
+    "left_behind": "Rows that wait for code which is not deployed; without a handler, those of handlers not run here.",
+    "dead_letter_calls": "Dead letters that wait for the handler's on_dead_letter.",
+    "dead_letter_calls_due": "Dead letters for which on_dead_letter is due.",
+    "dead_letter_calls_due_oldest_seconds": "How long the first of these calls has been due.",
     "dead_undecided": "Dead letters that wait for a decision.",
     "dead_oldest_seconds": "How long the oldest of these has waited.",
     "lag": "Messages in the topics, of all partitions, that are not processed.",
     "lag_oldest_seconds": "How long the oldest of these has been there, as far as the process has seen.",
-    "work_left": "Lag, due parked messages, held keys and due undos together, for autoscalers.",
+    "work_left": "Lag, due parked messages, held keys, due undos and due calls together, for autoscalers.",
     "work_left_oldest_seconds": "How long the oldest of these has waited.",
 }
 """Each number of a handler's backlog, with its description."""

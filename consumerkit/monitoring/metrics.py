@@ -169,6 +169,7 @@ class Metrics:
                 self._measured_at.set(time.time(), one.handler, source)
             for name, gauge in self._backlog.items():
                 gauge.set(getattr(one, name), one.handler)
+        self._backlog["left_behind"].set(backlog.left_behind, "")
         for gone in self._topics - {topic.topic for topic in backlog.outbox}:
             self._outbox.set(0, "", gone)
             self._outbox_age.set(0, "", gone)

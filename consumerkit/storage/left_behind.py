@@ -1,9 +1,9 @@
-"""Rows that wait for code which is not deployed: undos without steps, and messages without their topic or handler."""
+"""Rows that wait for code which is not deployed: undos, parked messages, and letters for `on_dead_letter`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Float, Select, cast, func, literal, select
@@ -19,6 +19,7 @@ OVERDUE: Final = 900.0
 """Seconds for which a row may be due before its handler counts as not deployed; a worker takes one within seconds."""
 UNDOS: Final = "undos"
 MESSAGES: Final = "messages"
+CALLS: Final = "calls"
 
 
 class LeftBehind(NamedTuple):
@@ -26,10 +27,11 @@ class LeftBehind(NamedTuple):
 
     Attributes:
         handler: The handler's name.
-        what: "undos" or "messages".
+        what: "undos", "messages", or "calls" (of `on_dead_letter`).
         topic: The topic that the handler no longer consumes; empty for others.
         rows: How many they are.
-        seconds: For how long the first one has been due; 0 if none is due, or if that is not known.
+        seconds: For how long the first one has been due; of calls, for how long no worker has taken or recorded one. 0
+            if none is due, or if that is not known.
     """
 
     handler: str
@@ -69,7 +71,7 @@ def overdue(session: Session, tables: Tables, besides: Collection[str] = ()) -> 
         tables: The table definitions.
         besides: Names of handlers to leave out.
     """
-    found = [*undos(session, tables), *_messages(session, tables)]
+    found = [*undos(session, tables), *_messages(session, tables), *calls(session, tables)]
     return [one for one in found if one.seconds > OVERDUE and one.handler not in besides]
 
 
@@ -100,6 +102,16 @@ def undos(session: Session, tables: Tables) -> list[LeftBehind]:
     return _counted(session, UNDOS, _query(session, tables, tables.message_steps, c.undo_at).where(*waits))
 
 
+def calls(session: Session, tables: Tables) -> list[LeftBehind]:
+    """Return the dead letters that wait for `on_dead_letter`, by handler.
+
+    A worker that makes the calls of a long backlog has just taken one, however late the first one is.
+    """
+    c = tables.dead_letters.c
+    query = _query(session, tables, tables.dead_letters, c.hook_at, func.max)
+    return _counted(session, CALLS, query.where(c.hook_at.is_not(None)))
+
+
 def _messages(session: Session, tables: Tables) -> list[LeftBehind]:
     c = tables.parked_messages.c
     waits = (c.due_at.is_not(None), c.kind.in_((Kind.MESSAGE.value, Kind.REPEAT.value)))
@@ -107,9 +119,11 @@ def _messages(session: Session, tables: Tables) -> list[LeftBehind]:
     return _counted(session, MESSAGES, query)
 
 
-def _query(session: Session, tables: Tables, table: Any, due_at: ColumnElement[Any]) -> Select[Any]:
+def _query(
+    session: Session, tables: Tables, table: Any, due_at: ColumnElement[Any], of_all: Callable[..., Any] = func.min
+) -> Select[Any]:
     dialect: Dialect = dialect_for(session.connection().dialect.name, tables)
-    late: ColumnElement[float] = cast(dialect.seconds_since(func.min(due_at)), Float)
+    late: ColumnElement[float] = cast(dialect.seconds_since(of_all(due_at)), Float)
     consumers = tables.consumers
     return (
         select(consumers.c.name, func.count(), late)

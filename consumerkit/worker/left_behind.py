@@ -17,7 +17,7 @@ from consumerkit.observability.words import counted, lasting
 from consumerkit.storage import left_behind
 from consumerkit.storage.dead_letters.hooked import HookRows
 from consumerkit.storage.dialects import dialect_for
-from consumerkit.storage.left_behind import UNDOS, LeftBehind
+from consumerkit.storage.left_behind import CALLS, UNDOS, LeftBehind
 from consumerkit.storage.tables import Tables
 from consumerkit.worker.readiness import Finding
 
@@ -104,10 +104,12 @@ class LeftBehindRows:
             yield Finding(one.handler, reason(one), now - since.get(one[:3], now))
 
     def counts(self) -> Mapping[str, int]:
-        """Return how many such rows each of the worker's handlers has."""
+        """Return how many such rows each of the worker's handlers has, and under "" those of other handlers."""
         found: Counter[str] = Counter()
         for one in self._own:
             found[one.handler] += one.rows
+        for one in self._others:
+            found[""] += one.rows
         return found
 
 
@@ -138,6 +140,13 @@ def not_deployed(one: LeftBehind) -> str:
             f"{_steps(one.rows)} to be undone, due for {late}, and no worker undoes them; start a worker with this "
             "handler and its steps, or, if it never runs again, give the undos up: `consumerkit undos give-up "
             f"--handler {one.handler}`"
+        )
+    if one.what == CALLS:
+        waits = "waits" if one.rows == 1 else "wait"
+        return (
+            f"{counted(one.rows, 'dead letter')} {waits} for on_dead_letter, which no worker has called for {late}; "
+            "start a worker with this handler and the method, or, if it never runs again, end the calls: "
+            f"`consumerkit dead-letters end-calls --handler {one.handler}`"
         )
     return (
         f"{counted(one.rows, 'parked message')}, due for {late}, and no worker runs them; start a worker with this "

@@ -308,7 +308,10 @@ class Worker:
         return Readiness((*found.findings, *left, *long_transactions(ages, self._limits.lock)))
 
     def left_behind(self) -> Mapping[str, int]:
-        """Return how many rows of each handler wait for code that it no longer has, as of the last look."""
+        """Return how many rows of each handler wait for code that it no longer has, as of the last look.
+
+        Under "" are rows of handlers that this worker does not have, which have been due for a quarter of an hour.
+        """
         return self._left_behind.counts()
 
     async def surveys(self, handler: str) -> dict[str, Survey]:

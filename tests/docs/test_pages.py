@@ -31,6 +31,9 @@ UNRUNNABLE = {
     "$ consumerkit undos list                        # which steps wait to be undone, and since when": (
         "shows the form of commands; tests/integration/test_rows_left_behind.py runs them"
     ),
+    '$ consumerkit dead-letters end-calls --handler ship --note "customers were told by hand, ticket 4711"': (
+        "shows the form of a command; tests/integration/test_dead_letter_calls.py runs it"
+    ),
     "from aws_msk_iam_sasl_signer import MSKAuthTokenProvider": (
         "wants a package of AWS; test_kafka_security_page.py runs it"
     ),

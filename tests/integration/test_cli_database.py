@@ -189,6 +189,7 @@ def test_stats_count_by_handler_and_topic(filled: str, command: CommandLine) -> 
         "latest": None,
         "parked": {"messages": 0, "due": 0, "oldest": None, "held_keys": 0},
         "undos": 0,
+        "dead_letter_calls": 0,
         "dead": 0,
         "dead_letters": {},
         "oldest_dead_letter": None,

@@ -664,10 +664,19 @@ MUTANTS = (
         "monitoring",
         "what is due counts as work that is left",
         "consumerkit/monitoring/backlog.py",
+        "        return self.lag + self.parked_due + self.keys_held + self.undos_due + self.dead_letter_calls_due\n",
+        "        return self.lag + self.keys_held + self.undos_due + self.dead_letter_calls_due\n",
+        f"{UNIT}/monitoring/test_metrics.py::test_work_left_is_all_that_is_due_and_its_age_the_oldest",
+        "(19.0, 50.0) == (21, 50.0)",
+    ),
+    Mutant(
+        "monitoring",
+        "calls of on_dead_letter that are due count as work that is left",
+        "consumerkit/monitoring/backlog.py",
+        "        return self.lag + self.parked_due + self.keys_held + self.undos_due + self.dead_letter_calls_due\n",
         "        return self.lag + self.parked_due + self.keys_held + self.undos_due\n",
-        "        return self.lag + self.keys_held + self.undos_due\n",
-        f"{UNIT}/monitoring/test_metrics.py::test_work_left_is_lag_due_held_and_undos_and_its_age_the_oldest",
-        "(12.0, 40.0) == (14, 40.0)",
+        f"{INTEGRATION}/test_dead_letter_calls.py::test_calls_that_wait_are_measured[sqlite]",
+        "(2, 2, 0) == (2, 2, 2)",
     ),
     Mutant(
         "monitoring",
@@ -1032,6 +1041,36 @@ MUTANTS = (
         f"{INTEGRATION}/test_on_dead_letter.py"
         "::test_an_older_version_without_the_method_takes_no_letter_from_the_newer_one[sqlite-PlainTold]",
         "assert 0 == 1",
+    ),
+    Mutant(
+        "dead letters",
+        "calls of on_dead_letter that no worker makes are reported",
+        "consumerkit/storage/left_behind.py",
+        "    found = [*undos(session, tables), *_messages(session, tables), *calls(session, tables)]\n",
+        "    found = [*undos(session, tables), *_messages(session, tables)]\n",
+        f"{INTEGRATION}/test_dead_letter_calls.py"
+        "::test_calls_of_a_handler_that_no_worker_has_are_reported_and_ended[sqlite]",
+        "assert Counter() == {'': 2}",
+    ),
+    Mutant(
+        "dead letters",
+        "a backlog of calls that another worker makes is not reported as left behind",
+        "consumerkit/storage/left_behind.py",
+        "tables.dead_letters, c.hook_at, func.max)",
+        "tables.dead_letters, c.hook_at, func.min)",
+        f"{INTEGRATION}/test_dead_letter_calls.py"
+        "::test_a_long_backlog_of_calls_that_another_worker_makes_is_not_left_behind[sqlite]",
+        "assert Counter({'': 3}) == {}",
+    ),
+    Mutant(
+        "dead letters",
+        "only calls that are due are ended by a person",
+        "consumerkit/storage/dead_letters/hooked.py",
+        "where(self._waits(), c.hook_at <= self.dialect.in_seconds(0.0))\n        rows",
+        "where(self._waits())\n        rows",
+        f"{INTEGRATION}/test_dead_letter_calls.py"
+        "::test_calls_of_a_handler_that_no_worker_has_are_reported_and_ended[sqlite]",
+        "no call of on_dead_letter is due",
     ),
     Mutant(
         "dead letters",

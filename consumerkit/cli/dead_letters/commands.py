@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from consumerkit.cli.composed import placed
 from consumerkit.cli.database import TablesPlace, run_checked
 from consumerkit.cli.dead_letters.actions import add_actions
+from consumerkit.cli.dead_letters.calls import end_calls
 from consumerkit.cli.dead_letters.importing import import_
 from consumerkit.cli.dead_letters.options import (
     HandlerOption,
@@ -32,6 +33,7 @@ from consumerkit.cli.rows import ValueOption, error_of, print_facts, print_paylo
 from consumerkit.cli.stack import print_stack
 from consumerkit.cli.step_line import step_line
 from consumerkit.observability.printable import printable
+from consumerkit.observability.words import counted
 from consumerkit.redrive.plan import check
 from consumerkit.storage.dead_letters import history
 from consumerkit.storage.dead_letters import letters as dead_letters
@@ -111,7 +113,7 @@ def groups(
     until: UntilOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Group dead letters by handler, error type and place in the code.
+    """Group dead letters by handler, error type and place in code.
 
     The largest groups come first.
 
@@ -192,8 +194,14 @@ def _print_facts(row: Any) -> None:
         "size": f"{row.size} bytes",
         "state": f"{row.state} since {moment(row.state_at)}" if row.state_at else row.state,
         "redrives": row.redrives,
+        **({} if row.hook_at is None else {"reaction": _reaction(row)}),
     }
     print_facts(facts)
+
+
+def _reaction(row: Any) -> str:
+    tried = f", tried {counted(row.hook_tries, 'time')}" if row.hook_tries else ""
+    return f"on_dead_letter is to be called from {moment(row.hook_at)}{tried}"
 
 
 def _print_history(row: Any) -> None:
@@ -219,6 +227,7 @@ def _whole(row: Any, found: Payload | None) -> dict[str, object]:
 
 
 add_actions(app)
+app.command("end-calls", epilog=examples('dead-letters end-calls --handler ship --note "told by hand"'))(end_calls)
 app.command(
     "import",
     epilog=examples(

@@ -24,6 +24,7 @@ WhatArgument = Annotated[
     ),
 ]
 HandlerOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only this handler.", show_default=False)]
+OneHandlerOption = Annotated[str, typer.Option(metavar="NAME", help="The handler's name.", show_default=False)]
 ReasonOption = Annotated[
     Reason | None,
     typer.Option(metavar="REASON", help=f"Only this reason: {', '.join(Reason)}.", show_default=False),

@@ -49,15 +49,31 @@ class HookRows(Store):
         """Schedule the next try; return False if the call is recorded, or another worker makes it."""
         return self._set(connection, row, hook_at=self.dialect.in_seconds(wait))
 
-    def give_up(self, connection: Connection, row: Any, by: str, note: str) -> bool:
+    def give_up(
+        self, connection: Connection, row: Any, by: str, note: str, what: str = "on_dead_letter failed"
+    ) -> bool:
         """Record in the letter's history that the call failed for good; return False as `postpone` does."""
         c = self.tables.dead_letters.c
         here = select(c.history).where(self._is(row)).with_for_update()
         history = connection.execute(here).scalar_one_or_none()
         if history is None:
             return False
-        told = extended(history, entry("on_dead_letter failed", by, note=note))
+        told = extended(history, entry(what, by, note=note))
         return self._set(connection, row, hook_at=None, history=told)
+
+    def give_up_due(self, connection: Connection, by: str, note: str, limit: int) -> list[int]:
+        """Give up calls that are due, and record that in the letters' histories; return the letters."""
+        c = self.tables.dead_letters.c
+        due = select(c.id, c.hook_tries, c.redrives).where(self._waits(), c.hook_at <= self.dialect.in_seconds(0.0))
+        rows = connection.execute(due.order_by(c.id).limit(limit).with_for_update(skip_locked=True)).all()
+        return [row.id for row in rows if self.give_up(connection, row, by, note, "on_dead_letter given up")]
+
+    def later(self, connection: Connection) -> int:
+        """Return how many calls are not due."""
+        c = self.tables.dead_letters.c
+        query = select(func.count()).select_from(self.tables.dead_letters)
+        later = query.where(self._waits(), c.hook_at > self.dialect.in_seconds(0.0))
+        return int(connection.execute(later).scalar_one())
 
     def abandoned(self, connection: Connection) -> float:
         """Return for how many seconds no worker has taken, postponed or marked a letter that waits; 0 if none waits."""

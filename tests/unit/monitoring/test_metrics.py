@@ -158,7 +158,7 @@ def test_an_attempt_that_is_made_again_is_a_retry() -> None:
     assert (value(registry, "attempts_failed_total"), value(registry, "retries_total")) == (2, 1)
 
 
-def test_work_left_is_lag_due_held_and_undos_and_its_age_the_oldest() -> None:
+def test_work_left_is_all_that_is_due_and_its_age_the_oldest() -> None:
     metrics, registry = made()
     one = HandlerBacklog(
         "credit",
@@ -172,9 +172,12 @@ def test_work_left_is_lag_due_held_and_undos_and_its_age_the_oldest() -> None:
         undos=6,
         undos_due=4,
         undos_due_oldest_seconds=40.0,
+        dead_letter_calls=8,
+        dead_letter_calls_due=7,
+        dead_letter_calls_due_oldest_seconds=50.0,
     )
     metrics.measured(Backlog((one,), ()))
-    assert (value(registry, "work_left"), value(registry, "work_left_oldest_seconds")) == (14, 40.0)
+    assert (value(registry, "work_left"), value(registry, "work_left_oldest_seconds")) == (21, 50.0)
 
 
 class Kept:
