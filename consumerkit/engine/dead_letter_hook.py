@@ -278,7 +278,8 @@ class _Call:
         local = self._guard.set_local and not self._guard.set_session
         if not rows.dialect.finalise(connection, self._token, self._begun, local=local):
             raise TransactionMisused("on_dead_letter ended the transaction of its session")
-        source = f"dead letter {self._row.id} {self._row.redrives}".encode()
+        # A letter may be redriven before its call, or die again without a redrive; a new database repeats it.
+        source = f"dead letter {self._row.id} {self._row.dead_at.isoformat()}".encode()
         trace = self.surroundings.run(current_headers)
         made = [
             failures.published(one, declared.name, source, number, trace)

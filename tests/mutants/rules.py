@@ -1024,6 +1024,16 @@ MUTANTS = (
     ),
     Mutant(
         "dead letters",
+        "what on_dead_letter publishes has other IDs each time that a letter dies",
+        "consumerkit/engine/dead_letter_hook.py",
+        '        source = f"dead letter {self._row.id} {self._row.dead_at.isoformat()}".encode()\n',
+        '        source = f"dead letter {self._row.id} {self._row.redrives}".encode()\n',
+        f"{INTEGRATION}/test_on_dead_letter_faults.py"
+        "::test_a_letter_that_is_redriven_before_its_call_and_dies_again_publishes_twice_under_two_ids[sqlite-PlainTold]",
+        "assert 1 == 2",
+    ),
+    Mutant(
+        "dead letters",
         "a resolved letter is not given to on_dead_letter",
         "consumerkit/storage/dead_letters/letters.py",
         '"state_at": func.now(), "hook_at": None}\n',

@@ -16,7 +16,7 @@ from consumerkit.outcome import Reason
 from consumerkit.storage import headers as header_text
 from consumerkit.storage.dead_letters.history import Entry, load
 from consumerkit.storage.dead_letters.selection import Selection
-from consumerkit.storage.dialects import insert_if_new
+from consumerkit.storage.dialects import dialect_for, insert_if_new
 from consumerkit.storage.origins import (
     Clash,
     MessageIdentity,
@@ -136,7 +136,7 @@ def add(connection: Connection, tables: Tables, consumer: int, dead: Sequence[De
         if one.letter is not None and (again := _again(connection, tables, consumer, one)) is not None:
             entered[at] = again
             continue
-        values = {"consumer": consumer, **sealed(tables.sealer, _record(one)), **_failure(one)}
+        values = {"consumer": consumer, **sealed(tables.sealer, _record(one)), **_failure(one, connection, tables)}
         if (new := enter(connection, tables, values, identified(one))) is not None:
             entered[at] = new
     return entered
@@ -187,7 +187,7 @@ def _again(connection: Connection, tables: Tables, consumer: int, dead: DeadMess
     table = tables.dead_letters
     c, (topic_id, partition, offset) = table.c, origin(dead.message)
     own = (c.consumer == consumer, c.topic_id == topic_id, c.partition == partition, c.offset == offset)
-    values = {**_failure(dead), "state": State.DEAD.value, "state_at": func.now(), "dead_at": func.now()}
+    values = {**_failure(dead, connection, tables), "state": State.DEAD.value, "state_at": func.now()}
     statement = update(table).where(c.id == dead.letter, *own).values(**values).returning(c.id, c.redrives, c.history)
     row = connection.execute(statement).one_or_none()
     return None if row is None else Entered(row.id, topic_id, row.redrives, load(row.history))
@@ -208,7 +208,9 @@ def _record(dead: DeadMessage) -> dict[str, Any]:
     }
 
 
-def _failure(dead: DeadMessage) -> dict[str, Any]:
+def _failure(dead: DeadMessage, connection: Connection, tables: Tables) -> dict[str, Any]:
+    # To the fraction of a second, which SQLite's `now()` lacks: a letter may die twice within one.
+    now = dialect_for(connection.dialect.name, tables).in_seconds(0.0)
     return {
         "digest": dead.digest,
         "message_id": dead.message_id,
@@ -221,7 +223,8 @@ def _failure(dead: DeadMessage) -> dict[str, Any]:
         "fingerprint": dead.fingerprint or None,
         "fingerprint_version": dead.fingerprint_version,
         "place": None if dead.place is None else storable(dead.place),
-        **({"hook_at": func.now(), "hook_tries": 0} if dead.hooked else {}),
+        "dead_at": now,
+        **({"hook_at": now, "hook_tries": 0} if dead.hooked else {}),
     }
 
 
