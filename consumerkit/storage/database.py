@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import QueuePool
 
 from consumerkit.errors import ConfigurationError
 from consumerkit.redaction.text import HIDDEN
@@ -115,6 +116,13 @@ class Database:
     def pooled(self) -> int | None:
         """How many connections the pool gives at once; None if it sets no limit."""
         return min((most for engine in self._engines() if (most := limit_of(engine.pool)) is not None), default=None)
+
+    @property
+    def used_up(self) -> int | None:
+        """How many connections the pool gives, if all of them are in use; else None."""
+        pool = self._engine().pool
+        most = limit_of(pool)
+        return most if isinstance(pool, QueuePool) and most is not None and pool.checkedout() >= most else None
 
     @property
     def runs_in_threads(self) -> bool:

@@ -23,6 +23,7 @@ from consumerkit.storage.faults import sqlstate, was_raised_by_code
 SWITCH: Final = "prepared_statements"
 _REFUSALS: Final = frozenset(("26000", "42P05"))  # no such prepared statement, and a duplicate name
 _USERS_OWN: Final = re.compile(r"\s*(?:PREPARE|EXECUTE|DEALLOCATE)\b", re.IGNORECASE)
+_PER_STATEMENT: Final = "statement pooling mode"
 _off: Final[WeakSet[Dialect]] = WeakSet()
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,15 @@ def _connecting(dialect: Dialect, _record: object, _arguments: object, options: 
 def has_refused(error: BaseException | None) -> bool:
     """Tell whether a pooler stands behind an error: the same work succeeds on a connection that is made afterwards."""
     return isinstance(error, DBAPIError) and error.connection_invalidated and sqlstate(error) in _REFUSALS
+
+
+def way_out(words: str) -> str | None:
+    """Return what to do about a pooler that gives each statement another session, by its words; None for others."""
+    return (
+        "a transaction needs one session: set the pooler's pool_mode to transaction"
+        if _PER_STATEMENT in words
+        else None
+    )
 
 
 def _refused(context: ExceptionContext) -> None:

@@ -249,7 +249,7 @@ async def asked(given: Database, work: Callable[[Session], T]) -> T:
     except (DBAPIError, OSError) as error:
         words = database_words(error) or str(error.orig if isinstance(error, DBAPIError) else error)
         text = redact(without_variables(words)).strip().splitlines() or [""]
-        way_out = (
+        way_out = pooler.way_out(text[0]) or (
             "check that the server runs and that the URL is right"
             if fault_of(error, in_handler=False) is Fault.CONNECTION
             else "check the user's rights"

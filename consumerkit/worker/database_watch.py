@@ -53,6 +53,7 @@ class DatabaseWatch:
         self._again_at = 0.0
         self._failures = 0
         self._within = GIVEN_UP_AFTER
+        self._crowded = self._connected = False
 
     async def run(self) -> None:
         """Watch until `stop`."""
@@ -83,8 +84,16 @@ class DatabaseWatch:
                 self._failed(now, error)
         elif not self._told and answered <= self._asked and now - self._asked >= SILENT_AFTER:
             waited = now - self._asked
-            told = f"it has not answered for {waited:.0f} s; look for a server that is frozen or cannot be reached"
-            self._trouble(told, max(BEAT, self._within - waited))
+            self._trouble(self._silence(waited), max(BEAT, self._within - waited))
+
+    def _silence(self, waited: float) -> str:
+        """Tell a pool without a free connection, which a program's own transactions hold, from a silent server."""
+        if self._crowded and not self._connected and (most := self._database.used_up) is not None:
+            return (
+                f"all {most} connections of the engine's pool are in use, and none was free for {waited:.0f} s; end "
+                "the transactions that hold them, or give the engine a larger pool_size"
+            )
+        return f"it has not answered for {waited:.0f} s; look for a server that is frozen or cannot be reached"
 
     def _works(self, now: float) -> None:
         self._failures, self._within = 0, GIVEN_UP_AFTER
@@ -111,14 +120,17 @@ class DatabaseWatch:
 
     def _ask(self, now: float) -> None:
         self._asked, self._told = now, False
+        # Asked before: then the connection that this question may be making does not count.
+        self._crowded, self._connected = self._database.used_up is not None, False
         if self._database.runs_in_threads:
-            self._question = in_a_thread(lambda: self._database.run_blocking(_question))
+            self._question = in_a_thread(lambda: self._database.run_blocking(self._put))
         else:
-            self._question = asyncio.ensure_future(self._database.run(_question, within=self._within))
+            self._question = asyncio.ensure_future(self._database.run(self._put, within=self._within))
 
-
-def _question(session: Session) -> None:
-    session.execute(select(1))
+    def _put(self, session: Session) -> None:
+        session.connection()
+        self._connected = True
+        session.execute(select(1))
 
 
 def _error_of(question: asyncio.Future[None]) -> BaseException | None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import psycopg
 import pytest
 
-from consumerkit import ConfigurationError, Context
+from consumerkit import ConfigurationError, Context, StartError
 from consumerkit.events import MessageDeadLettered
 from consumerkit.storage.database import Database
 from tests.integration.memory_stage import MemoryStage, Write
@@ -85,6 +85,18 @@ async def test_a_worker_starts_though_each_transaction_gets_another_session(
                 await place.until_written(run, number + 1)
     if "asyncpg" in place.url:  # psycopg prepares a statement when it has run five times
         assert "pooler in transaction mode" in caplog.text
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_a_pooler_in_statement_mode_is_refused_with_the_way_out(
+    postgres: PostgresServer, database: str, driver: str
+) -> None:
+    stage = MemoryStage(postgres.url(database))
+    with pgbouncer(postgres, "statement") as address:
+        worker = stage.make(Write(), database=f"postgresql+{driver}://postgres@{address}/{database}")
+        with pytest.raises(StartError, match=r"statement pooling mode; .*set the pooler's pool_mode to transaction$"):
+            await worker.start()
+    await stage.close()
 
 
 def test_a_switch_that_says_neither_is_refused() -> None:

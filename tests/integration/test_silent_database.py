@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from consumerkit.events import PartitionTaken
+from consumerkit.events import PartitionTaken, Trouble
 from consumerkit.monitoring.monitor import monitored
 from consumerkit.worker import database_watch
 from tests.integration.memory_stage import MemoryStage, Write
@@ -53,6 +55,28 @@ async def test_a_silent_database_is_noticed_without_messages(
                 assert (await status(port, "/ready"))[0] == 503
             line.flow()
             await until(port, 200)
+    await stage.close()
+
+
+async def test_a_pool_that_the_program_itself_uses_up_is_no_silent_server(
+    postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in {"ASKED_AFTER": 0.5, "SILENT_AFTER": 0.5, "BEAT": 0.1}.items():
+        monkeypatch.setattr(database_watch, name, seconds)
+    stage = MemoryStage(postgres.url(database))
+    await stage.create_tables()
+    given = create_async_engine(postgres.url(database), pool_size=6, max_overflow=0)
+    async with stage.run(Write(), database=given) as run:
+        await run.until(lambda: bool(run.seen(PartitionTaken)), "the start")
+        async with AsyncExitStack() as held:
+            for _ in range(6):
+                _ = await held.enter_async_context(given.begin())
+            await run.until(lambda: bool(run.seen(Trouble)), "the trouble")
+            assert {one.error.partition(",")[0] for one in run.seen(Trouble)} == {
+                "all 6 connections of the engine's pool are in use"
+            }
+        await run.until(lambda: run.worker.readiness().ready, "its end")
+    await given.dispose()
     await stage.close()
 
 

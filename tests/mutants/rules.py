@@ -1033,6 +1033,15 @@ MUTANTS = (
         "assert 1 == 2",
     ),
     Mutant(
+        "trouble",
+        "a pool without a free connection is told from a silent server",
+        "consumerkit/worker/database_watch.py",
+        "        if self._crowded and not self._connected and (most := self._database.used_up) is not None:\n",
+        "        if (most := None) is not None:\n",
+        f"{UNIT}/worker/test_database_watch.py::test_a_pool_without_a_free_connection_is_no_silent_server",
+        "it has not answered",
+    ),
+    Mutant(
         "dead letters",
         "a resolved letter is not given to on_dead_letter",
         "consumerkit/storage/dead_letters/letters.py",

@@ -1,4 +1,4 @@
-"""A real pgbouncer in transaction mode, in front of a PostgreSQL."""
+"""A real pgbouncer in front of a PostgreSQL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ listen_addr = 127.0.0.1
 listen_port = {own}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = 8
 server_round_robin = 1
 max_client_conn = 200
@@ -45,11 +45,11 @@ def found() -> str:
 
 
 @contextmanager
-def pgbouncer(postgres: PostgresServer) -> Iterator[str]:
+def pgbouncer(postgres: PostgresServer, mode: str = "transaction") -> Iterator[str]:
     """Start one; yields its `host:port`. Each database of the server can be reached through it."""
     where, own, directory = urlsplit(postgres.admin_dsn), free_port(), new_directory("pgbouncer")
     settings = directory / "pgbouncer.ini"
-    settings.write_text(_SETTINGS.format(host=where.hostname, port=where.port, own=own))
+    settings.write_text(_SETTINGS.format(host=where.hostname, port=where.port, own=own, mode=mode))
     command = [found(), str(settings)]
     if os.geteuid() == 0:
         directory.chmod(0o755)

@@ -27,6 +27,7 @@ class Silent:
         self.clock, self.answered, self.runs_in_threads = clock, clock.now, in_threads
         self.questions: list[asyncio.Future[None]] = []
         self.limits: list[float | None] = []
+        self.used_up: int | None = None
 
     def run(self, work: Callable[[Session], None], *, within: float | None = None) -> asyncio.Future[None]:
         self.limits.append(within)
@@ -122,6 +123,31 @@ async def test_a_database_that_refuses_is_trouble_at_once(clock: Clock) -> None:
     assert len(watched.database.questions) == 2
     watched.database.answer()
     assert await watched.after(1) == [TroubleOver.__name__]
+
+
+async def test_a_pool_without_a_free_connection_is_no_silent_server(clock: Clock) -> None:
+    watched = Watched(clock)
+    watched.database.used_up = 6
+    await watched.after(ASKED_AFTER + SILENT_AFTER - 1)
+    assert watched.told == []
+    clock.now += 1.0
+    watched.watch.look()
+    [told] = watched.told
+    assert isinstance(told, Trouble)
+    assert told.error.startswith("all 6 connections of the engine's pool are in use, and none was free for 5 s;")
+
+
+async def test_a_pool_that_the_question_itself_fills_is_a_silent_server(clock: Clock) -> None:
+    """The connection that cannot be made is one of those in use."""
+    watched = Watched(clock)
+    await watched.after(ASKED_AFTER)
+    watched.database.used_up = 6
+    await watched.after(SILENT_AFTER - 1)
+    clock.now += 1.0
+    watched.watch.look()
+    [told] = watched.told
+    assert isinstance(told, Trouble)
+    assert told.error.startswith("it has not answered for 5 s; look for a server that is frozen")
 
 
 async def test_a_question_in_a_thread_does_not_delay_the_end() -> None:
