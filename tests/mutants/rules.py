@@ -1092,6 +1092,16 @@ MUTANTS = (
         "no call of on_dead_letter is due",
     ),
     Mutant(
+        "monitoring",
+        "the broker works again only when it answers",
+        "consumerkit/engine/partitions/committer.py",
+        "                    await self._consumer.survey(topic)\n",
+        "                    pass\n",
+        f"{UNIT}/engine/partitions/test_committer.py"
+        "::test_the_broker_works_again_only_when_it_answers_even_if_the_partitions_are_gone",
+        "assert [] ==",
+    ),
+    Mutant(
         "dead letters",
         "a call of on_dead_letter with a forgotten await fails",
         "consumerkit/engine/dead_letter_hook.py",

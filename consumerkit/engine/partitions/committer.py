@@ -61,7 +61,7 @@ class Committer:
 
     async def run(self) -> None:
         """Write the positions of finished messages, at most once in `INTERVAL` seconds, until cancelled."""
-        failed_turns, failed, since = 0, "", 0.0
+        failed_turns, failed, since, topic = 0, "", 0.0, ""
         while True:
             if not await wait_until_set(self._partitions.commit_due, CHECKED_EVERY):
                 self._checking = True
@@ -71,7 +71,11 @@ class Committer:
                 await self._mark()
                 where = "broker"
                 if positions := self._due():
+                    topic = next(iter(positions)).topic
                     await self._commit(positions)
+                elif failed_turns and failed == where:
+                    # The partitions are gone, maybe since the broker is away: only its answer ends the trouble.
+                    await self._consumer.survey(topic)
                 self._rebalances.over()
                 if failed_turns:
                     seconds, failed_turns = time.monotonic() - since, 0

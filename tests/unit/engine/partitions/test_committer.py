@@ -143,3 +143,46 @@ def test_the_time_allowed_for_a_rebalance_begins_again_after_it() -> None:
     found.over()
     assert found.explains(Rebalancing("4"))
     assert not found.explains(Unavailable("5"))
+
+
+async def test_the_broker_works_again_only_when_it_answers_even_if_the_partitions_are_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client gives its partitions up by itself when the broker is away for long: then nothing is to be committed."""
+    monkeypatch.setattr(committer, "INTERVAL", 0.001)
+    told, asked = list[Event](), list[str]()
+
+    class Away:
+        async def commit(self, positions: Any) -> None:
+            raise Unavailable("the broker is away")
+
+        async def survey(self, topic: str) -> None:
+            assert not [one for one in told if isinstance(one, TroubleOver)]
+            asked.append(topic)
+            if len(asked) < 3:
+                raise Unavailable("the broker is away")
+
+    class Lost(committer.Committer):
+        async def _mark(self) -> None:
+            pass
+
+        def _due(self) -> Any:
+            return {} if told else {PLACE: Position(1, 1)}
+
+    due: Any = type("Due", (), {"commit_due": asyncio.Event()})()
+    due.commit_due.set()
+    over = asyncio.Event()
+    nothing: Any = None
+
+    def announce(event: Event) -> None:
+        told.append(event)
+        if isinstance(event, TroubleOver):
+            over.set()
+
+    away: Any = Away()
+    task = asyncio.create_task(Lost(away, due, nothing, Announcer((announce,))).run())
+    async with asyncio.timeout(60):
+        await over.wait()
+    task.cancel()
+    assert asked == [PLACE.topic] * 3
+    assert [type(one) for one in told] == [Trouble] * 3 + [TroubleOver]
