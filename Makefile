@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Arguments for pytest, e.g. `make test PYTEST_ARGS="-k ledger -x"`.
 PYTEST_ARGS ?=
 # The tests wait for servers more than they compute, so more of them run at once than a small machine has cores.
-PROCESSES ?= 8
+PROCESSES ?= 6
 # Fewer of those that kill and freeze processes: a machine that is late by itself hides what they look for.
 CALM_PROCESSES ?= 4
 # For how long `make stress` begins new seeds.
