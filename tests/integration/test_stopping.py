@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from consumerkit import Context, Retry, fixed
-from consumerkit.events import GroupCommitted, PartitionsRevoked, WorkerStopped
+from consumerkit.events import AttemptFailed, GroupCommitted, PartitionsRevoked, WorkerStopped
 from consumerkit.transports.kafka import Client
 from consumerkit.worker.watchdog import EXIT_STATUS
 from tests.crash.app import Settings
@@ -91,7 +91,7 @@ async def test_a_partition_that_goes_parks_a_message_that_waits_for_its_retry(
     stage.send([payment(n, account="one", kind="fail" if n == 3 else "ok") for n in range(10)])
     handler = kind(stage, retry=Retry(attempts=3, wait=fixed(3600), in_place=3))
     async with stage.run(handler, grace=100.0) as run:
-        await run.until(lambda: stage.count_effects() == 3, "those before it")
+        await run.until(lambda: stage.count_effects() == 3 and bool(run.seen(AttemptFailed)), "its failure")
         assert await asyncio.wait_for(run.stop(), 120)
     # It is parked, so that its attempt is kept, and what follows it is left to the next owner.
     assert stage.committed(stage.topic)[0] == 4
