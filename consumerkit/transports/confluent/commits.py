@@ -17,6 +17,12 @@ T = TypeVar("T")
 
 ANSWER_TIMEOUT = 10.0  # seconds after which a commit counts as not confirmed
 
+# With the group protocol of KIP-848 each change of the group raises the member's epoch, and the broker refuses a commit
+# that the client sent before it learned of that. The answer to a heartbeat is on its way then; the client has the new
+# epoch in a moment, and what is about to be given up is still its own.
+STALE_TIMEOUT = 1.0  # seconds
+STALE_PAUSE = 0.02
+
 # The group has other members or another generation by now, or begins one: an ordinary part of a rebalance. The loss of
 # partitions by a member that the group has removed is reported besides.
 REBALANCING = frozenset(
@@ -106,13 +112,8 @@ class Commits:
                 del self._under_way[key]
 
     def _finish(self, consumer: Consumer, commit: _Commit) -> None:
-        try:
-            answers = consumer.commit(offsets=commit.offsets, asynchronous=False)
-        except KafkaException as error:
-            resolve(self._loop, commit.answer, refusal(error.args[0]))
-            return
-        reason = next((at.error for at in answers if at.error is not None), None)
-        resolve(self._loop, commit.answer, None if reason is None else refusal(reason))
+        refused = _commit_now(consumer, commit.offsets)
+        resolve(self._loop, commit.answer, refusal(refused[0]) if refused else None)
 
     def _take_all(self) -> list[_Commit]:
         everything = [commit for waiting in self._under_way.values() for commit in waiting]
@@ -135,14 +136,23 @@ def refusal(error: KafkaError) -> Unavailable:
 
 def commit_last(consumer: Consumer, offsets: list[TopicPartition]) -> None:
     """Commit offsets of revoked partitions; a failure is only logged, since the next owner commits again."""
-    refused: list[KafkaError] = []
-    try:
-        refused += [at.error for at in consumer.commit(offsets=offsets, asynchronous=False) if at.error is not None]
-    except KafkaException as error:
-        refused.append(error.args[0])
+    refused = _commit_now(consumer, offsets)
+    end = time.monotonic() + STALE_TIMEOUT
+    while refused and all(one.code() == KafkaError.STALE_MEMBER_EPOCH for one in refused) and time.monotonic() < end:
+        time.sleep(STALE_PAUSE)
+        refused = _commit_now(consumer, offsets)
     for one in refused:
         level = logging.INFO if one.code() in REBALANCING else logging.WARNING
         log.log(level, "the last commit of revoked partitions failed; the next owner commits again: %s", one)
+
+
+def _commit_now(consumer: Consumer, offsets: list[TopicPartition]) -> list[KafkaError]:
+    """Commit synchronously; return what was refused."""
+    try:
+        answers = consumer.commit(offsets=offsets, asynchronous=False)
+    except KafkaException as error:
+        return [error.args[0]]
+    return [at.error for at in answers if at.error is not None]
 
 
 def resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], result: T | Exception) -> None:

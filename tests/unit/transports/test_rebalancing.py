@@ -6,11 +6,12 @@ from typing import Any
 
 import aiokafka.errors as errors  # type: ignore[import-untyped]
 import pytest
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from consumerkit.errors import Rebalancing, Unavailable
 from consumerkit.observability.repetitions import without_rebalances
-from consumerkit.transports.confluent.commits import Commits
+from consumerkit.transports.confluent import commits as module
+from consumerkit.transports.confluent.commits import Commits, commit_last
 
 ORDINARY = ("ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS", "STALE_MEMBER_EPOCH")
 TROUBLE = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "REQUEST_TIMED_OUT", "FENCED_INSTANCE_ID", "_WAIT_COORD")
@@ -55,6 +56,57 @@ async def test_a_commit_whose_partitions_are_revoked_is_part_of_a_rebalance() ->
     commits.give_up()
     await asyncio.wait([answer], timeout=60)
     assert type(answer.exception()) is Rebalancing
+
+
+class Refusing:
+    """Refuses commits with these codes, one after another, and takes what comes then."""
+
+    def __init__(self, *codes: str) -> None:
+        self.codes = list(codes)
+        self.commits = 0
+
+    def commit(self, offsets: list[TopicPartition], *, asynchronous: bool) -> list[TopicPartition]:
+        assert not asynchronous
+        self.commits += 1
+        if self.codes:
+            code = self.codes.pop(0)
+            raise KafkaException(KafkaError(getattr(KafkaError, code)))
+        return offsets
+
+
+def last(client: Any) -> None:
+    commit_last(client, [TopicPartition("t", 0, 7)])
+
+
+def test_a_last_commit_waits_for_the_epoch_that_is_on_its_way(caplog: pytest.LogCaptureFixture) -> None:
+    """The broker has raised the epoch of a member, whose client learns it from the answer to a heartbeat."""
+    caplog.set_level(logging.INFO)
+    client = Refusing("STALE_MEMBER_EPOCH", "STALE_MEMBER_EPOCH")
+    last(client)
+    assert client.commits == 3
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("code", [code for code in (*ORDINARY, *TROUBLE) if code != "STALE_MEMBER_EPOCH"])
+def test_a_last_commit_that_is_refused_otherwise_is_the_next_owners(
+    code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    client = Refusing(code)
+    last(client)
+    assert client.commits == 1
+    assert "the next owner commits again" in caplog.text
+
+
+def test_a_last_commit_waits_for_no_epoch_for_ever(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "STALE_TIMEOUT", 0.05)
+    client = Refusing(*["STALE_MEMBER_EPOCH"] * 1000)
+    last(client)
+    assert 2 <= client.commits < 1000
+    assert "the next owner commits again" in caplog.text
 
 
 def line(
