@@ -8,6 +8,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +118,8 @@ class RunFile:
 
     def waiting(self) -> str:
         """Return what is still to be done, in words; empty if nothing is."""
-        tables = DEFAULT_TABLES
-        questions = {
-            "parked messages": tables.parked_messages.select(),
-            "messages in the outbox": tables.outbox_messages.select(),
-            "steps to undo": tables.message_steps.select().where(tables.message_steps.c.undo_at.is_not(None)),
-            "calls of on_dead_letter": tables.dead_letters.select().where(tables.dead_letters.c.hook_at.is_not(None)),
-        }
         with closing(sqlite3.connect(self._path)) as connection:
-            counted = {what: _count(connection, str(query)) for what, query in questions.items()}
+            counted = {what: _count(connection, query) for what, query in _left_to_do().items()}
         return ", ".join(f"{count} {what}" for what, count in counted.items() if count)
 
     def dead(self) -> dict[str, str]:
@@ -153,6 +147,19 @@ class RunFile:
         ):
             for statement in statements:
                 connection.execute(statement, (_LONG_AGO,))
+
+
+@cache  # it is asked for every few milliseconds
+def _left_to_do() -> dict[str, str]:
+    """Return the queries for what is still to be done."""
+    tables = DEFAULT_TABLES
+    queries = {
+        "parked messages": tables.parked_messages.select(),
+        "messages in the outbox": tables.outbox_messages.select(),
+        "steps to undo": tables.message_steps.select().where(tables.message_steps.c.undo_at.is_not(None)),
+        "calls of on_dead_letter": tables.dead_letters.select().where(tables.dead_letters.c.hook_at.is_not(None)),
+    }
+    return {what: str(query) for what, query in queries.items()}
 
 
 async def _ended(connection: Any) -> None:

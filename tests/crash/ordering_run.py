@@ -18,7 +18,7 @@ from typing import Self
 from tests.crash.ordering_app import ATTEMPTS, TABLES, Settings
 from tests.integration.kafka_stage import Given, KafkaStage, payment
 from tests.lines import whole_lines
-from tests.services.process import wait_until
+from tests.services.process import freeze, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,7 +79,8 @@ class Crew:
 
     def freeze(self, process: subprocess.Popen[bytes], seconds: float) -> None:
         """SIGSTOP, and SIGCONT after `seconds`: a zombie that does not know."""
-        process.send_signal(signal.SIGSTOP)
+        if process.poll() is None:
+            freeze(process.pid)
         time.sleep(seconds)
         process.send_signal(signal.SIGCONT)
 

@@ -14,7 +14,7 @@ from typing import Self
 
 from tests.crash.app import Settings
 from tests.lines import Lines, whole_lines
-from tests.services.process import wait_until
+from tests.services.process import freeze, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,7 +155,8 @@ class Pool:
 
     def freeze(self, member: Member, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after `seconds`: a zombie that does not know."""
-        member.process.send_signal(signal.SIGSTOP)
+        if member.process.poll() is None:
+            freeze(member.process.pid)
         time.sleep(seconds)
         member.process.send_signal(signal.SIGCONT)
 

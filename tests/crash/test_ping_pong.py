@@ -14,6 +14,7 @@ from tests.crash.ordering_verdict import judge
 from tests.crash.test_ordering import crew_of
 from tests.integration.kafka_stage import Given, payment
 from tests.services import KafkaServer, PostgresServer
+from tests.services.process import freeze
 
 pytestmark = [pytest.mark.calm, pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(300)]
 IDLE = 3.0
@@ -40,7 +41,7 @@ def turn(crew: Crew, number: int) -> list[Given]:
     crew.until(
         f"SELECT count(*) > 0 FROM attempts WHERE message_id = 'p-{number}-0' AND pid = {owner.pid}", "its attempt"
     )
-    owner.send_signal(signal.SIGSTOP)
+    freeze(owner.pid)
     try:
         assert crew.stage.rows(OPEN)[0]["n"] >= 1, "the owner holds no fence"
         crew.stage.send(sent[1:])

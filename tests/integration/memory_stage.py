@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Integer, LargeBinary, Text, select
+from sqlalchemy import BigInteger, Integer, LargeBinary, Text, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from consumerkit import Context, Handler, Message, Retry, fixed, header
+from consumerkit.events import Event
 from consumerkit.handlers.handler import AnyHandler
 from consumerkit.message import TopicPartition
 from consumerkit.storage import outbox
@@ -65,6 +66,9 @@ class Write(Handler[bytes]):
             await self.before(context)
 
 
+_COUNT = select(func.count()).select_from(Line)
+
+
 class MemoryStage(Stage):
     """A broker in memory with one topic, and a database with all tables."""
 
@@ -104,16 +108,19 @@ class MemoryStage(Stage):
 
         return await self.database.run(work)
 
-    async def until_written(self, run: Run, count: int, within: float = 120) -> list[Line]:
-        """Wait for so many lines."""
+    async def until_written(
+        self, run: Run, count: int, within: float = 120, never: type[Event] | None = None
+    ) -> list[Line]:
+        """Wait for so many lines; an event of the kind `never` is a failure."""
         loop = asyncio.get_running_loop()
         until = loop.time() + within
-        while len(found := await self.lines()) < count:
+        while (found := await self.database.run(lambda session: session.scalars(_COUNT).one())) < count:
             if run.task.done():
                 run.task.result()
-            assert loop.time() < until, f"{len(found)} lines of {count}; last events: {run.events[-5:]}"
+            assert never is None or not run.seen(never), run.seen(never)
+            assert loop.time() < until, f"{found} lines of {count}; last events: {run.events[-5:]}"
             await asyncio.sleep(0.02)
-        return found
+        return await self.lines()
 
     def committed(self, group: str = "write") -> dict[TopicPartition, int]:
         """What is committed, beyond the beginning where an assignment starts."""

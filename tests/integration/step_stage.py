@@ -251,15 +251,7 @@ async def rows(stage: MemoryStage, table: Table = STEPS) -> list[Any]:
 
 async def until_done(stage: MemoryStage, run: Run, count: int) -> list[Line]:
     """Wait for so many lines, as long as no message waits for a step that seems to be under way elsewhere."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + 120
-    while len(found := await stage.lines()) < count:
-        if run.task.done():
-            run.task.result()
-        assert not (told := run.seen(StepAwaited)), told
-        assert loop.time() < end, f"{len(found)} lines of {count}; last events: {run.events[-5:]}"
-        await asyncio.sleep(0.02)
-    return found
+    return await stage.until_written(run, count, never=StepAwaited)
 
 
 async def until(stage: MemoryStage, run: Run, table: Table, holds: Callable[[list[Any]], bool]) -> list[Any]:

@@ -26,6 +26,7 @@ from tests.integration.kafka_stage import KafkaStage, payment
 from tests.integration.payments import TOPIC, PaymentStage, PlainTrial, Trial
 from tests.integration.stage import Run
 from tests.services import KafkaServer, PostgresServer
+from tests.services.process import freeze
 from tests.services.tcp_proxy import LateCommits
 
 pytestmark = pytest.mark.calm
@@ -63,7 +64,7 @@ def test_a_paused_owner_that_wakes_does_not_overtake_what_the_next_one_parked(
         crew.until_owning(owner)
         stage.send(sent[:1])
         crew.until(f"SELECT count(*) > 0 FROM attempts WHERE pid = {owner.pid}", "the first owner's attempt")
-        owner.send_signal(signal.SIGSTOP)
+        freeze(owner.pid)
         open_ones = (
             "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() "
             "AND state = 'idle in transaction'"

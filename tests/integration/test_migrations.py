@@ -143,10 +143,15 @@ print(schema.upgrade(Database(sys.argv[1]), tables))
 """
 
 
-@pytest.mark.parametrize("schema_name", ["", "ledger"])
-def test_of_several_processes_that_upgrade_at_once_one_does(url: str, schema_name: str) -> None:
-    if schema_name and url.startswith("sqlite"):
-        schema_name = ""
+def test_of_several_processes_that_upgrade_at_once_one_does(url: str) -> None:
+    _upgrade_at_once(url, "")
+
+
+def test_of_several_processes_that_upgrade_a_schema_at_once_one_does(postgres_url: str) -> None:
+    _upgrade_at_once(postgres_url, "ledger")
+
+
+def _upgrade_at_once(url: str, schema_name: str) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", UPGRADE, url, schema_name],

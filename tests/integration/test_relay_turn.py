@@ -25,6 +25,7 @@ from consumerkit.transports.memory import MemoryProducer
 from consumerkit.worker.readiness import States
 from tests.integration.fresh_url import fresh_url
 from tests.integration.memory_stage import MemoryStage, opened
+from tests.services.process import freeze
 
 COUNT = 4
 
@@ -88,7 +89,7 @@ async def frozen(url: str, topic: Path, gate: Path) -> AsyncIterator[Process]:
     assert process.stdout is not None
     try:
         assert await asyncio.wait_for(process.stdout.readline(), 60) == b"holding\n"
-        os.kill(process.pid, signal.SIGSTOP)
+        freeze(process.pid)
         yield process
     finally:
         if process.returncode is None:

@@ -15,6 +15,7 @@ import pytest
 
 from consumerkit.supervisor import RestartBackoff, Supervisor, lifeline
 from tests.lines import whole_lines
+from tests.services.process import freeze
 
 pytestmark = pytest.mark.calm
 
@@ -224,7 +225,7 @@ def test_the_groups_of_dead_processes_are_told_to_the_others(start: Start, kille
     supervised = start(TELLS_OF_THE_DEAD, workers=2)
     victims = [pid for _, pid in supervised.wait_for("started", 2)][:killed]
     for pid in victims:
-        os.kill(pid, signal.SIGSTOP)  # so that none hears of the other's death before its own
+        freeze(pid)  # so that none hears of the other's death before its own
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from consumerkit.worker.watchdog import EXIT_STATUS
+from tests.services.process import freeze
 
 pytestmark = pytest.mark.calm
 
@@ -57,7 +58,7 @@ def test_a_process_that_was_itself_stopped_gets_a_fresh_start(tmp_path: Path) ->
     assert process.stdout is not None
     assert process.stdout.readline() == "starts\n"
     time.sleep(1.5)
-    os.kill(process.pid, signal.SIGSTOP)
+    freeze(process.pid)
     time.sleep(6)  # longer than it may stand still
     os.kill(process.pid, signal.SIGCONT)
     _, err = process.communicate(timeout=120)

@@ -158,7 +158,7 @@ class KafkaServer:
 
     def pause(self) -> None:
         """Stop the broker's process in its tracks (SIGSTOP): connections stay open and nothing answers."""
-        self._own().send(signal.SIGSTOP)
+        self._own().freeze()
 
     def resume(self) -> None:
         """Let a paused broker go on (SIGCONT)."""

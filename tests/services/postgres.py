@@ -146,7 +146,7 @@ class PostgresServer:
 
     def pause(self) -> None:
         """Stop the main process (SIGSTOP): no new connection is accepted; open sessions go on."""
-        self._own().send(signal.SIGSTOP)
+        self._own().freeze()
 
     def resume(self) -> None:
         """Let a paused server go on (SIGCONT)."""

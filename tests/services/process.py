@@ -88,6 +88,11 @@ class ServerProcess:
         if self.is_alive():
             os.kill(self.pid, number)
 
+    def freeze(self) -> None:
+        """Stop the server (SIGSTOP); an ended server is left alone."""
+        if self.is_alive():
+            freeze(self.pid)
+
     def end(self, number: signal.Signals, *, within: float = 30.0) -> None:
         """Send `number`, waking the server first, and wait for its end; SIGKILL after `within` seconds."""
         self.send(signal.SIGCONT)
@@ -125,6 +130,24 @@ class ServerProcess:
         if guard is None:
             return
         guard.communicate(b"keep" if keep else None)
+
+
+def freeze(pid: int) -> None:
+    """Stop a process (SIGSTOP), and wait until it stands still.
+
+    The kernel stops the threads one after another: until the first of them has taken the signal, on a busy machine,
+    the others go on.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: _stands_still(pid), within=60, what=f"process {pid} stands still", every=0.001)
+
+
+def _stands_still(pid: int) -> bool:
+    states = set()
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            states.add(thread.read_text().rpartition(")")[2].split()[0])
+    return states <= {"T", "Z", "X"}
 
 
 def wait_until(condition: Callable[[], bool], *, within: float, what: str, every: float = 0.05) -> None:
