@@ -14,7 +14,6 @@ from uuid import uuid4
 import hypothesis
 import pytest
 
-from tests import statement_cache
 from tests.services import KafkaServer, PostgresServer, ServiceError
 from tests.services.databases import Databases
 
@@ -43,7 +42,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SERVERS] = {}
     config.stash[_SHARED] = ExitStack()
     _keep_last_words(config)
-    statement_cache.share()
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         _share_servers(config)
 
