@@ -64,6 +64,8 @@ async def test_members_that_come_and_go_are_no_trouble(
     # What a worker's stop cuts off in the database's client is no rebalance.
     ours = [record for record in caplog.records if not record.name.startswith("sqlalchemy.")]
     lines = [record for record in ours if record.levelno >= logging.WARNING and without_rebalances(record)]
-    # A broker that has just started loads the coordinator of its producers; that is no rebalance.
-    lines = [record for record in lines if "idempotence PID" not in record.getMessage()]
-    assert [(record.name, record.getMessage()) for record in lines] == []
+    told = [(record.name, record.getMessage()) for record in lines]
+    # A broker that has just started loads the coordinator of its producers, and a busy machine slows it down; that is
+    # no rebalance.
+    elsewhere = ("idempotence PID", "does not answer about")
+    assert [one for one in told if not any(text in one[1] for text in elsewhere)] == []
