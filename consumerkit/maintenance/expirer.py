@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -135,7 +135,8 @@ class Expiry:
             return count, skipped
         for partition in await self._run(partial(self._expiring.partitions, consumer=number, seconds=self._parked)):
             try:
-                count += await self._partition(terms, number, partition, self._parked)
+                async for ended in self._partition(terms, number, partition, self._parked):
+                    count += ended  # at once: what a partition's first batches ended stays so if a later one fails
             except (_Busy, PayloadSealed) as error:
                 skipped.append(str(partition))
                 if isinstance(error, PayloadSealed):
@@ -150,8 +151,10 @@ class Expiry:
             self._announce(events.TroubleOver(handler=terms.name, where="codec", seconds=seconds, work="retention"))
         return count, skipped
 
-    async def _partition(self, terms: Terms, number: int, partition: TopicPartition, seconds: float) -> int:
-        count, after = 0, 0
+    async def _partition(
+        self, terms: Terms, number: int, partition: TopicPartition, seconds: float
+    ) -> AsyncIterator[int]:
+        after = 0
         expire = partial(self._expiring.parked, consumer=number, terms=terms, partition=partition, seconds=seconds)
         while True:
             batch: EndedBatch | None = await self._run(partial(expire, after=after))
@@ -161,9 +164,9 @@ class Expiry:
                 self._announce(_told(terms.name, dead), dead.message)
                 if dead.clash is not None:
                     self._announce(events.OriginClash(handler=terms.name, **dead.clash._asdict()), dead.message)
-            count += len(batch.made)
+            yield len(batch.made)
             if batch.last is None:
-                return count
+                return
             after = batch.last
             await asyncio.sleep(PAUSE)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import blake2b
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Select, delete, func, insert, select, update
+from sqlalchemy import Select, create_engine, delete, func, insert, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from consumerkit import (
     ConfigurationError,
@@ -301,6 +303,32 @@ async def test_a_busy_partition_does_not_end_the_turn_for_the_others(
         await run(lambda s: shelf.dialect.take_over(s.connection(), number, wait=1))
         assert await expiry.turn() == [Expired(handler="credit", parked=2, skipped=("t[0]",))]
     assert await expiry.turn() == [Expired(handler="credit", parked=1)]
+
+
+async def test_what_a_partition_s_first_batches_ended_counts_where_a_later_one_finds_it_busy(
+    server_shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statements, "FENCE_WAIT", 0.2)
+    monkeypatch.setattr(statements, "PARKED", 2)
+    shelf = server_shelf
+    await shelf.park(1, 2, 3)
+    number = fence.number(TABLES, shelf.consumer, TopicPartition("t", 0))
+    other = create_engine(shelf.url, poolclass=NullPool).connect()
+
+    class Owner(list[Event]):
+        """Takes the partition's fence as soon as the first batch is committed."""
+
+        def append(self, event: Event) -> None:
+            if not self:
+                assert shelf.dialect.take_over(other, number, wait=1)
+            super().append(event)
+
+    shelf.events = Owner()
+    expiry = shelf.expiry(PayloadRetention(parked=MONTH))
+    with closing(other):
+        assert await expiry.turn() == [Expired(handler="credit", parked=2, skipped=("t[0]",))]
+    assert await expiry.turn() == [Expired(handler="credit", parked=1)]
+    assert len(shelf.events) == 3
 
 
 def lock(session: Session, query: Select[Any]) -> None:
