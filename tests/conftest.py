@@ -14,6 +14,7 @@ from uuid import uuid4
 import hypothesis
 import pytest
 
+from tests import variants
 from tests.services import KafkaServer, PostgresServer, ServiceError
 from tests.services.databases import Databases
 
@@ -32,6 +33,7 @@ hypothesis.settings.load_profile("any-pace")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="also run the tests marked `matrix`: the long form")
+    parser.addoption("--variants", action="store_true", help="also run all other variants of each test")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -77,17 +79,19 @@ def _share_servers(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long form out; deselected, not skipped: `make test-crash` is its own command."""
+    """Leave out the long form and the further variants; deselected, not skipped: they have their own commands."""
     for item in items:
         # It freezes its broker; one that then has no processor for long is not what the test is about.
         if "private_kafka" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.calm)
-    if config.getoption("--matrix"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("matrix")]
+    left_out = set[pytest.Item]()
+    if not config.getoption("--matrix"):
+        left_out.update(item for item in items if item.get_closest_marker("matrix"))
+    if not config.getoption("--variants") and not any("::" in name for name in config.args):
+        left_out.update(variants.further(items))  # a test that is named is wanted, whatever its variant
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_collection_finish() -> None:

@@ -63,6 +63,19 @@ class Run:
         return await self.task
 
 
+async def until_seen(kind: type[E], count: int, *runs: Run) -> list[E]:
+    """Wait for so many events of a kind and return them, each run's in order.
+
+    A worker announces what it did after its COMMIT: who has just read it in the database may be earlier.
+    """
+
+    def found() -> list[E]:
+        return [event for run in runs for event in run.seen(kind)]
+
+    await runs[0].until(lambda: len(found()) >= count, f"{count} times {kind.__name__}")
+    return found()
+
+
 class Stage(ABC):
     """A database and a broker; a subclass chooses them, and queries them for the tests."""
 

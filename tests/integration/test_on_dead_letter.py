@@ -28,7 +28,7 @@ from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.left_behind import OVERDUE
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, Line, MemoryStage
-from tests.integration.stage import Run
+from tests.integration.stage import Run, until_seen
 from tests.integration.step_stage import LETTERS, Provider, ProviderDown, Refunding, rows, until
 from tests.services import PostgresServer
 
@@ -187,7 +187,7 @@ async def test_an_error_leaves_the_letter_as_it_is_and_is_tried_again(
     handler = kind(in_hook)
     async with stage.run(handler) as run:
         [letter] = await until(stage, run, LETTERS, waits(stage))
-        assert [(one.attempt, one.letter) for one in run.seen(DeadLetterHookFailed)] == [
+        assert [(one.attempt, one.letter) for one in await until_seen(DeadLetterHookFailed, 3, run)] == [
             (1, letter.id),
             (2, letter.id),
             (3, letter.id),
@@ -254,7 +254,7 @@ async def test_a_call_that_ended_its_process_each_time_is_given_up(stage: Memory
     again = kind()
     async with stage.run(again) as run:
         [letter] = await until(stage, run, LETTERS, waits(stage))
-        [failed] = run.seen(DeadLetterHookFailed)
+        [failed] = await until_seen(DeadLetterHookFailed, 1, run)
     assert (failed.wait, failed.error) == (None, "the process ended during the call")
     assert again.calls == []
     assert "on_dead_letter failed" in letter.history

@@ -17,7 +17,7 @@ from consumerkit.storage.left_behind import OVERDUE
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.command import CommandLine
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line
-from tests.integration.stage import Run
+from tests.integration.stage import Run, until_seen
 from tests.integration.step_stage import LETTERS, LOT, STEPS, Provider, Refunding, rejects, rows, until
 from tests.integration.test_undo import states
 from tests.services import PostgresServer
@@ -129,7 +129,7 @@ async def test_undos_of_a_handler_without_steps_are_reported_and_given_up(
     async with stage.run(Refunding(provider)) as run:
         await redrive(stage.url, Selection(ids=tuple(one.id for one in undos)), by="ann")
         await until(stage, run, STEPS, states(2, "undone"))
-        assert {one.step for one in run.seen(StepUndone)} == {"charge", "reserve"}
+        assert {one.step for one in await until_seen(StepUndone, 2, run)} == {"charge", "reserve"}
     assert sorted(provider.charges()) == ["refunded-v0", "released-v0", "reserved-v0", "v0"]
 
 

@@ -14,6 +14,7 @@ from consumerkit.engine import undoing
 from consumerkit.events import AttemptFailed, GroupCommitted, PartitionTaken, StepDoubted, StepUndone
 from consumerkit.storage.undoing import UndoRows
 from tests.integration.memory_stage import MemoryStage
+from tests.integration.stage import until_seen
 from tests.integration.step_stage import (
     LETTERS,
     STEPS,
@@ -76,7 +77,7 @@ async def test_an_undo_that_takes_longer_than_its_lease_is_called_once(
     handlers = [kind(provider, in_handle=rejects) for _ in range(2)]
     async with stage.run(handlers[0]) as one, stage.run(handlers[1]) as other:
         await until(stage, one, STEPS, lambda found: {row.state for row in found} == {"undone"})
-        told = [*one.seen(StepUndone), *other.seen(StepUndone)]
+        told = await until_seen(StepUndone, 2, one, other)
     assert [event.step for event in told] == ["charge", "reserve"]
     assert provider.charges() == ["reserved-v0", "v0", "began-refund-v0", "refunded-v0", "released-v0"]
 
@@ -118,7 +119,7 @@ async def test_a_worker_that_lost_its_lease_does_not_settle_an_undo(
     handlers = [Late(provider, in_handle=rejects) for _ in range(2)]
     async with stage.run(handlers[0]) as one, stage.run(handlers[1]) as other:
         await until(stage, one, STEPS, lambda found: {row.state for row in found} == {"undone"})
-        told = [*one.seen(StepUndone), *other.seen(StepUndone)]
+        told = await until_seen(StepUndone, 2, one, other)
     assert len(await rows(stage, LETTERS)) == 1
     assert len(calls) == 2
     assert len(set(calls)) == 1

@@ -34,6 +34,7 @@ from consumerkit.storage.maintenance.pruning import PruneStatements
 from consumerkit.storage.steps import StepRows
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import MemoryStage, line
+from tests.integration.stage import until_seen
 from tests.integration.step_stage import (
     KINDS,
     LEDGER,
@@ -197,7 +198,8 @@ async def test_errors_of_a_step_meet_retry(stage: MemoryStage, provider: Provide
             letters = await until(stage, run, LETTERS, lambda found: len(found) == 2)
             assert {(one.reason, one.attempts) for one in letters} == {("exhausted", 3)}
         lines = await until_done(stage, run, 8 if failures == 3 else 10)
-        attempts = sorted((one.message_id, one.attempt) for one in run.seen(AttemptFailed))
+        failed_attempts = await until_seen(AttemptFailed, 2 * failures, run)
+        attempts = sorted((one.message_id, one.attempt) for one in failed_attempts)
     assert attempts == [(number, attempt) for number in "27" for attempt in range(1, failures + 1)]
     assert sorted(failed) == ["v2"] * failures + ["v7"] * failures
     assert len(lines) == (8 if failures == 3 else 10)

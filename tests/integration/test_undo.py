@@ -25,6 +25,7 @@ from consumerkit.redrive import Selection, discard, redrive, resolve
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.tables import DEFAULT_TABLES, Tables
 from tests.integration.memory_stage import MemoryStage
+from tests.integration.stage import until_seen
 from tests.integration.step_stage import (
     LEDGER,
     LETTERS,
@@ -152,7 +153,7 @@ async def test_a_dead_messages_steps_are_undone_in_reverse_order(
     async with stage.run(kind(provider, in_handle=fails)) as run:
         await stage.until_written(run, 2)
         await until(stage, run, STEPS, lambda found: sum(row.state == "undone" for row in found) == 2)
-        told = run.seen(StepUndone)
+        told = await until_seen(StepUndone, 2, run)
         status = await stage.database.run(lambda s: message_status(s, run.worker.declarations[0].handler, "1"))
     [letter] = await rows(stage, LETTERS)
     of_it = [one for one in provider.charges() if one.endswith("v1")]
@@ -243,7 +244,8 @@ async def test_an_undo_that_fails_for_good_is_a_dead_letter_of_its_own(
             f"the undo of step 'charge' failed, and the step's effect stands (dead letter {first.id})" in letter.error
         )
         await until(stage, run, STEPS, states(2, "not undone", "undone"))
-        assert [one.reason.value for one in run.seen(MessageDeadLettered)] == ["rejected", "undo_failed"]
+        died = await until_seen(MessageDeadLettered, 2, run)
+        assert [one.reason.value for one in died] == ["rejected", "undo_failed"]
         broken.clear()
         await redrive(stage.url, Selection(ids=(first.id,)), by="ann")
         await until(stage, run, LETTERS, redriven_in_vain)
@@ -399,7 +401,7 @@ async def test_two_workers_undo_each_step_once(stage: MemoryStage, provider: Pro
     handlers = [kind(provider, in_handle=rejects) for _ in range(2)]
     async with stage.run(handlers[0]) as one, stage.run(handlers[1]) as other:
         await until(stage, one, STEPS, states(40, "undone"))
-        told = [*one.seen(StepUndone), *other.seen(StepUndone)]
+        told = await until_seen(StepUndone, 40, one, other)
     assert len(told) == 40
     assert {one.called for one in told} == {True}
     found = sorted(provider.charges())
