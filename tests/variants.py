@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,12 @@ ENVIRONMENTS = frozenset(
 )
 """The values of parameters that say where a test runs; all others say what it tests."""
 
-_THINNED = "tests/integration/"
+_THINNED = ("tests/integration/", "tests/crash/")
+
+
+def further_cases(*values: object) -> list[Any]:
+    """Return values of a parameter which only `make test-variants` runs."""
+    return [pytest.param(value, marks=pytest.mark.variant) for value in values]
 
 
 def further(items: Iterable[pytest.Item]) -> list[pytest.Item]:

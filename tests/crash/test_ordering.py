@@ -89,7 +89,11 @@ def test_order_attempts_and_due_times_hold_while_processes_die_and_freeze(
 
 @pytest.mark.parametrize(
     "ordering, transport",
-    [(Ordering.KEY, "confluent"), (Ordering.PARTITION, "aiokafka"), (Ordering.NONE, "confluent")],
+    [
+        (Ordering.KEY, "confluent"),
+        pytest.param(Ordering.PARTITION, "aiokafka", marks=pytest.mark.variant),
+        pytest.param(Ordering.NONE, "confluent", marks=pytest.mark.variant),
+    ],
 )
 def test_order_and_attempts_hold_through_a_kill_and_two_rebalances(
     kafka: KafkaServer,

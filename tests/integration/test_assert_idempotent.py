@@ -33,6 +33,7 @@ from consumerkit.handlers.handler import AnyHandler
 from consumerkit.testing import IdempotenceReport, assert_idempotent, assert_idempotent_async, message
 from consumerkit.testing.boundaries import IN_ORDER
 from consumerkit.transports.base import Record
+from tests.variants import further_cases
 
 
 class Base(DeclarativeBase): ...
@@ -119,7 +120,7 @@ class BulkCredit(BatchHandler[Paid]):
         context.session.add_all([Line(text=f"{one.event.account} {one.event.amount}") for one in events])
 
 
-@pytest.mark.parametrize("handler", [Credit(), PlainCredit(), BulkCredit()], ids=lambda one: one.name)
+@pytest.mark.parametrize("handler", [Credit(), *further_cases(PlainCredit(), BulkCredit())], ids=lambda one: one.name)
 def test_what_changes_its_tables_through_the_session_passes(handler: AnyHandler) -> None:
     report = checked(handler)
     assert report.not_reached == ()
@@ -241,6 +242,7 @@ class InMemory(Credit):
         await context.session.merge(Account(id=event.account, balance=self.balances[event.account]))
 
 
+@pytest.mark.variant
 def test_a_value_that_the_handler_keeps_is_caught() -> None:
     text = caught(lambda _: InMemory())
     assert "table accounts: row (id='alice', balance=5): expected 1, found 0" in text
@@ -285,6 +287,7 @@ class Commits(Sends):
         self.engine.dispose()
 
 
+@pytest.mark.variant
 def test_commits_of_a_second_engine_are_caught(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/audit.db"
     engine = create_engine(url)
@@ -339,6 +342,7 @@ class Lottery(Credit):
         context.publish("tickets", key=event.account, value={"ticket": uuid4().hex})
 
 
+@pytest.mark.variant
 def test_a_message_that_is_published_with_another_value_is_caught() -> None:
     text = caught(Lottery())
     assert "message to tickets with the key b'alice' and the value b'{\"ticket\":" in text
@@ -358,6 +362,7 @@ class Once(Credit):
         (self.directory / f"{context.message_id}").mkdir()
 
 
+@pytest.mark.variant
 def test_a_handler_that_fails_when_it_runs_again_is_caught(tmp_path: Path) -> None:
     def emptied(_: Session) -> None:
         for one in tmp_path.iterdir():

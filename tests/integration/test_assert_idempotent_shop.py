@@ -71,6 +71,7 @@ async def test_the_stock_passes() -> None:
     await assert_idempotent_async(ReserveStock(), BY_ITEM, metadata=Base.metadata, setup=partial(rows, status="placed"))
 
 
+@pytest.mark.variant
 async def test_the_payment_passes_and_refunds_what_was_cancelled(services: Services) -> None:
     async with httpx.AsyncClient(timeout=TIMEOUT) as client:
         report = await assert_idempotent_async(
@@ -86,6 +87,7 @@ async def test_the_payment_passes_and_refunds_what_was_cancelled(services: Servi
     assert done[f"refund of {CANCELLED}"] == done["charge of o-0"] == len(report.runs) + 1
 
 
+@pytest.mark.variant
 async def test_the_mail_passes(services: Services) -> None:
     report = await assert_idempotent_async(
         SendMail(services.mails), BY_CUSTOMER, metadata=Base.metadata, effects=services.happened
@@ -94,6 +96,7 @@ async def test_the_mail_passes(services: Services) -> None:
     assert services.happened()["mail about o-0"] == len(report.runs) + 1
 
 
+@pytest.mark.variant
 async def test_the_points_pass() -> None:
     await assert_idempotent_async(GivePoints(), BY_CUSTOMER, metadata=Base.metadata)
 

@@ -15,6 +15,7 @@ from consumerkit.policies.brake import Brake
 from tests.integration.kafka_stage import KafkaStage, payment
 from tests.integration.payments import TOPIC, BatchTrial, PaymentStage, PlainTrial, Trial
 from tests.services import PostgresServer
+from tests.variants import further_cases
 
 QUICK = Brake(probe=exponential(0.3, max=1.5, jitter=0))
 NEVER = b"{broken"
@@ -94,7 +95,7 @@ async def test_a_deploy_that_always_raises_and_the_next_one(
     payments.check()
 
 
-@pytest.mark.parametrize("poison", ["undecodable", "rejected", "mixed"])
+@pytest.mark.parametrize("poison", ["mixed", *further_cases("undecodable", "rejected")])
 @pytest.mark.parametrize("batch", [20, 500])
 async def test_a_flood_with_five_percent_of_poison_keeps_flowing(
     payments: PaymentStage, poison: str, batch: int

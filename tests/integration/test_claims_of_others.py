@@ -16,6 +16,8 @@ from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.fresh_url import fresh_url
 from tests.integration.memory_stage import MemoryStage, Write, opened
 
+pytestmark = pytest.mark.every_variant
+
 LEDGER = DEFAULT_TABLES.processed_messages
 
 

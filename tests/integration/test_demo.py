@@ -53,6 +53,7 @@ def test_the_books_balance_and_every_printed_command_works() -> None:
         assert not directory.exists()
 
 
+@pytest.mark.variant
 def test_books_that_do_not_balance_are_told_and_end_with_status_1(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(FORGETFUL_LEDGER)
     path = os.pathsep.join([str(tmp_path), str(Path.cwd())])

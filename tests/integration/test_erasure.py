@@ -34,6 +34,8 @@ from tests.integration.memory_stage import MemoryStage, Write, opened
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 
+pytestmark = pytest.mark.every_variant
+
 NOW = datetime.now(UTC).replace(microsecond=0)
 FACTS = {"reason": "exhausted", "error_type": "E", "error": "alice is broke", "stack": "s", "attempts": 2}
 

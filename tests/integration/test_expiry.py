@@ -63,6 +63,8 @@ from tests.integration.memory_stage import MemoryStage, Write, opened
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 
+pytestmark = pytest.mark.every_variant
+
 NOW = datetime.now(UTC).replace(microsecond=0)
 OLD = NOW - timedelta(days=40)
 MONTH = timedelta(days=30)

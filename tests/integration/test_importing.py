@@ -21,6 +21,8 @@ from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 from tests.unit.dead_letters.records import connect, replaced, spring, without
 
+pytestmark = pytest.mark.every_variant
+
 DEAD = "dead"
 
 

@@ -24,6 +24,8 @@ from tests.integration.fresh_url import fresh_url
 from tests.services import PostgresServer
 from tests.services.tables import make_tables
 
+pytestmark = pytest.mark.every_variant
+
 REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011"]
 
 ELSEWHERE = Tables(prefix="ck_", schema="ledger")

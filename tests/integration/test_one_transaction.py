@@ -17,6 +17,8 @@ from consumerkit.storage.database import Database
 from tests.integration.memory_stage import TOPIC, Line, MemoryStage, Write, line, opened
 from tests.services import PostgresServer
 
+pytestmark = pytest.mark.every_variant
+
 
 class Base(DeclarativeBase): ...
 

@@ -22,6 +22,8 @@ from consumerkit.transports.memory import MemoryBroker
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write
 from tests.services import PostgresServer
 
+pytestmark = pytest.mark.every_variant
+
 HERE = DEFAULT_TABLES.within("public")
 
 

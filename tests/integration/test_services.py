@@ -32,6 +32,7 @@ def test_a_topic_created_is_ready_and_a_topic_deleted_may_be_created_again(kafka
     kafka.delete_topic(topic_name)
 
 
+@pytest.mark.variant
 def test_a_killed_broker_comes_back_with_what_it_had() -> None:
     with KafkaServer.start_private() as broker:
         broker.create_topic("kept")
@@ -43,6 +44,7 @@ def test_a_killed_broker_comes_back_with_what_it_had() -> None:
         assert _produce(broker, "kept", b"after") == 1
 
 
+@pytest.mark.variant
 def test_a_paused_broker_answers_nothing_until_resumed() -> None:
     with KafkaServer.start_private() as broker:
         broker.pause()
@@ -52,6 +54,7 @@ def test_a_paused_broker_answers_nothing_until_resumed() -> None:
         wait_until(lambda: _answers(broker), within=120, what="Kafka after its pause")
 
 
+@pytest.mark.variant
 def test_a_broker_started_from_a_thread_that_has_ended_lives_on() -> None:
     started: list[KafkaServer] = []
     thread = threading.Thread(target=lambda: started.append(KafkaServer.start_private()))
@@ -115,6 +118,7 @@ def open_directory() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.variant
 def test_servers_end_and_their_data_goes_when_their_starter_is_killed(open_directory: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(open_directory)}
     keeper = subprocess.Popen(

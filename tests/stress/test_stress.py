@@ -40,6 +40,7 @@ def stress(postgres: PostgresServer, *arguments: str, within: float) -> tuple[in
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.variant
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_minute_of_new_seeds_finds_nothing(postgres: PostgresServer) -> None:

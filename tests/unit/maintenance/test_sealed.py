@@ -1,5 +1,6 @@
 """A payload that retention cannot unseal is trouble of the codec, until it can."""
 
+from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,10 @@ class Sealed(Expiry):
 
     sealed = True
 
-    async def _partition(self, *_: Any) -> int:
+    async def _partition(self, *_: Any) -> AsyncIterator[int]:
+        yield 1
         if self.sealed:
             raise PayloadSealed("as asked")
-        return 0
 
 
 async def test_a_payload_that_can_be_unsealed_again_is_the_end_of_the_trouble() -> None:
@@ -34,7 +35,8 @@ async def test_a_payload_that_can_be_unsealed_again_is_the_end_of_the_trouble() 
     )
     for sealed in (True, False, False):
         expiry.sealed = sealed
-        await expiry._lot(terms, 1)
+        ended, skipped = await expiry._lot(terms, 1)
+        assert (ended, len(skipped)) == (2, 2 * sealed)  # what was committed before counts
     trouble = Trouble(handler="credit", where="codec", error="as asked", wait=TURN, work="retention")
     assert told[:2] == [trouble, trouble]
     (over,) = told[2:]
