@@ -21,10 +21,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop test check test-unit test-crash test-mutants test-versions stress bench fmt lock sbom audit clean venv
+.PHONY: help demo shop test check test-unit test-variants test-crash test-mutants test-versions stress bench fmt lock sbom audit clean venv
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime  ## thousands of payments, resends, poison and kills; then the books are checked (under a minute)
 	@$(BIN)/consumerkit demo
@@ -33,12 +33,15 @@ shop: $(VENV)/.dev  ## orders through a whole shop, with kills and faults anywhe
 	@$(BIN)/python -m tests.services --prepare
 	@$(BIN)/python -m tests.shop $(if $(ORDERS),--orders $(ORDERS)) $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
+# 2 is an interruption, and a choice of tests may leave one part empty (5).
+in_two_parts = ran= failed=; for part in "not calm/$(PROCESSES)" "calm/$(CALM_PROCESSES)"; do \
+		$(BIN)/python -m pytest tests -m "$${part%/*}" -n "$${part\#*/}" --dist worksteal $(1) $(PYTEST_ARGS); \
+		case $$? in 0) ran=yes;; 2) exit 2;; 5) ;; *) failed=yes;; esac; done; \
+		[ "$$ran" ] && [ ! "$$failed" ]
+
 test: $(VENV)/.dev  ## every test on a real Kafka and a real PostgreSQL, started here (a quarter of an hour on two cores)
 	@$(BIN)/python -m tests.services --prepare
-	@ran= failed=; for part in "not calm/$(PROCESSES)" "calm/$(CALM_PROCESSES)"; do \
-		$(BIN)/python -m pytest tests -m "$${part%/*}" -n "$${part#*/}" --dist worksteal $(PYTEST_ARGS); \
-		case $$? in 0) ran=yes;; 2) exit 2;; 5) ;; *) failed=yes;; esac; done; \
-		[ "$$ran" ] && [ ! "$$failed" ]  # 2 is an interruption, and a choice of tests may leave one part empty (5)
+	@$(call in_two_parts)
 	$(BIN)/python -m pytest --doctest-modules --ignore-glob='*/migrations/*' consumerkit
 
 check: $(VENV)/.dev  ## format, lint, types and layers
@@ -49,6 +52,10 @@ check: $(VENV)/.dev  ## format, lint, types and layers
 
 test-unit: $(VENV)/.dev  ## the tests without any server, in seconds
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+test-variants: $(VENV)/.dev  ## every test on each database, driver and client that it can run on, and its long cases
+	@$(BIN)/python -m tests.services --prepare
+	@$(call in_two_parts,--variants)
 
 test-crash: $(VENV)/.dev  ## the full fault matrix: every named kill, each transport, the new group protocol
 	@$(BIN)/python -m tests.services --prepare

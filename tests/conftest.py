@@ -33,7 +33,8 @@ hypothesis.settings.load_profile("any-pace")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="also run the tests marked `matrix`: the long form")
-    parser.addoption("--variants", action="store_true", help="also run all other variants of each test")
+    also = "also run all other variants of each test; `--matrix` does, too"
+    parser.addoption("--variants", action="store_true", help=also)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -84,9 +85,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # It freezes its broker; one that then has no processor for long is not what the test is about.
         if "private_kafka" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.calm)
-    left_out = set[pytest.Item]()
-    if not config.getoption("--matrix"):
-        left_out.update(item for item in items if item.get_closest_marker("matrix"))
+    if config.getoption("--matrix"):
+        return
+    left_out = {item for item in items if item.get_closest_marker("matrix")}
     if not config.getoption("--variants") and not any("::" in name for name in config.args):
         left_out.update(variants.further(items))  # a test that is named is wanted, whatever its variant
     if left_out:

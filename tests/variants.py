@@ -44,12 +44,11 @@ def _case(item: pytest.Item) -> str | None:
     spec = getattr(item, "callspec", None)
     if spec is None or not item.nodeid.startswith(_THINNED) or item.get_closest_marker("every_variant"):
         return None
-    rest = [f"{name}={spec.indices[name]}" for name in sorted(spec.params) if not _is_environment(spec.params[name])]
-    return None if len(rest) == len(spec.params) else " ".join([item.nodeid.partition("[")[0], *rest])
-
-
-def _is_environment(value: object) -> bool:
-    return isinstance(value, str) and value in ENVIRONMENTS
+    environments = {value for value in spec.params.values() if isinstance(value, str) and value in ENVIRONMENTS}
+    if not environments:
+        return None
+    rest = [word for word in spec.id.split("-") if word not in environments]
+    return "-".join([item.nodeid.partition("[")[0], *rest])
 
 
 def _all_but_one(case: str, variants: list[pytest.Item]) -> list[pytest.Item]:
