@@ -6,6 +6,8 @@ from uuid import uuid4
 
 import pytest
 
+from consumerkit.engine import undoing
+from consumerkit.engine.lanes import parked_poller
 from tests.integration.command import CommandLine
 from tests.integration.fresh_url import fresh_url
 from tests.integration.kafka_stage import KafkaStage
@@ -17,6 +19,13 @@ from tests.services.databases import Databases
 def each_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh database on PostgreSQL, then one in a file of SQLite."""
     return fresh_url(request, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _looks_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that waits for what another program did looks every half second; users' workers look every five."""
+    for module in (parked_poller, undoing):
+        monkeypatch.setattr(module, "LONGEST_SLEEP", 0.5)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Real workers on the broker in memory and a real database, for tests that control the broker."""
 
-import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -19,7 +19,7 @@ from consumerkit.storage.outbox import OutboxMessage
 from consumerkit.storage.tables import DEFAULT_TABLES
 from consumerkit.transports.memory import Memory, MemoryBroker
 from consumerkit.worker import Worker
-from tests.integration.stage import Run, Stage
+from tests.integration.stage import Run, Stage, pause
 
 TOPIC: Final = "t"
 
@@ -112,14 +112,13 @@ class MemoryStage(Stage):
         self, run: Run, count: int, within: float = 120, never: type[Event] | None = None
     ) -> list[Line]:
         """Wait for so many lines; an event of the kind `never` is a failure."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + within
+        begun = time.monotonic()
         while (found := await self.database.run(lambda session: session.scalars(_COUNT).one())) < count:
             if run.task.done():
                 run.task.result()
             assert never is None or not run.seen(never), run.seen(never)
-            assert loop.time() < until, f"{found} lines of {count}; last events: {run.events[-5:]}"
-            await asyncio.sleep(0.02)
+            assert time.monotonic() < begun + within, f"{found} lines of {count}; last events: {run.events[-5:]}"
+            await pause(begun)
         return await self.lines()
 
     def committed(self, group: str = "write") -> dict[TopicPartition, int]:

@@ -39,15 +39,15 @@ class Run:
 
     async def until(self, condition: Callable[[], bool], what: str, *, within: float = 120.0) -> None:
         """Wait until `condition`, asked in a thread, holds; the worker must not end before."""
-        deadline = time.monotonic() + within
+        begun = time.monotonic()
         while not await asyncio.to_thread(condition):
             if self.task.done():
                 self.task.result()
                 raise AssertionError(f"the worker ended before {what}")
-            if time.monotonic() > deadline:
+            if time.monotonic() > begun + within:
                 last = [repr(event) for event in self.events[-8:]]
                 raise AssertionError(f"{what}: not within {within:.0f} s; last events: {last}")
-            await asyncio.sleep(0.05)
+            await pause(begun)
 
     async def failure(self) -> Exception:
         """Wait until the worker ends by itself, and return what it raises; the block then ends without it."""
@@ -61,6 +61,15 @@ class Run:
         """Ask the worker to stop; returns whether it kept to its grace."""
         self.stopping.set()
         return await self.task
+
+
+async def pause(begun: float) -> None:
+    """Wait a twelfth of what was waited before the condition is asked again: to ask costs a busy machine a lot.
+
+    Args:
+        begun: When the wait began, on the monotonic clock.
+    """
+    await asyncio.sleep(max(0.02, min(0.5, (time.monotonic() - begun) / 12)))
 
 
 async def until_seen(kind: type[E], count: int, *runs: Run) -> list[E]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,7 @@ from consumerkit.steps.arguments import fingerprint
 from consumerkit.storage.dialects import dialect_for
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.memory_stage import TOPIC, Line, MemoryStage, line, opened
-from tests.integration.stage import Run
+from tests.integration.stage import Run, pause
 
 STEPS: Final = DEFAULT_TABLES.message_steps
 CONSUMERS: Final = DEFAULT_TABLES.consumers
@@ -256,13 +257,12 @@ async def until_done(stage: MemoryStage, run: Run, count: int) -> list[Line]:
 
 async def until(stage: MemoryStage, run: Run, table: Table, holds: Callable[[list[Any]], bool]) -> list[Any]:
     """Wait until a table's rows are as wanted."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + 120
+    begun = time.monotonic()
     while not holds(found := await rows(stage, table)):
         if run.task.done():
             run.task.result()
-        assert loop.time() < end, f"{found}; last events: {run.events[-5:]}"
-        await asyncio.sleep(0.02)
+        assert time.monotonic() < begun + 120, f"{found}; last events: {run.events[-5:]}"
+        await pause(begun)
     return found
 
 

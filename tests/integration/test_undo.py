@@ -302,7 +302,7 @@ async def test_a_step_that_is_called_again_after_its_undo_was_discarded_has_its_
     broken = [True]
 
     class Breaking(Voiding):
-        @step
+        @step(deadline=2)
         async def charge(self, key: IdempotencyKey, value: bytes) -> str:
             done = self.provider.charge(key, value)
             if broken:
