@@ -221,6 +221,7 @@ class AsksNot(Everything):
         return key
 
 
+@pytest.mark.variant
 def test_a_step_that_the_other_side_does_not_recognise_is_caught_where_its_result_is_lost() -> None:
     handler = AsksNot()
     text = caught(handler, effects=lambda: handler.done)
@@ -403,6 +404,7 @@ def test_a_wrong_argument_is_refused_in_one_line(given: dict[str, Any], words: s
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.variant
 def test_a_handler_of_two_topics_asks_for_each_messages_topic() -> None:
     class Two(Handler[Paid]):
         name = "two"

@@ -49,7 +49,7 @@ class BatchDown(BatchTrial):
         super().decide("ok" if self.healed else "forever", message_id, attempt)
 
 
-@pytest.mark.parametrize("ordering", Ordering)
+@pytest.mark.parametrize("ordering", [Ordering.KEY, *further_cases(Ordering.PARTITION, Ordering.NONE)])
 async def test_a_provider_that_is_down_for_every_message(payments: PaymentStage, ordering: Ordering) -> None:
     handler = Down(ordering=ordering, retry=Retry(attempts=2, wait=fixed(0.1)), brake=QUICK, batch_size=20)
     total = 150
@@ -74,7 +74,7 @@ async def test_a_provider_that_is_down_for_every_message(payments: PaymentStage,
     payments.check()
 
 
-@pytest.mark.parametrize("kind", [Down, PlainDown, BatchDown])
+@pytest.mark.parametrize("kind", [Down, *further_cases(PlainDown, BatchDown)])
 async def test_a_deploy_that_always_raises_and_the_next_one(
     payments: PaymentStage, kind: type[Down | PlainDown | BatchDown]
 ) -> None:
@@ -173,7 +173,7 @@ async def test_a_partition_that_is_slowed_down_goes_on_when_one_can_be_read(paym
     payments.check()
 
 
-@pytest.mark.parametrize("ordering", Ordering)
+@pytest.mark.parametrize("ordering", [Ordering.KEY, *further_cases(Ordering.PARTITION, Ordering.NONE)])
 async def test_a_deploy_that_cannot_decode_anything(payments: PaymentStage, ordering: Ordering) -> None:
     total = 60
     for number in range(total):

@@ -26,6 +26,7 @@ from tests.integration.kafka_stage import KafkaStage, payment
 from tests.integration.payments import DEAD, TOPIC, PaymentStage, Trial
 from tests.integration.stage import Run
 from tests.services import PostgresServer
+from tests.variants import further_cases
 
 COUNT = 150
 BUDGET = 48 * 1024
@@ -207,7 +208,7 @@ async def test_what_cannot_run_gives_up_its_room_and_is_read_again_once(
     check(payments, watch, ordering)
 
 
-@pytest.mark.parametrize("ordering", Ordering)
+@pytest.mark.parametrize("ordering", [Ordering.KEY, *further_cases(Ordering.PARTITION, Ordering.NONE)])
 async def test_what_is_dropped_again_and_again_is_read_from_the_first_that_is_missing(
     payments: PaymentStage, watch: Watch, monkeypatch: pytest.MonkeyPatch, ordering: Ordering
 ) -> None:

@@ -16,6 +16,7 @@ from consumerkit.outcome import Reason
 from consumerkit.storage.tables import DEFAULT_TABLES as TABLES
 from tests.integration.memory_stage import MemoryStage, Write, opened
 from tests.services import PostgresServer
+from tests.variants import further_cases
 
 NOW = datetime.now(UTC)
 
@@ -89,7 +90,7 @@ async def test_a_workers_clock_makes_no_event_older_or_younger(
     assert [event.message_id for event in run.seen(MessageDeadLettered)] == ["99"]
 
 
-@pytest.mark.parametrize("batch", [1, 500])
+@pytest.mark.parametrize("batch", [*further_cases(1), 500])
 async def test_a_flood_of_stale_messages_asks_the_brake(place: MemoryStage, batch: int) -> None:
     old = (NOW - timedelta(days=8)).isoformat()
     for number in range(40):

@@ -16,9 +16,10 @@ from consumerkit.events import AttemptFailed, GroupCommitted, GroupRolledBack
 from tests.crash.model import Payment
 from tests.integration.credit import Credit, PlainCredit
 from tests.integration.kafka_stage import KafkaStage, effect, payment
+from tests.variants import further_cases
 
 
-@pytest.mark.parametrize("kind", [Credit, PlainCredit])
+@pytest.mark.parametrize("kind", [Credit, *further_cases(PlainCredit)])
 async def test_one_failing_message_in_two_hundred_costs_less_than_twice_the_invocations(
     stage: KafkaStage, other_stage: KafkaStage, kind: type[Credit | PlainCredit]
 ) -> None:

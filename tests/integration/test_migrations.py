@@ -149,6 +149,7 @@ def test_of_several_processes_that_upgrade_at_once_one_does(url: str) -> None:
     _upgrade_at_once(url, "")
 
 
+@pytest.mark.variant
 def test_of_several_processes_that_upgrade_a_schema_at_once_one_does(postgres_url: str) -> None:
     _upgrade_at_once(postgres_url, "ledger")
 

@@ -26,6 +26,7 @@ from consumerkit.worker import readiness
 from tests.integration.memory_stage import TOPIC, MemoryStage, Write, line, opened
 from tests.integration.stage import Run
 from tests.services import PostgresServer
+from tests.variants import further_cases
 
 RETRY = Retry(attempts=2, wait=fixed(0))
 Before = Callable[[Context], Awaitable[None]]
@@ -83,9 +84,9 @@ def executes(*statements: str) -> Before:
     [
         "CREATE TEMP TABLE scratch (n int) ON COMMIT DROP",
         "CREATE TEMP TABLE scratch (n int)",
-        "DECLARE rows CURSOR FOR SELECT 1",
-        "DECLARE rows CURSOR WITH HOLD FOR SELECT 1",
-        "PREPARE one AS SELECT 1",
+        *further_cases(
+            "DECLARE rows CURSOR FOR SELECT 1", "DECLARE rows CURSOR WITH HOLD FOR SELECT 1", "PREPARE one AS SELECT 1"
+        ),
     ],
 )
 async def test_messages_that_make_the_same_object_cannot_share_a_transaction(

@@ -219,6 +219,7 @@ class Slow(Trial):
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.variant
 async def test_a_key_with_much_behind_it_does_not_make_others_late(payments: PaymentStage) -> None:
     wait = 1.5
     handler = Slow(retry=Retry(attempts=9, wait=fixed(wait)), concurrency=1, batch_size=20)

@@ -19,6 +19,7 @@ from consumerkit.storage.parking.listing import ParkedSelection, listed
 from consumerkit.storage.tables import DEFAULT_TABLES
 from tests.integration.payments import TOPIC, PaymentStage, PlainTrial, Trial
 from tests.services import PostgresServer
+from tests.variants import further_cases
 
 ONCE = Retry(attempts=1)
 FREE = Brake(allowance=1000)
@@ -208,7 +209,7 @@ async def test_an_erased_one_is_left(payments: PaymentStage) -> None:
     assert results(await redrive(payments.url, Selection())) == [RedriveResult.ERASED]
 
 
-@pytest.mark.parametrize("ordering", list(Ordering))
+@pytest.mark.parametrize("ordering", [Ordering.KEY, *further_cases(Ordering.PARTITION, Ordering.NONE)])
 async def test_letters_come_back_in_the_order_of_the_log(payments: PaymentStage, ordering: Ordering) -> None:
     handler = Trial(retry=ONCE, brake=FREE, ordering=ordering)
     numbers = range(60)
