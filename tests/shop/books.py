@@ -118,12 +118,13 @@ def _mails(seen: Seen, orders: Sequence[Order]) -> Line:
     return Line("one mail for each paid order", f"{seen.mails.total():,} mails", wrong)
 
 
-def waiting(session: Session) -> tuple[int, int, int, int, int]:
-    """Return how much is not settled: orders on their way, outbox, parked rows, payments, mails and points."""
+def waiting(session: Session) -> tuple[int, int, int, int, int, int]:
+    """Return how much is not settled: orders on their way, outbox, parked rows, refunds, payments, mails and points."""
     moving = session.scalars(select(func.count()).where(Order.status.in_(["placed", "reserved"]))).one()
     outbox, parked = (
         session.scalar(text(f"SELECT count(*) FROM consumerkit_{name}_messages")) or 0 for name in ("outbox", "parked")
     )
+    undos = session.scalar(text("SELECT count(*) FROM consumerkit_message_steps WHERE state = 'undoing'")) or 0
     done = dict[str, int](
         session.execute(
             text(
@@ -142,4 +143,5 @@ def waiting(session: Session) -> tuple[int, int, int, int, int]:
     )
     paid = results.get('"paid"', 0)
     later = 2 * paid - done.get("shop-mail", 0) - done.get("shop-points", 0)
-    return moving, outbox, parked, results.get('"reserved"', 0) - done.get("shop-payment", 0), later
+    payments = results.get('"reserved"', 0) - done.get("shop-payment", 0)
+    return moving, outbox, parked, undos, payments, later
