@@ -99,7 +99,7 @@ async def test_nothing_parked_costs_nothing(
     for number in range(600):
         payments.send(number, key=b"%d" % (number % 20), partition=number % 2)
     with metered() as meter:
-        async with payments.run(handler(ordering=ordering, batch_size=20)) as run:
+        async with payments.run(handler(ordering=ordering, batch_size=20, batch_time=60.0)) as run:
             await run.until(lambda: sum(one.processed for one in run.seen(GroupCommitted)) == 600, "all effects")
             taken = len(run.seen(PartitionTaken))
             groups = len(run.seen(GroupCommitted))
@@ -112,7 +112,7 @@ async def test_nothing_parked_costs_nothing(
 
 async def test_a_group_has_as_many_statements_however_large_it_is(payments: PaymentStage) -> None:
     with metered() as meter:
-        async with payments.run(Trial(batch_size=500, concurrency=1)) as run:
+        async with payments.run(Trial(batch_size=500, concurrency=1, batch_time=60.0)) as run:
             for number in range(500):
                 payments.send(number)
             await run.until(lambda: len(payments.effects()) == 500, "all effects")
