@@ -111,22 +111,23 @@ class Expiry:
 
     async def _of(self, name: str, number: int) -> Expired:
         parked, skipped = await self._lot(self._terms[name], number)
-        decided = await self._letters(number, self._decided, decided=True)
-        if decided:
-            self._announce(events.PayloadsErased(handler=name, count=decided))
-        dead = await self._letters(number, self._dead, decided=False)
-        if dead:
-            self._announce(events.UndecidedPayloadsErased(handler=name, count=dead))
+        decided = await self._letters(name, number, self._decided, decided=True)
+        dead = await self._letters(name, number, self._dead, decided=False)
         return Expired(handler=name, decided=decided, dead=dead, parked=parked, skipped=tuple(skipped))
 
-    async def _letters(self, number: int, seconds: float | None, *, decided: bool) -> int:
+    async def _letters(self, name: str, number: int, seconds: float | None, *, decided: bool) -> int:
         count = 0
         if seconds is None:
             return count
         erase = partial(self._expiring.letters, consumer=number, seconds=seconds, decided=decided)
-        while erased := await self._run(erase):
-            count += erased
-            await asyncio.sleep(PAUSE)
+        try:
+            while erased := await self._run(erase):
+                count += erased
+                await asyncio.sleep(PAUSE)
+        finally:  # what was committed is told, although a later batch fails
+            if count:
+                kind = events.PayloadsErased if decided else events.UndecidedPayloadsErased
+                self._announce(kind(handler=name, count=count))
         return count
 
     async def _lot(self, terms: Terms, number: int) -> tuple[int, list[str]]:

@@ -271,6 +271,32 @@ async def test_undecided_letters_lose_their_payload_only_where_asked_and_stay_de
     assert "erased" in str(report)
 
 
+@pytest.mark.parametrize("kind, state", [(PayloadsErased, "resolved"), (UndecidedPayloadsErased, "dead")])
+async def test_payloads_that_were_erased_are_told_although_a_later_batch_fails(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, kind: type[Event], state: str
+) -> None:
+    monkeypatch.setattr(statements, "LETTERS", 2)
+    for offset in range(3):
+        row = partial(letter, consumer=shelf.consumer, offset=offset, state=state, state_at=OLD)
+        await shelf.database.run(row)
+    erase, batches = ExpireStatements.letters, list[int]()
+
+    def breaks(self: ExpireStatements, session: Session, *given: Any, decided: bool, **more: Any) -> int:
+        if decided == (state == "resolved"):
+            batches.append(1)
+            if len(batches) == 2:
+                raise ConnectionError("as asked")
+        return erase(self, session, *given, decided=decided, **more)
+
+    monkeypatch.setattr(ExpireStatements, "letters", breaks)
+    expiry = shelf.expiry(PayloadRetention(dead=MONTH, decided=MONTH))
+    with pytest.raises(ConnectionError):
+        await expiry.turn()
+    assert shelf.events == [kind(handler="credit", count=2)]  # type: ignore[call-arg]
+    await expiry.turn()
+    assert shelf.events[1:] == [kind(handler="credit", count=1)]  # type: ignore[call-arg]
+
+
 async def test_what_no_owner_takes_out_goes_after_a_day_and_what_waited_is_next(shelf: Shelf) -> None:
     await shelf.park(1, 3, 5)
     rows = TABLES.parked_messages

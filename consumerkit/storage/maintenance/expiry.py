@@ -81,12 +81,12 @@ class ExpireStatements:
 
     # Dead letters.
 
-    def letters(self, session: Session, consumer: int, seconds: float, *, decided: bool, limit: int = LETTERS) -> int:
+    def letters(self, session: Session, consumer: int, seconds: float, *, decided: bool) -> int:
         """Erase payloads of dead letters decided, or undecided, for this many seconds; return of how many."""
         table = self.tables.dead_letters
         connection = begin(session, self.dialect, _LIMITS, "expiry")
         old = select(table.c.id).where(self._old_letters(consumer, seconds, decided=decided))
-        rows = connection.execute(old.order_by(table.c.id).limit(limit).with_for_update(skip_locked=True))
+        rows = connection.execute(old.order_by(table.c.id).limit(LETTERS).with_for_update(skip_locked=True))
         numbers = list(rows.scalars())
         values = {**GONE, "erased_at": func.now()}
         if not decided:
