@@ -88,6 +88,14 @@ class Boundaries:
         if name == "after_commit":
             self._loop.call_soon_threadsafe(self.committed.set)
 
+    @property
+    def has_told_position(self) -> bool:
+        """Whether a mark and a commit of offsets that follow a COMMIT are complete.
+
+        A commit that was under way at the first COMMIT passes only some of these places.
+        """
+        return all(self.visits[name] for name in _POSITIONS)
+
     def revive(self) -> None:
         """Let the next worker live."""
         self.is_dead, self._kill = False, None

@@ -88,7 +88,7 @@ class CaseRun:
             if self._plan.is_survey:
                 # What comes after the last COMMIT is passed, too, before the worker stops.
                 visits = self._boundaries.visits
-                await self._until(lambda: visits["after_offset_commit"] > 0, "offsets are committed")
+                await self._until(lambda: self._boundaries.has_told_position, "offsets are committed")
                 await self._until(lambda: visits["undo_done"] >= visits["undo_called"], "undos are recorded")
             self._visits = self._boundaries.visits.copy()
         if self._boundaries.is_dead:

@@ -42,6 +42,17 @@ async def test_marks_and_offsets_count_from_the_first_commit_on() -> None:
         boundaries("before_offset_commit")
 
 
+async def test_a_commit_of_offsets_that_began_before_the_first_commit_is_not_the_whole_way() -> None:
+    boundaries = Boundaries()
+    for place in ("before_mark", "after_mark", "before_offset_commit", "after_commit", "after_offset_commit"):
+        boundaries(place)
+    assert not boundaries.has_told_position
+    for place in ("before_mark", "after_mark", "before_offset_commit", "offset_commit_sent"):
+        assert not boundaries.has_told_position
+        boundaries(place)
+    assert boundaries.has_told_position
+
+
 def test_a_place_is_visited_twice_where_a_second_visit_differs() -> None:
     found = kills(Counter(after_commit=5, in_handler=1, before_mark=3, commit_sent=5))
     assert list(map(str, found)) == ["in_handler", "after_commit", "after_commit (visit 2)", "before_mark"]
