@@ -12,6 +12,8 @@ PROCESSES ?= 6
 CALM_PROCESSES ?= 4
 # For how long `make stress` begins new seeds.
 MINUTES ?= 30
+# How many seconds late `make test-late` has commits and sends answered.
+LATE ?= 0.05
 CODE := consumerkit tests examples benchmarks
 # Directories that exist: a checkout without benchmarks is still checked.
 PRESENT = $(wildcard $(CODE))
@@ -21,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop test check test-unit test-variants test-crash test-mutants test-versions stress bench fmt lock sbom audit clean venv
+.PHONY: help demo shop test check test-unit test-variants test-late test-crash test-mutants test-versions stress bench fmt lock sbom audit clean venv
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +58,11 @@ test-unit: $(VENV)/.dev  ## the tests without any server, in seconds
 test-variants: $(VENV)/.dev  ## every test on each database, driver and client that it can run on, and its long cases
 	@$(BIN)/python -m tests.services --prepare
 	@$(call in_two_parts,--variants)
+
+test-late: $(VENV)/.dev  ## every test beside servers with late answers to commits: finds tests that do not wait; LATE seconds
+	@$(BIN)/python -m tests.services --prepare
+	$(BIN)/python -m pytest tests/integration tests/contracts -m "not calm" -n $(PROCESSES) --dist worksteal \
+		--late $(LATE) --timeout=1200 $(PYTEST_ARGS)
 
 test-crash: $(VENV)/.dev  ## the full fault matrix: every named kill, each transport, the new group protocol
 	@$(BIN)/python -m tests.services --prepare

@@ -35,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="also run the tests marked `matrix`: the long form")
     also = "also run all other variants of each test; `--matrix` does, too"
     parser.addoption("--variants", action="store_true", help=also)
+    late = "have the servers' answers to commits and sends reach the tests' processes so many seconds late"
+    parser.addoption("--late", type=float, default=0.0, metavar="SECONDS", help=late)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +47,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SERVERS] = {}
     config.stash[_SHARED] = ExitStack()
     _keep_last_words(config)
+    if seconds := config.getoption("--late"):
+        from tests.late import answer_late  # brings both Kafka clients
+
+        answer_late(seconds)
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         _share_servers(config)
 
