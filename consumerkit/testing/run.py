@@ -86,10 +86,7 @@ class CaseRun:
         async with self._worker():
             await self._until_finished()
             if self._plan.is_survey:
-                # What comes after the last COMMIT is passed, too, before the worker stops.
-                visits = self._boundaries.visits
-                await self._until(lambda: self._boundaries.has_told_position, "offsets are committed")
-                await self._until(lambda: visits["undo_done"] >= visits["undo_called"], "undos are recorded")
+                await self._until_recorded()
             self._visits = self._boundaries.visits.copy()
         if self._boundaries.is_dead:
             self._boundaries.revive()
@@ -149,7 +146,16 @@ class CaseRun:
         """Wait until everything is done, or the worker is killed."""
         await self._until(lambda: self._boundaries.is_dead or self._is_finished(), "everything is done")
         if self._plan.kill is not None and not self._boundaries.killed.is_set():
+            await self._until_recorded()
             await wait_for_first(self._boundaries.killed, within=_NOT_REACHED)
+
+    async def _until_recorded(self) -> None:
+        """Wait until the worker has passed what comes after the last COMMIT, too, or is killed there."""
+        boundaries, visits = self._boundaries, self._boundaries.visits
+        await self._until(lambda: boundaries.is_dead or boundaries.has_told_position, "offsets are committed")
+        await self._until(
+            lambda: boundaries.is_dead or visits["undo_done"] >= visits["undo_called"], "undos are recorded"
+        )
 
     async def _until(self, condition: Callable[[], bool], what: str) -> None:
         until = time.monotonic() + self._case.within
