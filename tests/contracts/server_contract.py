@@ -204,7 +204,7 @@ class ServerContract(StorageContract):
     def test_an_idle_transaction_ends_at_its_limit(
         self, stand: Stand, client: DatabaseClient, other: DatabaseClient
     ) -> None:
-        stand.begin(client, Limits(idle=0.1))
+        stand.begin(client, Limits(idle=1.0))
         client.do(lambda session: stand.ledger.claim(session.connection(), [claim(1)]))
         # The next owner waits no longer than that.
         assert other.start(stand.claiming([claim(1)])).result(120).won == {claim(1).digest}
