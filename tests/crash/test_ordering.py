@@ -15,7 +15,7 @@ from tests.crash.ordering_verdict import Probe, judge
 from tests.integration.kafka_stage import KafkaStage, payment
 from tests.services import KafkaServer, PostgresServer
 
-pytestmark = [pytest.mark.calm, pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.calm, pytest.mark.crash, pytest.mark.slow]
 WHOLE, SHORT = 5_000, 1_000
 KEYS, PARTITIONS = 200, 8
 # With order per partition each retry makes its partition wait, so that its waits add up.

@@ -16,7 +16,7 @@ from tests.integration.kafka_stage import Given, payment
 from tests.services import KafkaServer, PostgresServer
 from tests.services.process import freeze
 
-pytestmark = [pytest.mark.calm, pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.calm, pytest.mark.crash, pytest.mark.slow]
 IDLE = 3.0
 OPEN = (
     "SELECT count(*) AS n FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND "

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.docs.markdown import ROOT, blocks
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,7 +46,6 @@ def pyright(directory: Path, places: list[Path]) -> tuple[int, list[str]]:
     return said["summary"]["filesAnalyzed"], told
 
 
-@pytest.mark.timeout(300)
 def test_what_the_pages_and_the_examples_show_passes_pyright_strict(tmp_path: Path) -> None:
     written = {page.stem: write_programs(page, tmp_path / page.stem) for page in PAGES}
     assert written["README"] > 0

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 IGNORE = re.compile(r"  # type: ignore\[[\w,-]+\]")
@@ -18,12 +16,10 @@ def mypy(*arguments: str | Path) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
-@pytest.mark.timeout(300)
 def test_handlers_as_users_write_them_type_check_and_every_expected_error_still_comes() -> None:
     assert mypy(HERE) == ""
 
 
-@pytest.mark.timeout(300)
 def test_each_mistake_is_an_error_of_its_own(tmp_path: Path) -> None:
     source = (HERE / "refused.py").read_text()
     mistakes = {number for number, line in enumerate(source.splitlines(), 1) if IGNORE.search(line)}
