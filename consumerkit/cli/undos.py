@@ -14,7 +14,7 @@ from consumerkit.cli.dead_letters.options import ByOption, HandlerOption, OneHan
 from consumerkit.cli.examples import examples
 from consumerkit.cli.json_options import JsonLinesOption
 from consumerkit.cli.numbers import LimitOption
-from consumerkit.cli.output import complain, say
+from consumerkit.cli.output import say
 from consumerkit.cli.rows import print_rows
 from consumerkit.errors import ConfigurationError
 from consumerkit.observability.words import counted, lasting
@@ -73,12 +73,15 @@ def give_up(
         say(f"gave up {counted(len(letters) + without, 'undo')}")
     else:
         say("no undo is due")
-    if letters:
+    if len(letters) == 1:
+        say(f"its dead letter is {letters[0]}: `consumerkit dead-letters show {letters[0]}`")
+    elif letters:
         say(
-            f"their dead letters are {letters[0]} to {letters[-1]}: `consumerkit dead-letters list --handler {handler}`"
+            f"their dead letters, {letters[0]} to {letters[-1]}: `consumerkit dead-letters list --handler {handler} "
+            "--reason undo_failed`"
         )
     if without:
-        complain(f"{counted(without, 'undo')} without a letter, because the letter of the message is gone")
+        say(f"{counted(without, 'undo')} without a letter, because the letter of the message is gone")
     if later:
         say(f"{counted(later, 'undo')} not due: a worker is calling them, or tries them again later")
 

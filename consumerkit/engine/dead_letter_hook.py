@@ -6,45 +6,38 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
-from uuid import uuid4
-
-from sqlalchemy.orm import Session
+from typing import Any, Final
 
 from consumerkit import events
-from consumerkit.concurrency import in_thread, wait_uncancelled
+from consumerkit.concurrency import in_thread, wait_uncancelled, wait_until_set
+from consumerkit.engine.dead_letter_call import DeadLetterCall
 from consumerkit.engine.dead_letter_row import letter_of, message_of
 from consumerkit.engine.partitions.partition_store import PartitionStore
 from consumerkit.engine.transaction import failures
 from consumerkit.engine.transaction.commit import being_cancelled, closing, closing_in_thread
 from consumerkit.engine.transaction.fresh_context import FreshContexts, in_context
-from consumerkit.engine.transaction.guard import OPTION, Guard, guard
 from consumerkit.engine.transaction.session_calls import watching
-from consumerkit.errors import PayloadSealed, TransactionMisused
+from consumerkit.errors import PayloadSealed
 from consumerkit.events import Announcer
-from consumerkit.handlers.context import Publisher
-from consumerkit.handlers.dead_lettered import DeadLetterContext, DeadLetteredMessage
+from consumerkit.handlers.dead_lettered import DeadLetteredMessage
 from consumerkit.handlers.declaration import Declaration
 from consumerkit.message import Message
-from consumerkit.observability.propagation import current_headers
-from consumerkit.storage import location, outbox
 from consumerkit.storage.database import Database
 from consumerkit.storage.dead_letters.hooked import HookRows
 from consumerkit.storage.dialects import Limits
-from consumerkit.storage.isolation import connection_of
 from consumerkit.storage.payload import Payload, payload
 
-T = TypeVar("T")
 TRIES: Final = 10
 """Calls after which a letter is given up; with the waits between them about half an hour."""
 _FIRST_WAIT: Final = 2.0
 _LONGEST_WAIT: Final = 600.0
 _LOOK: Final = 2.0
 _TROUBLE: Final = 5.0
+_GIVE_BACK: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +86,26 @@ class DeadLetterHook:
         self._announce = announce
         self._outbox_written = outbox_written
         self._contexts = FreshContexts()
+        self._stopping = asyncio.Event()
         self._since: float | None = None
         self.busy_since: float | None = None
+        self._taken_for = 2 * place.limits.statement
         name = f"consumerkit-{declared.name}-dead-letters"
         self._threads = None if declared.is_async else ThreadPoolExecutor(1, name)
 
     async def run(self) -> None:
-        """Make due calls until cancelled."""
+        """Make due calls until `stop`; a call that is cancelled is not counted."""
         try:
             wait = 0.0
-            while True:
-                await asyncio.sleep(wait)
+            while not await wait_until_set(self._stopping, wait):
                 wait = await self._look()
         finally:
             if self._threads is not None:
                 self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def stop(self) -> None:
+        """Make no further call."""
+        self._stopping.set()
 
     async def _look(self) -> float:
         """Make the calls that are due; return the seconds until the next look."""
@@ -116,7 +114,7 @@ class DeadLetterHook:
             if due is None or due > 0:
                 self._well()
                 return _LOOK
-            row = await self._run(partial(self.rows.take, seconds=2 * self.place.limits.statement))
+            row = await self._run(partial(self.rows.take, seconds=self._taken_for))
         except Exception as error:  # noqa: BLE001 - announced, and tried again
             self._in_trouble(error)
             return _TROUBLE
@@ -128,8 +126,7 @@ class DeadLetterHook:
 
     async def _one(self, row: Any) -> None:
         if row.hook_tries > TRIES:
-            # The last call ended its process.
-            await self._failed(row, "the process ended during the call")
+            await self._failed(row, "the process ended during the last call, or its failure was not recorded")
             return
         try:
             async with self.place.turns():
@@ -137,10 +134,17 @@ class DeadLetterHook:
                 await self._called(row)
         except BaseException as raised:
             if being_cancelled():
+                await self._give_back(row)
                 raise
             await self._failed(row, _words(raised))
         finally:
             self.busy_since = None
+
+    async def _give_back(self, row: Any) -> None:
+        """Let the next worker make a call that a stop has cut off; without an answer it is due when its time is up."""
+        with suppress(Exception):
+            async with asyncio.timeout(_GIVE_BACK):
+                await self._run(partial(self.rows.give_back, row=row))
 
     async def _called(self, row: Any) -> None:
         letter = letter_of(row, payload(self.rows.tables.sealer, row))
@@ -158,7 +162,7 @@ class DeadLetterHook:
         sessions = self.place.database.async_sessions
         assert sessions is not None
         async with asyncio.timeout(self.place.limits.statement), closing(sessions(), self.declared.name) as session:
-            call = _Call(self, row)
+            call = DeadLetterCall(self.declared, self.rows, self.place.limits, row)
             try:
                 if not await session.run_sync(call.open):
                     return False
@@ -176,7 +180,7 @@ class DeadLetterHook:
         sessions = self.place.database.sync_sessions
         assert sessions is not None
         with closing_in_thread(sessions(), self.declared.name) as session:
-            call = _Call(self, row)
+            call = DeadLetterCall(self.declared, self.rows, self.place.limits, row)
             try:
                 if not call.open(session):
                     return False
@@ -192,7 +196,7 @@ class DeadLetterHook:
                 call.end()
             return published
 
-    def _surrounded(self, call: _Call, letter: DeadLetteredMessage) -> Context:
+    def _surrounded(self, call: DeadLetterCall, letter: DeadLetteredMessage) -> Context:
         """Return the context of a call, with the letter's message and its trace."""
         call.surroundings = made = self._contexts.new()
         self._announce.surround(made, self.declared.name, letter.message, letter.message_id, call.attempt)
@@ -200,11 +204,11 @@ class DeadLetterHook:
 
     async def _failed(self, row: Any, described: str) -> None:
         """Schedule the next try, or give the call up; the letter itself stays as it is."""
-        last = row.hook_tries >= TRIES
-        wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (row.hook_tries - 1))
-        postpone = partial(self.rows.postpone, row=row, wait=wait)
-        give_up = partial(self.rows.give_up, row=row, by=self.declared.name, note=described)
-        work = give_up if last else postpone
+        wait = None
+        work = partial(self.rows.give_up, row=row, by=self.declared.name, note=described)
+        if row.hook_tries < TRIES:
+            wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (row.hook_tries - 1))
+            work = partial(self.rows.postpone, row=row, wait=wait)
         try:
             if not await self._run(work):
                 # The COMMIT was carried out and only its answer is lost, or another worker makes the call.
@@ -212,13 +216,14 @@ class DeadLetterHook:
                 return
         except Exception as trouble:  # noqa: BLE001 - announced; the letter is due again when its time has passed
             self._in_trouble(trouble)
+            wait = self._taken_for
         self._announce(
             events.DeadLetterHookFailed(
                 letter=row.id,
                 message_id=row.message_id or "",
                 attempt=row.hook_tries,
                 error=described,
-                wait=None if last else wait,
+                wait=wait,
             ),
             self._about(row),
         )
@@ -238,62 +243,6 @@ class DeadLetterHook:
             return message_of(row, payload(self.rows.tables.sealer, row))
         except PayloadSealed:
             return message_of(row, Payload(None, ()))
-
-
-class _Call:
-    """One call's transaction; the parts that coroutines and threads share."""
-
-    def __init__(self, hook: DeadLetterHook, row: Any) -> None:
-        declared = hook.declared
-        self._hook = hook
-        self._row = row
-        self.attempt: int = row.hook_tries
-        self.surroundings = Context()
-        self._publisher = Publisher(declared.encode, declared.topic_prefix, declared.publishes)
-        self._token = uuid4().hex
-        self._guard = Guard()
-        self._begun: Any = None
-        self._context: DeadLetterContext[Any] | None = None
-
-    def open(self, session: Session) -> bool:
-        """Begin, and record the call; return False if another worker makes it."""
-        rows = self._hook.rows
-        self._guard = guard(session)
-        connection = connection_of(session, rows.dialect, **{OPTION: self._guard})
-        location.remember(session, rows.tables)
-        self._begun = rows.dialect.begin(connection, self._hook.place.limits, self._token)
-        return rows.done(connection, self._row)
-
-    def context(self, session: Any) -> DeadLetterContext[Any]:
-        """Return the context that the user's method gets."""
-        self._context = made = DeadLetterContext(session, self._publisher)
-        return made
-
-    def close(self, session: Session) -> bool:
-        """Flush, check that the transaction is still ours, and write the outbox; return whether it has something."""
-        rows, declared = self._hook.rows, self._hook.declared
-        self._guard.check()
-        session.flush()
-        connection = session.connection()
-        local = self._guard.set_local and not self._guard.set_session
-        if not rows.dialect.finalise(connection, self._token, self._begun, local=local):
-            raise TransactionMisused("on_dead_letter ended the transaction of its session")
-        # A letter may be redriven before its call, or die again without a redrive; a new database repeats it.
-        source = f"dead letter {self._row.id} {self._row.dead_at.isoformat()}".encode()
-        trace = self.surroundings.run(current_headers)
-        made = [
-            failures.published(one, declared.name, source, number, trace)
-            for number, one in enumerate(self._publisher.publications)
-        ]
-        outbox.append(connection, rows.tables, made)
-        self._guard.seal()
-        return bool(made)
-
-    def end(self) -> None:
-        """Refuse late use of the context and the session."""
-        if self._context is not None:
-            self._context.close(self._hook.declared.name)
-        self._guard.end(self._hook.declared.name)
 
 
 def _words(raised: BaseException) -> str:

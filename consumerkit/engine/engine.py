@@ -159,10 +159,10 @@ class Engine:
         work.append(self._holding.run())
         if self._undoer is not None:
             work.append(self._undoer.run())
-        if self._hook is not None:
-            work.append(self._hook.run())
         if self.declared.event_time is not None:
             work.append(self._clock.run())
+        if self._hook is not None:
+            work.append(self._hook.run())
         self._tasks = [asyncio.create_task(coroutine) for coroutine in work]
         self.running = True
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -205,8 +205,14 @@ class Engine:
         for lane in self._lanes:
             lane.stop()
         self._assignments.drain_timeout = 0.0
-        lanes, others = self._tasks[: len(self._lanes)], self._tasks[len(self._lanes) :]
-        late = (await asyncio.wait(lanes, timeout=grace - min(LEAVING, grace / 4)))[1] if lanes else set()
+        finishing = set(self._tasks[: len(self._lanes)])
+        if self._hook is not None:
+            self._hook.stop()
+            # Between two calls it asks the database, which may not answer.
+            if self._hook.busy_since is not None:
+                finishing.add(self._tasks[-1])
+        others = [task for task in self._tasks if task not in finishing]
+        late = (await asyncio.wait(finishing, timeout=grace - min(LEAVING, grace / 4)))[1] if finishing else set()
         for task in {*late, *others[1:]}:
             task.cancel()
         if others:

@@ -123,7 +123,7 @@ def reason(one: LeftBehind) -> str:
     if one.what == UNDOS:
         return (
             f"{_steps(one.rows)} to be undone, and the handler has no steps any more; start a version that has them, "
-            f"or give the undos up: `consumerkit undos give-up --handler {one.handler}`"
+            f"or give the undos up: `consumerkit undos give-up --handler {one.handler} --note ...`"
         )
     be, wait = ("is", "it waits") if one.rows == 1 else ("are", "they wait")
     return (
@@ -139,14 +139,14 @@ def not_deployed(one: LeftBehind) -> str:
         return (
             f"{_steps(one.rows)} to be undone, due for {late}, and no worker undoes them; start a worker with this "
             "handler and its steps, or, if it never runs again, give the undos up: `consumerkit undos give-up "
-            f"--handler {one.handler}`"
+            f"--handler {one.handler} --note ...`"
         )
     if one.what == CALLS:
         waits = "waits" if one.rows == 1 else "wait"
         return (
             f"{counted(one.rows, 'dead letter')} {waits} for on_dead_letter, which no worker has called for {late}; "
             "start a worker with this handler and the method, or, if it never runs again, end the calls: "
-            f"`consumerkit dead-letters end-calls --handler {one.handler}`"
+            f"`consumerkit dead-letters end-calls --handler {one.handler} --note ...`"
         )
     return (
         f"{counted(one.rows, 'parked message')}, due for {late}, and no worker runs them; start a worker with this "

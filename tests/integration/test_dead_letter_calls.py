@@ -136,7 +136,7 @@ async def test_calls_of_a_handler_that_no_worker_has_are_reported_and_ended(
     reason = (
         "2 dead letters wait for on_dead_letter, which no worker has called for 16 min; start a worker with this "
         "handler and the method, or, if it never runs again, end the calls: `consumerkit dead-letters "
-        "end-calls --handler ship`"
+        "end-calls --handler ship --note ...`"
     )
     async with stage.run(Write()) as run:
         await assigned(run)

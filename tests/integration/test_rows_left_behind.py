@@ -99,7 +99,7 @@ async def test_undos_of_a_handler_without_steps_are_reported_and_given_up(
     await leave_undos(stage, provider)
     reason = (
         "2 steps of dead messages wait to be undone, and the handler has no steps any more; start a version that has "
-        "them, or give the undos up: `consumerkit undos give-up --handler charge`"
+        "them, or give the undos up: `consumerkit undos give-up --handler charge --note ...`"
     )
     async with stage.run(Stepless()) as run:
         await assigned(run)
@@ -185,7 +185,7 @@ async def test_rows_of_a_handler_that_no_worker_has_are_reported_once_they_are_l
         (
             "handler 'charge': 2 steps of dead messages wait to be undone, due for 16 min, and no worker undoes them; "
             "start a worker with this handler and its steps, or, if it never runs again, give the undos up: "
-            "`consumerkit undos give-up --handler charge`"
+            "`consumerkit undos give-up --handler charge --note ...`"
         ),
         (
             "handler 'charge': 1 parked message, due for 16 min, and no worker runs them; start a worker with this "

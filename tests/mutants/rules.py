@@ -1025,7 +1025,7 @@ MUTANTS = (
     Mutant(
         "dead letters",
         "what on_dead_letter publishes has other IDs each time that a letter dies",
-        "consumerkit/engine/dead_letter_hook.py",
+        "consumerkit/engine/dead_letter_call.py",
         '        source = f"dead letter {self._row.id} {self._row.dead_at.isoformat()}".encode()\n',
         '        source = f"dead letter {self._row.id} {self._row.redrives}".encode()\n',
         f"{INTEGRATION}/test_on_dead_letter_faults.py"
@@ -1103,6 +1103,25 @@ MUTANTS = (
     ),
     Mutant(
         "dead letters",
+        "a stop waits for a call of on_dead_letter",
+        "consumerkit/engine/engine.py",
+        "                finishing.add(self._tasks[-1])\n",
+        "                pass\n",
+        f"{INTEGRATION}/test_on_dead_letter.py::test_a_call_under_way_has_the_grace_of_a_stop[sqlite-Told]",
+        "assert (datetime",
+    ),
+    Mutant(
+        "dead letters",
+        "a call of on_dead_letter that a stop cuts off is not counted",
+        "consumerkit/engine/dead_letter_hook.py",
+        "                await self._give_back(row)\n",
+        "",
+        f"{INTEGRATION}/test_on_dead_letter.py"
+        "::test_a_call_that_a_stop_cuts_off_is_made_again_at_once_and_not_counted[sqlite]",
+        "assert 1 == 0",
+    ),
+    Mutant(
+        "dead letters",
         "a call of on_dead_letter with a forgotten await fails",
         "consumerkit/engine/dead_letter_hook.py",
         '                    calls.check("on_dead_letter")\n',
@@ -1113,7 +1132,7 @@ MUTANTS = (
     Mutant(
         "dead letters",
         "what on_dead_letter publishes is in the message's trace",
-        "consumerkit/engine/dead_letter_hook.py",
+        "consumerkit/engine/dead_letter_call.py",
         "        trace = self.surroundings.run(current_headers)\n",
         "        trace = Context().run(current_headers)\n",
         f"{INTEGRATION}/test_traced_lines.py"
@@ -1128,7 +1147,7 @@ MUTANTS = (
         "        if False:\n",
         f"{INTEGRATION}/test_on_dead_letter.py"
         "::test_a_call_that_ended_its_process_each_time_is_given_up[sqlite-PlainTold]",
-        "not enough values to unpack",
+        "times DeadLetterHookFailed",
     ),
     Mutant(
         "steps",

@@ -49,6 +49,13 @@ class HookRows(Store):
         """Schedule the next try; return False if the call is recorded, or another worker makes it."""
         return self._set(connection, row, hook_at=self.dialect.in_seconds(wait))
 
+    def give_back(self, connection: Connection, row: Any) -> bool:
+        """Make a call due again that was cut off, and do not count it; return False as `postpone` does.
+
+        It waits for the row's lock: the transaction of the call, which has it, has ended then.
+        """
+        return self._set(connection, row, hook_at=self.dialect.in_seconds(0.0), hook_tries=row.hook_tries - 1)
+
     def give_up(
         self, connection: Connection, row: Any, by: str, note: str, what: str = "on_dead_letter failed"
     ) -> bool:
