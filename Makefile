@@ -41,7 +41,7 @@ in_two_parts = ran= failed=; for part in "not calm/$(PROCESSES)" "calm/$(CALM_PR
 		case $$? in 0) ran=yes;; 2) exit 2;; 5) ;; *) failed=yes;; esac; done; \
 		[ "$$ran" ] && [ ! "$$failed" ]
 
-test: $(VENV)/.dev  ## every test on a real Kafka and a real PostgreSQL, started here (twenty minutes on two cores)
+test: $(VENV)/.dev  ## every test on a real Kafka and a real PostgreSQL, started here (16 to 20 minutes on two cores)
 	@$(BIN)/python -m tests.services --prepare
 	@$(call in_two_parts)
 	$(BIN)/python -m pytest --doctest-modules --ignore-glob='*/migrations/*' consumerkit
